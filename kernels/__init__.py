@@ -1,0 +1,1 @@
+"""Selective-scan operators: reference, C++ for the CPU, dispatch."""

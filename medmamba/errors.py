@@ -1,0 +1,58 @@
+"""Errors that a user of medmamba can meet.
+
+MedmambaError
+├── InputError        wrong usage or bad data: nothing was done                  exit code 2
+│   └── ConfigError   a plan, checkpoint or option does not fit
+├── PartialError      some cases failed, all others are finished                 exit code 1
+└── ResourceError     memory or disk ran out, or a folder cannot be written to   exit code 4
+
+Every message says what was wrong, where, and what to do, in one line. The command line prints it and exits
+with the class's code; no traceback reaches the user unless ``--debug`` asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MedmambaError(Exception):
+    """Base of all errors that are shown to the user as one line."""
+
+    exit_code = 2
+
+
+class InputError(MedmambaError):
+    """Wrong usage or bad data; nothing was done."""
+
+
+class ConfigError(InputError):
+    """A plan, checkpoint or option is not usable as given."""
+
+
+class InputErrors(InputError):
+    """Several problems found in one pass, one line each."""
+
+    def __init__(self, problems: Sequence[str], *, summary: str) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join([*self.problems, summary]))
+
+
+class PartialError(MedmambaError):
+    """Some cases failed; all others are finished and on disk."""
+
+    exit_code = 1
+
+
+class ResourceError(MedmambaError):
+    """Memory or disk ran out, or a folder cannot be written to."""
+
+    exit_code = 4
+
+
+def unknown_name(kind: str, name: str, available: Sequence[str]) -> ConfigError:
+    """The error for a name that is not in a registry, with the nearest valid spelling."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, available, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"Unknown {kind} {name!r}.{hint} Available: {', '.join(sorted(available))}.")
