@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all a newcomer needs: python3.11 (or 3.12), pip, make and a C++ compiler.
+PYTHON ?= python3.11
+VENV ?= .venv
+CONSTRAINTS ?= requirements/constraints-cpu.txt
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-slow test-gpu lint typecheck clean
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) $(wildcard kernels/csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[test,lint]'
+	touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	$(BIN)/medmamba demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# An installed copy, because type checkers do not see the mapped folders of an editable install.
+typecheck: $(INSTALLED)
+	rm -rf build/typecheck
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target build/typecheck .
+	cd build/typecheck && MYPYPATH= ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p medmamba
+
+clean:
+	rm -rf build dist demo *.egg-info $(VENV)
