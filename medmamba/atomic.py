@@ -1,0 +1,356 @@
+"""The one way to put a file or a folder on disk: whole, or not at all.
+
+A file is written beside its place as ``.name.<pid>.<random>.part``, flushed to the disk, checked if the caller can
+check it, then renamed. Nothing that carries a final name is ever partial, whatever is killed and whenever.
+
+    with write_atomically(path, verify=check) as file:
+        file.write(data)
+
+A full disk, a read-only folder and a missing right end in one ResourceError line, and the partial file is removed.
+``MEDMAMBA_CRASH_AT=replace:3`` kills the process at the third rename: the tests walk through all such points.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from medmamba.errors import InputError, MedmambaError, ResourceError
+
+Verify = Callable[[Path], None]
+CRASH_POINTS = ("open", "write", "fsync", "verify", "replace", "folder")  # in the order in which they are passed
+_passed: dict[str, int] = {}
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path | str, *, verify: Verify | None = None) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside ``path`` that takes its name when the block ends well.
+
+    Args:
+        path: the final place; folders above it are made, a link standing there is replaced, never written through.
+        verify: looks at the finished temporary file before it is renamed, and raises if something is wrong.
+
+    Raises:
+        ResourceError: the disk is full, or the folder cannot be written to. Nothing is left behind.
+    """
+    path = Path(path)
+    with explained(path):
+        make_folder(path.parent)
+        if path.is_dir() and not path.is_symlink():
+            raise InputError(f"{path} is a folder, and a file of that name is to be written. Remove or rename it.")
+        part = _part_beside(path)
+        try:
+            _pass("open")
+            with open(part, "xb") as file:
+                yield file
+                _pass("write")
+                file.flush()
+                os.fsync(file.fileno())
+            _pass("fsync")
+            if verify is not None:
+                verify(part)
+            _pass("verify")
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+        _pass("replace")
+        _sync_folder(path.parent)
+        _pass("folder")
+
+
+def write_bytes(path: Path | str, data: bytes, *, verify: Verify | None = None) -> None:
+    """Writes ``data`` to ``path``, whole or not at all."""
+    with write_atomically(path, verify=verify) as file:
+        file.write(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes ``text`` as UTF-8 with Unix line ends."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes ``value`` as strict JSON (no NaN), indented, with a line end; the same value gives the same bytes."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path | str, *, verify: Verify | None = None) -> Iterator[Path]:
+    """Gives a fresh folder beside ``path`` that takes its name, as a whole, when the block ends well.
+
+    What stood at ``path`` before is removed only after the new folder is there. On Linux the two are exchanged in
+    one step; elsewhere a kill between two renames leaves the old folder to be put back by :func:`remove_leftovers`.
+    """
+    path = Path(path)
+    with explained(path):
+        make_folder(path.parent)
+        if path.is_symlink() or path.is_file():
+            raise InputError(
+                f"{path} is not a folder, and a folder of that name is to be written. Remove or rename it."
+            )
+        part = _part_beside(path)
+        try:
+            _pass("open")
+            part.mkdir()
+            yield part
+            _pass("write")
+            for folder, _, files in os.walk(part):
+                for name in files:
+                    _sync_file(Path(folder, name))
+                _sync_folder(Path(folder))
+            _pass("fsync")
+            if verify is not None:
+                verify(part)
+            _pass("verify")
+            old = _swap_in(part, path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        _pass("replace")
+        _sync_folder(path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+        _pass("folder")
+
+
+def make_folder(path: Path | str) -> Path:
+    """Makes a folder and those above it; one clear line if that cannot be done."""
+    path = Path(path)
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def remove_leftovers(folder: Path | str) -> list[Path]:
+    """Removes ``.part`` files and folders of processes that are gone; returns what was removed.
+
+    Call it while holding the folder's lock: a process on another machine cannot be told from a dead one.
+    """
+    removed = []
+    for part in sorted(Path(folder).glob(".*.part")):
+        name, pid = _who_wrote(part.name)
+        if pid is None or _alive(pid):
+            continue
+        if name.endswith(".old") and not (part.parent / name.removesuffix(".old")).exists():
+            part.rename(part.parent / name.removesuffix(".old"))
+        elif part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+            removed.append(part)
+        else:
+            part.unlink(missing_ok=True)
+            removed.append(part)
+    return removed
+
+
+class FolderLock:
+    """Keeps a second run out of a folder; the system lets go of it when the process dies.
+
+        with FolderLock(run):
+            ...
+
+    Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
+    no locks, a file that exists only while the folder is in use takes their place; ``break_lock`` removes a stale one.
+    """
+
+    def __init__(self, folder: Path | str, *, break_lock: bool = False) -> None:
+        self.folder = Path(folder)
+        self.break_lock = break_lock
+        self._file: int | None = None
+        self._exclusive: Path | None = None
+
+    def __enter__(self) -> FolderLock:
+        make_folder(self.folder)
+        path = self.folder / ".lock"
+        with explained(path):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            try:
+                if not _flock(file):
+                    self._take_exclusive()
+            except BlockingIOError:
+                owner = _owner(os.pread(file, 4096, 0))
+                os.close(file)
+                raise InputError(
+                    f"{self.folder} is in use by {owner}. Wait until it has finished, or choose another folder."
+                ) from None
+            except BaseException:
+                os.close(file)
+                raise
+            record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+            os.ftruncate(file, 0)
+            os.pwrite(file, record, 0)
+        self._file = file
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+        if self._exclusive is not None:
+            self._exclusive.unlink(missing_ok=True)
+        else:
+            _flock(self._file, release=True)
+        os.close(self._file)
+        self._file = self._exclusive = None
+
+    def _take_exclusive(self) -> None:
+        path = self.folder / ".lock.exclusive"
+        if self.break_lock:
+            path.unlink(missing_ok=True)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            raise BlockingIOError from None
+        self._exclusive = path
+
+
+@contextlib.contextmanager
+def explained(path: Path | str) -> Iterator[None]:
+    """Turns a failed write into a ResourceError of one line: what, where, what to do."""
+    try:
+        yield
+    except MedmambaError:
+        raise
+    except OSError as error:
+        raise _resource_error(Path(path), error) from error
+
+
+def _resource_error(path: Path, error: OSError) -> ResourceError:
+    shown = os.fspath(path).encode("unicode_escape").decode() if not os.fspath(path).isprintable() else os.fspath(path)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        what, cure = "the disk is full", "Free some space or choose another folder; nothing half-written was left."
+    elif error.errno == errno.EFBIG:
+        what, cure = "the file would be larger than this system allows", "Choose another file system."
+    elif error.errno == errno.EROFS:
+        what, cure = "it is on a read-only file system", "Choose another folder."
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        what, cure = "permission denied", "Choose a folder that you may write to."
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        what, cure = "a file stands where a folder is needed", "Remove that file or choose another folder."
+    elif error.errno == errno.ENAMETOOLONG:
+        what, cure = "the name is too long for this file system", "Use a shorter case name or folder."
+    elif error.errno == errno.ELOOP:
+        what, cure = "it is a symbolic link that leads nowhere", "Remove the link or choose another folder."
+    else:
+        what, cure = (error.strerror or str(error)).lower(), "Check the disk or choose another folder."
+    return ResourceError(f"Cannot write {shown}: {what}. {cure}")
+
+
+def _part_beside(path: Path) -> Path:
+    # 255 bytes is the usual limit of a file name; the rest is for pid and random part.
+    name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
+    return path.parent / f".{name}.{os.getpid()}.{secrets.token_hex(4)}.part"
+
+
+def _who_wrote(part: str) -> tuple[str, int | None]:
+    """The final name and the process in a name made by ``_part_beside``; None for anybody else's file."""
+    pieces = part.removeprefix(".").removesuffix(".part").rsplit(".", 2)
+    if len(pieces) != 3 or not pieces[1].isdecimal() or len(pieces[2]) != 8:
+        return part, None
+    return pieces[0], int(pieces[1])
+
+
+def _alive(pid: int) -> bool:
+    if sys.platform == "win32":  # os.kill would end the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _swap_in(part: Path, path: Path) -> Path | None:
+    """Gives ``part`` the name ``path``; returns where the folder that had it now stands."""
+    if not path.exists():
+        part.rename(path)
+        return None
+    if _exchange(part, path):
+        return part
+    old = _part_beside(path.with_name(path.name + ".old"))
+    path.rename(old)
+    _pass("replace")
+    try:
+        part.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    return old
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step (Linux renameat2); False where that does not exist."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if sys.platform == "win32":  # a folder cannot be opened there
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse; the rename itself has succeeded
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _flock(file: int, *, release: bool = False) -> bool:
+    """Takes or releases the lock; False where there are no locks; BlockingIOError when somebody else has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
+
+
+def _owner(record: bytes) -> str:
+    try:
+        owner: Mapping[str, Any] = json.loads(record)
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:64]!r}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _pass(point: str) -> None:
+    """Kills this process if MEDMAMBA_CRASH_AT asks for it here (tests only)."""
+    if (wanted := os.environ.get("MEDMAMBA_CRASH_AT")) is None:
+        return
+    _passed[point] = _passed.get(point, 0) + 1
+    if wanted == f"{point}:{_passed[point]}":
+        os.kill(os.getpid(), signal.SIGKILL)
