@@ -92,7 +92,7 @@ def test_the_difference_of_two_grids_is_said_in_words():
     assert "differ in spacing (mm): (1, 1, 5) and (1, 1, 4)" in grid_difference(grid, finer)
     flipped = Reorient(grid.shape, (0, 1, 2), (True, False, False)).grid_after(grid)
     assert "differ in orientation: RAS and LAS" in grid_difference(grid, flipped)
-    rounding = Grid(grid.shape, grid.affine + 1e-7)
+    rounding = Grid(grid.shape, affine_from((1, 1, 5.0000001), origin_mm=(0, 1e-6, 0)))
     assert grid_difference(grid, rounding) is None
 
 
