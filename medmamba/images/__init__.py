@@ -1,0 +1,29 @@
+"""Images and label maps, in and out: checked when read, checked again when written."""
+
+from medmamba.images.formats import (
+    ENDINGS,
+    ending_of,
+    read_channels,
+    read_image,
+    read_label_map,
+    stem_of,
+    write_image,
+    write_label_map,
+)
+from medmamba.images.gate import Limits
+from medmamba.images.image import LabelMap, MedicalImage, label_counts
+
+__all__ = [
+    "ENDINGS",
+    "LabelMap",
+    "Limits",
+    "MedicalImage",
+    "ending_of",
+    "label_counts",
+    "read_channels",
+    "read_image",
+    "read_label_map",
+    "stem_of",
+    "write_image",
+    "write_label_map",
+]

@@ -1,0 +1,153 @@
+"""Which reader and which writer a file belongs to, by its ending; one image out of one file per channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmamba.errors import InputError
+from medmamba.geometry import Grid, grid_difference
+from medmamba.images.gate import Limits, shown
+from medmamba.images.image import LabelMap, MedicalImage
+from medmamba.images.nifti_header import Prefer
+from medmamba.images.voxels import NonFinite
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of image file: its endings and the module with read_image, read_label_map and the writers."""
+
+    name: str
+    endings: tuple[str, ...]
+    module: str
+
+    def load(self) -> ModuleType:
+        """The module, imported on first use."""
+        return import_module(self.module)
+
+
+FORMATS = (Format("NIfTI", (".nii.gz", ".nii"), "medmamba.images.nifti"),)
+ENDINGS = tuple(ending for kind in FORMATS for ending in kind.endings)
+
+
+def ending_of(path: Path | str) -> str | None:
+    """The image ending of a file name, as ".nii.gz" of "a.nii.gz"; None if it is not that of an image."""
+    name = Path(path).name.lower()
+    return next((ending for ending in ENDINGS if name.endswith(ending) and len(name) > len(ending)), None)
+
+
+def stem_of(path: Path | str) -> str:
+    """The file name without its image ending."""
+    name, ending = Path(path).name, ending_of(path)
+    return name[: -len(ending)] if ending else name
+
+
+def format_of(path: Path | str, where: str | None = None) -> Format:
+    """The format of a file name.
+
+    Raises:
+        InputError: no reader knows the ending.
+    """
+    ending = ending_of(path)
+    for kind in FORMATS:
+        if ending in kind.endings:
+            return kind
+    raise InputError(f"{where or shown(path)}: not a known kind of image file. Known endings: {', '.join(ENDINGS)}.")
+
+
+def read_image(
+    path: Path | str,
+    *,
+    nonfinite: NonFinite = "error",
+    prefer: Prefer | None = None,
+    limits: Limits | None = None,
+    where: str | None = None,
+) -> MedicalImage:
+    """One image file of any known kind, checked; float32 (C, i, j, k).
+
+    Args:
+        nonfinite: "zero" sets NaN and infinite voxels to 0 and counts them; otherwise they are an error.
+        prefer: which affine of a NIfTI header to take when its two contradict each other.
+        limits: largest number of voxels, range of spacings.
+        where: how errors call the file; its path if not given.
+
+    Raises:
+        InputError: the file cannot be used; one line that says what is wrong, where, and what to do.
+    """
+    reader = format_of(path, where).load().read_image
+    image: MedicalImage = reader(path, nonfinite=nonfinite, prefer=prefer, limits=limits, where=where)
+    return image
+
+
+def read_label_map(
+    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
+) -> LabelMap:
+    """One label map of any known kind, checked; whole numbers (i, j, k)."""
+    labels: LabelMap = format_of(path, where).load().read_label_map(path, prefer=prefer, limits=limits, where=where)
+    return labels
+
+
+def read_channels(
+    paths: Sequence[Path | str],
+    *,
+    nonfinite: NonFinite = "error",
+    prefer: Prefer | None = None,
+    limits: Limits | None = None,
+    where: Sequence[str] | None = None,
+) -> MedicalImage:
+    """One image whose channels may be spread over files, all on one grid.
+
+    Raises:
+        InputError: a file cannot be used, or two of them lie on different grids.
+    """
+    names = list(where or [shown(path) for path in paths])
+    images = [
+        read_image(path, nonfinite=nonfinite, prefer=prefer, limits=limits, where=name)
+        for path, name in zip(paths, names, strict=True)
+    ]
+    first = images[0]
+    for image, name in zip(images[1:], names[1:], strict=True):
+        if difference := grid_difference(first.grid, image.grid):
+            raise InputError(f"{names[0]} and {name} {difference}. Bring all channels of a case onto one grid.")
+    if len(images) == 1:
+        return first
+    constant: list[int] = []
+    seen = 0
+    for image in images:
+        constant += [seen + channel for channel in image.constant_channels]
+        seen += image.channels
+    array = np.moveaxis(np.empty((*first.grid.shape, seen), dtype=np.float32, order="F"), -1, 0)
+    seen = 0
+    for image in images:
+        array[seen : seen + image.channels] = image.array
+        seen += image.channels
+    return MedicalImage(
+        array,
+        first.grid,
+        first.header,
+        first.path,
+        tuple(warning for image in images for warning in image.warnings),
+        tuple(constant),
+        all(image.orientation_known for image in images),
+        sum(image.nonfinite_voxels for image in images),
+    )
+
+
+def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
+    """Writes labels (i, j, k) on the grid of ``like``, in the kind of file that the ending of ``path`` asks for.
+
+    The file is whole or absent, and was read again and compared before it got its name.
+    """
+    format_of(path).load().write_label_map(path, labels, like)
+
+
+def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
+    """Writes intensities or probabilities (C, i, j, k) on the grid of ``like``."""
+    format_of(path).load().write_image(path, array, like)

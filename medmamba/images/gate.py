@@ -1,0 +1,236 @@
+"""The gate in front of every reader: a regular file, whole, checked to its last byte, and no larger than it says.
+
+The file is read once. A gzip stream, known by its first bytes and not by its name, is unpacked to the end of its
+last member, so that length and CRC of each member are checked before any voxel is used. How much may come out is
+asked of the header as soon as its bytes are there: a small file that unpacks to gigabytes is stopped at once.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from medmamba.errors import InputError, ResourceError
+
+GZIP_MAGIC = b"\x1f\x8b"
+DEFLATE_CEILING = 1032  # deflate cannot shrink data by more than this factor
+EXTRA_BYTES_ALLOWED = 1 << 20  # behind the voxels; more is not padding but another content
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an input may be at most.
+
+    Args:
+        max_voxels: voxels times channels of one file; 2^31 float32 voxels are 8 GiB.
+        smallest_spacing_mm, largest_spacing_mm: spacing outside is taken for a damaged header.
+    """
+
+    max_voxels: int = 2**31
+    smallest_spacing_mm: float = 0.01
+    largest_spacing_mm: float = 100.0
+
+
+@dataclass
+class Container:
+    """The bytes of a file behind the gate: ``data`` (uint8), whether they were packed, and what was odd."""
+
+    data: npt.NDArray[np.uint8]
+    packed: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+def shown(text: str | os.PathLike[str]) -> str:
+    """A name fit for one line of a terminal: control characters escaped."""
+    text = os.fspath(text)
+    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()
+
+
+def open_regular(path: Path | str, where: str | None = None) -> tuple[BinaryIO, int]:
+    """Opens a regular file (a link to one is fine) without ever waiting; returns it with its size in bytes."""
+    where = where or shown(path)
+    try:
+        # Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise InputError(f"{where}: a link to a file that does not exist. Mend the link or remove it.") from None
+        raise InputError(f"{where}: no such file. Check the name, or remove the case from the list.") from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InputError(f"{where}: cannot be opened: {reason}. Check the path and its permissions.") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        what = kind.get(stat.S_IFMT(status.st_mode), "a device")
+        raise InputError(f"{where}: {what}, not a file. Give the path of an image file.")
+    if status.st_size == 0:
+        os.close(descriptor)
+        raise InputError(f"{where}: the file is empty (0 bytes). Copy it again from its source.")
+    return os.fdopen(descriptor, "rb"), status.st_size
+
+
+def read_container(
+    path: Path | str, size_of: Callable[[bytes], int], *, head: int, where: str | None = None
+) -> Container:
+    """Reads a plain or gzipped file whose length is told by its own header.
+
+    Args:
+        size_of: takes the first ``head`` unpacked bytes (fewer if the file ends before), checks the header, and
+            returns the length in bytes that the whole content must have.
+        where: how errors call the file; its path if not given.
+
+    Raises:
+        InputError: not a regular file, cut off, damaged, or much longer than its header says.
+        ResourceError: what the header announces does not fit into the memory that is free.
+    """
+    where = where or shown(path)
+    file, file_size = open_regular(path, where)
+    with file:
+        try:
+            magic = file.read(2)
+            file.seek(0)
+            if magic == GZIP_MAGIC:
+                return _unpack(file, file_size, size_of, head, where)
+            return _read_plain(file, file_size, size_of, head, where)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
+
+
+def read_small(path: Path | str, limit: int, where: str | None = None) -> bytes:
+    """The bytes of a small regular file; an error when it has more than ``limit``."""
+    where = where or shown(path)
+    file, size = open_regular(path, where)
+    with file:
+        if size > limit:
+            raise InputError(f"{where}: {size} bytes, where at most {limit} are expected. Is it the right file?")
+        return file.read(limit + 1)
+
+
+def check_memory(needed: int, where: str) -> None:
+    """Refuses work that needs more bytes than are free, before anything is allocated."""
+    free = available_memory()
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"{where}: reading it needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of memory are free. "
+            "Close other programs, crop or resample the image, or use a larger machine."
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping (the container's limit respected); None where unknown."""
+    free: list[int] = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free.append(int(line.split()[1]) * 1024)
+    except OSError:
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(0, min(free)) if free else None
+
+
+def _read_plain(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str) -> Container:
+    expected = size_of(file.read(head))
+    if file_size < expected:
+        raise InputError(_too_short(where, file_size, expected))
+    file.seek(0)
+    check_memory(expected, where)
+    data = np.empty(expected, dtype=np.uint8)
+    filled = 0
+    while filled < expected:
+        if not (count := file.readinto(data[filled:])):  # type: ignore[attr-defined]
+            raise InputError(_too_short(where, filled, expected))
+        filled += count
+    return Container(data, packed=False, warnings=_extra(where, file_size - expected))
+
+
+def _unpack(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str) -> Container:
+    start = bytearray()  # until the header is complete
+    data: npt.NDArray[np.uint8] | None = None
+    filled = 0  # bytes that came out
+    trailing = 0
+    decoder = zlib.decompressobj(31)
+    expected = 0
+    pending = b""
+
+    def begin() -> npt.NDArray[np.uint8]:
+        nonlocal expected
+        expected = size_of(bytes(start[:head]))
+        if expected > file_size * DEFLATE_CEILING + head:
+            raise InputError(
+                f"{where}: its header announces {expected} bytes, more than {file_size} packed bytes can hold. "
+                "The header is damaged, or the file was cut off; copy it again from its source."
+            )
+        check_memory(expected, where)
+        buffer = np.empty(expected, dtype=np.uint8)
+        buffer[: min(len(start), expected)] = np.frombuffer(start, dtype=np.uint8)[:expected]
+        return buffer
+
+    try:
+        while pending or (pending := file.read(_CHUNK)):
+            if decoder.eof:  # another member, padding, or rubbish
+                if len(pending) < 2:
+                    pending += file.read(_CHUNK)
+                if not pending.startswith(GZIP_MAGIC):
+                    trailing = len((pending + file.read()).lstrip(b"\0"))
+                    break
+                decoder = zlib.decompressobj(31)
+            piece = decoder.decompress(pending, _CHUNK)
+            pending = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+            if data is None:
+                start += piece
+                if len(start) >= head:
+                    data = begin()
+            elif filled < expected:
+                kept = piece[: expected - filled]
+                data[filled : filled + len(kept)] = np.frombuffer(kept, dtype=np.uint8)
+            filled += len(piece)
+            if data is not None and filled > expected + EXTRA_BYTES_ALLOWED:
+                raise InputError(
+                    f"{where}: unpacks to far more than the {expected} bytes that its header announces. "
+                    "The header is damaged; export the image again."
+                )
+    except zlib.error as error:
+        reason = "its checksum (CRC) does not fit" if "check" in str(error) else "the packed data are damaged"
+        raise InputError(f"{where}: {reason} (gzip). Copy it again from its source.") from None
+    if not decoder.eof:
+        raise InputError(
+            f"{where}: cut off: the gzip stream ends in the middle, after {filled} unpacked bytes. "
+            "Copy it again from its source."
+        )
+    if data is None:
+        data = begin()
+    if filled < expected:
+        raise InputError(_too_short(where, filled, expected))
+    warnings = _extra(where, filled - expected)
+    if trailing:
+        warnings.append(f"{where}: {trailing} bytes that are not gzip follow the image and were ignored.")
+    return Container(data, packed=True, warnings=warnings)
+
+
+def _too_short(where: str, found: int, expected: int) -> str:
+    return (
+        f"{where}: cut off: {found} bytes where its header announces {expected}. Copy it again from its source, "
+        "or export the image again."
+    )
+
+
+def _extra(where: str, count: int) -> list[str]:
+    return [f"{where}: {count} bytes behind the last voxel were ignored."] if count else []
