@@ -1,0 +1,52 @@
+"""Batch size: what the memory holds, but not more than the reference batch and 5 % of the dataset, and at least two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from medmamba.plans.schema import Decision
+
+REFERENCE_BATCH = {2: 12, 3: 2}
+"""Patches per batch at which nnU-Net's reference memory was set, and our largest batch: at equal time, more steps serve
+better than larger batches. Source: nnU-Net 2.8.1, UNet_reference_val_corresp_bs."""
+
+MIN_BATCH = 2
+"""Source: nnU-Net, UNet_min_batch_size."""
+
+DATASET_SHARE = 0.05
+"""Largest share of the dataset's voxels in one batch. Source: nnU-Net, max_dataset_covered."""
+
+
+def choose_batch_size(
+    patch_size: Sequence[int], dataset_voxels: float, bytes_for: Callable[[int], int], limit_bytes: int
+) -> tuple[int, Decision]:
+    """The batch size of a patch; ``bytes_for(batch)`` is the memory of a training step."""
+    dims = len(patch_size)
+    largest = REFERENCE_BATCH[dims]
+    fitting = max((size for size in range(1, largest + 1) if bytes_for(size) <= limit_bytes), default=0)
+    share = round(dataset_voxels * DATASET_SHARE / math.prod(patch_size))
+    batch_size = max(min(fitting, share), MIN_BATCH)
+    if share < MIN_BATCH:
+        reason = f"The dataset is small: {MIN_BATCH} is the least that a batch needs, although it is over 5 % of it."
+    elif share < fitting:
+        reason = "Five percent of the dataset's voxels: larger batches would show the same images again and again."
+    elif fitting == largest:
+        reason = f"Memory would allow more, but more steps with batches of {largest} serve better in the same time."
+    else:
+        reason = "As many patches as the memory holds."
+    return batch_size, Decision(
+        name="batch_size",
+        value=batch_size,
+        inputs={
+            "fits_in_memory": fitting,
+            "five_percent_of_dataset": share,
+            "largest": largest,
+            "smallest": MIN_BATCH,
+            "step_bytes": bytes_for(batch_size),
+            "limit_bytes": limit_bytes,
+        },
+        rule="the least of: what fits, 5 % of the dataset's voxels, the reference batch; at least 2",
+        reason=reason,
+        source="nnU-Net 2.8.1; the upper bound is ours",
+    )

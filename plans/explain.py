@@ -1,0 +1,99 @@
+"""A plan in words: each decision with its rule, inputs and reason; and two plans side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from medmamba.plans.schema import Configuration, Decision, Plan
+
+
+def explain(plan: Plan, *, configuration: str | None = None, inputs: bool = True) -> list[str]:
+    """Lines of text that say what was decided and why; one configuration, or all of them."""
+    lines = [
+        f"Plan of {plan.dataset_name} (medmamba {plan.medmamba_version}), plan axes from image axes "
+        + " ".join("ijk"[axis] for axis in plan.axis_order)
+    ]
+    for decision in plan.decisions:
+        lines += _decision_lines(decision, inputs)
+    for name, part in plan.configurations.items():
+        if configuration in (None, name):
+            mark = " (default)" if name == plan.default_configuration else ""
+            after = f", after {part.previous_stage}" if part.previous_stage else ""
+            lines += ["", f"Configuration {name}{mark}{after}: {part.network.name}"]
+            for decision in part.decisions:
+                lines += _decision_lines(decision, inputs)
+    return lines
+
+
+def summary(plan: Plan) -> list[tuple[str, ...]]:
+    """A table of the configurations, header first: one row each, all cells text."""
+    rows: list[tuple[str, ...]] = [
+        ("configuration", "spacing (mm)", "median shape", "patch", "batch", "stages", "memory (GB)")
+    ]
+    for name, part in plan.configurations.items():
+        spacing = "pixels" if part.spacing_mm is None else " x ".join(f"{value:.4g}" for value in part.spacing_mm)
+        memory = next((d.value for d in part.decisions if d.name == "training_memory_gb"), None)
+        rows.append(
+            (
+                name + (" *" if name == plan.default_configuration else ""),
+                spacing,
+                " x ".join(f"{size:g}" for size in part.median_shape),
+                " x ".join(str(size) for size in part.patch_size),
+                str(part.batch_size),
+                str(len(part.network.strides)),
+                "" if memory is None else f"{memory:.2f}",
+            )
+        )
+    return rows
+
+
+def compare(before: Plan, after: Plan) -> list[tuple[str, str, str]]:
+    """Every number that differs between two plans: (field, before, after); an absent one is written as a dash."""
+    left, right = dict(_facts(before)), dict(_facts(after))
+    fields = [*left, *(field for field in right if field not in left)]
+    return [
+        (field, left.get(field, "–"), right.get(field, "–"))
+        for field in fields
+        if left.get(field, "–") != right.get(field, "–")
+    ]
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "axis_order", _text(plan.axis_order)
+    yield "default_configuration", plan.default_configuration
+    for channel, normalization in zip(plan.channel_names, plan.normalization, strict=True):
+        yield f"normalization[{channel}]", _text([normalization.scheme, normalization.use_mask])
+    for name, part in plan.configurations.items():
+        yield from ((f"{name}.{field}", value) for field, value in _configuration_facts(part))
+
+
+def _configuration_facts(part: Configuration) -> Iterator[tuple[str, str]]:
+    for field in ("spacing_mm", "median_shape", "patch_size", "batch_size", "batch_dice", "previous_stage"):
+        yield field, _text(getattr(part, field))
+    for field, value in part.network.model_dump(mode="json").items():
+        yield f"network.{field}", _text(value)
+    for decision in part.decisions:
+        if decision.name == "training_memory_gb":
+            yield decision.name, _text(decision.value)
+
+
+def _decision_lines(decision: Decision, inputs: bool) -> list[str]:
+    lines = [
+        f"  {decision.name} = {_text(decision.value)}",
+        f"    why:    {decision.reason}",
+        f"    rule:   {decision.rule}",
+    ]
+    if inputs and decision.inputs:
+        lines.append("    from:   " + ", ".join(f"{name} {_text(value)}" for name, value in decision.inputs.items()))
+    lines.append(f"    source: {decision.source}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_text(item) for item in value) + "]"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

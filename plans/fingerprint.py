@@ -1,0 +1,248 @@
+"""The fingerprint of a dataset: the facts per case and the intensity statistics that a plan is made from.
+
+Shapes and spacings are in canonical array order (i, j, k) of images brought to RAS+. A 2D image is one slice: shape
+(1, H, W). Images without millimetres have spacing None; the planner's rules then see :data:`PIXEL_SPACING`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from medmamba.errors import InputErrors
+from medmamba.plans.record import Record
+
+PIXEL_SPACING = (999.0, 1.0, 1.0)
+"""What nnU-Net's rules see for an image without millimetres: one very thick slice of unit pixels."""
+
+MAX_SPACING_MM = 1000.0
+"""A larger distance between voxels is a broken header, not an image of a patient."""
+
+FOREGROUND_SAMPLES = 10_000_000
+"""Foreground voxels drawn per channel over the whole dataset, in equal shares per case."""
+
+SEED = 1234
+"""Seed of the foreground sample. Source: nnU-Net 2.8.1, fingerprint_extractor."""
+
+
+class ChannelIntensity(Record):
+    """Intensity statistics of one channel over sampled foreground voxels, in the image's own units."""
+
+    kind: ClassVar[str] = "channel intensity"
+
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+    percentiles: dict[str, float] = Field(default_factory=dict)
+    """Further percentiles, keyed by their number ("5", "25", ...); for people and quality control."""
+
+
+class CaseStats(Record):
+    """What the planner needs to know about one case."""
+
+    kind: ClassVar[str] = "case"
+
+    case_id: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None
+    """Distance between voxel centres per axis in mm, or None for images without millimetres."""
+    orientation: str | None
+    """Axis codes of the file as stored, e.g. "LPS", before it was brought to RAS+."""
+    shape_after_crop: tuple[int, int, int]
+    """Shape of the box around all non-zero voxels."""
+    label_voxels: dict[str, int]
+    """Number of voxels per label name."""
+    label_components: dict[str, int] = Field(default_factory=dict)
+    """Number of connected components per label name, where counted."""
+    label_centre_mm: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
+    """World position (x, y, z) of the centre of mass of each present label, RAS+ millimetres."""
+    annotated_labels: list[str] | None = None
+    """Names of the labels that were annotated in this case; None: all of them."""
+    image_hash: str | None = None
+    """Hash of the voxel values and the shape, to find copies of one image under several names."""
+
+    @property
+    def rule_spacing(self) -> tuple[float, float, float]:
+        """The spacing as the planner's rules see it: millimetres, or :data:`PIXEL_SPACING`."""
+        return PIXEL_SPACING if self.spacing_mm is None else self.spacing_mm
+
+    @property
+    def field_of_view_mm(self) -> tuple[float, float, float] | None:
+        """Extent of the image per axis in mm (voxels times spacing), or None without millimetres."""
+        if self.spacing_mm is None:
+            return None
+        i, j, k = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return (i, j, k)
+
+    @property
+    def volume_ml(self) -> dict[str, float] | None:
+        """Volume per label in millilitres, or None without millimetres."""
+        if self.spacing_mm is None:
+            return None
+        voxel_ml = math.prod(self.spacing_mm) / 1000.0
+        return {name: count * voxel_ml for name, count in self.label_voxels.items()}
+
+    @property
+    def relative_size_after_crop(self) -> float:
+        """Voxels of the non-zero box divided by voxels of the image."""
+        return math.prod(self.shape_after_crop) / math.prod(self.shape)
+
+    def problems(self) -> list[str]:
+        """Faults that no plan can be made from, one line each."""
+        found = []
+        for axis, name in enumerate("ijk"):
+            if self.shape[axis] < 1 or not 1 <= self.shape_after_crop[axis] <= self.shape[axis]:
+                found.append(
+                    f"{self.case_id}: axis {name} has {self.shape[axis]} voxels, {self.shape_after_crop[axis]} after "
+                    f"cropping to non-zero. Check that the image is not empty."
+                )
+            spacing = None if self.spacing_mm is None else self.spacing_mm[axis]
+            if spacing is not None and not (0 < spacing <= MAX_SPACING_MM):
+                found.append(
+                    f"{self.case_id}: spacing along axis {name} is {spacing:g} mm, it must be above 0 and at most "
+                    f"{MAX_SPACING_MM:g}. Repair the header of this image."
+                )
+        return found
+
+
+class Fingerprint(Record):
+    """All facts about a dataset that a plan is made from."""
+
+    kind: ClassVar[str] = "fingerprint"
+
+    schema_version: Literal[1] = 1
+    dataset_name: str
+    channel_names: list[str] = Field(min_length=1)
+    labels: dict[str, int]
+    """Value of each label in the label maps, by name; contains "background"."""
+    cases: list[CaseStats] = Field(min_length=1)
+    intensities: list[ChannelIntensity]
+    """One entry per channel."""
+    median_relative_size_after_cropping: float = Field(gt=0, le=1)
+    content_hash: str = ""
+    """SHA-256 of everything else in this record."""
+
+    @model_validator(mode="after")
+    def _one_intensity_per_channel(self) -> Self:
+        if len(self.intensities) != len(self.channel_names):
+            raise ValueError(
+                f"{len(self.channel_names)} channel names but {len(self.intensities)} intensity entries; "
+                f"there must be one per channel"
+            )
+        return self
+
+    @property
+    def has_millimetres(self) -> bool:
+        """Whether the images have a spacing in mm (checked to be the same for all by :func:`build_fingerprint`)."""
+        return self.cases[0].spacing_mm is not None
+
+    @property
+    def spacings(self) -> np.ndarray:
+        """Spacing per case, (n_cases, 3), as the rules see it."""
+        return np.array([case.rule_spacing for case in self.cases], dtype=np.float64)
+
+    @property
+    def shapes_after_crop(self) -> np.ndarray:
+        """Shape after cropping per case, (n_cases, 3)."""
+        return np.array([case.shape_after_crop for case in self.cases], dtype=np.int64)
+
+
+def build_fingerprint(
+    dataset_name: str,
+    channel_names: Sequence[str],
+    labels: dict[str, int],
+    cases: Sequence[CaseStats],
+    samples_per_channel: Sequence[np.ndarray],
+) -> Fingerprint:
+    """Put the facts of all cases together; the order of ``cases`` does not matter.
+
+    ``samples_per_channel`` holds one 1-D array of sampled foreground intensities per channel (see
+    :func:`draw_foreground`). Raises InputErrors that names every case and axis that no plan can be made from.
+    """
+    ordered = sorted(cases, key=lambda case: case.case_id)
+    problems = [line for case in ordered for line in case.problems()]
+    problems += _mixed_millimetres(ordered)
+    if not ordered:
+        problems.append(f"{dataset_name}: no usable case. Check the training list of the dataset.")
+    elif not any(np.size(values) for values in samples_per_channel):
+        problems.append(
+            f"{dataset_name}: no foreground voxel in any of the {len(ordered)} cases. Check that the label values "
+            f"declared for this dataset ({_named(labels)}) occur in its label maps."
+        )
+    if problems:
+        raise InputErrors(problems, summary=f"{dataset_name}: {len(problems)} problems; no fingerprint was made.")
+    return seal(
+        Fingerprint(
+            dataset_name=dataset_name,
+            channel_names=list(channel_names),
+            labels=dict(labels),
+            cases=ordered,
+            intensities=[channel_intensity(values) for values in samples_per_channel],
+            median_relative_size_after_cropping=float(np.median([case.relative_size_after_crop for case in ordered])),
+        )
+    )
+
+
+def seal(fingerprint: Fingerprint) -> Fingerprint:
+    """The same fingerprint with ``content_hash`` computed from all its other fields."""
+    blank = fingerprint.model_copy(update={"content_hash": ""})
+    return blank.model_copy(update={"content_hash": blank.hash()})
+
+
+def channel_intensity(values: np.ndarray) -> ChannelIntensity:
+    """Statistics of one channel's sampled foreground intensities, in float64; percentiles interpolate linearly."""
+    sample = np.asarray(values, dtype=np.float64).ravel()
+    further = (5, 10, 25, 75, 90, 95)
+    low, median, high, *others = np.percentile(sample, (0.5, 50.0, 99.5, *further))
+    return ChannelIntensity(
+        mean=float(sample.mean()),
+        median=float(median),
+        std=float(sample.std()),
+        min=float(sample.min()),
+        max=float(sample.max()),
+        percentile_00_5=float(low),
+        percentile_99_5=float(high),
+        percentiles={str(number): float(value) for number, value in zip(further, others, strict=True)},
+    )
+
+
+def samples_per_case(n_cases: int, total: int = FOREGROUND_SAMPLES) -> int:
+    """Foreground voxels to draw from each case: equal shares of ``total``, so that large cases do not outvote small."""
+    return max(1, total // max(1, n_cases))
+
+
+def draw_foreground(foreground: np.ndarray, count: int, *, case_id: str, seed: int = SEED) -> np.ndarray:
+    """Draw ``count`` foreground voxels with replacement, the same ones for every channel.
+
+    ``foreground`` is (channels, n_voxels); the result is (channels, count), or (channels, 0) for a case without
+    foreground. The draw depends on (seed, case_id) alone, so any number of workers gives the same fingerprint.
+    """
+    n_voxels = foreground.shape[1]
+    if n_voxels == 0:
+        return foreground[:, :0]
+    words = np.frombuffer(hashlib.sha256(case_id.encode()).digest()[:16], dtype=np.uint32)
+    generator = np.random.default_rng([seed, *(int(word) for word in words)])
+    return foreground[:, generator.integers(0, n_voxels, size=count)]
+
+
+def _mixed_millimetres(cases: Sequence[CaseStats]) -> list[str]:
+    without = [case.case_id for case in cases if case.spacing_mm is None]
+    if not without or len(without) == len(cases):
+        return []
+    return [
+        f"{without[0]}: no spacing in mm, as in {len(without)} of {len(cases)} cases; the others have one. "
+        f"Give every image a spacing, or none."
+    ]
+
+
+def _named(labels: dict[str, int]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in labels.items())

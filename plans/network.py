@@ -1,0 +1,134 @@
+"""The numbers of a network for one patch: stem, strides, widths, blocks and scan, from a family and a topology."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from medmamba.plans.families import Family
+from medmamba.plans.schema import Decision, NetworkPlan
+from medmamba.plans.topology import Topology
+
+Stem = Literal["conv", "patch"]
+
+
+def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use_scan: bool = True) -> NetworkPlan:
+    """The network of ``family`` for a patch; with stem "patch" the first halving is done by the embedding."""
+    dims = len(topology.patch_size)
+    strides = [list(stride) for stride in topology.strides]
+    kernels = [list(kernel) for kernel in topology.kernel_sizes]
+    missing = (family.min_stages + (stem == "patch")) - len(strides)
+    for _ in range(missing):  # a tiny image: further stages at the same resolution
+        strides.append([1] * dims)
+        kernels.append([3] * dims)
+    if stem == "patch":
+        strides, kernels = strides[1:], kernels[1:]
+    levels, reduction = [], [1] * dims
+    for stride in strides:
+        reduction = [r * s for r, s in zip(reduction, stride, strict=True)]
+        levels.append(max(reduction).bit_length() - 1)
+    return NetworkPlan(
+        name=family.name,
+        spatial_dims=dims,
+        stem=stem,
+        strides=strides,
+        features_per_stage=[min(family.base_features * 2**level, family.max_features[dims]) for level in levels],
+        blocks_per_stage=[family.blocks] * len(strides),
+        state_size=family.state_size[dims],
+        routes=family.routes[dims],
+        kernel_sizes=kernels,
+        deep_supervision=len(strides) > 2,
+        use_scan=use_scan and family.kind == "scan",
+    )
+
+
+def network_decisions(network: NetworkPlan, family: Family, topology: Topology, stem_reason: str) -> list[Decision]:
+    """One decision for each number of the network."""
+    patch = list(topology.patch_size)
+    scans = family.kind == "scan"
+
+    def decision(name: str, value: object, rule: str, reason: str, source: str, **inputs: object) -> Decision:
+        return Decision(name=name, value=value, inputs=inputs, rule=rule, reason=reason, source=source)
+
+    made = [
+        decision(
+            "stem",
+            network.stem,
+            "full-resolution convolutions, unless they see under 5 % of the image and a strided stem 1.5 times as much",
+            stem_reason,
+            "medmamba",
+            patch_size=patch,
+        ),
+        decision(
+            "strides",
+            network.strides,
+            "halve each axis of at least 8 voxels whose spacing is within a factor of 2 of the finest"
+            + (f", at most {family.max_pools} times" if family.max_pools else ""),
+            "Coarse axes are halved later than fine ones, so that voxels become cubes before they are pooled together"
+            + ("; a scan sees the whole patch at every stage, so deeper stages add little." if scans else "."),
+            "nnU-Net 2.8.1, network_topology",
+            patch_size=patch,
+        ),
+        decision(
+            "kernel_sizes",
+            network.kernel_sizes,
+            "3 along an axis once its spacing is within a factor of 2 of the finest, else 1; the deepest stage 3",
+            "A kernel does not reach across thick slices before the plane is as coarse as they are.",
+            "nnU-Net 2.8.1, network_topology",
+        ),
+        decision(
+            "features_per_stage",
+            network.features_per_stage,
+            f"{family.base_features} at full resolution, doubled with each halving, at most "
+            f"{family.max_features[network.spatial_dims]}",
+            "Each halving leaves fewer voxels, so more channels cost no more; the maximum bounds the weights.",
+            family.source,
+        ),
+        decision(
+            "blocks_per_stage",
+            network.blocks_per_stage,
+            f"{family.blocks} per stage",
+            "Convolutions at full resolution, where a scan is dear; scan blocks in all other stages."
+            if scans and network.stem == "conv"
+            else "The family's own blocks in every stage.",
+            family.source,
+        ),
+        decision(
+            "deep_supervision",
+            network.deep_supervision,
+            "on with more than two resolutions",
+            "The loss also looks at the coarser outputs, which steadies the training of the deep stages."
+            if network.deep_supervision
+            else "With two resolutions there is no coarser output to supervise.",
+            "nnU-Net 2.8.1",
+        ),
+    ]
+    if scans:
+        made += [
+            decision(
+                "routes",
+                network.routes,
+                "every axis runs fastest once, forwards and backwards",
+                "Each voxel is reached from all sides, whichever way the structure lies."
+                if network.use_scan
+                else "Listed for the paired network; this one leaves its scans out.",
+                "VMamba, arXiv:2401.10166, cross scan; one pair of routes per axis in 3D",
+            ),
+            decision(
+                "state_size",
+                network.state_size,
+                "16 in 2D, 8 in 3D",
+                "16 states as published for 4 routes in 2D; in 3D 6 routes with 8 states keep about as many numbers "
+                "per voxel at less than the time.",
+                f"{family.source}; the value for 3D is ours",
+            ),
+            decision(
+                "use_scan",
+                network.use_scan,
+                "on unless switched off",
+                "The network scans."
+                if network.use_scan
+                else "The scans are left out and all else is kept, to measure what they are worth.",
+                "medmamba",
+            ),
+        ]
+    return made

@@ -1,0 +1,96 @@
+"""Patch size: as much of the image as the memory allows, in the proportions of the image in millimetres.
+
+The search is nnU-Net's (2.8.1) with the cost of a patch handed in, so that it serves any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medmamba.plans.topology import Topology, plan_topology
+
+INITIAL_EDGE = {2: 2048, 3: 256}
+"""Voxels: edge of the square or cube whose content the first patch has, before it is clipped to the image.
+Source: nnU-Net."""
+
+Cost = Callable[[Topology], float]
+"""Cost of one sample of a patch with its topology (activations or bytes)."""
+
+
+@dataclass(frozen=True)
+class PatchSearch:
+    """The chosen topology (with its patch), its cost, and every (patch, cost) that was tried, in order."""
+
+    topology: Topology
+    cost: float
+    steps: tuple[tuple[tuple[int, ...], float], ...]
+    fits: bool
+    """False if even the smallest patch costs more than the limit."""
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        return self.topology.patch_size
+
+
+def initial_patch_size(spacing: Sequence[float], median_shape: Sequence[float]) -> list[float]:
+    """Patch of equal edges in mm with the content of the initial box, clipped to the median image."""
+    inverse = 1 / np.array(spacing, dtype=np.float64)
+    dims = len(spacing)
+    scale = (INITIAL_EDGE[dims] ** dims / np.prod(inverse)) ** (1 / dims)
+    return [min(round(edge), size) for edge, size in zip(inverse * scale, median_shape, strict=True)]
+
+
+def search_patch(
+    spacing: Sequence[float],
+    median_shape: Sequence[float],
+    cost: Cost,
+    limit: float,
+    *,
+    max_pools: int | None = None,
+    least_edge: int = 1,
+) -> PatchSearch:
+    """Shrink the initial patch until one sample costs at most ``limit``, no axis below ``least_edge`` voxels.
+
+    Each round shortens the axis along which the patch covers most of the median image, by the smallest step that keeps
+    the patch divisible by the strides of the shortened patch (so 256 becomes 224, not 192).
+    """
+    topology = plan_topology(spacing, initial_patch_size(spacing, median_shape), max_pools=max_pools)
+    value = cost(topology)
+    steps = [(topology.patch_size, value)]
+    seen = {topology.patch_size}
+    while value > limit:
+        shorter = _shorten(topology, spacing, median_shape, max_pools, least_edge, seen)
+        if shorter is None:
+            return PatchSearch(topology, value, tuple(steps), fits=False)
+        topology = shorter
+        seen.add(topology.patch_size)
+        value = cost(topology)
+        steps.append((topology.patch_size, value))
+    return PatchSearch(topology, value, tuple(steps), fits=True)
+
+
+def _shorten(
+    topology: Topology,
+    spacing: Sequence[float],
+    median_shape: Sequence[float],
+    max_pools: int | None,
+    least_edge: int,
+    seen: set[tuple[int, ...]],
+) -> Topology | None:
+    """The next smaller patch; an axis that cannot be shortened gives way to the next (nnU-Net would go on for ever)."""
+    coverage = [edge / size for edge, size in zip(topology.patch_size, median_shape, strict=True)]
+    for axis in reversed(np.argsort(coverage).tolist()):
+        patch, trial = list(topology.patch_size), list(topology.patch_size)
+        trial[axis] -= topology.divisor[axis]
+        if trial[axis] < 1:
+            continue
+        patch[axis] -= plan_topology(spacing, trial, max_pools=max_pools).divisor[axis]
+        if patch[axis] < least_edge:
+            continue
+        shorter = plan_topology(spacing, patch, max_pools=max_pools)
+        if shorter.patch_size not in seen:
+            return shorter
+    return None

@@ -1,0 +1,261 @@
+"""The planner: from a fingerprint to a plan, each number with its reason.
+
+nnU-Net's rules decide spacing, axis order, normalisation and which configurations exist; the patch, the network and the
+batch follow from the memory model of the chosen network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from medmamba import __version__
+from medmamba.errors import ConfigError, InputErrors, unknown_name
+from medmamba.plans.axes import axis_order, reorder
+from medmamba.plans.families import family
+from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
+from medmamba.plans.grid import Grid, Task, plan_grid
+from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
+from medmamba.plans.normalization import choose_normalization
+from medmamba.plans.schema import Configuration, Decision, Plan
+from medmamba.plans.spacing import median_shape, target_spacing
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    *,
+    network: str = "vm_unet",
+    device_memory_gb: float = 8.0,
+    spacing: Sequence[float] | None = None,
+    patch_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    configurations: Sequence[str] | None = None,
+    use_scan: bool = True,
+    regions: Mapping[str, Sequence[str]] | None = None,
+    ignore_label: int | None = None,
+    file_ending: str = ".nii.gz",
+    dataset_hash: str = "",
+) -> Plan:
+    """Plan a dataset.
+
+    Args:
+        network: family of the network, see medmamba.plans.families.
+        device_memory_gb: memory of the device that will train, in GB (1e9 bytes).
+        spacing: target spacing in mm per canonical axis (i, j, k) instead of the rule's.
+        patch_size: patch in voxels per plan axis, for the configurations with as many axes.
+        batch_size: patches per batch instead of the rule's.
+        configurations: names of those to keep; default: all that apply.
+        use_scan: False leaves the scans out of the network, for the comparison with and without.
+        regions, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries along.
+
+    Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
+    that no plan can be made from.
+    """
+    _refuse_bad_options(fingerprint, device_memory_gb, spacing, batch_size, patch_size)
+    _refuse_bad_fingerprint(fingerprint)
+    chosen_family = family(network)
+    spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
+    target, spacing_decision = target_spacing(spacings, shapes)
+    if spacing is not None:
+        target = tuple(float(value) for value in spacing)
+        spacing_decision = _given_spacing(target, spacing_decision)
+    order, order_decision = axis_order(target, shapes)
+    median = tuple(reorder(median_shape(spacings, shapes, target), order))
+    target = tuple(reorder(target, order))
+    normalization, normalization_decisions = choose_normalization(fingerprint)
+
+    task = Task(
+        family=chosen_family,
+        in_channels=len(fingerprint.channel_names),
+        out_channels=len(regions) if regions else len(fingerprint.labels),
+        device_memory_gb=device_memory_gb,
+        use_scan=use_scan,
+        batch_size=batch_size,
+    )
+    wanted = _wanted(configurations)
+    made, decisions = _configurations(
+        task, target, median, len(fingerprint.cases), patch_size, wanted, fingerprint.has_millimetres
+    )
+    default = next(name for name in ("3d_fullres", "2d", *made) if name in made)
+    return Plan(
+        medmamba_version=__version__,
+        dataset_name=fingerprint.dataset_name,
+        dataset_hash=dataset_hash,
+        fingerprint_hash=fingerprint.content_hash or fingerprint.hash(),
+        channel_names=fingerprint.channel_names,
+        labels=fingerprint.labels,
+        regions=None if regions is None else {name: list(parts) for name, parts in regions.items()},
+        ignore_label=ignore_label,
+        file_ending=file_ending,
+        axis_order=order,
+        normalization=normalization,
+        configurations=made,
+        default_configuration=default,
+        decisions=[spacing_decision, order_decision, *normalization_decisions, *decisions],
+    )
+
+
+def _configurations(
+    task: Task,
+    target: Sequence[float],
+    median: Sequence[float],
+    n_cases: int,
+    patch_size: Sequence[int] | None,
+    wanted: Sequence[str],
+    has_millimetres: bool,
+) -> tuple[dict[str, Configuration], list[Decision]]:
+    """All configurations that apply and are wanted, and the decisions about which these are."""
+    voxels = math.prod(median) * n_cases
+    patch_for = {dims: patch_size if patch_size and len(patch_size) == dims else None for dims in (2, 3)}
+    made: dict[str, Configuration] = {}
+    low: LowResolution[Grid] | None = None
+    volumes = median[0] != 1
+    if "2d" in wanted:
+        grid = plan_grid(task, target[1:], median[1:], voxels, patch_for[2])
+        made["2d"] = _configuration("2d", grid, batch_dice=True, has_millimetres=has_millimetres)
+    if volumes and any(name.startswith("3d") for name in wanted):
+        full = plan_grid(task, target, median, voxels, patch_for[3])
+        low = search_low_resolution(
+            target,
+            median,
+            full.patch_size,
+            plan_grid=lambda s, m, v: plan_grid(task, s, m, v * n_cases),
+            patch_of=lambda grid: grid.patch_size,
+        )
+        candidates: dict[str, tuple[Grid, bool, str | None]] = {"3d_fullres": (full, low.grid is not None, None)}
+        if low.grid is not None:
+            candidates["3d_lowres"] = (low.grid, False, None)
+            candidates["3d_cascade_fullres"] = (full, True, "3d_lowres")
+        for name, (grid, batch_dice, previous) in candidates.items():
+            if name in wanted:
+                made[name] = _configuration(name, grid, batch_dice, has_millimetres, previous)
+    if "3d_cascade_fullres" in made and "3d_lowres" not in made:
+        raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
+    if not made:
+        raise ConfigError(_no_configuration(wanted, volumes))
+    return made, [_existence(list(made), median, low)]
+
+
+def _configuration(
+    name: str, grid: Grid, batch_dice: bool, has_millimetres: bool, previous: str | None = None
+) -> Configuration:
+    shape = Decision(
+        name="median_shape",
+        value=list(grid.median_shape),
+        inputs={"spacing": list(grid.spacing)},
+        rule="median over the cases of their shape after resampling, rounded half to even",
+        reason="The size of a typical image on this grid; it bounds the patch.",
+        source="nnU-Net 2.8.1",
+    )
+    pooled = Decision(
+        name="batch_dice",
+        value=batch_dice,
+        inputs={"configuration": name},
+        rule="on in 2D, off in 3d_lowres, on in 3d_fullres only beside a low resolution",
+        reason="A patch sees a small part of the image and may lack a structure, so the Dice loss pools the batch."
+        if batch_dice
+        else "A patch sees most of the image, so each one is judged by itself.",
+        source="nnU-Net 2.8.1",
+    )
+    return Configuration(
+        name=name,
+        spatial_dims=grid.network.spatial_dims,
+        spacing_mm=list(grid.spacing) if has_millimetres else None,
+        median_shape=list(grid.median_shape),
+        patch_size=grid.patch_size,
+        batch_size=grid.batch_size,
+        batch_dice=batch_dice,
+        network=grid.network,
+        previous_stage=previous,
+        decisions=[shape, *grid.decisions, pooled],
+    )
+
+
+def _existence(names: list[str], median: Sequence[float], low: LowResolution[Grid] | None) -> Decision:
+    if median[0] == 1:
+        reason = "The images have one slice, so only 2D is planned."
+    elif low is None:
+        reason = "As asked for."
+    elif low.steps == 0:
+        reason = "The 3D patch sees at least a quarter of the image, so no low resolution is needed."
+    elif low.grid is None:
+        reason = (
+            f"A patch covers a quarter of the image already at {low.voxel_ratio:.2g} times fewer voxels: too little "
+            f"difference for a low resolution."
+        )
+    else:
+        reason = (
+            f"The full-resolution patch sees less than a quarter of the image, so a low resolution with "
+            f"{low.voxel_ratio:.2g} times fewer voxels gives the context, and a cascade refines it."
+        )
+    return Decision(
+        name="configurations",
+        value=names,
+        inputs={
+            "median_shape": list(median),
+            "coverage_wanted": COVERAGE,
+            "lowres_steps": 0 if low is None else low.steps,
+        },
+        rule="2d always; 3d_fullres unless flat; 3d_lowres with its cascade when a patch sees under 25 % of the image",
+        reason=reason,
+        source="nnU-Net 2.8.1",
+    )
+
+
+def _given_spacing(target: Sequence[float], by_rule: Decision) -> Decision:
+    return by_rule.model_copy(
+        update={
+            "value": list(target),
+            "inputs": {**by_rule.inputs, "by_rule": by_rule.value},
+            "rule": "as given",
+            "reason": "Chosen by hand instead of the rule's value.",
+            "source": "user",
+        }
+    )
+
+
+def _wanted(configurations: Sequence[str] | None) -> list[str]:
+    if configurations is None:
+        return list(CONFIGURATIONS)
+    for name in configurations:
+        if name not in CONFIGURATIONS:
+            raise unknown_name("configuration", name, CONFIGURATIONS)
+    return list(configurations)
+
+
+def _no_configuration(wanted: Sequence[str], volumes: bool) -> str:
+    asked = ", ".join(wanted) or "none"
+    if not volumes:
+        return f"configurations {asked}: the images have one slice, so only 2d can be planned. Ask for 2d."
+    return f"configurations {asked}: the 3D patch covers enough of the image without one. Ask for 3d_fullres or 2d."
+
+
+def _refuse_bad_options(
+    fingerprint: Fingerprint,
+    device_memory_gb: float,
+    spacing: Sequence[float] | None,
+    batch_size: int | None,
+    patch_size: Sequence[int] | None,
+) -> None:
+    if not device_memory_gb > 0 or math.isinf(device_memory_gb):
+        raise ConfigError(f"device memory must be a number of GB above 0, got {device_memory_gb}.")
+    if spacing is not None:
+        if not fingerprint.has_millimetres:
+            raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
+        if len(spacing) != 3 or not all(0 < value <= MAX_SPACING_MM for value in spacing):
+            raise ConfigError(
+                f"spacing must be 3 numbers of mm, above 0 and at most {MAX_SPACING_MM:g}, one per axis i, j, k, "
+                f"got {list(spacing)}."
+            )
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch size must be at least 1, got {batch_size}.")
+    if patch_size is not None and (len(patch_size) not in (2, 3) or min(patch_size) < 1):
+        raise ConfigError(f"patch size must be 2 or 3 numbers of voxels of at least 1, got {list(patch_size)}.")
+
+
+def _refuse_bad_fingerprint(fingerprint: Fingerprint) -> None:
+    problems = [line for case in fingerprint.cases for line in case.problems()]
+    if problems:
+        raise InputErrors(problems, summary=f"{fingerprint.dataset_name}: {len(problems)} problems; no plan was made.")

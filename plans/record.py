@@ -1,0 +1,125 @@
+"""Frozen records: typed objects that travel between stages, with one canonical JSON text, a hash, and strict reading.
+
+The text of a record depends on its values alone (fixed key order, shortest exact floats, no NaN), so equal records give
+equal bytes. Reading reports every fault of a file at once, each with the path of its field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medmamba.errors import ConfigError
+
+LINE_WIDTH = 110
+"""Characters: lists and objects that fit into one line of this length are written on one line."""
+
+
+class Record(BaseModel):
+    """Base of everything that the planner reads from or writes to JSON: frozen; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: ClassVar[str] = "record"
+    """The word for this record in error messages."""
+
+    def to_json(self) -> str:
+        """Canonical JSON text, ending in a newline."""
+        return canonical_json(self.model_dump(mode="json")) + "\n"
+
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON text, as 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str = "") -> Self:
+        """Read a record from JSON text; ``source`` (a file name) goes into the message.
+
+        Raises ConfigError that lists all faults, each with the path of its field.
+        """
+        where = source or f"this {cls.kind}"
+        try:
+            document = json.loads(text, object_pairs_hook=_no_duplicate_keys, parse_constant=_no_nan)
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            raise ConfigError(f"{where}: not a valid JSON {cls.kind}: {error}. Write it again or restore it.") from None
+        return cls.from_document(document, source=source)
+
+    @classmethod
+    def from_document(cls, document: Any, *, source: str = "") -> Self:
+        """Read a record from decoded JSON, with the same checks as :meth:`from_json`."""
+        where = source or f"this {cls.kind}"
+        if not isinstance(document, dict):
+            raise ConfigError(f"{where}: a {cls.kind} is a JSON object, got {type(document).__name__}.")
+        cls._check_version(document, where)
+        try:
+            return cls.model_validate_json(json.dumps(document), strict=True)
+        except ValidationError as error:
+            faults = [f"{where}: {_path(fault['loc'])}: {_sentence(fault)}" for fault in error.errors()]
+            count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+            raise ConfigError("\n".join([*faults, f"{where}: {count} in this {cls.kind}; nothing was done."])) from None
+
+    @classmethod
+    def _check_version(cls, document: dict[str, Any], where: str) -> None:
+        field = cls.model_fields.get("schema_version")
+        if field is None:
+            return
+        version, known = document.get("schema_version"), field.default
+        if isinstance(version, int) and version != known:
+            raise ConfigError(
+                f"{where}: schema_version: this {cls.kind} has version {version}, this medmamba reads version {known}. "
+                f"Plan again with this medmamba, or use the one that wrote it."
+            )
+
+
+def canonical_json(value: Any, indent: int = 0) -> str:
+    """JSON with two blanks of indentation per level, where everything that fits into one line stands on one line.
+
+    >>> canonical_json({"patch_size": [40, 56, 40]})
+    '{"patch_size": [40, 56, 40]}'
+    """
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    if not isinstance(value, (dict, list)) or not value or len(line) + indent <= LINE_WIDTH:
+        return line
+    pad = " " * (indent + 2)
+    if isinstance(value, dict):
+        parts = [
+            f"{pad}{json.dumps(key, ensure_ascii=False)}: {canonical_json(item, indent + 2)}"
+            for key, item in value.items()
+        ]
+        return "{\n" + ",\n".join(parts) + "\n" + " " * indent + "}"
+    return "[\n" + ",\n".join(pad + canonical_json(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
+
+
+def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return result
+
+
+def _no_nan(word: str) -> Any:
+    raise ValueError(f"{word} is not a number that JSON knows")
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """Field path in the spelling of JSON tools: configurations.3d_fullres.patch_size[0]."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "(top)"
+
+
+def _sentence(fault: Any) -> str:
+    kind, got = fault["type"], fault.get("input")
+    if kind == "missing":
+        return "this field is missing."
+    if kind == "extra_forbidden":
+        return "unknown field; check its spelling or remove it."
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = json.dumps(got, default=str)
+    return f"{message}, got {shown if len(shown) <= 60 else shown[:57] + '...'}."

@@ -1,0 +1,180 @@
+"""The plan: every number that preprocessing, training and prediction follow, each with the reason for it.
+
+Axis order: ``axis_order`` maps canonical array axes (i, j, k) to the plan's axes; everything inside a configuration
+(spacing, shapes, patch, strides, kernels) is in the plan's axes, and a 2D configuration leaves out the first of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from medmamba.plans.record import Record
+
+Scheme = Literal["zscore", "ct", "rescale_to_0_1", "rgb_to_0_1", "none"]
+
+
+class Decision(Record):
+    """One decision of the planner: what was chosen, from what, by which rule, and why."""
+
+    kind: ClassVar[str] = "decision"
+
+    name: str
+    value: Any
+    inputs: dict[str, Any]
+    rule: str
+    reason: str
+    source: str
+
+
+class NetworkPlan(Record):
+    """The numbers a network of family ``name`` is built from.
+
+    Stage s works at the resolution of the patch divided by the product of strides[0..s]. With stem "conv" strides[0] is
+    all ones and stage 0 has convolutions at full resolution; with stem "patch" strides[0] is the edge of the embedded
+    patches and stage 0 has the family's own blocks. ``blocks_per_stage`` counts them in the encoder.
+    """
+
+    kind: ClassVar[str] = "network plan"
+
+    name: str
+    spatial_dims: Literal[2, 3]
+    stem: Literal["conv", "patch"]
+    strides: list[list[int]]
+    features_per_stage: list[int]
+    blocks_per_stage: list[int]
+    state_size: int = Field(ge=1, le=256)
+    routes: str
+    kernel_sizes: list[list[int]]
+    deep_supervision: bool
+    use_scan: bool
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        stages = len(self.strides)
+        for field in ("features_per_stage", "blocks_per_stage", "kernel_sizes"):
+            if len(getattr(self, field)) != stages:
+                raise ValueError(f"{field} has {len(getattr(self, field))} entries, strides has {stages}")
+        for field in ("strides", "kernel_sizes"):
+            if any(len(entry) != self.spatial_dims for entry in getattr(self, field)):
+                raise ValueError(f"each entry of {field} must have {self.spatial_dims} numbers")
+        if self.stem == "conv" and any(step != 1 for step in self.strides[0]):
+            raise ValueError("stem 'conv' keeps full resolution, so strides[0] must be all ones")
+        return self
+
+    @property
+    def divisor(self) -> list[int]:
+        """Number that the patch must be a multiple of, per axis: the product of all strides."""
+        product = [1] * self.spatial_dims
+        for stride in self.strides:
+            product = [p * s for p, s in zip(product, stride, strict=True)]
+        return product
+
+
+class Normalization(Record):
+    """How one channel's intensities are normalised."""
+
+    kind: ClassVar[str] = "normalisation"
+
+    scheme: Scheme
+    use_mask: bool
+    """Whether mean and standard deviation are taken inside the non-zero mask only, and outside stays zero."""
+    mean: float | None = None
+    std: float | None = None
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+    @model_validator(mode="after")
+    def _ct_needs_statistics(self) -> Self:
+        numbers = (self.mean, self.std, self.percentile_00_5, self.percentile_99_5)
+        if self.scheme == "ct" and any(number is None for number in numbers):
+            raise ValueError("scheme 'ct' needs mean, std, percentile_00_5 and percentile_99_5 of the training images")
+        return self
+
+
+class Configuration(Record):
+    """One way to train on the dataset: a grid, a patch, a batch and a network."""
+
+    kind: ClassVar[str] = "configuration"
+
+    name: str
+    spatial_dims: Literal[2, 3]
+    spacing_mm: list[float] | None
+    """Spacing of the grid in mm per plan axis; None for images without millimetres, which are not resampled."""
+    median_shape: list[float]
+    """Median shape in voxels of the cases on this grid; may end in .5 for an even number of cases."""
+    patch_size: list[int]
+    batch_size: int = Field(ge=1)
+    batch_dice: bool
+    """Whether the Dice loss pools the batch instead of averaging over its images."""
+    network: NetworkPlan
+    previous_stage: str | None
+    """Configuration whose prediction is an additional input (cascade), or None."""
+    decisions: list[Decision]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        dims = self.spatial_dims
+        if self.network.spatial_dims != dims:
+            raise ValueError(f"network.spatial_dims is {self.network.spatial_dims}, spatial_dims is {dims}")
+        for field in ("patch_size", "median_shape", "spacing_mm"):
+            value = getattr(self, field)
+            if value is not None and (len(value) != dims or any(number <= 0 for number in value)):
+                raise ValueError(f"{field} must have {dims} numbers above 0, got {value}")
+        wrong = [n for n, d in zip(self.patch_size, self.network.divisor, strict=True) if n % d]
+        if wrong:
+            raise ValueError(f"patch_size {self.patch_size} is not a multiple of {self.network.divisor} (all strides)")
+        return self
+
+
+class Plan(Record):
+    """Everything decided about a dataset before training."""
+
+    kind: ClassVar[str] = "plan"
+
+    schema_version: Literal[1] = 1
+    medmamba_version: str
+    dataset_name: str
+    dataset_hash: str
+    fingerprint_hash: str
+    channel_names: list[str] = Field(min_length=1)
+    labels: dict[str, int]
+    regions: dict[str, list[str]] | None = None
+    """Regions to predict instead of labels: name to the label names it joins; None: each label is a class."""
+    ignore_label: int | None = None
+    file_ending: str
+    axis_order: list[int]
+    """Canonical array axis that becomes plan axis 0, 1, 2: the coarsest (or flat) axis first."""
+    normalization: list[Normalization]
+    configurations: dict[str, Configuration] = Field(min_length=1)
+    default_configuration: str
+    decisions: list[Decision]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if sorted(self.axis_order) != [0, 1, 2]:
+            raise ValueError(f"axis_order must be a permutation of [0, 1, 2], got {self.axis_order}")
+        if len(self.normalization) != len(self.channel_names):
+            raise ValueError(f"{len(self.channel_names)} channels but {len(self.normalization)} normalisations")
+        if self.labels.get("background") != 0:
+            raise ValueError("labels must contain 'background': 0")
+        if self.default_configuration not in self.configurations:
+            raise ValueError(f"default_configuration {self.default_configuration!r} is not among the configurations")
+        for key, configuration in self.configurations.items():
+            if configuration.name != key:
+                raise ValueError(f"configuration {key!r} calls itself {configuration.name!r}")
+            stage = configuration.previous_stage
+            if stage is not None and stage not in self.configurations:
+                raise ValueError(f"configuration {key!r} follows {stage!r}, which is not among the configurations")
+        return self
+
+    @property
+    def axis_order_back(self) -> list[int]:
+        """The inverse of ``axis_order``: plan axes back to canonical array axes."""
+        return [self.axis_order.index(axis) for axis in range(3)]
+
+    @property
+    def default(self) -> Configuration:
+        """The configuration to train when none is asked for."""
+        return self.configurations[self.default_configuration]
