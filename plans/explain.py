@@ -9,7 +9,7 @@ from typing import Any
 from medmamba.plans.schema import Configuration, Decision, Plan
 
 
-def explain(plan: Plan, *, configuration: str | None = None, inputs: bool = True) -> list[str]:
+def explain_lines(plan: Plan, *, configuration: str | None = None, inputs: bool = True) -> list[str]:
     """Lines of text that say what was decided and why; one configuration, or all of them."""
     lines = [
         f"Plan of {plan.dataset_name} (medmamba {plan.medmamba_version}), plan axes from image axes "
@@ -47,6 +47,19 @@ def summary(plan: Plan) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def summary_lines(plan: Plan) -> list[str]:
+    """The table of :func:`summary` as aligned text, and what the configurations are."""
+    rows = summary(plan)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    existence = next((d.reason for d in plan.decisions if d.name == "configurations"), "")
+    return [
+        *lines,
+        *([existence] if existence else []),
+        f"* is trained when no configuration is named: {plan.default.network.name}.",
+    ]
 
 
 def compare(before: Plan, after: Plan) -> list[tuple[str, str, str]]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import TypedDict
 
 import numpy as np
 
 from medmamba.errors import ConfigError, InputErrors
 from medmamba.plans.fingerprint import Fingerprint
-from medmamba.plans.record import Record
 
 N_FOLDS = 5
 """Source: nnU-Net."""
@@ -23,13 +22,11 @@ SEED = 12345
 """Source: nnU-Net, the seed of its five-fold split."""
 
 
-class Fold(Record):
-    """Case ids to train on and to validate on, both sorted."""
-
-    kind: ClassVar[str] = "fold"
+class Fold(TypedDict):
+    """Case ids to train on and to validate on, both sorted; a list of these is nnU-Net's splits_final.json."""
 
     train: list[str]
-    validation: list[str]
+    val: list[str]
 
 
 def make_folds(
@@ -51,9 +48,9 @@ def make_folds(
         groups.setdefault((group_of or {}).get(case_id, case_id), []).append(case_id)
     count = min(n_folds, len(groups))
     if count < 2:
-        return [Fold(train=ids, validation=ids)] if ids else []
-    validation = _spread(groups, labels_of or {}, count, np.random.default_rng(seed))
-    return [Fold(train=[i for i in ids if i not in held_out], validation=sorted(held_out)) for held_out in validation]
+        return [Fold(train=ids, val=list(ids))] if ids else []
+    parts = _spread(groups, labels_of or {}, count, np.random.default_rng(seed))
+    return [Fold(train=[i for i in ids if i not in held_out], val=sorted(held_out)) for held_out in parts]
 
 
 def folds_of(
@@ -131,7 +128,7 @@ def nnunet_folds(case_ids: Sequence[str], *, n_folds: int = N_FOLDS, seed: int =
         folds.append(
             Fold(
                 train=[name for index, name in enumerate(ids) if index not in held_out],
-                validation=[name for index, name in enumerate(ids) if index in held_out],
+                val=[name for index, name in enumerate(ids) if index in held_out],
             )
         )
     return folds
@@ -143,7 +140,7 @@ def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mappin
     problems = []
     for number, fold in enumerate(folds):
         where = f"fold {number}"
-        for part, names in (("train", fold.train), ("validation", fold.validation)):
+        for part, names in (("train", fold["train"]), ("val", fold["val"])):
             problems += [
                 f"{where}: {part} names {name!r}, which is not a case of this dataset."
                 for name in names
@@ -155,15 +152,15 @@ def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mappin
             if not names:
                 problems.append(f"{where}: {part} is empty.")
         problems += [
-            f"{where}: {name!r} is in train and in validation. Remove it from one of them."
-            for name in sorted(set(fold.train) & set(fold.validation))
+            f"{where}: {name!r} is in train and in val. Remove it from one of them."
+            for name in sorted(set(fold["train"]) & set(fold["val"]))
         ]
-        trained = {groups.get(name, name): name for name in fold.train}
-        for name in fold.validation:
+        trained = {groups.get(name, name): name for name in fold["train"]}
+        for name in fold["val"]:
             other = trained.get(groups.get(name, name))
-            if other is not None and other != name and name not in fold.train:
+            if other is not None and other != name and name not in fold["train"]:
                 problems.append(
-                    f"{where}: {name!r} (validation) and {other!r} (train) belong to the same patient or are the same "
+                    f"{where}: {name!r} (val) and {other!r} (train) belong to the same patient or are the same "
                     f"image. Put both on one side."
                 )
     if problems:

@@ -132,7 +132,7 @@ def function_checks(cases: dict[str, Any]) -> Iterator[Check]:
         yield f"separate_axis_resampling[{number}]", [axis is not None, axis], [item["separate"], item["axis"]]
     for number, item in enumerate(cases.get("crossval_split", [])):
         folds = nnunet_folds(item["identifiers_sorted"], n_folds=item["n_splits"], seed=item["seed"])
-        yield f"crossval_split[{number}]", [fold.validation for fold in folds], item["val_per_fold"]
+        yield f"crossval_split[{number}]", [fold["val"] for fold in folds], item["val_per_fold"]
     for number, item in enumerate(cases.get("feature_map_estimate", [])):
         strides = tuple(tuple(stride) for stride in item["strides"])
         topology = Topology(tuple(item["patch_size"]), strides, ((3,) * len(item["patch_size"]),) * len(strides))

@@ -20,16 +20,16 @@ def test_every_case_is_validated_once_and_folds_are_even(count: int, seed: int, 
     folds = make_folds(ids, group_of=groups, seed=seed)
     n_groups = len(set(groups.values()))
     if n_groups < 2:
-        assert folds == [Fold(train=ids, validation=ids)]
+        assert folds == [Fold(train=ids, val=ids)]
         return
     assert len(folds) == min(5, n_groups)
-    assert sorted(name for fold in folds for name in fold.validation) == ids
+    assert sorted(name for fold in folds for name in fold["val"]) == ids
     for fold in folds:
-        assert sorted(fold.train + fold.validation) == ids
-        assert fold.train
-        assert fold.validation
-        assert not {groups[n] for n in fold.train} & {groups[n] for n in fold.validation}
-    sizes = [len(fold.validation) for fold in folds]
+        assert sorted(fold["train"] + fold["val"]) == ids
+        assert fold["train"]
+        assert fold["val"]
+        assert not {groups[n] for n in fold["train"]} & {groups[n] for n in fold["val"]}
+    sizes = [len(fold["val"]) for fold in folds]
     assert max(sizes) - min(sizes) <= group_size
     check_folds(folds, ids, groups)
 
@@ -43,23 +43,23 @@ def test_a_rare_label_is_spread_over_the_folds() -> None:
     labels = {name: ["common", "rare"] if number < 5 else ["common"] for number, name in enumerate(IDS)}
     for seed in range(10):
         folds = make_folds(IDS, labels_of=labels, seed=seed)
-        assert [sum("rare" in labels[name] for name in fold.validation) for fold in folds] == [1] * 5
-        assert sorted(len(fold.validation) for fold in folds) == [4, 4, 5, 5, 5]
+        assert [sum("rare" in labels[name] for name in fold["val"]) for fold in folds] == [1] * 5
+        assert sorted(len(fold["val"]) for fold in folds) == [4, 4, 5, 5, 5]
 
 
 def test_systole_and_diastole_of_a_patient_stay_together() -> None:
     ids = [f"scd_N-{number:02}_{phase}" for number in range(11) for phase in ("ED", "ES")]
     groups = groups_by_pattern(ids, r"(.*)_E[DS]$")
     for fold in make_folds(ids, group_of=groups):
-        patients = {groups[name] for name in fold.validation}
-        assert len(fold.validation) == 2 * len(patients)
+        patients = {groups[name] for name in fold["val"]}
+        assert len(fold["val"]) == 2 * len(patients)
 
 
 def test_copies_of_one_image_stay_together() -> None:
     cases = [case(f"c{number}", (9, 9, 9), image_hash=f"{number // 2}") for number in range(12)]
     for fold in folds_of(fingerprint(cases)):
-        numbers = {int(name[1:]) // 2 for name in fold.validation}
-        assert len(fold.validation) == 2 * len(numbers)
+        numbers = {int(name[1:]) // 2 for name in fold["val"]}
+        assert len(fold["val"]) == 2 * len(numbers)
 
 
 def test_groups_join_where_they_overlap() -> None:
@@ -70,7 +70,7 @@ def test_groups_join_where_they_overlap() -> None:
 
 def test_two_cases_give_two_folds_and_one_gives_one_that_is_told_by_its_equal_parts() -> None:
     assert len(make_folds(["a", "b"])) == 2
-    assert make_folds(["a"]) == [Fold(train=["a"], validation=["a"])]
+    assert make_folds(["a"]) == [Fold(train=["a"], val=["a"])]
 
 
 def test_a_group_pattern_that_finds_nothing_is_refused() -> None:
@@ -88,16 +88,16 @@ def test_nnunets_split_needs_five_cases() -> None:
 def test_a_leaking_split_is_refused_with_every_fault() -> None:
     groups = {"a": "p", "b": "p"}
     folds = [
-        Fold(train=["a", "c"], validation=["b"]),
-        Fold(train=["a"], validation=["a"]),
-        Fold(train=["a", "x", "c", "c"], validation=[]),
+        Fold(train=["a", "c"], val=["b"]),
+        Fold(train=["a"], val=["a"]),
+        Fold(train=["a", "x", "c", "c"], val=[]),
     ]
     with pytest.raises(InputErrors) as caught:
         check_folds(folds, ["a", "b", "c"], groups)
     text = str(caught.value)
-    assert "fold 0: 'b' (validation) and 'a' (train) belong to the same patient" in text
-    assert "fold 1: 'a' is in train and in validation" in text
+    assert "fold 0: 'b' (val) and 'a' (train) belong to the same patient" in text
+    assert "fold 1: 'a' is in train and in val" in text
     assert "fold 2: train names 'x', which is not a case" in text
     assert "fold 2: train names 'c' twice" in text
-    assert "fold 2: validation is empty" in text
+    assert "fold 2: val is empty" in text
     assert len(caught.value.problems) == 5

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planning_cases import DATASETS, case, fingerprint, read, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError, InputErrors
-from medmamba.plans.explain import compare, explain, summary
+from medmamba.plans.explain import compare, explain_lines, summary, summary_lines
 from medmamba.plans.families import FAMILIES
 from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import Plan
@@ -184,17 +184,18 @@ def test_every_number_of_a_configuration_has_its_reason() -> None:
 
 def test_explaining_prints_rule_inputs_and_reason_of_each_decision() -> None:
     plan = make_plan(reference_fingerprint("mr_cardiac_thick_slice"))
-    text = "\n".join(explain(plan))
+    text = "\n".join(explain_lines(plan))
     assert "target_spacing = [5, 1.5625, 1.5625]" in text
     assert "thick" in text
     for part in plan.configurations.values():
         for made in part.decisions:
             assert made.reason in text
-    only = "\n".join(explain(plan, configuration="2d"))
+    only = "\n".join(explain_lines(plan, configuration="2d"))
     assert "Configuration 2d" in only
     assert "Configuration 3d_fullres" not in only
     assert summary(plan)[0][0] == "configuration"
     assert len(summary(plan)) == 1 + len(plan.configurations)
+    assert any(line.startswith("3d_fullres *") for line in summary_lines(plan))
 
 
 def test_what_if_lists_only_what_differs() -> None:
