@@ -30,11 +30,11 @@ class ConfigError(InputError):
 
 
 class InputErrors(InputError):
-    """Several problems found in one pass, one line each."""
+    """Several problems found in one pass, one line each; ``summary``, if given, is the last line."""
 
-    def __init__(self, problems: Sequence[str], *, summary: str) -> None:
+    def __init__(self, problems: Sequence[str], *, summary: str = "") -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([*self.problems, summary]))
+        super().__init__("\n".join([*self.problems, *([summary] if summary else [])]))
 
 
 class PartialError(MedmambaError):

@@ -1,0 +1,17 @@
+"""Datasets as they lie on disk: described, checked, and read case by case."""
+
+from medmamba.datasets.check import CheckedCase, DatasetReport, check_dataset
+from medmamba.datasets.load import LoadedCase, load_case
+from medmamba.datasets.read import read_dataset
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
+
+__all__ = [
+    "CaseSpec",
+    "CheckedCase",
+    "DatasetReport",
+    "DatasetSpec",
+    "LoadedCase",
+    "check_dataset",
+    "load_case",
+    "read_dataset",
+]

@@ -114,7 +114,9 @@ def read_small(path: Path | str, limit: int, where: str | None = None) -> bytes:
     file, size = open_regular(path, where)
     with file:
         if size > limit:
-            raise InputError(f"{where}: {size} bytes, where at most {limit} are expected. Is it the right file?")
+            raise InputError(
+                f"{where}: {size} bytes, where at most {limit} are expected. Check that it is the right file."
+            )
         return file.read(limit + 1)
 
 

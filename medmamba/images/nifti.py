@@ -34,6 +34,7 @@ from medmamba.images.voxels import NonFinite, Stored, intensities, whole_numbers
 ENDINGS = (".nii.gz", ".nii")
 
 
+@np.errstate(all="ignore")  # nonsense in a header overflows quietly and is refused by name
 def read_image(
     path: Path | str,
     *,
@@ -65,6 +66,7 @@ def read_image(
     return MedicalImage(array, grid, header, Path(path), (*warnings, *odd), constant, known, replaced)
 
 
+@np.errstate(all="ignore")
 def read_label_map(
     path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
 ) -> LabelMap:

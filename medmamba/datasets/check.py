@@ -1,0 +1,145 @@
+"""Every case of a dataset, read and checked in one pass; all problems are told together, or none is left."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medmamba.datasets.load import LoadedCase, foreground_voxels, load_case
+from medmamba.datasets.read import read_dataset
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.errors import InputErrors, MedmambaError, ResourceError
+from medmamba.geometry import Grid
+from medmamba.images import Limits
+from medmamba.images.gate import shown
+from medmamba.images.nifti_header import Prefer
+from medmamba.images.voxels import NonFinite
+
+FEW_CASES = 3  # a label that occurs in fewer cases cannot be in every part of a split
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """What the check learned about one healthy case; ``visited`` is what the visitor returned."""
+
+    case_id: str
+    grid: Grid
+    channels: int
+    image_sha256: str
+    label_sha256: str | None
+    label_voxels: dict[int, int]
+    visited: Any = None
+
+
+@dataclass(frozen=True)
+class DatasetReport:
+    """A dataset without errors: its cases in order, and what was odd, one line each."""
+
+    spec: DatasetSpec
+    cases: tuple[CheckedCase, ...]
+    warnings: tuple[str, ...]
+    duplicates: tuple[tuple[str, ...], ...] = ()
+    """Ids of cases that hold the same image."""
+
+
+def check_dataset(
+    dataset: DatasetSpec | Path | str,
+    *,
+    workers: int | None = None,
+    visit: Callable[[CaseSpec, LoadedCase], Any] | None = None,
+    on_case: Callable[[int, int], None] | None = None,
+    nonfinite: NonFinite = "error",
+    prefer: Prefer | None = None,
+    limits: Limits | None = None,
+) -> DatasetReport:
+    """Reads every training case once and checks all of it.
+
+    Args:
+        workers: cases read at the same time (threads; unpacking runs beside Python).
+        visit: called with each healthy case while it is in memory, so that it need not be read a second time.
+        on_case: progress, called with (cases done, cases in all) from one thread at a time.
+
+    Raises:
+        InputErrors: everything that is wrong with the description and with any case; nothing was written.
+    """
+    spec = dataset if isinstance(dataset, DatasetSpec) else read_dataset(dataset, strict=False)
+
+    def one(case: CaseSpec) -> tuple[CheckedCase | None, list[str], list[str]]:
+        try:
+            loaded = load_case(spec, case, nonfinite=nonfinite, prefer=prefer, limits=limits)
+        except ResourceError:
+            raise
+        except MedmambaError as error:
+            return None, str(error).splitlines(), []
+        warnings = list(loaded.warnings)
+        counts = loaded.labels.counts() if loaded.labels is not None else {}
+        if loaded.labels is not None and not foreground_voxels(counts, spec):
+            warnings.append(f"{shown(case.case_id)}: the label map is empty (background only).")
+        checked = CheckedCase(
+            case.case_id,
+            loaded.image.grid,
+            loaded.image.channels,
+            loaded.image.content_hash(),
+            loaded.labels.content_hash() if loaded.labels is not None else None,
+            counts,
+            visit(case, loaded) if visit is not None else None,
+        )
+        return checked, [], warnings
+
+    problems, warnings = list(spec.problems), list(spec.warnings)
+    checked: list[CheckedCase] = []
+    total = len(spec.cases)
+    with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
+        for done, (healthy, wrong, odd) in enumerate(pool.map(one, spec.cases), start=1):
+            problems += wrong
+            warnings += odd
+            if healthy is not None:
+                checked.append(healthy)
+            if on_case is not None:
+                on_case(done, total)
+    duplicates, told = _duplicates(checked)
+    warnings += told
+    if not problems:
+        problems += _without_foreground(spec, checked, warnings)
+    if problems:
+        cases = f"{total - len(checked)} of {total} cases" if len(checked) < total else "no single case"
+        raise InputErrors(
+            problems,
+            summary=f"{shown(spec.folder)}: {len(problems)} problem(s), in {cases}. Nothing was written.",
+        )
+    return DatasetReport(spec, tuple(checked), tuple(warnings), duplicates)
+
+
+def _duplicates(cases: list[CheckedCase]) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
+    same: dict[str, list[CheckedCase]] = defaultdict(list)
+    for case in cases:
+        same[case.image_sha256].append(case)
+    groups = tuple(tuple(case.case_id for case in group) for group in same.values() if len(group) > 1)
+    warnings = []
+    for group in same.values():
+        if len(group) > 1:
+            names = ", ".join(shown(case.case_id) for case in group)
+            labels = "" if len({case.label_sha256 for case in group}) == 1 else ", with different label maps"
+            warnings.append(
+                f"{names}: the same image under {len(group)} names{labels}. Keep them in one fold, or one only."
+            )
+    return groups, warnings
+
+
+def _without_foreground(spec: DatasetSpec, cases: list[CheckedCase], warnings: list[str]) -> list[str]:
+    """Warns of labels that occur in few cases; an error when there is nothing to learn at all."""
+    labelled = [case for case in cases if case.label_sha256 is not None]
+    if labelled and not any(foreground_voxels(case.label_voxels, spec) for case in labelled):
+        return [f"{shown(spec.folder)}: no label map holds any foreground. Check the label maps and dataset.json."]
+    for name, value in spec.labels.items():
+        number = sum(1 for case in labelled if case.label_voxels.get(value))
+        if value != 0 and number == 0:
+            warnings.append(f"label {name!r} ({value}) occurs in no case; it cannot be learned.")
+        elif value != 0 and number < min(FEW_CASES, len(labelled)):
+            warnings.append(f"label {name!r} ({value}) occurs in only {number} of {len(labelled)} cases.")
+    return []

@@ -1,0 +1,106 @@
+"""One case, read once, with every check that it must pass before anything is computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.errors import InputError, InputErrors
+from medmamba.geometry import grid_difference
+from medmamba.images import LabelMap, Limits, MedicalImage, read_channels, read_label_map
+from medmamba.images.gate import shown
+from medmamba.images.image import first_voxel
+from medmamba.images.nifti_header import Prefer
+from medmamba.images.voxels import NonFinite
+
+MOST_VALUES_SHOWN = 3
+
+
+class LoadedCase(NamedTuple):
+    """Image (C, i, j, k) and label map (i, j, k) of one case, on one grid."""
+
+    image: MedicalImage
+    labels: LabelMap | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd and accepted, one line each."""
+        return (*self.image.warnings, *(self.labels.warnings if self.labels else ()))
+
+
+def load_case(
+    spec: DatasetSpec,
+    case: CaseSpec,
+    *,
+    nonfinite: NonFinite = "error",
+    prefer: Prefer | None = None,
+    limits: Limits | None = None,
+) -> LoadedCase:
+    """Reads a case and checks it: files, headers, voxels, channels, label values, and that all lie on one grid.
+
+    Raises:
+        InputError, InputErrors: all that is wrong with this case, one line each, beginning with its id.
+    """
+    name = shown(case.case_id)
+    problems: list[str] = []
+    image: MedicalImage | None = None
+    labels: LabelMap | None = None
+    try:
+        where = [f"{name}: {spec.shown(path)}" for path in case.images]
+        image = read_channels(case.images, nonfinite=nonfinite, prefer=prefer, limits=limits, where=where)
+    except InputError as error:
+        problems += str(error).splitlines()
+    if case.label is not None:
+        label_where = f"{name}: {spec.shown(case.label)}"
+        try:
+            labels = read_label_map(case.label, prefer=prefer, limits=limits, where=label_where)
+        except InputError as error:
+            problems += str(error).splitlines()
+        else:
+            problems += undeclared(labels, spec, label_where)
+    if image is not None:
+        if image.channels != len(spec.channels):
+            problems.append(
+                f"{name}: {image.channels} channel(s) in {spec.shown(case.images[0])}, but dataset.json names "
+                f"{len(spec.channels)} ({', '.join(spec.channels)}). Correct one of them."
+            )
+        elif len(image.constant_channels) == image.channels:
+            value = float(image.array.flat[0])
+            problems.append(
+                f"{where[0]}: every voxel is {value:g}: the image is empty. Export it again or drop the case."
+            )
+        if labels is not None and (difference := grid_difference(image.grid, labels.grid)):
+            problems.append(
+                f"{name}: image and label map {difference}. Check {spec.shown(labels.path or case.images[0])}, "
+                "or resample it onto the image."
+            )
+    if problems or image is None:
+        raise InputErrors(problems) if len(problems) > 1 else InputError(problems[0])
+    return LoadedCase(image, labels)
+
+
+def undeclared(labels: LabelMap, spec: DatasetSpec, where: str) -> list[str]:
+    """One line per value that dataset.json does not declare (the first few), with its count and first voxel."""
+    counts = labels.counts()
+    strange = [value for value in counts if value not in spec.values]
+    lines = []
+    for value in strange[:MOST_VALUES_SHOWN]:
+        first = first_voxel(labels.array == value)
+        lines.append(
+            f"{where}: label value {value} in {counts[value]} voxel(s), the first at {first}, "
+            f"is not declared (declared: {_few(spec.values)}). Add it to dataset.json or correct the label map."
+        )
+    if len(strange) > MOST_VALUES_SHOWN:
+        rest = len(strange) - MOST_VALUES_SHOWN
+        lines.append(f"{where}: {rest} more values are not declared. Check that this file is a label map.")
+    return lines
+
+
+def foreground_voxels(counts: Mapping[int, int], spec: DatasetSpec) -> int:
+    """Voxels of any structure: neither background nor ignored."""
+    return sum(number for value, number in counts.items() if value not in (0, spec.ignore))
+
+
+def _few(values: tuple[int, ...], most: int = 8) -> str:
+    return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")

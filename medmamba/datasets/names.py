@@ -1,0 +1,63 @@
+"""Case ids: what may be one, and which two a file system or a reader could take for each other."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from medmamba.errors import InputError
+from medmamba.images.gate import shown
+
+LONGEST_BYTES = 200  # of 255 in a file name: endings and the name of a file in the making need the rest
+
+
+def case_id_problem(case_id: str) -> str | None:
+    """Why this cannot be a case id, in words; None if it can."""
+    if not case_id or case_id in (".", ".."):
+        return "the case has no name"
+    if not case_id.isprintable():
+        return "the case name holds control characters; rename the file"
+    if set(case_id) & set("/\\"):
+        return "the case name holds a slash or backslash; rename the file"
+    if len(case_id.encode()) > LONGEST_BYTES:
+        return f"the case name has more than {LONGEST_BYTES} bytes; use a shorter one"
+    return None
+
+
+def clashes(case_ids: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of ids that are the same, or differ only in case or in how accents are encoded."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for case_id in case_ids:
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", case_id).casefold())
+        if key in seen:
+            pairs.append((seen[key], case_id))
+        else:
+            seen[key] = case_id
+    return pairs
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The path of a file that a dataset names, which must lie in the dataset's own folder.
+
+    Raises:
+        InputError: absolute, or leading out of the folder by "..".
+    """
+    path = PurePosixPath(relative.replace("\\", "/"))
+    if not relative or "\0" in relative:
+        raise InputError("the path is empty")
+    if path.is_absolute() or (len(relative) > 1 and relative[1] == ":") or ".." in path.parts:
+        raise InputError(f"the path {shown(relative)!r} leads out of the dataset's folder; use paths inside it")
+    return folder.joinpath(*path.parts)
+
+
+def output_path(folder: Path, case_id: str, ending: str) -> Path:
+    """Where a result of a case is written: directly in ``folder``, whatever the id says.
+
+    Raises:
+        InputError: the id cannot be a file name.
+    """
+    if problem := case_id_problem(case_id):
+        raise InputError(f"{shown(case_id)}: {problem}.")
+    return folder / (case_id + ending)

@@ -1,0 +1,81 @@
+"""What a dataset holds, whatever its layout on disk: channels, labels, and the files of each case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medmamba.images.gate import shown
+
+
+@dataclass(frozen=True)
+class CaseSpec:
+    """The files of one case.
+
+    Args:
+        case_id: unique in its dataset; masks get this name.
+        images: one file with all channels, or one file per channel, in the order of the channels.
+        label: the label map; None for a case without ground truth.
+        annotated: names of the labels that were looked for in this case; None for all of them.
+        group: the patient or site that the case belongs to, if the dataset says so.
+    """
+
+    case_id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    annotated: tuple[str, ...] | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset as its own files describe it; nothing of it is copied or renamed.
+
+    Args:
+        name: as written in dataset.json, or the folder's name.
+        folder: where it lies.
+        layout: "decathlon", "nnunet" or "csv".
+        channels: name of each channel, in order.
+        labels: value in the files by name, background (0) first; values need not be consecutive.
+        cases, test: training cases and test cases.
+        regions: values by name of region, where several values together are one structure; empty if there are none.
+        region_order: value written for each region, in the order of writing (nnU-Net's regions_class_order).
+        ignore: value of voxels that are not to be learned from.
+        splits: (training ids, validation ids) per fold, if the dataset comes with its own.
+        problems, warnings: what the description itself has wrong or odd, one line each.
+    """
+
+    name: str
+    folder: Path
+    layout: str
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    cases: tuple[CaseSpec, ...]
+    test: tuple[CaseSpec, ...] = ()
+    regions: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    region_order: tuple[int, ...] = ()
+    ignore: int | None = None
+    splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    description: str = ""
+    reference: str = ""
+    licence: str = ""
+    release: str = ""
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """All values that a label map of this dataset may hold, in ascending order; the ignore value among them."""
+        extra = () if self.ignore is None else (self.ignore,)
+        return tuple(sorted({*self.labels.values(), *extra, *(v for vs in self.regions.values() for v in vs)}))
+
+    def case(self, case_id: str) -> CaseSpec:
+        """The training or test case of that id."""
+        for case in (*self.cases, *self.test):
+            if case.case_id == case_id:
+                return case
+        raise KeyError(case_id)
+
+    def shown(self, path: Path) -> str:
+        """A path as messages show it: relative to the dataset where it lies inside."""
+        return shown(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
