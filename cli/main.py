@@ -1,0 +1,59 @@
+"""The application and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from medmamba import __version__
+from medmamba.cli import demo, doctor, evaluate, explain, plan, predict, train
+from medmamba.cli.console import report_error
+from medmamba.errors import MedmambaError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Medical image segmentation that configures itself, on Mamba networks.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo.demo, plan.plan, train.train, predict.predict, evaluate.evaluate, explain.explain, doctor.doctor):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medmamba {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of the console script; exits with 0, 1 (some cases failed), 2, 4, 130 or 143."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(args=arguments, standalone_mode=True)
+    except MedmambaError as error:
+        if "--debug" in arguments:
+            raise
+        report_error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        report_error("Interrupted. What was written is complete; `medmamba train --resume` goes on.")
+        sys.exit(INTERRUPTED)
+    except MemoryError:
+        report_error("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.")
+        sys.exit(4)

@@ -1,0 +1,29 @@
+"""Option values that need reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from medmamba.errors import InputError
+
+Number = TypeVar("Number", int, float)
+
+
+def numbers(text: str | None, kind: Callable[[str], Number], option: str) -> list[Number] | None:
+    """``"1,1,2.5"`` as a list of numbers; None stays None."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.replace("x", ",").split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is not a list of numbers. Write for example {option} 64,96,96.") from error
+
+
+def fold_name(text: str) -> int | str:
+    """A fold as a number, or ``all``."""
+    if text == "all":
+        return text
+    if text.isdigit():
+        return int(text)
+    raise InputError(f"--fold {text!r} is neither a number nor 'all'. Use for example --fold 0.")

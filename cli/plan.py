@@ -1,0 +1,40 @@
+"""``medmamba plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plan(
+    dataset: Annotated[Path, typer.Argument(help="Folder with dataset.json (Medical Segmentation Decathlon layout).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
+    network: Annotated[str, typer.Option(help="Network family.")] = "vm_unet",
+    device_memory: Annotated[float, typer.Option(help="Memory to plan for, in GB.", min=0.5)] = 8.0,
+    spacing: Annotated[str | None, typer.Option(help="Voxel spacing in mm instead of the rule's: 1,1,2.5")] = None,
+    patch_size: Annotated[str | None, typer.Option(help="Patch size in voxels instead of the rule's: 64,96,96")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Batch size instead of the rule's.", min=1)] = None,
+) -> None:
+    """Measure a dataset, decide spacing, patch, batch and network, and preprocess its cases."""
+    from medmamba import pipeline
+    from medmamba.cli.console import console, stages
+    from medmamba.cli.options import numbers
+    from medmamba.plans.explain import summary_lines
+
+    with stages() as on_item:
+        made = pipeline.plan(
+            dataset,
+            output,
+            network=network,
+            device_memory_gb=device_memory,
+            spacing=numbers(spacing, float, "--spacing"),
+            patch_size=numbers(patch_size, int, "--patch-size"),
+            batch_size=batch_size,
+            on_item=on_item,
+        )
+    for line in summary_lines(made):
+        console.print(line, markup=False)
+    console.print(f"Plan and preprocessed cases: {output}", markup=False)
+    console.print(f"Why each number: medmamba explain {output}    Next: medmamba train {output}", markup=False)

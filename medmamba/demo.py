@@ -1,0 +1,85 @@
+"""The whole line on a small real dataset: plan, train, predict, evaluate, picture."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medmamba import pipeline
+from medmamba.atomic import FolderLock
+from medmamba.errors import InputError
+
+if TYPE_CHECKING:
+    from medmamba.evaluation.report import Evaluation
+    from medmamba.training.trainer import StepReport
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "data" / "hippocampus"
+STEPS_PER_EPOCH = 100
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found, and where it is."""
+
+    evaluation: Evaluation
+    masks: Path
+    overview: Path
+    seconds: dict[str, float]
+    peak_memory_gib: float
+
+
+def run_demo(
+    output: Path,
+    data: Path | None = None,
+    *,
+    minutes: float,
+    steps: int | None = None,
+    test_cases: int | None = None,
+    network: str = "vm_unet",
+    use_scan: bool = True,
+    on_item: pipeline.OnItem = pipeline._silent,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> DemoResult:
+    """Train on the dataset's training list, predict its test list and compare with ``labelsTs``.
+
+    The test cases are read for the first time when they are predicted.
+    """
+    from medmamba.datasets import read_dataset
+    from medmamba.evaluation.overview import save_overview
+    from medmamba.inference.predictor import Predictor
+    from medmamba.training.config import TrainConfig
+
+    dataset = data or EXAMPLE
+    if not dataset.is_dir():
+        raise InputError(
+            f"{dataset}: the demo's data is not there. Run from a checkout of the project, or give --data."
+        )
+    run, masks = output / "run", output / "masks"
+    seconds: dict[str, float] = {}
+    with FolderLock(output):
+        started = time.monotonic()
+        pipeline.plan(dataset, run, network=network, on_item=on_item)
+        seconds["plan"] = time.monotonic() - started
+
+        started = time.monotonic()
+        config = TrainConfig(max_minutes=minutes, steps=steps, steps_per_epoch=STEPS_PER_EPOCH)
+        pipeline.train(run, fold="all", use_scan=use_scan, config=config, restart=True, on_step=on_step)
+        seconds["train"] = time.monotonic() - started
+
+        started = time.monotonic()
+        cases = [case.images[0] for case in read_dataset(dataset).test][:test_cases]
+        pipeline.predict(Predictor(run), cases, masks, on_item=on_item)
+        seconds["predict"] = time.monotonic() - started
+
+        started = time.monotonic()
+        truths = [dataset / "labelsTs" / path.name for path in cases]
+        evaluation = pipeline.evaluate(masks, truths, output=output)
+        overview = output / "overview.png"
+        save_overview(overview, evaluation, cases, truths, masks)
+        seconds["evaluate"] = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return DemoResult(evaluation, masks, overview, seconds, peak)

@@ -1,0 +1,31 @@
+"""What this machine can do, in lines for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("torch", "monai", "triton", "nibabel", "SimpleITK", "batchgenerators", "numpy", "blosc2")
+
+
+def doctor_lines() -> Iterator[str]:
+    """Versions, cores, memory, GPUs and scan backends, one fact a line."""
+    import torch
+
+    from medmamba import __version__
+    from medmamba.kernels import backend_report
+
+    yield f"medmamba {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    for name in PACKAGES:
+        try:
+            yield f"  {name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"  {name} is not installed"
+    yield f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    yield f"GPU: {', '.join(gpus) if gpus else 'none that torch can use'}"
+    yield "Scan backends:"
+    for line in str(backend_report()).splitlines():
+        yield f"  {line}"

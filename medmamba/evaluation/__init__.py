@@ -1,0 +1,1 @@
+"""Comparison of predictions with the truth."""

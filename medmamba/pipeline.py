@@ -1,0 +1,282 @@
+"""The verbs of medmamba: plan, train, predict, evaluate. The commands and the Python API both come through here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_json, write_text
+from medmamba.errors import ConfigError, InputError, InputErrors, MedmambaError, unknown_name
+from medmamba.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from medmamba.evaluation.report import Evaluation
+    from medmamba.inference.predictor import Predictor
+    from medmamba.plans.schema import Plan
+    from medmamba.training.config import TrainConfig
+    from medmamba.training.trainer import StepReport, TrainingResult
+
+OnItem = Callable[[str, int, int], None]
+"""Progress: name of the stage, items done, items in all."""
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    return None
+
+
+def plan(
+    dataset: str | Path,
+    run: str | Path,
+    *,
+    network: str = "vm_unet",
+    device_memory_gb: float = 8.0,
+    spacing: Sequence[float] | None = None,
+    patch_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    on_item: OnItem = _silent,
+) -> Plan:
+    """Measure a dataset, plan for it and preprocess its training cases into the run folder.
+
+    Every case is checked while it is measured; all problems are raised together (InputErrors) before anything is
+    written to ``run``.
+    """
+    from medmamba.datasets import load_case, read_dataset
+    from medmamba.fingerprinting import measure_case
+    from medmamba.networks.registry import available_networks
+    from medmamba.plans.fingerprint import build_fingerprint, samples_per_case
+    from medmamba.plans.folds import make_folds
+    from medmamba.plans.planner import make_plan
+    from medmamba.preprocessing.case import preprocess_case
+    from medmamba.preprocessing.labels import encode
+    from medmamba.preprocessing.store import write_case
+
+    if network not in available_networks():
+        raise unknown_name("network", network, available_networks())
+    spec = read_dataset(Path(dataset))
+    training = [case for case in spec.cases if case.label is not None]
+    samples = samples_per_case(len(training))
+    measured, problems = [], []
+    for done, case in enumerate(training):
+        on_item("measure", done, len(training))
+        try:
+            image, truth = load_case(spec, case)
+        except MedmambaError as error:
+            problems.extend(str(error).splitlines())
+            continue
+        measured.append(measure_case(case.case_id, image.array, truth.array, image.grid, spec.labels, samples=samples))
+    on_item("measure", len(training), len(training))
+    if problems:
+        raise InputErrors(problems, summary=f"{dataset}: {len(problems)} problem(s); nothing was written.")
+
+    import numpy as np
+
+    channels = range(len(spec.channels))
+    fingerprint = build_fingerprint(
+        spec.name,
+        list(spec.channels),
+        dict(spec.labels),
+        [case.stats for case in measured],
+        [np.concatenate([case.foreground[channel] for case in measured]) for channel in channels],
+    )
+    made = make_plan(
+        fingerprint,
+        network=network,
+        device_memory_gb=device_memory_gb,
+        spacing=spacing,
+        patch_size=patch_size,
+        batch_size=batch_size,
+    )
+    folder = RunFolder(Path(run))
+    with FolderLock(folder.path):
+        remove_leftovers(folder.path)
+        write_text(folder.fingerprint_path, fingerprint.to_json())
+        write_json(folder.splits_path, make_folds([case.case_id for case in training]))
+        configuration = made.configurations[made.default_configuration]
+        target = folder.preprocessed(configuration.name)
+        chunk = tuple(configuration.patch_size)
+        for done, case in enumerate(training):
+            on_item("preprocess", done, len(training))
+            image, truth = load_case(spec, case)
+            prepared = preprocess_case(
+                case.case_id, image.array, image.grid, made, configuration, encode(truth.array, made)
+            )
+            assert prepared.labels is not None
+            write_case(
+                target / case.case_id,
+                case.case_id,
+                prepared.image,
+                prepared.labels,
+                chunk=(1, *chunk) if len(chunk) == 2 else chunk,
+            )
+        on_item("preprocess", len(training), len(training))
+        write_text(folder.plan_path, made.to_json())  # last: a run folder with a plan is a finished one
+    return made
+
+
+def train(
+    run: str | Path,
+    *,
+    fold: int | str = 0,
+    configuration: str | None = None,
+    network: str | None = None,
+    use_scan: bool = True,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> TrainingResult:
+    """Train one fold (a number, or ``"all"`` for every case and no validation) of a planned run."""
+    from shutil import rmtree
+
+    import torch
+
+    from medmamba.model import network_arguments
+    from medmamba.networks.registry import available_networks, build_network
+    from medmamba.preprocessing.store import stored_cases
+    from medmamba.training.config import TrainConfig
+    from medmamba.training.trainer import train_fold
+
+    config = config or TrainConfig()
+    folder = RunFolder(Path(run))
+    made = folder.read_plan()
+    name = configuration or made.default_configuration
+    if name not in made.configurations:
+        raise unknown_name("configuration", name, list(made.configurations))
+    if network is not None and network not in available_networks():
+        raise unknown_name("network", network, available_networks())
+    chosen = made.configurations[name]
+    cases = stored_cases(folder.preprocessed(name))
+    training_ids, validation_ids = _fold_cases(folder, fold, sorted(cases))
+    missing = [case_id for case_id in [*training_ids, *validation_ids] if case_id not in cases]
+    if missing:
+        raise InputError(
+            f"{folder.preprocessed(name)}: {len(missing)} case(s) of the split are not preprocessed, the first is "
+            f"{missing[0]}. Run `medmamba plan` again."
+        )
+    arguments = network_arguments(made, chosen, network=network, use_scan=use_scan)
+    target = folder.fold(name, fold)
+    with FolderLock(make_folder(target)):
+        remove_leftovers(target)
+        if restart:
+            rmtree(target / "checkpoints", ignore_errors=True)
+        torch.manual_seed(config.seed)
+        built = build_network(**arguments)
+        facts = {"plan_sha256": made.hash(), "configuration": name, "fold": str(fold), "network": arguments}
+        write_text(target / "plan.json", made.to_json())
+        write_json(target / "model.json", facts)
+        return train_fold(
+            built,
+            made,
+            chosen,
+            [cases[case_id] for case_id in training_ids],
+            [cases[case_id] for case_id in validation_ids],
+            target,
+            config,
+            resume=resume,
+            facts=facts,
+            on_step=on_step,
+        )
+
+
+@dataclass
+class PredictionReport:
+    """What became of each case of a folder."""
+
+    output: Path
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def predict(
+    model: str | Path | Predictor,
+    images: str | Path | Sequence[Path],
+    output: str | Path,
+    *,
+    configuration: str | None = None,
+    folds: list[int | str] | None = None,
+    device: str = "auto",
+    mirror: bool = True,
+    on_item: OnItem = _silent,
+) -> PredictionReport:
+    """Predict a file or every case of a folder; masks and ``report.json`` land in ``output``.
+
+    A case that fails is named in the report and the others are finished; no mask is written for it, and an old one of
+    the same name is removed first.
+    """
+    from medmamba.images import write_label_map
+    from medmamba.inference.cases import find_cases, read_case
+    from medmamba.inference.predictor import Predictor
+
+    target = Path(output)
+    cases = find_cases(Path(images) if isinstance(images, str) else images)
+    if any(path.parent.resolve() == target.resolve() for case in cases for path in case.paths):
+        raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
+    predictor = (
+        model
+        if isinstance(model, Predictor)
+        else Predictor(model, configuration=configuration, folds=folds, device=device, mirror=mirror)
+    )
+    report = PredictionReport(target)
+    with FolderLock(make_folder(target)):
+        remove_leftovers(target)
+        for case in cases:
+            (target / case.output_name).unlink(missing_ok=True)
+        for done, case in enumerate(cases):
+            on_item("predict", done, len(cases))
+            try:
+                image = read_case(case)
+                result = predictor.predict(image)
+                write_label_map(target / case.output_name, result.labels, like=image)
+            except (InputError, FloatingPointError) as error:
+                report.failed[case.case_id] = str(error)
+                continue
+            report.done[case.case_id] = {
+                "mask": case.output_name,
+                "voxels": result.voxels,
+                "volume_ml": result.volumes_ml,
+                "empty": not any(result.voxels.values()),
+            }
+        on_item("predict", len(cases), len(cases))
+        write_json(
+            target / "report.json",
+            {"schema_version": 1, "model": predictor.provenance(), "cases": report.done, "failed": report.failed},
+        )
+    return report
+
+
+def evaluate(
+    predictions: str | Path,
+    truths: str | Path | Sequence[Path],
+    *,
+    output: str | Path | None = None,
+    on_item: OnItem = _silent,
+) -> Evaluation:
+    """Compare a folder of masks with a folder of truths; writes evaluation.json and .csv beside the predictions."""
+    import json
+
+    from medmamba.evaluation.report import evaluate_folders
+    from medmamba.inference.cases import find_cases
+
+    folder = Path(predictions)
+    labels = None
+    if (folder / "report.json").is_file():
+        try:
+            labels = json.loads((folder / "report.json").read_text())["model"]["labels"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{folder / 'report.json'}: not a prediction report ({error}).") from error
+    masks = {case.case_id: case.paths[0] for case in find_cases(folder)}
+    truth = {case.case_id: case.paths[0] for case in find_cases(Path(truths) if isinstance(truths, str) else truths)}
+    result = evaluate_folders(masks, truth, labels)
+    result.write(Path(output) if output is not None else folder)
+    return result
+
+
+def _fold_cases(folder: RunFolder, fold: int | str, all_cases: list[str]) -> tuple[list[str], list[str]]:
+    if fold == "all":
+        return all_cases, []
+    splits = folder.read_splits()
+    if not isinstance(fold, int) or not 0 <= fold < len(splits):
+        raise ConfigError(f"Fold {fold!r} does not exist. Use 0 to {len(splits) - 1}, or all.")
+    return splits[fold]["train"], splits[fold]["val"]

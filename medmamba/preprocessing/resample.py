@@ -1,0 +1,93 @@
+"""Resampling between voxel grids that share their corners (half-voxel centres, edge values continued).
+
+A cubic spline is linear in its samples and separable, so along one axis it is a small matrix. scipy gives that matrix
+once per pair of lengths, and each volume then costs three matrix products.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+SEPARATE_AXIS_ANISOTROPY = 3.0
+"""Ratio of coarsest to finest spacing above which the coarse axis is resampled on its own (nnU-Net v2)."""
+
+
+def separate_axis(spacing: tuple[float, ...], new_spacing: tuple[float, ...]) -> int | None:
+    """The one axis so coarse that interpolating across it would invent anatomy, or None.
+
+    The present spacing decides when it is anisotropic, else the wanted one; two equally coarse axes have no separate
+    axis. Source: nnU-Net v2, ``preprocessing/resampling/default_resampling.py``.
+    """
+    for candidate in (spacing, new_spacing):
+        if max(candidate) / min(candidate) > SEPARATE_AXIS_ANISOTROPY:
+            coarse = [axis for axis, value in enumerate(candidate) if value == max(candidate)]
+            return coarse[0] if len(coarse) == 1 else None
+    return None
+
+
+def resample_image(
+    array: NDArray[np.float32], shape: tuple[int, ...], coarse_axis: int | None = None
+) -> NDArray[np.float32]:
+    """(C, I, J, K) on a grid of ``shape``: cubic spline, and nearest neighbour across ``coarse_axis``."""
+    if array.shape[1:] == tuple(shape):
+        return array
+    result = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    for axis, (old, new) in enumerate(zip(array.shape[1:], shape, strict=True)):
+        if old != new:
+            operator = _nearest_matrix(old, new) if axis == coarse_axis else _cubic_matrix(old, new)
+            result = torch.movedim(torch.tensordot(operator, result, dims=([1], [axis + 1])), 0, axis + 1)
+    return result.contiguous().numpy()
+
+
+def resample_labels(
+    labels: NDArray[np.integer], shape: tuple[int, ...], coarse_axis: int | None = None
+) -> NDArray[np.integer]:
+    """(I, J, K) label map on a grid of ``shape``: each label interpolated linearly, the largest share wins.
+
+    A running maximum keeps the memory at two volumes whatever the number of labels.
+    """
+    if labels.shape == tuple(shape):
+        return labels
+    best = torch.full(tuple(shape), -1.0)
+    result = torch.zeros(tuple(shape), dtype=torch.int64)
+    for value in np.unique(labels):
+        share = interpolate_linear(torch.from_numpy(labels == value).float(), shape, coarse_axis)
+        better = share > best
+        result[better] = int(value)
+        best = torch.where(better, share, best)
+    return result.numpy().astype(labels.dtype)
+
+
+def interpolate_linear(volume: torch.Tensor, shape: tuple[int, ...], coarse_axis: int | None = None) -> torch.Tensor:
+    """(I, J, K) float tensor on a grid of ``shape``: trilinear, and nearest neighbour across ``coarse_axis``."""
+    if coarse_axis is not None and volume.shape[coarse_axis] != shape[coarse_axis]:
+        source = _nearest_index(volume.shape[coarse_axis], shape[coarse_axis])
+        volume = volume.index_select(coarse_axis, source.to(volume.device))
+    if tuple(volume.shape) == tuple(shape):
+        return volume
+    return torch.nn.functional.interpolate(volume[None, None], size=tuple(shape), mode="trilinear")[0, 0]
+
+
+@lru_cache(maxsize=64)
+def _cubic_matrix(old: int, new: int) -> torch.Tensor:
+    from scipy import ndimage
+
+    if old == 1:
+        return torch.ones(new, 1)
+    identity = np.eye(old)
+    matrix = ndimage.zoom(identity, (new / old, 1), order=3, mode="nearest", grid_mode=True)
+    return torch.from_numpy(matrix.astype(np.float32))
+
+
+def _nearest_index(old: int, new: int) -> torch.Tensor:
+    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
+    return centres.floor().long().clamp_(0, old - 1)
+
+
+@lru_cache(maxsize=64)
+def _nearest_matrix(old: int, new: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(_nearest_index(old, new), old).float()

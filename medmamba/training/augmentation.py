@@ -1,0 +1,153 @@
+"""Training augmentation: nnU-Net's set, order, probabilities and ranges, made of MONAI transforms.
+
+Every draw comes from the sample's own random stream, so the same (seed, step, sample) gives the same patch on any
+worker. Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import atan2, ceil, cos, radians, sin
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Affine,
+    Compose,
+    RandAdjustContrast,
+    RandFlipd,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandScaleIntensity,
+    RandScaleIntensityFixedMean,
+    RandSimulateLowResolution,
+)
+
+ROTATION_PROBABILITY = 0.2
+SCALING_PROBABILITY = 0.2
+SCALING_RANGE = (0.7, 1.4)
+ENLARGEMENT_SCALE = 0.85
+"""Zoom for which an enlarged patch still covers the corners; stronger zooms meet the border value (as in nnU-Net)."""
+FLAT_PATCH_ANISOTROPY = 3.0
+"""Longest over first patch edge above which rotation and scaling stay in the slice plane."""
+
+
+@dataclass(frozen=True)
+class AugmentationPlan:
+    """What augmentation a patch gets: rotation range per axis in radians, and the axes that may be mirrored."""
+
+    patch_size: tuple[int, ...]
+    rotation: tuple[float, ...]
+    mirror_axes: tuple[int, ...]
+    in_plane_only: bool = False
+
+    @property
+    def enlarged_size(self) -> tuple[int, ...]:
+        """Patch size to read so that a rotated and shrunk patch has no empty corners."""
+        if self.in_plane_only:
+            return (self.patch_size[0], *_enlarge(self.patch_size[1:], (self.rotation[0],)))
+        return _enlarge(self.patch_size, self.rotation)
+
+
+def augmentation_plan(patch_size: tuple[int, ...], mirror_axes: tuple[int, ...]) -> AugmentationPlan:
+    """nnU-Net's ranges: 30 degrees in 3D; in-plane 180 for flat 3D and square 2D, 15 for long 2D patches."""
+    if len(patch_size) == 2:
+        long = max(patch_size) / min(patch_size) > 1.5
+        return AugmentationPlan(patch_size, (radians(15 if long else 180),), mirror_axes)
+    if max(patch_size) / patch_size[0] > FLAT_PATCH_ANISOTROPY:
+        return AugmentationPlan(patch_size, (radians(180), 0.0, 0.0), mirror_axes, in_plane_only=True)
+    return AugmentationPlan(patch_size, (radians(30),) * 3, mirror_axes)
+
+
+@dataclass(frozen=True)
+class SpatialDraw:
+    """The rotation (radians per axis) and zoom of one sample."""
+
+    rotation: tuple[float, ...]
+    zoom: float
+
+
+def draw_spatial(rng: np.random.Generator, plan: AugmentationPlan) -> SpatialDraw | None:
+    """Decide before a patch is read whether it is rotated or scaled; None leaves it as it is."""
+    rotate = rng.random() < ROTATION_PROBABILITY
+    scale = rng.random() < SCALING_PROBABILITY
+    angles = tuple(float(rng.uniform(-limit, limit)) if rotate else 0.0 for limit in plan.rotation)
+    zoom = _either_side_of_one(rng, SCALING_RANGE) if scale else 1.0
+    return SpatialDraw(angles, zoom) if rotate or scale else None
+
+
+def augment(
+    image: torch.Tensor,
+    label: torch.Tensor,
+    plan: AugmentationPlan,
+    spatial: SpatialDraw | None,
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image (C, ...) and label map (1, ...) of ``plan.enlarged_size`` (or of the patch size without ``spatial``),
+    augmented and of ``plan.patch_size``."""
+    if spatial is not None:
+        zoom = (1.0, spatial.zoom, spatial.zoom) if plan.in_plane_only else (spatial.zoom,) * len(plan.patch_size)
+        arguments = {
+            "rotate_params": spatial.rotation if len(plan.patch_size) == 3 else spatial.rotation[0],
+            "scale_params": zoom,
+            "spatial_size": plan.patch_size,
+            "image_only": True,
+        }
+        image = Affine(mode="bilinear", padding_mode="zeros", **arguments)(image)
+        label = Affine(mode="nearest", padding_mode="zeros", **arguments)(label)
+    image = _intensity(image.shape[0], len(plan.patch_size)).set_random_state(seed=_seed(rng))(_plain(image))
+    flips = Compose([RandFlipd(("image", "label"), prob=0.5, spatial_axis=axis) for axis in plan.mirror_axes])
+    both = flips.set_random_state(seed=_seed(rng))({"image": _plain(image), "label": _plain(label)})
+    return _plain(both["image"]).contiguous(), _plain(both["label"]).contiguous()
+
+
+def _intensity(channels: int, dims: int) -> Compose:
+    sigma = {f"sigma_{axis}": (0.5, 1.0) for axis in "xyz"[:dims]}
+    return Compose(
+        [
+            # MONAI draws a standard deviation; nnU-Net draws a variance in [0, 0.1], so the deviation reaches 0.316.
+            RandGaussianNoise(prob=0.1, std=0.316),
+            RandGaussianSmooth(prob=0.2, **sigma),
+            RandScaleIntensity(prob=0.15, factors=0.25),
+            RandScaleIntensityFixedMean(prob=0.15, factors=0.25, fixed_mean=True, preserve_range=True),
+            RandSimulateLowResolution(
+                prob=0.25, zoom_range=(0.5, 1.0), upsample_mode="bilinear" if dims == 2 else "trilinear"
+            ),
+            RandAdjustContrast(prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
+            RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+        ]
+    )
+
+
+def _either_side_of_one(rng: np.random.Generator, limits: tuple[float, float]) -> float:
+    """A factor below or above 1 with equal chance, as nnU-Net draws zooms."""
+    low, high = limits
+    return float(rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high))
+
+
+def _enlarge(patch_size: tuple[int, ...], rotation: tuple[float, ...]) -> tuple[int, ...]:
+    """Bounding box of the patch over the rotation range of each axis, divided by the enlargement scale.
+
+    nnU-Net's formula looks at one corner only and so leaves empty corners; this is the true extent.
+    """
+    largest = [float(edge) for edge in patch_size]
+    planes = [(0, 1)] if len(patch_size) == 2 else [(1, 2), (0, 2), (0, 1)]
+    for limit, (a, b) in zip(rotation, planes, strict=True):
+        largest[a] = max(largest[a], _turned_edge(patch_size[a], patch_size[b], limit))
+        largest[b] = max(largest[b], _turned_edge(patch_size[b], patch_size[a], limit))
+    return tuple(ceil(edge / ENLARGEMENT_SCALE) for edge in largest)
+
+
+def _turned_edge(edge: int, across: int, limit: float) -> float:
+    """Largest extent along ``edge`` of a rectangle turned by up to ``limit`` radians; widest along its diagonal."""
+    angle = min(limit, atan2(across, edge))
+    return cos(angle) * edge + sin(angle) * across
+
+
+def _seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**31))
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Drop MONAI's metadata: affines mean nothing inside a patch, and tracking them costs time."""
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else torch.as_tensor(tensor)

@@ -1,0 +1,41 @@
+"""Training length and the learning rate that is fitted to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POLY_EXPONENT = 0.9
+"""Exponent of nnU-Net's polynomial decay."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: a number of steps, a number of minutes, or whichever ends first."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise ValueError("a budget needs steps or minutes")
+        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
+            raise ValueError("a budget must be positive")
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the budget used after ``step`` steps and ``seconds`` of training, 0 to 1."""
+        by_steps = step / self.steps if self.steps is not None else 0.0
+        by_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+
+def poly_rate(initial: float, progress: float) -> float:
+    """Learning rate ``initial * (1 - progress) ** 0.9``; zero at the end of the budget.
+
+    With progress = epoch / epochs this is nnU-Net's schedule; counted in steps or time it fits any budget.
+    """
+    return initial * (1.0 - progress) ** POLY_EXPONENT
+
+
+def warmed_up(rate: float, step: int, warmup_steps: int) -> float:
+    """The rate raised linearly from zero over the first ``warmup_steps`` steps."""
+    return rate * min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else rate

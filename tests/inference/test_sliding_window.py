@@ -1,0 +1,66 @@
+"""Positions and weights of the sliding window, and what must come out whatever the size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from medmamba.inference.sliding_window import gaussian_weight, predict_logits, window_starts
+
+CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("case", CASES["sliding_window_starts"])
+def test_patches_start_where_nnunets_do(case):
+    sizes = zip(case["image_size"], case["patch_size"], strict=True)
+    assert [window_starts(size, patch, case["step_size"]) for size, patch in sizes] == case["starts"]
+
+
+@pytest.mark.parametrize("case", CASES["gaussian_importance"])
+def test_weights_are_nnunets(case):
+    weight = gaussian_weight(tuple(case["patch_size"]))
+    assert weight[tuple(case["centre_index"])] == pytest.approx(case["centre"], rel=1e-5)
+    assert weight[(0,) * weight.ndim] == pytest.approx(case["corner"], rel=1e-3)
+    assert float(weight.double().sum()) == pytest.approx(case["sum"], rel=1e-5)
+
+
+@given(size=st.integers(1, 300), patch=st.integers(1, 100))
+def test_every_voxel_is_covered_and_nothing_lies_outside(size, patch):
+    starts = window_starts(size, patch)
+    covered = {voxel for start in starts for voxel in range(start, start + patch)}
+    assert set(range(size)) <= covered
+    assert max(starts) + patch <= max(size, patch)
+
+
+class Copy(nn.Module):
+    """Two classes: the image itself and a constant."""
+
+    def forward(self, x):
+        return torch.cat([x, torch.full_like(x, 3.0)], dim=1)
+
+
+@pytest.mark.parametrize("shape", [(17, 9, 30), (5, 6, 7), (16, 16, 16), (33, 16, 1)])
+@pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8), (16, 16, 16)])
+@pytest.mark.parametrize("mirror", [(), (0, 1)])
+def test_an_identity_network_gives_the_image_back(shape, patch, mirror):
+    image = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+    logits = predict_logits(Copy(), image, patch, CPU, mirror_axes=mirror)
+    assert logits.shape == (2, *shape)
+    assert torch.allclose(logits[0], image[0], atol=1e-5)
+    assert torch.allclose(logits[1], torch.tensor(3.0), atol=1e-5)
+
+
+def test_logits_that_are_not_finite_are_an_error_and_not_background():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x / 0], dim=1)
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        predict_logits(Broken(), torch.zeros(1, 8, 8, 8), (8, 8, 8), CPU)

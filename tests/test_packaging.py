@@ -1,0 +1,74 @@
+"""The package is what pyproject.toml says, however it is reached."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MAPPED = ("kernels", "plans", "cli")
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_every_folder_with_an_init_file_is_listed_as_a_package():
+    mapping = _project()["tool"]["setuptools"]["package-dir"]
+    found = set()
+    for name, folder in mapping.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            inner = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join([name, *inner]))
+    assert found == set(_project()["tool"]["setuptools"]["packages"])
+
+
+def test_mapped_folders_are_never_imported_bare_or_relatively():
+    bare = re.compile(rf"^\s*(from|import) ({'|'.join(MAPPED)})\b|^\s*from \.", re.MULTILINE)
+    for folder in ("medmamba", *MAPPED, "tests", "benchmarks", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not bare.search(path.read_text()), f"{path}: write `from medmamba.… import …`"
+
+
+def test_bare_names_are_not_importable_outside_the_checkout(tmp_path):
+    code = "import importlib.util as u; print([n for n in ('kernels','plans','cli') if u.find_spec(n)])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_direct_dependencies_are_pinned_in_both_constraint_files():
+    project = _project()["project"]
+    wanted = project["dependencies"] + [d for name in ("test", "lint") for d in project["optional-dependencies"][name]]
+    names = {re.split(r"[<>=;\[ ]", requirement)[0].lower() for requirement in wanted}
+    for file in ("constraints-cpu.txt", "constraints-cuda.txt"):
+        text = (ROOT / "requirements" / file).read_text()
+        if "-c constraints-cpu.txt" in text:
+            text += (ROOT / "requirements" / "constraints-cpu.txt").read_text()
+        pinned = {line.split("==")[0].lower() for line in text.splitlines()}
+        assert names <= pinned, f"{file} lacks {sorted(names - pinned)}"
+
+
+def test_import_and_help_load_nothing_heavy():
+    code = (
+        "import sys, medmamba.cli.main as m; import contextlib\n"
+        "with contextlib.suppress(SystemExit): m.app(['--help'])\n"
+        "heavy = {'torch', 'monai', 'SimpleITK', 'nibabel', 'matplotlib', 'triton', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_nothing_writes_or_reads_pickles():
+    forbidden = re.compile(
+        r"\bpickle\b|joblib|\bdill\b|shelve|marshal|\beval\(|\bexec\(|yaml\.load\(|allow_pickle=True|shell=True|extractall"
+    )
+    allowed = {"eval()"}
+    for folder in ("medmamba", *MAPPED):
+        for path in (ROOT / folder).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                code = line.split("#")[0].replace(".eval()", "")
+                if forbidden.search(code) and not any(word in code for word in allowed) and '"""' not in code:
+                    raise AssertionError(f"{path}: {line.strip()}")
