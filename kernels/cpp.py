@@ -1,0 +1,184 @@
+"""The C++ backend of the selective scan as PyTorch operators, with gradients and shapes for the compiler.
+
+`medmamba::routed_scan_cpp` and `medmamba::routed_scan_cpp_backward` take contiguous float32 tensors of the shapes
+given in `medmamba.kernels.routed_scan`. The library is loaded at the first call, never at import.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medmamba.kernels import library as lib
+
+# Sizes that csrc/abi.h fixes: positions per saved state, and the padding of channels in `saved`.
+TILE = 64
+PAD = 16
+
+_STATUS = {
+    1: "out of memory for scratch space",
+    2: "a row of `routes` is not a permutation of 0..L-1: every route must visit every position once",
+    3: "a size is zero or too large",
+    4: "this processor cannot run the chosen instruction set",
+}
+
+
+def _raise_status(status: int) -> None:
+    if status == 1:
+        raise MemoryError(f"routed_scan: {_STATUS[1]}.")
+    if status:
+        raise ValueError(f"routed_scan: {_STATUS.get(status, f'unknown status {status}')}.")
+
+
+def _ready(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _arguments(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    routes: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    merge: bool,
+) -> lib.ScanArguments:
+    batch, length, K, channels = dt.shape
+    return lib.ScanArguments(
+        *(batch, length, K, channels, A.shape[-1]),
+        *(softplus, merge, x.dim() == 4, torch.get_num_threads()),
+        *(_at(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state)),
+    )
+
+
+def _saved_shape(dt: Tensor, A: Tensor) -> tuple[int, ...]:
+    batch, length, K, channels = dt.shape
+    return (batch, K, (length + TILE - 1) // TILE, (channels + PAD - 1) // PAD * PAD, A.shape[-1])
+
+
+def _output_shape(dt: Tensor, merge: bool) -> tuple[int, ...]:
+    batch, length, K, channels = dt.shape
+    return (batch, length, channels) if merge else (batch, length, K, channels)
+
+
+def _state_shape(dt: Tensor, A: Tensor) -> tuple[int, ...]:
+    return (dt.shape[0], *A.shape)
+
+
+@torch.library.custom_op("medmamba::routed_scan_cpp", mutates_args=(), device_types="cpu")
+def routed_scan_cpp(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    routes: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    merge: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, last state and, if `save`, the states at the tile starts that the backward pass needs."""
+    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state)]
+    y = dt.new_empty(_output_shape(dt, merge))
+    last = dt.new_empty(_state_shape(dt, A))
+    saved = dt.new_empty(_saved_shape(dt, A) if save else (0,))
+    arguments = _arguments(*inputs, softplus, merge)  # type: ignore[call-arg]
+    arguments.y, arguments.last = y.data_ptr(), last.data_ptr()
+    arguments.saved = saved.data_ptr() if save else None
+    _raise_status(lib.cpu_library().mm_scan_forward(arguments))
+    return y, last, saved
+
+
+@routed_scan_cpp.register_fake
+def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, softplus, merge, save):
+    return (
+        dt.new_empty(_output_shape(dt, merge)),
+        dt.new_empty(_state_shape(dt, A)),
+        dt.new_empty(_saved_shape(dt, A) if save else (0,)),
+    )
+
+
+@torch.library.custom_op("medmamba::routed_scan_cpp_backward", mutates_args=(), device_types="cpu")
+def routed_scan_cpp_backward(
+    dy: Tensor,
+    dlast: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    routes: Tensor | None,
+    initial_state: Tensor | None,
+    saved: Tensor,
+    softplus: bool,
+    merge: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state; empty where the input is None."""
+    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state)]
+    dy, dlast = dy.contiguous(), _ready(dlast)
+    gradients = _gradients(x, dt, A, B, C, D, dt_bias, initial_state)
+    arguments = lib.ScanGradients(_arguments(*inputs, softplus, merge))  # type: ignore[call-arg]
+    arguments.s.saved = saved.data_ptr()
+    arguments.dy, arguments.dlast = dy.data_ptr(), _at(dlast)
+    for name, gradient in zip(("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial"), gradients, strict=True):
+        setattr(arguments, name, gradient.data_ptr() if gradient.numel() else None)
+    _raise_status(lib.cpu_library().mm_scan_backward(arguments))
+    return gradients
+
+
+def _gradients(*inputs: Tensor | None):
+    like = inputs[0]
+    assert like is not None
+    return tuple(like.new_empty((0,)) if value is None else like.new_empty(value.shape) for value in inputs)
+
+
+@routed_scan_cpp_backward.register_fake
+def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, saved, softplus, merge):
+    return _gradients(x, dt, A, B, C, D, dt_bias, initial_state)
+
+
+def _remember(ctx, inputs, output) -> None:
+    x, dt, A, B, C, D, dt_bias, routes, initial_state, softplus, merge, save = inputs
+    if not save:
+        raise RuntimeError("routed_scan was called with save=False, but a gradient is wanted.")
+    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, routes, initial_state, output[2])
+    ctx.softplus, ctx.merge = softplus, merge
+
+
+def _backward(ctx, dy, dlast, dsaved):
+    x, dt, A, B, C, D, dt_bias, routes, initial_state, saved = ctx.saved_tensors
+    if dy is None:
+        dy = dt.new_zeros(_output_shape(dt, ctx.merge))
+    arguments = (dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, saved, ctx.softplus, ctx.merge)
+    dx, ddt, dA, dB, dC, dD, dbias, dinitial = routed_scan_cpp_backward(*arguments)
+    optional = [
+        None if value is None else gradient
+        for value, gradient in ((D, dD), (dt_bias, dbias), (initial_state, dinitial))
+    ]
+    return dx, ddt, dA, dB, dC, optional[0], optional[1], None, optional[2], None, None, None
+
+
+routed_scan_cpp.register_autograd(_backward, setup_context=_remember)
+
+
+def _no_second_gradient(ctx, *gradients):
+    raise RuntimeError(
+        "routed_scan has no second derivative in its compiled form. "
+        'Use backend="torch" or backend="reference" where gradients of gradients are needed.'
+    )
+
+
+routed_scan_cpp_backward.register_autograd(_no_second_gradient)

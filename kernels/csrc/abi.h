@@ -1,0 +1,68 @@
+// The C interface of the CPU kernels: plain structs and functions, read by ctypes in medmamba/kernels/cpu.py.
+// Any change of a struct or of a meaning below raises MM_ABI_VERSION; the loader refuses another version.
+#pragma once
+#include <stdint.h>
+
+#define MM_ABI_VERSION 1
+
+#if defined(_WIN32)
+#define MM_EXPORT extern "C" __declspec(dllexport)
+#else
+#define MM_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+enum MmStatus {
+    MM_OK = 0,
+    MM_NO_MEMORY = 1,      // scratch could not be allocated
+    MM_BAD_ROUTE = 2,      // a row of the route table is not a permutation of 0..L-1
+    MM_BAD_SHAPE = 3,      // a size is zero, negative or too large
+    MM_BAD_ISA = 4,        // this processor cannot run the instruction set that was asked for
+};
+
+// All arrays are float32, contiguous, in spatial order, channels last.
+// b = batch, l = position, k = route, d = channel, n = state.
+struct MmScan {
+    int64_t batch, length, routes, channels, states;
+    int32_t softplus;    // 1: step = softplus(dt + bias), 0: step = dt + bias
+    int32_t merge;       // 1: y is (b, l, d), summed over routes; 0: y is (b, l, k, d)
+    int32_t x_per_route; // 1: x is (b, l, k, d); 0: x is (b, l, d), shared by all routes
+    int32_t threads;
+    const float* x;
+    const float* dt;     // (b, l, k, d)
+    const float* A;      // (k, d, n)
+    const float* B;      // (b, l, k, n)
+    const float* C;      // (b, l, k, n)
+    const float* D;      // (k, d) or null
+    const float* bias;   // (k, d) or null
+    const int32_t* order;  // (k, l) or null for raster order
+    const float* initial;  // (b, k, d, n) or null for zeros
+    float* y;
+    float* last;         // (b, k, d, n) or null: the state after the last position
+    float* saved;        // null, or the states at the start of each tile, mm_saved_floats() long
+};
+
+struct MmScanGrad {
+    struct MmScan s;     // the same inputs; y is not read, saved is
+    const float* dy;     // shape of y
+    const float* dlast;  // shape of last or null
+    float* dx;
+    float* ddt;
+    float* dA;
+    float* dB;
+    float* dC;
+    float* dD;           // or null
+    float* dbias;        // or null
+    float* dinitial;     // or null
+};
+
+// What one instruction set provides.
+struct MmIsa {
+    const char* name;
+    int (*forward)(const struct MmScan*);
+    int (*backward)(const struct MmScanGrad*);
+};
+
+// Length of a time tile; states are saved once per tile.
+#define MM_TILE 64
+// Channels are padded to a multiple of this in `saved`, whatever the vector width.
+#define MM_PAD 16

@@ -1,0 +1,5 @@
+// The kernels for any processor: four channels per vector (SSE2 on x86-64, NEON on ARM).
+#include "abi.h"
+#define MM_WIDTH 4
+#include "scan_body.h"
+extern const MmIsa mm_base = {"base", forward, backward};

@@ -1,0 +1,516 @@
+// The selective scan for one instruction set: forward and backward over channels-last arrays with a route table.
+//
+// A block of MM_WIDTH channels is one vector; its states stay in registers while time runs. The equations, the order
+// of summation and the memory layout are derived in kernels/README.md. Everything here is static: the same source is
+// compiled once per instruction set, and no function may be shared between them by the linker.
+#pragma once
+#include <stdlib.h>
+
+#include "abi.h"
+#include "pool.h"
+#include "vec.h"
+
+namespace {
+
+constexpr int W = MM_WIDTH;
+constexpr int T = MM_TILE;
+constexpr int64_t kPhaseTiles = 8;  // backward: tiles between two summations of dB and dC over the channel groups
+
+struct Layout {
+    int64_t blocks;        // channel blocks of W
+    int64_t tiles;         // time tiles
+    int64_t padded;        // channels, padded as in `saved`
+    explicit Layout(const MmScan& s)
+        : blocks((s.channels + W - 1) / W),
+          tiles((s.length + T - 1) / T),
+          padded((s.channels + MM_PAD - 1) / MM_PAD * MM_PAD) {}
+};
+
+vf* allocate(int64_t vectors) {
+    const size_t bytes = (size_t)(vectors > 0 ? vectors : 1) * sizeof(vf);
+    return (vf*)aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+
+int lanes_of_block(const MmScan& s, int64_t block) {
+    const int64_t left = s.channels - block * W;
+    return left < W ? (int)left : W;
+}
+
+// (.., d, n) for one block to one vector per state, and back.
+void pack(const float* from, int64_t block, const MmScan& s, float factor, vf* to) {
+    const int lanes = lanes_of_block(s, block);
+    const float* rows = from + block * W * s.states;
+    for (int64_t n = 0; n < s.states; ++n) {
+        vf value = {};
+        for (int lane = 0; lane < lanes; ++lane) value[lane] = rows[lane * s.states + n] * factor;
+        to[n] = value;
+    }
+}
+
+void unpack(const vf* from, int64_t block, const MmScan& s, float* to) {
+    const int lanes = lanes_of_block(s, block);
+    float* rows = to + block * W * s.states;
+    for (int64_t n = 0; n < s.states; ++n)
+        for (int lane = 0; lane < lanes; ++lane) rows[lane * s.states + n] = from[n][lane];
+}
+
+vf* packed_decay(const MmScan& s, const Layout& layout) {
+    vf* decay = allocate(s.routes * layout.blocks * s.states);  // A * log2(e)
+    if (decay == nullptr) return nullptr;
+    for (int64_t k = 0; k < s.routes; ++k)
+        for (int64_t block = 0; block < layout.blocks; ++block)
+            pack(s.A + k * s.channels * s.states, block, s, 1.44269504f, decay + (k * layout.blocks + block) * s.states);
+    return decay;
+}
+
+// True if every decay is at most 1, whatever the numbers: then powers of two need no upper bound.
+bool decays_only(const MmScan& s) {
+    if (!s.softplus) return false;
+    bool positive = false;
+    for (int64_t i = 0; i < s.routes * s.channels * s.states; ++i) positive |= s.A[i] > 0.0f;
+    return !positive;
+}
+
+// Where the rows of one batch entry and route begin, and how far apart neighbours in space lie.
+struct Rows {
+    const int32_t* order;
+    int64_t x, x_step, dt, dt_step, bc, bc_step, y, y_step;
+    Rows(const MmScan& s, int64_t b, int64_t k) {
+        const int64_t K = s.routes, D = s.channels, N = s.states;
+        const int64_t in_each = K * D;
+        order = s.order == nullptr ? nullptr : s.order + k * s.length;
+        x_step = s.x_per_route ? in_each : D;
+        x = b * s.length * x_step + (s.x_per_route ? k * D : 0);
+        dt_step = in_each;
+        dt = b * s.length * in_each + k * D;
+        bc_step = K * N;
+        bc = b * s.length * bc_step + k * N;
+        y_step = s.merge ? D : in_each;
+        y = b * s.length * y_step + (s.merge ? 0 : k * D);
+    }
+    int64_t at(int64_t step) const { return order == nullptr ? step : order[step]; }
+};
+
+// h[n] = 2^(delta A2[n]) h[n] + du B[n];  y += sum_n h[n] C[n], for NB states of one tile.
+template <int NB, bool decays>
+void forward_states(int count, const vf* delta, const vf* du, vf* y, const float* const* B, const float* const* C,
+                    int64_t n0, const vf* A2, vf* state) {
+    const PowerTable table = power_table();
+    vf h[NB];
+#pragma GCC unroll 16
+    for (int i = 0; i < NB; ++i) h[i] = state[i];
+    for (int t = 0; t < count; ++t) {
+        const float* b = B[t] + n0;
+        const float* c = C[t] + n0;
+        const vf step = delta[t], input = du[t];
+        vf sum[2] = {y[t], vf{}};
+#pragma GCC unroll 16
+        for (int i = 0; i < NB; ++i) {
+            const Power decay = power_of_two<decays>(step * A2[i], table);
+            h[i] = decay.factor * (decay.scale * h[i]) + input * b[i];
+            sum[i & 1] += h[i] * c[i];
+        }
+        y[t] = sum[0] + sum[1];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < NB; ++i) state[i] = h[i];
+}
+
+template <bool decays>
+void forward_tile(int count, const vf* delta, const vf* du, vf* y, const float* const* B, const float* const* C,
+                  int64_t states, const vf* A2, vf* h) {
+    int64_t n = 0;
+    for (; n + 16 <= states; n += 16) forward_states<16, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
+    if (n + 8 <= states) forward_states<8, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 8;
+    if (n + 4 <= states) forward_states<4, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 4;
+    if (n + 2 <= states) forward_states<2, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 2;
+    if (n < states) forward_states<1, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
+}
+
+struct ForwardJob {
+    const MmScan* s;
+    Layout layout;
+    bool decays;
+    int64_t group, groups;  // channel blocks per task, tasks per batch entry
+    const vf* A2;
+    vf* states;  // per worker: group * states vectors
+};
+
+// One batch entry, a group of channel blocks, all routes one after the other (y is summed in that order).
+void forward_task(void* context, int64_t task, int worker) {
+    const ForwardJob& job = *(const ForwardJob*)context;
+    const MmScan& s = *job.s;
+    const Layout& layout = job.layout;
+    const int64_t N = s.states, b = task / job.groups;
+    const int64_t first = task % job.groups * job.group;
+    const int64_t end = first + job.group < layout.blocks ? first + job.group : layout.blocks;
+    const PowerTable table = power_table();
+    vf* const states = job.states + (int64_t)worker * job.group * N;
+    vf delta[T], du[T], y[T];
+    const float *B[T], *C[T];
+    int64_t place[T];
+    for (int64_t k = 0; k < s.routes; ++k) {
+        const Rows rows(s, b, k);
+        const int64_t bk = b * s.routes + k;
+        for (int64_t block = first; block < end; ++block) {
+            vf* h = states + (block - first) * N;
+            if (s.initial != nullptr) pack(s.initial + bk * s.channels * N, block, s, 1.0f, h);
+            else for (int64_t n = 0; n < N; ++n) h[n] = vf{};
+        }
+        for (int64_t tile = 0; tile < layout.tiles; ++tile) {
+            const int64_t start = tile * T;
+            const int count = s.length - start < T ? (int)(s.length - start) : T;
+            for (int t = 0; t < count; ++t) {
+                place[t] = rows.at(start + t);
+                B[t] = s.B + rows.bc + place[t] * rows.bc_step;
+                C[t] = s.C + rows.bc + place[t] * rows.bc_step;
+            }
+            for (int64_t block = first; block < end; ++block) {
+                const int lanes = lanes_of_block(s, block);
+                const int64_t channel = block * W;
+                vf* h = states + (block - first) * N;
+                const vf* A2 = job.A2 + (k * layout.blocks + block) * N;
+                if (s.saved != nullptr)
+                    memcpy(s.saved + ((bk * layout.tiles + tile) * layout.padded + channel) * N, h, N * sizeof(vf));
+                const vf bias = s.bias == nullptr ? vf{} : load(s.bias + k * s.channels + channel, lanes);
+                const vf skip = s.D == nullptr ? vf{} : load(s.D + k * s.channels + channel, lanes);
+                const float* x_row = s.x + rows.x + channel;
+                const float* dt_row = s.dt + rows.dt + channel;
+                for (int t = 0; t < count; ++t) {
+                    const vf x = load(x_row + place[t] * rows.x_step, lanes);
+                    const vf raw = load(dt_row + place[t] * rows.dt_step, lanes) + bias;
+                    delta[t] = s.softplus ? softplus<false>(raw, table).value : raw;
+                    du[t] = delta[t] * x;
+                    y[t] = skip * x;
+                }
+                if (job.decays) forward_tile<true>(count, delta, du, y, B, C, N, A2, h);
+                else forward_tile<false>(count, delta, du, y, B, C, N, A2, h);
+                float* y_row = s.y + rows.y + channel;
+                const bool add = s.merge && k > 0;
+                for (int t = 0; t < count; ++t) {
+                    float* to = y_row + place[t] * rows.y_step;
+                    store(to, add ? load(to, lanes) + y[t] : y[t], lanes);
+                }
+            }
+        }
+        if (s.last != nullptr)
+            for (int64_t block = first; block < end; ++block)
+                unpack(states + (block - first) * N, block, s, s.last + bk * s.channels * N);
+    }
+}
+
+int forward(const MmScan* scan) {
+    const MmScan& s = *scan;
+    ForwardJob job{&s, Layout(s), decays_only(s), 0, 0, nullptr, nullptr};
+    const int64_t threads = s.threads > 0 ? s.threads : 1;
+    job.group = job.layout.blocks;  // fewer blocks per task only to occupy the threads: the result is the same
+    if (threads > 1) job.group = (job.layout.blocks * s.batch + 2 * threads - 1) / (2 * threads);
+    if (job.group > job.layout.blocks) job.group = job.layout.blocks;
+    if (job.group < 1) job.group = 1;
+    job.groups = (job.layout.blocks + job.group - 1) / job.group;
+    vf* A2 = packed_decay(s, job.layout);
+    job.states = allocate(threads * job.group * s.states);
+    job.A2 = A2;
+    const bool ok = A2 != nullptr && job.states != nullptr;
+    if (ok) mm_parallel((int)threads, s.batch * job.groups, forward_task, &job);
+    free(A2);
+    free(job.states);
+    return ok ? MM_OK : MM_NO_MEMORY;
+}
+
+// Recompute the decays and states of one tile from its first state: h[0] is that state, h[t+1] the state after t.
+template <int NB, bool decays>
+void recompute_states(int count, const vf* delta, const vf* du, const float* const* B, int64_t n0, const vf* A2,
+                      const vf* first, vf* a, vf* h) {
+    const PowerTable table = power_table();
+    vf state[NB];
+#pragma GCC unroll 8
+    for (int i = 0; i < NB; ++i) h[i] = state[i] = first[i];
+    for (int t = 0; t < count; ++t) {
+        const float* b = B[t] + n0;
+        const vf step = delta[t], input = du[t];
+#pragma GCC unroll 8
+        for (int i = 0; i < NB; ++i) {
+            const Power decay = power_of_two<decays>(step * A2[i], table);
+            const vf product = decay.factor * decay.scale;
+            a[t * NB + i] = product;
+            h[(t + 1) * NB + i] = state[i] = product * state[i] + input * b[i];
+        }
+    }
+}
+
+// Adjoint sweep over one tile, last position first. carry[i] is a_{t+1} g_{t+1}.
+template <int NB, bool fresh>
+void adjoint_states(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
+                    const float* const* C, int64_t n0, int64_t stride, const vf* A2, const vf* a, const vf* h,
+                    vf* carry, vf* dA, vf* d_du, vf* d_delta, vf* dB, vf* dC) {
+    vf g_next[NB], sum_A[NB];
+#pragma GCC unroll 8
+    for (int i = 0; i < NB; ++i) g_next[i] = carry[i], sum_A[i] = dA[i];
+    for (int t = count - 1; t >= 0; --t) {
+        const float* b = B[t] + n0;
+        const float* c = C[t] + n0;
+        const vf out = dy[t], input = du[t], step = delta[t];
+        vf to_du = d_du[t], to_delta = d_delta[t];
+        vf* row_B = dB + t * stride + n0;
+        vf* row_C = dC + t * stride + n0;
+#pragma GCC unroll 8
+        for (int i = 0; i < NB; ++i) {
+            const vf g = g_next[i] + out * c[i];
+            row_C[i] = fresh ? out * h[(t + 1) * NB + i] : row_C[i] + out * h[(t + 1) * NB + i];
+            row_B[i] = fresh ? g * input : row_B[i] + g * input;
+            to_du += g * b[i];
+            g_next[i] = a[t * NB + i] * g;
+            const vf q = g_next[i] * h[t * NB + i];
+            sum_A[i] += q * step;
+            to_delta += q * A2[i];
+        }
+        d_du[t] = to_du;
+        d_delta[t] = to_delta;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < NB; ++i) carry[i] = g_next[i], dA[i] = sum_A[i];
+}
+
+struct BackwardJob {
+    const MmScanGrad* g;
+    Layout layout;
+    bool decays;
+    int64_t group, groups;        // fixed by the shape alone: the sums over channels must not depend on the threads
+    int64_t padded_states;        // states, padded to a multiple of W
+    int64_t first_tile, end_tile; // of this phase
+    const vf* A2;
+    vf *carry, *dA;               // (b, k, block, n)
+    vf *dD, *dbias;               // (b, k, block)
+    vf* lanes;                    // per worker: dB and dC of one tile, not yet summed over the lanes
+    float* partial;               // (group, b, k, position in phase, 2 padded_states), when groups > 1
+};
+
+template <bool decays, bool fresh>
+struct BackwardTile {
+    template <int NB>
+    static void states(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
+                       const float* const* C, int64_t n, int64_t stride, const vf* A2, const vf* first, vf* a, vf* h,
+                       vf* carry, vf* dA, vf* d_du, vf* d_delta, vf* dB, vf* dC) {
+        recompute_states<NB, decays>(count, delta, du, B, n, A2 + n, first + n, a, h);
+        adjoint_states<NB, fresh>(count, delta, du, dy, B, C, n, stride, A2 + n, a, h, carry + n, dA + n, d_du, d_delta,
+                                  dB, dC);
+    }
+    static void run(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
+                    const float* const* C, int64_t N, int64_t stride, const vf* A2, const vf* first, vf* carry, vf* dA,
+                    vf* d_du, vf* d_delta, vf* dB, vf* dC) {
+        vf a[T * 8], h[(T + 1) * 8];
+        int64_t n = 0;
+        for (; n + 8 <= N; n += 8)
+            states<8>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+        if (n + 4 <= N) {
+            states<4>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+            n += 4;
+        }
+        if (n + 2 <= N) {
+            states<2>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+            n += 2;
+        }
+        if (n < N) states<1>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+    }
+};
+
+void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, int64_t block, bool fresh,
+                    const int64_t* place, const float* const* B, const float* const* C, vf* dB, vf* dC) {
+    const MmScanGrad& g = *job.g;
+    const MmScan& s = g.s;
+    const Layout& layout = job.layout;
+    const Rows rows(s, b, k);
+    const int64_t N = s.states, start = tile * T, channel = block * W, bk = b * s.routes + k;
+    const int count = s.length - start < T ? (int)(s.length - start) : T;
+    const int lanes = lanes_of_block(s, block);
+    const PowerTable table = power_table();
+    const vf bias = s.bias == nullptr ? vf{} : load(s.bias + k * s.channels + channel, lanes);
+    const vf skip = s.D == nullptr ? vf{} : load(s.D + k * s.channels + channel, lanes);
+    vf x[T], delta[T], slope[T], du[T], dy[T], d_du[T], d_delta[T];
+    for (int t = 0; t < count; ++t) {
+        x[t] = load(s.x + rows.x + channel + place[t] * rows.x_step, lanes);
+        dy[t] = load(g.dy + rows.y + channel + place[t] * rows.y_step, lanes);
+        const vf raw = load(s.dt + rows.dt + channel + place[t] * rows.dt_step, lanes) + bias;
+        const Step step = s.softplus ? softplus<true>(raw, table) : Step{raw, all(1.0f)};
+        delta[t] = step.value;
+        slope[t] = step.slope;
+        du[t] = step.value * x[t];
+        d_du[t] = d_delta[t] = vf{};
+    }
+    const int64_t at = (bk * layout.blocks + block);
+    const vf* A2 = job.A2 + (k * layout.blocks + block) * N;
+    const vf* first = (const vf*)(s.saved + ((bk * layout.tiles + tile) * layout.padded + channel) * N);
+    vf *carry = job.carry + at * N, *dA = job.dA + at * N;
+    const int64_t stride = job.padded_states;
+    if (job.decays && fresh)
+        BackwardTile<true, true>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+    else if (job.decays)
+        BackwardTile<true, false>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+    else if (fresh)
+        BackwardTile<false, true>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+    else
+        BackwardTile<false, false>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+    vf sum_bias = vf{}, sum_skip = vf{};
+    for (int t = count - 1; t >= 0; --t) {
+        float* dx = g.dx + rows.x + channel + place[t] * rows.x_step;
+        const vf to_x = d_du[t] * delta[t] + skip * dy[t];
+        store(dx, s.x_per_route ? to_x : load(dx, lanes) + to_x, lanes);
+        const vf to_dt = (d_du[t] * x[t] + d_delta[t] * 0.69314718f) * slope[t];  // A = A2 ln 2
+        store(g.ddt + rows.dt + channel + place[t] * rows.dt_step, to_dt, lanes);
+        sum_bias += to_dt;
+        sum_skip += dy[t] * x[t];
+    }
+    job.dbias[at] += sum_bias;
+    job.dD[at] += sum_skip;
+}
+
+// One batch entry and a group of channel blocks, through all routes and the tiles of one phase.
+void backward_task(void* context, int64_t task, int worker) {
+    const BackwardJob& job = *(const BackwardJob*)context;
+    const MmScan& s = job.g->s;
+    const int64_t N = s.states, stride = job.padded_states, b = task / job.groups, group = task % job.groups;
+    const int64_t first = group * job.group;
+    const int64_t end = first + job.group < job.layout.blocks ? first + job.group : job.layout.blocks;
+    const int64_t phase_length = kPhaseTiles * T;
+    vf* dB = job.lanes + (int64_t)worker * 2 * T * stride;
+    vf* dC = dB + T * stride;
+    const float *B[T], *C[T];
+    int64_t place[T];
+    for (int64_t k = 0; k < s.routes; ++k) {
+        const Rows rows(s, b, k);
+        for (int64_t tile = job.end_tile - 1; tile >= job.first_tile; --tile) {
+            const int64_t start = tile * T;
+            const int count = s.length - start < T ? (int)(s.length - start) : T;
+            for (int t = 0; t < count; ++t) {
+                place[t] = rows.at(start + t);
+                B[t] = s.B + rows.bc + place[t] * rows.bc_step;
+                C[t] = s.C + rows.bc + place[t] * rows.bc_step;
+            }
+            for (int64_t block = first; block < end; ++block)
+                backward_block(job, b, k, tile, block, block == first, place, B, C, dB, dC);
+            float* partial = nullptr;
+            if (job.groups > 1)
+                partial = job.partial + (((group * s.batch + b) * s.routes + k) * phase_length +
+                                         (start - job.first_tile * T)) * 2 * stride;
+            for (int t = 0; t < count; ++t)
+                for (int64_t n = 0; n < N; n += W) {
+                    const vf sum_B = lane_sums(dB + t * stride + n), sum_C = lane_sums(dC + t * stride + n);
+                    const int64_t row = rows.bc + place[t] * rows.bc_step + n;
+                    const int left = N - n < W ? (int)(N - n) : W;
+                    if (partial == nullptr) {
+                        store(job.g->dB + row, sum_B, left);
+                        store(job.g->dC + row, sum_C, left);
+                    } else {
+                        store(partial + t * 2 * stride + n, sum_B);
+                        store(partial + t * 2 * stride + stride + n, sum_C);
+                    }
+                }
+        }
+    }
+}
+
+// dB and dC of one batch entry, route and tile: the sum over the channel groups, in their order.
+void reduce_task(void* context, int64_t task, int) {
+    const BackwardJob& job = *(const BackwardJob*)context;
+    const MmScan& s = job.g->s;
+    const int64_t tiles = job.end_tile - job.first_tile, N = s.states, stride = job.padded_states;
+    const int64_t tile = job.first_tile + task % tiles, bk = task / tiles;
+    const int64_t b = bk / s.routes, k = bk % s.routes, start = tile * T;
+    const int64_t phase_length = kPhaseTiles * T;
+    const Rows rows(s, b, k);
+    const int count = s.length - start < T ? (int)(s.length - start) : T;
+    const int64_t between_groups = s.batch * s.routes * phase_length * 2 * stride;
+    for (int t = 0; t < count; ++t) {
+        const int64_t row = rows.bc + rows.at(start + t) * rows.bc_step;
+        const float* from = job.partial + (bk * phase_length + (start - job.first_tile * T) + t) * 2 * stride;
+        for (int64_t n = 0; n < N; n += W) {
+            vf sum_B = load(from + n), sum_C = load(from + stride + n);
+            for (int64_t group = 1; group < job.groups; ++group) {
+                sum_B += load(from + group * between_groups + n);
+                sum_C += load(from + group * between_groups + stride + n);
+            }
+            const int left = N - n < W ? (int)(N - n) : W;
+            store(job.g->dB + row + n, sum_B, left);
+            store(job.g->dC + row + n, sum_C, left);
+        }
+    }
+}
+
+// Parameters have one gradient per batch entry: sum them in order.
+void parameter_gradients(const BackwardJob& job) {
+    const MmScanGrad& g = *job.g;
+    const MmScan& s = g.s;
+    const int64_t KB = s.routes * job.layout.blocks, N = s.states, D = s.channels;
+    for (int64_t at = 0; at < KB; ++at) {
+        const int64_t k = at / job.layout.blocks, block = at % job.layout.blocks;
+        const int lanes = lanes_of_block(s, block);
+        for (int64_t b = 1; b < s.batch; ++b) {
+            for (int64_t n = 0; n < N; ++n) job.dA[at * N + n] += job.dA[(b * KB + at) * N + n];
+            job.dD[at] += job.dD[b * KB + at];
+            job.dbias[at] += job.dbias[b * KB + at];
+        }
+        unpack(job.dA + at * N, block, s, g.dA + k * D * N);
+        if (g.dD != nullptr) store(g.dD + k * D + block * W, job.dD[at], lanes);
+        if (g.dbias != nullptr) store(g.dbias + k * D + block * W, job.dbias[at], lanes);
+    }
+}
+
+int backward(const MmScanGrad* grad) {
+    const MmScanGrad& g = *grad;
+    const MmScan& s = g.s;
+    const Layout layout(s);
+    BackwardJob job{grad, layout, decays_only(s), 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    const int64_t wanted = s.batch >= 8 ? 1 : (8 + s.batch - 1) / s.batch;
+    job.group = (layout.blocks + wanted - 1) / wanted;
+    job.groups = (layout.blocks + job.group - 1) / job.group;
+    job.padded_states = (s.states + W - 1) / W * W;
+    const int64_t threads = s.threads > 0 ? s.threads : 1;
+    const int64_t all_blocks = s.batch * s.routes * layout.blocks;
+    const int64_t lanes = threads * 2 * T * job.padded_states;
+    const int64_t phase = kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
+    vf* A2 = packed_decay(s, layout);
+    job.A2 = A2;
+    job.carry = allocate(all_blocks * s.states);
+    job.dA = allocate(all_blocks * s.states);
+    job.dD = allocate(all_blocks);
+    job.dbias = allocate(all_blocks);
+    job.lanes = allocate(lanes);
+    if (job.groups > 1)
+        job.partial = (float*)allocate(job.groups * s.batch * s.routes * kPhaseTiles * T * 2 * job.padded_states / W);
+    const bool ok = A2 && job.carry && job.dA && job.dD && job.dbias && job.lanes && (job.groups == 1 || job.partial);
+    if (ok) {
+        memset(job.dA, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
+        memset(job.dD, 0, (size_t)all_blocks * sizeof(vf));
+        memset(job.dbias, 0, (size_t)all_blocks * sizeof(vf));
+        memset(job.lanes, 0, (size_t)lanes * sizeof(vf));
+        const int64_t per_bk = s.channels * s.states;
+        for (int64_t at = 0; at < all_blocks; ++at) {
+            if (g.dlast != nullptr)
+                pack(g.dlast + at / layout.blocks * per_bk, at % layout.blocks, s, 1.0f, job.carry + at * s.states);
+            else
+                memset(job.carry + at * s.states, 0, (size_t)s.states * sizeof(vf));
+        }
+        if (!s.x_per_route) memset(g.dx, 0, (size_t)(s.batch * s.length * s.channels) * sizeof(float));
+        for (job.end_tile = layout.tiles; job.end_tile > 0; job.end_tile = job.first_tile) {
+            job.first_tile = job.end_tile > phase ? job.end_tile - phase : 0;
+            mm_parallel((int)threads, s.batch * job.groups, backward_task, &job);
+            if (job.groups > 1)
+                mm_parallel((int)threads, s.batch * s.routes * (job.end_tile - job.first_tile), reduce_task, &job);
+        }
+        parameter_gradients(job);
+        if (g.dinitial != nullptr)
+            for (int64_t at = 0; at < all_blocks; ++at)
+                unpack(job.carry + at * s.states, at % layout.blocks, s, g.dinitial + at / layout.blocks * per_bk);
+    }
+    free(A2);
+    free(job.carry);
+    free(job.dA);
+    free(job.dD);
+    free(job.dbias);
+    free(job.lanes);
+    free(job.partial);
+    return ok ? MM_OK : MM_NO_MEMORY;
+}
+
+}  // namespace

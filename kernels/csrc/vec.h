@@ -1,0 +1,218 @@
+// Vectors of one instruction set, and the two functions the scan needs: a power of two, and softplus.
+// Included once per translation unit, after MM_WIDTH (4, 8 or 16 channels) is defined; everything is static.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#if MM_WIDTH > 4
+#include <immintrin.h>
+#endif
+
+typedef float vf __attribute__((vector_size(MM_WIDTH * 4), may_alias));
+typedef int32_t vi __attribute__((vector_size(MM_WIDTH * 4), may_alias));
+typedef float vf_unaligned __attribute__((vector_size(MM_WIDTH * 4), may_alias, aligned(4)));
+
+#define MM_INLINE static inline __attribute__((always_inline))
+
+MM_INLINE vf all(float value) { return value - vf{}; }
+MM_INLINE vi bits(vf value) { return (vi)value; }
+MM_INLINE vf load(const float* from) { return *(const vf_unaligned*)from; }
+MM_INLINE void store(float* to, vf value) { *(vf_unaligned*)to = value; }
+
+// The first `count` channels; the others are zero.
+MM_INLINE vf load(const float* from, int count) {
+    if (__builtin_expect(count >= MM_WIDTH, 1)) return load(from);
+#if MM_WIDTH == 16
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1u), from);
+#else
+    vf value = {};
+    for (int lane = 0; lane < count; ++lane) value[lane] = from[lane];
+    return value;
+#endif
+}
+
+MM_INLINE void store(float* to, vf value, int count) {
+    if (__builtin_expect(count >= MM_WIDTH, 1)) {
+        store(to, value);
+        return;
+    }
+#if MM_WIDTH == 16
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1u), (__m512)value);
+#else
+    for (int lane = 0; lane < count; ++lane) to[lane] = value[lane];
+#endif
+}
+
+// max and min keep a NaN that stands in `value`.
+MM_INLINE vf at_least(vf value, vf low) {
+#if MM_WIDTH == 16
+    return (vf)_mm512_max_ps((__m512)low, (__m512)value);
+#elif MM_WIDTH == 8
+    return (vf)_mm256_max_ps((__m256)low, (__m256)value);
+#else
+    return value < low ? low : value;
+#endif
+}
+
+MM_INLINE vf at_most(vf value, vf high) {
+#if MM_WIDTH == 16
+    return (vf)_mm512_min_ps((__m512)high, (__m512)value);
+#elif MM_WIDTH == 8
+    return (vf)_mm256_min_ps((__m256)high, (__m256)value);
+#else
+    return value > high ? high : value;
+#endif
+}
+
+// 2^t is returned as scale * factor, because the scan multiplies by both and one rounding is saved.
+//
+// t = k/J + r with k an integer and |r| <= 1/(2J). Adding 1.5 * 2^23 / J rounds t to a multiple of 1/J and leaves k in
+// the low bits of the sum; k mod J selects 2^(j/J) from a table held in one register (vpermps), k / J goes into the
+// exponent by an integer addition, and factor = 2^r is a polynomial whose first two coefficients are exact, so that
+// weak decay (t close to 0) keeps its accuracy. J = 16 (AVX-512) or 8 (AVX2), degree 3, relative error 2e-9 and 3e-8;
+// without a permutation instruction J = 1 and degree 6, 3e-9.
+struct Power {
+    vf scale, factor;
+};
+
+#if MM_WIDTH == 16
+enum { kTableBits = 4 };
+alignas(64) static const float kTable[16] = {
+    1.0f, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f, 1.2968395547f, 1.3542555469f,
+    1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f, 1.6817928305f, 1.7562521604f, 1.8340080864f,
+    1.9152065614f};
+#elif MM_WIDTH == 8
+enum { kTableBits = 3 };
+alignas(32) static const float kTable[8] = {1.0f,          1.0905077327f, 1.1892071150f, 1.2968395547f,
+                                            1.4142135624f, 1.5422108254f, 1.6817928305f, 1.8340080864f};
+#else
+enum { kTableBits = 0 };
+static const float kTable[1] = {1.0f};
+#endif
+
+struct PowerTable {
+    vf table;  // the bits of 2^(j/J) minus j shifted to where k's low bits will stand
+};
+
+MM_INLINE PowerTable power_table() {
+    PowerTable result;
+#if MM_WIDTH == 4
+    result.table = all(1.0f);
+#else
+    vi raw;
+    memcpy(&raw, kTable, sizeof raw);
+    vi index;
+    for (int lane = 0; lane < MM_WIDTH; ++lane) index[lane] = lane;
+    result.table = (vf)(raw - (index << (23 - kTableBits)));
+#endif
+    return result;
+}
+
+// 2^r for |r| <= 1/(2J)
+MM_INLINE vf power_of_rest(vf r) {
+#if MM_WIDTH == 16
+    return ((5.550429e-02f * r + 2.4023427e-01f) * r + 6.9314718e-01f) * r + 1.0f;
+#elif MM_WIDTH == 8
+    return ((5.5504753e-02f * r + 2.4025748e-01f) * r + 6.9314718e-01f) * r + 1.0f;
+#else
+    return (((((1.53211544e-04f * r + 1.33901615e-03f) * r + 9.61852631e-03f) * r + 5.55036225e-02f) * r +
+             2.40226475e-01f) * r + 6.9314718e-01f) * r + 1.0f;
+#endif
+}
+
+// Arguments below -126 count as -126 (a decay of 1e-38). With `bounded` the caller promises that t <= 0.
+template <bool bounded>
+MM_INLINE Power power_of_two(vf t, const PowerTable& constants) {
+    t = at_least(t, all(-126.0f));
+    if (!bounded) t = at_most(t, all(128.0f));
+    const float magic = 12582912.0f / (float)(1 << kTableBits);
+    const vf sum = t + magic;
+    const vf r = t - (sum - magic);
+    Power result;
+    result.factor = power_of_rest(r);
+#if MM_WIDTH == 16
+    const vi fraction = (vi)_mm512_permutexvar_ps((__m512i)sum, (__m512)constants.table);
+#elif MM_WIDTH == 8
+    const vi fraction = (vi)_mm256_permutevar8x32_ps((__m256)constants.table, (__m256i)sum);
+#else
+    const vi fraction = (vi)constants.table;
+#endif
+    result.scale = (vf)(fraction + (bits(sum) << (23 - kTableBits)));
+    return result;
+}
+
+// e^v for v <= 0. The multiple of ln 2 is subtracted in two parts (the first has 10 bits, so its product with k is
+// exact), which keeps the result right to rounding for large |v| too; steps of 1e-4 come from v = -9.
+MM_INLINE vf exp_of_nonpositive(vf v, const PowerTable& constants) {
+    v = at_least(v, all(-87.0f));
+    const float magic = 12582912.0f / (float)(1 << kTableBits);
+    const vf k = (v * 1.44269504f + magic) - magic;
+    const vf r = ((v - k * 0.693359375f) + k * 2.12194440e-4f) * 1.44269504f;
+    const Power whole = power_of_two<true>(k, constants);
+    return whole.scale * power_of_rest(r);
+}
+
+// softplus(v) = max(v, 0) + log(1 + e), e = exp(-|v|), and its derivative, the logistic function.
+// log(1 + e) = e * q(e): the polynomial q has relative error 3e-8 on [0, 1], so small steps are exact too.
+struct Step {
+    vf value, slope;
+};
+
+MM_INLINE vf log1p_of_unit(vf e) {
+    vf q = 5.364818371e-03f * e - 3.006576847e-02f;
+    q = q * e + 7.920449691e-02f;
+    q = q * e - 1.375379908e-01f;
+    q = q * e + 1.915365342e-01f;
+    q = q * e - 2.485716329e-01f;
+    q = q * e + 3.332132257e-01f;
+    q = q * e - 4.999964796e-01f;
+    return (q * e + 1.0f) * e;
+}
+
+template <bool with_slope>
+MM_INLINE Step softplus(vf v, const PowerTable& constants) {
+    Step step;
+    const vf positive = at_least(v, all(0.0f));
+    const vf e = exp_of_nonpositive(at_most(v, -v), constants);
+    step.value = positive + log1p_of_unit(e);
+    step.slope = vf{};
+    if (with_slope) step.slope = (v < 0.0f ? e : all(1.0f)) / (1.0f + e);
+    return step;
+}
+
+
+// The sum over the channels of each of MM_WIDTH vectors: lane i of the result is the sum of rows[i].
+// Each step folds halves: the first half of a block comes from one row, the second from its partner.
+#if defined(__clang__) || __GNUC__ >= 12
+#define MM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+MM_INLINE vf lane_sums(const vf* rows) {
+    vf r[MM_WIDTH];
+#if MM_WIDTH == 16
+    for (int i = 0; i < 8; ++i)
+        r[i] = MM_SHUFFLE(rows[i], rows[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               MM_SHUFFLE(rows[i], rows[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; ++i)
+        r[i] = MM_SHUFFLE(r[i], r[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               MM_SHUFFLE(r[i], r[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int i = 0; i < 2; ++i)
+        r[i] = MM_SHUFFLE(r[i], r[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               MM_SHUFFLE(r[i], r[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return MM_SHUFFLE(r[0], r[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           MM_SHUFFLE(r[0], r[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#elif MM_WIDTH == 8
+    for (int i = 0; i < 4; ++i)
+        r[i] = MM_SHUFFLE(rows[i], rows[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+               MM_SHUFFLE(rows[i], rows[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    for (int i = 0; i < 2; ++i)
+        r[i] = MM_SHUFFLE(r[i], r[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
+               MM_SHUFFLE(r[i], r[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    return MM_SHUFFLE(r[0], r[1], 0, 8, 2, 10, 4, 12, 6, 14) + MM_SHUFFLE(r[0], r[1], 1, 9, 3, 11, 5, 13, 7, 15);
+#else
+    for (int i = 0; i < 2; ++i)
+        r[i] = MM_SHUFFLE(rows[i], rows[i + 2], 0, 1, 4, 5) + MM_SHUFFLE(rows[i], rows[i + 2], 2, 3, 6, 7);
+    return MM_SHUFFLE(r[0], r[1], 0, 4, 2, 6) + MM_SHUFFLE(r[0], r[1], 1, 5, 3, 7);
+#endif
+}

@@ -1,0 +1,102 @@
+"""Finding and loading the compiled CPU kernels, a shared library with the C interface of csrc/abi.h."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+ABI_VERSION = 1
+_int, _int64, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class ScanArguments(ctypes.Structure):
+    """``struct MmScan``."""
+
+    _fields_ = (
+        *((name, _int64) for name in ("batch", "length", "routes", "channels", "states")),
+        *((name, _int) for name in ("softplus", "merge", "x_per_route", "threads")),
+        *((name, _pointer) for name in ("x", "dt", "A", "B", "C", "D", "bias", "order", "initial")),
+        *((name, _pointer) for name in ("y", "last", "saved")),
+    )
+
+
+class ScanGradients(ctypes.Structure):
+    """``struct MmScanGrad``."""
+
+    _fields_ = (
+        ("s", ScanArguments),
+        *((name, _pointer) for name in ("dy", "dlast")),
+        *((name, _pointer) for name in ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial")),
+    )
+
+
+def candidates() -> list[Path]:
+    """Where the library may lie: beside this file, or in the installed package that a checkout hides."""
+    folders = [Path(__file__).resolve().parent]
+    folders += [Path(entry or ".") / "medmamba" / "kernels" for entry in sys.path]
+    names = ["_cpu.so", *(f"_cpu{suffix}" for suffix in EXTENSION_SUFFIXES)]
+    return [folder / name for folder in dict.fromkeys(folders) for name in dict.fromkeys(names)]
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    refused = []
+    for path in candidates():
+        if not path.is_file():
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+            version = library.mm_abi_version()
+        except (OSError, AttributeError) as error:
+            refused.append(f"{path}: {error}")
+            continue
+        if version != ABI_VERSION:
+            refused.append(f"{path}: built for interface {version}, this code needs {ABI_VERSION}; build it again")
+            continue
+        library.mm_isa_name.restype = ctypes.c_char_p
+        library.mm_choose_isa.argtypes = (ctypes.c_char_p,)
+        library.mm_saved_floats.restype = _int64
+        library.mm_saved_floats.argtypes = (_int64,) * 5
+        library.mm_scan_forward.argtypes = (ctypes.POINTER(ScanArguments),)
+        library.mm_scan_backward.argtypes = (ctypes.POINTER(ScanGradients),)
+        return library, str(path)
+    if refused:
+        return None, "the compiled library could not be used (" + "; ".join(refused) + ")"
+    return None, (
+        "the compiled library was not found: no C++ compiler was at hand when medmamba was installed. "
+        'Install one and run "python -m medmamba.kernels.build", or install medmamba again'
+    )
+
+
+def cpu_library() -> ctypes.CDLL:
+    """The loaded library. Raises RuntimeError with the reason if there is none."""
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(f"The cpp backend cannot run: {reason}.")
+    return library
+
+
+def missing_reason() -> str | None:
+    """Why the compiled kernels cannot run, or None if they can."""
+    library, reason = _load()
+    return None if library is not None else reason
+
+
+def library_path() -> str | None:
+    """The file that was loaded, or None."""
+    library, path = _load()
+    return path if library is not None else None
+
+
+def instruction_set() -> str:
+    """The instruction set in use: avx512, avx2 or base."""
+    return cpu_library().mm_isa_name().decode()
+
+
+def choose_instruction_set(name: str = "") -> None:
+    """Use another instruction set (avx512, avx2, base; empty for the best): for tests and benchmarks."""
+    if cpu_library().mm_choose_isa(name.encode()) != 0:
+        raise ValueError(f"Unknown instruction set {name!r}, or one that this processor lacks: avx512, avx2, base.")

@@ -1,0 +1,59 @@
+"""The selective scan as a plain loop over time: the truth that every backend is compared with.
+
+In the dtype of its inputs (float64 for golden tests and gradcheck), differentiable by autograd, slow, and short enough
+to be checked against the equation by eye (Gu and Dao 2023, arXiv:2312.00752, equations 2a, 2b and 4):
+
+    delta_l = softplus(dt_l + dt_bias)
+    h_l = exp(delta_l A) h_{l-1} + delta_l B_l x_l
+    y_l = C_l h_l + D x_l
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus as softplus_of
+
+
+def gather_routes(value: Tensor, routes: Tensor | None) -> Tensor:
+    """Put the rows of (B, L, K, ...) into the order in which each of the K routes visits them."""
+    if routes is None:
+        return value
+    index = routes.t().long().reshape(1, *routes.t().shape, *([1] * (value.dim() - 3)))  # (1, L, K, 1...)
+    return value.gather(1, index.expand_as(value))
+
+
+def scatter_routes(value: Tensor, routes: Tensor | None) -> Tensor:
+    """Put the rows of (B, L, K, ...) back into spatial order: the inverse of `gather_routes`."""
+    return gather_routes(value, None if routes is None else routes.argsort(1))
+
+
+def routed_scan_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    routes: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    merge: bool,
+) -> tuple[Tensor, Tensor]:
+    """Output and last state; arguments as in `medmamba.kernels.routed_scan`, already checked."""
+    if x.dim() == 3:
+        x = x.unsqueeze(2).expand(-1, -1, dt.shape[2], -1)  # (B, L, K, D)
+    delta = dt if dt_bias is None else dt + dt_bias
+    delta = softplus_of(delta) if softplus else delta
+    skip = x * D if D is not None else torch.zeros_like(x)
+    delta, x, B, C = (gather_routes(value, routes) for value in (delta, x, B, C))
+    batch, length, K, channels = x.shape
+    h = x.new_zeros(batch, K, channels, A.shape[-1]) if initial_state is None else initial_state  # (B, K, D, N)
+    outputs = []
+    for step in range(length):
+        d = delta[:, step].unsqueeze(-1)  # (B, K, D, 1)
+        h = torch.exp(d * A) * h + d * x[:, step].unsqueeze(-1) * B[:, step].unsqueeze(2)
+        outputs.append((h * C[:, step].unsqueeze(2)).sum(-1))  # (B, K, D)
+    y = scatter_routes(torch.stack(outputs, 1), routes) + skip
+    return (y.sum(2) if merge else y), h

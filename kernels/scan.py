@@ -1,0 +1,148 @@
+"""The selective scan along routes through an image: arguments checked, backend chosen, result returned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medmamba.kernels.backends import choose_backend
+from medmamba.kernels.chunked import routed_scan_chunked
+from medmamba.kernels.reference import routed_scan_reference
+
+LARGEST_STATE = 256
+
+
+def routed_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    routes: Tensor | None = None,
+    *,
+    softplus: bool = True,
+    merge: bool = True,
+    backend: str = "auto",
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scan K routes over the positions of an image and add up what they see.
+
+    For each route k, with l running over positions in the order `routes[k]`::
+
+        delta = softplus(dt + dt_bias);   h = exp(delta A) h + delta B x;   y = C h + D x
+
+    Arguments (everything in spatial order, channels last; the routes are followed inside the kernel):
+        x: (batch, L, channels), shared by all routes, or (batch, L, K, channels).
+        dt: (batch, L, K, channels), step sizes before bias and softplus.
+        A: (K, channels, N), negative real; N at most 256.
+        B, C: (batch, L, K, N).
+        D, dt_bias: (K, channels) or None.
+        routes: integers (K, L); each row is a permutation: the positions in the order of the visit. None: raster order.
+        softplus: whether the step is softplus(dt + dt_bias) or dt + dt_bias.
+        merge: whether the K outputs are summed.
+        backend: "auto", "cpp", "torch" or "reference"; one that cannot run is an error (see `backend_report`).
+        initial_state: (batch, K, channels, N), the state before the first visit; None is zero.
+        return_last_state: whether the state after the last visit is returned as well.
+
+    Returns y, (batch, L, channels) if merged, else (batch, L, K, channels), in spatial order, and, if asked for, the
+    last state (batch, K, channels, N). float32, computed in float32 also for float16 and bfloat16 inputs; float64 for
+    float64 inputs, which only the torch and reference backends accept.
+
+    Source: Gu and Dao 2023, arXiv:2312.00752; several routes: Liu et al. 2024 (VMamba), arXiv:2401.10166.
+    """
+    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "initial_state": initial_state}
+    _check_shapes(named, routes)
+    _check_kinds(named, routes)
+    dtype = torch.float64 if any(v is not None and v.dtype == torch.float64 for v in named.values()) else torch.float32
+    chosen = choose_backend(backend, x.device.type, dtype)
+    tensors = [None if value is None else value.to(dtype) for value in named.values()]
+    order = None if routes is None else routes.to(device=x.device, dtype=torch.int32)
+    *inputs, state = tensors
+    if chosen == "cpp":
+        y, last = _run_cpp(inputs, order, state, softplus, merge)
+    else:
+        if order is not None:
+            _check_permutations(order)
+        run = routed_scan_reference if chosen == "reference" else routed_scan_chunked
+        with torch.autocast(x.device.type, enabled=False):
+            y, last = run(*inputs, order, state, softplus, merge)  # type: ignore[call-arg]
+    return (y, last) if return_last_state else y
+
+
+def _run_cpp(
+    inputs: list[Tensor | None], routes: Tensor | None, state: Tensor | None, softplus: bool, merge: bool
+) -> tuple[Tensor, Tensor]:
+    from medmamba.kernels.cpp import routed_scan_cpp
+
+    learning = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (*inputs, state))
+    ready = [None if value is None else value.contiguous() for value in (*inputs, routes, state)]
+    y, last, _ = routed_scan_cpp(*ready, softplus, merge, learning)
+    return y, last
+
+
+def _check_shapes(named: dict[str, Tensor | None], routes: Tensor | None) -> None:
+    dt, A = named["dt"], named["A"]
+    assert dt is not None
+    assert A is not None
+    if dt.dim() != 4:
+        raise ValueError(f"dt must be (batch, L, K, channels), it is {tuple(dt.shape)}.")
+    batch, length, K, channels = dt.shape
+    if A.dim() != 3:
+        raise ValueError(f"A must be (K, channels, N), it is {tuple(A.shape)}.")
+    N = A.shape[-1]
+    per_route = named["x"] is not None and named["x"].dim() == 4
+    expected = {
+        "x": ("(batch, L, K, channels)", (batch, length, K, channels))
+        if per_route
+        else ("(batch, L, channels) or (batch, L, K, channels)", (batch, length, channels)),
+        "A": ("(K, channels, N)", (K, channels, N)),
+        "B": ("(batch, L, K, N)", (batch, length, K, N)),
+        "C": ("(batch, L, K, N)", (batch, length, K, N)),
+        "D": ("(K, channels)", (K, channels)),
+        "dt_bias": ("(K, channels)", (K, channels)),
+        "initial_state": ("(batch, K, channels, N)", (batch, K, channels, N)),
+    }
+    for name, (words, shape) in expected.items():
+        value = named[name]
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(
+                f"{name} must be {words} = {shape} to fit dt {tuple(dt.shape)}, it is {tuple(value.shape)}."
+            )
+    if routes is not None and tuple(routes.shape) != (K, length):
+        raise ValueError(f"routes must be (K, L) = {(K, length)}, it is {tuple(routes.shape)}.")
+    for name, size in (("batch", batch), ("L", length), ("K", K), ("channels", channels), ("N", N)):
+        if size == 0:
+            raise ValueError(f"{name} is 0: routed_scan needs at least one of each, dt is {tuple(dt.shape)}.")
+    if N > LARGEST_STATE:
+        raise ValueError(f"N = {N} states per channel; at most {LARGEST_STATE} are supported.")
+
+
+def _check_kinds(named: dict[str, Tensor | None], routes: Tensor | None) -> None:
+    x = named["x"]
+    assert x is not None
+    for name, value in named.items():
+        if value is None:
+            continue
+        if value.is_complex():
+            raise TypeError(f"{name} is {value.dtype}: complex state matrices are not supported, use real ones.")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating point, it is {value.dtype}.")
+        if value.device != x.device:
+            raise ValueError(f"{name} is on {value.device} and x on {x.device}: bring them to one device.")
+    if routes is not None and (routes.is_floating_point() or routes.is_complex() or routes.dtype == torch.bool):
+        raise TypeError(f"routes must be integers, they are {routes.dtype}.")
+
+
+def _check_permutations(routes: Tensor) -> None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return  # the values are not known while a graph is made
+    positions = torch.arange(routes.shape[1], device=routes.device, dtype=routes.dtype)
+    wrong = (routes.sort(1).values != positions).any(1).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(
+            f"Row {int(wrong[0])} of `routes` is not a permutation of 0..{routes.shape[1] - 1}: "
+            "every route must visit every position once."
+        )

@@ -1,0 +1,83 @@
+"""The scan as a citizen of PyTorch: operator checks, torch.compile, second derivatives."""
+
+import pytest
+import torch
+from scan_cases import scan_inputs
+
+from medmamba.kernels import routed_scan
+from medmamba.kernels.library import missing_reason
+
+pytestmark = pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason()))
+
+
+def leaves(*shape):
+    inputs = scan_inputs(*shape)
+    return {
+        name: value.float().requires_grad_() if value.is_floating_point() else value.int()
+        for name, value in inputs.items()
+    }
+
+
+@pytest.mark.parametrize("left_out", [(), ("D", "dt_bias", "routes", "initial_state")])
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_operators_pass_opcheck(left_out, merge):
+    from medmamba.kernels.cpp import routed_scan_cpp, routed_scan_cpp_backward
+
+    inputs = leaves(2, 20, 2, 5, 3)
+    names = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
+    arguments = [None if name in left_out else inputs[name] for name in names]
+    torch.library.opcheck(routed_scan_cpp, (*arguments, True, merge, True))
+    plain = [None if value is None else value.detach() for value in arguments]
+    y, last, saved = routed_scan_cpp(*plain, True, merge, True)
+    torch.library.opcheck(
+        routed_scan_cpp_backward, (torch.randn_like(y), torch.randn_like(last), *plain, saved, True, merge)
+    )
+
+
+def block(x, dt, A, B, C, D, dt_bias, routes, initial_state):
+    y = routed_scan(torch.nn.functional.silu(x), dt, A, B, C, D, dt_bias, routes, initial_state=initial_state)
+    return (y * y).sum()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_without_graph_breaks_gives_the_same_bits(backend):
+    inputs = leaves(2, 50, 2, 12, 4)
+    names = [name for name, value in inputs.items() if value.requires_grad]
+    expected = torch.autograd.grad(block(**inputs), [inputs[name] for name in names])
+    compiled = torch.compile(block, fullgraph=True, backend=backend)
+    for value, truth in zip(
+        torch.autograd.grad(compiled(**inputs), [inputs[name] for name in names]), expected, strict=True
+    ):
+        assert torch.equal(value, truth)
+
+
+def test_one_compiled_graph_serves_several_sizes():
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    for length in (20, 33, 70):
+        inputs = leaves(2, length, 2, 12, 4)
+        (value,) = torch.autograd.grad(compiled(**inputs), [inputs["x"]])
+        (truth,) = torch.autograd.grad(block(**inputs), [inputs["x"]])
+        assert torch.equal(value, truth)
+
+
+def test_second_derivatives_are_refused_with_a_way_out():
+    inputs = leaves(1, 8, 1, 2, 2)
+    (gradient,) = torch.autograd.grad(block(**inputs), [inputs["x"]], create_graph=True)
+    with pytest.raises(RuntimeError, match=r'no second derivative.*Use backend="torch"'):
+        gradient.sum().backward()
+
+
+def test_without_gradients_no_states_are_kept():
+    from medmamba.kernels.cpp import routed_scan_cpp
+
+    inputs = {name: value.detach() for name, value in leaves(1, 200, 1, 16, 16).items()}
+    order = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
+    _, _, saved = routed_scan_cpp(*(inputs[name] for name in order), True, True, False)
+    assert saved.numel() == 0
+
+
+def test_only_the_wanted_gradients_are_needed():
+    inputs = {name: value.detach() for name, value in leaves(1, 20, 2, 6, 3).items()}
+    inputs["D"].requires_grad_()
+    routed_scan(**inputs).sum().backward()
+    torch.testing.assert_close(inputs["D"].grad, inputs["x"].sum((0, 1)).expand(2, -1), rtol=1e-5, atol=1e-5)
