@@ -1,0 +1,256 @@
+"""The U-Net frame that a plan configures: convolutions for the detail, scan blocks for the context.
+
+    image ── stem ──────────────────────── skip ── join ── head ─► logits at full resolution
+               └ down ─ blocks ─────────── skip ── join ── head    (deep supervision, training only)
+                          └ down ─ blocks ─ ...
+                                     └ down ─ blocks (bottleneck)
+
+The frame owns resolution: one stride per axis and per stage, padding to any input size, skips at every resolution
+including the full one, deep supervision. What happens inside a stage is handed in as a factory of blocks, so that each
+family (VM-UNet's, MHS-VM's, Vim's, ...) is the same frame with another block. No weight depends on a patch size.
+
+Why convolutions: on 4 x 4 patches the published networks lose the structures that are a few voxels wide. Here the stem
+and the decoder work at the image's own resolution, where a convolution is cheap and a scan is dear, and scans run from
+the first downsampled stage on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from medmamba.errors import ConfigError
+from medmamba.networks.convolution import MEMORY_FORMAT, ConvNormAct, Downsample, ResidualConv, Upsample
+from medmamba.networks.padding import crop_to, pad_to_multiple
+from medmamba.networks.vss import CONV, channels_last
+
+STEMS = ("conv", "patch")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The numbers of a U-Net, as a plan gives them.
+
+    Attributes:
+        spatial_dims: 2 or 3.
+        in_channels, out_channels: image channels; classes including background.
+        strides: per stage, one stride per axis; the first stage's is the stem's.
+        features_per_stage: channels per stage.
+        blocks_per_stage: blocks per stage; stage 0 of a convolution stem has convolutions, all others scan blocks.
+        kernels: edge of the convolutions per stage and axis; 3 everywhere if None (1 along thick slices).
+        stem: "conv" (convolutions at the resolution of strides[0]) or "patch" (one patch embedding, then blocks).
+        deep_supervision: whether training returns logits of every decoder resolution.
+    """
+
+    spatial_dims: int
+    in_channels: int
+    out_channels: int
+    strides: tuple[tuple[int, ...], ...]
+    features_per_stage: tuple[int, ...]
+    blocks_per_stage: tuple[int, ...]
+    kernels: tuple[tuple[int, ...], ...] = ()
+    stem: str = "conv"
+    deep_supervision: bool = False
+
+    def __post_init__(self) -> None:
+        dims, stages = self.spatial_dims, len(self.strides)
+        if dims not in (2, 3):
+            raise ConfigError(f"spatial_dims must be 2 or 3, got {dims}.")
+        if self.stem not in STEMS:
+            raise ConfigError(f"stem must be one of {', '.join(STEMS)}, got {self.stem!r}.")
+        if stages < 2:
+            raise ConfigError(f"A U-Net needs at least 2 stages, got strides {self.strides}.")
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.kernels:
+            object.__setattr__(self, "kernels", ((3,) * dims,) * stages)
+        for name in ("features_per_stage", "blocks_per_stage", "kernels"):
+            if len(getattr(self, name)) != stages:
+                raise ConfigError(
+                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of strides; give one per stage."
+                )
+        for name in ("strides", "kernels"):
+            for stage, axes in enumerate(getattr(self, name)):
+                if len(axes) != dims or min(axes) < 1:
+                    raise ConfigError(f"{name}[{stage}] must be {dims} numbers of at least 1, got {list(axes)}.")
+        if any(k % 2 == 0 for kernel in self.kernels for k in kernel):
+            raise ConfigError(f"Convolution kernels must be odd, got {[list(k) for k in self.kernels]}.")
+        if min(self.features_per_stage) < 1 or min(self.blocks_per_stage) < 0:
+            raise ConfigError("features_per_stage must be at least 1 and blocks_per_stage at least 0 everywhere.")
+
+    @property
+    def total_stride(self) -> tuple[int, ...]:
+        """Stride of the bottleneck per axis: what an input is padded to a multiple of."""
+        return tuple(prod(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims))
+
+    @property
+    def full_resolution(self) -> bool:
+        """Whether the stem keeps the image's resolution."""
+        return prod(self.strides[0]) == 1
+
+
+# (stage, index of the block in its stage, width) -> a block on channels-last maps (B, *S, width).
+BlockFactory = Callable[[int, int, int], nn.Module]
+
+
+class PlannedUNet(nn.Module):
+    """(B, in, *S) to logits (B, out, *S), any S.
+
+    In training with deep supervision a list of logits, fine to coarse: the first at full resolution, number i at the
+    resolution of stage i, each axis ceil(S / stride).
+
+    Args:
+        topology: the plan's numbers.
+        block: factory of the blocks of the scan stages.
+        conv_blocks: residual convolution blocks before the scan blocks of each stage.
+        decoder_convs: convolutions after each skip.
+        checkpoint_blocks: recompute blocks in the backward pass instead of keeping their activations.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        block: BlockFactory,
+        *,
+        conv_blocks: int = 1,
+        decoder_convs: int = 1,
+        checkpoint_blocks: bool = False,
+    ) -> None:
+        super().__init__()
+        t = topology
+        self.topology = t
+        self.out_channels = t.out_channels
+        self.deep_supervision = t.deep_supervision
+        self.checkpoint_blocks = checkpoint_blocks
+        widths, strides, kernels = t.features_per_stage, t.strides, t.kernels
+        stages = len(widths)
+
+        self.stem = _conv_stem(t) if t.stem == "conv" else _patch_stem(t, block)
+        self.encoder = nn.ModuleList(
+            EncoderStage(
+                Downsample(widths[i - 1], widths[i], strides[i]),
+                [ResidualConv(widths[i], widths[i], kernels[i]) for _ in range(conv_blocks)],
+                [block(i, j, widths[i]) for j in range(t.blocks_per_stage[i])],
+            )
+            for i in range(1, stages)
+        )
+        self.decoder = nn.ModuleList(
+            DecoderStage(widths[i + 1], widths[i], widths[i], strides[i + 1], kernels[i], decoder_convs)
+            for i in reversed(range(stages - 1))
+        )
+        # A stem that strides leaves the image's own resolution without features: a light convolution provides them.
+        self.image_skip: nn.Module | None = None
+        self.final: nn.Module | None = None
+        top = widths[0]
+        if not t.full_resolution:
+            top = max(8, widths[0] // 2)
+            self.image_skip = ConvNormAct(t.in_channels, top, kernels[0])
+            self.final = DecoderStage(widths[0], top, top, strides[0], kernels[0], decoder_convs)
+        head = CONV[t.spatial_dims]
+        self.heads = nn.ModuleList([head(top, t.out_channels, 1)])
+        if t.deep_supervision:
+            coarse = widths[1:-1] if t.full_resolution else widths[:-1]
+            self.heads.extend(head(width, t.out_channels, 1) for width in coarse)
+        self.to(memory_format=MEMORY_FORMAT[t.spatial_dims])  # type: ignore[call-overload]
+
+    @property
+    def output_count(self) -> int:
+        """Number of logits that training returns: 1 without deep supervision."""
+        return len(self.heads)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        x = pad_to_multiple(image, self.topology.total_stride)
+        x = x.contiguous(memory_format=MEMORY_FORMAT[self.topology.spatial_dims])
+        features = self._encode(x)
+        if not (self.training and self.deep_supervision):
+            return crop_to(self.heads[0](features[0]), image.shape[2:])
+        outputs = []
+        for head, feature in zip(self.heads, features, strict=False):
+            scale = [n // f for n, f in zip(x.shape[2:], feature.shape[2:], strict=True)]
+            outputs.append(crop_to(head(feature), [-(-n // s) for n, s in zip(image.shape[2:], scale, strict=True)]))
+        return outputs
+
+    def _encode(self, image: Tensor) -> list[Tensor]:
+        """Decoder features (B, C, *S), fine to coarse, the bottleneck not among them."""
+        keep = self.checkpoint_blocks and self.training
+        x = self.stem(image)
+        skips = []
+        for stage in self.encoder:
+            skips.append(x)
+            x = stage(x, keep)
+        features = []
+        for stage in self.decoder:
+            x = stage(x, skips.pop())
+            features.append(x)
+        if self.final is not None and self.image_skip is not None:
+            features.append(self.final(x, self.image_skip(image)))
+        return features[::-1]
+
+
+class EncoderStage(nn.Module):
+    """Downsampling, residual convolutions for the detail, then blocks for the context."""
+
+    def __init__(self, downsample: nn.Module, convs: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.convs = nn.Sequential(*convs)
+        self.blocks = Blocks(blocks)
+
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
+        return self.blocks(self.convs(self.downsample(x)), recompute)
+
+
+class Blocks(nn.ModuleList):
+    """Channels-last blocks applied one after the other to a (B, C, *S) map."""
+
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
+        if not len(self):
+            return x
+        x = channels_last(x)
+        for block in self:
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)  # type: ignore[assignment]
+        return x.movedim(-1, 1)
+
+
+class DecoderStage(nn.Module):
+    """Upsampling, the skip beside it, convolutions."""
+
+    def __init__(
+        self, in_width: int, skip_width: int, width: int, stride: Sequence[int], kernel: Sequence[int], convs: int
+    ) -> None:
+        super().__init__()
+        self.upsample = Upsample(in_width, width, stride)
+        self.convs = nn.Sequential(
+            ConvNormAct(width + skip_width, width, kernel),
+            *(ConvNormAct(width, width, kernel) for _ in range(convs - 1)),
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.convs(torch.cat([self.upsample(x), skip], dim=1))
+
+
+def _conv_stem(t: Topology) -> nn.Module:
+    """Convolutions, the first with the stem's stride."""
+    width, kernel = t.features_per_stage[0], t.kernels[0]
+    layers: list[nn.Module] = []
+    if t.full_resolution:
+        layers.append(ConvNormAct(t.in_channels, width, kernel))
+    else:
+        layers.append(Downsample(t.in_channels, width, t.strides[0]))
+    layers += [ConvNormAct(width, width, kernel) for _ in range(max(t.blocks_per_stage[0], 1) - 1)]
+    return nn.Sequential(*layers)
+
+
+def _patch_stem(t: Topology, block: BlockFactory) -> nn.Module:
+    """One patch embedding, then the family's own blocks."""
+    width = t.features_per_stage[0]
+    return nn.Sequential(
+        Downsample(t.in_channels, width, t.strides[0]),
+        Blocks([block(0, j, width) for j in range(t.blocks_per_stage[0])]),
+    )

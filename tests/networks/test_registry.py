@@ -1,0 +1,162 @@
+"""Whatever is registered keeps the interface that training and prediction rely on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medmamba.errors import ConfigError
+from medmamba.networks import available_networks, build_network
+from medmamba.networks.registry import network_facts
+
+torch.set_num_threads(2)
+
+DIMS = (2, 3)
+
+
+def tiny(name: str, dims: int, **changes: object) -> nn.Module:
+    """The network with three stages, anisotropic at first, and few channels."""
+    torch.manual_seed(0)
+    numbers: dict[str, object] = {
+        "spatial_dims": dims,
+        "in_channels": 2,
+        "out_channels": 3,
+        "strides": [[1] * dims, [1] + [2] * (dims - 1), [2] * dims],
+        "features_per_stage": [8, 16, 16],
+        "deep_supervision": True,
+    }
+    return build_network(name, **{**numbers, **changes})  # type: ignore[arg-type]
+
+
+def odd_image(dims: int, batch: int = 2) -> torch.Tensor:
+    """A size that no stride divides."""
+    return torch.randn(batch, 2, *(7, 9, 5)[:dims], generator=torch.Generator().manual_seed(1))
+
+
+every_network = pytest.mark.parametrize("name", available_networks())
+both_dimensions = pytest.mark.parametrize("dims", DIMS)
+
+
+@every_network
+@both_dimensions
+def test_logits_have_the_image_size_and_supervision_gets_coarser(name: str, dims: int) -> None:
+    net, image = tiny(name, dims), odd_image(dims)
+    outputs = net(image)
+    assert isinstance(outputs, list)
+    assert len(outputs) == net.output_count == 2
+    assert outputs[0].shape == (2, 3, *image.shape[2:])
+    coarse = [-(-n // s) for n, s in zip(image.shape[2:], [1] + [2] * (dims - 1), strict=True)]
+    assert list(outputs[1].shape[2:]) == coarse
+    net.eval()
+    logits = net(image[:1])
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (1, 3, *image.shape[2:])
+
+
+@every_network
+@both_dimensions
+def test_every_parameter_receives_a_gradient(name: str, dims: int) -> None:
+    net = tiny(name, dims)
+    torch.stack([out.square().mean() for out in net(odd_image(dims))]).sum().backward()
+    without = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+@every_network
+@both_dimensions
+def test_one_image_is_overfitted(name: str, dims: int) -> None:
+    net = tiny(name, dims, deep_supervision=False)
+    image = odd_image(dims, batch=1)
+    truth = (image[:, 0] > 0).long() + (image[:, 1] > 0.8).long()
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+        loss = nn.functional.cross_entropy(net(image), truth)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@every_network
+@both_dimensions
+def test_state_dict_round_trip_reproduces_the_logits(name: str, dims: int) -> None:
+    net, image = tiny(name, dims).eval(), odd_image(dims)
+    twin = tiny(name, dims)
+    nn.init.ones_(next(twin.parameters()))
+    twin.load_state_dict(net.state_dict())
+    twin.eval()
+    with torch.no_grad():
+        assert torch.equal(net(image), twin(image))
+    pointers = [t.data_ptr() for t in net.state_dict().values()]
+    assert len(pointers) == len(set(pointers))  # safetensors refuses shared memory
+
+
+@every_network
+def test_patch_size_does_not_change_the_weights(name: str) -> None:
+    net = tiny(name, 3).eval()
+    with torch.no_grad():
+        for shape in ((1, 1, 1), (4, 4, 4), (3, 12, 6)):
+            if name in ("plain_unet", "residual_unet") and shape == (1, 1, 1):
+                continue  # MONAI's instance norm refuses a single voxel only in training; the sizes below suffice
+            assert net(torch.randn(1, 2, *shape)).shape == (1, 3, *shape)
+
+
+@pytest.mark.parametrize("name", [n for n in available_networks() if network_facts(n).has_scan])
+@both_dimensions
+def test_the_twin_without_scan_differs_only_by_the_scan(name: str, dims: int) -> None:
+    with_scan, without = tiny(name, dims), tiny(name, dims, use_scan=False)
+    own = {key: p.shape for key, p in with_scan.named_parameters()}
+    twin = {key: p.shape for key, p in without.named_parameters()}
+    assert twin.items() <= own.items()
+    extra = own.keys() - twin.keys()
+    assert extra
+    assert all(".scan." in key for key in extra)
+
+
+def test_deep_supervision_is_off_unless_asked_for() -> None:
+    net = tiny("vm_unet", 2, deep_supervision=False)
+    assert isinstance(net(odd_image(2)), torch.Tensor)
+    assert net.output_count == 1
+
+
+def test_a_patch_stem_still_answers_at_full_resolution() -> None:
+    net = tiny("vm_unet", 3, stem="patch", strides=[[2, 4, 4], [1, 2, 2]], features_per_stage=[8, 16])
+    outputs = net(odd_image(3))
+    assert [tuple(o.shape[2:]) for o in outputs] == [(7, 9, 5), (4, 3, 2)]
+
+
+def test_recomputing_blocks_gives_the_same_gradients() -> None:
+    nets = [tiny("vm_unet", 2, deep_supervision=False, checkpoint_blocks=flag) for flag in (False, True)]
+    for net in nets:
+        net(odd_image(2)).square().mean().backward()
+    for (key, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "vmunet"}, r"Unknown network 'vmunet'\. Did you mean 'vm_unet'\?"),
+        ({"rout": "snake"}, r"Unknown option of network 'vm_unet' 'rout'\. Did you mean 'routes'\?"),
+        ({"routes": "zigzag"}, r"Unknown route set 'zigzag'"),
+        ({"routes": ["cross", "cross"]}, r"routes has 2 entries for 3 stages"),
+        ({"features_per_stage": [8, 16]}, r"features_per_stage has 2 entries for 3 stages"),
+        ({"strides": [[1, 1], [2], [2, 2]]}, r"strides\[1\] must be 2 numbers of at least 1, got \[2\]"),
+        ({"stem": "convolution"}, r"stem must be one of conv, patch, got 'convolution'"),
+        ({"kernels": [[3, 3], [2, 3], [3, 3]]}, r"kernels must be odd"),
+        ({"out_channels": 0}, r"out_channels must be at least 1, got 0"),
+        ({"spatial_dims": 4}, r"spatial_dims must be 2 or 3, got 4"),
+    ],
+)
+def test_impossible_numbers_are_named(changes: dict[str, object], message: str) -> None:
+    name = str(changes.pop("name", "vm_unet"))
+    with pytest.raises(ConfigError, match=message):
+        tiny(name, 2, **changes)
+
+
+def test_a_network_without_a_scan_has_none_to_leave_out() -> None:
+    with pytest.raises(ConfigError, match="'plain_unet' has no scan to leave out"):
+        tiny("plain_unet", 2, use_scan=False)

@@ -1,0 +1,75 @@
+"""Every scan route visits every token once, on every grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medmamba.errors import ConfigError
+from medmamba.networks.routes import available_routes, route_count, routes
+
+shapes = st.one_of(
+    st.tuples(*[st.integers(1, 9)] * 2),
+    st.tuples(*[st.integers(1, 6)] * 3),
+)
+
+
+@pytest.mark.parametrize("name", available_routes())
+@settings(max_examples=30, deadline=None)
+@given(shape=shapes)
+def test_every_route_is_a_permutation_on_every_grid(name: str, shape: tuple[int, ...]) -> None:
+    table = routes(name, shape)
+    assert table.dtype == torch.int32
+    assert table.shape == (route_count(name, len(shape)), int(np.prod(shape)))
+    everything = np.arange(int(np.prod(shape)))
+    for row in table.numpy():
+        np.testing.assert_array_equal(np.sort(row), everything)
+
+
+@pytest.mark.parametrize("name", available_routes())
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1)])
+def test_a_single_token_has_the_trivial_route(name: str, shape: tuple[int, ...]) -> None:
+    assert routes(name, shape).unique().tolist() == [0]
+
+
+def test_cross_scan_is_rows_columns_and_both_backwards() -> None:
+    assert routes("cross", (2, 3)).tolist() == [
+        [0, 1, 2, 3, 4, 5],
+        [0, 3, 1, 4, 2, 5],
+        [5, 4, 3, 2, 1, 0],
+        [5, 2, 4, 1, 3, 0],
+    ]
+
+
+def test_raster_routes_make_each_axis_of_a_volume_fastest_once() -> None:
+    shape = (2, 3, 4)
+    first_steps = {int(row[1]) - int(row[0]) for row in routes("raster", shape).numpy()[::2]}
+    assert first_steps == {1, 4, 12}  # neighbours along W, H and D
+    table = routes("raster", shape)
+    for k in range(0, 6, 2):
+        assert torch.equal(table[k + 1], table[k].flip(0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes)
+def test_consecutive_tokens_of_a_snake_always_touch(shape: tuple[int, ...]) -> None:
+    for row in routes("snake", shape).numpy():
+        position = np.stack(np.unravel_index(row, shape), axis=1)
+        assert (np.abs(np.diff(position, axis=0)).sum(axis=1) == 1).all()
+
+
+def test_a_prefix_of_a_set_keeps_its_first_routes() -> None:
+    assert torch.equal(routes("raster:2", (2, 3, 4)), routes("bidirectional", (2, 3, 4)))
+    assert route_count("raster:4", 3) == 4
+
+
+def test_unknown_or_impossible_routes_name_the_value_and_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match=r"Unknown route set 'snak'\. Did you mean 'snake'\?"):
+        routes("snak", (2, 2))
+    with pytest.raises(ConfigError, match=r"'raster:7' asks for '7' routes; 'raster' has 1 to 6 in 3 dimensions"):
+        routes("raster:7", (2, 2, 2))
+    with pytest.raises(ConfigError, match=r"at least one token, got \(0, 2\)"):
+        routes("cross", (0, 2))
