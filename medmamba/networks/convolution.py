@@ -7,7 +7,7 @@ Source: Isensee et al. 2021, nnU-Net (arXiv:1904.08128), online methods; residua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from medmamba.networks.vss import CONV
 
 SLOPE = 0.01  # of the leaky ReLU on the negative side
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 

@@ -214,7 +214,7 @@ class Blocks(nn.ModuleList):
             return x
         x = channels_last(x)
         for block in self:
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)  # type: ignore[assignment]
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x.movedim(-1, 1)
 
 

@@ -9,6 +9,8 @@ because it has three axes in a volume.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.routes import route_count, routes
 from medmamba.networks.scan import ScanCore, auto_dt_rank
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def channels_first(x: Tensor) -> Tensor:
