@@ -15,9 +15,10 @@ float32, only float64 is judged.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 from medmamba.errors import ConfigError, MedmambaError
 from medmamba.networks.golden import Golden, formula_input, formula_tensor, read_golden
 from medmamba.networks.parity_models import Subject, rebuild
-from medmamba.networks.weights import our_name
 
 FLOAT64_TOLERANCE = 2e-6  # limited by the float32 storage of the files
 FLOAT32_OUTPUT, FLOAT32_GRADIENT, SAFETY = 1e-5, 1e-4, 20.0
@@ -89,7 +89,7 @@ def _allowed(golden: Golden, dtype: torch.dtype, gradient: bool, network: bool) 
 def _compare_module(golden: Golden, dtype: torch.dtype) -> list[Check]:
     subject = rebuild(golden)
     module = subject.module.to(dtype).eval()
-    _load(module, {name: t.to(dtype) for name, t in golden.parameters.items()}, golden)
+    _load(subject, {name: t.to(dtype) for name, t in golden.parameters.items()}, golden)
     watched = {
         key.removeprefix("intermediate/"): t for key, t in golden.tensors.items() if key.startswith("intermediate/")
     }
@@ -115,12 +115,11 @@ def _compare_module(golden: Golden, dtype: torch.dtype) -> list[Check]:
             if f"grad/{name}" in golden.tensors and tensor.grad is not None:
                 error = relative_error(tensor.grad, golden.tensors[f"grad/{name}"])
                 checks.append(Check(f"{label} input gradient", error, backward))
-        parameters = dict(module.named_parameters())
         for name, expected in golden.parameter_gradients.items():
-            error = relative_error(_gradient(parameters, name, golden), expected)
+            error = relative_error(_gradient(subject, name, golden), expected)
             checks.append(Check(f"{label} gradient", error, backward))
         for name, norm in golden.grad_l2.items():
-            found = _gradient(parameters, name, golden).double().norm().item()
+            found = _gradient(subject, name, golden).double().norm().item()
             checks.append(Check(f"{label} gradient norm", abs(found - norm) / (norm or 1.0), backward))
     return checks
 
@@ -132,32 +131,32 @@ def _compare_published(golden: Golden) -> list[Check]:
     salt = int(golden.info["salt"])
     state = {}
     for name, parameter in module.named_parameters():
-        original = subject.original_name(name)
+        original = subject.original(name)
         state[name] = formula_tensor(original, tuple(parameter.shape), salt)
     module.load_state_dict(state)
     count = sum(p.numel() for p in module.parameters())
     checks = [Check("parameter count", abs(count - golden.info["num_params"]), 0.0)]
     module.double()
     sampled: dict[str, list[float]] = golden.stats
-    seen = _watch(subject, dict.fromkeys(sampled))
+    seen = _watch(subject, sampled)
     with torch.no_grad():
         image = formula_input(tuple(golden.info["input_shape"]), salt).double()
         output = subject.outputs(module(image))["output"]
     checks.append(Check("float64 output", relative_error(output, golden.tensors["output"]), FLOAT64_TOLERANCE))
     for name, expected in sampled.items():
         flat = seen[name].flatten()
-        spread = [flat.mean(), flat.std(unbiased=False), flat.abs().max(), *flat[:: max(1, flat.numel() // 16)][:16]]
+        spread = [flat.mean(), flat.std(), flat.abs().max(), *flat[:: max(1, flat.numel() // 16)][:16]]
         error = relative_error(torch.stack(spread), torch.tensor(expected, dtype=torch.float64))
         checks.append(Check("float64 stage statistics", error, 1e-5))
     return checks
 
 
-def _load(module: nn.Module, parameters: dict[str, Tensor], golden: Golden) -> None:
+def _load(subject: Subject, parameters: dict[str, Tensor], golden: Golden) -> None:
     """Load by translated name; every parameter must be met, and every stored tensor used."""
-    own = module.state_dict()
+    own = subject.module.state_dict()
     state: dict[str, Tensor] = {}
     for name, tensor in parameters.items():
-        key = our_name(name)
+        key = subject.our_name(name)
         if key in own and own[key].numel() == tensor.numel():
             tensor = tensor.reshape(own[key].shape)  # 1x1 convolutions stored as matrices, and the other way round
         state[key] = tensor
@@ -168,28 +167,25 @@ def _load(module: nn.Module, parameters: dict[str, Tensor], golden: Golden) -> N
         raise ConfigError(
             f"{golden.path.name}: parameters missing {missing}, unused {unused}, of another shape {wrong}."
         )
-    module.load_state_dict({k: v for k, v in state.items()}, strict=False)
+    subject.module.load_state_dict(state, strict=False)
 
 
-def _gradient(parameters: dict[str, nn.Parameter], original: str, golden: Golden) -> Tensor:
-    parameter = parameters.get(our_name(original))
+def _gradient(subject: Subject, original: str, golden: Golden) -> Tensor:
+    parameter = dict(subject.module.named_parameters()).get(subject.our_name(original))
     if parameter is None or parameter.grad is None:
         raise ConfigError(f"{golden.path.name}: no gradient for the original's parameter {original!r}.")
     return parameter.grad
 
 
-def _watch(subject: Subject, names: dict[str, Tensor] | dict[str, None]) -> dict[str, Tensor]:
+def _watch(subject: Subject, names: Iterable[str]) -> dict[str, Tensor]:
     """Record the outputs of the submodules that the file has intermediates of."""
     seen: dict[str, Tensor] = {}
+    for name in names:
 
-    def keep(name: str, transform: object) -> object:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        def keep(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
             seen[name] = subject.intermediate(name, output).detach()
 
-        return hook
-
-    for name in names:
-        subject.module.get_submodule(subject.module_name(name)).register_forward_hook(keep(name, None))  # type: ignore[arg-type]
+        subject.module.get_submodule(subject.module_name(name)).register_forward_hook(keep)
     return seen
 
 

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from medmamba.errors import unknown_name
 from medmamba.networks.golden import Golden
+from medmamba.networks.mambaout import SIZES, GatedCNNBlock, PublishedMambaOut
+from medmamba.networks.mhs import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.vim import BidirectionalMamba, PublishedVim
 from medmamba.networks.vm_unet import PublishedVMUNet
 from medmamba.networks.vss import SS2D, VSSBlock
 from medmamba.networks.weights import our_name
@@ -27,24 +30,25 @@ class Subject:
     """A rebuilt model and how to speak about it in the original's words.
 
     Attributes:
+        family: whose renaming rules apply (see ``weights.py``).
         network: a whole network (its tolerances are wider than a block's).
         inputs: keys of the tensors the model takes.
-        prefix: what the original puts before every parameter name.
+        original: our parameter name to the original's (published sizes, whose parameters are drawn by name).
     """
 
     module: nn.Module
+    family: str
     network: bool = False
     inputs: tuple[str, ...] = ("input",)
-    prefix: str = ""
     original: Callable[[str], str] = field(default=lambda name: name)
 
-    def original_name(self, ours: str) -> str:
-        """The original's name of our parameter ``ours`` (published sizes, whose parameters are drawn by name)."""
-        return self.prefix + self.original(ours)
+    def our_name(self, original: str) -> str:
+        """Where the original's parameter lives here."""
+        return our_name(original, self.family)
 
     def module_name(self, original: str) -> str:
         """Where the original's submodule lives here."""
-        return our_name(original + ".").removesuffix(".")
+        return self.our_name(original + ".").removesuffix(".")
 
     def intermediate(self, name: str, output: Tensor) -> Tensor:
         """A submodule's output in the original's layout."""
@@ -125,24 +129,24 @@ def _ss2d(shapes: Shapes, prefix: str = "") -> SS2D:
 
 @model("SS2D")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    return Subject(_ss2d(shapes))
+    return Subject(_ss2d(shapes), "vm_unet")
 
 
 @model("VSSBlock")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    return Subject(VSSBlock(shapes["ln_1.weight"][0], _ss2d(shapes, "self_attention."), eps=1e-6))
+    return Subject(VSSBlock(shapes["ln_1.weight"][0], _ss2d(shapes, "self_attention."), eps=1e-6), "vm_unet")
 
 
 @model("PatchEmbed2D")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
     width, channels, *stride = shapes["proj.weight"]
-    return Subject(PatchEmbed(channels, width, stride))
+    return Subject(PatchEmbed(channels, width, stride), "vm_unet")
 
 
 @model("PatchMerging2D")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
     out, joined = shapes["reduction.weight"]
-    return Subject(PatchMerging(joined // 4, out, (2, 2)))
+    return Subject(PatchMerging(joined // 4, out, (2, 2)), "vm_unet")
 
 
 @model("(Final_)?PatchExpand2D")
@@ -150,15 +154,14 @@ def _(info: dict[str, Any], shapes: Shapes) -> Subject:
     cells, width = shapes["expand.weight"]
     out = shapes["norm.weight"][0]
     edge = round((cells // out) ** 0.5)
-    return Subject(PatchExpand(width, out, (edge, edge)))
+    return Subject(PatchExpand(width, out, (edge, edge)), "vm_unet")
 
 
 @model("VMUNet")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    net = PublishedVMUNet(**_unet_arguments(info, shapes), state_size=_state_size(info, shapes))
-    return Subject(
-        sigmoid_if_binary(net, info), network=True, prefix="vmunet.", original=lambda name: _original_ss2d(name)
-    )
+    state_size = first(shapes, "A_logs")[1] if shapes else int(info.get("d_state", 16))
+    net = PublishedVMUNet(**_unet_arguments(info, shapes), state_size=state_size)
+    return Subject(sigmoid_if_binary(net, info), "vm_unet", network=True, original=_original_vm_unet)
 
 
 def _unet_arguments(info: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
@@ -180,10 +183,129 @@ def _unet_arguments(info: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _state_size(info: dict[str, Any], shapes: Shapes) -> int:
-    return first(shapes, "A_logs")[1] if shapes else int(info.get("d_state", 16))
+def _original_vm_unet(name: str) -> str:
+    name = re.sub(r"\.scan\.(?=[^.]+$)", ".", name).replace("self_attention.conv.", "self_attention.conv2d.")
+    return "vmunet." + name
 
 
-def _original_ss2d(name: str) -> str:
-    """Our name of a VM-UNet parameter to the original's."""
-    return re.sub(r"\.scan\.(?=[^.]+$)", ".", name).replace("self_attention.conv.", "self_attention.conv2d.")
+class _MHSSubject(Subject):
+    """MHS-VM's heads: the original keeps them channels-first and flat, and stacks the routes before the fusion."""
+
+    def module_name(self, original: str) -> str:
+        original = re.sub(r"scanhead_(\w)\.scanning$", r"heads.\1.scan", original)
+        return re.sub(r"scanhead_(\w)$", r"heads.\1", original.removeprefix("vmunet."))
+
+    def intermediate(self, name: str, output: Tensor) -> Tensor:
+        if name.endswith(".scanning"):
+            return output.permute(0, 2, 3, 1)  # (B, L, K, S) to (B, K, S, L)
+        if "scanhead_" in name:
+            return output.flatten(1, -2).mT  # (B, *grid, S) to (B, S, L)
+        return output
+
+
+def _mhs(info: dict[str, Any], width: int, joined: bool) -> MultiHeadScan:
+    heads = "".join(HEADS)[: info["head_num"]]
+    return MultiHeadScan(width, heads=heads, threshold=info["gfu_t"], projection=joined)
+
+
+@model("VSS(Un)?Gated?")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    width = shapes["out_norm.weight"][0]
+    mhs = _mhs(info, width, "mhs.y_proj.weight" in shapes)
+    return _MHSSubject(MHSMixer(width, mhs, gated="in_proj.weight" in shapes), "mhs_vm")
+
+
+@model("VMUNet with MHS( module)?")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    joined = info.get("with_proj", True)
+    net = PublishedVMUNet(
+        **_unet_arguments(info, shapes), mixer=lambda width: MHSMixer(width, _mhs(info, width, joined))
+    )
+    return _MHSSubject(sigmoid_if_binary(net, info), "mhs_vm", network=True, original=_original_mhs)
+
+
+def _original_mhs(name: str) -> str:
+    name = re.sub(r"mhs\.heads\.(\w)\.scan\.", r"mhs.scanhead_\1.mambaeng.", name)
+    return _original_vm_unet(name.replace("mhs.x_ssproj.weight", "mhs.x_ssproj_W"))
+
+
+@model("GatedCNNBlock")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    width = shapes["norm.weight"][0]
+    return Subject(GatedCNNBlock(width, **_gated_arguments(info, shapes)), "mambaout")
+
+
+def _gated_arguments(info: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+    arguments = {"expansion": info.get("expansion_ratio", 8 / 3), "conv_ratio": info.get("conv_ratio", 1.0)}
+    kernels = [shape[-1] for name, shape in shapes.items() if re.search(r"(^|stages\S*\.)conv\.weight$", name)]
+    return arguments | {"kernel": kernels[0] if kernels else info.get("kernel_size", 7)}
+
+
+@model("MambaOut.*")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    size = next((size for size in SIZES if size in info["model"].lower()), "tiny")
+    net = PublishedMambaOut(
+        info.get("in_chans", 3),
+        info["num_classes"],
+        info.get("dims", SIZES[size][1]),
+        info.get("depths", SIZES[size][0]),
+        **_gated_arguments(info, shapes),
+    )
+    return Subject(net, "mambaout", network=True)
+
+
+@model("Mamba mixer.*")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    width = shapes["out_proj.weight"][0]
+    return Subject(
+        BidirectionalMamba(
+            width,
+            state_size=shapes["A_log"][1],
+            expand=shapes["out_proj.weight"][1] / width,
+            kernel=shapes["conv1d.weight"][-1],
+            directions=info.get("bimamba_type", "none"),
+            divide=info.get("if_divide_out", False),
+            layer_scale=0.0 if "gamma" in shapes else None,
+            bias="in_proj.bias" in shapes,
+        ),
+        "vim",
+    )
+
+
+class _VimSubject(Subject):
+    """The original's blocks return (hidden, residual) and so do ours; files hold the first."""
+
+    def intermediate(self, name: str, output: Any) -> Tensor:
+        return output[0] if isinstance(output, tuple) else output
+
+
+@model("VisionMamba")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    classed = "cls_token" in shapes
+    net = PublishedVim(
+        channels,
+        shapes["head.weight"][0],
+        width,
+        1 + max(int(found[1]) for found in (re.match(r"layers\.(\d+)\.", name) for name in shapes) if found),
+        tokens=shapes["pos_embed"][1] - int(classed),
+        patch=patch,
+        stride=info.get("stride", patch),
+        state_size=first(shapes, "A_log")[1],
+        class_token=classed,
+        rms_norm="norm_f.bias" not in shapes,
+        divide=info.get("if_divide_out", False),
+        directions=info.get("bimamba_type", "v2"),
+    )
+    return _VimSubject(net, "vim", network=True)
+
+
+@model("Vim tiny.*")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    return _VimSubject(PublishedVim(classes=info["num_classes"]), "vim", network=True, original=_original_vim)
+
+
+def _original_vim(name: str) -> str:
+    name = re.sub(r"forwards\.(?:scan\.)?", "", name)
+    name = re.sub(r"backwards\.(?:scan\.)?(x_proj|dt_proj|conv1d)\.", r"\1_b.", name)
+    return name.replace("backwards.scan.A_log", "A_b_log").replace("backwards.scan.D", "D_b")

@@ -46,8 +46,8 @@ def available_routes() -> tuple[str, ...]:
 def routes(name: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """The route table (K, L), int32, of the set ``name`` on a grid of ``shape`` tokens, kept on ``device``.
 
-    Append ``:k`` to take the first k routes only, e.g. ``"raster:3"``. Raises ConfigError for an unknown set, for a
-    set that does not exist in this many dimensions, and for more routes than the set has.
+    Append ``:k`` to take the first k routes only, or ``:a-b`` for routes a to b - 1, e.g. ``"raster:3"``,
+    ``"rotary:2-4"``. Raises ConfigError for an unknown set and for routes that the set does not have.
     """
     return _cached(name, tuple(int(n) for n in shape), str(device))
 
@@ -72,11 +72,12 @@ def _orders(name: str, shape: Shape) -> list[np.ndarray]:
     orders = _ROUTES[base](shape)
     if not count:
         return orders
-    if not count.isdigit() or not 1 <= int(count) <= len(orders):
+    begin, _, end = count.partition("-") if "-" in count else ("0", "", count)
+    if not (begin.isdigit() and end.isdigit() and int(begin) < int(end) <= len(orders)):
         raise ConfigError(
             f"Route set {name!r} asks for {count!r} routes; {base!r} has 1 to {len(orders)} in {len(shape)} dimensions."
         )
-    return orders[: int(count)]
+    return orders[int(begin) : int(end)]
 
 
 def _index(shape: Shape) -> np.ndarray:
@@ -160,3 +161,143 @@ def raster_all(shape: Shape) -> list[np.ndarray]:
 def snake(shape: Shape) -> list[np.ndarray]:
     """Boustrophedon along every axis, each with its reverse; consecutive tokens always touch."""
     return _paired_reverses([_snake(shape, axes) for axes in _fastest_first(shape)])
+
+
+@route_set("diagonal")
+def diagonal(shape: Shape) -> list[np.ndarray]:
+    """MHS-VM's route X: diagonal after diagonal, turning back at the border; base orders mirrored, each with reverse.
+
+    2D: two base orders, the second mirrored along the last axis. 3D, ours: the planes i + j + k = const one after the
+    other, a snake of diagonals inside each; three base orders, mirrored along no, the last, and the middle axis.
+    """
+    grid = _index(shape)
+    order = _diagonal_2d(shape) if len(shape) == 2 else _diagonal_3d(shape)
+    mirrored = [np.flip(grid, axis).ravel()[order] for axis in range(len(shape) - 1, 0, -1)]
+    return _paired_reverses([order, *mirrored])
+
+
+def _diagonal_2d(shape: Shape) -> np.ndarray:
+    i, j = np.indices(shape).reshape(2, -1)
+    k = i + j
+    return np.lexsort((np.where(k % 2 == 0, -i, i), k))  # even diagonals climb, odd ones descend
+
+
+def _diagonal_3d(shape: Shape) -> np.ndarray:
+    i, j, k = np.indices(shape).reshape(3, -1)
+    plane = i + j + k
+    across = np.where(plane % 2 == 0, -i, i)
+    inside = np.where((plane + i) % 2 == 0, -j, j)
+    return np.lexsort((inside, across, plane))
+
+
+@route_set("spiral")
+def spiral(shape: Shape) -> list[np.ndarray]:
+    """MHS-VM's route S: clockwise from the corner inwards, each base order with its reverse.
+
+    2D: two base orders, from the top-left and from the bottom-left corner. 3D, ours: a spiral in every slice, inwards
+    and outwards in turn, so that the step to the next slice is one voxel; slices along each of the three axes.
+    """
+    if len(shape) == 2:
+        order = _spiral_2d(*shape)
+        return _paired_reverses([order, np.flip(_index(shape), 0).ravel()[order]])
+    orders = []
+    for axis in range(3):
+        slices = np.moveaxis(_index(shape), axis, 0)
+        inwards = _spiral_2d(*slices.shape[1:])
+        turns = [part.ravel()[inwards if n % 2 == 0 else inwards[::-1]] for n, part in enumerate(slices)]
+        orders.append(np.concatenate(turns))
+    return _paired_reverses(orders)
+
+
+def _spiral_2d(height: int, width: int) -> np.ndarray:
+    index = _index((height, width))
+    parts = []
+    while index.size:
+        parts.append(index[0])
+        index = np.rot90(index[1:])  # the right edge becomes the top one
+    return np.concatenate(parts)
+
+
+@route_set("rotary")
+def rotary(shape: Shape) -> list[np.ndarray]:
+    """LinGen's rotary-major orders (arXiv:2412.09856), each followed by its reverse.
+
+    3D, slowest axis first: (t, h, w), (t, w, h), (h, w, t), (w, h, t). 2D: rows, columns. A layer takes one of them in
+    both directions, the next layer the next one: ``rotary:0-2``, ``rotary:2-4``, ...
+    """
+    majors = [(0, 1), (1, 0)] if len(shape) == 2 else [(0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0)]
+    return _paired_reverses([_raster(shape, axes) for axes in majors])
+
+
+@route_set("continuous")
+def continuous(shape: Shape) -> list[np.ndarray]:
+    """LaMamba-Diff's continuous scan: snakes that start in two corners, each followed by its reverse.
+
+    2D: rows from the top-left corner; columns from the bottom-left one. The original defines routes 1 and 3 separately
+    and only for squares; for even squares they are the reverses, which is what they are here on every grid. 3D, ours:
+    a third snake for the third axis.
+    """
+    grid = _index(shape)
+    orders = []
+    for n, axes in enumerate(_fastest_first(shape)):
+        order = _snake(shape, axes)
+        orders.append(order if n == 0 else np.flip(grid, len(shape) - 1 - n).ravel()[order])
+    return _paired_reverses(orders)
+
+
+@route_set("tri")
+def tri(shape: Shape) -> list[np.ndarray]:
+    """SegMamba's tri-orientated scan: forward, backward, and across the slices (first axis fastest)."""
+    order = _raster(shape, range(len(shape)))
+    return [order, order[::-1], _raster(shape, [*range(1, len(shape)), 0])]
+
+
+@route_set("morton")
+def morton(shape: Shape) -> list[np.ndarray]:
+    """Z-order: a cell of 2 x 2 (x 2) tokens is finished before the next one, at every scale; axes swapped for more."""
+    orders = []
+    for axes in _fastest_first(shape):
+        code = np.zeros(int(np.prod(shape)), dtype=np.int64)
+        coordinates = np.indices(shape).reshape(len(shape), -1)
+        for bit in range(max(shape).bit_length()):
+            for place, axis in enumerate(reversed(axes)):
+                code |= ((coordinates[axis] >> bit) & 1) << (bit * len(shape) + place)
+        orders.append(np.argsort(code, kind="stable"))
+    return _paired_reverses(orders)
+
+
+@route_set("hilbert")
+def hilbert(shape: Shape) -> list[np.ndarray]:
+    """Hilbert's curve of the enclosing power of two, cut to the grid; one rotation of the axes per base order.
+
+    Source: Skilling 2004, Programming the Hilbert curve (AIP Conf. Proc. 707, 381).
+    """
+    orders = []
+    for axes in _fastest_first(shape):
+        coordinates = np.indices(shape).reshape(len(shape), -1)[list(axes)]
+        orders.append(np.argsort(_hilbert_number(coordinates, max(shape).bit_length()), kind="stable"))
+    return _paired_reverses(orders)
+
+
+def _hilbert_number(coordinates: np.ndarray, bits: int) -> np.ndarray:
+    """Position on the Hilbert curve of (axes, points) coordinates below 2**bits."""
+    x = coordinates.copy()
+    axes = len(x)
+    for level in range(bits - 1, 0, -1):
+        low = (1 << level) - 1
+        for axis in range(axes):
+            bit = (x[axis] >> level) & 1
+            swap = np.where(bit == 1, 0, (x[0] ^ x[axis]) & low)
+            x[0] ^= np.where(bit == 1, low, swap)
+            x[axis] ^= swap
+    for axis in range(1, axes):
+        x[axis] ^= x[axis - 1]
+    turn = np.zeros_like(x[0])
+    for level in range(bits - 1, 0, -1):
+        turn ^= np.where((x[-1] >> level) & 1, (1 << level) - 1, 0)
+    x ^= turn
+    number = np.zeros_like(x[0])
+    for level in range(bits - 1, -1, -1):
+        for axis in range(axes):
+            number = (number << 1) | ((x[axis] >> level) & 1)
+    return number

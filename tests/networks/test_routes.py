@@ -61,6 +61,41 @@ def test_consecutive_tokens_of_a_snake_always_touch(shape: tuple[int, ...]) -> N
         assert (np.abs(np.diff(position, axis=0)).sum(axis=1) == 1).all()
 
 
+def test_mhs_routes_on_a_small_grid() -> None:
+    assert routes("snake", (3, 4))[0].tolist() == [0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11]
+    assert routes("diagonal", (3, 4))[0].tolist() == [0, 1, 4, 8, 5, 2, 3, 6, 9, 10, 7, 11]
+    assert routes("spiral", (3, 4))[0].tolist() == [0, 1, 2, 3, 7, 11, 10, 9, 8, 4, 5, 6]
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=shapes)
+def test_consecutive_tokens_of_a_spiral_always_touch(shape: tuple[int, ...]) -> None:
+    for row in routes("spiral", shape).numpy():
+        position = np.stack(np.unravel_index(row, shape), axis=1)
+        assert (np.abs(np.diff(position, axis=0)).sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 4, 4)])
+def test_hilbert_curve_never_jumps_on_a_power_of_two(shape: tuple[int, ...]) -> None:
+    for row in routes("hilbert", shape).numpy():
+        position = np.stack(np.unravel_index(row, shape), axis=1)
+        assert (np.abs(np.diff(position, axis=0)).sum(axis=1) == 1).all()
+
+
+def test_z_order_finishes_each_cell_before_the_next() -> None:
+    assert routes("morton", (4, 4))[0].tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+
+
+def test_continuous_scan_equals_the_published_one_on_an_even_square() -> None:
+    assert routes("continuous", (2, 2)).tolist() == [[0, 1, 3, 2], [2, 3, 1, 0], [2, 0, 1, 3], [3, 1, 0, 2]]
+
+
+def test_rotary_orders_of_a_volume_let_w_h_t_t_run_fastest() -> None:
+    table = routes("rotary", (2, 3, 4))
+    assert [int(row[1] - row[0]) for row in table[::2]] == [1, 4, 12, 12]
+    assert torch.equal(routes("rotary:2-4", (2, 3, 4)), table[2:4])
+
+
 def test_a_prefix_of_a_set_keeps_its_first_routes() -> None:
     assert torch.equal(routes("raster:2", (2, 3, 4)), routes("bidirectional", (2, 3, 4)))
     assert route_count("raster:4", 3) == 4
