@@ -60,6 +60,11 @@ def network_facts(name: str) -> NetworkFacts:
     )
 
 
+def network_options(name: str) -> tuple[str, ...]:
+    """Names of the options that ``build_network(name, ...)`` takes beside a plan's numbers, ``use_scan`` among them."""
+    return tuple(_options(_builder(name)))
+
+
 def available_networks() -> tuple[str, ...]:
     """Names that :func:`build_network` knows, sorted."""
     _load()

@@ -8,7 +8,7 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
-from medmamba.networks.registry import network_facts
+from medmamba.networks.registry import network_facts, network_options
 
 torch.set_num_threads(2)
 
@@ -160,3 +160,8 @@ def test_impossible_numbers_are_named(changes: dict[str, object], message: str) 
 def test_a_network_without_a_scan_has_none_to_leave_out() -> None:
     with pytest.raises(ConfigError, match="'plain_unet' has no scan to leave out"):
         tiny("plain_unet", 2, use_scan=False)
+
+
+def test_options_say_which_networks_have_a_scan() -> None:
+    assert {"state_size", "routes", "use_scan"} <= set(network_options("vm_unet"))
+    assert network_options("plain_unet") == ()
