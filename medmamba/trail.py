@@ -29,7 +29,7 @@ class Resampler(Protocol):
     """Interpolates an array (C, i, j, k) to another shape over the same field of view."""
 
     def __call__(
-        self, array: Array, shape: Shape, spacing_from_mm: Spacing | None, spacing_to_mm: Spacing | None
+        self, array: Array, shape: Shape, spacing_from_mm: Spacing | None, spacing_to_mm: Spacing | None, /
     ) -> Array: ...
 
 

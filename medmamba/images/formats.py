@@ -33,7 +33,13 @@ class Format:
         return import_module(self.module)
 
 
-FORMATS = (Format("NIfTI", (".nii.gz", ".nii"), "medmamba.images.nifti"),)
+FORMATS = (
+    Format("NIfTI", (".nii.gz", ".nii"), "medmamba.images.nifti"),
+    Format("NIfTI pair", (".hdr", ".img"), "medmamba.images.nifti"),
+    Format("NRRD", (".nrrd", ".nhdr"), "medmamba.images.nrrd"),
+    Format("MetaImage", (".mha", ".mhd"), "medmamba.images.metaimage"),
+    Format("flat image", (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg"), "medmamba.images.raster"),
+)
 ENDINGS = tuple(ending for kind in FORMATS for ending in kind.endings)
 
 

@@ -12,8 +12,9 @@ import stat
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +109,20 @@ def read_container(
             raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
 
 
+def read_block(
+    file: BinaryIO, file_size: int, expected: int, where: str, packing: Literal["raw", "gzip", "zlib"]
+) -> Container:
+    """The rest of an open file, behind a text header, as ``expected`` bytes of voxels."""
+    try:
+        if packing != "raw":
+            return _unpack(file, file_size, lambda _: expected, 0, where, wbits=31 if packing == "gzip" else 15)
+        start = file.tell()
+        return _read_plain(file, file_size - start, lambda _: expected, 0, where, start=start)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
+
+
 def read_small(path: Path | str, limit: int, where: str | None = None) -> bytes:
     """The bytes of a small regular file; an error when it has more than ``limit``."""
     where = where or shown(path)
@@ -148,11 +163,13 @@ def available_memory() -> int | None:
     return max(0, min(free)) if free else None
 
 
-def _read_plain(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str) -> Container:
+def _read_plain(
+    file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, start: int = 0
+) -> Container:
     expected = size_of(file.read(head))
     if file_size < expected:
         raise InputError(_too_short(where, file_size, expected))
-    file.seek(0)
+    file.seek(start)
     check_memory(expected, where)
     data = np.empty(expected, dtype=np.uint8)
     filled = 0
@@ -163,12 +180,14 @@ def _read_plain(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int],
     return Container(data, packed=False, warnings=_extra(where, file_size - expected))
 
 
-def _unpack(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str) -> Container:
+def _unpack(
+    file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, wbits: int = 31
+) -> Container:
     start = bytearray()  # until the header is complete
     data: npt.NDArray[np.uint8] | None = None
     filled = 0  # bytes that came out
     trailing = 0
-    decoder = zlib.decompressobj(31)
+    decoder = zlib.decompressobj(wbits)  # 31: gzip, its checksum looked at; 15: zlib, the same
     expected = 0
     pending = b""
 
@@ -190,10 +209,10 @@ def _unpack(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], hea
             if decoder.eof:  # another member, padding, or rubbish
                 if len(pending) < 2:
                     pending += file.read(_CHUNK)
-                if not pending.startswith(GZIP_MAGIC):
+                if wbits != 31 or not pending.startswith(GZIP_MAGIC):
                     trailing = len((pending + file.read()).lstrip(b"\0"))
                     break
-                decoder = zlib.decompressobj(31)
+                decoder = zlib.decompressobj(wbits)
             piece = decoder.decompress(pending, _CHUNK)
             pending = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
             if data is None:
@@ -211,10 +230,11 @@ def _unpack(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], hea
                 )
     except zlib.error as error:
         reason = "its checksum (CRC) does not fit" if "check" in str(error) else "the packed data are damaged"
-        raise InputError(f"{where}: {reason} (gzip). Copy it again from its source.") from None
+        kind = "gzip" if wbits == 31 else "zlib"
+        raise InputError(f"{where}: {reason} ({kind}). Copy it again from its source.") from None
     if not decoder.eof:
         raise InputError(
-            f"{where}: cut off: the gzip stream ends in the middle, after {filled} unpacked bytes. "
+            f"{where}: cut off: the packed data end in the middle, after {filled} unpacked bytes. "
             "Copy it again from its source."
         )
     if data is None:
@@ -223,8 +243,21 @@ def _unpack(file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], hea
         raise InputError(_too_short(where, filled, expected))
     warnings = _extra(where, filled - expected)
     if trailing:
-        warnings.append(f"{where}: {trailing} bytes that are not gzip follow the image and were ignored.")
+        warnings.append(f"{where}: {trailing} bytes that are not packed data follow the image and were ignored.")
     return Container(data, packed=True, warnings=warnings)
+
+
+def check_size(dims: tuple[int, ...], where: str, limits: Limits) -> None:
+    """Refuses a shape that cannot be, one that is a single voxel, and one above the limit; nothing is allocated."""
+    if not dims or min(dims) < 1:
+        raise InputError(f"{where}: its header says a shape of {dims}: each must be at least 1. It is damaged.")
+    if prod(dims) > limits.max_voxels:
+        raise InputError(
+            f"{where}: its header announces {'x'.join(map(str, dims))} = {prod(dims)} voxels, above the limit of "
+            f"{limits.max_voxels}. If that is true, raise the limit (max_voxels); else the header is damaged."
+        )
+    if prod(dims[:3]) == 1:
+        raise InputError(f"{where}: a single voxel, shape {dims}. Give a whole image.")
 
 
 def _too_short(where: str, found: int, expected: int) -> str:

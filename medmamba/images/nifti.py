@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, plain or gzipped: read behind the gate, written on the grid of another image.
+"""NIfTI-1 and NIfTI-2, plain, gzipped or as a pair: read behind the gate, written on the grid of another image.
 
 A mask gets the header of the image it belongs to, geometry only, bit for bit: dimensions, spacing, both affines with
 their codes and quaternions, units, byte order. It is read again through the same gate before it gets its name.
@@ -17,8 +17,16 @@ import numpy.typing as npt
 from medmamba.atomic import write_atomically
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import Grid
-from medmamba.images.gate import Limits, check_memory, read_container, shown
-from medmamba.images.image import LabelMap, MedicalImage, smallest_type
+from medmamba.images.checked import (
+    checked_image,
+    checked_labels,
+    same_channels,
+    same_labels,
+    storable_channels,
+    storable_labels,
+)
+from medmamba.images.gate import Limits, read_container, shown
+from medmamba.images.image import LabelMap, MedicalImage
 from medmamba.images.nifti_header import (
     CODE_OF,
     HEAD_BYTES,
@@ -29,9 +37,9 @@ from medmamba.images.nifti_header import (
     parse_header,
     read_grid,
 )
-from medmamba.images.voxels import NonFinite, Stored, intensities, whole_numbers
+from medmamba.images.voxels import NonFinite, Stored
 
-ENDINGS = (".nii.gz", ".nii")
+Check = Callable[[Path], None]
 
 
 @np.errstate(all="ignore")  # nonsense in a header overflows quietly and is refused by name
@@ -53,17 +61,21 @@ def read_image(
     Raises:
         InputError: the file, its header, its geometry or its voxels cannot be used; the message says why.
     """
-    where = where or shown(path)
-    limits = limits or Limits()
+    where, limits = where or shown(path), limits or Limits()
     header, stored, warnings = _read(path, where, limits, prefer)
     grid, known, odd = read_grid(header, where, limits)
-    check_memory(stored.size * 4, where)
-    array, constant, replaced = intensities(stored, header.slope, header.inter, where, nonfinite)
-    if replaced:
-        odd.append(f"{where}: {replaced} voxels were NaN or infinite and are zero now.")
-    if constant:
-        odd.append(f"{where}: all voxels have the same value{_of_channels(constant, len(array))}.")
-    return MedicalImage(array, grid, header, Path(path), (*warnings, *odd), constant, known, replaced)
+    return checked_image(
+        stored,
+        grid,
+        header,
+        path,
+        where,
+        warnings + odd,
+        nonfinite=nonfinite,
+        slope=header.slope,
+        inter=header.inter,
+        orientation_known=known,
+    )
 
 
 @np.errstate(all="ignore")
@@ -71,14 +83,12 @@ def read_label_map(
     path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
 ) -> LabelMap:
     """The label map in a NIfTI file, its values checked to be whole numbers before anything is cast."""
-    where = where or shown(path)
-    limits = limits or Limits()
+    where, limits = where or shown(path), limits or Limits()
     header, stored, warnings = _read(path, where, limits, prefer)
     if header.channels > 1:
         raise InputError(f"{where}: {header.channels} channels; a label map has one. Give one label map per case.")
     grid, _, odd = read_grid(header, where, limits)
-    labels, rounded = whole_numbers(stored[0], header.slope, header.inter, where)
-    return LabelMap(labels, grid, header, Path(path), (*warnings, *odd, *rounded))
+    return checked_labels(stored[0], grid, header, path, where, warnings + odd, slope=header.slope, inter=header.inter)
 
 
 def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
@@ -88,66 +98,69 @@ def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalIma
         ValueError: the array does not fit the grid, or is not made of whole numbers from 0 on.
         ResourceError: the disk is full or damaged; nothing is left behind.
     """
-    labels, header = np.asarray(labels), _header_of(like)
-    if labels.dtype.kind not in "iub":
-        raise ValueError(f"Labels are whole numbers, not {labels.dtype}.")
-    if labels.shape != header.shape:
-        raise ValueError(f"Labels of shape {labels.shape} do not lie on a grid of {header.shape}.")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0:
-        raise ValueError(f"A label map for output holds values from 0 on, not {low}.")
-    dims = header.dims[:3] if header.channels > 1 else header.dims
-    stored = labels.astype(smallest_type(low, high), copy=False)
+    header = _header_of(like)
+    stored = storable_labels(labels, header.shape)
 
     def check(part: Path) -> None:
         again = read_label_map(part, prefer=header.prefer, where=shown(path))
         _same_place(again.header, header, path)
-        if not np.array_equal(again.array, labels):
-            raise ResourceError(f"Cannot write {shown(path)}: other labels come back from the disk. Check the disk.")
+        same_labels(again, stored, None, path)
 
-    _write(path, stored, header, dims, check)
+    _write(path, stored, header, header.dims[:3] if header.channels > 1 else header.dims, check)
 
 
 def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
     """Writes intensities or probabilities (C, i, j, k) on the grid of ``like``; several channels become a 4th axis."""
-    array, header = np.asarray(array), _header_of(like)
-    if array.ndim != 4 or array.shape[1:] != header.shape:
-        raise ValueError(f"Channels of shape {array.shape} do not lie on a grid of {header.shape}.")
-    if array.dtype not in CODE_OF:
-        raise ValueError(f"NIfTI does not hold numbers of type {array.dtype}.")
-    dims = (*header.shape, len(array)) if len(array) > 1 else header.dims if header.channels == 1 else header.shape
+    header = _header_of(like)
+    stored = storable_channels(array, header.shape)
+    if stored.dtype not in CODE_OF:
+        raise ValueError(f"NIfTI does not hold numbers of type {stored.dtype}.")
+    dims = header.dims if header.channels == 1 else header.shape
 
     def check(part: Path) -> None:
         again = read_image(part, prefer=header.prefer, where=shown(path))
         _same_place(again.header, header, path)
-        if not np.array_equal(again.array, array.astype(np.float32)):
-            raise ResourceError(f"Cannot write {shown(path)}: other voxels come back from the disk. Check the disk.")
+        same_channels(again, stored, None, path)
 
-    _write(path, np.moveaxis(array, 0, -1), header, dims, check)
+    _write(path, np.moveaxis(stored, 0, -1), header, (*header.shape, len(stored)) if len(stored) > 1 else dims, check)
 
 
 def _read(path: Path | str, where: str, limits: Limits, prefer: Prefer | None) -> tuple[NiftiHeader, Stored, list[str]]:
-    """Header, stored numbers (C, i, j, k) and warnings of one file."""
+    """Header, stored numbers (C, i, j, k) and warnings of one file, or of a pair of files."""
+    path = Path(path)
     found: list[NiftiHeader] = []
+    pair = _pair(path)
 
     def size_of(head: bytes) -> int:
         header = parse_header(head, where, limits, prefer)
-        if header.paired:
+        if header.paired and pair is None:
             raise InputError(
-                f"{where}: the header of a pair (.hdr and .img), not an image. Give a .nii or .nii.gz file."
+                f"{where}: the header of a pair (.hdr and .img). Name the file .hdr, or give a .nii image."
             )
         found.append(header)
-        return header.data_at + header.data_bytes
+        return header.header_bytes if header.paired else header.data_at + header.data_bytes
 
-    container = read_container(path, size_of, head=HEAD_BYTES, where=where)
-    warnings = list(container.warnings)
-    named_packed = str(path).lower().endswith(".gz")
-    if container.packed != named_packed and not str(path).endswith(".part"):
+    container = read_container(pair[0] if pair else path, size_of, head=HEAD_BYTES, where=where)
+    header, data, warnings = found[0], container.data, list(container.warnings)
+    if pair and header.paired:
+        warnings = []  # what follows the header in a .hdr file is its extensions
+        voxels = read_container(pair[1], lambda _: header.data_at + header.data_bytes, head=0, where=where)
+        data = voxels.data
+        warnings += voxels.warnings
+    elif path.suffix != ".part" and container.packed != path.name.lower().endswith(".gz"):
         warnings.append(f"{where}: {'gzipped' if container.packed else 'not gzipped'}, against its name.")
-    header = found[0]
-    voxels = container.data[header.data_at :].view(header.dtype)
-    stored = voxels.reshape((*header.shape, header.channels), order="F")
+    stored = data[header.data_at :].view(header.dtype).reshape((*header.shape, header.channels), order="F")
     return header, np.moveaxis(stored, -1, 0), warnings
+
+
+def _pair(path: Path) -> tuple[Path, Path] | None:
+    """Header and voxel file, if ``path`` names either of a pair; endings in the case of its own."""
+    ending = path.suffix.lower()
+    if ending not in (".hdr", ".img"):
+        return None
+    other_ending = ".img" if ending == ".hdr" else ".hdr"
+    other = path.with_suffix(other_ending.upper() if path.suffix.isupper() else other_ending)
+    return (path, other) if ending == ".hdr" else (other, path)
 
 
 def _header_of(like: MedicalImage | LabelMap | Grid) -> NiftiHeader:
@@ -165,29 +178,32 @@ def _same_place(written: NiftiHeader, wanted: NiftiHeader, path: Path | str) -> 
         raise ResourceError(f"Cannot write {shown(path)}: another geometry comes back from the disk. Check the disk.")
 
 
-def _write(
-    path: Path | str,
-    stored: Stored,
-    header: NiftiHeader,
-    dims: tuple[int, ...],
-    check: Callable[[Path], None],
-) -> None:
+def _write(path: Path | str, stored: Stored, header: NiftiHeader, dims: tuple[int, ...], check: Check) -> None:
     """Writes numbers in the file's order, (i, j, k) or (i, j, k, C), behind the geometry of ``header``."""
+    path = Path(path)
+    pair = _pair(path)
     fields = header.fields
     order = fields.dtype["dim"].base.byteorder
     code = CODE_OF[stored.dtype.newbyteorder("=")]
+    version = "2" if len(header.geometry) == HEAD_BYTES else "1"
     fields["dim"] = 1
     fields["dim"][: len(dims) + 1] = (len(dims), *dims)
     fields["datatype"], fields["bitpix"] = code, NUMBERS[code][1]
     fields["scl_slope"], fields["scl_inter"] = 1, 0
-    fields["magic"] = b"n+2\0\r\n\032\n" if len(header.geometry) == HEAD_BYTES else b"n+1"
-    start = len(header.geometry) + 4
+    fields["magic"] = f"n{'i' if pair else '+'}{version}".encode() + (b"\0\r\n\032\n" if version == "2" else b"")
+    start = 0 if pair else len(header.geometry) + 4
     fields["vox_offset"] = start + (-start) % 16
-    head = fields.tobytes() + bytes(int(fields["vox_offset"]) - len(header.geometry))
     voxels = stored.astype(stored.dtype.newbyteorder(order), copy=False)
-    packed = str(path).lower().endswith(".gz")
-    with write_atomically(path, verify=check) as file:
-        _send(file, head, voxels, packed)
+    if pair is None:
+        head = fields.tobytes() + bytes(int(fields["vox_offset"]) - len(header.geometry))
+        with write_atomically(path, verify=check) as file:
+            _send(file, head, voxels, packed=path.name.lower().endswith(".gz"))
+        return
+    with write_atomically(pair[1]) as file:
+        _send(file, b"", voxels, packed=False)
+    with write_atomically(pair[0]) as file:  # last: a header without its voxels never stands there
+        file.write(fields.tobytes() + bytes(4))
+    check(pair[0])
 
 
 def _send(file: IO[bytes], head: bytes, voxels: Stored, packed: bool) -> None:
@@ -201,10 +217,5 @@ def _send(file: IO[bytes], head: bytes, voxels: Stored, packed: bool) -> None:
 
 def _pieces(voxels: Stored) -> Iterator[bytes]:
     """The voxels' bytes, i fastest, slice by slice."""
-    slowest = np.moveaxis(voxels, -1, 0)
-    for part in slowest:
+    for part in np.moveaxis(voxels, -1, 0):
         yield part.tobytes(order="F")
-
-
-def _of_channels(numbers: tuple[int, ...], channels: int) -> str:
-    return f" in channel {', '.join(map(str, numbers))}" if channels > 1 else ""

@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, Shape, affine_problem
-from medmamba.images.gate import Limits
+from medmamba.images.gate import Limits, check_size
 
 Prefer = Literal["sform", "qform"]
 HEAD_BYTES = NIFTI2.itemsize  # 540; a NIfTI-1 header has 348
@@ -115,9 +115,9 @@ class NiftiHeader:
         return prod(self.dims) * self.dtype.itemsize
 
     @property
-    def scaled(self) -> bool:
-        """Whether stored numbers are not the values themselves."""
-        return (self.slope, self.inter) != (1.0, 0.0)
+    def header_bytes(self) -> int:
+        """Length of the header itself, without extensions."""
+        return len(self.geometry)
 
     @property
     def fields(self) -> np.ndarray[Any, Any]:
@@ -242,8 +242,6 @@ def _dims(fields: np.ndarray[Any, Any], where: str, limits: Limits) -> tuple[int
     if not 1 <= count <= 7:
         raise InputError(f"{where}: its header says {count} dimensions (dim[0]); 2 to 4 are possible. It is damaged.")
     dims = sizes[:count]
-    if min(dims) < 1:
-        raise InputError(f"{where}: its header says a shape of {tuple(dims)}: each must be at least 1. It is damaged.")
     while len(dims) > 4 and dims[-1] == 1:
         dims.pop()
     if len(dims) == 1:
@@ -253,13 +251,7 @@ def _dims(fields: np.ndarray[Any, Any], where: str, limits: Limits) -> tuple[int
             f"{where}: {len(dims)} dimensions, shape {tuple(dims)}. Give a 3D image, or 4D with one channel per step "
             "of the last axis."
         )
-    if prod(dims[:3]) == 1:
-        raise InputError(f"{where}: a single voxel, shape {tuple(dims)}. Give a whole image.")
-    if prod(dims) > limits.max_voxels:
-        raise InputError(
-            f"{where}: its header announces {'x'.join(map(str, dims))} = {prod(dims)} voxels, above the limit of "
-            f"{limits.max_voxels}. If that is true, raise the limit (max_voxels); else the header is damaged."
-        )
+    check_size(tuple(dims), where, limits)
     return tuple(dims)
 
 

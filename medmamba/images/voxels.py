@@ -94,7 +94,8 @@ def whole_numbers(stored: Stored, slope: float, inter: float, where: str) -> tup
 
 
 def _as_is(stored: Stored, slope: float, inter: float) -> bool:
-    return stored.dtype == np.float32 and stored.dtype.isnative and (slope, inter) == (1.0, 0.0)
+    contiguous = stored.flags.writeable and stored[0].flags.f_contiguous
+    return contiguous and stored.dtype == np.float32 and stored.dtype.isnative and (slope, inter) == (1.0, 0.0)
 
 
 def _slabs(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:

@@ -119,7 +119,7 @@ def test_all_problems_of_all_cases_are_told_in_one_pass(dataset, save):
     for line in (
         "numTraining is 9, but 8 training cases are listed",
         "case_000: the case name occurs twice",
-        "case_000: imagesTr/case_000.nii.gz: cut off: the gzip stream ends in the middle",
+        "case_000: imagesTr/case_000.nii.gz: cut off: the packed data end in the middle",
         "case_001: labelsTr/case_001.nii.gz: no such file",
         "case_002: labelsTr/case_002.nii.gz: label value 7 in 2 voxel(s), the first at (2, 3, 4), is not declared",
         "case_003: image and label map differ in shape: (6, 7, 5) and (6, 7, 4)",

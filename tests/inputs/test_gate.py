@@ -100,7 +100,7 @@ def test_zero_padding_is_fine_and_rubbish_is_told(save, volume):
     path.write_bytes(whole + bytes(512))
     assert read_image(path).warnings == ()
     path.write_bytes(whole + b"rubbish")
-    assert "7 bytes that are not gzip follow the image" in read_image(path).warnings[0]
+    assert "7 bytes that are not packed data follow the image" in read_image(path).warnings[0]
 
 
 def test_gzip_is_known_by_its_content_not_by_its_name(save, volume):

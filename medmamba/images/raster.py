@@ -1,0 +1,200 @@
+"""Flat images without millimetres: PNG, TIFF, BMP and JPEG, grey or RGB; masks as PNG, TIFF or BMP.
+
+Of the array, i is the column and j the row (see geometry.py). Pillow decodes the pixels; what it forgives is looked at
+before: a PNG's checksums, several pages, 16-bit colours that it would cut to 8 bits.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmamba.atomic import write_atomically
+from medmamba.errors import InputError, ResourceError
+from medmamba.geometry import Grid
+from medmamba.images.checked import (
+    checked_image,
+    checked_labels,
+    same_channels,
+    same_labels,
+    storable_channels,
+    storable_labels,
+)
+from medmamba.images.gate import Limits, check_memory, check_size, open_regular, shown
+from medmamba.images.image import LabelMap, MedicalImage
+from medmamba.images.nifti_header import Prefer
+from medmamba.images.voxels import NonFinite, Stored
+
+KINDS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class RasterHeader:
+    """The kind of file; a flat image has no geometry to keep."""
+
+    kind: str
+
+
+def read_image(
+    path: Path | str,
+    *,
+    nonfinite: NonFinite = "error",
+    prefer: Prefer | None = None,
+    limits: Limits | None = None,
+    where: str | None = None,
+) -> MedicalImage:
+    """Grey values (1, i, j, 1) or colours (3, i, j, 1) of a flat image."""
+    where, limits = where or shown(path), limits or Limits()
+    stored, kind, warnings = _read(Path(path), where, limits, mask=False)
+    grid = Grid(stored.shape[1:])
+    return checked_image(
+        stored, grid, RasterHeader(kind), path, where, warnings, nonfinite=nonfinite, orientation_known=False
+    )
+
+
+def read_label_map(
+    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
+) -> LabelMap:
+    """A mask: grey values, the numbers of a palette, or three equal colours."""
+    where, limits = where or shown(path), limits or Limits()
+    stored, kind, warnings = _read(Path(path), where, limits, mask=True)
+    if kind == "JPEG":
+        raise InputError(f"{where}: JPEG changes label values. Save masks as PNG or TIFF.")
+    if len(stored) > 1 and any(not np.array_equal(stored[0], other) for other in stored[1:]):
+        raise InputError(f"{where}: a mask in colours. Save it in grey, with the label's number as value.")
+    grid = Grid(stored.shape[1:])
+    return checked_labels(stored[0], grid, RasterHeader(kind), path, where, warnings)
+
+
+def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
+    """Writes a mask (i, j, 1) as 8-bit grey, or 16-bit where values need it; read again and compared."""
+    grid = like if isinstance(like, Grid) else like.grid
+    stored = storable_labels(labels, grid.shape)
+    kind = _kind_of(path)
+    if kind == "JPEG":
+        raise InputError(f"{shown(path)}: JPEG changes label values. Write masks as PNG or TIFF.")
+
+    def check(part: Path) -> None:
+        same_labels(read_label_map(part, where=shown(path)), stored, Grid(grid.shape), path)
+
+    _write(Path(path), stored[None], kind, check)
+
+
+def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
+    """Writes one or three channels (C, i, j, 1) of unsigned numbers."""
+    grid = like if isinstance(like, Grid) else like.grid
+    stored = storable_channels(array, grid.shape)
+    kind = _kind_of(path)
+
+    def check(part: Path) -> None:
+        if kind != "JPEG":
+            same_channels(read_image(part, where=shown(path)), stored, Grid(grid.shape), path)
+
+    _write(Path(path), stored, kind, check)
+
+
+def _kind_of(path: Path | str) -> str:
+    return KINDS[Path(path).suffix.lower()]
+
+
+def _read(path: Path, where: str, limits: Limits, *, mask: bool) -> tuple[Stored, str, list[str]]:
+    """Stored numbers (C, i, j, 1), the kind of file, and what was odd."""
+    from PIL import Image, UnidentifiedImageError
+
+    file, size = open_regular(path, where)
+    with file:
+        if size > limits.max_voxels * 8:
+            raise InputError(f"{where}: {size} bytes, more than any image within the limit. Is it the right file?")
+        check_memory(size, where)
+        raw = file.read()
+    if raw.startswith(PNG_MAGIC):
+        _check_png(raw, where, limits)
+    warnings: list[str] = []
+    try:
+        with Image.open(io.BytesIO(raw), formats=sorted(set(KINDS.values()))) as image:
+            kind = str(image.format)
+            pages = int(getattr(image, "n_frames", 1))
+            if pages > 1:
+                raise InputError(f"{where}: {pages} pages. Give one image per file, or the volume as NIfTI.")
+            check_size((image.width, image.height, len(image.getbands())), where, limits)
+            check_memory(image.width * image.height * len(image.getbands()) * 8, where)
+            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                warnings.append(f"{where}: a camera's orientation mark was ignored; pixels were taken as stored.")
+            pixels = _pixels(image, mask, where, warnings)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{where}: not a PNG, TIFF, BMP or JPEG image. Check the file.") from None
+    except Exception as error:  # decoders raise what they like for damaged files
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise InputError(f"{where}: damaged or cut off ({reason}). Copy it again from its source.") from None
+    rows = pixels[..., None] if pixels.ndim == 2 else pixels  # (j, i, C)
+    return np.ascontiguousarray(np.moveaxis(rows, -1, 0)).transpose(0, 2, 1)[..., None], kind, warnings
+
+
+def _pixels(image: Any, mask: bool, where: str, warnings: list[str]) -> npt.NDArray[Any]:
+    """Numbers (j, i) or (j, i, C) of an opened image."""
+    mode = image.mode
+    if mode == "P" and not mask:
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        mode = image.mode
+    if mode in ("LA", "RGBA"):
+        alpha = np.asarray(image.getchannel("A"))
+        if alpha.min() < 255:
+            raise InputError(f"{where}: partly transparent. Save it without an alpha channel.")
+        warnings.append(f"{where}: an alpha channel that hides nothing was left out.")
+        return np.asarray(image)[..., 0] if mode == "LA" else np.asarray(image)[..., :3]
+    if mode not in (*GREY, "P", "RGB"):
+        raise InputError(f"{where}: its colours are {mode}. Save it in grey or RGB.")
+    pixels = np.asarray(image)
+    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+
+
+def _check_png(raw: bytes, where: str, limits: Limits) -> None:
+    """Walks the chunks: size within the limit before anything is unpacked, every checksum right, the end there."""
+    at = len(PNG_MAGIC)
+    while at + 12 <= len(raw):
+        length, name = struct.unpack_from(">I4s", raw, at)
+        end = at + 12 + length
+        if end > len(raw):
+            break
+        if zlib.crc32(raw[at + 4 : end - 4]) != struct.unpack_from(">I", raw, end - 4)[0]:
+            raise InputError(f"{where}: its checksum (CRC) does not fit (PNG). Copy it again from its source.")
+        if name == b"IHDR":
+            width, height, bits, colour = struct.unpack_from(">IIBB", raw, at + 8)
+            check_size((width, height, 1), where, limits)
+            if bits == 16 and colour in (2, 4, 6):
+                raise InputError(f"{where}: 16-bit colours. Save it in 8-bit colours or 16-bit grey.")
+        if name == b"IEND":
+            return
+        at = end
+    raise InputError(f"{where}: cut off: the PNG has no end. Copy it again from its source.")
+
+
+def _write(path: Path, stored: Stored, kind: str, check: Any) -> None:
+    from PIL import Image
+
+    if stored.shape[3] != 1:
+        raise InputError(f"{shown(path)}: {stored.shape[3]} slices do not fit into a flat image. Write NIfTI instead.")
+    if len(stored) not in (1, 3):
+        raise ValueError(f"A flat image has one channel or three, not {len(stored)}.")
+    rows = np.ascontiguousarray(stored[..., 0].transpose(2, 1, 0)).squeeze(axis=2 if len(stored) == 1 else ())
+    if rows.dtype not in (np.uint8, np.uint16) or (rows.dtype == np.uint16 and (len(stored) == 3 or kind == "BMP")):
+        raise InputError(f"{shown(path)}: values of type {rows.dtype} do not fit into a {kind}. Write NIfTI instead.")
+    buffer = io.BytesIO()
+    try:
+        Image.fromarray(rows).save(buffer, format=kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
+    except OSError as error:
+        raise ResourceError(f"Cannot write {shown(path)}: {error}. Write NIfTI instead.") from None
+    with write_atomically(path, verify=check) as file:
+        file.write(buffer.getvalue())
