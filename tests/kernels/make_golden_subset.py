@@ -4,6 +4,7 @@ The cases are copied unchanged; only the largest are left out, to keep the repos
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 LARGEST_CASE_BYTES = 100_000
 ALWAYS = ("strong_decay",)
+WHOLE_FILES = ("dcnv4_core", "dcnv4_module", "mamba2_simple", "mamba2_simple_groups", "ssd_minimal")
 TARGET = Path(__file__).resolve().parents[1] / "data" / "kernels"
 
 
@@ -30,6 +32,8 @@ def main(source: Path) -> None:
         str(TARGET / "selective_scan.safetensors"),
         metadata={"config": json.dumps({case: config[case] for case in config if case in kept})},
     )
+    for name in WHOLE_FILES:
+        shutil.copyfile(source / f"{name}.safetensors", TARGET / f"{name}.safetensors")
 
 
 if __name__ == "__main__":

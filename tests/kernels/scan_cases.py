@@ -75,3 +75,20 @@ def outputs_and_gradients(inputs: dict[str, Tensor], backend: str, dtype: torch.
 def errors(values: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
     """Relative L2 error of each tensor."""
     return {name: relative(values[name], truth[name]) for name in truth}
+
+
+def float32(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs in float32; routes stay integers."""
+    return {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+class ScansWhileLoading(torch.utils.data.Dataset):
+    """A data set whose loading scans; here, because worker processes must be able to import it."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        y = routed_scan(**float32(scan_inputs(2, 100, 2, 40, 4, seed=index)))
+        assert isinstance(y, Tensor)
+        return y

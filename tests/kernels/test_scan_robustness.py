@@ -10,17 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import ROOT, errors, outputs_and_gradients, scan_inputs
+from scan_cases import ROOT, ScansWhileLoading, errors, float32, outputs_and_gradients, scan_inputs
 
 from medmamba.kernels import available_backends, routed_scan, selective_scan
 from medmamba.kernels.library import missing_reason
 
 FAST = [name for name in available_backends() if name != "reference"]
 needs_cpp = pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason()))
-
-
-def float32(inputs):
-    return {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -159,21 +155,13 @@ def test_a_forked_child_can_scan_on_several_threads_after_its_parent_has(tmp_pat
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
 
 
-class _ScansWhileLoading(torch.utils.data.Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return routed_scan(**float32(scan_inputs(2, 100, 2, 40, 4, seed=index)))
-
-
 @needs_cpp
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_loader_workers_can_scan(method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"{method} does not exist here")
-    dataset = _ScansWhileLoading()
+    dataset = ScansWhileLoading()
     expected = [dataset[index] for index in range(4)]
     loader = torch.utils.data.DataLoader(dataset, None, num_workers=2, multiprocessing_context=method, timeout=120)
     for value, truth in zip(loader, expected, strict=True):
