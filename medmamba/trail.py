@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.geometry import Grid, Shape, Spacing, canonical_reorientation
+from medmamba.geometry import Grid, Shape, Spacing, canonical_reorientation, grid_difference
 
 Array = npt.NDArray[Any]
 Fill = float | int | npt.NDArray[Any]  # one value, or one per channel (C,)
@@ -291,6 +291,17 @@ class SpatialTrail:
             steps.append(_STEPS[entry["step"]](**values))
         affine = None if record["affine"] is None else np.array(record["affine"], dtype=np.float64)
         return cls(Grid(tuple(record["shape"]), affine), tuple(steps))
+
+
+def reindexed(array: Array, grid: Grid, onto: Grid) -> Array | None:
+    """An array (C, i, j, k) on ``grid``, stored as ``onto`` stores the same box: axes exchanged and reversed only.
+
+    Returns None when the two grids are not the same voxels of the world, so that values would have to be invented.
+    """
+    here, there = (SpatialTrail(g).then(Reorient.to_canonical(g)) for g in (grid, onto))
+    if grid_difference(here.grid, there.grid) is not None:
+        return None
+    return there.undo(here.apply(array))
 
 
 def _shape(values: Any) -> Shape:

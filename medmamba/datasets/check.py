@@ -56,12 +56,14 @@ def check_dataset(
     nonfinite: NonFinite = "error",
     prefer: Prefer | None = None,
     limits: Limits | None = None,
+    match_labels: bool = False,
 ) -> DatasetReport:
     """Reads every training case once and checks all of it.
 
     Args:
         workers: cases read at the same time (threads; unpacking runs beside Python).
         visit: called with each healthy case while it is in memory, so that it need not be read a second time.
+        nonfinite, prefer, limits, match_labels: as of :func:`~medmamba.datasets.load_case`.
         on_case: progress, called with (cases done, cases in all) from one thread at a time.
 
     Raises:
@@ -71,7 +73,7 @@ def check_dataset(
 
     def one(case: CaseSpec) -> tuple[CheckedCase | None, list[str], list[str]]:
         try:
-            loaded = load_case(spec, case, nonfinite=nonfinite, prefer=prefer, limits=limits)
+            loaded = load_case(spec, case, nonfinite=nonfinite, prefer=prefer, limits=limits, match_labels=match_labels)
         except ResourceError:
             raise
         except MedmambaError as error:

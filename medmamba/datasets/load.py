@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
+
+import numpy as np
 
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.geometry import grid_difference
 from medmamba.images import LabelMap, Limits, MedicalImage, read_channels, read_label_map
 from medmamba.images.gate import shown
-from medmamba.images.image import first_voxel
+from medmamba.images.image import first_voxel, smallest_type
 from medmamba.images.nifti_header import Prefer
+from medmamba.images.raster import RasterHeader
 from medmamba.images.voxels import NonFinite
+from medmamba.trail import reindexed
 
 MOST_VALUES_SHOWN = 3
 
@@ -36,8 +41,14 @@ def load_case(
     nonfinite: NonFinite = "error",
     prefer: Prefer | None = None,
     limits: Limits | None = None,
+    match_labels: bool = False,
 ) -> LoadedCase:
     """Reads a case and checks it: files, headers, voxels, channels, label values, and that all lie on one grid.
+
+    Args:
+        nonfinite, prefer, limits: as of :func:`medmamba.images.read_image`.
+        match_labels: accept a label map that covers the same voxels of the world with its axes in another order or
+            direction; it is brought onto the image's grid without interpolation, and that is said.
 
     Raises:
         InputError, InputErrors: all that is wrong with this case, one line each, beginning with its id.
@@ -58,6 +69,7 @@ def load_case(
         except InputError as error:
             problems += str(error).splitlines()
         else:
+            labels = _black_and_white(labels, spec, label_where)
             problems += undeclared(labels, spec, label_where)
     if image is not None:
         if image.channels != len(spec.channels):
@@ -71,13 +83,32 @@ def load_case(
                 f"{where[0]}: every voxel is {value:g}: the image is empty. Export it again or drop the case."
             )
         if labels is not None and (difference := grid_difference(image.grid, labels.grid)):
-            problems.append(
-                f"{name}: image and label map {difference}. Check {spec.shown(labels.path or case.images[0])}, "
-                "or resample it onto the image."
-            )
+            same_box = reindexed(labels.array[None], labels.grid, image.grid)
+            if same_box is not None and match_labels:
+                told = f"{name}: image and label map {difference}; the label map's axes were turned to the image's."
+                labels = LabelMap(same_box[0], image.grid, image.header, labels.path, (*labels.warnings, told))
+            else:
+                cure = (
+                    "They are the same voxels stored in another order; allow that with match_labels."
+                    if same_box is not None
+                    else f"Check {spec.shown(labels.path or case.images[0])}, or resample it onto the image."
+                )
+                problems.append(f"{name}: image and label map {difference}. {cure}")
     if problems or image is None:
         raise InputErrors(problems) if len(problems) > 1 else InputError(problems[0])
     return LoadedCase(image, labels)
+
+
+def _black_and_white(labels: LabelMap, spec: DatasetSpec, where: str) -> LabelMap:
+    """A flat mask in black (0) and white (255), where one structure with another value is declared: that one."""
+    structures = [value for value in spec.labels.values() if value != 0]
+    if not isinstance(labels.header, RasterHeader) or len(structures) != 1 or 255 in spec.values:
+        return labels
+    if 255 not in (counts := labels.counts()) or not set(counts) <= {0, 255}:
+        return labels
+    array = np.where(labels.array == 255, structures[0], 0).astype(smallest_type(0, structures[0]))
+    told = f"{where}: a mask of 0 and 255; 255 was taken for {structures[0]}."
+    return replace(labels, array=array, warnings=(*labels.warnings, told))
 
 
 def undeclared(labels: LabelMap, spec: DatasetSpec, where: str) -> list[str]:

@@ -1,53 +1,78 @@
-"""From a folder to a DatasetSpec: which layout it is, and what its description says."""
+"""From a folder or a table to a DatasetSpec: which layout it is, and what its description says."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medmamba.datasets.decathlon import read_decathlon
+from medmamba.datasets.names import inside
+from medmamba.datasets.nnunet import read_nnunet
 from medmamba.datasets.spec import DatasetSpec
 from medmamba.datasets.strict_json import read_json
+from medmamba.datasets.table import read_table
 from medmamba.errors import InputError, InputErrors
 from medmamba.images import ending_of
 from medmamba.images.gate import shown
 
 
-def read_dataset(folder: Path | str, *, strict: bool = True) -> DatasetSpec:
+def read_dataset(dataset: Path | str, *, strict: bool = True, allow_outside: bool = False) -> DatasetSpec:
     """The description of a dataset, read and checked; no voxel is looked at.
 
     Args:
+        dataset: a folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2 raw, or with the key "cases"
+            naming a table), or a CSV table with a dataset.json beside it.
         strict: raise when the description has problems. Otherwise they stand in ``spec.problems``, so that
             :func:`~medmamba.datasets.check_dataset` can report them together with those of the images.
+        allow_outside: let dataset.json name files outside its folder.
 
     Raises:
         InputError: there is no dataset, or its description cannot be understood at all.
         InputErrors: the description has problems; one line each.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise InputError(f"{shown(folder)}: no such folder. Give the folder that holds dataset.json.")
-    if not folder.is_dir():
-        raise InputError(f"{shown(folder)}: a file, not a folder. Give the folder that holds dataset.json.")
-    description = folder / "dataset.json"
-    if not description.exists():
-        near = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
+    dataset = Path(dataset)
+    if not dataset.exists():
+        raise InputError(f"{shown(dataset)}: no such folder. Give the folder that holds dataset.json.")
+    if dataset.suffix.lower() == ".csv":
+        folder = dataset.parent
+        spec = read_table(folder, _description(folder), dataset, allow_outside=True)
+    elif dataset.is_dir():
+        spec = _read_folder(dataset, allow_outside)
+    else:
+        raise InputError(f"{shown(dataset)}: a file, not a folder. Give the folder that holds dataset.json.")
+    if strict and spec.problems:
+        count = len(spec.problems)
+        raise InputErrors(spec.problems, summary=f"{shown(dataset)}: {count} problem(s); nothing was done.")
+    return spec
+
+
+def _read_folder(folder: Path, allow_outside: bool) -> DatasetSpec:
+    raw = _description(folder)
+    if "training" in raw:
+        spec = read_decathlon(folder, raw)
+        return replace(spec, warnings=(*spec.warnings, *_unlisted(spec)))
+    if isinstance(raw.get("cases"), str):
+        return read_table(folder, raw, inside(folder, raw["cases"]), allow_outside=allow_outside)
+    if "file_ending" in raw or "channel_names" in raw:
+        return read_nnunet(folder, raw, allow_outside=allow_outside)
+    raise InputError(
+        f'{shown(folder / "dataset.json")}: neither a list "training" (Medical Segmentation Decathlon) nor '
+        '"channel_names" and "file_ending" (nnU-Net v2) nor "cases" (a CSV table). Add one of them.'
+    )
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.exists():
+        near = sorted(found.parent.name for found in folder.glob("*/dataset.json"))
         hint = f" There is one in {shown(folder / near[0])}." if near else ""
         raise InputError(f"{shown(folder)}: no dataset.json in this folder.{hint} Give the folder that holds it.")
-    raw = read_json(description)
+    raw = read_json(path)
     if not isinstance(raw, dict):
-        raise InputError(f"{shown(description)}: an object with keys is needed, not a {type(raw).__name__}.")
-    if "training" not in raw:
-        raise InputError(
-            f"{shown(description)}: no list of training cases. In the layout of the Medical Segmentation Decathlon "
-            'it stands under "training".'
-        )
-    spec = read_decathlon(folder, raw)
-    spec = replace(spec, warnings=(*spec.warnings, *_unlisted(spec)))
-    if strict and spec.problems:
-        raise InputErrors(spec.problems, summary=f"{shown(folder)}: {len(spec.problems)} problem(s) in dataset.json.")
-    return spec
+        raise InputError(f"{shown(path)}: an object with keys is needed, not a {type(raw).__name__}.")
+    return raw
 
 
 def _unlisted(spec: DatasetSpec) -> list[str]:

@@ -196,7 +196,7 @@ def test_missing_folders_and_files_are_named(tmp_path, dataset):
         ("[" * 40 + "]" * 40, "nested deeper than 32 levels"),
         ("[" * 100_000 + "]" * 100_000, "nested deeper than 32 levels"),
         ("[1]", "an object with keys is needed"),
-        ('{"labels": {}}', "no list of training cases"),
+        ('{"labels": {}}', 'neither a list "training"'),
     ],
 )
 def test_json_is_read_strictly(tmp_path, text, words):

@@ -1,0 +1,70 @@
+"""What all kinds of dataset.json share: channels by index, labels by name, and errors with the key's path."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from medmamba.datasets.names import clashes
+from medmamba.datasets.spec import CaseSpec
+from medmamba.errors import InputErrors
+from medmamba.images.gate import shown
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], raw: Any, where: str) -> Model:
+    """A parsed JSON value as a pydantic model, with all errors at once and the path of each field."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+            value = "" if item["type"] == "missing" else f" (found {shown(repr(item['input'])[:60])})"
+            problems.append(f"{where}: {path or 'the file'}: {item['msg'].lower()}{value}.")
+        raise InputErrors(problems, summary=f"{where}: {len(problems)} problem(s); correct them there.") from None
+
+
+def channel_names(channels: dict[str, str] | None, where: str, problems: list[str]) -> tuple[str, ...]:
+    """Names by index, from {"0": "T1", "1": "T2"}."""
+    if not channels:
+        problems.append(f'{where}: no channels. Add "modality": {{"0": "MRI"}}, one entry per channel.')
+        return ()
+    if set(channels) != {str(n) for n in range(len(channels))}:
+        found = ", ".join(sorted(channels))
+        problems.append(f"{where}: channels are numbered {found}; they must be 0 to {len(channels) - 1} without a gap.")
+    return tuple(channels[key] for key in sorted(channels, key=lambda key: (len(key), key)))
+
+
+def label_values(labels: dict[str, Any], where: str, problems: list[str]) -> dict[str, int]:
+    """Values by name, background first, from {"0": "background"} or {"background": 0}."""
+    result: dict[str, int] = {}
+    for key, entry in labels.items():
+        name, value = (entry, key) if isinstance(entry, str) else (key, entry)
+        if isinstance(value, str):
+            value = int(value) if value.isdecimal() and value.isascii() and len(value) < 10 else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            problems.append(
+                f"{where}: labels: {shown(key)!r} has the value {shown(repr(entry))}; "
+                "a whole number from 0 on is needed."
+            )
+        elif name in result or value in result.values():
+            problems.append(f"{where}: labels: {shown(name)!r} = {value}: a name and a value may occur only once.")
+        else:
+            result[name] = value
+    if 0 not in result.values() and not problems:
+        if "background" in result:
+            problems.append(f"{where}: labels: background must have the value 0, not {result['background']}.")
+        result["background"] = 0
+    if len(result) < 2 and not problems:
+        problems.append(f"{where}: labels: only background is declared. Add the structures to be segmented.")
+    return dict(sorted(result.items(), key=lambda item: item[1]))
+
+
+def check_ids(cases: list[CaseSpec], problems: list[str]) -> None:
+    """Adds a problem for each two cases that have the same name, or nearly."""
+    for first, second in clashes(case.case_id for case in cases):
+        how = "occurs twice" if first == second else f"differs from {shown(first)} only in case or accents"
+        problems.append(f"{shown(second)}: the case name {how}. Each case needs a name of its own.")

@@ -1,0 +1,255 @@
+"""nnU-Net v2 raw folders: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, and dataset.json.
+
+Source: documentation/dataset_format.md, region_based_training.md and ignore_label.md of nnU-Net 2.8 (MIC-DKFZ).
+Class names in the file (overwrite_image_reader_writer) are never imported, and variables in paths never replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from medmamba.datasets.description import channel_names, check_ids, label_values, parse
+from medmamba.datasets.names import case_id_problem, inside
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.datasets.splits import Split, read_splits
+from medmamba.errors import InputError, InputErrors
+from medmamba.images import ending_of
+from medmamba.images.gate import shown
+
+CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
+SPLITS = "splits_final.json"
+
+
+class _Listed(BaseModel):
+    """One entry of the explicit list of cases."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    images: list[str]
+    label: str | None = None
+
+
+class _File(BaseModel):
+    """dataset.json of nnU-Net v2."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str = ""
+    description: str = ""
+    reference: str = ""
+    licence: str = ""
+    license: str = ""
+    release: str = ""
+    channel_names: dict[str, str]
+    labels: dict[str, Any]
+    regions_class_order: list[int] | None = None
+    num_training: int | None = Field(None, alias="numTraining")
+    file_ending: str
+    dataset: dict[str, _Listed] | None = None
+    overwrite_image_reader_writer: str | None = None
+
+
+def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = False) -> DatasetSpec:
+    """The dataset that an nnU-Net v2 dataset.json and the folders beside it describe.
+
+    Args:
+        allow_outside: let the explicit list of cases name files outside the dataset's folder.
+
+    Raises:
+        InputErrors: keys are missing or of the wrong kind, all in one pass, each with its place.
+    """
+    where = "dataset.json"
+    file = parse(_File, raw, where)
+    problems: list[str] = []
+    warnings: list[str] = []
+    channels = channel_names(file.channel_names, where, problems)
+    labels, regions, order, ignore = _labels(file, where, problems)
+    if ending_of("x" + file.file_ending) != file.file_ending.lower():
+        problems.append(f"{where}: file_ending: {file.file_ending[:20]!r} is not that of a known kind of image.")
+    if problems:
+        raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
+    if file.dataset is None:
+        images = _find(folder / "imagesTr", file.file_ending, len(channels), problems, warnings)
+        cases = [CaseSpec(case, files, folder / "labelsTr" / (case + file.file_ending)) for case, files in images]
+        warnings += _orphans(folder / "labelsTr", file.file_ending, {case for case, _ in images})
+    else:
+        cases = _listed(folder, file.dataset, problems, allow_outside)
+    if not cases and not problems:
+        problems.append(f"{where}: no training case: no CASE_0000{file.file_ending} in imagesTr. Add the images.")
+    if file.num_training not in (None, len(cases)):
+        problems.append(
+            f"{where}: numTraining is {file.num_training}, but there are {len(cases)} training cases. Is the copy "
+            "complete? Correct the number or add the cases."
+        )
+    test: list[CaseSpec] = []
+    if (folder / "imagesTs").is_dir():
+        test = [CaseSpec(case, files) for case, files in
+                _find(folder / "imagesTs", file.file_ending, len(channels), problems, warnings)]  # fmt: skip
+    check_ids(cases, problems)
+    _overlap(cases, test, problems)
+    splits: tuple[Split, ...] = ()
+    if (folder / SPLITS).exists():
+        splits = read_splits(folder / SPLITS, [case.case_id for case in cases])
+    return DatasetSpec(
+        name=file.name or folder.name,
+        folder=folder,
+        layout="nnunet",
+        channels=channels,
+        labels=labels,
+        cases=tuple(cases),
+        test=tuple(test),
+        regions=regions,
+        region_order=order,
+        ignore=ignore,
+        splits=splits,
+        description=file.description,
+        reference=file.reference,
+        licence=file.licence or file.license,
+        release=file.release,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+    )
+
+
+def _labels(
+    file: _File, where: str, problems: list[str]
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]], tuple[int, ...], int | None]:
+    """Values by name, regions by name, the order in which regions are written, and the ignore value."""
+    plain = {name: value for name, value in file.labels.items() if not isinstance(value, list)}
+    lists = {name: value for name, value in file.labels.items() if isinstance(value, list)}
+    ignore = plain.pop("ignore", None)
+    if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int) or ignore < 1):
+        problems.append(
+            f"{where}: labels: 'ignore' has the value {shown(repr(ignore))[:40]}; a whole number is needed."
+        )
+        ignore = None
+    for name, values in lists.items():
+        if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
+            problems.append(
+                f"{where}: labels: {shown(name)!r} = {shown(repr(values))[:40]}: whole numbers above 0 are needed."
+            )
+            return {}, {}, (), None
+    if not lists:
+        labels = label_values(plain, where, problems)
+        if ignore is not None and ignore in labels.values():
+            problems.append(f"{where}: labels: 'ignore' = {ignore}: another label has this value.")
+        return labels, {}, (), ignore
+    # With regions, every name but background is one; values without a name of their own get one.
+    regions: dict[str, tuple[int, ...]] = {
+        name: (value,) for name, value in plain.items() if name != "background" and isinstance(value, int)
+    }
+    regions |= {name: tuple(sorted(set(values))) for name, values in lists.items()}
+    regions = {name: regions[name] for name in file.labels if name in regions}
+    named = {values[0]: name for name, values in regions.items() if len(values) == 1}
+    every = sorted({value for values in regions.values() for value in values})
+    labels = label_values(
+        {"background": plain.get("background", 0), **{named.get(v, f"label {v}"): v for v in every}}, where, problems
+    )
+    if ignore is not None and ignore in labels.values():
+        problems.append(f"{where}: labels: 'ignore' = {ignore}: another label has this value.")
+    order = tuple(file.regions_class_order or ())
+    if len(order) != len(regions) or len(set(order)) != len(order):
+        problems.append(
+            f"{where}: regions_class_order: {list(order)}: {len(regions)} different values are needed, one for each of "
+            f"{', '.join(shown(name) for name in regions)[:80]}."
+        )
+    elif not set(order) <= set(every):
+        problems.append(f"{where}: regions_class_order: {list(order)} holds values that are in no region.")
+    return labels, regions, order, ignore
+
+
+def _find(
+    folder: Path, ending: str, channels: int, problems: list[str], warnings: list[str]
+) -> list[tuple[str, tuple[Path, ...]]]:
+    """Cases of a folder of CASE_0000 files with their files in the order of channels, sorted by id."""
+    if not folder.is_dir():
+        problems.append(f"{folder.name}: no such folder. Put the images there, as CASE_0000{ending}.")
+        return []
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    strays: list[str] = []
+    names = sorted(os.listdir(folder))
+    if hidden := sum(name.startswith(".") for name in names):
+        warnings.append(f"{folder.name}: {hidden} hidden file(s), with names that begin with a dot, were skipped.")
+    for name in names:
+        if name.startswith("."):
+            continue
+        match = CHANNEL.match(name[: -len(ending)]) if name.lower().endswith(ending.lower()) else None
+        if match:
+            found[match[1]][int(match[2])] = folder / name
+        else:
+            strays.append(name)
+    if strays:
+        warnings.append(
+            f"{folder.name}: {len(strays)} file(s) are not named CASE_0000{ending} and are not used, the first is "
+            f"{shown(strays[0])[:60]}."
+        )
+    cases = []
+    for case_id, files in found.items():
+        name = shown(case_id)[:60]
+        if problem := case_id_problem(case_id):
+            problems.append(f"{folder.name}: {name}: {problem}.")
+            continue
+        # One file may hold all channels (RGB pictures); whether it does is seen when it is read.
+        wanted = set(range(channels))
+        missing, extra = sorted(wanted - set(files)), sorted(set(files) - wanted)
+        if missing and set(files) != {0}:
+            gone = ", ".join(f"{case_id}_{number:04d}{ending}" for number in missing[:3])
+            problems.append(
+                f"{name}: channel {', '.join(map(str, missing[:3]))} missing: no {shown(gone)} in {folder.name}."
+            )
+        if extra:
+            problems.append(
+                f"{name}: channel {', '.join(map(str, extra[:3]))} in {folder.name}, but dataset.json names channels 0 "
+                f"to {channels - 1}. Remove the file or name the channel."
+            )
+        if not extra and (not missing or set(files) == {0}):
+            cases.append((case_id, tuple(files[number] for number in sorted(files))))
+    return sorted(cases)
+
+
+def _listed(folder: Path, dataset: dict[str, _Listed], problems: list[str], allow_outside: bool) -> list[CaseSpec]:
+    """Cases of the explicit list, in its order."""
+
+    def locate(name: str) -> Path:
+        return folder / name if allow_outside else inside(folder, name)
+
+    cases = []
+    for case_id, entry in dataset.items():
+        where = f"dataset.json: dataset: {shown(case_id)[:60]}"
+        try:
+            if problem := case_id_problem(case_id):
+                raise InputError(problem)
+            if not entry.images:
+                raise InputError("no image is given")
+            images = tuple(locate(name) for name in entry.images)
+            cases.append(CaseSpec(case_id, images, locate(entry.label) if entry.label is not None else None))
+        except InputError as error:
+            problems.append(f"{where}: {error}.")
+            continue
+        if entry.label is None:
+            problems.append(f"{where}: a training case without a label map. Add it.")
+    return cases
+
+
+def _orphans(folder: Path, ending: str, case_ids: set[str]) -> list[str]:
+    if not folder.is_dir():
+        return []  # each missing label map is named when it is read
+    names = sorted(n for n in os.listdir(folder) if not n.startswith(".") and n.endswith(ending))
+    orphans = [n for n in names if n[: -len(ending)] not in case_ids]
+    if not orphans:
+        return []
+    return [f"labelsTr: {len(orphans)} label map(s) without an image, the first is {shown(orphans[0])[:60]}."]
+
+
+def _overlap(cases: list[CaseSpec], test: list[CaseSpec], problems: list[str]) -> None:
+    both = sorted({case.case_id for case in cases} & {case.case_id for case in test})
+    if both:
+        problems.append(
+            f"{shown(both[0])[:60]}: in imagesTr and in imagesTs ({len(both)} such case(s)). Keep each in one of them."
+        )

@@ -1,0 +1,133 @@
+"""A CSV of paths: one line per case, beside a dataset.json with the names of channels and labels.
+
+    case_id,image_0,image_1,label,group,split
+    p01_ED,scans/p01.nii.gz,scans/p01_t2.nii.gz,truth/p01.nii.gz,p01,train
+
+Columns: ``case_id`` (the image's name if absent), ``image`` or ``image_0``, ``image_1``, ... in the order of the
+channels, ``label``, and if wanted ``group`` (patient), ``split`` (train or test) and ``annotated`` (names of the
+labels looked for, separated by ;).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from medmamba.datasets.description import channel_names, check_ids, label_values, parse
+from medmamba.datasets.names import case_id_problem, inside
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.errors import InputError, InputErrors
+from medmamba.images import stem_of
+from medmamba.images.gate import read_small, shown
+
+LARGEST_BYTES = 100 * 2**20
+
+
+class _File(BaseModel):
+    """dataset.json beside the table."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str = ""
+    description: str = ""
+    reference: str = ""
+    licence: str = ""
+    release: str = ""
+    modality: dict[str, str] | None = None
+    channel_names: dict[str, str] | None = None
+    labels: dict[str, Any]
+    ignore: int | None = None
+    cases: str | None = None
+
+
+def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside: bool) -> DatasetSpec:
+    """The dataset that a table and the dataset.json beside it describe.
+
+    Args:
+        allow_outside: paths may lead out of the folder; for a table that the user named himself.
+    """
+    file = parse(_File, raw, "dataset.json")
+    problems: list[str] = []
+    channels = channel_names(file.modality or file.channel_names, "dataset.json", problems)
+    labels = label_values(file.labels, "dataset.json", problems)
+    if problems:
+        raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
+    rows, columns = _rows(table)
+    where = shown(table.name)
+    image_columns = [c for c in ("image", *(f"image_{n}" for n in range(len(columns)))) if c in columns]
+    if not image_columns:
+        raise InputError(f"{where}: no column image or image_0 (found: {', '.join(columns)[:100]}). Add it.")
+    cases: list[CaseSpec] = []
+    test: list[CaseSpec] = []
+    for number, row in enumerate(rows, start=2):
+        at = f"{where}, line {number}"
+        try:
+            images = tuple(_path(folder, row[c], allow_outside) for c in image_columns if row.get(c))
+            if not images:
+                raise InputError("no image is given")
+            label = _path(folder, row["label"], allow_outside) if row.get("label") else None
+            case_id = row.get("case_id") or stem_of(images[0])
+            if problem := case_id_problem(case_id):
+                raise InputError(f"{shown(case_id)[:60]}: {problem}")
+            annotated = tuple(n.strip() for n in row["annotated"].split(";")) if row.get("annotated") else None
+            if strange := [n for n in annotated or () if n not in labels]:
+                raise InputError(f"the annotated label {shown(strange[0])[:40]!r} is not declared in dataset.json")
+            split = (row.get("split") or "train").lower()
+            if split not in ("train", "test"):
+                raise InputError(f"split is {shown(split)[:40]!r}; train or test is needed")
+            if split == "train" and label is None:
+                raise InputError(f"{shown(case_id)[:60]}: a training case without a label map")
+        except InputError as error:
+            problems.append(f"{at}: {error}.")
+            continue
+        (cases if split == "train" else test).append(
+            CaseSpec(case_id, images, label, annotated, row.get("group") or None)
+        )
+    if not cases and not problems:
+        problems.append(f"{where}: no training case. Add one line per case.")
+    check_ids([*cases, *test], problems)
+    return DatasetSpec(
+        name=file.name or folder.name,
+        folder=folder,
+        layout="csv",
+        channels=channels,
+        labels=labels,
+        cases=tuple(cases),
+        test=tuple(test),
+        ignore=file.ignore,
+        description=file.description,
+        reference=file.reference,
+        licence=file.licence,
+        release=file.release,
+        problems=tuple(problems),
+    )
+
+
+def _rows(table: Path) -> tuple[list[dict[str, str]], list[str]]:
+    where = shown(table.name)
+    try:
+        text = read_small(table, LARGEST_BYTES, where).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=separator, strict=True) if any(line)]
+    except csv.Error as error:
+        raise InputError(f"{where}: not a table: {error}. Correct it.") from None
+    if not lines:
+        raise InputError(f"{where}: the table is empty. Add a line of column names and one line per case.")
+    columns = [name.strip().lower() for name in lines[0]]
+    if len(set(columns)) != len(columns):
+        raise InputError(f"{where}: two columns have the same name. Give each its own.")
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(columns):
+            raise InputError(f"{where}, line {number}: {len(line)} fields, but {len(columns)} columns. Correct it.")
+    return [dict(zip(columns, (cell.strip() for cell in line), strict=True)) for line in lines[1:]], columns
+
+
+def _path(folder: Path, name: str, allow_outside: bool) -> Path:
+    return folder / name if allow_outside else inside(folder, name)

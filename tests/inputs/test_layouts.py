@@ -1,0 +1,312 @@
+"""nnU-Net v2 folders, tables of paths and pictures: read as they lie, nothing copied, each fault named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmamba.datasets import check_dataset, load_case, read_dataset
+from medmamba.errors import InputError, InputErrors
+from medmamba.geometry import Reorient
+from medmamba.images import read_image, write_label_map
+
+
+@pytest.fixture
+def nnunet(save, tmp_path):
+    """Makes an nnU-Net folder of two channels; ``changes`` replace keys of dataset.json."""
+
+    def make(count: int = 3, values: tuple[int, ...] = (0, 1, 2), channels: int = 2, **changes: object) -> Path:
+        rng = np.random.default_rng(1)
+        for number in range(count):
+            for channel in range(channels):
+                name = f"raw/imagesTr/la_{number:03d}_{channel:04d}.nii.gz"
+                save(name, rng.normal(size=(6, 7, 5)).astype(np.float32))
+            save(f"raw/labelsTr/la_{number:03d}.nii.gz", rng.choice(values, size=(6, 7, 5)).astype(np.uint8))
+        description = {
+            "channel_names": {str(n): f"MR{n}" for n in range(channels)},
+            "labels": {"background": 0, "atrium": 1, "ventricle": 2},
+            "numTraining": count,
+            "file_ending": ".nii.gz",
+            "overwrite_image_reader_writer": "os.system",
+            **changes,
+        }
+        (tmp_path / "raw/dataset.json").write_text(json.dumps(description))
+        return tmp_path / "raw"
+
+    return make
+
+
+def problems_of(action, folder: Path, **options) -> str:
+    with pytest.raises(InputError) as caught:
+        action(folder, **options)
+    for line in str(caught.value).replace(str(folder), "raw").splitlines():
+        assert len(line) <= 300, line
+        assert line.endswith("."), line
+    return str(caught.value).replace(str(folder), "raw")
+
+
+def test_an_nnunet_folder_is_read_as_it_lies(nnunet):
+    report = check_dataset(nnunet())
+    spec = report.spec
+    assert (spec.layout, spec.name) == ("nnunet", "raw")
+    assert spec.channels == ("MR0", "MR1")
+    assert [case.case_id for case in spec.cases] == ["la_000", "la_001", "la_002"]
+    image, labels = load_case(spec, spec.cases[1])
+    assert image.array.shape == (2, 6, 7, 5)
+    assert set(labels.counts()) == {0, 1, 2}
+    assert report.warnings == ()
+
+
+def test_missing_extra_and_gap_channels_are_named_together(nnunet, save):
+    folder = nnunet(4, numTraining=5)
+    (folder / "imagesTr/la_000_0001.nii.gz").rename(folder / "imagesTr/la_000_0002.nii.gz")
+    (folder / "imagesTr/la_001_0000.nii.gz").unlink()
+    save("raw/imagesTr/la_002_0002.nii.gz", np.ones((6, 7, 5)))
+    (folder / "labelsTr/la_003.nii.gz").unlink()
+    (folder / "imagesTr/.DS_Store").write_text("")
+    (folder / "imagesTr/notes.txt").write_text("")
+    save("raw/labelsTr/orphan.nii.gz", np.ones((6, 7, 5)))
+    message = problems_of(check_dataset, folder)
+    for line in (
+        "la_000: channel 1 missing: no la_000_0001.nii.gz in imagesTr",
+        "la_000: channel 2 in imagesTr, but dataset.json names channels 0 to 1",
+        "la_001: channel 0 missing: no la_001_0000.nii.gz",
+        "la_002: channel 2 in imagesTr",
+        "la_003: labelsTr/la_003.nii.gz: no such file",
+        "numTraining is 5, but there are 1 training cases",
+    ):
+        assert line in message, message
+    warnings = read_dataset(folder, strict=False).warnings
+    assert any("1 hidden file(s)" in w for w in warnings)
+    assert any(
+        "1 file(s) are not named CASE_0000.nii.gz and are not used, the first is notes.txt" in w for w in warnings
+    )
+    assert any("label map(s) without an image" in w and "la_000" in w for w in warnings)
+
+
+def test_channels_on_different_grids_are_refused(nnunet, save):
+    folder = nnunet(1)
+    save("raw/imagesTr/la_000_0001.nii.gz", np.ones((6, 7, 4), np.float32))
+    assert "la_000_0001.nii.gz differ in shape: (6, 7, 5) and (6, 7, 4)" in problems_of(check_dataset, folder)
+
+
+REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+
+
+def test_regions_and_the_ignore_label_are_understood(nnunet):
+    spec = check_dataset(nnunet(values=(0, 1, 2, 3, 4), labels=REGIONS, regions_class_order=[1, 2, 3])).spec
+    assert spec.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert spec.region_order == (1, 2, 3)
+    assert spec.ignore == 4
+    assert spec.labels == {"background": 0, "label 1": 1, "label 2": 2, "enhancing": 3}
+    assert spec.values == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"labels": REGIONS},
+            "regions_class_order: []: 3 different values are needed, one for each of whole, core, enhancing",
+        ),
+        ({"labels": REGIONS, "regions_class_order": [1, 2, 9]}, "holds values that are in no region"),
+        ({"labels": {"background": 0, "a": [1, True]}}, "'a' = [1, True]: whole numbers above 0 are needed"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "'ignore' = 1: another label has this value"),
+        ({"labels": {"background": 0, "a": 1, "ignore": "x"}}, "'ignore' has the value 'x'"),
+        ({"file_ending": ".xyz"}, "file_ending: '.xyz' is not that of a known kind of image"),
+        ({"channel_names": {"0": "A", "2": "B"}}, "channels are numbered 0, 2"),
+        ({"numTraining": True}, "numTraining: input should be a valid integer"),
+        ({"dataset": {"../x": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}}, "slash or backslash"),
+        ({"dataset": {"x": {"images": ["/etc/a.nii.gz"], "label": "b.nii.gz"}}}, "leads out of the dataset's folder"),
+        ({"dataset": {"x": {"images": ["$HOME/a.nii.gz"]}}}, "a training case without a label map"),
+    ],
+)
+def test_descriptions_that_cannot_be_are_refused(nnunet, changes, words):
+    assert words in problems_of(read_dataset, nnunet(1, **changes))
+
+
+def test_the_explicit_list_of_cases_is_followed(nnunet, save, tmp_path):
+    folder = nnunet(2)
+    entry = {"images": [f"imagesTr/la_000_000{n}.nii.gz" for n in range(2)], "label": "labelsTr/la_000.nii.gz"}
+    again = json.loads((folder / "dataset.json").read_text()) | {"dataset": {"patient 7": entry}, "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(again))
+    report = check_dataset(folder)
+    assert [case.case_id for case in report.cases] == ["patient 7"]
+    again["dataset"]["patient 7"]["images"] = ["../raw/" + name for name in entry["images"]]
+    (folder / "dataset.json").write_text(json.dumps(again))
+    assert "leads out" in problems_of(read_dataset, folder)
+    assert len(check_dataset(read_dataset(folder, allow_outside=True)).cases) == 1
+
+
+def test_a_split_file_is_read_and_a_leaking_one_is_refused(nnunet):
+    folder = nnunet(3)
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["la_000", "la_001"], "val": ["la_002"]}]))
+    assert read_dataset(folder).splits == ((("la_000", "la_001"), ("la_002",)),)
+    wrong = [{"train": ["la_000", "la_001"], "val": ["la_001", "gone"]}, {"train": [], "val": ["la_000"]}]
+    (folder / "splits_final.json").write_text(json.dumps(wrong))
+    message = problems_of(read_dataset, folder)
+    assert "fold 0: 1 unknown case(s), the first is gone" in message
+    assert "fold 0: la_001 is in train and in val" in message
+    assert "fold 1: train or val is empty" in message
+
+
+def test_a_case_in_training_and_test_is_a_leak(nnunet, save):
+    folder = nnunet(1)
+    for channel in range(2):
+        save(f"raw/imagesTs/la_000_{channel:04d}.nii.gz", np.ones((6, 7, 5)))
+    assert "la_000: in imagesTr and in imagesTs" in problems_of(read_dataset, folder)
+
+
+# Pictures
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """RGB pictures with masks of 0 and 255, in the layout of the Decathlon or of nnU-Net."""
+
+    def make(layout: str, ending: str = ".png", values: tuple[int, int] = (0, 255)) -> Path:
+        rng = np.random.default_rng(0)
+        folder = tmp_path / layout
+        (folder / "imagesTr").mkdir(parents=True)
+        (folder / "labelsTr").mkdir()
+        pairs = []
+        for number in range(2):
+            image = f"imagesTr/cell{number}{'_0000' if layout == 'nnunet' else ''}{ending}"
+            label = f"labelsTr/cell{number}{'.png' if ending == '.jpg' else ending}"
+            Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(folder / image)
+            Image.fromarray(rng.choice(values, (9, 12)).astype(np.uint8)).save(folder / label)
+            pairs.append({"image": image, "label": label})
+        colours = {"0": "R", "1": "G", "2": "B"}
+        description = {"labels": {"background": 0, "nucleus": 1}, "numTraining": 2}
+        if layout == "nnunet":
+            description |= {"channel_names": colours, "file_ending": ending}
+        else:
+            description |= {"modality": colours, "training": pairs}
+        (folder / "dataset.json").write_text(json.dumps(description))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("layout", ["decathlon", "nnunet"])
+@pytest.mark.parametrize("ending", [".png", ".tif", ".bmp"])
+def test_pictures_with_black_and_white_masks_are_a_dataset(pictures, layout, ending):
+    report = check_dataset(pictures(layout, ending))
+    assert [case.grid.spacing_mm for case in report.cases] == [None, None]
+    assert report.cases[0].channels == 3
+    assert set(report.cases[0].label_voxels) == {0, 1}
+    assert sum("a mask of 0 and 255; 255 was taken for 1" in w for w in report.warnings) == 2
+
+
+def test_jpeg_pictures_may_have_png_masks(pictures):
+    assert len(check_dataset(pictures("decathlon", ".jpg")).cases) == 2
+
+
+def test_other_grey_values_are_not_guessed(pictures):
+    assert "label value 128 in" in problems_of(check_dataset, pictures("decathlon", values=(0, 128)))
+
+
+def test_grey_pictures_in_a_colour_dataset_are_named(pictures):
+    folder = pictures("decathlon")
+    Image.open(folder / "imagesTr/cell0.png").convert("L").save(folder / "imagesTr/cell0.png")
+    assert "cell0: 1 channel(s) in imagesTr/cell0.png, but dataset.json names 3 (R, G, B)" in problems_of(
+        check_dataset, folder
+    )
+
+
+# Tables
+
+
+def table(folder: Path, text: str, **description: object) -> Path:
+    (folder / "cases.csv").write_text(text)
+    content = {"channel_names": {"0": "A", "1": "B"}, "labels": {"background": 0, "x": 1, "y": 2}, **description}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder / "cases.csv"
+
+
+def test_a_table_of_paths_is_a_dataset(nnunet):
+    folder = nnunet(3)
+    text = "\ufeffcase_id;image_0;image_1;label;group;split;annotated\n"
+    for number in range(3):
+        files = [f"imagesTr/la_{number:03d}_000{c}.nii.gz" for c in range(2)]
+        text += f"p{number};{files[0]};{files[1]};labelsTr/la_{number:03d}.nii.gz;g{number // 2};"
+        text += "test;\n" if number == 2 else "train;x\n"
+    spec = check_dataset(table(folder, text)).spec
+    assert [case.case_id for case in spec.cases] == ["p0", "p1"]
+    assert [case.case_id for case in spec.test] == ["p2"]
+    assert spec.cases[0].group == "g0"
+    assert spec.cases[0].annotated == ("x",)
+    assert read_dataset(table(folder, text, cases="cases.csv").parent).cases == spec.cases
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("case_id,label\na,b\n", "no column image or image_0 (found: case_id, label)"),
+        ("image,image\na,b\n", "two columns have the same name"),
+        ("image,label\na.nii.gz\n", "line 2: 1 fields, but 2 columns"),
+        ("image,label\na.nii.gz,\n", "line 2: a: a training case without a label map"),
+        ("image,label,split\na.nii.gz,b.nii.gz,val\n", "line 2: split is 'val'"),
+        ("image,label\na.nii.gz,b.nii.gz\nx/a.nii.gz,b.nii.gz\n", "a: the case name occurs twice"),
+        ("image,label,annotated\na.nii.gz,b.nii.gz,x;z\n", "the annotated label 'z' is not declared"),
+        ("image,label\n", "no training case"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(tmp_path, text, words):
+    assert words in problems_of(read_dataset, table(tmp_path, text))
+
+
+def test_only_a_table_named_by_the_user_may_lead_out_of_its_folder(nnunet, tmp_path):
+    folder = nnunet(1)
+    other = tmp_path / "list"
+    other.mkdir()
+    line = ",".join(
+        f"../raw/{n}" for n in ("imagesTr/la_000_0000.nii.gz", "imagesTr/la_000_0001.nii.gz", "labelsTr/la_000.nii.gz")
+    )
+    path = table(other, f"image_0,image_1,label\n{line}\n", cases="cases.csv")
+    assert folder.is_dir()
+    assert len(check_dataset(path).cases) == 1
+    assert "leads out of the dataset's folder" in problems_of(read_dataset, other)
+
+
+# Labels stored with other axes
+
+
+def test_a_label_map_stored_with_other_axes_is_turned_on_request_without_loss(nnunet):
+    folder = nnunet(1)
+    spec = read_dataset(folder)
+    _, truth = load_case(spec, spec.cases[0])
+    turn = Reorient(truth.grid.shape, (2, 0, 1), (True, False, True))
+    write_label_map(
+        folder / "labelsTr/la_000.nii.gz", turn.apply(truth.array[None])[0], like=turn.grid_after(truth.grid)
+    )
+    assert "They are the same voxels stored in another order" in problems_of(check_dataset, folder)
+    image, labels = load_case(spec, spec.cases[0], match_labels=True)
+    np.testing.assert_array_equal(labels.array, truth.array)
+    assert labels.grid == image.grid
+    assert "axes were turned to the image's" in labels.warnings[-1]
+
+
+def test_the_real_pictures_agree_with_their_table(shared_data):
+    import csv
+
+    rows = {row["case"]: row for row in csv.DictReader((shared_data / "nuclei2018/cases.csv").open())}
+    spec = read_dataset(shared_data / "nuclei2018")
+    for case in spec.cases[::9]:
+        image, labels = load_case(spec, case)
+        row = rows[case.case_id]
+        assert image.grid.shape == (int(row["width"]), int(row["height"]), 1)
+        assert [round(float(c.mean()), 1) for c in image.array] == [float(row[f"mean_{c}"]) for c in "rgb"]
+        assert labels.counts()[1] == int(row["pixels_1"])
+    assert read_image(spec.cases[0].images[0]).grid.spacing_mm is None
+
+
+def test_problems_of_a_description_and_of_its_files_come_together(nnunet):
+    folder = nnunet(2, numTraining=3)
+    (folder / "labelsTr/la_001.nii.gz").write_bytes(b"")
+    with pytest.raises(InputErrors) as caught:
+        check_dataset(folder)
+    assert len(caught.value.problems) == 2
