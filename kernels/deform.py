@@ -89,8 +89,18 @@ def deformable_conv(
     dtype = torch.float64 if torch.float64 in (value.dtype, offset_mask.dtype) else torch.float32
     chosen = choose_backend(backend, value.device.type, dtype)
     value, offset_mask = value.to(dtype), offset_mask.to(dtype)
+    if chosen == "cpp":
+        return _deform_cpp(value, offset_mask, geometry)
     with torch.autocast(value.device.type, enabled=False):
         return _deform_torch(value, offset_mask, geometry, bounded=chosen != "reference")
+
+
+def _deform_cpp(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    from medmamba.kernels.deform_cpp import deformable_conv_cpp
+
+    sizes = (list(numbers) for numbers in (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation))
+    others = (geometry.groups, geometry.scale, geometry.remove_center)
+    return deformable_conv_cpp(value.contiguous(), offset_mask.contiguous(), *sizes, *others)
 
 
 def offset_mask_width(groups: int, taps: int, dimensions: int = 2) -> int:

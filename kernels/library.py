@@ -8,7 +8,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _int, _int64, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
@@ -30,6 +30,18 @@ class ScanGradients(ctypes.Structure):
         ("s", ScanArguments),
         *((name, _pointer) for name in ("dy", "dlast")),
         *((name, _pointer) for name in ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial")),
+    )
+
+
+class DeformArguments(ctypes.Structure):
+    """``struct MmDeform``."""
+
+    _fields_ = (
+        *((name, _int64) for name in ("batch", "groups", "group_channels", "columns")),
+        *((name, _int64 * 3) for name in ("image", "output", "kernel", "stride", "padding", "dilation")),
+        *((name, _int) for name in ("dimensions", "remove_center", "threads")),
+        ("scale", ctypes.c_float),
+        *((name, _pointer) for name in ("value", "offset_mask", "out", "dout", "dvalue", "doffset_mask")),
     )
 
 
@@ -62,6 +74,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library.mm_saved_floats.argtypes = (_int64,) * 5
         library.mm_scan_forward.argtypes = (ctypes.POINTER(ScanArguments),)
         library.mm_scan_backward.argtypes = (ctypes.POINTER(ScanGradients),)
+        library.mm_deform_forward.argtypes = (ctypes.POINTER(DeformArguments),)
+        library.mm_deform_backward.argtypes = (ctypes.POINTER(DeformArguments),)
         return library, str(path)
     if refused:
         return None, "the compiled library could not be used (" + "; ".join(refused) + ")"

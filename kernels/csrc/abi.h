@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define MM_ABI_VERSION 1
+#define MM_ABI_VERSION 2
 
 #if defined(_WIN32)
 #define MM_EXPORT extern "C" __declspec(dllexport)
@@ -55,11 +55,28 @@ struct MmScanGrad {
     float* dinitial;     // or null
 };
 
+// Deformable convolution. Axes are z, y, x; in two dimensions the sizes of z are 1 and its padding 0.
+struct MmDeform {
+    int64_t batch, groups, group_channels;
+    int64_t columns;                 // of offset_mask
+    int64_t image[3], output[3], kernel[3], stride[3], padding[3], dilation[3];
+    int32_t dimensions, remove_center, threads;
+    float scale;
+    const float* value;              // (b, image, groups * group_channels)
+    const float* offset_mask;        // (b, output, columns)
+    float* out;                      // (b, output, groups * group_channels)
+    const float* dout;
+    float* dvalue;
+    float* doffset_mask;
+};
+
 // What one instruction set provides.
 struct MmIsa {
     const char* name;
     int (*forward)(const struct MmScan*);
     int (*backward)(const struct MmScanGrad*);
+    int (*deform_forward)(const struct MmDeform*);
+    int (*deform_backward)(const struct MmDeform*);
 };
 
 // Length of a time tile; states are saved once per tile.

@@ -64,6 +64,23 @@ int check(const MmScan& s) {
     return check_routes(s.order, s.routes, s.length);
 }
 
+int check(const MmDeform& d) {
+    if (d.dimensions != 2 && d.dimensions != 3) return MM_BAD_SHAPE;
+    int64_t taps = 1;
+    if (d.batch < 1 || d.groups < 1 || d.group_channels < 1) return MM_BAD_SHAPE;
+    for (int axis = 0; axis < 3; ++axis) {
+        if (d.image[axis] < 1 || d.kernel[axis] < 1 || d.stride[axis] < 1 || d.padding[axis] < 0 ||
+            d.dilation[axis] < 1 || d.image[axis] > (1 << 30) || d.kernel[axis] > (1 << 10))
+            return MM_BAD_SHAPE;
+        const int64_t reach = d.dilation[axis] * (d.kernel[axis] - 1) + 1;
+        if ((d.image[axis] + 2 * d.padding[axis] - reach) / d.stride[axis] + 1 != d.output[axis] || d.output[axis] < 1)
+            return MM_BAD_SHAPE;
+        taps *= d.kernel[axis];
+    }
+    taps -= d.remove_center ? 1 : 0;
+    return taps < 1 || d.columns < d.groups * taps * (d.dimensions + 1) ? MM_BAD_SHAPE : MM_OK;
+}
+
 }  // namespace
 
 MM_EXPORT int mm_abi_version() { return MM_ABI_VERSION; }
@@ -102,3 +119,7 @@ MM_EXPORT int mm_scan_backward(const MmScanGrad* g) {
     const int status = check(g->s);
     return status == MM_OK ? isa().backward(g) : status;
 }
+
+MM_EXPORT int mm_deform_forward(const MmDeform* d) { return check(*d) == MM_OK ? isa().deform_forward(d) : check(*d); }
+
+MM_EXPORT int mm_deform_backward(const MmDeform* d) { return check(*d) == MM_OK ? isa().deform_backward(d) : check(*d); }

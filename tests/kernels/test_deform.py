@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scan_cases import golden, relative
 
 from medmamba.kernels import available_backends, deformable_conv, offset_mask_width
+from medmamba.kernels.library import choose_instruction_set, missing_reason
 
 CORE, CORE_INFO = golden("dcnv4_core.safetensors")
 MODULE, MODULE_INFO = golden("dcnv4_module.safetensors")
@@ -183,3 +184,36 @@ def test_wrong_input_is_explained():
         deformable_conv(value.long(), offset_mask, groups=2)
     with pytest.raises(ValueError, match="leaves no tap"):
         deformable_conv(value, offset_mask, kernel_size=1, padding=0, remove_center=True)
+
+
+needs_cpp = pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason()))
+
+
+@needs_cpp
+@pytest.mark.parametrize("name", ["avx512", "avx2", "base"])
+@pytest.mark.parametrize("case", [CASES[2], CASES[6]], ids=["2d", "3d"])
+def test_every_instruction_set_equals_the_reference(name, case):
+    try:
+        choose_instruction_set(name)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        test_output_and_gradients_equal_the_float64_reference(case, "cpp")
+    finally:
+        choose_instruction_set()
+
+
+@needs_cpp
+def test_the_operators_pass_opcheck_and_compile():
+    from medmamba.kernels.deform_cpp import deformable_conv_cpp
+
+    value, offset_mask, _ = random_case((4, 5), 6, 2)
+    leaves = [tensor.float().requires_grad_() for tensor in (value, offset_mask)]
+    torch.library.opcheck(deformable_conv_cpp, (*leaves, [3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False))
+    compiled = torch.compile(lambda v, o: deformable_conv(v, o, groups=2), fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(deformable_conv(*leaves, groups=2).square().sum(), leaves)
+    for found, truth in zip(torch.autograd.grad(compiled(*leaves).square().sum(), leaves), expected, strict=True):
+        assert torch.equal(found, truth)
+    (gradient,) = torch.autograd.grad(deformable_conv(*leaves, groups=2).square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()

@@ -15,10 +15,11 @@
 #endif
 #define MM_WIDTH 16
 #include "scan_body.h"
-extern const MmIsa mm_avx512 = {"avx512", forward, backward};
+#include "deform_body.h"
+extern const MmIsa mm_avx512 = {"avx512", forward, backward, deform_forward, deform_backward};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
 #else
-extern const MmIsa mm_avx512 = {"avx512", nullptr, nullptr};
+extern const MmIsa mm_avx512 = {"avx512", nullptr, nullptr, nullptr, nullptr};
 #endif

@@ -2,4 +2,5 @@
 #include "abi.h"
 #define MM_WIDTH 4
 #include "scan_body.h"
-extern const MmIsa mm_base = {"base", forward, backward};
+#include "deform_body.h"
+extern const MmIsa mm_base = {"base", forward, backward, deform_forward, deform_backward};

@@ -15,10 +15,11 @@
 #endif
 #define MM_WIDTH 8
 #include "scan_body.h"
-extern const MmIsa mm_avx2 = {"avx2", forward, backward};
+#include "deform_body.h"
+extern const MmIsa mm_avx2 = {"avx2", forward, backward, deform_forward, deform_backward};
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
 #else
-extern const MmIsa mm_avx2 = {"avx2", nullptr, nullptr};
+extern const MmIsa mm_avx2 = {"avx2", nullptr, nullptr, nullptr, nullptr};
 #endif
