@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.networks.vss import CONV, DropPath, channels_first, channels_last
+from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise, per_axis
 
 EPS = 1e-6  # of every LayerNorm of the original
 
@@ -52,11 +52,10 @@ class GatedCNNBlock(nn.Module):
     ) -> None:
         super().__init__()
         hidden, seen = int(expansion * width), int(conv_ratio * width)
-        kernels = (kernel,) * spatial_dims if isinstance(kernel, int) else tuple(kernel)
         self.parts = (hidden, hidden - seen, seen)
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.fc1 = nn.Linear(width, 2 * hidden)
-        self.conv = CONV[spatial_dims](seen, seen, kernels, padding=tuple(k // 2 for k in kernels), groups=seen)
+        self.conv = depthwise(seen, per_axis(kernel, spatial_dims))
         self.fc2 = nn.Linear(hidden, width)
         self.drop_path = DropPath(drop_path)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from medmamba.errors import ConfigError
 from medmamba.networks.routes import route_count, routes
 from medmamba.networks.scan import ScanCore, at_least_float32, auto_dt_rank
-from medmamba.networks.vss import CONV, channels_first, channels_last
+from medmamba.networks.vss import channels_first, channels_last, depthwise, per_axis
 
 HEADS = {"C": "snake", "X": "diagonal", "S": "spiral", "Z": "raster"}  # in the published order
 FUSION_EPS = 1e-5
@@ -109,9 +109,8 @@ class MHSMixer(nn.Module):
         gated: bool = True,
     ) -> None:
         super().__init__()
-        kernels = (kernel,) * spatial_dims if isinstance(kernel, int) else tuple(kernel)
         self.in_proj = nn.Linear(width, 2 * width, bias=False) if gated else None
-        self.conv = CONV[spatial_dims](width, width, kernels, padding=tuple(k // 2 for k in kernels), groups=width)
+        self.conv = depthwise(width, per_axis(kernel, spatial_dims))
         self.mhs = mhs
         self.out_norm = nn.LayerNorm(width)
 

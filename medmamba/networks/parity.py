@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from medmamba.errors import ConfigError, MedmambaError
 from medmamba.networks.golden import Golden, formula_input, formula_tensor, read_golden
 from medmamba.networks.parity_models import Subject, rebuild
+from medmamba.networks.parity_operators import operator_checks
 
 FLOAT64_TOLERANCE = 2e-6  # limited by the float32 storage of the files
 FLOAT32_OUTPUT, FLOAT32_GRADIENT, SAFETY = 1e-5, 1e-4, 20.0
@@ -47,8 +48,6 @@ class Check:
 
 def compare(path: str | Path) -> list[Check]:
     """All comparisons of one golden file. Raises ConfigError for a model that is not known here."""
-    from medmamba.networks.parity_operators import operator_checks
-
     golden = read_golden(path)
     checks = operator_checks(golden)
     if checks is not None:
@@ -88,7 +87,7 @@ def _allowed(golden: Golden, dtype: torch.dtype, gradient: bool, network: bool) 
 
 def _compare_module(golden: Golden, dtype: torch.dtype) -> list[Check]:
     subject = rebuild(golden)
-    module = subject.module.to(dtype).eval()
+    subject.module.to(dtype).eval()
     _load(subject, {name: t.to(dtype) for name, t in golden.parameters.items()}, golden)
     watched = {
         key.removeprefix("intermediate/"): t for key, t in golden.tensors.items() if key.startswith("intermediate/")
@@ -96,7 +95,7 @@ def _compare_module(golden: Golden, dtype: torch.dtype) -> list[Check]:
     seen = _watch(subject, watched)
 
     inputs = [golden.tensors[name].to(dtype).requires_grad_() for name in subject.inputs]
-    outputs = subject.outputs(module(*inputs))
+    outputs = subject.outputs(subject.run(*inputs))
     label = str(dtype).removeprefix("torch.")
     forward = _allowed(golden, dtype, gradient=False, network=subject.network)
     backward = _allowed(golden, dtype, gradient=True, network=subject.network)
@@ -141,7 +140,7 @@ def _compare_published(golden: Golden) -> list[Check]:
     seen = _watch(subject, sampled)
     with torch.no_grad():
         image = formula_input(tuple(golden.info["input_shape"]), salt).double()
-        output = subject.outputs(module(image))["output"]
+        output = subject.outputs(subject.run(image))["output"]
     checks.append(Check("float64 output", relative_error(output, golden.tensors["output"]), FLOAT64_TOLERANCE))
     for name, expected in sampled.items():
         flat = seen[name].flatten()
@@ -157,6 +156,8 @@ def _load(subject: Subject, parameters: dict[str, Tensor], golden: Golden) -> No
     state: dict[str, Tensor] = {}
     for name, tensor in parameters.items():
         key = subject.our_name(name)
+        if not key:
+            continue
         if key in own and own[key].numel() == tensor.numel():
             tensor = tensor.reshape(own[key].shape)  # 1x1 convolutions stored as matrices, and the other way round
         state[key] = tensor

@@ -33,6 +33,7 @@ class Subject:
         family: whose renaming rules apply (see ``weights.py``).
         network: a whole network (its tolerances are wider than a block's).
         inputs: keys of the tensors the model takes.
+        channels_first: the original's block takes (B, C, H, W) where ours takes (B, H, W, C).
         original: our parameter name to the original's (published sizes, whose parameters are drawn by name).
     """
 
@@ -40,7 +41,14 @@ class Subject:
     family: str
     network: bool = False
     inputs: tuple[str, ...] = ("input",)
+    channels_first: bool = False
     original: Callable[[str], str] = field(default=lambda name: name)
+
+    def run(self, *inputs: Tensor) -> Any:
+        """The model's result for inputs in the original's layout."""
+        if self.channels_first:
+            return self.module(*(x.movedim(1, -1) for x in inputs)).movedim(-1, 1)
+        return self.module(*inputs)
 
     def our_name(self, original: str) -> str:
         """Where the original's parameter lives here."""
@@ -78,6 +86,8 @@ def model(pattern: str) -> Callable[[Rebuilder], Rebuilder]:
 
 def rebuild(golden: Golden) -> Subject:
     """The model of a golden file. Raises ConfigError for an unknown model name."""
+    import medmamba.networks.parity_hybrids  # noqa: F401 - registers its models
+
     shapes = {name: tuple(t.shape) for name, t in golden.parameters.items()}
     for pattern, function in _MODELS:
         if pattern.fullmatch(golden.model):

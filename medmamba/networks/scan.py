@@ -18,12 +18,13 @@ with the reordering: they run once, in spatial order, and the routes are read in
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba import kernels
+from medmamba.kernels import routed_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes, Mamba's defaults
 
@@ -60,7 +61,7 @@ class ScanCore(nn.Module):
         K, N, R = self.routes, self.state_size, self.dt_rank
         projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (K, R + 2 * N))
         dt, B, C = projected.split([R, N, N], dim=-1)  # (B, L, K, R), (B, L, K, N) twice
-        return kernels.routed_scan(
+        return scanned(
             x,
             grouped_linear(dt, self.dt_projs_weight),  # (B, L, K, E)
             -torch.exp(at_least_float32(self.A_logs)).unflatten(0, (K, self.inner)),
@@ -71,6 +72,13 @@ class ScanCore(nn.Module):
             routes=routes,
             merge=merge,
         )
+
+
+def scanned(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> Tensor:
+    """:func:`medmamba.kernels.routed_scan` for a network, which never asks for the last state."""
+    y = routed_scan(x, dt, A, B, C, **options)
+    assert isinstance(y, Tensor)
+    return y
 
 
 def at_least_float32(x: Tensor) -> Tensor:

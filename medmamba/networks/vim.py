@@ -24,10 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba import kernels
 from medmamba.errors import ConfigError
 from medmamba.networks.routes import routes
-from medmamba.networks.scan import at_least_float32, auto_dt_rank, initial_dt_bias
+from medmamba.networks.scan import at_least_float32, auto_dt_rank, initial_dt_bias, scanned
 from medmamba.networks.vss import DropPath, channels_last
 
 Directions = Literal["none", "v1", "v2"]
@@ -138,7 +137,7 @@ class BidirectionalMamba(nn.Module):
         dt, B, C = (torch.stack(parts, dim=2) for parts in zip(*chosen, strict=True))  # (B, L, K, .)
         shared = [s if hasattr(s, "D") else scans[0] for s in scans]
         same = all(u is inputs[0] for u in inputs)
-        return kernels.routed_scan(
+        return scanned(
             inputs[0] if same else torch.stack(inputs, dim=2),
             dt,
             torch.stack([-torch.exp(at_least_float32(s.A_log)) for s in scans]),

@@ -9,7 +9,7 @@ because it has three axes in a volume.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,17 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous()
 
 
+def depthwise(width: int, kernel: Sequence[int], bias: bool = True) -> nn.Module:
+    """Convolution of each channel with itself, size kept."""
+    padding = tuple(k // 2 for k in kernel)
+    return CONV[len(kernel)](width, width, tuple(kernel), padding=padding, groups=width, bias=bias)
+
+
+def per_axis(kernel: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """One number for every axis, or one for each."""
+    return (kernel,) * spatial_dims if isinstance(kernel, int) else tuple(kernel)
+
+
 class SS2D(nn.Module):
     """Gated multi-route scan mixer, (B, *S, C) to (B, *S, C).
 
@@ -42,7 +53,7 @@ class SS2D(nn.Module):
         expand: E / C.
         state_size: N.
         kernel: edge of the depthwise convolution.
-        bias: whether in_proj and out_proj have one.
+        bias, conv_bias: whether in_proj and out_proj, and the convolution, have one.
         route: name of the route set (see ``routes.py``).
         use_scan: False leaves the scan out (identity) and keeps everything around it: the control network.
     """
@@ -56,15 +67,16 @@ class SS2D(nn.Module):
         state_size: int = 16,
         kernel: int | tuple[int, ...] = 3,
         bias: bool = False,
+        conv_bias: bool = True,
         route: str = "cross",
         use_scan: bool = True,
     ) -> None:
         super().__init__()
         inner = int(expand * width)
-        kernels = (kernel,) * spatial_dims if isinstance(kernel, int) else tuple(kernel)
+        kernels = per_axis(kernel, spatial_dims)
         self.route = route
         self.in_proj = nn.Linear(width, 2 * inner, bias=bias)
-        self.conv = CONV[spatial_dims](inner, inner, kernels, padding=tuple(k // 2 for k in kernels), groups=inner)
+        self.conv = depthwise(inner, kernels, bias=conv_bias)
         self.scan = (
             ScanCore(inner, route_count(route, spatial_dims), state_size, auto_dt_rank(width)) if use_scan else None
         )

@@ -16,7 +16,7 @@ _SS2D: tuple[Rule, ...] = (
 )
 _U_SHAPE: tuple[Rule, ...] = ((r"^vmunet\.", ""),)  # the wrapper of VM-UNet and MHS-VM
 
-# (pattern, replacement) per family, applied in order to every original name.
+# (pattern, replacement) per family, applied in order to every original name; an empty name is one not needed here.
 RULES: dict[str, tuple[Rule, ...]] = {
     "vm_unet": (*_U_SHAPE, *_SS2D),
     "mhs_vm": (
@@ -36,6 +36,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (r"(^|\.)D_b$", r"\1backwards.scan.D"),
     ),
     "mambaout": (),
+    "lamamba": (
+        (r"^(.*\.)?(attn\.relative_position_index|attn_mask)$", ""),  # computed from the sizes
+        *_SS2D,
+    ),
+    "hrvmamba": _SS2D,
+    "mamba2": ((r"(^|\.)(dt_bias|A_log|D)$", r"\1scan.\2"),),
 }
 
 

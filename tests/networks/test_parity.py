@@ -17,12 +17,7 @@ from medmamba.networks.parity import compare, main, summary
 ROOT = Path(__file__).parents[2]
 SMALL = sorted((ROOT / "tests" / "data" / "parity").glob("*.safetensors"))
 SHARED = Path(os.environ.get("MEDMAMBA_SHARED", ROOT.parent / "shared")) / "parity"
-FAMILIES = ("vmunet_", "published_", "mhs_b", "mhs_v", "vim_", "mamba_mixer", "mambaout_")
-LARGE = [
-    path
-    for path in sorted(SHARED.glob("*.safetensors"))
-    if path.name.startswith(FAMILIES) and path.name not in {p.name for p in SMALL}
-]
+LARGE = [path for path in sorted(SHARED.glob("*.safetensors")) if path.name not in {p.name for p in SMALL}]
 
 
 @pytest.mark.parametrize("path", SMALL, ids=lambda p: p.stem)

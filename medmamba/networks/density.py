@@ -1,0 +1,81 @@
+"""Key slices by density peaks: which slices of a volume stand for the others.
+
+Source: Zhang et al. 2024, KMM (arXiv:2411.06481), key-frame masking; Rodriguez and Laio 2014, density peaks (Science
+344:1492). KMM masks key frames of a motion; here a token is a slice (or a patch) of a volume, and the same choice says
+which slices to mask in pretraining, and which to annotate first.
+
+    D_ij = ||x_i - x_j||;  d_i = sum_j exp(-D_ij^2);  s_i = min over the denser j of D_ij;  gamma_i = d_i * s_i
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medmamba.errors import InputError
+
+BANDWIDTH_PERCENTILE = 3.0  # of the pairwise distances; density peaks recommends 1 to 2 %, up to 5 % for few tokens
+BANDWIDTH_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class DensityPeaks:
+    """What the method computes for n tokens, arrays of length n.
+
+    Attributes:
+        density: d, each token's own 1 included.
+        distance_to_denser: s; for the densest token the largest distance of all.
+        gamma: d * s.
+        ranking: tokens by falling gamma, ties by index.
+    """
+
+    density: np.ndarray
+    distance_to_denser: np.ndarray
+    gamma: np.ndarray
+    ranking: np.ndarray
+
+
+def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> DensityPeaks:
+    """Density peaks of ``tokens`` (n, features); distances are divided by ``bandwidth`` (None: as in the paper).
+
+    Without a bandwidth long feature vectors lie so far apart that every density is 1 and gamma says nothing;
+    :func:`automatic_bandwidth` gives a useful one.
+    """
+    x = np.asarray(tokens, dtype=np.float64)
+    if x.ndim != 2 or len(x) == 0 or not np.isfinite(x).all():
+        raise InputError(f"Density peaks need finite tokens of shape (n, features), got shape {x.shape}.")
+    distance = _distances(x) / (bandwidth or 1.0)
+    density = np.exp(-(distance**2)).sum(1)
+    denser = density[None, :] > density[:, None]
+    nearest = np.where(denser, distance, np.inf).min(1)
+    to_denser = np.where(denser.any(1), nearest, distance.max(1))
+    gamma = density * to_denser
+    return DensityPeaks(density, to_denser, gamma, np.argsort(-gamma, kind="stable"))
+
+
+def automatic_bandwidth(tokens: np.ndarray) -> float:
+    """A low percentile of the distances between different tokens."""
+    distance = _distances(np.asarray(tokens, dtype=np.float64))
+    pairs = distance[np.triu_indices(len(distance), 1)]
+    return max(float(np.percentile(pairs, BANDWIDTH_PERCENTILE)) if len(pairs) else 1.0, BANDWIDTH_FLOOR)
+
+
+def key_tokens(tokens: np.ndarray, count: int, *, bandwidth: float | None = None, min_gap: int = 1) -> np.ndarray:
+    """Indices (ascending) of the ``count`` tokens with the largest gamma, at least ``min_gap`` apart.
+
+    Fewer come back if the gap leaves no more. Raises InputError if ``count`` is not between 1 and the number of tokens.
+    """
+    if not 1 <= count <= len(tokens):
+        raise InputError(f"Cannot choose {count} key slices out of {len(tokens)}; ask for 1 to {len(tokens)}.")
+    chosen: list[int] = []
+    for index in density_peaks(tokens, bandwidth).ranking.tolist():
+        if all(abs(index - other) >= min_gap for other in chosen):
+            chosen.append(index)
+        if len(chosen) == count:
+            break
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def _distances(x: np.ndarray) -> np.ndarray:
+    return np.sqrt(((x[:, None, :] - x[None, :, :]) ** 2).sum(-1))
