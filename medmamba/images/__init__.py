@@ -3,6 +3,8 @@
 from medmamba.images.formats import (
     ENDINGS,
     ending_of,
+    list_images,
+    mask_ending,
     read_channels,
     read_image,
     read_label_map,
@@ -20,6 +22,8 @@ __all__ = [
     "MedicalImage",
     "ending_of",
     "label_counts",
+    "list_images",
+    "mask_ending",
     "read_channels",
     "read_image",
     "read_label_map",

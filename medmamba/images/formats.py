@@ -40,6 +40,8 @@ FORMATS = (
     Format("MetaImage", (".mha", ".mhd"), "medmamba.images.metaimage"),
     Format("flat image", (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg"), "medmamba.images.raster"),
 )
+DICOM = Format("DICOM series", (), "medmamba.images.dicom")
+"""A folder, not a file: the slices of one series."""
 ENDINGS = tuple(ending for kind in FORMATS for ending in kind.endings)
 
 
@@ -56,12 +58,14 @@ def stem_of(path: Path | str) -> str:
 
 
 def format_of(path: Path | str, where: str | None = None) -> Format:
-    """The format of a file name.
+    """The format of a file, by its name, or that of a DICOM series for a folder.
 
     Raises:
         InputError: no reader knows the ending.
     """
     ending = ending_of(path)
+    if ending is None and Path(path).is_dir():
+        return DICOM
     for kind in FORMATS:
         if ending in kind.endings:
             return kind
@@ -76,7 +80,7 @@ def read_image(
     limits: Limits | None = None,
     where: str | None = None,
 ) -> MedicalImage:
-    """One image file of any known kind, checked; float32 (C, i, j, k).
+    """One image file of any known kind, or the folder of a DICOM series, checked; float32 (C, i, j, k).
 
     Args:
         nonfinite: "zero" sets NaN and infinite voxels to 0 and counts them; otherwise they are an error.
@@ -157,3 +161,44 @@ def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalIma
 def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
     """Writes intensities or probabilities (C, i, j, k) on the grid of ``like``."""
     format_of(path).load().write_image(path, array, like)
+
+
+def mask_ending(path: Path | str) -> str:
+    """The ending of the mask of an image: its own, or the nearest kind that holds labels without loss.
+
+    A JPEG's mask is a PNG, that of a DICOM series a .nii.gz, that of a detached NRRD header a .nrrd in one file.
+    """
+    ending = ending_of(path)
+    if ending is None:
+        return ".nii.gz"
+    return {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd"}.get(ending, Path(path).name[-len(ending) :])
+
+
+def list_images(folder: Path | str) -> list[Path]:
+    """The images of a folder, sorted by name: files of known kinds, and DICOM series.
+
+    Hidden files are skipped; a .hdr/.img pair counts once; a folder whose own files are DICOM is one series, and so
+    is each folder in it whose files are.
+
+    Raises:
+        InputError: not a folder, or nothing in it that can be read.
+    """
+    from medmamba.images.dicom import holds_dicom
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{shown(folder)}: not a folder. Give an image or a folder of images.")
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        ending = ending_of(path)
+        if ending == ".img" and any(path.with_suffix(header).exists() for header in (".hdr", ".HDR")):
+            continue
+        if ending is not None or (path.is_dir() and holds_dicom(path)):
+            found.append(path)
+    if not found and holds_dicom(folder):
+        return [folder]
+    if not found:
+        raise InputError(f"{shown(folder)}: no image in this folder. Known endings: {', '.join(ENDINGS)}; or DICOM.")
+    return found

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def refused(path: Path, read=read_image, **options) -> str:
     """The message with which a file is refused: one line that names the file and ends in advice."""
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(InputError) as caught:
         read(path, **options)
     message = str(caught.value).replace(str(path), path.name)
@@ -32,7 +32,7 @@ def refused(path: Path, read=read_image, **options) -> str:
     assert len(message) <= 300
     assert message.startswith(path.name)
     assert message.endswith(".")
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
     return message
 
 
@@ -364,14 +364,14 @@ def fuzz(save, count: int) -> tuple[int, int]:
                 data = bytes(broken)
         target.write_bytes(data)
         for read in (read_image, read_label_map):
-            begun, message = time.monotonic(), ""
+            begun, message = time.process_time(), ""
             try:
                 read(target)
                 good += 1
             except MedmambaError as error:
                 bad += 1
                 message = str(error).replace(str(target), target.name)
-            assert time.monotonic() - begun < 2
+            assert time.process_time() - begun < 2
             assert "\n" not in message
             assert len(message) <= 300, message
     return good, bad

@@ -32,7 +32,7 @@ def nnunet(save, tmp_path):
             "overwrite_image_reader_writer": "os.system",
             **changes,
         }
-        (tmp_path / "raw/dataset.json").write_text(json.dumps(description))
+        (tmp_path / "raw/dataset.json").write_text(json.dumps(description), encoding="utf-8")
         return tmp_path / "raw"
 
     return make
@@ -131,21 +131,23 @@ def test_the_explicit_list_of_cases_is_followed(nnunet, save, tmp_path):
     folder = nnunet(2)
     entry = {"images": [f"imagesTr/la_000_000{n}.nii.gz" for n in range(2)], "label": "labelsTr/la_000.nii.gz"}
     again = json.loads((folder / "dataset.json").read_text()) | {"dataset": {"patient 7": entry}, "numTraining": 1}
-    (folder / "dataset.json").write_text(json.dumps(again))
+    (folder / "dataset.json").write_text(json.dumps(again), encoding="utf-8")
     report = check_dataset(folder)
     assert [case.case_id for case in report.cases] == ["patient 7"]
     again["dataset"]["patient 7"]["images"] = ["../raw/" + name for name in entry["images"]]
-    (folder / "dataset.json").write_text(json.dumps(again))
+    (folder / "dataset.json").write_text(json.dumps(again), encoding="utf-8")
     assert "leads out" in problems_of(read_dataset, folder)
     assert len(check_dataset(read_dataset(folder, allow_outside=True)).cases) == 1
 
 
 def test_a_split_file_is_read_and_a_leaking_one_is_refused(nnunet):
     folder = nnunet(3)
-    (folder / "splits_final.json").write_text(json.dumps([{"train": ["la_000", "la_001"], "val": ["la_002"]}]))
+    (folder / "splits_final.json").write_text(
+        json.dumps([{"train": ["la_000", "la_001"], "val": ["la_002"]}]), encoding="utf-8"
+    )
     assert read_dataset(folder).splits == ((("la_000", "la_001"), ("la_002",)),)
     wrong = [{"train": ["la_000", "la_001"], "val": ["la_001", "gone"]}, {"train": [], "val": ["la_000"]}]
-    (folder / "splits_final.json").write_text(json.dumps(wrong))
+    (folder / "splits_final.json").write_text(json.dumps(wrong), encoding="utf-8")
     message = problems_of(read_dataset, folder)
     assert "fold 0: 1 unknown case(s), the first is gone" in message
     assert "fold 0: la_001 is in train and in val" in message
@@ -184,7 +186,7 @@ def pictures(tmp_path):
             description |= {"channel_names": colours, "file_ending": ending}
         else:
             description |= {"modality": colours, "training": pairs}
-        (folder / "dataset.json").write_text(json.dumps(description))
+        (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
         return folder
 
     return make
@@ -220,9 +222,9 @@ def test_grey_pictures_in_a_colour_dataset_are_named(pictures):
 
 
 def table(folder: Path, text: str, **description: object) -> Path:
-    (folder / "cases.csv").write_text(text)
+    (folder / "cases.csv").write_text(text, encoding="utf-8")
     content = {"channel_names": {"0": "A", "1": "B"}, "labels": {"background": 0, "x": 1, "y": 2}, **description}
-    (folder / "dataset.json").write_text(json.dumps(content))
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return folder / "cases.csv"
 
 

@@ -1,0 +1,274 @@
+"""A folder with the slices of one DICOM series, put in order by where each slice lies in the patient.
+
+SimpleITK decodes the pixels (imported on first use). Which files belong together, in what order, whether a slice is
+missing and how the volume lies is decided here, from the tags listed below; no other tag is read and none is kept.
+
+Source of the geometry: DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1. World axes are LPS there, RAS+ here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medmamba.errors import InputError
+from medmamba.geometry import Affine, Grid, affine_problem
+from medmamba.images.checked import checked_image
+from medmamba.images.gate import Limits, check_memory, check_size, open_regular, shown
+from medmamba.images.image import LabelMap, MedicalImage
+from medmamba.images.nifti_header import Prefer
+from medmamba.images.voxels import NonFinite
+
+SERIES, POSITION, ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
+ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = "0028|0010", "0028|0011", "0028|0030", "0018|0050"
+FRAMES, SAMPLES, BITS = "0028|0008", "0028|0002", "0028|0100"
+TRANSFER_SYNTAX = b"\x02\x00\x10\x00UI"
+UNCOMPRESSED = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.2")
+SAME_SLICE = 0.01  # of the spacing: closer slices are the same one twice
+EVEN_SPACING = 0.05  # of the spacing: positions are written rounded
+SAME_DIRECTION = 1e-3
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One file: where its first pixel lies (LPS mm), its in-plane axes, and its size."""
+
+    path: Path
+    position: npt.NDArray[np.float64]
+    orientation: npt.NDArray[np.float64]  # (6,): direction of a row, direction of a column
+    spacing: npt.NDArray[np.float64]  # (2,): between rows, between columns
+    size: tuple[int, int]  # columns, rows
+    thickness: float
+
+
+def holds_dicom(folder: Path | str) -> bool:
+    """Whether a folder holds DICOM files directly in it."""
+    try:
+        return any(True for _ in _dicom_files(Path(folder), [], first_only=True))
+    except OSError:
+        return False
+
+
+def read_image(
+    path: Path | str,
+    *,
+    nonfinite: NonFinite = "error",
+    prefer: Prefer | None = None,
+    limits: Limits | None = None,
+    where: str | None = None,
+) -> MedicalImage:
+    """The volume of a series folder, (1, i, j, k): i along rows, j along columns, k through the slices.
+
+    Raises:
+        InputError: no series or several, missing or doubled slices, a tilted gantry, colours, or a damaged file.
+    """
+    folder, where, limits = Path(path), where or shown(path), limits or Limits()
+    strays: list[str] = []
+    files = list(_dicom_files(folder, strays))
+    if not files:
+        inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and holds_dicom(entry.path))
+        hint = f" There are some in its folder {shown(inside[0])}." if inside else ""
+        raise InputError(f"{where}: no DICOM files in this folder.{hint} Give the folder of one series.")
+    warnings = [f"{where}: {len(strays)} file(s) that are not DICOM were skipped."] if strays else []
+    slices = _one_series(files, where, limits)
+    affine = _in_order(slices, where)
+    if problem := affine_problem(affine, smallest_mm=limits.smallest_spacing_mm, largest_mm=limits.largest_spacing_mm):
+        raise InputError(f"{where}: {problem}.")
+    columns, rows = slices[0].size
+    check_size((columns, rows, len(slices)), where, limits)
+    check_memory(columns * rows * len(slices) * 4, where)
+    stored = np.empty((columns, rows, len(slices)), dtype=np.float32, order="F")
+    for number, piece in enumerate(slices):
+        stored[:, :, number] = _pixels(piece, f"{where}: {shown(piece.path.name)}")
+    grid = Grid((columns, rows, len(slices)), affine)
+    return checked_image(stored[None], grid, None, folder, where, warnings, nonfinite=nonfinite)
+
+
+def read_label_map(
+    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
+) -> LabelMap:
+    """Refused: a series of images is not a label map, and DICOM SEG is not read yet."""
+    raise InputError(
+        f"{where or shown(path)}: a DICOM folder; label maps are read as NIfTI, NRRD or MetaImage. Convert it."
+    )
+
+
+def _dicom_files(folder: Path, strays: list[str], first_only: bool = False) -> list[Path]:
+    """Regular files of a folder with the DICOM mark; links, hidden files and DICOMDIR are left alone."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR" or not entry.is_file(follow_symlinks=False):
+            continue
+        with open(entry.path, "rb") as file:
+            mark = file.read(132)[128:]
+        if mark == b"DICM":
+            found.append(Path(entry.path))
+            if first_only:
+                break
+        else:
+            strays.append(entry.name)
+    return found
+
+
+def _one_series(files: list[Path], where: str, limits: Limits) -> list[_Slice]:
+    series: dict[str, list[_Slice]] = defaultdict(list)
+    for path in files:
+        tags = _tags(path, f"{where}: {shown(path.name)}")
+        series[tags.get(SERIES, "").strip()].append(_slice(path, tags, f"{where}: {shown(path.name)}"))
+    if len(series) > 1:
+        counts = sorted((len(slices) for slices in series.values()), reverse=True)
+        several = ", ".join(map(str, counts[:5])) + (", ..." if len(counts) > 5 else "")
+        raise InputError(
+            f"{where}: {len(series)} series in one folder ({several} files). Give each a folder of its own."
+        )
+    slices = next(iter(series.values()))
+    first = slices[0]
+    for piece in slices[1:]:
+        what = (
+            "size" if piece.size != first.size
+            else "pixel spacing" if not np.allclose(piece.spacing, first.spacing, rtol=1e-4)
+            else "orientation" if np.abs(piece.orientation - first.orientation).max() > SAME_DIRECTION
+            else ""
+        )  # fmt: skip
+        if what:
+            raise InputError(
+                f"{where}: slices of different {what}: {shown(first.path.name)} and {shown(piece.path.name)}. "
+                "Keep only the slices of one volume in the folder."
+            )
+    return slices
+
+
+def _tags(path: Path, where: str) -> dict[str, str]:
+    import SimpleITK as sitk
+
+    file, _ = open_regular(path, where)
+    file.close()
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(os.fspath(path))
+    with _quiet(sitk):
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError:
+            raise InputError(f"{where}: a damaged DICOM file. Copy it again from its source.") from None
+    wanted = (SERIES, POSITION, ORIENTATION, ROWS, COLUMNS, PIXEL_SPACING, THICKNESS, FRAMES, SAMPLES, BITS)
+    return {tag: reader.GetMetaData(tag) for tag in wanted if reader.HasMetaDataKey(tag)}
+
+
+def _slice(path: Path, tags: dict[str, str], where: str) -> _Slice:
+    def values(tag: str, name: str, count: int, default: str = "") -> npt.NDArray[np.float64]:
+        text = tags.get(tag, default).strip(" \0")
+        try:
+            found = np.array([float(word) for word in text.split("\\")])
+        except ValueError:
+            found = np.array([])
+        if len(found) != count or not np.isfinite(found).all():
+            raise InputError(
+                f"{where}: its {name} is {shown(text)[:40]!r}; {count} number(s) are needed. Export it again."
+            )
+        return found
+
+    if values(FRAMES, "Number of Frames", 1, "1")[0] > 1:
+        raise InputError(f"{where}: several frames in one file (enhanced DICOM). Convert the series to NIfTI first.")
+    if values(SAMPLES, "Samples per Pixel", 1, "1")[0] != 1:
+        raise InputError(f"{where}: pixels are colours. Give a series in grey.")
+    rows, columns = (int(values(tag, name, 1)[0]) for tag, name in ((ROWS, "Rows"), (COLUMNS, "Columns")))
+    bits = int(values(BITS, "Bits Allocated", 1, "8")[0])
+    size = path.stat().st_size
+    if _uncompressed(path) and size < rows * columns * bits // 8:
+        raise InputError(f"{where}: cut off: {size} bytes, fewer than its pixels need. Copy it again from its source.")
+    orientation = values(ORIENTATION, "Image Orientation", 6)
+    if abs(np.linalg.norm(orientation[:3]) - 1) > 1e-2 or abs(np.linalg.norm(orientation[3:]) - 1) > 1e-2:
+        raise InputError(f"{where}: its Image Orientation holds no directions of length 1. Export it again.")
+    thickness = tags.get(THICKNESS, "").strip(" \0")
+    return _Slice(
+        path,
+        values(POSITION, "Image Position", 3),
+        orientation,
+        values(PIXEL_SPACING, "Pixel Spacing", 2),
+        (columns, rows),
+        float(thickness) if thickness.replace(".", "", 1).isdecimal() else 0.0,
+    )
+
+
+def _in_order(slices: list[_Slice], where: str) -> Affine:
+    """Sorts slices along their normal, checks that none is missing or doubled, and gives the affine (RAS+ mm)."""
+    first = slices[0]
+    row, column = first.orientation[:3], first.orientation[3:]
+    normal = np.cross(row, column)
+    slices.sort(key=lambda piece: float(piece.position @ normal))
+    step = normal * (first.thickness or 1.0)
+    if len(slices) > 1:
+        heights = np.array([piece.position @ normal for piece in slices])
+        gaps = np.diff(heights)
+        usual = float(np.median(gaps))
+        if (double := np.flatnonzero(gaps <= SAME_SLICE * max(usual, 1e-6))).size:
+            a, b = slices[int(double[0])], slices[int(double[0]) + 1]
+            raise InputError(
+                f"{where}: {shown(a.path.name)} and {shown(b.path.name)} are at the same place ({len(double)} such "
+                "pairs). Keep one phase or one copy of the series in the folder."
+            )
+        wrong = np.abs(gaps - usual) > EVEN_SPACING * usual
+        if wrong.any():
+            at = int(np.argmax(np.abs(gaps - usual)))
+            what = "a slice is missing" if gaps[at] > 1.5 * usual else "slices are unevenly spaced"
+            raise InputError(
+                f"{where}: {what}: {gaps[at]:.3g} mm between {shown(slices[at].path.name)} and "
+                f"{shown(slices[at + 1].path.name)}, {usual:.3g} mm elsewhere. Add the missing files."
+            )
+        step = (slices[-1].position - slices[0].position) / (len(slices) - 1)
+    affine = np.eye(4)
+    affine[:3, 0] = row * first.spacing[1]  # along a row, from column to column
+    affine[:3, 1] = column * first.spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = slices[0].position
+    affine[:2] *= -1  # LPS to RAS
+    return affine + 0.0
+
+
+def _pixels(piece: _Slice, where: str) -> npt.NDArray[np.float32]:
+    """Values (i, j) of one slice, with the rescaling of its own tags."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(os.fspath(piece.path))
+    with _quiet(sitk):
+        try:
+            pixels = sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError:
+            raise InputError(f"{where}: its pixels cannot be decoded. Copy it again from its source.") from None
+    pixels = pixels.reshape(pixels.shape[-2:]).T
+    if pixels.shape != piece.size:
+        raise InputError(f"{where}: {pixels.shape} pixels where its header says {piece.size}. The file is damaged.")
+    return pixels.astype(np.float32)
+
+
+def _uncompressed(path: Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    at = head.find(TRANSFER_SYNTAX)
+    if at < 0:
+        return False
+    length = int.from_bytes(head[at + 6 : at + 8], "little")
+    return head[at + 8 : at + 8 + length].rstrip(b"\0 ") in UNCOMPRESSED
+
+
+class _quiet:
+    """Keeps ITK's own warnings, which can hold tag contents, off the terminal."""
+
+    def __init__(self, sitk: Any) -> None:
+        self.sitk = sitk
+
+    def __enter__(self) -> None:
+        self.before = self.sitk.ProcessObject.GetGlobalWarningDisplay()
+        self.sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+    def __exit__(self, *error: object) -> None:
+        self.sitk.ProcessObject.SetGlobalWarningDisplay(self.before)

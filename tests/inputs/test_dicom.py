@@ -1,0 +1,204 @@
+"""Folders of DICOM slices: ordered by their place in the patient, and every gap, copy and mixture named."""
+
+import locale
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medmamba.datasets import load_case
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.errors import InputError
+from medmamba.images import list_images, mask_ending, read_image, read_label_map, write_label_map
+
+IDENTITY = np.eye(3)
+
+
+def write_slice(
+    path: Path, pixels: np.ndarray, position, direction=IDENTITY, series: str = "1.2.3", **tags: str
+) -> None:
+    """One file: pixels (rows, columns), position of the first pixel in LPS mm, columns of ``direction`` its axes."""
+    image = sitk.GetImageFromArray(pixels)
+    image.SetSpacing((0.5, 0.75))
+    texts = {
+        "0008|0060": "MR",
+        "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+        "0010|0010": "PHI_CANARY",
+        "0020|000d": "1.2",
+        "0020|000e": series,
+        "0008|0018": f"{series}.{abs(hash(path.name)) % 10**8}",
+        "0020|0032": "\\".join(f"{x:.6f}" for x in position),
+        "0020|0037": "\\".join(f"{x:.9f}" for x in direction[:, :2].T.ravel()),
+        **{tag.replace("_", "|"): text for tag, text in tags.items()},
+    }
+    for tag, text in texts.items():
+        image.SetMetaData(tag, text)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetImageIO("GDCMImageIO")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.SetFileName(str(path))
+    before = locale.setlocale(locale.LC_ALL)
+    writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves the C locale behind
+
+
+def write_series(folder: Path, volume: np.ndarray, direction=IDENTITY, thickness: float = 2.0, **options) -> Path:
+    """A volume (slices, rows, columns); file names do not follow the order of the slices."""
+    for k, pixels in enumerate(volume):
+        position = np.array([10.0, -20.0, 30.0]) + direction[:, 2] * k * thickness
+        write_slice(folder / f"{(k * 7) % len(volume)}.dcm", pixels, position, direction, **options)
+    return folder
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).integers(-1000, 1000, (9, 6, 5)).astype(np.int16)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_image(folder)
+    message = str(caught.value).replace(str(folder), folder.name)
+    assert "\n" not in message
+    assert len(message) <= 300
+    assert "CANARY" not in message
+    return message
+
+
+def test_a_series_is_read_in_the_order_of_its_positions(tmp_path, volume):
+    before = locale.setlocale(locale.LC_ALL)
+    image = read_image(write_series(tmp_path / "s", volume))
+    np.testing.assert_array_equal(image.array[0], volume.T)
+    np.testing.assert_allclose(image.grid.spacing_mm, (0.5, 0.75, 2.0))
+    np.testing.assert_allclose(image.grid.affine[:3, 3], (-10, 20, 30))
+    assert image.grid.orientation == "LPS"
+    assert image.warnings == ()
+    assert locale.setlocale(locale.LC_ALL) == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_oblique_series_lie_where_simpleitk_puts_them(tmp_path, volume, seed):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    direction = q * np.sign(np.linalg.det(q))
+    folder = write_series(tmp_path / "s", volume, direction)
+    ours = read_image(folder)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    itk = reader.Execute()
+    np.testing.assert_array_equal(ours.array[0], sitk.GetArrayFromImage(itk).T)
+    lps = np.diag([-1.0, -1, 1])
+    np.testing.assert_allclose(lps @ ours.grid.affine[:3, 3], itk.GetOrigin(), atol=1e-5)
+    turn = np.array(itk.GetDirection()).reshape(3, 3) * itk.GetSpacing()
+    np.testing.assert_allclose(lps @ ours.grid.affine[:3, :3], turn, atol=1e-5)
+
+
+def test_values_are_rescaled_by_their_own_tags(tmp_path, volume):
+    raw = np.abs(volume).astype(np.uint16)
+    folder = write_series(tmp_path / "s", raw, **{"0028_1052": "-1024", "0028_1053": "2"})
+    # The writer stores (value + 1024) / 2 as whole numbers: even values come back exactly, odd ones one lower.
+    np.testing.assert_array_equal(read_image(folder).array[0], (raw // 2 * 2).T)
+
+
+def test_a_missing_slice_is_named(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    (folder / "1.dcm").unlink()  # slice 4
+    message = refused(folder)
+    assert "a slice is missing: 4 mm between 3.dcm and 8.dcm, 2 mm elsewhere" in message
+
+
+def test_a_doubled_slice_is_named(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    shutil.copy(folder / "1.dcm", folder / "copy.dcm")
+    assert "1.dcm and copy.dcm are at the same place (1 such pairs)" in refused(folder)
+
+
+def test_uneven_slices_are_named(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    write_slice(folder / "1.dcm", volume[4], (10, -20, 30 + 8.4))
+    assert "slices are unevenly spaced" in refused(folder)
+
+
+def test_two_series_in_one_folder_are_told(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    write_slice(folder / "other.dcm", volume[0], (0, 0, 0), series="9.9")
+    assert "2 series in one folder (9, 1 files)" in refused(folder)
+
+
+def test_slices_that_do_not_belong_together_are_told(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    write_slice(folder / "x.dcm", volume[0][:, :4], (10, -20, 99))
+    assert "slices of different size: 0.dcm and x.dcm" in refused(folder)
+    write_slice(folder / "x.dcm", volume[0], (10, -20, 99), direction=np.eye(3)[:, [0, 2, 1]])
+    assert "slices of different orientation: 0.dcm and x.dcm" in refused(folder)
+
+
+def test_a_tilted_gantry_is_told(tmp_path, volume):
+    for k, pixels in enumerate(volume):
+        write_slice(tmp_path / "s" / f"{k}.dcm", pixels, (0, 0.5 * k, 2.0 * k))
+    assert "tilted gantry" in refused(tmp_path / "s")
+
+
+def test_damaged_files_are_named(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    whole = (folder / "3.dcm").read_bytes()
+    (folder / "3.dcm").write_bytes(whole[:-30])
+    assert "3.dcm" in refused(folder)
+    (folder / "3.dcm").write_bytes(whole[:200])
+    assert "3.dcm" in refused(folder)
+
+
+def test_a_folder_without_dicom_says_where_some_is(tmp_path, volume):
+    write_series(tmp_path / "study" / "series 1", volume)
+    assert "no DICOM files in this folder. There are some in its folder series 1" in refused(tmp_path / "study")
+
+
+def test_other_files_dicomdir_and_links_are_left_alone(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    (folder / "notes.txt").write_text("x")
+    shutil.copy(folder / "0.dcm", folder / "DICOMDIR")
+    (folder / "link.dcm").symlink_to(folder / "0.dcm")
+    (folder / ".hidden.dcm").write_bytes((folder / "0.dcm").read_bytes())
+    image = read_image(folder)
+    assert image.grid.shape[2] == 9
+    assert "1 file(s) that are not DICOM were skipped" in image.warnings[0]
+
+
+def test_masks_of_a_series_are_nifti_on_its_grid_without_its_patient(tmp_path, volume):
+    image = read_image(write_series(tmp_path / "s", volume))
+    assert mask_ending(tmp_path / "s") == ".nii.gz"
+    write_label_map(tmp_path / "m.nii", (image.array[0] > 0).astype(int), like=image)
+    mask = read_label_map(tmp_path / "m.nii")
+    np.testing.assert_allclose(mask.grid.affine, image.grid.affine, atol=1e-6)
+    assert b"CANARY" not in (tmp_path / "m.nii").read_bytes()
+    spec = DatasetSpec("d", tmp_path, "csv", ("MR",), {"background": 0, "x": 1}, ())
+    case = CaseSpec("p", (tmp_path / "s",), tmp_path / "m.nii")
+    assert set(load_case(spec, case).labels.counts()) == {0, 1}
+    with pytest.raises(InputError, match="label maps are read as NIfTI"):
+        read_label_map(tmp_path / "s")
+
+
+def test_a_folder_of_images_lists_series_pairs_and_files_once(tmp_path, volume, save):
+    write_series(tmp_path / "in" / "b series", volume)
+    save("in/a.nii.gz", np.zeros((2, 3, 4)))
+    for name in ("in/p.hdr", "in/p.img", "in/.hidden.nii.gz", "in/x.txt", "in/photo.JPG"):
+        (tmp_path / name).write_bytes(b"")
+    assert [p.name for p in list_images(tmp_path / "in")] == ["a.nii.gz", "b series", "p.hdr", "photo.JPG"]
+    assert list_images(tmp_path / "in" / "b series") == [tmp_path / "in" / "b series"]
+    assert [mask_ending(p) for p in list_images(tmp_path / "in")] == [".nii.gz", ".nii.gz", ".hdr", ".png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image in this folder"):
+        list_images(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "total"), [("series_a", (35, 51, 32), 58.590), ("series_b", (36, 48, 35), 665.320)]
+)
+def test_real_series_agree_with_their_description(shared_data, name, shape, total):
+    image = read_image(shared_data / "hippocampus_dicom" / name)
+    assert image.grid.shape == shape
+    assert image.grid.orientation == "LPS"
+    assert image.grid.spacing_mm == (1.0, 1.0, 1.0)
+    assert image.array.mean(dtype=np.float64) == pytest.approx(total, abs=1e-3)
