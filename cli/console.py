@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,11 +12,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(highlight=False, soft_wrap=True)
 
 
+MOST_WARNINGS = 10
+
+
 def report_error(message: str) -> None:
     """Print an error to stderr, one line per problem; control characters cannot paint the terminal."""
     for line in message.splitlines():
-        safe = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
-        print(f"Error: {safe}", file=sys.stderr)
+        print(f"Error: {_safe(line)}", file=sys.stderr)
+
+
+def report_warnings(lines: Sequence[str]) -> None:
+    """Print the first few warnings to stderr, and how many there are."""
+    for line in lines[:MOST_WARNINGS]:
+        print(f"Warning: {_safe(line)}", file=sys.stderr)
+    if len(lines) > MOST_WARNINGS:
+        print(f"Warning: {len(lines) - MOST_WARNINGS} more of {len(lines)} warnings not shown.", file=sys.stderr)
+
+
+def _safe(line: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
 @contextmanager

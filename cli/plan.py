@@ -19,10 +19,11 @@ def plan(
 ) -> None:
     """Measure a dataset, decide spacing, patch, batch and network, and preprocess its cases."""
     from medmamba import pipeline
-    from medmamba.cli.console import console, stages
+    from medmamba.cli.console import console, report_warnings, stages
     from medmamba.cli.options import numbers
     from medmamba.plans.explain import summary_lines
 
+    warnings: list[str] = []
     with stages() as on_item:
         made = pipeline.plan(
             dataset,
@@ -33,7 +34,9 @@ def plan(
             patch_size=numbers(patch_size, int, "--patch-size"),
             batch_size=batch_size,
             on_item=on_item,
+            on_warning=warnings.append,
         )
+    report_warnings(warnings)
     for line in summary_lines(made):
         console.print(line, markup=False)
     console.print(f"Plan and preprocessed cases: {output}", markup=False)

@@ -93,7 +93,7 @@ def routed_scan_cpp(
     y = dt.new_empty(_output_shape(dt, merge))
     last = dt.new_empty(_state_shape(dt, A))
     saved = dt.new_empty(_saved_shape(dt, A) if save else (0,))
-    arguments = _arguments(*inputs, softplus, merge)  # type: ignore[call-arg]
+    arguments = _arguments(*inputs, softplus, merge)  # type: ignore[arg-type,call-arg]
     arguments.y, arguments.last = y.data_ptr(), last.data_ptr()
     arguments.saved = saved.data_ptr() if save else None
     _raise_status(lib.cpu_library().mm_scan_forward(arguments))
@@ -130,7 +130,7 @@ def routed_scan_cpp_backward(
     inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state)]
     dy, dlast = dy.contiguous(), _ready(dlast)
     gradients = _gradients(x, dt, A, B, C, D, dt_bias, initial_state)
-    arguments = lib.ScanGradients(_arguments(*inputs, softplus, merge))  # type: ignore[call-arg]
+    arguments = lib.ScanGradients(_arguments(*inputs, softplus, merge))  # type: ignore[arg-type,call-arg]
     arguments.s.saved = saved.data_ptr()
     arguments.dy, arguments.dlast = dy.data_ptr(), _at(dlast)
     for name, gradient in zip(("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial"), gradients, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,44 @@ from medmamba.kernels.chunked import routed_scan_chunked
 from medmamba.kernels.reference import routed_scan_reference
 
 LARGEST_STATE = 256
+
+
+@overload
+def routed_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    routes: Tensor | None = None,
+    *,
+    softplus: bool = True,
+    merge: bool = True,
+    backend: str = "auto",
+    initial_state: Tensor | None = None,
+    return_last_state: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def routed_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    routes: Tensor | None = None,
+    *,
+    softplus: bool = True,
+    merge: bool = True,
+    backend: str = "auto",
+    initial_state: Tensor | None = None,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def routed_scan(
@@ -68,7 +108,7 @@ def routed_scan(
             _check_permutations(order)
         run = routed_scan_reference if chosen == "reference" else routed_scan_chunked
         with torch.autocast(x.device.type, enabled=False):
-            y, last = run(*inputs, order, state, softplus, merge)  # type: ignore[call-arg]
+            y, last = run(*inputs, order, state, softplus, merge)  # type: ignore[arg-type,call-arg]
     return (y, last) if return_last_state else y
 
 

@@ -34,7 +34,7 @@ def measure_case(
     """Measure an image (C, i, j, k) and its label map (i, j, k); draw ``samples`` foreground voxels per channel."""
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     array, truth = trail.apply(image), trail.apply(labels[None])[0]
-    start, stop = bounding_box(array.astype(bool).any(axis=0))
+    start, stop = bounding_box((array != 0).any(axis=0, keepdims=True)[0])
     values, counts = np.unique(truth, return_counts=True)
     by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
     foreground = array[:, truth > 0].astype(np.float32)
@@ -43,7 +43,7 @@ def measure_case(
         shape=trail.grid.shape,
         spacing_mm=trail.grid.spacing_mm,
         orientation=grid.orientation,
-        shape_after_crop=tuple(b - a for a, b in zip(start, stop, strict=True)),
+        shape_after_crop=(stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
         label_voxels={name: by_value.get(value, 0) for name, value in label_values.items()},
     )
     return MeasuredCase(stats, draw_foreground(foreground, samples, case_id=case_id))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
 from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_json, write_text
-from medmamba.errors import ConfigError, InputError, InputErrors, MedmambaError, unknown_name
+from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -36,17 +38,20 @@ def plan(
     patch_size: Sequence[int] | None = None,
     batch_size: int | None = None,
     on_item: OnItem = _silent,
+    on_warning: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Measure a dataset, plan for it and preprocess its training cases into the run folder.
 
     Every case is checked while it is measured; all problems are raised together (InputErrors) before anything is
-    written to ``run``.
+    written to ``run``. What is odd but usable goes to ``on_warning``, one line each.
     """
-    from medmamba.datasets import load_case, read_dataset
-    from medmamba.fingerprinting import measure_case
+    import numpy as np
+
+    from medmamba.datasets import CaseSpec, LoadedCase, check_dataset, load_case, read_dataset
+    from medmamba.fingerprinting import MeasuredCase, measure_case
     from medmamba.networks.registry import available_networks
     from medmamba.plans.fingerprint import build_fingerprint, samples_per_case
-    from medmamba.plans.folds import make_folds
+    from medmamba.plans.folds import folds_of
     from medmamba.plans.planner import make_plan
     from medmamba.preprocessing.case import preprocess_case
     from medmamba.preprocessing.labels import encode
@@ -54,31 +59,23 @@ def plan(
 
     if network not in available_networks():
         raise unknown_name("network", network, available_networks())
-    spec = read_dataset(Path(dataset))
-    training = [case for case in spec.cases if case.label is not None]
-    samples = samples_per_case(len(training))
-    measured, problems = [], []
-    for done, case in enumerate(training):
-        on_item("measure", done, len(training))
-        try:
-            image, truth = load_case(spec, case)
-        except MedmambaError as error:
-            problems.extend(str(error).splitlines())
-            continue
-        measured.append(measure_case(case.case_id, image.array, truth.array, image.grid, spec.labels, samples=samples))
-    on_item("measure", len(training), len(training))
-    if problems:
-        raise InputErrors(problems, summary=f"{dataset}: {len(problems)} problem(s); nothing was written.")
+    spec = read_dataset(dataset, strict=False)
+    samples = samples_per_case(len(spec.cases))
 
-    import numpy as np
+    def measure(case: CaseSpec, loaded: LoadedCase) -> MeasuredCase | None:
+        if loaded.labels is None:
+            return None
+        image, truth = loaded.image, loaded.labels
+        return measure_case(case.case_id, image.array, truth.array, image.grid, spec.labels, samples=samples)
 
-    channels = range(len(spec.channels))
+    report = check_dataset(spec, visit=measure, on_case=lambda done, total: on_item("measure", done, total))
+    measured = [(case, case.visited) for case in report.cases if case.visited is not None]
     fingerprint = build_fingerprint(
         spec.name,
-        list(spec.channels),
-        dict(spec.labels),
-        [case.stats for case in measured],
-        [np.concatenate([case.foreground[channel] for case in measured]) for channel in channels],
+        spec.channels,
+        spec.labels,
+        [found.stats.model_copy(update={"image_hash": case.image_sha256}) for case, found in measured],
+        [np.concatenate([found.foreground[channel] for _, found in measured]) for channel in range(len(spec.channels))],
     )
     made = make_plan(
         fingerprint,
@@ -87,31 +84,31 @@ def plan(
         spacing=spacing,
         patch_size=patch_size,
         batch_size=batch_size,
+        dataset_hash=_hash_of([text for case, _ in measured for text in (case.image_sha256, case.label_sha256 or "")]),
     )
     folder = RunFolder(Path(run))
     with FolderLock(folder.path):
         remove_leftovers(folder.path)
+        folder.plan_path.unlink(missing_ok=True)  # written last: a run folder with a plan is a finished one
         write_text(folder.fingerprint_path, fingerprint.to_json())
-        write_json(folder.splits_path, make_folds([case.case_id for case in training]))
-        configuration = made.configurations[made.default_configuration]
+        write_json(folder.splits_path, folds_of(fingerprint))
+        configuration = made.default
         target = folder.preprocessed(configuration.name)
-        chunk = tuple(configuration.patch_size)
-        for done, case in enumerate(training):
-            on_item("preprocess", done, len(training))
-            image, truth = load_case(spec, case)
-            prepared = preprocess_case(
-                case.case_id, image.array, image.grid, made, configuration, encode(truth.array, made)
-            )
+        rmtree(target, ignore_errors=True)
+        patch = tuple(configuration.patch_size)
+        for done, (case, _) in enumerate(measured):
+            on_item("preprocess", done, len(measured))
+            image, truth = load_case(spec, spec.case(case.case_id))
+            assert truth is not None
+            indices = encode(truth.array, made)
+            prepared = preprocess_case(case.case_id, image.array, image.grid, made, configuration, indices)
             assert prepared.labels is not None
-            write_case(
-                target / case.case_id,
-                case.case_id,
-                prepared.image,
-                prepared.labels,
-                chunk=(1, *chunk) if len(chunk) == 2 else chunk,
-            )
-        on_item("preprocess", len(training), len(training))
-        write_text(folder.plan_path, made.to_json())  # last: a run folder with a plan is a finished one
+            chunk = (1, *patch) if configuration.spatial_dims == 2 else patch
+            write_case(target / case.case_id, case.case_id, prepared.image, prepared.labels, chunk=chunk)
+        on_item("preprocess", len(measured), len(measured))
+        write_text(folder.plan_path, made.to_json())
+    for line in report.warnings:
+        on_warning(line)
     return made
 
 
@@ -128,8 +125,6 @@ def train(
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> TrainingResult:
     """Train one fold (a number, or ``"all"`` for every case and no validation) of a planned run."""
-    from shutil import rmtree
-
     import torch
 
     from medmamba.model import network_arguments
@@ -210,7 +205,7 @@ def predict(
     from medmamba.inference.predictor import Predictor
 
     target = Path(output)
-    cases = find_cases(Path(images) if isinstance(images, str) else images)
+    cases = find_cases(images)
     if any(path.parent.resolve() == target.resolve() for case in cases for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     predictor = (
@@ -267,10 +262,14 @@ def evaluate(
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder / 'report.json'}: not a prediction report ({error}).") from error
     masks = {case.case_id: case.paths[0] for case in find_cases(folder)}
-    truth = {case.case_id: case.paths[0] for case in find_cases(Path(truths) if isinstance(truths, str) else truths)}
+    truth = {case.case_id: case.paths[0] for case in find_cases(truths)}
     result = evaluate_folders(masks, truth, labels)
     result.write(Path(output) if output is not None else folder)
     return result
+
+
+def _hash_of(texts: Iterable[str]) -> str:
+    return sha256("\n".join(sorted(texts)).encode()).hexdigest()
 
 
 def _fold_cases(folder: RunFolder, fold: int | str, all_cases: list[str]) -> tuple[list[str], list[str]]:

@@ -20,6 +20,8 @@ class Family:
     name: str
     kind: Kind
     """"scan": cost by :mod:`medmamba.plans.memory`; "plain" and "residual": nnU-Net's count of convolution outputs."""
+    stem_features: int
+    """Channels of a convolution stem at full resolution."""
     base_features: int
     """Channels at full resolution; they double with each halving of the grid."""
     max_features: dict[int, int]
@@ -28,6 +30,8 @@ class Family:
     """Halvings per axis at most; None: as many as the patch allows."""
     min_stages: int
     """Resolutions that the network needs at least."""
+    stem_blocks: int
+    """Convolutions of a convolution stem at full resolution."""
     blocks: int
     """Blocks per stage of the encoder; convolutions in a stage at full resolution."""
     expand: int
@@ -46,11 +50,13 @@ def _scan(name: str, source: str, *, expand: int = 1) -> Family:
     return Family(
         name=name,
         kind="scan",
+        stem_features=16,
         base_features=24,
         max_features={2: 512, 3: 320},
         max_pools=5,
         min_stages=2,
-        blocks=2,
+        stem_blocks=2,
+        blocks=1,
         expand=expand,
         state_size={2: 16, 3: 8},
         routes={2: "raster", 3: "raster"},
@@ -62,10 +68,12 @@ def _convolution(name: str, kind: Kind) -> Family:
     return Family(
         name=name,
         kind=kind,
+        stem_features=32,
         base_features=32,
         max_features={2: 512, 3: 320},
         max_pools=None,
         min_stages=3,
+        stem_blocks=2,
         blocks=2,
         expand=1,
         state_size={2: 1, 3: 1},

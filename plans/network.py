@@ -13,7 +13,7 @@ Stem = Literal["conv", "patch"]
 
 def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use_scan: bool = True) -> NetworkPlan:
     """The network of ``family`` for a patch; with stem "patch" the first halving is done by the embedding."""
-    dims = len(topology.patch_size)
+    dims: Literal[2, 3] = 2 if len(topology.patch_size) == 2 else 3
     strides = [list(stride) for stride in topology.strides]
     kernels = [list(kernel) for kernel in topology.kernel_sizes]
     missing = (family.min_stages + (stem == "patch")) - len(strides)
@@ -31,8 +31,8 @@ def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use
         spatial_dims=dims,
         stem=stem,
         strides=strides,
-        features_per_stage=[min(family.base_features * 2**level, family.max_features[dims]) for level in levels],
-        blocks_per_stage=[family.blocks] * len(strides),
+        features_per_stage=[_features(family, level, dims) for level in levels],
+        blocks_per_stage=[family.stem_blocks if level == 0 else family.blocks for level in levels],
         state_size=family.state_size[dims],
         routes=family.routes[dims],
         kernel_sizes=kernels,
@@ -78,15 +78,15 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
         decision(
             "features_per_stage",
             network.features_per_stage,
-            f"{family.base_features} at full resolution, doubled with each halving, at most "
-            f"{family.max_features[network.spatial_dims]}",
+            f"{family.stem_features} at full resolution, {2 * family.base_features} at half of it, doubled with each "
+            f"halving, at most {family.max_features[network.spatial_dims]}",
             "Each halving leaves fewer voxels, so more channels cost no more; the maximum bounds the weights.",
             family.source,
         ),
         decision(
             "blocks_per_stage",
             network.blocks_per_stage,
-            f"{family.blocks} per stage",
+            f"{family.stem_blocks} at full resolution, {family.blocks} in every other stage",
             "Convolutions at full resolution, where a scan is dear; scan blocks in all other stages."
             if scans and network.stem == "conv"
             else "The family's own blocks in every stage.",
@@ -132,3 +132,10 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
             ),
         ]
     return made
+
+
+def _features(family: Family, level: int, dims: int) -> int:
+    """Channels after ``level`` halvings."""
+    if level == 0:
+        return family.stem_features
+    return min(family.base_features * 2**level, family.max_features[dims])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,36 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the large development data is not here (set MEDMAMBA_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory, example_data) -> Path:
+    """A Decathlon folder of six of the real cases, two of them for testing."""
+    folder = tmp_path_factory.mktemp("data") / "hippocampus_small"
+    return copy_dataset(example_data, folder, training=4, test=2)
+
+
+def copy_dataset(source: Path, folder: Path, *, training: int, test: int) -> Path:
+    """The first cases of a Decathlon folder as a dataset of its own."""
+    facts = json.loads((source / "dataset.json").read_text())
+    facts["training"] = facts["training"][:training]
+    facts["test"] = facts["test"][:test]
+    facts["numTraining"], facts["numTest"] = training, test
+    names = [name for entry in facts["training"] for name in entry.values()] + facts["test"]
+    names += [name.replace("imagesTs", "labelsTs") for name in facts["test"]]
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target)
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, small_dataset) -> Path:
+    """The four training cases planned and preprocessed with a patch that trains in seconds."""
+    import medmamba
+
+    run = tmp_path_factory.mktemp("runs") / "run"
+    medmamba.plan(small_dataset, run, patch_size=(16, 24, 16), batch_size=2)
+    return run

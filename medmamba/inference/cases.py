@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from medmamba.errors import InputError
-from medmamba.geometry import grid_difference
-from medmamba.images import MedicalImage, read_image
+from medmamba.images import ENDINGS, MedicalImage, ending_of, read_channels, stem_of
 
-ENDINGS = (".nii.gz", ".nii")
-"""Endings of images that are read; the mask of an image has the same."""
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -27,16 +22,16 @@ class ImageCase:
     output_name: str
 
 
-def find_cases(source: Path | Sequence[Path]) -> list[ImageCase]:
+def find_cases(source: str | Path | Sequence[Path]) -> list[ImageCase]:
     """The cases of a file, a folder (hidden files skipped) or a list of files, sorted by id.
 
     ``X_0000.nii.gz, X_0001.nii.gz, ...`` are the channels of case X (nnU-Net's naming), ``X.nii.gz`` is case X.
     Raises InputError when there is none, when a channel is missing, or when two files give one case.
     """
-    paths = _listed(source) if isinstance(source, Path) else list(source)
+    paths = _listed(Path(source)) if isinstance(source, str | Path) else list(source)
     channels: dict[str, dict[int, Path]] = {}
     for path in paths:
-        stem, _ = split_ending(path)
+        stem = stem_of(path)
         match = _CHANNEL.search(stem)
         case_id, index = (stem[: match.start()], int(match.group(1))) if match else (stem, 0)
         files = channels.setdefault(case_id, {})
@@ -50,28 +45,22 @@ def find_cases(source: Path | Sequence[Path]) -> list[ImageCase]:
         if sorted(files) != list(range(len(files))):
             gap = next(index for index in range(len(files) + 1) if index not in files)
             raise InputError(f"{case_id}: channel {gap} is missing ({case_id}_{gap:04d}). Add the file.")
-        _, ending = split_ending(files[0])
+        ending = files[0].name[len(stem_of(files[0])) :]
         cases.append(ImageCase(case_id, tuple(files[index] for index in sorted(files)), case_id + ending))
     return cases
 
 
-def split_ending(path: Path) -> tuple[str, str]:
-    """File name without and with only its image ending; ``.NII.GZ`` counts too."""
-    for ending in ENDINGS:
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)], path.name[-len(ending) :]
-    raise InputError(f"{path}: not an image that can be read. Endings: {', '.join(ENDINGS)}.")
-
-
 def _listed(source: Path) -> list[Path]:
-    if source.is_file():
+    if source.is_file() and ending_of(source):
         return [source]
+    if source.is_file():
+        raise InputError(f"{source}: not a known kind of image file. Known endings: {', '.join(ENDINGS)}.")
     if not source.is_dir():
         raise InputError(f"{source}: not found. Give an image or a folder of images.")
     found = [
         path
         for path in sorted(source.iterdir())
-        if not path.name.startswith(".") and path.name.lower().endswith(ENDINGS) and path.is_file()
+        if not path.name.startswith(".") and ending_of(path) and path.is_file()
     ]
     if not found:
         raise InputError(f"{source}: no image in this folder (endings: {', '.join(ENDINGS)}). Check the path.")
@@ -80,14 +69,4 @@ def _listed(source: Path) -> list[Path]:
 
 def read_case(case: ImageCase) -> MedicalImage:
     """All channels of a case as one image; each file passes the input gate, and all must lie on one grid."""
-    first, *others = (read_image(path) for path in case.paths)
-    for path, other in zip(case.paths[1:], others, strict=True):
-        difference = grid_difference(first.grid, other.grid)
-        if difference is not None:
-            raise InputError(
-                f"{case.case_id}: the channels {case.paths[0].name} and {path.name} {difference}. "
-                "Resample them to one grid."
-            )
-    if not others:
-        return first
-    return replace(first, array=np.concatenate([first.array, *(other.array for other in others)]))
+    return read_channels(case.paths)

@@ -134,7 +134,7 @@ def read_model_facts(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: not a trained fold ({error}). Run `medmamba train` first.") from error
 
 
-def _generation(folder: Path) -> str | None:
+def _generation(folder: Path) -> str:
     return "best" if (folder / "checkpoints" / "best" / "state.json").exists() else "last"
 
 

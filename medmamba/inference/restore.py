@@ -16,13 +16,12 @@ def labels_on_native_grid(logits: torch.Tensor, trail: SpatialTrail) -> NDArray[
     The logits are interpolated class by class with a running maximum, so the memory does not grow with the number of
     classes. What the crop left out is background.
     """
-    steps = list(trail.steps)
-    resample = steps.pop() if steps and isinstance(steps[-1], Resample) else None
-    if resample is None or resample.shape_before == resample.shape_after:
-        labels = logits.argmax(0).numpy().astype(np.int16)
+    *steps, last = trail.steps
+    if isinstance(last, Resample) and last.shape_before != last.shape_after:
+        labels = _largest_class(logits, last)[None]
     else:
-        labels = _largest_class(logits, resample)
-    return SpatialTrail(trail.native, tuple(steps)).undo(labels[None], fill=0)[0]
+        labels = last.undo(logits.argmax(0, keepdim=True).numpy().astype(np.int16))
+    return SpatialTrail(trail.native, tuple(steps)).undo(labels, fill=0)[0]
 
 
 def _largest_class(logits: torch.Tensor, resample: Resample) -> NDArray[np.int16]:

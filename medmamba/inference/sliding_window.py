@@ -86,7 +86,7 @@ def predict_logits(
 
 def _mirrored(network: nn.Module, patch: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
     flips = list(_subsets([axis + 2 for axis in axes]))
-    return sum(torch.flip(network(torch.flip(patch, flip)), flip) for flip in flips) / len(flips)
+    return torch.stack([torch.flip(network(torch.flip(patch, flip)), flip) for flip in flips]).mean(0)
 
 
 def _subsets(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:

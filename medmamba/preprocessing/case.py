@@ -43,18 +43,19 @@ def preprocess_case(
     """Bring an image (C, i, j, k) and its label map (i, j, k) onto the configuration's grid."""
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     array = trail.apply(image)
-    inside = array.astype(bool).any(axis=0)
-    crop = Crop(trail.grid.shape, *bounding_box(inside))
-    array, inside = crop.apply(array), crop.apply(inside[None])[0]
-    channels = [normalize(channel, scheme, inside) for channel, scheme in zip(array, plan.normalization, strict=True)]
+    inside = (array != 0).any(axis=0, keepdims=True)  # (1, i, j, k)
+    crop = Crop(trail.grid.shape, *bounding_box(inside[0]))
+    array, inside = crop.apply(array), crop.apply(inside)
+    channels = [
+        normalize(channel, scheme, inside[0]) for channel, scheme in zip(array, plan.normalization, strict=True)
+    ]
     order = Reorient(crop.shape_after, _three(plan.axis_order))
     trail = trail.then(crop, order)
     resample = _resample_step(trail.grid, configuration)
     array = resample.apply(order.apply(np.stack(channels)), resample=resample_images)
     trail = trail.then(resample)
-    if labels is not None:
-        labels = trail.apply(labels[None], resample=resample_label_maps)[0].astype(np.int16)
-    return PreprocessedCase(case_id, np.ascontiguousarray(array, dtype=np.float32), labels, trail)
+    truth = None if labels is None else trail.apply(labels[None], resample=resample_label_maps)[0].astype(np.int16)
+    return PreprocessedCase(case_id, np.ascontiguousarray(array, dtype=np.float32), truth, trail)
 
 
 def bounding_box(inside: NDArray[np.bool_]) -> tuple[Shape, Shape]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from medmamba.atomic import replace_folder
 from medmamba.errors import InputError
@@ -39,23 +39,11 @@ def write_case(
 ) -> None:
     """Store one preprocessed case in ``folder``; ``chunk`` is the patch size, so that a patch touches few chunks."""
     chunks = tuple(min(edge, extent) for edge, extent in zip(chunk, labels.shape, strict=True))
-    options = {"cparams": {"codec": blosc2.Codec.ZSTD, "clevel": 5}}
     with replace_folder(folder) as part:
-        blosc2.asarray(
-            np.ascontiguousarray(image, dtype=np.float32),
-            chunks=(image.shape[0], *chunks),
-            urlpath=str(part / "image.b2nd"),
-            mode="w",
-            **options,
-        )
-        blosc2.asarray(
-            np.ascontiguousarray(labels, dtype=np.int16),
-            chunks=chunks,
-            urlpath=str(part / "labels.b2nd"),
-            mode="w",
-            **options,
-        )
-        save_file(_sample_locations(labels, seed), part / "locations.safetensors")
+        image = np.ascontiguousarray(image, dtype=np.float32)
+        (part / "image.b2nd").write_bytes(_compressed(image, (len(image), *chunks)))
+        (part / "labels.b2nd").write_bytes(_compressed(np.ascontiguousarray(labels, dtype=np.int16), chunks))
+        (part / "locations.safetensors").write_bytes(save(_sample_locations(labels, seed)))
         facts = {"schema_version": SCHEMA_VERSION, "case_id": case_id, "shape": list(labels.shape)}
         (part / "case.json").write_text(json.dumps(facts) + "\n")
 
@@ -98,7 +86,8 @@ class CaseReader:
         self, start: tuple[int, ...], size: tuple[int, ...]
     ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Image (C, *size) and labels (1, *size) from voxel ``start``; outside the volume both are 0."""
-        inside, target = [], []
+        inside: list[slice] = []
+        target: list[slice] = []
         for first, edge, extent in zip(start, size, self.shape, strict=True):
             low, high = max(first, 0), min(first + edge, extent)
             inside.append(slice(low, max(high, low)))
@@ -106,7 +95,7 @@ class CaseReader:
         image = np.zeros((self._image.shape[0], *size), np.float32)
         labels = np.zeros((1, *size), np.int16)
         image[(slice(None), *target)] = self._image[(slice(None), *inside)]
-        labels[(0, *target)] = self._labels[tuple(inside)]
+        labels[0][tuple(target)] = self._labels[tuple(inside)]
         return image, labels
 
 
@@ -114,6 +103,12 @@ def stored_cases(folder: Path) -> dict[str, CaseReader]:
     """All complete cases of a preprocessing folder, by case id, sorted."""
     readers = [CaseReader(path.parent) for path in sorted(folder.glob("*/case.json"))]
     return {reader.case_id: reader for reader in readers}
+
+
+def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:
+    # Made in memory and written by Python: blosc2's own file writer does not say that a disk is full.
+    codec = {"codec": blosc2.Codec.ZSTD, "clevel": 5}
+    return blosc2.asarray(array, chunks=chunks, cparams=codec).to_cframe()
 
 
 def _sample_locations(labels: NDArray[np.integer], seed: int) -> dict[str, NDArray[np.integer]]:

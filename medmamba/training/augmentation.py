@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import atan2, ceil, cos, radians, sin
+from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import (
     Affine,
     Compose,
@@ -87,27 +89,24 @@ def augment(
     augmented and of ``plan.patch_size``."""
     if spatial is not None:
         zoom = (1.0, spatial.zoom, spatial.zoom) if plan.in_plane_only else (spatial.zoom,) * len(plan.patch_size)
-        arguments = {
-            "rotate_params": spatial.rotation if len(plan.patch_size) == 3 else spatial.rotation[0],
-            "scale_params": zoom,
-            "spatial_size": plan.patch_size,
-            "image_only": True,
-        }
-        image = Affine(mode="bilinear", padding_mode="zeros", **arguments)(image)
-        label = Affine(mode="nearest", padding_mode="zeros", **arguments)(label)
-    image = _intensity(image.shape[0], len(plan.patch_size)).set_random_state(seed=_seed(rng))(_plain(image))
+        angles = spatial.rotation if len(plan.patch_size) == 3 else spatial.rotation[0]
+        turn = Affine(
+            rotate_params=angles, scale_params=zoom, spatial_size=plan.patch_size, padding_mode="zeros", image_only=True
+        )
+        image, label = _plain(turn(image, mode="bilinear")), _plain(turn(label, mode="nearest"))
+    image = _plain(_intensity(len(plan.patch_size)).set_random_state(seed=_seed(rng))(image))
     flips = Compose([RandFlipd(("image", "label"), prob=0.5, spatial_axis=axis) for axis in plan.mirror_axes])
-    both = flips.set_random_state(seed=_seed(rng))({"image": _plain(image), "label": _plain(label)})
+    both = flips.set_random_state(seed=_seed(rng))({"image": image, "label": label})
     return _plain(both["image"]).contiguous(), _plain(both["label"]).contiguous()
 
 
-def _intensity(channels: int, dims: int) -> Compose:
-    sigma = {f"sigma_{axis}": (0.5, 1.0) for axis in "xyz"[:dims]}
+def _intensity(dims: int) -> Compose:
+    sigma = (0.5, 1.0)
     return Compose(
         [
             # MONAI draws a standard deviation; nnU-Net draws a variance in [0, 0.1], so the deviation reaches 0.316.
             RandGaussianNoise(prob=0.1, std=0.316),
-            RandGaussianSmooth(prob=0.2, **sigma),
+            RandGaussianSmooth(prob=0.2, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma),
             RandScaleIntensity(prob=0.15, factors=0.25),
             RandScaleIntensityFixedMean(prob=0.15, factors=0.25, fixed_mean=True, preserve_range=True),
             RandSimulateLowResolution(
@@ -148,6 +147,6 @@ def _seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def _plain(tensor: Any) -> torch.Tensor:
     """Drop MONAI's metadata: affines mean nothing inside a patch, and tracking them costs time."""
-    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else torch.as_tensor(tensor)
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else torch.as_tensor(tensor)

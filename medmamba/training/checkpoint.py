@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from medmamba.atomic import replace_folder
@@ -45,11 +45,11 @@ def save_checkpoint(
             for path in (folder / "last").iterdir():
                 os.link(path, part / path.name)  # the same bytes under a second name: no copy, no moment without "last"
     with replace_folder(folder / generation) as part:
-        save_file(_contiguous(network.state_dict()), part / "model.safetensors")
+        (part / "model.safetensors").write_bytes(save(_contiguous(network.state_dict())))
         record: dict[str, Any] = dict(state)
         if optimizer is not None:
             tensors, groups = _split_optimizer(optimizer.state_dict())
-            save_file(tensors, part / "optimizer.safetensors")
+            (part / "optimizer.safetensors").write_bytes(save(tensors))
             record["optimizer"] = groups
             record["torch_random_state"] = torch.get_rng_state().numpy().tobytes().hex()
         record["schema_version"] = SCHEMA_VERSION

@@ -174,7 +174,8 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
     Biases, norms and the scan's own parameters (A, D, step bias) are never decayed: decay would pull the state's
     time constants to a value nobody chose.
     """
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         scan_parameter = name.rsplit(".", 1)[-1] in {"A_log", "A_logs", "D", "Ds", "dt_projs_bias", "dt_bias"}
         (kept if parameter.ndim <= 1 or scan_parameter else decayed).append(parameter)
@@ -189,7 +190,7 @@ def validate(
     network: nn.Module, cases: Sequence[CaseReader], configuration: Configuration, plan: Plan, device: torch.device
 ) -> float:
     """Mean foreground Dice over whole validation volumes on the plan's grid; labels absent from a case do not count."""
-    scores = []
+    scores: list[float] = []
     labels = list(range(1, len(plan.labels)))
     for case in cases:
         image, truth = case.read_whole()

@@ -55,7 +55,7 @@ def test_hippocampus_crops_are_seen_whole_at_full_resolution() -> None:
     assert full.batch_size == 2
     assert full.network.stem == "conv"
     assert full.network.strides == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
-    assert full.network.features_per_stage == [24, 48, 96, 192]
+    assert full.network.features_per_stage == [16, 48, 96, 192]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
