@@ -36,6 +36,8 @@ class Family:
     """Blocks per stage of the encoder; convolutions in a stage at full resolution."""
     expand: int
     """Inner channels of a scan block per outer channel."""
+    backward_maps: float
+    """Temporary maps of the widest layer at full resolution where the backward pass begins; measured."""
     state_size: dict[int, int]
     """States per inner channel of the scan, by spatial dimensions."""
     routes: dict[int, str]
@@ -58,6 +60,7 @@ def _scan(name: str, source: str, *, expand: int = 1) -> Family:
         stem_blocks=2,
         blocks=1,
         expand=expand,
+        backward_maps=1.5,
         state_size={2: 16, 3: 8},
         routes={2: "raster", 3: "raster"},
         source=source,
@@ -76,6 +79,7 @@ def _convolution(name: str, kind: Kind) -> Family:
         stem_blocks=2,
         blocks=2,
         expand=1,
+        backward_maps=4.2,
         state_size={2: 1, 3: 1},
         routes={2: "forward", 3: "forward"},
         source=_NNUNET,

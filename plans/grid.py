@@ -242,9 +242,11 @@ def _memory_decision(task: Task, network: NetworkPlan, patch: Sequence[int], bat
         name="training_memory_gb",
         value=round(memory.total / 1e9, 3),
         inputs={
-            "weights_bytes": memory.weights,
+            "weights_bytes": memory.weights + memory.gradients,
             "activations_bytes": memory.activations,
             "workspace_bytes": memory.workspace,
+            "precision": "float32",
+            "optimiser": "adamw",
             "device_memory_gb": task.device_memory_gb,
         },
         rule="weights, gradients and optimiser, plus what each layer keeps for the backward pass, plus its gradients",

@@ -1,0 +1,122 @@
+"""The memory model against measurement: every family, 2D and 3D, and what changes the count."""
+
+from __future__ import annotations
+
+import pytest
+
+from medmamba.networks.registry import available_networks
+from medmamba.plans.families import FAMILIES, ROUTE_COUNT, family, route_count
+from medmamba.plans.memory import training_memory, weight_count
+from medmamba.plans.network import network_plan
+from medmamba.plans.schema import NetworkPlan
+from medmamba.plans.topology import plan_topology
+
+TOO_MUCH, TOO_LITTLE = 0.15, 0.05
+"""Prediction may be 15 % above the measured peak, and 5 % below: too little is worse than too much."""
+
+
+def planned(
+    name: str, patch: tuple[int, ...], spacing: tuple[float, ...] | None = None, **choices
+) -> tuple[NetworkPlan, list[int]]:
+    chosen = family(name)
+    topology = plan_topology(spacing or (1.0,) * len(patch), patch, max_pools=chosen.max_pools)
+    return network_plan(chosen, topology, **choices), list(topology.patch_size)
+
+
+def check(network: NetworkPlan, patch: list[int], *, batch_size: int = 2, in_channels: int = 1, out_channels: int = 3):
+    from live_memory import peak_bytes
+
+    sizes = {"batch_size": batch_size, "in_channels": in_channels, "out_channels": out_channels}
+    measured = peak_bytes(network, patch, **sizes)
+    predicted = training_memory(network, patch, **sizes).total
+    assert (1 - TOO_LITTLE) * measured <= predicted <= (1 + TOO_MUCH) * measured, (
+        f"{network.name} on {patch}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB"
+    )
+
+
+@pytest.mark.parametrize("name", available_networks())
+@pytest.mark.parametrize("patch", [(32, 24, 32), (64, 96)])
+def test_every_family_needs_what_is_predicted(name: str, patch: tuple[int, ...]) -> None:
+    check(*planned(name, patch))
+
+
+@pytest.mark.parametrize("use_scan", [True, False])
+def test_leaving_out_the_scan_is_counted(use_scan: bool) -> None:
+    check(*planned("vm_unet", (32, 24, 32), use_scan=use_scan))
+
+
+def test_a_strided_stem_is_counted() -> None:
+    check(*planned("vm_unet", (32, 32, 32), stem="patch"))
+
+
+def test_many_classes_and_channels_are_counted() -> None:
+    check(*planned("vm_unet", (32, 32, 32)), in_channels=4, out_channels=60)
+
+
+def test_thick_slices_are_counted() -> None:
+    check(*planned("vm_unet", (8, 64, 64), spacing=(5.0, 1.0, 1.0)))
+
+
+def test_a_small_patch_with_many_weights_is_counted() -> None:
+    check(*planned("vm_unet", (16, 16, 16)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", available_networks())
+@pytest.mark.parametrize("batch_size", [2, 3])
+@pytest.mark.parametrize("patch", [(40, 56, 40), (64, 64, 64), (16, 96, 96), (128, 128), (192, 256)])
+def test_the_prediction_holds_over_a_grid_of_patches(name: str, patch: tuple[int, ...], batch_size: int) -> None:
+    spacing = (5.0, 1.0, 1.0) if patch[0] == 16 else None
+    check(*planned(name, patch, spacing), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("name", available_networks())
+@pytest.mark.parametrize("patch", [(64, 64, 64), (128, 128)])
+def test_the_weights_are_counted_to_one_percent(name: str, patch: tuple[int, ...]) -> None:
+    from live_memory import build
+
+    network, _ = planned(name, patch)
+    exact = sum(parameter.numel() for parameter in build(network, 2, 4).parameters())
+    assert weight_count(network, 2, 4) == pytest.approx(exact, rel=0.01)
+
+
+def test_every_network_that_can_be_trained_can_be_planned() -> None:
+    assert set(available_networks()) <= set(FAMILIES)
+
+
+def test_the_number_of_routes_is_that_of_the_route_sets() -> None:
+    from medmamba.networks import routes
+
+    for name in ROUTE_COUNT:
+        for dims in (2, 3):
+            assert route_count(name, dims) == routes.route_count(name, dims)
+    assert route_count("raster:2", 3) == 2
+    assert {chosen.routes[dims].partition(":")[0] for chosen in FAMILIES.values() for dims in (2, 3)} <= set(
+        ROUTE_COUNT
+    )
+
+
+def test_half_precision_halves_the_maps_but_not_the_scan() -> None:
+    network, patch = planned("vm_unet", (64, 64, 64))
+    full, half = (
+        training_memory(network, patch, in_channels=1, out_channels=3, batch_size=2, precision=precision)
+        for precision in ("float32", "bfloat16")
+    )
+    assert full.weights == half.weights
+    assert 0.5 * full.activations < half.activations < full.activations
+
+
+def test_sgd_keeps_one_number_per_weight_less_than_adamw() -> None:
+    network, patch = planned("vm_unet", (32, 32, 32))
+    sgd, adamw = (
+        training_memory(network, patch, in_channels=1, out_channels=3, batch_size=2, optimiser=name)
+        for name in ("sgd", "adamw")
+    )
+    assert adamw.weights - sgd.weights == 4 * weight_count(network, 1, 3)
+
+
+def test_more_routes_need_more_memory() -> None:
+    network, patch = planned("vm_unet", (64, 64, 64))
+    fewer = network.model_copy(update={"routes": "raster:2"})
+    sizes = {"in_channels": 1, "out_channels": 3, "batch_size": 2}
+    assert training_memory(fewer, patch, **sizes).total < training_memory(network, patch, **sizes).total
