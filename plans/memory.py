@@ -5,7 +5,8 @@ a convolution: the step size of each route and the states at the borders of the 
 The counts are those of medmamba.networks and medmamba.kernels; tests/plans/test_memory.py measures them.
 
 The peak is reached where the backward pass begins (everything kept, no weight gradient yet) or, in a network with many
-weights on a small patch, where it reaches the encoder (all decoder maps gone, most weight gradients there).
+weights on a small patch, where it reaches the encoder (all decoder maps gone, most weight gradients there), or in the
+optimiser's step.
 """
 
 from __future__ import annotations
@@ -61,13 +62,16 @@ class Memory:
     """Temporary maps where the backward pass begins."""
     encoder_workspace: int
     """Temporary maps while the backward pass is in the encoder."""
+    largest_weight: int
+    """The weights of the largest layer, which are copied while its gradient is taken and twice in its update."""
 
     @property
     def total(self) -> int:
-        """The peak: the larger of the two moments."""
+        """The peak: the largest of the three moments."""
         begin = self.activations + self.workspace
-        encoder = self.gradients + self.encoder_activations + self.encoder_workspace
-        return self.weights + max(begin, encoder)
+        encoder = self.gradients + self.encoder_activations + self.encoder_workspace + self.largest_weight
+        update = self.gradients + 2 * self.largest_weight
+        return self.weights + max(begin, encoder, update)
 
 
 def training_memory(
@@ -113,6 +117,7 @@ def training_memory(
         encoder_activations=round(batch_size * (encoder + image)),
         workspace=round(batch_size * full * max(grad_maps, 4 * LOSS_WORKSPACE * out_channels)),
         encoder_workspace=round(batch_size * encoder_workspace),
+        largest_weight=4 * largest_layer(network),
     )
 
 
@@ -162,6 +167,17 @@ def weight_count(network: NetworkPlan, in_channels: int, out_channels: int) -> i
             total += (3 if chosen.kind != "scan" else 2) * kernel * features**2
         before = features
     return total + out_channels * sum(network.features_per_stage[:-1])
+
+
+def largest_layer(network: NetworkPlan) -> int:
+    """Number of weights of the largest convolution: beside a skip in the decoder, or between the deepest maps."""
+    beside_skip = 2
+    sizes = []
+    last = len(network.strides) - 1
+    for stage, features in enumerate(network.features_per_stage):
+        kernel = math.prod(network.kernel_sizes[stage])
+        sizes.append(kernel * features**2 * (beside_skip if stage < last else 1))
+    return max(sizes)
 
 
 def _tokens(network: NetworkPlan, patch_size: Sequence[int]) -> list[int]:
