@@ -1,6 +1,7 @@
 """Datasets as they lie on disk: described, checked, and read case by case."""
 
 from medmamba.datasets.check import CheckedCase, DatasetReport, check_dataset
+from medmamba.datasets.convert import Conversion, convert_dataset
 from medmamba.datasets.load import LoadedCase, load_case
 from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
@@ -8,10 +9,12 @@ from medmamba.datasets.spec import CaseSpec, DatasetSpec
 __all__ = [
     "CaseSpec",
     "CheckedCase",
+    "Conversion",
     "DatasetReport",
     "DatasetSpec",
     "LoadedCase",
     "check_dataset",
+    "convert_dataset",
     "load_case",
     "read_dataset",
 ]

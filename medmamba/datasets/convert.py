@@ -1,0 +1,225 @@
+"""A dataset of any layout written anew as an nnU-Net v2 raw folder or a Medical Segmentation Decathlon folder.
+
+Every case passes the same checks as before planning and is read once. The new folder appears as a whole when all of
+it is written; when anything is wrong, all problems are told and there is no folder. Headers keep their geometry and
+lose names and free text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medmamba.atomic import replace_folder, write_json
+from medmamba.datasets.check import check_dataset
+from medmamba.datasets.load import LoadedCase, load_case
+from medmamba.datasets.read import read_dataset
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.errors import InputError, InputErrors
+from medmamba.images import Limits, MedicalImage, mask_ending, write_image, write_label_map
+from medmamba.images.gate import shown
+from medmamba.images.image import smallest_type
+from medmamba.images.raster import KINDS
+
+Layout = Literal["nnunet", "decathlon"]
+LAYOUTS = ("nnunet", "decathlon")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and what was odd on the way, one line each.
+
+    ``values`` holds the new value of each old label value; nnU-Net needs 0, 1, 2, ... with the ignore value last.
+    """
+
+    folder: Path
+    cases: int
+    test_cases: int
+    values: dict[int, int]
+    warnings: tuple[str, ...]
+
+
+def convert_dataset(
+    dataset: DatasetSpec | Path | str,
+    output: Path | str,
+    layout: Layout,
+    *,
+    workers: int | None = None,
+    on_case: Callable[[int, int], None] | None = None,
+    limits: Limits | None = None,
+    match_labels: bool = False,
+) -> Conversion:
+    """Writes a dataset in another layout into a new folder.
+
+    Raises:
+        InputError: the output exists, or the layout cannot express the dataset.
+        InputErrors: everything that is wrong with the dataset; nothing was written.
+    """
+    spec = dataset if isinstance(dataset, DatasetSpec) else read_dataset(dataset, strict=False)
+    output = Path(output)
+    if layout not in LAYOUTS:
+        raise InputError(f"Unknown layout {layout!r}. Available: {', '.join(LAYOUTS)}.")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{shown(output)}: exists already. Give the name of a new folder.")
+    _can_be_expressed(spec, layout)
+    values = _new_values(spec) if layout == "nnunet" else {value: value for value in spec.values}
+    ending = _ending(spec)
+    with replace_folder(output) as part:
+        for name in ("imagesTr", "labelsTr"):
+            (part / name).mkdir()
+
+        def write(case: CaseSpec, loaded: LoadedCase) -> None:
+            _write_case(part, "Tr", case, loaded, layout, ending, values)
+
+        report = check_dataset(
+            spec, workers=workers, visit=write, on_case=on_case, limits=limits, match_labels=match_labels
+        )
+        warnings = [*report.warnings, *_write_test(part, spec, layout, ending, values, limits)]
+        description = _nnunet_json(spec, values, ending) if layout == "nnunet" else _decathlon_json(spec, ending)
+        write_json(part / "dataset.json", description)
+        if layout == "nnunet" and spec.splits:
+            write_json(part / "splits_final.json", [{"train": list(t), "val": list(v)} for t, v in spec.splits])
+    return Conversion(output, len(spec.cases), len(spec.test), values, tuple(warnings))
+
+
+def _can_be_expressed(spec: DatasetSpec, layout: Layout) -> None:
+    if layout == "decathlon" and spec.regions:
+        raise InputError(f"{shown(spec.folder)}: the Decathlon layout has no regions. Convert it to nnunet.")
+    if layout == "nnunet" and any(case.annotated is not None for case in spec.cases):
+        raise InputError(
+            f"{shown(spec.folder)}: nnU-Net has no per-case lists of annotated labels: what was not looked for would "
+            "become background. Convert it to decathlon."
+        )
+
+
+def _new_values(spec: DatasetSpec) -> dict[int, int]:
+    """0, 1, 2, ... for the old values in ascending order; the ignore value comes last."""
+    learned = [value for value in spec.values if value != spec.ignore]
+    order = learned if spec.ignore is None else [*learned, spec.ignore]
+    return {old: new for new, old in enumerate(order)}
+
+
+def _ending(spec: DatasetSpec) -> str:
+    """Flat images stay flat, in a kind that holds masks too; everything else becomes .nii.gz."""
+    endings = {mask_ending(path).lower() for case in spec.cases for path in case.images}
+    flat = {ending for ending in endings if ending in KINDS}
+    if flat and flat != endings:
+        raise InputError(
+            f"{shown(spec.folder)}: flat images and volumes in one dataset. Give each a dataset of its own."
+        )
+    if flat:
+        return endings.pop() if len(endings) == 1 else ".png"
+    return ".nii.gz"
+
+
+def _write_case(
+    part: Path, where: str, case: CaseSpec, loaded: LoadedCase, layout: Layout, ending: str, values: dict[int, int]
+) -> None:
+    image, labels = loaded
+    flat = ending in KINDS
+    channels = _narrow(image)
+    if layout == "decathlon" or (flat and len(channels) == 3):
+        name = f"{case.case_id}_0000{ending}" if layout == "nnunet" else case.case_id + ending
+        write_image(part / f"images{where}" / name, channels, like=image)
+    else:
+        for number in range(len(channels)):
+            name = f"{case.case_id}_{number:04d}{ending}"
+            write_image(part / f"images{where}" / name, channels[number : number + 1], like=image)
+    if labels is not None:
+        table = np.zeros(max(values) + 1, dtype=smallest_type(0, max(values.values())))
+        for old, new in values.items():
+            table[old] = new
+        # Where the label map comes from another kind of file, it gets the geometry of its image.
+        write_label_map(part / f"labels{where}" / (case.case_id + ending), table[labels.array], like=image)
+
+
+def _narrow(image: MedicalImage) -> npt.NDArray[Any]:
+    """Channels in the smallest integer type where all values are whole numbers, else float32."""
+    low, high = float(image.array.min()), float(image.array.max())
+    if low >= -(2**15) and high < 2**16 and not (low < 0 and high >= 2**15):
+        kind = np.dtype("i2") if low < 0 else smallest_type(0, int(high))
+        narrow = image.array.astype(kind)
+        if np.array_equal(narrow, image.array):
+            return narrow
+    return image.array
+
+
+def _write_test(
+    part: Path, spec: DatasetSpec, layout: Layout, ending: str, values: dict[int, int], limits: Limits | None
+) -> list[str]:
+    """Test images, and their label maps where there are some."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    for case in spec.test:
+        try:
+            loaded = load_case(spec, case, limits=limits)
+        except InputError as error:
+            problems += str(error).splitlines()
+            continue
+        warnings += loaded.warnings
+        (part / "imagesTs").mkdir(exist_ok=True)
+        if loaded.labels is not None:
+            (part / "labelsTs").mkdir(exist_ok=True)
+        _write_case(part, "Ts", case, loaded, layout, ending, values)
+    if problems:
+        raise InputErrors(problems, summary=f"{shown(spec.folder)}: {len(problems)} problem(s). Nothing was written.")
+    return warnings
+
+
+def _about(spec: DatasetSpec) -> dict[str, Any]:
+    about = {"name": spec.name, "description": spec.description, "reference": spec.reference,
+             "licence": spec.licence, "release": spec.release}  # fmt: skip
+    return {key: text for key, text in about.items() if text}
+
+
+def _nnunet_json(spec: DatasetSpec, values: dict[int, int], ending: str) -> dict[str, Any]:
+    labels: dict[str, Any] = {}
+    if spec.regions:
+        background = next(name for name, value in spec.labels.items() if value == 0)
+        labels[background] = 0
+        labels |= {name: [values[v] for v in old] for name, old in spec.regions.items()}
+    else:
+        labels |= {name: values[value] for name, value in spec.labels.items()}
+        if "background" not in labels:  # nnU-Net looks for it by this name
+            labels = {"background" if value == 0 else name: value for name, value in labels.items()}
+    if spec.ignore is not None:
+        labels["ignore"] = values[spec.ignore]
+    order = {"regions_class_order": [values[v] for v in spec.region_order]} if spec.regions else {}
+    return {
+        "channel_names": {str(number): name for number, name in enumerate(spec.channels)},
+        "labels": labels,
+        **order,
+        "numTraining": len(spec.cases),
+        "file_ending": ending,
+        **_about(spec),
+    }
+
+
+def _decathlon_json(spec: DatasetSpec, ending: str) -> dict[str, Any]:
+    def entry(case: CaseSpec) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "image": f"./imagesTr/{case.case_id}{ending}",
+            "label": f"./labelsTr/{case.case_id}{ending}",
+        }
+        if case.annotated is not None:
+            found["annotated"] = list(case.annotated)
+        if case.group is not None:
+            found["group"] = case.group
+        return found
+
+    return {
+        **_about(spec),
+        "tensorImageSize": "2D" if ending in KINDS else "4D" if len(spec.channels) > 1 else "3D",
+        "modality": {str(number): name for number, name in enumerate(spec.channels)},
+        "labels": {str(value): name for name, value in spec.labels.items()},
+        **({"ignore": spec.ignore} if spec.ignore is not None else {}),
+        "numTraining": len(spec.cases),
+        "numTest": len(spec.test),
+        "training": [entry(case) for case in spec.cases],
+        "test": [f"./imagesTs/{case.case_id}{ending}" for case in spec.test],
+    }
