@@ -6,7 +6,11 @@ import csv
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +22,7 @@ from medmamba.errors import ConfigError
 from medmamba.training.checkpoint import read_state
 from medmamba.training.config import TrainConfig
 
+ROOT = Path(__file__).resolve().parent.parent
 SHORT = {"steps_per_epoch": 2, "workers": 0, "warmup_steps": 0}
 
 
@@ -189,3 +194,19 @@ def test_the_twin_without_a_scan_trains_from_the_same_plan(small_run, tmp_path):
     run = _copied(small_run, tmp_path)
     result = pipeline.train(run, fold="all", use_scan=False, config=TrainConfig(steps=1, **SHORT))
     assert math.isfinite(result.final_loss)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_training_leaves_a_whole_checkpoint_and_its_exit_code(small_run, tmp_path, number, code):
+    run = _copied(small_run, tmp_path)
+    command = [sys.executable, "-c", "from medmamba.cli.main import run; run()", "train", run, "--fold", "all"]
+    child = subprocess.Popen(
+        [*command, "--workers", "1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    child.stdout.readline()  # the first line of progress
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == code, errors
+    assert "Traceback" not in errors
+    assert read_state(run / "models" / "3d_fullres" / "fold_all" / "checkpoints" / "last")["progress"]["step"] > 0

@@ -81,8 +81,14 @@ def _selective_scan(name: str, case: Tensors, info: dict[str, Any]) -> Iterator[
         label = str(dtype).removeprefix("torch.")
         a = _leaves(case, names, dtype)
         output, last = selective_scan(
-            *(a[n] for n in names[:5]),
-            **{n: a.get(n) for n in names[5:]},
+            a["u"],
+            a["delta"],
+            a["A"],
+            a["B"],
+            a["C"],
+            a.get("D"),
+            a.get("z"),
+            a.get("delta_bias"),
             delta_softplus=info["delta_softplus"],
             return_last_state=True,
         )
