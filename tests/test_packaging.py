@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MAPPED = ("kernels", "plans", "cli")
@@ -72,3 +75,26 @@ def test_nothing_writes_or_reads_pickles():
                 code = line.split("#")[0].replace(".eval()", "")
                 if forbidden.search(code) and not any(word in code for word in allowed) and '"""' not in code:
                     raise AssertionError(f"{path}: {line.strip()}")
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_holds_the_four_packages_and_no_bare_ones(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", ROOT], check=True
+    )
+    names = {path.name for path in (tmp_path / "site").iterdir()}
+    assert "medmamba" in names
+    assert not names & set(MAPPED)
+    code = (
+        "import medmamba, medmamba.kernels as k, medmamba.plans, medmamba.cli.main; "
+        "assert 'site' in medmamba.__file__; print(k.available_backends()[0])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "cpp"
