@@ -11,20 +11,19 @@ from __future__ import annotations
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
-from medmamba.errors import ConfigError
 from medmamba.networks.padding import crop_to, pad_to_multiple
 from medmamba.networks.registry import network
 from medmamba.networks.unet import Topology
 from medmamba.networks.vss import CONV
 
 
-@network("plain_unet")
+@network("plain_unet", full_resolution_only=True, min_stages=3)
 def plain_unet(topology: Topology) -> nn.Module:
     """nnU-Net's default network: two convolutions per stage."""
     return ConvUNet(topology, residual=False)
 
 
-@network("residual_unet")
+@network("residual_unet", full_resolution_only=True, min_stages=3)
 def residual_unet(topology: Topology) -> nn.Module:
     """The same with one residual block of two convolutions per stage."""
     return ConvUNet(topology, residual=True)
@@ -36,12 +35,6 @@ class ConvUNet(nn.Module):
     def __init__(self, topology: Topology, *, residual: bool) -> None:
         super().__init__()
         t = topology
-        if len(t.strides) < 3:
-            raise ConfigError(f"The baseline U-Nets need at least 3 stages, got {len(t.strides)}.")
-        if not t.full_resolution:
-            raise ConfigError(
-                f"The baseline U-Nets start at full resolution: strides[0] must be 1, got {t.strides[0]}."
-            )
         self.topology = t
         self.out_channels = t.out_channels
         self.deep_supervision = t.deep_supervision

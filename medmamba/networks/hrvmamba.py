@@ -28,7 +28,7 @@ from medmamba.networks.attention import MLP
 from medmamba.networks.deformable import DeformableConv
 from medmamba.networks.routes import route_count, routes
 from medmamba.networks.scan import ScanCore, auto_dt_rank
-from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise
+from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise, per_axis, rising_rates
 
 LOCAL_KERNELS = {2: (3, 5, 7, 9), 3: (3, 3, 5, 5)}  # 3D is ours: cubes of 7 and 9 cost 343 and 729 taps
 SHUFFLE = 4  # parts of the channels, one kernel each
@@ -106,7 +106,7 @@ class DVSSBlock(nn.Module):
         width: C.
         mixer: the scan mixer.
         se_lpu: with the local perception units (the gate is the mixer's own).
-        kernels: the four edges of the depthwise convolutions.
+        kernels: edges of the four depthwise convolutions, one number or one per axis each.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class DVSSBlock(nn.Module):
         mlp_ratio: float = 2.0,
         se_lpu: bool = False,
         drop_path: float = 0.0,
-        kernels: Sequence[int] | None = None,
+        kernels: Sequence[int | Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         if width % SHUFFLE:
@@ -127,7 +127,7 @@ class DVSSBlock(nn.Module):
         kernels = kernels or LOCAL_KERNELS[spatial_dims]
         part = width // SHUFFLE
         self.norm0 = nn.LayerNorm(width)
-        self.conv = nn.ModuleList(depthwise(part, (k,) * spatial_dims) for k in kernels)
+        self.conv = nn.ModuleList(depthwise(part, per_axis(k, spatial_dims)) for k in kernels)
         self.norm, self.op = nn.LayerNorm(width), mixer
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width, int(mlp_ratio * width))
         self.cpe1 = depthwise(width, (3,) * spatial_dims) if se_lpu else None
@@ -274,7 +274,7 @@ class PublishedHRVMamba(nn.Module):
         output_norms: bool = True,
     ) -> None:
         super().__init__()
-        rates = iter(torch.linspace(0, drop_path, blocks * sum(modules)).tolist())
+        rates = iter(rising_rates(drop_path, blocks * sum(modules)))
 
         def block(c: int, rate: float) -> nn.Module:
             mixer = DSS(c, state_size=state_size, pointwise=pointwise, squeeze_excite=se_lpu)

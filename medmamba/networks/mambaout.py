@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise, per_axis
+from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise, per_axis, rising_rates
 
 EPS = 1e-6  # of every LayerNorm of the original
 
@@ -121,7 +121,7 @@ class PublishedMambaOut(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(rising_rates(drop_path, sum(depths)))
         self.downsample_layers = nn.ModuleList(
             [Stem(in_channels, widths[0]), *(Halving(a, b) for a, b in pairwise(widths))]
         )

@@ -8,27 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.networks.unet import Topology
+from medmamba.networks.unet import BlockFactory, Encoder, PlannedUNet, Topology, build_stem
 
 Builder = Callable[..., nn.Module]
+Rate = Callable[[int, int], float]  # (stage, block) -> stochastic-depth rate
+BlockBuilder = Callable[..., BlockFactory]
 
-_NETWORKS: dict[str, Builder] = {}
-
-
-def network(name: str) -> Callable[[Builder], Builder]:
-    """Register a builder ``(topology, **options) -> nn.Module`` under ``name``."""
-
-    def register(builder: Builder) -> Builder:
-        _NETWORKS[name] = builder
-        return builder
-
-    return register
+FRAME_OPTIONS = {"conv_blocks": 1, "decoder_convs": 1, "drop_path": 0.0, "checkpoint_blocks": False}
+"""Options of every network in the U-Net frame: residual convolution blocks before the blocks of each stage,
+convolutions after each skip, stochastic depth at the last block, recomputing blocks in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +31,99 @@ class NetworkFacts:
 
     Attributes:
         summary: the first line of its description.
-        options: names of its own options.
-        has_scan: whether ``use_scan=False`` means something.
-        full_resolution_only: whether strides[0] must be 1 on every axis.
+        options: its options beside a plan's numbers, with their defaults.
+        full_resolution_only: strides[0] must be 1 on every axis and the stem a convolution.
+        min_stages: resolutions it needs at least.
+        min_feature_edge: smallest useful edge of the coarsest map, in voxels (it works on smaller ones).
+        channel_multiple: every stage's width must be a multiple of this, the first one's excepted if the stem is a
+            convolution.
     """
 
     summary: str
-    options: tuple[str, ...]
-    has_scan: bool
-    full_resolution_only: bool
+    options: dict[str, Any]
+    full_resolution_only: bool = False
+    min_stages: int = 2
+    min_feature_edge: int = 4
+    channel_multiple: int = 1
+
+    @property
+    def has_scan(self) -> bool:
+        """Whether ``use_scan=False`` means something."""
+        return "use_scan" in self.options
 
 
-def network_facts(name: str) -> NetworkFacts:
-    """Facts about a registered network. Raises ConfigError for an unknown name."""
-    builder = _builder(name)
-    options = _options(builder)
-    return NetworkFacts(
-        summary=(builder.__doc__ or "").partition("\n")[0],
-        options=tuple(o for o in options if o != "use_scan"),
-        has_scan="use_scan" in options,
-        full_resolution_only=name in ("plain_unet", "residual_unet"),
-    )
+_NETWORKS: dict[str, tuple[Builder, NetworkFacts]] = {}
 
 
-def network_options(name: str) -> tuple[str, ...]:
-    """Names of the options that ``build_network(name, ...)`` takes beside a plan's numbers, ``use_scan`` among them."""
-    return tuple(_options(_builder(name)))
+def network(name: str, **facts: Any) -> Callable[[Builder], Builder]:
+    """Register a builder ``(topology, **options) -> nn.Module`` under ``name``; ``facts`` as in NetworkFacts."""
+
+    def register(builder: Builder) -> Builder:
+        _NETWORKS[name] = (builder, NetworkFacts(_summary(builder), _defaults(builder), **facts))
+        return builder
+
+    return register
+
+
+def unet_family(
+    name: str, *, frame: dict[str, Any] | None = None, **facts: Any
+) -> Callable[[BlockBuilder], BlockBuilder]:
+    """Register ``(topology, rate, **options) -> block factory`` as a family in the U-Net frame.
+
+    ``frame`` holds the family's own defaults of the frame's options.
+    """
+
+    def register(blocks: BlockBuilder) -> BlockBuilder:
+        defaults = FRAME_OPTIONS | (frame or {})
+
+        def build(topology: Topology, **options: Any) -> nn.Module:
+            chosen = {key: options.pop(key, default) for key, default in defaults.items()}
+            block = blocks(topology, drop_path_rates(topology, chosen["drop_path"]), **options)
+            return PlannedUNet(
+                topology,
+                build_stem(topology, block),
+                Encoder(topology, block, conv_blocks=chosen["conv_blocks"]),
+                decoder_convs=chosen["decoder_convs"],
+                checkpoint_blocks=chosen["checkpoint_blocks"],
+            )
+
+        _NETWORKS[name] = (build, NetworkFacts(_summary(blocks), _defaults(blocks) | defaults, **facts))
+        return blocks
+
+    return register
+
+
+def drop_path_rates(topology: Topology, largest: float) -> Rate:
+    """Stochastic-depth rates: 0 at the first block, rising evenly to ``largest`` at the last."""
+    if not 0 <= largest < 1:
+        raise ConfigError(f"drop_path must lie in [0, 1), got {largest}.")
+    places = block_places(topology)
+
+    def rate(stage: int, index: int) -> float:
+        return largest * places.index((stage, index)) / max(len(places) - 1, 1)
+
+    return rate
+
+
+def block_places(topology: Topology) -> list[tuple[int, int]]:
+    """(stage, index) of every block, from the image inwards."""
+    return [(i, j) for i, count in enumerate(topology.blocks_per_stage) for j in range(count)]
 
 
 def available_networks() -> tuple[str, ...]:
     """Names that :func:`build_network` knows, sorted."""
     _load()
     return tuple(sorted(_NETWORKS))
+
+
+def network_facts(name: str) -> NetworkFacts:
+    """Facts about a registered network. Raises ConfigError for an unknown name."""
+    return _registered(name)[1]
+
+
+def network_options(name: str) -> tuple[str, ...]:
+    """Names of the options that ``build_network(name, ...)`` takes beside a plan's numbers, ``use_scan`` among them."""
+    return tuple(network_facts(name).options)
 
 
 def build_network(
@@ -100,11 +155,10 @@ def build_network(
 
     Raises ConfigError for unknown names and options, and for numbers that do not fit together.
     """
-    builder = _builder(name)
-    known = _options(builder)
+    builder, facts = _registered(name)
     for option in options:
-        if option not in known:
-            raise unknown_name(f"option of network {name!r}", option, [o for o in known if o != "use_scan"])
+        if option not in facts.options:
+            raise unknown_name(f"option of network {name!r}", option, [o for o in facts.options if o != "use_scan"])
     topology = Topology(
         spatial_dims=spatial_dims,
         in_channels=in_channels,
@@ -116,25 +170,52 @@ def build_network(
         stem=stem,
         deep_supervision=deep_supervision,
     )
-    if "use_scan" in known:
+    if facts.has_scan:
         options["use_scan"] = use_scan
     elif not use_scan:
         raise ConfigError(f"Network {name!r} has no scan to leave out; train it as it is.")
+    _check(name, facts, topology)
     return builder(topology, **options)
 
 
-def _builder(name: str) -> Builder:
+def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:
+    """What a family asks of the plan's numbers."""
+    stages = len(topology.strides)
+    if stages < facts.min_stages:
+        raise ConfigError(f"Network {name!r} needs at least {facts.min_stages} stages, got {stages}.")
+    if facts.full_resolution_only and not (topology.full_resolution and topology.stem == "conv"):
+        raise ConfigError(
+            f"Network {name!r} starts at full resolution: strides[0] must be 1 on every axis and the stem 'conv', "
+            f"got {list(topology.strides[0])} and {topology.stem!r}."
+        )
+    multiple = facts.channel_multiple
+    for stage, width in enumerate(topology.features_per_stage):
+        if width % multiple and (stage or topology.stem == "patch"):
+            nearest = max(multiple, round(width / multiple) * multiple)
+            raise ConfigError(
+                f"Network {name!r} needs channels divisible by {multiple}; features_per_stage[{stage}] is {width}, "
+                f"the nearest valid number is {nearest}."
+            )
+
+
+def _registered(name: str) -> tuple[Builder, NetworkFacts]:
     _load()
     if name not in _NETWORKS:
         raise unknown_name("network", name, available_networks())
     return _NETWORKS[name]
 
 
-def _options(builder: Builder) -> list[str]:
-    return [p.name for p in signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+def _defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    parameters = signature(builder).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+
+
+def _summary(builder: Callable[..., Any]) -> str:
+    return (builder.__doc__ or "").partition("\n")[0]
 
 
 def _load() -> None:
     """Import the files that register networks, on first use."""
     import medmamba.networks.baselines
-    import medmamba.networks.families  # noqa: F401
+    import medmamba.networks.families
+    import medmamba.networks.high_resolution  # noqa: F401

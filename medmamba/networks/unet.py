@@ -95,8 +95,8 @@ class Topology:
         return prod(self.strides[0]) == 1
 
 
-# (stage, index of the block in its stage, width) -> a block on channels-last maps (B, *S, width).
-BlockFactory = Callable[[int, int, int], nn.Module]
+# (stage, index of the block in its stage, width) -> a block on channels-last maps (B, *S, width), or None for no block.
+BlockFactory = Callable[[int, int, int], nn.Module | None]
 
 
 class PlannedUNet(nn.Module):
@@ -107,8 +107,8 @@ class PlannedUNet(nn.Module):
 
     Args:
         topology: the plan's numbers.
-        block: factory of the blocks of the scan stages.
-        conv_blocks: residual convolution blocks before the scan blocks of each stage.
+        stem: image to features of stage 0, (B, f0, *S/strides[0]).
+        encoder: features of stage 0 to those of all stages, a list from fine to coarse.
         decoder_convs: convolutions after each skip.
         checkpoint_blocks: recompute blocks in the backward pass instead of keeping their activations.
     """
@@ -116,9 +116,9 @@ class PlannedUNet(nn.Module):
     def __init__(
         self,
         topology: Topology,
-        block: BlockFactory,
+        stem: nn.Module,
+        encoder: nn.Module,
         *,
-        conv_blocks: int = 1,
         decoder_convs: int = 1,
         checkpoint_blocks: bool = False,
     ) -> None:
@@ -128,21 +128,12 @@ class PlannedUNet(nn.Module):
         self.out_channels = t.out_channels
         self.deep_supervision = t.deep_supervision
         self.checkpoint_blocks = checkpoint_blocks
-        widths, strides, kernels = t.features_per_stage, t.strides, t.kernels
-        stages = len(widths)
-
-        self.stem = _conv_stem(t) if t.stem == "conv" else _patch_stem(t, block)
-        self.encoder = nn.ModuleList(
-            EncoderStage(
-                Downsample(widths[i - 1], widths[i], strides[i]),
-                [ResidualConv(widths[i], widths[i], kernels[i]) for _ in range(conv_blocks)],
-                [block(i, j, widths[i]) for j in range(t.blocks_per_stage[i])],
-            )
-            for i in range(1, stages)
-        )
+        widths = t.features_per_stage
+        self.stem = stem
+        self.encoder = encoder
         self.decoder = nn.ModuleList(
-            DecoderStage(widths[i + 1], widths[i], widths[i], strides[i + 1], kernels[i], decoder_convs)
-            for i in reversed(range(stages - 1))
+            DecoderStage(widths[i + 1], widths[i], widths[i], t.strides[i + 1], t.kernels[i], decoder_convs)
+            for i in reversed(range(len(widths) - 1))
         )
         # A stem that strides leaves the image's own resolution without features: a light convolution provides them.
         self.image_skip: nn.Module | None = None
@@ -150,8 +141,8 @@ class PlannedUNet(nn.Module):
         top = widths[0]
         if not t.full_resolution:
             top = max(8, widths[0] // 2)
-            self.image_skip = ConvNormAct(t.in_channels, top, kernels[0])
-            self.final = DecoderStage(widths[0], top, top, strides[0], kernels[0], decoder_convs)
+            self.image_skip = ConvNormAct(t.in_channels, top, t.kernels[0])
+            self.final = DecoderStage(widths[0], top, top, t.strides[0], t.kernels[0], decoder_convs)
         head = CONV[t.spatial_dims]
         self.heads = nn.ModuleList([head(top, t.out_channels, 1)])
         if t.deep_supervision:
@@ -167,7 +158,7 @@ class PlannedUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         x = pad_to_multiple(image, self.topology.total_stride)
         x = x.contiguous(memory_format=MEMORY_FORMAT[self.topology.spatial_dims])
-        features = self._encode(x)
+        features = self._features(x)
         if not (self.training and self.deep_supervision):
             return crop_to(self.heads[0](features[0]), image.shape[2:])
         outputs = []
@@ -176,14 +167,10 @@ class PlannedUNet(nn.Module):
             outputs.append(crop_to(head(feature), [-(-n // s) for n, s in zip(image.shape[2:], scale, strict=True)]))
         return outputs
 
-    def _encode(self, image: Tensor) -> list[Tensor]:
+    def _features(self, image: Tensor) -> list[Tensor]:
         """Decoder features (B, C, *S), fine to coarse, the bottleneck not among them."""
-        keep = self.checkpoint_blocks and self.training
-        x = self.stem(image)
-        skips = []
-        for stage in self.encoder:
-            skips.append(x)
-            x = stage(x, keep)
+        skips = self.encoder(self.stem(image), self.checkpoint_blocks and self.training)
+        x = skips.pop()
         features = []
         for stage in self.decoder:
             x = stage(x, skips.pop())
@@ -193,8 +180,30 @@ class PlannedUNet(nn.Module):
         return features[::-1]
 
 
+class Encoder(nn.Module):
+    """Stage after stage: downsampling, residual convolutions for the detail, then blocks for the context."""
+
+    def __init__(self, topology: Topology, block: BlockFactory, *, conv_blocks: int = 1) -> None:
+        super().__init__()
+        t, widths = topology, topology.features_per_stage
+        self.stages = nn.ModuleList(
+            EncoderStage(
+                Downsample(widths[i - 1], widths[i], t.strides[i]),
+                [ResidualConv(widths[i], widths[i], t.kernels[i]) for _ in range(conv_blocks)],
+                stage_blocks(t, block, i),
+            )
+            for i in range(1, len(widths))
+        )
+
+    def forward(self, x: Tensor, recompute: bool = False) -> list[Tensor]:
+        maps = [x]
+        for stage in self.stages:
+            maps.append(stage(maps[-1], recompute))
+        return maps
+
+
 class EncoderStage(nn.Module):
-    """Downsampling, residual convolutions for the detail, then blocks for the context."""
+    """One stage of the encoder."""
 
     def __init__(self, downsample: nn.Module, convs: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -218,6 +227,13 @@ class Blocks(nn.ModuleList):
         return x.movedim(-1, 1)
 
 
+def stage_blocks(topology: Topology, block: BlockFactory, stage: int) -> list[nn.Module]:
+    """The blocks of one stage."""
+    width = topology.features_per_stage[stage]
+    made = (block(stage, j, width) for j in range(topology.blocks_per_stage[stage]))
+    return [module for module in made if module is not None]
+
+
 class DecoderStage(nn.Module):
     """Upsampling, the skip beside it, convolutions."""
 
@@ -235,22 +251,15 @@ class DecoderStage(nn.Module):
         return self.convs(torch.cat([self.upsample(x), skip], dim=1))
 
 
-def _conv_stem(t: Topology) -> nn.Module:
-    """Convolutions, the first with the stem's stride."""
+def build_stem(topology: Topology, block: BlockFactory) -> nn.Module:
+    """Image to features of stage 0: convolutions, or one patch embedding and the family's own blocks."""
+    t = topology
     width, kernel = t.features_per_stage[0], t.kernels[0]
-    layers: list[nn.Module] = []
-    if t.full_resolution:
-        layers.append(ConvNormAct(t.in_channels, width, kernel))
-    else:
-        layers.append(Downsample(t.in_channels, width, t.strides[0]))
-    layers += [ConvNormAct(width, width, kernel) for _ in range(max(t.blocks_per_stage[0], 1) - 1)]
-    return nn.Sequential(*layers)
-
-
-def _patch_stem(t: Topology, block: BlockFactory) -> nn.Module:
-    """One patch embedding, then the family's own blocks."""
-    width = t.features_per_stage[0]
-    return nn.Sequential(
-        Downsample(t.in_channels, width, t.strides[0]),
-        Blocks([block(0, j, width) for j in range(t.blocks_per_stage[0])]),
+    if t.stem == "patch":
+        return nn.Sequential(Downsample(t.in_channels, width, t.strides[0]), Blocks(stage_blocks(t, block, 0)))
+    first = (
+        ConvNormAct(t.in_channels, width, kernel)
+        if t.full_resolution
+        else Downsample(t.in_channels, width, t.strides[0])
     )
+    return nn.Sequential(first, *(ConvNormAct(width, width, kernel) for _ in range(max(t.blocks_per_stage[0], 1) - 1)))

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from medmamba.errors import ConfigError
 from medmamba.networks.routes import routes
 from medmamba.networks.scan import at_least_float32, auto_dt_rank, initial_dt_bias, scanned
-from medmamba.networks.vss import DropPath, channels_last
+from medmamba.networks.vss import DropPath, channels_last, rising_rates
 
 Directions = Literal["none", "v1", "v2"]
 
@@ -216,7 +216,7 @@ class PublishedVim(nn.Module):
         self.patch_embed = PatchTokens(in_channels, width, patch, stride)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens + int(class_token), width))
-        rates = [0.0, *torch.linspace(0, drop_path, depth).tolist()]
+        rates = [0.0, *rising_rates(drop_path, depth)]
 
         def norm() -> nn.Module:
             return RMSNorm(width) if rms_norm else nn.LayerNorm(width)

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from medmamba.networks.padding import crop_to, pad_to_multiple
 from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
-from medmamba.networks.vss import SS2D, VSSBlock
+from medmamba.networks.vss import SS2D, VSSBlock, rising_rates
 
 MixerFactory = Callable[[int], nn.Module]
 
@@ -92,8 +91,8 @@ class PublishedVMUNet(nn.Module):
         def blocks(width: int, rates: Sequence[float]) -> list[nn.Module]:
             return [VSSBlock(width, mixer(width), drop_path=rate) for rate in rates]
 
-        rising = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
-        falling = iter(torch.linspace(drop_path, 0, sum(decoder_depths)).tolist())
+        rising = iter(rising_rates(drop_path, sum(depths)))
+        falling = iter(rising_rates(drop_path, sum(decoder_depths))[::-1])
         self.patch_embed = PatchEmbed(in_channels, widths[0], (4, 4))
         self.layers = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):

@@ -109,6 +109,11 @@ class VSSBlock(nn.Module):
         return x + self.drop_path(self.self_attention(self.ln_1(x)))
 
 
+def rising_rates(largest: float, count: int) -> list[float]:
+    """Stochastic-depth rates of ``count`` blocks: 0 at the first, rising evenly to ``largest`` at the last."""
+    return [largest * i / max(count - 1, 1) for i in range(count)]
+
+
 class DropPath(nn.Module):
     """Stochastic depth: during training a sample's branch is dropped with probability ``rate``, the rest scaled up."""
 

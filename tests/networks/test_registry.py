@@ -8,7 +8,20 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
+from medmamba.networks.attention import WindowAttention
+from medmamba.networks.families import routes_per_stage
+from medmamba.networks.hrvmamba import SIZES as HRV_SIZES
+from medmamba.networks.hrvmamba import HRVMambaClassifier
+from medmamba.networks.lamamba import PublishedLaMamba
+from medmamba.networks.mamba2 import Mamba2
+from medmamba.networks.mambaout import SIZES as OUT_SIZES
+from medmamba.networks.mambaout import PublishedMambaOut
+from medmamba.networks.mate import MATEMixer
+from medmamba.networks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.registry import network_facts, network_options
+from medmamba.networks.unet import Topology
+from medmamba.networks.vim import PublishedVim
+from medmamba.networks.vm_unet import DEPTHS, PublishedVMUNet
 
 torch.set_num_threads(2)
 
@@ -71,13 +84,13 @@ def test_one_image_is_overfitted(name: str, dims: int) -> None:
     truth = (image[:, 0] > 0).long() + (image[:, 1] > 0.8).long()
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
     losses = []
-    for _ in range(30):
+    for _ in range(20):
         loss = nn.functional.cross_entropy(net(image), truth)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 @every_network
@@ -99,8 +112,6 @@ def test_patch_size_does_not_change_the_weights(name: str) -> None:
     net = tiny(name, 3).eval()
     with torch.no_grad():
         for shape in ((1, 1, 1), (4, 4, 4), (3, 12, 6)):
-            if name in ("plain_unet", "residual_unet") and shape == (1, 1, 1):
-                continue  # MONAI's instance norm refuses a single voxel only in training; the sizes below suffice
             assert net(torch.randn(1, 2, *shape)).shape == (1, 3, *shape)
 
 
@@ -165,3 +176,102 @@ def test_a_network_without_a_scan_has_none_to_leave_out() -> None:
 def test_options_say_which_networks_have_a_scan() -> None:
     assert {"state_size", "routes", "use_scan"} <= set(network_options("vm_unet"))
     assert network_options("plain_unet") == ()
+    assert not network_facts("mambaout").has_scan
+
+
+def test_falling_schedule_has_one_route_at_the_bottleneck_and_two_more_per_level() -> None:
+    topology = Topology(3, 1, 2, ((1, 1, 1),) + ((2, 2, 2),) * 3, (8, 16, 24, 32), (2, 1, 1, 1))
+    assert routes_per_stage(topology, "raster", "falling") == ["raster", "raster:5", "raster:3", "raster:1"]
+    assert routes_per_stage(topology, "raster", "rising") == ["raster", "raster:1", "raster:3", "raster:5"]
+
+
+def test_review_tokens_change_the_scan_and_zero_of_them_do_not() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 4, 4, 8)
+    with_review, without = MATEMixer(8, review=2), MATEMixer(8, review=0)
+    without.load_state_dict({k: v for k, v in with_review.state_dict().items() if ".review." not in k})
+    assert not torch.allclose(with_review(x), without(x))
+    with_review.review_size = 0
+    torch.testing.assert_close(with_review(x), without(x))
+
+
+def test_mamba2_in_blocks_equals_its_scan() -> None:
+    torch.manual_seed(0)
+    layer = Mamba2(16, state_size=8, head_width=8, groups=2, block=8)
+    x = torch.randn(2, 21, 16)
+    scanned = layer(x)
+    layer.chunked = True
+    torch.testing.assert_close(layer(x), scanned, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_attend_only_inside_their_region() -> None:
+    torch.manual_seed(0)
+    for shifted in (False, True):
+        attention = WindowAttention(8, 2, (4, 4), shifted=shifted)
+        x = torch.randn(1, 7, 9, 8, requires_grad=True)  # padded to 8 x 12
+        attention(x)[0, 0, 0].sum().backward()
+        seen = x.grad.abs().sum(-1)[0] > 0
+        edge = 2 if shifted else 4  # the shifted corner window is what the roll leaves of it
+        assert seen[:edge, :edge].all()
+        assert seen.sum() == edge * edge
+
+
+@pytest.mark.parametrize(("size", "count"), [(size, numbers[-1]) for size, numbers in HRV_SIZES.items()])
+def test_hrvmamba_has_the_published_number_of_parameters(size: str, count: int) -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in HRVMambaClassifier(size).parameters()) == count
+
+
+@pytest.mark.parametrize(("size", "count"), [(size, numbers[-1]) for size, numbers in OUT_SIZES.items()])
+def test_mambaout_has_the_published_number_of_parameters(size: str, count: int) -> None:
+    depths, widths, _ = OUT_SIZES[size]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in PublishedMambaOut(widths=widths, depths=depths).parameters()) == count
+
+
+@pytest.mark.parametrize(("depths", "count"), [("released", 27_427_561), ("large", 44_273_833)])
+def test_vm_unet_has_the_published_number_of_parameters(depths: str, count: int) -> None:
+    encoder, decoder = DEPTHS[depths]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in PublishedVMUNet(depths=encoder, decoder_depths=decoder).parameters()) == count
+
+
+@pytest.mark.parametrize(("heads", "count"), [("CXS", 17_386_153), ("CXSZ", 17_257_129)])
+def test_mhs_vm_has_the_published_number_of_parameters(heads: str, count: int) -> None:
+    with torch.device("meta"):
+        net = PublishedVMUNet(mixer=lambda width: MHSMixer(width, MultiHeadScan(width, heads=heads)))
+    assert sum(p.numel() for p in net.parameters()) == count
+
+
+def test_vim_tiny_has_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in PublishedVim().parameters()) == 7_148_008
+
+
+@pytest.mark.parametrize(("width", "count"), [(96, 39_400_000), (128, 69_700_000)])
+def test_lamamba_has_the_published_number_of_parameters(width: int, count: int) -> None:
+    with torch.device("meta"):
+        net = PublishedLaMamba(width=width, resolution=32)
+    assert round(sum(p.numel() for p in net.parameters()), -5) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("hrvmamba", {"features_per_stage": [8, 18, 16]}, r"divisible by 4; features_per_stage\[1\] is 18, .* is 16"),
+        ("mhs_vm", {"heads": "CQ"}, r"different letters out of CXSZ, got 'CQ'"),
+        ("vm_unet", {"schedule": "steep"}, r"schedule must be one of constant, falling, rising, got 'steep'"),
+        ("plain_unet", {"strides": [[2, 2]] * 3}, r"starts at full resolution"),
+        (
+            "residual_unet",
+            {"strides": [[1, 1], [2, 2]], "features_per_stage": [8, 8]},
+            r"needs at least 3 stages, got 2",
+        ),
+        ("hrvmamba", {"deformable": "sometimes"}, r"deformable must be one of auto, always, never"),
+        ("vim", {"directions": "v3"}, r"directions must be none, v1 or v2, got 'v3'"),
+        ("vm_unet", {"drop_path": 1.5}, r"drop_path must lie in \[0, 1\), got 1.5"),
+    ],
+)
+def test_what_a_family_asks_for_is_said(name: str, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny(name, 2, **changes)
