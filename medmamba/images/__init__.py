@@ -14,12 +14,14 @@ from medmamba.images.formats import (
 )
 from medmamba.images.gate import Limits
 from medmamba.images.image import LabelMap, MedicalImage, label_counts
+from medmamba.images.in_memory import as_image, to_nibabel, to_simpleitk
 
 __all__ = [
     "ENDINGS",
     "LabelMap",
     "Limits",
     "MedicalImage",
+    "as_image",
     "ending_of",
     "label_counts",
     "list_images",
@@ -28,6 +30,8 @@ __all__ = [
     "read_image",
     "read_label_map",
     "stem_of",
+    "to_nibabel",
+    "to_simpleitk",
     "write_image",
     "write_label_map",
 ]

@@ -2,6 +2,8 @@
 
 import locale
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +204,29 @@ def test_real_series_agree_with_their_description(shared_data, name, shape, tota
     assert image.grid.orientation == "LPS"
     assert image.grid.spacing_mm == (1.0, 1.0, 1.0)
     assert image.array.mean(dtype=np.float64) == pytest.approx(total, abs=1e-3)
+
+
+def test_random_damage_to_slices_gives_an_image_or_one_line(tmp_path, volume):
+    """In a process of its own: decoders of others are at work here, and a crash must be seen as one."""
+    write_series(tmp_path / "s", volume[:4])
+    code = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from medmamba.errors import InputError\n"
+        "from medmamba.images import read_image\n"
+        "folder = Path(sys.argv[1]); path = folder / '1.dcm'; raw = path.read_bytes()\n"
+        "rng = np.random.default_rng(7); lines = 0\n"
+        "for _ in range(50):\n"
+        "    broken = bytearray(raw)\n"
+        "    for at in rng.integers(132, len(raw), int(rng.integers(1, 6))): broken[at] = int(rng.integers(0, 256))\n"
+        "    path.write_bytes(broken)\n"
+        "    try: read_image(folder)\n"
+        "    except InputError as error:\n"
+        "        assert '\\n' not in str(error); lines += 1\n"
+        "print(lines)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s")], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.splitlines()[-1]) > 10

@@ -408,3 +408,23 @@ def test_an_unknown_ending_is_told_with_the_known_ones(tmp_path):
     (tmp_path / "a.nrrd").write_bytes(buffer.getvalue())
     with pytest.raises(InputError, match="not a NRRD file"):
         read_image(tmp_path / "a.nrrd")
+
+
+def test_random_damage_to_pictures_gives_an_image_or_one_line(tmp_path):
+    rng = np.random.default_rng(6)
+    pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for ending in ("png", "tif", "bmp", "jpg"):
+        path = tmp_path / f"a.{ending}"
+        Image.fromarray(pixels).save(path)
+        raw = path.read_bytes()
+        for _ in range(60):
+            broken = bytearray(raw)
+            for at in rng.integers(0, min(len(raw), 400), int(rng.integers(1, 5))):
+                broken[at] = int(rng.integers(0, 256))
+            path.write_bytes(broken[: int(rng.integers(len(broken) // 2, len(broken) + 1))])
+            try:
+                message = ""
+                read_image(path)
+            except InputError as error:
+                message = str(error)
+            assert "\n" not in message
