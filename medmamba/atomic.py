@@ -78,6 +78,29 @@ def write_bytes(path: Path | str, data: bytes, *, verify: Verify | None = None) 
         file.write(data)
 
 
+def write_pair(
+    header: Path, head: bytes, data: Path, send: Callable[[IO[bytes]], object], *, verify: Verify | None = None
+) -> None:
+    """Writes a header file and the data file that belongs to it, so that no header ever stands beside wrong data.
+
+    Two names cannot change in one step: the old header goes first and the new one comes last. When anything fails,
+    ``verify`` (called with the final header) included, neither file is left.
+    """
+    try:
+        with explained(header):
+            header.unlink(missing_ok=True)
+        with write_atomically(data) as file:
+            send(file)
+        write_bytes(header, head)
+        if verify is not None:
+            verify(header)
+    except BaseException:
+        for path in (header, data):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Writes ``text`` as UTF-8 with Unix line ends."""
     write_bytes(path, text.encode("utf-8"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from medmamba.datasets.description import channel_names, check_ids, label_values, parse
+from medmamba.datasets.description import channel_names, check_ids, ignore_value, label_values, parse
 from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
@@ -61,6 +61,7 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
     warnings: list[str] = []
     channels = channel_names(file.modality or file.channel_names, where, problems)
     labels = label_values(file.labels, where, problems)
+    ignore = ignore_value(labels, file.ignore, where, problems)
     if problems:
         raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
     cases = [_case(folder, pair, f"training[{n}]", problems, warnings) for n, pair in enumerate(file.training)]
@@ -83,7 +84,7 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
         labels=labels,
         cases=training,
         test=tuple(case for case in test if case is not None),
-        ignore=file.ignore,
+        ignore=ignore,
         description=file.description,
         reference=file.reference,
         licence=file.licence,

@@ -63,6 +63,20 @@ def label_values(labels: dict[str, Any], where: str, problems: list[str]) -> dic
     return dict(sorted(result.items(), key=lambda item: item[1]))
 
 
+def ignore_value(labels: dict[str, int], given: int | None, where: str, problems: list[str]) -> int | None:
+    """The value of voxels that are not to be learned from: of the key "ignore", or of a label of that name.
+
+    Such a label is taken out of ``labels``.
+    """
+    named = labels.pop("ignore", None)
+    if named is not None and given is not None and named != given:
+        problems.append(f"{where}: ignore: {given}, but the label 'ignore' has the value {named}. Keep one of them.")
+    value = given if given is not None else named
+    if value is not None and (value < 1 or value in labels.values()):
+        problems.append(f"{where}: ignore: {value}: a whole number above 0 that no label has is needed.")
+    return value
+
+
 def check_ids(cases: list[CaseSpec], problems: list[str]) -> None:
     """Adds a problem for each two cases that have the same name, or nearly."""
     for first, second in clashes(case.case_id for case in cases):

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from medmamba.datasets.description import channel_names, check_ids, label_values, parse
+from medmamba.datasets.description import channel_names, check_ids, ignore_value, label_values, parse
 from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
@@ -54,6 +54,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     problems: list[str] = []
     channels = channel_names(file.modality or file.channel_names, "dataset.json", problems)
     labels = label_values(file.labels, "dataset.json", problems)
+    ignore = ignore_value(labels, file.ignore, "dataset.json", problems)
     if problems:
         raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
     rows, columns = _rows(table)
@@ -98,7 +99,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
         labels=labels,
         cases=tuple(cases),
         test=tuple(test),
-        ignore=file.ignore,
+        ignore=ignore,
         description=file.description,
         reference=file.reference,
         licence=file.licence,

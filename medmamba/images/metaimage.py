@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import write_atomically
+from medmamba.atomic import write_bytes, write_pair
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Shape
 from medmamba.images.checked import (
@@ -252,7 +252,6 @@ def _write(path: Path, stored: Stored, header: MetaHeader, check: Any) -> None:
     }
     text = "".join(f"{name} = {value}\n" for name, value in fields.items()).encode()
     if apart:
-        with write_atomically(beside) as file:
-            file.write(packed)
-    with write_atomically(path, verify=check) as file:
-        file.write(text if apart else text + packed)
+        write_pair(path, text, beside, lambda file: file.write(packed), verify=check)
+    else:
+        write_bytes(path, text + packed, verify=check)

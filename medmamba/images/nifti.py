@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import write_atomically
+from medmamba.atomic import write_atomically, write_pair
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import Grid
 from medmamba.images.checked import (
@@ -202,11 +202,7 @@ def _write(
         with write_atomically(path, verify=check) as file:
             _send(file, head, voxels, level if path.name.lower().endswith(".gz") else None)
         return
-    with write_atomically(pair[1]) as file:
-        _send(file, b"", voxels, None)
-    with write_atomically(pair[0]) as file:  # last: a header without its voxels never stands there
-        file.write(fields.tobytes() + bytes(4))
-    check(pair[0])
+    write_pair(pair[0], fields.tobytes() + bytes(4), pair[1], lambda f: _send(f, b"", voxels, None), verify=check)
 
 
 def _send(file: IO[bytes], head: bytes, voxels: Stored, level: int | None) -> None:

@@ -323,3 +323,20 @@ def test_real_datasets_agree_with_their_tables(shared_data, name):
         for value in spec.labels.values():
             if value:
                 assert counts[value] == int(row[f"voxels_{value}"])
+
+
+@pytest.mark.parametrize("how", [{"ignore": 9}, {"labels": {"0": "background", "1": "a", "5": "b", "9": "ignore"}}])
+def test_voxels_may_be_ignored_by_a_key_or_by_a_label_of_that_name(dataset, save, how):
+    folder = changed(dataset(), **how)
+    spec = read_dataset(folder)
+    assert spec.ignore == 9
+    assert list(spec.labels.values()) == [0, 1, 5]
+    assert spec.values == (0, 1, 5, 9)
+    save("data/labelsTr/case_000.nii.gz", np.full((6, 7, 5), 9, np.uint8))
+    assert "case_000: the label map is empty" in "\n".join(check_dataset(folder).warnings)
+    assert "a whole number above 0 that no label has" in problems_of(
+        read_dataset, changed(folder, ignore=5, labels=LABELS)
+    )
+
+
+LABELS = {"0": "background", "1": "a", "5": "b"}
