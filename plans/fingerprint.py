@@ -1,7 +1,7 @@
 """The fingerprint of a dataset: the facts per case and the intensity statistics that a plan is made from.
 
 Shapes and spacings are in canonical array order (i, j, k) of images brought to RAS+. A 2D image is one slice: shape
-(1, H, W). Images without millimetres have spacing None; the planner's rules then see :data:`PIXEL_SPACING`.
+(1, H, W) or (W, H, 1). Images without millimetres have spacing None; the planner's rules then see :data:`PIXEL_SPACING`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,16 @@ class CaseStats(Record):
 
     @property
     def rule_spacing(self) -> tuple[float, float, float]:
-        """The spacing as the planner's rules see it: millimetres, or :data:`PIXEL_SPACING`."""
-        return PIXEL_SPACING if self.spacing_mm is None else self.spacing_mm
+        """The spacing as the planner's rules see it: millimetres, or unit pixels with the flat axis very thick.
+
+        A picture is one slice along whichever axis has one voxel; a stack without millimetres has unit voxels.
+        """
+        if self.spacing_mm is not None:
+            return self.spacing_mm
+        thick, pixel, _ = PIXEL_SPACING
+        flat = next((axis for axis in (0, 2, 1) if self.shape[axis] == 1), None)
+        i, j, k = (thick if axis == flat else pixel for axis in range(3))
+        return (i, j, k)
 
     @property
     def field_of_view_mm(self) -> tuple[float, float, float] | None:

@@ -221,3 +221,13 @@ def test_any_sensible_dataset_gets_a_plan(
     assert Plan.from_json(plan.to_json()) == plan
     for part in plan.configurations.values():
         assert next(d.value for d in part.decisions if d.name == "training_memory_gb") <= memory
+
+
+def test_a_picture_is_planned_in_2d_whichever_axis_is_flat():
+    for shape, order in (((1, 320, 256), [0, 1, 2]), ((320, 256, 1), [2, 0, 1])):
+        plan = make_plan(fingerprint([case(f"case_{n}", shape, None) for n in range(6)]))
+        assert plan.axis_order == order
+        assert list(plan.configurations) == ["2d"]
+        patch, divisor = plan.default.patch_size, plan.default.network.divisor
+        assert all(edge % step == 0 for edge, step in zip(patch, divisor, strict=True))
+        assert patch == [320, 256]
