@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from medmamba.networks.attention import WindowAttention
@@ -10,7 +9,7 @@ from medmamba.networks.deformable import DeformableConv
 from medmamba.networks.hrvmamba import DSS, DVSSBlock, PublishedHRVMamba
 from medmamba.networks.lamamba import LaMambaBlock, PublishedLaMamba
 from medmamba.networks.mamba2 import Mamba2
-from medmamba.networks.parity_models import Shapes, Subject, first, model
+from medmamba.networks.parity_models import Shapes, Subject, count, first, model
 from medmamba.networks.vss import SS2D
 
 
@@ -108,17 +107,15 @@ def _(info: dict[str, Any], shapes: Shapes) -> Subject:
 
 @model(r"HRVmamba.* multi-resolution backbone.*")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    def count(pattern: str) -> int:
-        return 1 + max(int(found[1]) for found in (re.match(pattern, name) for name in shapes) if found)
-
     net = PublishedHRVMamba(
         info["in_channels"],
         shapes["layer1.0.conv1.weight"][0],
-        shapes["outnorm0.weight"][0],
+        shapes["stage2.0.branches.0.0.norm.weight"][0],
         se_lpu=any(".cpe1." in name for name in shapes),
-        modules=[count(rf"stage{s}\.(\d+)\.") for s in (2, 3, 4)],
-        blocks=count(r"stage2\.0\.branches\.0\.(\d+)\."),
+        modules=[count(shapes, rf"stage{s}\.(\d+)\.") for s in (2, 3, 4)],
+        blocks=count(shapes, r"stage2\.0\.branches\.0\.(\d+)\."),
         state_size=first(shapes, "A_logs")[1],
         pointwise=any(".value_proj." in name for name in shapes),
+        output_norms="outnorm0.weight" in shapes,
     )
     return Subject(net, "hrvmamba", network=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medmamba.errors import unknown_name
+from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.golden import Golden
 from medmamba.networks.mambaout import SIZES, GatedCNNBlock, PublishedMambaOut
 from medmamba.networks.mhs import HEADS, MHSMixer, MultiHeadScan
@@ -93,6 +93,84 @@ def rebuild(golden: Golden) -> Subject:
         if pattern.fullmatch(golden.model):
             return function({**_from_tensors(golden), **golden.info}, shapes)
     raise unknown_name("golden model", golden.model, [pattern.pattern for pattern, _ in _MODELS])
+
+
+def rebuild_from_shapes(family: str, shapes: Shapes, *, threshold: float | None = None) -> nn.Module:
+    """The paper preset that a published state dict fits, from its shapes alone."""
+    import medmamba.networks.parity_hybrids  # noqa: F401 - registers its models
+
+    try:
+        name, described = _PRESETS[family](shapes)
+        info = {"model": name, **described}
+        if threshold is not None:
+            info["gfu_t"] = threshold
+        return next(function(info, shapes) for pattern, function in _MODELS if pattern.fullmatch(name)).module
+    except (KeyError, IndexError, StopIteration, ValueError) as error:
+        raise ConfigError(
+            f"This checkpoint does not look like a {family} network: {error!r} was not found among names like "
+            f"{', '.join(list(shapes)[:3])}."
+        ) from None
+
+
+Described = tuple[str, dict[str, Any]]  # the model's name in golden files, and the rest of its description
+_PRESETS: dict[str, Callable[[Shapes], Described]] = {}
+
+
+def preset(family: str) -> Callable[[Callable[[Shapes], Described]], Callable[[Shapes], Described]]:
+    """Register how the description of a family's network is read from the shapes of its parameters."""
+
+    def register(function: Callable[[Shapes], Described]) -> Callable[[Shapes], Described]:
+        _PRESETS[family] = function
+        return function
+
+    return register
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """One more than the largest number that the pattern's group takes in the parameter names."""
+    return 1 + max(int(found[1]) for found in (re.match(pattern, name) for name in shapes) if found)
+
+
+@preset("vm_unet")
+def _(shapes: Shapes) -> Described:
+    return "VMUNet", {"num_classes": first(shapes, "final_conv.weight")[0]}
+
+
+@preset("mhs_vm")
+def _(shapes: Shapes) -> Described:
+    heads = len({found[1] for found in (re.search(r"scanhead_(\w)\.", name) for name in shapes) if found})
+    info = {
+        "num_classes": first(shapes, "final_conv.weight")[0],
+        "head_num": heads,
+        "gfu_t": 0.5,  # not stored in checkpoints; the published value for ISIC 2018
+        "with_proj": any(name.endswith("y_proj.weight") for name in shapes),
+    }
+    return "VMUNet with MHS", info
+
+
+@preset("vim")
+def _(shapes: Shapes) -> Described:
+    return "VisionMamba", {"if_divide_out": True}
+
+
+@preset("mambaout")
+def _(shapes: Shapes) -> Described:
+    widths = [first(shapes, f"downsample_layers.{i}.norm{'2' if i == 0 else ''}.weight")[0] for i in range(4)]
+    hidden, seen = shapes["stages.0.0.fc2.weight"][1], shapes["stages.0.0.conv.weight"][0]
+    info = {
+        "num_classes": shapes["head.fc2.weight"][0],
+        "in_chans": shapes["downsample_layers.0.conv1.weight"][1],
+        "dims": widths,
+        "depths": [count(shapes, rf"stages\.{i}\.(\d+)\.") for i in range(4)],
+        "conv_ratio": seen / widths[0],
+        "expansion_ratio": 8 / 3 if int(8 / 3 * widths[0]) == hidden else hidden / widths[0],
+    }
+    return "MambaOut", info
+
+
+@preset("hrvmamba")
+def _(shapes: Shapes) -> Described:
+    return "HRVmamba multi-resolution backbone", {"in_channels": shapes["conv1.weight"][1]}
 
 
 def _from_tensors(golden: Golden) -> dict[str, Any]:
@@ -297,7 +375,7 @@ def _(info: dict[str, Any], shapes: Shapes) -> Subject:
         channels,
         shapes["head.weight"][0],
         width,
-        1 + max(int(found[1]) for found in (re.match(r"layers\.(\d+)\.", name) for name in shapes) if found),
+        count(shapes, r"layers\.(\d+)\."),
         tokens=shapes["pos_embed"][1] - int(classed),
         patch=patch,
         stride=info.get("stride", patch),

@@ -1,0 +1,162 @@
+"""Published checkpoints load under their original names, and nothing passes silently."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medmamba.errors import ConfigError, InputError
+from medmamba.networks.hrvmamba import PublishedHRVMamba
+from medmamba.networks.mambaout import PublishedMambaOut
+from medmamba.networks.mhs import MHSMixer, MultiHeadScan
+from medmamba.networks.vim import PublishedVim
+from medmamba.networks.vm_unet import PublishedVMUNet
+from medmamba.networks.weights import convert_weights, load_published, our_name, preset_for, read_state_dict
+
+SMALL = {"widths": (8, 16, 32, 64), "depths": (1, 2, 1, 1), "decoder_depths": (1, 1, 2, 1)}
+
+
+def vm_unet() -> nn.Module:
+    return PublishedVMUNet(3, 4, state_size=4, **SMALL)  # type: ignore[arg-type]
+
+
+def mhs_vm() -> nn.Module:
+    return PublishedVMUNet(mixer=lambda w: MHSMixer(w, MultiHeadScan(w, heads="CXS")), **SMALL)  # type: ignore[arg-type]
+
+
+def original_ss2d(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names of a VM-UNet or HRVMamba state dict back to the originals."""
+    names = {key: re.sub(r"\.scan\.([^.]+)$", r".\1", key) for key in state}
+    return {re.sub(r"(^|\.)conv\.", r"\1conv2d.", new): state[key] for key, new in names.items()}
+
+
+def vim_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    out = {}
+    for key, tensor in state.items():
+        key = re.sub(r"forwards\.(scan\.)?", "", key)
+        key = re.sub(r"backwards\.(?:scan\.)?(x_proj|dt_proj|conv1d)\.", r"\1_b.", key)
+        out[key.replace("backwards.scan.A_log", "A_b_log").replace("backwards.scan.D", "D_b")] = tensor
+    return out
+
+
+def mhs_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    state = {re.sub(r"heads\.(\w)\.scan\.", r"scanhead_\1.mambaeng.", key): t for key, t in state.items()}
+    out = {f"vmunet.{key}": t for key, t in original_ss2d(state).items()}
+    aliases = {k.replace(".mambaeng.", ".scanning.seq2seq_engine."): t for k, t in out.items() if ".mambaeng." in k}
+    return out | aliases
+
+
+CASES = {
+    "vm_unet": (vm_unet, lambda s: {f"vmunet.{k}": v for k, v in original_ss2d(s).items()}),
+    "mhs_vm": (mhs_vm, mhs_original),
+    "vim": (lambda: PublishedVim(3, 5, 16, 2, tokens=16), vim_original),
+    "mambaout": (lambda: PublishedMambaOut(3, 5, (8, 12, 16, 24), (1, 2, 1, 1)), dict),
+    "hrvmamba": (lambda: PublishedHRVMamba(3, 16, 8, se_lpu=True, modules=(1, 1, 1), blocks=1), original_ss2d),
+}
+
+
+@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_published_checkpoint_converts_completely(family: str, suffix: str, tmp_path: Path) -> None:
+    build, rename = CASES[family]
+    torch.manual_seed(3)
+    module = build()
+    state = {key: t.clone() for key, t in rename(module.state_dict()).items()}  # type: ignore[operator]
+    assert any(our_name(key, family) != key for key in state) or family == "mambaout"
+    source, target = tmp_path / f"published{suffix}", tmp_path / "ours.safetensors"
+    if suffix == ".pth":
+        torch.save({"model": {f"module.{key}": t for key, t in state.items()}}, source)
+    else:
+        save_file(state, source)
+    report = convert_weights(source, target, family=family, threshold=0.4 if family == "mhs_vm" else None)
+    assert not report.left_over
+    assert not report.missing
+    converted = load_file(target)
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(converted[key], tensor), key
+    if family == "mhs_vm":
+        with safe_open(target, "pt") as file:
+            assert '"threshold": 0.4' in file.metadata()["medmamba"]
+
+
+def test_pretraining_fills_encoder_and_mirrored_decoder() -> None:
+    net = vm_unet()
+    state = {k: torch.full_like(t, 7.0) for k, t in original_ss2d(net.state_dict()).items() if k.startswith("layers.")}
+    report = load_published(net, state | {"classifier.head.weight": torch.zeros(2, 2)}, "vmamba_v0")
+    assert net.get_parameter("layers.1.blocks.1.ln_1.weight").eq(7).all()
+    assert net.get_parameter("layers_up.2.blocks.0.self_attention.scan.A_logs").eq(7).all()
+    assert "layers_up.2.blocks.0.ln_1.weight from layers.1.blocks.0.ln_1.weight" in report.adapted
+    assert report.left_over == ("classifier.head.weight (not in this network)",)
+    assert "final_conv.weight" in report.missing
+    assert "left over: 1 (classifier.head.weight" in report.summary()
+
+
+def test_the_timm_layout_of_mambaout_gives_the_same_network() -> None:
+    net = PublishedMambaOut(3, 5, (8, 12, 16, 24), (1, 2, 1, 1))
+    rules = (
+        (r"^head\.fc1\.", "head.pre_logits.fc."),
+        (r"^head\.norm\.", "head.pre_logits.norm."),
+        (r"^head\.fc2\.", "head.fc."),
+        (r"^norm\.", "head.norm."),
+        (r"^stages\.(\d+)\.", r"stages.\1.blocks."),
+        (r"^downsample_layers\.0\.", "stem."),
+        (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
+    )
+    state = {}
+    for key, tensor in net.state_dict().items():
+        name = key
+        for pattern, replacement in rules:
+            name, changed = re.subn(pattern, replacement, name)
+            if changed:
+                break
+        state[name] = tensor
+    rebuilt = preset_for(state, "mambaout")
+    report = load_published(rebuilt, state, "mambaout")
+    assert not report.left_over
+    assert not report.missing
+    image = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(rebuilt(image), net(image))
+
+
+def test_a_wrong_shape_is_left_over_with_both_shapes() -> None:
+    net = vm_unet()
+    state = original_ss2d(net.state_dict())
+    state["final_conv.weight"] = torch.zeros(9, 2, 1, 1)
+    report = load_published(net, state, "vm_unet")
+    assert report.left_over == ("final_conv.weight (is (9, 2, 1, 1), (4, 2, 1, 1) is needed)",)
+
+
+def test_weights_of_which_nothing_fits_are_an_error() -> None:
+    with pytest.raises(
+        ConfigError, match=r"No tensor of this checkpoint fits a vm_unet network\. It has names like a\.b"
+    ):
+        load_published(vm_unet(), {"a.b": torch.zeros(1)}, "vm_unet")
+    with pytest.raises(ConfigError, match=r"does not look like a mambaout network"):
+        preset_for({"a.b": torch.zeros(1)}, "mambaout")
+    with pytest.raises(ConfigError, match=r"Unknown weights family 'vm-unet'\. Did you mean 'vm_unet'\?"):
+        load_published(vm_unet(), {}, "vm-unet")
+
+
+class Payload:
+    """What a hostile checkpoint would hold."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("unpickled",)
+
+
+def test_nothing_but_tensors_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": Payload()}, tmp_path / "hostile.pth")
+    with pytest.raises(InputError, match=r"hostile\.pth: cannot be read as weights"):
+        read_state_dict(tmp_path / "hostile.pth")
+    assert "unpickled" not in capsys.readouterr().out
+    (tmp_path / "cut.safetensors").write_bytes(b"123")
+    with pytest.raises(InputError, match=r"cut\.safetensors: cannot be read as weights"):
+        read_state_dict(tmp_path / "cut.safetensors")
+    with pytest.raises(InputError, match=r"none\.pth: no such checkpoint"):
+        read_state_dict(tmp_path / "none.pth")
