@@ -1,14 +1,13 @@
-"""Mamba-2: state-space duality, the chunked algorithm and the plain layer.
+"""Mamba-2: the plain layer of state-space duality, and its heads along routes.
 
-Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060), section 6 (algorithm) and section 7 (layer).
+Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060), section 7.
 
 Glossary: L tokens, h heads of p channels, N state size, g groups that share B and C, q block length.
 
     S_i = exp(A_i) S_{i-1} + X_i (x) B_i,   Y_i = S_i C_i        per head: S (p, N), A one number per token
 
-which is the selective scan with one decay per head. In blocks of q tokens it becomes matrix products: inside a block a
-masked attention, between blocks a short recurrence on the states. Decays are summed inside a mask, never as a
-difference of two cumulative sums, so that strong decay does not cancel.
+which is the selective scan with one decay per head, and in blocks of q tokens a few matrix products
+(``medmamba.kernels.ssd_chunked``). Both are here: the scan follows any routes, the blocks one sequence.
 """
 
 from __future__ import annotations
@@ -17,55 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medmamba.kernels import ssd_chunked
 from medmamba.networks.routes import routes
 from medmamba.networks.scan import at_least_float32, initial_dt_bias, scanned
-
-
-def ssd(
-    X: Tensor, A: Tensor, B: Tensor, C: Tensor, block: int = 64, initial_state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """State-space duality in blocks.
-
-    Args:
-        X: (B, L, h, p), already multiplied by the step size.
-        A: (B, L, h), log decay per token (step size times A), negative.
-        B, C: (B, L, h, N).
-        block: q; any L works, the end is padded.
-        initial_state: (B, h, p, N), zero if None.
-
-    Returns:
-        Y (B, L, h, p) and the state after the last token (B, h, p, N).
-    """
-    length = X.shape[1]
-    if length % block:
-        extra = block - length % block
-        X, B, C = (F.pad(t, (0, 0, 0, 0, 0, extra)) for t in (X, B, C))
-        A = F.pad(A, (0, 0, 0, extra))  # decay 1 and input 0: the state stays
-    X, B, C = (t.unflatten(1, (-1, block)) for t in (X, B, C))  # (B, c, q, h, .)
-    A = A.unflatten(1, (-1, block)).permute(0, 3, 1, 2)  # (B, h, c, q)
-    total = A.cumsum(-1)
-
-    within = torch.exp(_segment_sums(A))  # (B, h, c, q, q)
-    Y = torch.einsum("bclhn,bcshn,bhcls,bcshp->bclhp", C, B, within, X)
-
-    to_end = torch.exp(total[..., -1:] - total)  # (B, h, c, q)
-    states = torch.einsum("bcshn,bhcs,bcshp->bchpn", B, to_end, X)
-    start = torch.zeros_like(states[:, :1]) if initial_state is None else initial_state[:, None]
-    states = torch.cat([start, states], dim=1)  # (B, c+1, h, p, N)
-    between = torch.exp(_segment_sums(F.pad(total[..., -1], (1, 0))))  # (B, h, c+1, c+1)
-    states = torch.einsum("bhzc,bchpn->bzhpn", between, states)
-    before, final = states[:, :-1], states[:, -1]
-
-    Y = Y + torch.einsum("bclhn,bchpn,bhcl->bclhp", C, before, torch.exp(total))
-    return Y.flatten(1, 2)[:, :length], final
-
-
-def _segment_sums(a: Tensor) -> Tensor:
-    """(..., q) to (..., q, q): entry (i, j) is a_{j+1} + ... + a_i for j <= i, and -inf above the diagonal."""
-    q = a.shape[-1]
-    lower = torch.tril(torch.ones(q, q, dtype=torch.bool, device=a.device))
-    steps = a[..., None].expand(*a.shape, q).masked_fill(~lower.tril(-1), 0)
-    return steps.cumsum(-2).masked_fill(~lower, float("-inf"))
 
 
 class GatedRMSNorm(nn.Module):
@@ -172,8 +125,7 @@ class Mamba2(nn.Module):
         s = self.scan
         dt = F.softplus(dt + s.dt_bias)  # (B, L, h)
         X = x.unflatten(-1, (s.heads, s.head_width))
-        B, C = (
-            t.unflatten(-1, (s.groups, -1)).repeat_interleave(s.heads // s.groups, dim=2) for t in (B, C)
-        )  # (B, L, h, N)
-        Y, _ = ssd(X * dt[..., None], -torch.exp(s.A_log) * dt, B, C, self.block)
+        B, C = (t.unflatten(-1, (s.groups, -1)) for t in (B, C))  # (B, L, g, N)
+        Y = ssd_chunked(X * dt[..., None], -torch.exp(s.A_log) * dt, B, C, chunk=self.block)
+        assert isinstance(Y, Tensor)
         return (Y + X * s.D[:, None]).flatten(-2)

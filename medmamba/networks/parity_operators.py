@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from medmamba.errors import unknown_name
-from medmamba.kernels import selective_scan
-from medmamba.networks.deformable import deformable_sum
+from medmamba.kernels import deformable_conv, selective_scan, ssd_chunked
 from medmamba.networks.density import density_peaks, key_tokens
 from medmamba.networks.golden import Golden
-from medmamba.networks.mamba2 import ssd
 from medmamba.networks.mhs import HEADS, fuse_routes
 from medmamba.networks.routes import routes
 
@@ -112,7 +110,9 @@ def _duality(name: str, case: Tensors, info: dict[str, Any]) -> Iterator[Found]:
         label = str(dtype).removeprefix("torch.")
         a = _leaves(case, ("X", "A", "B", "C", "initial_states"), dtype)
         start = a["initial_states"].squeeze(1) if "initial_states" in a else None
-        output, final = ssd(a["X"], a["A"], a["B"], a["C"], info["block_len"], start)
+        output, final = ssd_chunked(
+            *(a[n] for n in "XABC"), chunk=info["block_len"], initial_state=start, return_last_state=True
+        )
         yield f"{label} output", _relative(output, case["output"]), out
         yield f"{label} final state", _relative(final, case["final_state"]), out
         extra = (final * case["cotangent_final_state"].to(dtype)).sum()
@@ -120,21 +120,20 @@ def _duality(name: str, case: Tensors, info: dict[str, Any]) -> Iterator[Found]:
 
 
 def _deformable(name: str, case: Tensors, info: dict[str, Any]) -> Iterator[Found]:
-    dims = case["input"].ndim - 2
     for dtype, out, grad in (
         (torch.float64, SECOND64_OUTPUT, SECOND64_GRADIENT),
         (torch.float32, SECOND32_OUTPUT, SECOND32_GRADIENT),
     ):
         label = str(dtype).removeprefix("torch.")
         a = _leaves(case, ("input", "offset_mask"), dtype)
-        output = deformable_sum(
+        output = deformable_conv(
             a["input"],
             a["offset_mask"],
-            info["group"],
-            kernel=(info["kernel_size"],) * dims,
-            stride=(info["stride"],) * dims,
-            padding=(info["pad"],) * dims,
-            dilation=(info["dilation"],) * dims,
+            kernel_size=info["kernel_size"],
+            stride=info["stride"],
+            padding=info["pad"],
+            dilation=info["dilation"],
+            groups=info["group"],
             offset_scale=info["offset_scale"],
             remove_center=bool(info["remove_center"]),
         )
