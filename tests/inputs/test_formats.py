@@ -428,3 +428,19 @@ def test_random_damage_to_pictures_gives_an_image_or_one_line(tmp_path):
             except InputError as error:
                 message = str(error)
             assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["hippocampus/*sTr/*_00[1-6].nii.gz", "cardiac_lv/*sTr/*HF-I-01*", "spleen_ct_sample/*sTr/*", "format_samples/*"],
+)
+def test_healthy_real_files_are_read_as_simpleitk_reads_them(shared_data, pattern):
+    paths = [path for path in sorted(shared_data.glob(pattern)) if path.suffix not in (".md", ".zraw")]
+    assert len(paths) >= 2
+    for path in paths:
+        ours, itk = read_image(path), sitk.ReadImage(str(path))
+        np.testing.assert_array_equal(ours.array[0], sitk.GetArrayFromImage(itk).T.astype(np.float32))
+        affine = np.eye(4)
+        affine[:3, :3] = LPS @ np.array(itk.GetDirection()).reshape(3, 3) * itk.GetSpacing()
+        affine[:3, 3] = LPS @ itk.GetOrigin()
+        np.testing.assert_allclose(ours.grid.affine, affine, atol=1e-4)
