@@ -82,6 +82,13 @@ def test_nothing_runs_code_from_files(path):
     names = {a.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     names |= {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     plain = {n for n, call in calls(path) if isinstance(call.func, ast.Name) or n in ("extractall", "fileConfig")}
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle"
+    }
+    if used == {"UnpicklingError"}:  # the name of an error that others raise; it reads nothing
+        names.discard("pickle")
     assert not (names | plain) & RUNS_CODE
     for name, call in calls(path):
         for keyword in call.keywords:
