@@ -242,30 +242,12 @@ def predict(
 
 
 def evaluate(
-    predictions: str | Path,
-    truths: str | Path | Sequence[Path],
-    *,
-    output: str | Path | None = None,
-    on_item: OnItem = _silent,
+    predictions: str | Path, truths: str | Path | Sequence[Path], *, output: str | Path | None = None, **choices: Any
 ) -> Evaluation:
-    """Compare a folder of masks with a folder of truths; writes evaluation.json and .csv beside the predictions."""
-    import json
+    """Compare masks with truths; ``choices`` as of :func:`medmamba.evaluation.run.run_evaluation`."""
+    from medmamba.evaluation.run import run_evaluation
 
-    from medmamba.evaluation.report import evaluate_folders
-    from medmamba.inference.cases import find_cases
-
-    folder = Path(predictions)
-    labels = None
-    if (folder / "report.json").is_file():
-        try:
-            labels = json.loads((folder / "report.json").read_text())["model"]["labels"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder / 'report.json'}: not a prediction report ({error}).") from error
-    masks = {case.case_id: case.paths[0] for case in find_cases(folder)}
-    truth = {case.case_id: case.paths[0] for case in find_cases(truths)}
-    result = evaluate_folders(masks, truth, labels)
-    result.write(Path(output) if output is not None else folder)
-    return result
+    return run_evaluation(predictions, truths, output=output, **choices).evaluation
 
 
 def _hash_of(texts: Iterable[str]) -> str:

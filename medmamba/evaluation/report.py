@@ -1,114 +1,178 @@
-"""Evaluation of a folder of masks: Dice per case and label, as a table, JSON and CSV."""
+"""Evaluation of a folder of masks: every metric per case and structure, as a record, JSON and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from medmamba.atomic import write_json, write_text
-from medmamba.errors import InputErrors
-from medmamba.evaluation.dice import dice_per_label
+from medmamba.errors import InputErrors, MedmambaError
+from medmamba.evaluation.metrics import DEFAULT_TOLERANCE, METRICS, Score, as_json, score_case
+from medmamba.evaluation.statistics import Summary, summarise
+from medmamba.evaluation.structures import Structures, structures_found
 from medmamba.geometry import grid_difference
-from medmamba.images import LabelMap, read_label_map
+from medmamba.images import read_label_map
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+COUNTS = ("truth_voxels", "prediction_voxels", "overlap_voxels")
+VOLUMES = ("truth_ml", "prediction_ml")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Dice of every case and label; a structure absent from truth and prediction has nan and stays out of means."""
+    """The scores of every case and structure; ``unit`` is that of distances, "mm" or "pixels"."""
 
-    labels: dict[str, int]
-    cases: dict[str, dict[str, float]]
+    structures: Structures
+    cases: dict[str, dict[str, Score]]
+    tolerance: float = DEFAULT_TOLERANCE
+    unit: str = "mm"
+    missing: tuple[str, ...] = field(default=())
+    """Cases without a prediction that were counted as empty masks, on request."""
 
-    def mean_per_label(self) -> dict[str, float]:
-        """Mean Dice of each label over the cases that have one."""
-        return {name: _mean([scores[name] for scores in self.cases.values()]) for name in self.labels}
+    @property
+    def labels(self) -> dict[str, int]:
+        """Names and values of the structures that are a single label."""
+        return {name: values[0] for name, values in self.structures.items() if len(values) == 1}
 
-    def mean_per_case(self) -> dict[str, float]:
-        """Mean Dice of each case over its labels."""
-        return {case_id: _mean(list(scores.values())) for case_id, scores in self.cases.items()}
+    def values(self, metric: str, structure: str) -> list[float]:
+        """One metric of one structure over the cases, in their order."""
+        return [scores[structure].value(metric) for scores in self.cases.values()]
+
+    def summary(self, metric: str, structure: str) -> Summary:
+        """Mean, median and interval of one metric of one structure."""
+        return summarise(self.values(metric, structure))
+
+    def mean_per_label(self, metric: str = "dice") -> dict[str, float]:
+        """Mean of each structure over the cases where it is defined and finite."""
+        return {name: _mean(self.values(metric, name)) for name in self.structures}
+
+    def mean_per_case(self, metric: str = "dice") -> dict[str, float]:
+        """Mean of each case over its structures."""
+        return {
+            case_id: _mean([score.value(metric) for score in scores.values()]) for case_id, scores in self.cases.items()
+        }
 
     @property
     def mean_foreground(self) -> float:
-        """Mean over the labels of the mean over cases."""
+        """Mean Dice over the structures of the mean over cases."""
         return _mean(list(self.mean_per_label().values()))
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``evaluation.json`` and ``evaluation.csv`` into ``folder``."""
-        record: dict[str, Any] = {
+    def worst_first(self) -> list[str]:
+        """Case ids by mean Dice, the lowest first; cases without any structure last."""
+        means = self.mean_per_case()
+        return sorted(self.cases, key=lambda case_id: (math.isnan(means[case_id]), means[case_id], case_id))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for strict JSON."""
+        return {
             "schema_version": SCHEMA_VERSION,
-            "metric": "Dice",
+            "metrics": {
+                name: {"title": m.title, "better": m.better, "meaning": m.meaning} for name, m in METRICS.items()
+            },
+            "distance_unit": self.unit,
+            "nsd_tolerance": self.tolerance,
             "labels": self.labels,
-            "mean_foreground": _number(self.mean_foreground),
-            "mean_per_label": {name: _number(value) for name, value in self.mean_per_label().items()},
+            "regions": {name: list(values) for name, values in self.structures.items() if len(values) > 1},
+            "counted_as_empty": list(self.missing),
+            "mean_foreground": as_json(self.mean_foreground),
+            "mean_per_label": {name: as_json(value) for name, value in self.mean_per_label().items()},
+            "summary": {
+                name: {metric: self.summary(metric, name).as_dict() for metric in METRICS} for name in self.structures
+            },
             "cases": {
-                case_id: {name: _number(value) for name, value in scores.items()}
+                case_id: {name: score.as_dict() for name, score in scores.items()}
                 for case_id, scores in self.cases.items()
             },
         }
-        write_json(folder / "evaluation.json", record)
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Write ``evaluation.json`` and ``evaluation.csv`` (a row per case and structure) into ``folder``."""
+        write_json(folder / "evaluation.json", self.as_dict())
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", *self.labels, "mean"])
-        means = self.mean_per_case()
+        writer.writerow(["case", "structure", *METRICS, *COUNTS, *VOLUMES])
         for case_id, scores in self.cases.items():
-            row = [*scores.values(), means[case_id]]
-            writer.writerow([case_id, *("" if math.isnan(value) else f"{value:.6f}" for value in row)])
+            for name, score in scores.items():
+                numbers = [score.value(metric) for metric in METRICS]
+                extra = [getattr(score, key) for key in (*COUNTS, *VOLUMES)]
+                writer.writerow([case_id, name, *(_cell(number) for number in numbers), *(_cell(n) for n in extra)])
         write_text(folder / "evaluation.csv", text.getvalue())
         return folder / "evaluation.json", folder / "evaluation.csv"
 
 
 def evaluate_folders(
-    predictions: Mapping[str, Path], truths: Mapping[str, Path], labels: Mapping[str, int] | None = None
+    predictions: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    structures: Structures | None = None,
+    *,
+    tolerance: float = DEFAULT_TOLERANCE,
+    missing: Literal["fail", "empty"] = "fail",
+    on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Compare masks by case id. ``labels`` names the foreground values; without it every value found is a label.
+    """Compare masks by case id, one case in memory at a time.
 
-    Raises InputErrors naming each missing prediction and each pair that does not lie on one grid.
+    Without ``structures`` every label value found is one. A truth without a prediction is an error, or with
+    ``missing="empty"`` counts as an empty mask. Raises InputErrors naming every problem of every case.
     """
+    absent = [case_id for case_id in truths if case_id not in predictions]
     problems = [
-        f"{case_id}: no prediction for {path.name}. Predict this case, or evaluate against fewer truths."
-        for case_id, path in truths.items()
-        if case_id not in predictions
+        f"{case_id}: no prediction for {truths[case_id].name}. Predict this case, or evaluate against fewer truths."
+        for case_id in absent
+        if missing == "fail"
     ]
-    pairs: dict[str, tuple[LabelMap, LabelMap]] = {}
-    for case_id, path in truths.items():
-        if case_id in predictions:
-            truth, prediction = read_label_map(path), read_label_map(predictions[case_id])
-            difference = grid_difference(truth.grid, prediction.grid)
-            if difference is not None:
-                problems.append(f"{case_id}: truth and prediction {difference}. Compare masks of the same image.")
-            pairs[case_id] = (truth, prediction)
+    if structures is None and not problems:
+        files = [*truths.values(), *(predictions[case_id] for case_id in truths if case_id in predictions)]
+        structures = structures_found(_values_in(files))
+    cases: dict[str, dict[str, Score]] = {}
+    unit = "mm"
+    for done, (case_id, path) in enumerate(truths.items()):
+        on_case(done, len(truths))
+        if case_id in absent and missing == "fail":
+            continue
+        try:
+            truth = read_label_map(path)
+            prediction = None if case_id in absent else read_label_map(predictions[case_id])
+        except MedmambaError as error:
+            problems.append(str(error))
+            continue
+        difference = None if prediction is None else grid_difference(truth.grid, prediction.grid)
+        if difference is not None:
+            problems.append(f"{case_id}: truth and prediction {difference}. Compare masks of the same image.")
+        if not problems:
+            found = np.zeros_like(truth.array) if prediction is None else prediction.array
+            assert structures is not None
+            cases[case_id] = score_case(truth.array, found, truth.grid, structures, tolerance=tolerance)
+            unit = "pixels" if truth.grid.affine is None else unit
+    on_case(len(truths), len(truths))
     if problems:
         raise InputErrors(problems, summary=f"{len(problems)} problem(s); nothing was evaluated.")
-    foreground = {name: value for name, value in (labels or {}).items() if value != 0} or _found_labels(pairs)
-    names = {value: name for name, value in foreground.items()}
-    cases = {}
-    for case_id, (truth, prediction) in pairs.items():
-        scores = dice_per_label(truth.array, prediction.array, foreground.values())
-        cases[case_id] = {names[value]: score for value, score in scores.items()}
-    return Evaluation(dict(foreground), cases)
+    return Evaluation(structures or {}, cases, tolerance, unit, tuple(absent))
 
 
-def _found_labels(pairs: Mapping[str, tuple[LabelMap, LabelMap]]) -> dict[str, int]:
-    found = set()
-    for truth, prediction in pairs.values():
-        found |= set(np.unique(truth.array).tolist()) | set(np.unique(prediction.array).tolist())
-    return {f"label_{value}": int(value) for value in sorted(found - {0})}
+def _values_in(paths: list[Path]) -> list[int]:
+    """Label values of all maps that can be read; the others are named when their case is compared."""
+    found: set[int] = set()
+    for path in paths:
+        with suppress(MedmambaError):
+            found |= set(read_label_map(path).counts())
+    return sorted(found)
 
 
 def _mean(values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
+    known = [value for value in values if math.isfinite(value)]
     return fmean(known) if known else math.nan
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _cell(value: float | int | None) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.9g}"

@@ -1,0 +1,93 @@
+"""Two folders of predictions of the same cases: paired differences with a test and an interval."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medmamba.atomic import write_json, write_text
+from medmamba.errors import InputError
+from medmamba.evaluation.metrics import METRICS, as_json
+from medmamba.evaluation.report import Evaluation
+from medmamba.evaluation.statistics import PairedDifference, holm, paired_difference
+
+MEAN = "mean of structures"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences, second minus first, by structure (and for the mean of them) and metric."""
+
+    first: str
+    second: str
+    differences: dict[str, dict[str, PairedDifference]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For strict JSON."""
+        return {
+            "schema_version": 1,
+            "first": self.first,
+            "second": self.second,
+            "difference": "second minus first",
+            "test": "Wilcoxon signed rank, two-sided; p_holm is corrected over the structures of a metric",
+            "interval": "95% percentile bootstrap of the mean difference over cases",
+            "differences": {
+                name: {metric: found.as_dict() for metric, found in rows.items()}
+                for name, rows in self.differences.items()
+            },
+        }
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Write ``comparison.json`` and ``comparison.csv``."""
+        write_json(folder / "comparison.json", self.as_dict())
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        fields = list(next(iter(next(iter(self.differences.values())).values())).as_dict())
+        writer.writerow(["structure", "metric", *fields])
+        for name, rows in self.differences.items():
+            for metric, found in rows.items():
+                record = found.as_dict()
+                writer.writerow([name, metric, *("" if record[key] is None else record[key] for key in fields)])
+        write_text(folder / "comparison.csv", text.getvalue())
+        return folder / "comparison.json", folder / "comparison.csv"
+
+
+def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = ("first", "second")) -> Comparison:
+    """Paired differences of two evaluations of the same cases and structures."""
+    if list(first.cases) != list(second.cases):
+        only = sorted(set(first.cases) ^ set(second.cases))
+        raise InputError(
+            f"The two evaluations do not hold the same cases; {only[0]} is in one only. Evaluate both alike."
+        )
+    if not first.cases:
+        raise InputError("There is no case to compare. Give truths that both folders have masks for.")
+    table: dict[str, dict[str, PairedDifference]] = {name: {} for name in first.structures}
+    for metric in METRICS:
+        found = {name: _pair(first.values(metric, name), second.values(metric, name)) for name in first.structures}
+        for (name, difference), p in zip(found.items(), holm([d.p for d in found.values()]), strict=True):
+            table[name][metric] = replace(difference, p_holm=p)
+    if len(first.structures) > 1:
+        means = [list(one.mean_per_case("dice").values()) for one in (first, second)]
+        table[MEAN] = {"dice": _pair(*means)}
+    return Comparison(*names, table)
+
+
+def _pair(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
+    return paired_difference(first, second)
+
+
+def sentence(difference: PairedDifference, metric: str) -> str:
+    """A paired difference in words, for people."""
+    if not difference.pairs:
+        return "no pair of values to compare"
+    sign = "+" if difference.difference >= 0 else ""
+    p = as_json(difference.p)
+    test = "" if p is None else f", p = {difference.p:.3g}"
+    return (
+        f"{METRICS[metric].title} {sign}{difference.difference:.4f} "
+        f"(95% interval {difference.low:.4f} to {difference.high:.4f}{test}, {difference.pairs} pairs)"
+    )

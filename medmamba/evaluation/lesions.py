@@ -1,0 +1,54 @@
+"""Lesion-wise detection: which connected components of the truth were found, and which were invented."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """Numbers of connected components (touching by face, edge or corner).
+
+    A lesion of the truth is found when the prediction has a voxel of it; a predicted one is false when no voxel of it
+    is in the truth.
+    """
+
+    in_truth: int
+    found: int
+    in_prediction: int
+    false: int
+
+    @property
+    def sensitivity(self) -> float:
+        """Share of the true lesions that were found; nan if there is none."""
+        return self.found / self.in_truth if self.in_truth else math.nan
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted lesions that are real; nan if none was predicted."""
+        return (self.in_prediction - self.false) / self.in_prediction if self.in_prediction else math.nan
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of sensitivity and precision; 0 if one side is empty, nan if both are."""
+        if not self.in_truth and not self.in_prediction:
+            return math.nan
+        if not self.in_truth or not self.in_prediction or not self.found:
+            return 0.0
+        return 2 / (1 / self.sensitivity + 1 / self.precision)
+
+
+def count_lesions(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> Lesions:
+    """Connected components of two masks of one shape and how they meet."""
+    from scipy.ndimage import label
+
+    touching = np.ones((3,) * truth.ndim, dtype=bool)
+    true, in_truth = label(truth, touching)
+    predicted, in_prediction = label(prediction, touching)
+    both = truth & prediction
+    found, met = np.unique(true[both]).size, np.unique(predicted[both]).size
+    return Lesions(int(in_truth), int(found), int(in_prediction), int(in_prediction - met))

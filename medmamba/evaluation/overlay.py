@@ -1,0 +1,86 @@
+"""A small picture of one case: the slice where truth and prediction differ most, both outlined."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmamba.geometry import Grid
+from medmamba.trail import Reorient, SpatialTrail
+
+WIDTH = 320
+"""Longest edge of a picture in pixels."""
+COLOURS = ((255, 176, 0), (100, 143, 255), (220, 38, 127), (254, 97, 0), (120, 94, 240))
+"""Told apart with any kind of colour vision (IBM's palette)."""
+
+
+def overlay_png(
+    truth: NDArray[np.integer],
+    prediction: NDArray[np.integer],
+    grid: Grid,
+    values: Sequence[int],
+    image: NDArray[np.generic] | None = None,
+) -> bytes:
+    """PNG of the axial slice (of canonical axes) with most differing voxels; truth in white, each label in a colour.
+
+    ``image`` (i, j, k) lies below the outlines; without it they stand on black.
+    """
+    from PIL import Image
+
+    trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
+    true, found = (trail.apply(labels[None])[0] for labels in (truth, prediction))
+    index = _telling_slice(true, found)
+    picture = np.zeros(true.shape[:2])
+    if image is not None:
+        picture = trail.apply(image[None])[0][:, :, index].astype(np.float64)
+    spacing = trail.grid.spacing_mm or (1.0, 1.0, 1.0)
+    size = _size(true.shape[:2], spacing[:2])
+    upright = grid.affine is not None  # anterior is up; a photograph keeps its first row on top
+    canvas = np.repeat(_resized(_grey(picture), size, upright)[..., None], 3, axis=2)
+    for number, value in enumerate(values):
+        masks = (true[:, :, index] == value, found[:, :, index] == value)
+        outlines = [_outline(_resized((mask * 255).astype(np.uint8), size, upright) > 127) for mask in masks]
+        canvas[outlines[1]] = COLOURS[number % len(COLOURS)]
+        canvas[outlines[0] & ~outlines[1]] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(canvas.astype(np.uint8)).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as an address that a page can hold inside itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _telling_slice(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> int:
+    wrong = (truth != prediction).sum(axis=(0, 1))
+    return int(wrong.argmax()) if wrong.any() else int((truth > 0).sum(axis=(0, 1)).argmax())
+
+
+def _size(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
+    width, height = (edge * step for edge, step in zip(shape, spacing, strict=True))
+    scale = WIDTH / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _grey(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
+    low, high = np.percentile(picture, (1, 99))
+    return (np.clip((picture - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def _resized(plane: NDArray[np.uint8], size: tuple[int, int], upright: bool) -> NDArray[np.uint8]:
+    """(i, j) as rows of pixels of ``size`` (width, height)."""
+    from PIL import Image
+
+    rows = np.asarray(Image.fromarray(np.ascontiguousarray(plane.T)).resize(size, Image.Resampling.NEAREST))
+    return rows[::-1] if upright else rows
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    from scipy.ndimage import binary_erosion
+
+    return mask & ~binary_erosion(mask, border_value=1)

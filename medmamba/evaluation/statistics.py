@@ -1,0 +1,140 @@
+"""Means with intervals, and tests of paired differences, over the cases of an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmamba.evaluation.metrics import as_json
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+SEED = 1234
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over cases: ``defined`` values (``infinite`` of them left out of the mean), mean, median, interval.
+
+    The interval of the mean is the bootstrap's percentile interval over cases; nan with fewer than two values.
+    """
+
+    defined: int
+    infinite: int
+    mean: float
+    median: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For strict JSON."""
+        numbers = {name: as_json(getattr(self, name)) for name in ("mean", "median", "low", "high")}
+        return {"defined": self.defined, "infinite": self.infinite, **numbers}
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Second minus first over the cases where both are defined and finite.
+
+    ``p`` is that of Wilcoxon's signed-rank test (two-sided); ``p_holm`` is corrected for all comparisons of one table.
+    """
+
+    pairs: int
+    left_out: int
+    first_mean: float
+    second_mean: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float = math.nan
+    higher: int = 0
+    equal: int = 0
+    lower: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For strict JSON."""
+        counts = {name: getattr(self, name) for name in ("pairs", "left_out", "higher", "equal", "lower")}
+        names = ("first_mean", "second_mean", "difference", "low", "high", "p", "p_holm")
+        return {**counts, **{name: as_json(getattr(self, name)) for name in names}}
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """The summary of a metric's values over cases, nan and inf among them."""
+    array = np.asarray(values, dtype=np.float64)
+    known = array[~np.isnan(array)]
+    finite = known[np.isfinite(known)]
+    if not finite.size:
+        return Summary(known.size, known.size, *(math.nan,) * 4)
+    low, high = bootstrap_interval(finite)
+    # The median is of all defined values: an infinite distance is the worst of them, not an unknown one.
+    return Summary(known.size, known.size - finite.size, float(finite.mean()), float(np.median(known)), low, high)
+
+
+def bootstrap_interval(values: NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile interval of the mean from resampled cases; the same values give the same interval."""
+    return _interval(tuple(values.tolist()), confidence)
+
+
+@lru_cache(maxsize=4096)
+def _interval(values: tuple[float, ...], confidence: float) -> tuple[float, float]:
+    if len(values) < 2:
+        return math.nan, math.nan
+    random = np.random.default_rng(SEED)
+    means = [random.choice(values, (RESAMPLES // 10, len(values))).mean(axis=1) for _ in range(10)]
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(means, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
+    """Compare two values per case; both sequences name the same cases in the same order."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    known = ~(np.isnan(a) & np.isnan(b))
+    usable = np.isfinite(a) & np.isfinite(b)
+    a, b = a[usable], b[usable]
+    left_out = int(known.sum() - usable.sum())
+    if not a.size:
+        return PairedDifference(0, left_out, *(math.nan,) * 6)
+    change = b - a
+    low, high = bootstrap_interval(change)
+    return PairedDifference(
+        len(change),
+        left_out,
+        float(a.mean()),
+        float(b.mean()),
+        float(change.mean()),
+        low,
+        high,
+        _wilcoxon(change),
+        higher=int((change > 0).sum()),
+        equal=int((change == 0).sum()),
+        lower=int((change < 0).sum()),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction of several p-values; nan stays nan."""
+    known = [(p, index) for index, p in enumerate(p_values) if not math.isnan(p)]
+    corrected = [math.nan] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(sorted(known)):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[index] = largest
+    return corrected
+
+
+def _wilcoxon(change: NDArray[np.float64]) -> float:
+    from scipy.stats import wilcoxon
+
+    if len(change) < 2:
+        return math.nan
+    if not change.any():
+        return 1.0
+    return float(wilcoxon(change, zero_method="wilcox").pvalue)

@@ -1,0 +1,121 @@
+"""Results by site, scanner, sex or anything else that a CSV file knows about the cases."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from medmamba.errors import InputError
+from medmamba.evaluation.metrics import METRICS
+from medmamba.evaluation.report import Evaluation
+from medmamba.evaluation.statistics import Summary, summarise
+
+CASE_COLUMNS = ("case", "case_id", "id", "name")
+MOST_GROUPS = 12
+"""A column with more different values is split at its median if it holds numbers, and left out if not."""
+
+
+@dataclass(frozen=True)
+class Subgroups:
+    """For each column of the table and each of its groups: the case ids."""
+
+    columns: dict[str, dict[str, list[str]]]
+    left_out: tuple[str, ...]
+    """Columns with too many different words to be groups."""
+
+    def summaries(self, evaluation: Evaluation, metric: str) -> dict[str, dict[str, dict[str, Summary]]]:
+        """Summary of a metric by column, group and structure."""
+        return {
+            column: {
+                group: {
+                    name: summarise([evaluation.cases[case_id][name].value(metric) for case_id in cases])
+                    for name in evaluation.structures
+                }
+                for group, cases in groups.items()
+            }
+            for column, groups in self.columns.items()
+        }
+
+    def as_dict(self, evaluation: Evaluation) -> dict[str, Any]:
+        """For strict JSON: column, group, number of cases, structure, metric."""
+        tables = {metric: self.summaries(evaluation, metric) for metric in METRICS}
+        return {
+            column: {
+                group: {
+                    "cases": len(cases),
+                    "summary": {
+                        name: {metric: tables[metric][column][group][name].as_dict() for metric in METRICS}
+                        for name in evaluation.structures
+                    },
+                }
+                for group, cases in groups.items()
+            }
+            for column, groups in self.columns.items()
+        }
+
+
+def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
+    """Groups of the evaluated cases from a CSV with a column ``case`` and one column per property.
+
+    Raises InputError when there is no such column, a case stands in it twice, or an evaluated case is missing.
+    """
+    rows = _rows(path)
+    missing = [case_id for case_id in evaluation.cases if case_id not in rows]
+    if missing:
+        raise InputError(f"{path}: {len(missing)} case(s) are not in the table, the first is {missing[0]}. Add them.")
+    columns: dict[str, dict[str, list[str]]] = {}
+    left_out = []
+    for column in next(iter(rows.values())):
+        values = {case_id: (rows[case_id][column] or "").strip() or "unknown" for case_id in evaluation.cases}
+        groups = _groups(values)
+        if groups is None:
+            left_out.append(column)
+        else:
+            columns[column] = groups
+    if not columns:
+        raise InputError(f"{path}: no column that forms groups. Add columns such as site, scanner or sex.")
+    return Subgroups(columns, tuple(left_out))
+
+
+def _groups(values: Mapping[str, str]) -> dict[str, list[str]] | None:
+    if len(set(values.values())) <= MOST_GROUPS:
+        return {
+            group: [case_id for case_id, value in values.items() if value == group]
+            for group in sorted(set(values.values()))
+        }
+    try:
+        numbers = {case_id: float(value) for case_id, value in values.items() if value != "unknown"}
+    except ValueError:
+        return None
+    middle = median(numbers.values())
+    groups = {
+        f"up to {middle:g}": [case_id for case_id, number in numbers.items() if number <= middle],
+        f"above {middle:g}": [case_id for case_id, number in numbers.items() if number > middle],
+        "unknown": [case_id for case_id, value in values.items() if value == "unknown"],
+    }
+    return {group: cases for group, cases in groups.items() if cases}
+
+
+def _rows(path: Path) -> dict[str, dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or [])
+            column = next((name for name in names if name.strip().lower() in CASE_COLUMNS), None)
+            if column is None:
+                raise InputError(f"{path}: no column called {' or '.join(CASE_COLUMNS)}. Name the column of case ids.")
+            rows: dict[str, dict[str, str]] = {}
+            for row in reader:
+                case_id = (row.pop(column) or "").strip()
+                if case_id in rows:
+                    raise InputError(f"{path}: {case_id} stands in two rows. Keep one row per case.")
+                rows[case_id] = {name: row.get(name) or "" for name in names if name != column}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read ({error}). Give a CSV table in UTF-8.") from error
+    if not rows:
+        raise InputError(f"{path}: an empty table. Give one row per case.")
+    return rows
