@@ -1,11 +1,12 @@
-"""Network families as the planner sees them: how wide and deep they are, how they scan, and what that costs.
+"""Network families as the planner sees them: how wide and deep they are, how they scan, and in which frame they stand.
 
-A new family is one line in :data:`FAMILIES`; nothing else in the planner knows a family by name.
+A new family is one line in :data:`FAMILIES` and its block's cost in blocks.py; nothing else in the planner knows a
+family by name. The families themselves are built by medmamba.networks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from medmamba.errors import ConfigError, unknown_name
@@ -19,81 +20,106 @@ class Family:
 
     name: str
     kind: Kind
-    """"scan": cost by :mod:`medmamba.plans.memory`; "plain" and "residual": nnU-Net's count of convolution outputs."""
-    stem_features: int
-    """Channels of a convolution stem at full resolution."""
-    base_features: int
-    """Channels at full resolution; they double with each halving of the grid."""
-    max_features: dict[int, int]
-    """Largest number of channels, by spatial dimensions."""
-    max_pools: int | None
-    """Halvings per axis at most; None: as many as the patch allows."""
-    min_stages: int
-    """Resolutions that the network needs at least."""
-    stem_blocks: int
-    """Convolutions of a convolution stem at full resolution."""
-    blocks: int
-    """Blocks per stage of the encoder; convolutions in a stage at full resolution."""
-    expand: int
-    """Inner channels of a scan block per outer channel."""
-    backward_maps: float
-    """Temporary maps of the widest layer at full resolution where the backward pass begins; measured."""
-    state_size: dict[int, int]
-    """States per inner channel of the scan, by spatial dimensions."""
-    routes: dict[int, str]
-    """Route set by spatial dimensions."""
+    """"scan": blocks in the planned frame; "plain" and "residual": the convolution U-Nets of every comparison."""
     source: str
+    has_scan: bool = True
+    """Whether the blocks scan at all."""
+    parallel: bool = False
+    """Whether every resolution stays alive to the end of the encoder, as a branch of its own."""
+    bottleneck_only: bool = False
+    """Whether only the coarsest stage has blocks."""
+    stem_features: int = 16
+    """Channels of a convolution stem at full resolution."""
+    base_features: int = 24
+    """Channels at full resolution from which the other stages double."""
+    max_features: tuple[int, int] = (512, 320)
+    """Largest number of channels, in 2D and in 3D."""
+    max_pools: int | None = 5
+    """Halvings per axis at most; None: as many as the patch allows."""
+    min_stages: int = 2
+    """Resolutions that the network needs at least."""
+    stem_blocks: int = 2
+    """Convolutions of a convolution stem at full resolution."""
+    blocks: int = 1
+    """Blocks per stage of the encoder."""
+    conv_blocks: int = 1
+    """Residual convolution blocks before the blocks of each stage."""
+    states: tuple[int, int] = (16, 8)
+    """States per inner channel of the scan, in 2D and in 3D."""
+    routes: str = "raster"
+    """Route set of the scans, or a word for a fixed order."""
+    backward_maps: float = 1.5
+    """Temporary maps of the widest layer at full resolution where the backward pass begins; measured."""
+
+    def max_features_in(self, spatial_dims: int) -> int:
+        return self.max_features[spatial_dims - 2]
+
+    def states_in(self, spatial_dims: int) -> int:
+        return self.states[spatial_dims - 2]
 
 
-_NNUNET = "nnU-Net 2.8.1; dynamic-network-architectures 0.4.4"
-
-
-def _scan(name: str, source: str, *, expand: int = 1) -> Family:
-    return Family(
-        name=name,
-        kind="scan",
-        stem_features=16,
-        base_features=24,
-        max_features={2: 512, 3: 320},
-        max_pools=5,
-        min_stages=2,
-        stem_blocks=2,
-        blocks=1,
-        expand=expand,
-        backward_maps=1.5,
-        state_size={2: 16, 3: 8},
-        routes={2: "raster", 3: "raster"},
-        source=source,
-    )
-
-
-def _convolution(name: str, kind: Kind) -> Family:
-    return Family(
-        name=name,
-        kind=kind,
-        stem_features=32,
-        base_features=32,
-        max_features={2: 512, 3: 320},
-        max_pools=None,
-        min_stages=3,
-        stem_blocks=2,
-        blocks=2,
-        expand=1,
-        backward_maps=4.2,
-        state_size={2: 1, 3: 1},
-        routes={2: "forward", 3: "forward"},
-        source=_NNUNET,
-    )
-
+_BASELINE = Family(
+    name="plain_unet",
+    kind="plain",
+    source="nnU-Net 2.8.1; dynamic-network-architectures 0.4.4",
+    has_scan=False,
+    stem_features=32,
+    base_features=32,
+    max_pools=None,
+    min_stages=3,
+    blocks=2,
+    states=(1, 1),
+    routes="none",
+    backward_maps=4.2,
+)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        _scan("vm_unet", "VM-UNet, arXiv:2402.02491: encoder and decoder of scan blocks"),
-        _scan("mhs_vm", "MHS-VM, arXiv:2406.05992: several scan heads per block"),
-        _scan("hrvmamba", "HRVMamba: parallel branches that keep the resolution"),
-        _convolution("plain_unet", "plain"),
-        _convolution("residual_unet", "residual"),
+        Family("vm_unet", "scan", "VM-UNet, arXiv:2402.02491: gated scan blocks"),
+        Family("mhs_vm", "scan", "MHS-VM, arXiv:2406.05992: several scan heads per block", routes="heads"),
+        Family(
+            "hrvmamba",
+            "scan",
+            "HRVMamba, arXiv:2410.03174: parallel branches that keep the resolution",
+            parallel=True,
+            states=(1, 1),
+        ),
+        Family("vim", "scan", "Vim, arXiv:2401.09417: there and back through the whole map", routes="bidirectional"),
+        Family(
+            "mambaout", "scan", "MambaOut, arXiv:2405.07992: the block without a scan", has_scan=False, routes="none"
+        ),
+        Family("lamamba", "scan", "LaMamba, arXiv:2408.02615: scan and window attention", routes="continuous"),
+        Family(
+            "mate", "scan", "LinGen, arXiv:2412.09856: rotary-major scan and windows", states=(16, 16), routes="rotary"
+        ),
+        Family(
+            "u_mamba_bot",
+            "scan",
+            "U-Mamba Bot, arXiv:2401.04722: residual U-Net, scan in the bottleneck",
+            bottleneck_only=True,
+            conv_blocks=2,
+            states=(16, 16),
+            routes="forward",
+        ),
+        Family(
+            "u_mamba_enc",
+            "scan",
+            "U-Mamba Enc, arXiv:2401.04722: residual U-Net, scan in every encoder stage",
+            conv_blocks=2,
+            states=(16, 16),
+            routes="forward",
+        ),
+        Family(
+            "segmamba",
+            "scan",
+            "SegMamba, arXiv:2401.13560: gated convolution, scan in three orientations",
+            conv_blocks=0,
+            states=(16, 16),
+            routes="tri",
+        ),
+        _BASELINE,
+        replace(_BASELINE, name="residual_unet", kind="residual"),
     )
 }
 
@@ -101,14 +127,14 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
 """Residual encoder blocks per stage. Source: nnU-Net's residual encoder presets."""
 
 ROUTE_COUNT = {
-    "forward": {2: 1, 3: 1},
-    "bidirectional": {2: 2, 3: 2},
-    "cross": {2: 4, 3: 6},
-    "raster": {2: 4, 3: 6},
-    "raster_all": {2: 4, 3: 12},
-    "snake": {2: 4, 3: 6},
+    "forward": (1, 1),
+    "bidirectional": (2, 2),
+    "cross": (4, 6),
+    "raster": (4, 6),
+    "raster_all": (4, 12),
+    "snake": (4, 6),
 }
-"""Number of routes of a set, by spatial dimensions (the sets themselves are medmamba.networks.routes)."""
+"""Number of routes of a set, in 2D and in 3D (the sets themselves are medmamba.networks.routes)."""
 
 
 def family(name: str) -> Family:
@@ -123,7 +149,7 @@ def route_count(routes: str, spatial_dims: int) -> int:
     base, _, first = routes.partition(":")
     if base not in ROUTE_COUNT:
         raise unknown_name("route set", base, list(ROUTE_COUNT))
-    count = ROUTE_COUNT[base][spatial_dims]
+    count = ROUTE_COUNT[base][spatial_dims - 2]
     if not first:
         return count
     if not first.isdigit() or not 1 <= int(first) <= count:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medmamba.plans.blocks import MEASURED, gated_scan_block
 from medmamba.plans.families import Family, family, route_count
 from medmamba.plans.schema import NetworkPlan
 
@@ -23,12 +24,6 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 OPTIMISER_SLOTS = {"sgd": 1, "adamw": 2}
 """Numbers that the optimiser keeps per weight."""
-
-TILE = 64
-"""Tokens between two states that the scan keeps for its backward pass. Source: kernels/csrc/abi.h, MM_TILE."""
-
-CHANNEL_PAD = 16
-"""The kept states are padded to a multiple of this many channels. Source: kernels/csrc/abi.h."""
 
 FRAME_CONV = 3
 """Maps of a convolution of the planned frame: the norm's centred input, its output, the activated output."""
@@ -41,6 +36,12 @@ LABEL_MAPS = 3
 
 LOSS_WORKSPACE = 2
 """Further maps per class while the loss is computed or its gradient taken."""
+
+DEFORMABLE_FROM = 8
+"""Stride from which HRVMamba's convolutions are deformable in 3D. Source: medmamba.networks.high_resolution."""
+
+DEFORMABLE_NUMBERS = 27 * 4
+"""Offsets and weights of the 27 taps of a 3D deformable convolution, per group of 16 channels."""
 
 IMAGE_MAPS = 1 + 2
 """Numbers per voxel of the batch: the image (per channel), and the label map in 64-bit integers."""
@@ -107,6 +108,8 @@ def training_memory(
         encoder += full * width * FRAME_CONV * top
         decoder += full * width * _decoder_stage(chosen, top)
         heads += full * 4 * LABEL_MAPS * out_channels
+    if chosen.parallel:
+        encoder += width * sum(exchange.kept for exchange in exchanges(network, tokens))
     image = full * 4 * (in_channels + IMAGE_MAPS - 1)
     grad_maps = chosen.backward_maps * top * width
     count = weight_count(network, in_channels, out_channels)
@@ -126,21 +129,20 @@ def light_width(network: NetworkPlan) -> int:
     return max(8, network.features_per_stage[0] // 2)
 
 
-def scan_block_kept(network: NetworkPlan, inner: int, features: int) -> tuple[int, float]:
-    """Numbers that one gated scan block keeps per token: (at the working precision, always in float32).
-
-    Around the scan: the norm's input and output, both halves of the projection, the convolution, the two gates, the
-    output norm and the output projection. In the scan: its input, the step size of every route, B and C of every
-    route, the low-rank steps, and the states at the tile borders.
-    """
-    around = 2 * features + 7 * inner + 4
-    if not network.use_scan:
-        return around, 0.0
-    routes = route_count(network.routes, network.spatial_dims)
-    states, rank = network.state_size, math.ceil(features / 16)
-    padded = math.ceil(inner / CHANNEL_PAD) * CHANNEL_PAD
-    scan = inner + routes * (inner + 2 * states + rank) + routes * padded * states / TILE
-    return around, scan
+def block_cost(network: NetworkPlan, stage: int) -> tuple[float, float, int]:
+    """One block of a stage: (numbers kept per token at the working precision, those always in float32, weights)."""
+    dims, width = network.spatial_dims, network.features_per_stage[stage]
+    kernel = math.prod(network.kernel_sizes[stage])
+    if network.name in MEASURED:
+        cost = MEASURED[network.name][dims, network.use_scan]
+        kept, weights = cost.kept_at(width), cost.weights_at(width)
+        reduction = max(math.prod(s[axis] for s in network.strides[: stage + 1]) for axis in range(dims))
+        if family(network.name).parallel and dims == 3 and reduction >= DEFORMABLE_FROM:
+            offsets = DEFORMABLE_NUMBERS * math.ceil(width / 16)
+            kept, weights = kept + 2 * offsets, weights + offsets * width
+        return kept, 0.0, weights
+    routes = route_count(network.routes, dims)
+    return gated_scan_block(width, kernel, routes, network.state_size, network.use_scan)
 
 
 def weight_count(network: NetworkPlan, in_channels: int, out_channels: int) -> int:
@@ -159,13 +161,15 @@ def weight_count(network: NetworkPlan, in_channels: int, out_channels: int) -> i
             total += kernel * (before + (max(blocks, 1) - 1) * features) * features
         else:
             total += math.prod(2 * s - 1 if s <= 2 else s for s in stride) * before * features
-            total += 2 * kernel * features**2 if stage > 0 else 0
-            total += blocks * _block_weights(network, chosen, features, kernel)
+            total += 2 * chosen.conv_blocks * kernel * features**2 if stage > 0 else 0
+            total += _block_count(network, chosen, stage) * block_cost(network, stage)[2]
         if stage < last:
             deeper = network.features_per_stage[stage + 1]
             total += math.prod(network.strides[stage + 1]) * deeper * features
             total += (3 if chosen.kind != "scan" else 2) * kernel * features**2
         before = features
+    if chosen.parallel:
+        total += sum(exchange.weights for exchange in exchanges(network))
     return total + out_channels * sum(network.features_per_stage[:-1])
 
 
@@ -178,6 +182,39 @@ def largest_layer(network: NetworkPlan) -> int:
         kernel = math.prod(network.kernel_sizes[stage])
         sizes.append(kernel * features**2 * (beside_skip if stage < last else 1))
     return max(sizes)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One path between two branches of a parallel encoder."""
+
+    kept: float
+    weights: int
+
+
+def exchanges(network: NetworkPlan, tokens: Sequence[int] | None = None) -> list[Exchange]:
+    """All paths between the branches of a parallel encoder: after step n, branches 1 to n give to each other.
+
+    Down: one strided depthwise and one pointwise convolution per resolution. Up: one pointwise convolution, then
+    interpolation. ``tokens`` is the number of voxels per stage.
+    """
+    widths, last = network.features_per_stage, len(network.strides) - 1
+    size = tokens or [0] * len(widths)
+    paths = []
+    for newest in range(2, last + 1):
+        for to in range(1, newest + 1):
+            kept, weights = 2.0 * size[to] * widths[to], 0  # the sum of the branch, its activation
+            for source in range(1, newest + 1):
+                if source > to:
+                    kept += size[source] * widths[to]
+                    weights += widths[source] * widths[to]
+                for stage in range(source + 1, to + 1):
+                    out = widths[to] if stage == to else widths[source]
+                    kept += size[stage] * (2 * widths[source] + (1 if stage == to else 3) * out)
+                    taps = math.prod(2 * s - 1 if s <= 2 else s for s in network.strides[stage])
+                    weights += (taps + out) * widths[source]
+            paths.append(Exchange(kept, weights))
+    return paths
 
 
 def _tokens(network: NetworkPlan, patch_size: Sequence[int]) -> list[int]:
@@ -201,9 +238,18 @@ def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> tuple[fl
     if not _scans(network, chosen, stage):
         return FRAME_CONV * max(blocks, 1) * features, 0.0
     downsampled = 2 * features  # the norm's centred input, its output
-    convs = 2 * FRAME_CONV * features if stage > 0 else 0.0
-    half, single = scan_block_kept(network, chosen.expand * features, features)
-    return downsampled + convs + blocks * half + features, blocks * single
+    convs = 2 * FRAME_CONV * chosen.conv_blocks * features if stage > 0 else 0
+    half, single, _ = block_cost(network, stage)
+    count = _block_count(network, chosen, stage)
+    return downsampled + convs + count * half + (features if count else 0), count * single
+
+
+def _block_count(network: NetworkPlan, chosen: Family, stage: int) -> int:
+    """How many blocks run in a stage; a parallel branch has them again in every later step."""
+    blocks, last = network.blocks_per_stage[stage], len(network.strides) - 1
+    if chosen.bottleneck_only and stage < last:
+        return 0
+    return blocks * (last - stage + 1) if chosen.parallel and stage > 0 else blocks
 
 
 def _decoder_stage(chosen: Family, features: int) -> float:
@@ -212,19 +258,8 @@ def _decoder_stage(chosen: Family, features: int) -> float:
 
 
 def _scan_gradients(network: NetworkPlan, chosen: Family, stage: int) -> float:
-    """Gradients per token while the backward pass is in a scan: steps, B, C, input, output."""
-    inner = chosen.expand * network.features_per_stage[stage]
-    if not network.use_scan:
-        return 3.0 * inner
-    routes = route_count(network.routes, network.spatial_dims)
-    return routes * (inner + 4 * network.state_size) + 3.0 * inner
-
-
-def _block_weights(network: NetworkPlan, chosen: Family, features: int, kernel: int) -> int:
-    inner = chosen.expand * features
-    around = 3 * features * inner + (kernel + 3) * inner + 2 * features
-    if not network.use_scan:
-        return around
-    routes = route_count(network.routes, network.spatial_dims)
-    states, rank = network.state_size, math.ceil(features / 16)
-    return around + routes * inner * (2 * rank + 3 * states + 2)
+    """Gradients per token while the backward pass is in a block: at most what the block kept."""
+    if _block_count(network, chosen, stage) == 0:
+        return 0.0
+    half, single, _ = block_cost(network, stage)
+    return (half + single) / 2

@@ -33,11 +33,11 @@ def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use
         strides=strides,
         features_per_stage=[_features(family, level, dims) for level in levels],
         blocks_per_stage=[family.stem_blocks if level == 0 else family.blocks for level in levels],
-        state_size=family.state_size[dims],
-        routes=family.routes[dims],
+        state_size=family.states_in(dims),
+        routes=family.routes,
         kernel_sizes=kernels,
         deep_supervision=len(strides) > 2,
-        use_scan=use_scan and family.kind == "scan",
+        use_scan=use_scan and family.has_scan,
     )
 
 
@@ -79,7 +79,7 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
             "features_per_stage",
             network.features_per_stage,
             f"{family.stem_features} at full resolution, {2 * family.base_features} at half of it, doubled with each "
-            f"halving, at most {family.max_features[network.spatial_dims]}",
+            f"halving, at most {family.max_features_in(network.spatial_dims)}",
             "Each halving leaves fewer voxels, so more channels cost no more; the maximum bounds the weights.",
             family.source,
         ),
@@ -102,7 +102,7 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
             "nnU-Net 2.8.1",
         ),
     ]
-    if scans:
+    if family.has_scan:
         made += [
             decision(
                 "routes",
@@ -138,4 +138,4 @@ def _features(family: Family, level: int, dims: int) -> int:
     """Channels after ``level`` halvings."""
     if level == 0:
         return family.stem_features
-    return min(family.base_features * 2**level, family.max_features[dims])
+    return min(family.base_features * 2**level, family.max_features_in(dims))

@@ -56,6 +56,8 @@ def make_plan(
     _refuse_bad_options(fingerprint, device_memory_gb, spacing, batch_size, patch_size)
     _refuse_bad_fingerprint(fingerprint)
     chosen_family = family(network)
+    if not use_scan and not chosen_family.has_scan:
+        raise ConfigError(f"network {network!r} has no scan to leave out. Plan it as it is.")
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     target, spacing_decision = target_spacing(spacings, shapes)
     if spacing is not None:

@@ -135,6 +135,7 @@ def test_given_numbers_are_used_and_marked_as_given() -> None:
     ("options", "message"),
     [
         ({"network": "vmunet"}, "Unknown network 'vmunet'. Did you mean 'vm_unet'"),
+        ({"network": "mambaout", "use_scan": False}, "network 'mambaout' has no scan to leave out"),
         ({"configurations": ["3d"]}, "Unknown configuration '3d'"),
         ({"configurations": ["3d_lowres"]}, "Ask for 3d_fullres or 2d"),
         ({"spacing": (1, 0, 1)}, "spacing must be 3 numbers of mm"),
