@@ -16,7 +16,7 @@ from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputErrors, MedmambaError, ResourceError
 from medmamba.geometry import Grid
 from medmamba.images import Limits
-from medmamba.images.gate import shown
+from medmamba.images.gate import brief, shown
 from medmamba.images.nifti_header import Prefer
 from medmamba.images.voxels import NonFinite
 
@@ -81,7 +81,7 @@ def check_dataset(
         warnings = list(loaded.warnings)
         counts = loaded.labels.counts() if loaded.labels is not None else {}
         if loaded.labels is not None and not foreground_voxels(counts, spec):
-            warnings.append(f"{shown(case.case_id)}: the label map is empty (background only).")
+            warnings.append(f"{brief(case.case_id)}: the label map is empty (background only).")
         checked = CheckedCase(
             case.case_id,
             loaded.image.grid,
@@ -109,7 +109,7 @@ def check_dataset(
     if not problems:
         problems += _without_foreground(spec, checked, warnings)
     if problems:
-        cases = f"{total - len(checked)} of {total} cases" if len(checked) < total else "no single case"
+        cases = f"{total - len(checked)} of {total} cases" if len(checked) < total else "the description"
         raise InputErrors(
             problems,
             summary=f"{shown(spec.folder)}: {len(problems)} problem(s), in {cases}. Nothing was written.",
@@ -125,7 +125,7 @@ def _duplicates(cases: list[CheckedCase]) -> tuple[tuple[tuple[str, ...], ...], 
     warnings = []
     for group in same.values():
         if len(group) > 1:
-            names = ", ".join(shown(case.case_id) for case in group)
+            names = ", ".join(brief(case.case_id, 40) for case in group[:4]) + (", ..." if len(group) > 4 else "")
             labels = "" if len({case.label_sha256 for case in group}) == 1 else ", with different label maps"
             warnings.append(
                 f"{names}: the same image under {len(group)} names{labels}. Keep them in one fold, or one only."

@@ -15,7 +15,7 @@ from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.images import stem_of
-from medmamba.images.gate import shown
+from medmamba.images.gate import brief, shown
 
 
 class _Pair(BaseModel):
@@ -70,14 +70,16 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
     training = tuple(case for case in cases if case is not None)
     for case in training:
         if case.label is None:
-            problems.append(f"{shown(case.case_id)}: a training case without a label map. Add it in {where}.")
+            problems.append(f"{brief(case.case_id)}: a training case without a label map. Add it in {where}.")
         for label in case.annotated or ():
             if label not in labels:
-                problems.append(f"{shown(case.case_id)}: the annotated label {label!r} is not declared in {where}.")
+                problems.append(
+                    f"{brief(case.case_id)}: the annotated label {brief(label)!r} is not declared in {where}."
+                )
     _check_counts(file, where, problems, warnings)
     check_ids([*training, *(case for case in test if case is not None)], problems)
     return DatasetSpec(
-        name=file.name or folder.name,
+        name=brief(file.name or folder.name, 100),
         folder=folder,
         layout="decathlon",
         channels=channels,
@@ -107,10 +109,10 @@ def _case(folder: Path, pair: _Pair, entry: str, problems: list[str], warnings: 
         return None
     case_id = stem_of(images[0])
     if problem := case_id_problem(case_id):
-        problems.append(f"{where}: {shown(case_id)[:60]}: {problem}.")
+        problems.append(f"{where}: {brief(case_id, 60)}: {problem}.")
         return None
     if label is not None and stem_of(label) != case_id:
-        warnings.append(f"{where}: the label map {shown(label.name)} has another name than its image {shown(case_id)}.")
+        warnings.append(f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}.")
     annotated = None if pair.annotated is None else tuple(pair.annotated)
     return CaseSpec(case_id, images, label, annotated, pair.group)
 

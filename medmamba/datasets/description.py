@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -9,9 +10,11 @@ from pydantic import BaseModel, ValidationError
 from medmamba.datasets.names import clashes
 from medmamba.datasets.spec import CaseSpec
 from medmamba.errors import InputErrors
-from medmamba.images.gate import shown
+from medmamba.images.gate import brief
 
 Model = TypeVar("Model", bound=BaseModel)
+TRIED = re.compile(r"^(str|list\[.*\]|_[A-Z]\w*)$")
+LONGEST_NAME = 100
 
 
 def parse(model: type[Model], raw: Any, where: str) -> Model:
@@ -20,9 +23,15 @@ def parse(model: type[Model], raw: Any, where: str) -> Model:
         return model.model_validate(raw)
     except ValidationError as error:
         problems = []
+        seen = set()
         for item in error.errors():
-            path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
-            value = "" if item["type"] == "missing" else f" (found {shown(repr(item['input'])[:60])})"
+            # Where one of several kinds is possible, pydantic names each kind it tried; the first says enough.
+            keys = [part for part in item["loc"] if isinstance(part, int) or not TRIED.match(part)]
+            path = "".join(f"[{key}]" if isinstance(key, int) else f".{brief(key, 40)}" for key in keys).lstrip(".")
+            if path in seen:
+                continue
+            seen.add(path)
+            value = "" if item["type"] == "missing" else f" (found {brief(repr(item['input']))})"
             problems.append(f"{where}: {path or 'the file'}: {item['msg'].lower()}{value}.")
         raise InputErrors(problems, summary=f"{where}: {len(problems)} problem(s); correct them there.") from None
 
@@ -35,7 +44,17 @@ def channel_names(channels: dict[str, str] | None, where: str, problems: list[st
     if set(channels) != {str(n) for n in range(len(channels))}:
         found = ", ".join(sorted(channels))
         problems.append(f"{where}: channels are numbered {found}; they must be 0 to {len(channels) - 1} without a gap.")
+    for key, name in channels.items():
+        if not fit_to_print(name):
+            problems.append(
+                f"{where}: channel {brief(key, 10)}: {brief(name)!r} is not a name. Use a short, printable one."
+            )
     return tuple(channels[key] for key in sorted(channels, key=lambda key: (len(key), key)))
+
+
+def fit_to_print(name: str) -> bool:
+    """Whether a name can stand in tables and on terminals."""
+    return bool(name) and name.isprintable() and len(name) <= LONGEST_NAME
 
 
 def label_values(labels: dict[str, Any], where: str, problems: list[str]) -> dict[str, int]:
@@ -45,13 +64,15 @@ def label_values(labels: dict[str, Any], where: str, problems: list[str]) -> dic
         name, value = (entry, key) if isinstance(entry, str) else (key, entry)
         if isinstance(value, str):
             value = int(value) if value.isdecimal() and value.isascii() and len(value) < 10 else value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if not fit_to_print(name):
+            problems.append(f"{where}: labels: {brief(name)!r} is not a name. Use a short, printable one.")
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
             problems.append(
-                f"{where}: labels: {shown(key)!r} has the value {shown(repr(entry))}; "
+                f"{where}: labels: {brief(key)!r} has the value {brief(repr(entry))}; "
                 "a whole number from 0 on is needed."
             )
         elif name in result or value in result.values():
-            problems.append(f"{where}: labels: {shown(name)!r} = {value}: a name and a value may occur only once.")
+            problems.append(f"{where}: labels: {brief(name)!r} = {value}: a name and a value may occur only once.")
         else:
             result[name] = value
     if 0 not in result.values() and not problems:
@@ -80,5 +101,5 @@ def ignore_value(labels: dict[str, int], given: int | None, where: str, problems
 def check_ids(cases: list[CaseSpec], problems: list[str]) -> None:
     """Adds a problem for each two cases that have the same name, or nearly."""
     for first, second in clashes(case.case_id for case in cases):
-        how = "occurs twice" if first == second else f"differs from {shown(first)} only in case or accents"
-        problems.append(f"{shown(second)}: the case name {how}. Each case needs a name of its own.")
+        how = "occurs twice" if first == second else f"differs from {brief(first)} only in case or accents"
+        problems.append(f"{brief(second)}: the case name {how}. Each case needs a name of its own.")

@@ -12,7 +12,7 @@ from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.geometry import grid_difference
 from medmamba.images import LabelMap, Limits, MedicalImage, read_channels, read_label_map
-from medmamba.images.gate import shown
+from medmamba.images.gate import brief
 from medmamba.images.image import first_voxel, smallest_type
 from medmamba.images.nifti_header import Prefer
 from medmamba.images.raster import RasterHeader
@@ -53,7 +53,7 @@ def load_case(
     Raises:
         InputError, InputErrors: all that is wrong with this case, one line each, beginning with its id.
     """
-    name = shown(case.case_id)
+    name = brief(case.case_id)
     problems: list[str] = []
     image: MedicalImage | None = None
     labels: LabelMap | None = None

@@ -20,7 +20,7 @@ from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.datasets.splits import Split, read_splits
 from medmamba.errors import InputError, InputErrors
 from medmamba.images import ending_of
-from medmamba.images.gate import shown
+from medmamba.images.gate import brief, shown
 
 CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 SPLITS = "splits_final.json"
@@ -97,7 +97,7 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     if (folder / SPLITS).exists():
         splits = read_splits(folder / SPLITS, [case.case_id for case in cases])
     return DatasetSpec(
-        name=file.name or folder.name,
+        name=brief(file.name or folder.name, 100),
         folder=folder,
         layout="nnunet",
         channels=channels,
@@ -125,14 +125,12 @@ def _labels(
     lists = {name: value for name, value in file.labels.items() if isinstance(value, list)}
     ignore = plain.pop("ignore", None)
     if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int) or ignore < 1):
-        problems.append(
-            f"{where}: labels: 'ignore' has the value {shown(repr(ignore))[:40]}; a whole number is needed."
-        )
+        problems.append(f"{where}: labels: 'ignore' has the value {brief(repr(ignore), 40)}; a whole number is needed.")
         ignore = None
     for name, values in lists.items():
         if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
             problems.append(
-                f"{where}: labels: {shown(name)!r} = {shown(repr(values))[:40]}: whole numbers above 0 are needed."
+                f"{where}: labels: {brief(name)!r} = {brief(repr(values), 40)}: whole numbers above 0 are needed."
             )
             return {}, {}, (), None
     if not lists:
@@ -157,7 +155,7 @@ def _labels(
     if len(order) != len(regions) or len(set(order)) != len(order):
         problems.append(
             f"{where}: regions_class_order: {list(order)}: {len(regions)} different values are needed, one for each of "
-            f"{', '.join(shown(name) for name in regions)[:80]}."
+            f"{', '.join(brief(name) for name in regions)[:80]}."
         )
     elif not set(order) <= set(every):
         problems.append(f"{where}: regions_class_order: {list(order)} holds values that are in no region.")
@@ -187,11 +185,11 @@ def _find(
     if strays:
         warnings.append(
             f"{folder.name}: {len(strays)} file(s) are not named CASE_0000{ending} and are not used, the first is "
-            f"{shown(strays[0])[:60]}."
+            f"{brief(strays[0], 60)}."
         )
     cases = []
     for case_id, files in found.items():
-        name = shown(case_id)[:60]
+        name = brief(case_id, 60)
         if problem := case_id_problem(case_id):
             problems.append(f"{folder.name}: {name}: {problem}.")
             continue
@@ -221,7 +219,7 @@ def _listed(folder: Path, dataset: dict[str, _Listed], problems: list[str], allo
 
     cases = []
     for case_id, entry in dataset.items():
-        where = f"dataset.json: dataset: {shown(case_id)[:60]}"
+        where = f"dataset.json: dataset: {brief(case_id, 60)}"
         try:
             if problem := case_id_problem(case_id):
                 raise InputError(problem)
@@ -244,12 +242,12 @@ def _orphans(folder: Path, ending: str, case_ids: set[str]) -> list[str]:
     orphans = [n for n in names if n[: -len(ending)] not in case_ids]
     if not orphans:
         return []
-    return [f"labelsTr: {len(orphans)} label map(s) without an image, the first is {shown(orphans[0])[:60]}."]
+    return [f"labelsTr: {len(orphans)} label map(s) without an image, the first is {brief(orphans[0], 60)}."]
 
 
 def _overlap(cases: list[CaseSpec], test: list[CaseSpec], problems: list[str]) -> None:
     both = sorted({case.case_id for case in cases} & {case.case_id for case in test})
     if both:
         problems.append(
-            f"{shown(both[0])[:60]}: in imagesTr and in imagesTs ({len(both)} such case(s)). Keep each in one of them."
+            f"{brief(both[0], 60)}: in imagesTr and in imagesTs ({len(both)} such case(s)). Keep each in one of them."
         )

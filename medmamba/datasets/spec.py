@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from medmamba.images.gate import shown
+from medmamba.images.gate import brief
 
 
 @dataclass(frozen=True)
@@ -78,4 +78,4 @@ class DatasetSpec:
 
     def shown(self, path: Path) -> str:
         """A path as messages show it: relative to the dataset where it lies inside."""
-        return shown(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
+        return brief(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path, 80)

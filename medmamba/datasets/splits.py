@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, RootModel
 from medmamba.datasets.description import parse
 from medmamba.datasets.strict_json import read_json
 from medmamba.errors import InputErrors
-from medmamba.images.gate import shown
+from medmamba.images.gate import brief, shown
 
 Split = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -39,11 +39,11 @@ def read_splits(path: Path, case_ids: Sequence[str]) -> tuple[Split, ...]:
         where = f"{shown(path.name)}: fold {number}"
         if unknown := sorted({*fold.train, *fold.val} - known):
             problems.append(
-                f"{where}: {len(unknown)} unknown case(s), the first is {shown(unknown[0])[:60]}. Correct it."
+                f"{where}: {len(unknown)} unknown case(s), the first is {brief(unknown[0], 60)}. Correct it."
             )
         if leaked := sorted(set(fold.train) & set(fold.val)):
             problems.append(
-                f"{where}: {shown(leaked[0])[:60]} is in train and in val ({len(leaked)} such case(s)). Correct it."
+                f"{where}: {brief(leaked[0], 60)} is in train and in val ({len(leaked)} such case(s)). Correct it."
             )
         if not fold.train or not fold.val:
             problems.append(f"{where}: train or val is empty. Correct it.")

@@ -22,7 +22,7 @@ from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.images import stem_of
-from medmamba.images.gate import read_small, shown
+from medmamba.images.gate import brief, read_small, shown
 
 LARGEST_BYTES = 100 * 2**20
 
@@ -73,15 +73,15 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
             label = _path(folder, row["label"], allow_outside) if row.get("label") else None
             case_id = row.get("case_id") or stem_of(images[0])
             if problem := case_id_problem(case_id):
-                raise InputError(f"{shown(case_id)[:60]}: {problem}")
+                raise InputError(f"{brief(case_id, 60)}: {problem}")
             annotated = tuple(n.strip() for n in row["annotated"].split(";")) if row.get("annotated") else None
             if strange := [n for n in annotated or () if n not in labels]:
-                raise InputError(f"the annotated label {shown(strange[0])[:40]!r} is not declared in dataset.json")
+                raise InputError(f"the annotated label {brief(strange[0], 40)!r} is not declared in dataset.json")
             split = (row.get("split") or "train").lower()
             if split not in ("train", "test"):
-                raise InputError(f"split is {shown(split)[:40]!r}; train or test is needed")
+                raise InputError(f"split is {brief(split, 40)!r}; train or test is needed")
             if split == "train" and label is None:
-                raise InputError(f"{shown(case_id)[:60]}: a training case without a label map")
+                raise InputError(f"{brief(case_id, 60)}: a training case without a label map")
         except InputError as error:
             problems.append(f"{at}: {error}.")
             continue
@@ -92,7 +92,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
         problems.append(f"{where}: no training case. Add one line per case.")
     check_ids([*cases, *test], problems)
     return DatasetSpec(
-        name=file.name or folder.name,
+        name=brief(file.name or folder.name, 100),
         folder=folder,
         layout="csv",
         channels=channels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -64,7 +65,7 @@ def format_of(path: Path | str, where: str | None = None) -> Format:
         InputError: no reader knows the ending.
     """
     ending = ending_of(path)
-    if ending is None and Path(path).is_dir():
+    if ending is None and os.path.isdir(path):  # Path.is_dir raises for names that are too long
         return DICOM
     for kind in FORMATS:
         if ending in kind.endings:

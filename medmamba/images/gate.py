@@ -56,6 +56,12 @@ def shown(text: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()
 
 
+def brief(text: str | os.PathLike[str], most: int = 60) -> str:
+    """A name for a message: shown, and shortened in the middle when it is long."""
+    name = shown(text)
+    return name if len(name) <= most else f"{name[: most - 20]}…{name[-19:]}"
+
+
 def open_regular(path: Path | str, where: str | None = None) -> tuple[BinaryIO, int]:
     """Opens a regular file (a link to one is fine) without ever waiting; returns it with its size in bytes."""
     where = where or shown(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,11 @@ class LabelMap:
     warnings: tuple[str, ...] = ()
 
     def counts(self) -> dict[int, int]:
-        """Voxels per value, for the values that occur."""
+        """Voxels per value, for the values that occur; counted once."""
+        return dict(self._counts)
+
+    @cached_property
+    def _counts(self) -> dict[int, int]:
         return label_counts(self.array)
 
     def content_hash(self) -> str:

@@ -312,3 +312,92 @@ def test_problems_of_a_description_and_of_its_files_come_together(nnunet):
     with pytest.raises(InputErrors) as caught:
         check_dataset(folder)
     assert len(caught.value.problems) == 2
+
+
+ODD = [
+    None,
+    True,
+    -1,
+    3.5,
+    1e400,
+    "",
+    "\0",
+    "a/b",
+    "..",
+    "x" * 300,
+    "\x1b[31m",
+    [],
+    [None],
+    {},
+    {"0": None},
+    [[["a"]]],
+    "0",
+    2**70,
+]
+
+
+def places(value, path=()):
+    """The path of every node of a JSON value."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+def with_odd(value, path, odd):
+    if not path:
+        return odd
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = with_odd(value[path[0]], path[1:], odd)
+    return copy
+
+
+def test_any_odd_value_anywhere_in_a_description_is_read_or_refused_in_lines(nnunet, save):
+    folder = nnunet(1)
+    save("raw/imagesTr/la_000.nii.gz", np.random.default_rng(0).normal(size=(6, 7, 5, 2)).astype(np.float32))
+    explicit = {
+        "images": ["imagesTr/la_000_0000.nii.gz", "imagesTr/la_000_0001.nii.gz"],
+        "label": "labelsTr/la_000.nii.gz",
+    }
+    first = json.loads((folder / "dataset.json").read_text())
+    descriptions = [
+        {**first, "labels": REGIONS, "regions_class_order": [1, 2, 3], "dataset": {"p": explicit}},
+        {
+            "name": "D",
+            "modality": {"0": "A", "1": "B"},
+            "labels": {"0": "background", "1": "x", "2": "y"},
+            "ignore": 7,
+            "numTraining": 1,
+            "training": [
+                {"image": "imagesTr/la_000.nii.gz", "label": explicit["label"], "annotated": ["x"], "group": "g"}
+            ],
+            "test": ["a.nii.gz", {"image": ["b.nii.gz"]}],
+        },
+    ]
+    refused = 0
+    for description in descriptions:
+        for path in places(description):
+            for odd in ODD:
+                text = json.dumps(with_odd(description, path, odd)).replace("Infinity", "1e400")
+                (folder / "dataset.json").write_text(text)
+                try:
+                    check_dataset(folder, workers=1)
+                except InputError as error:
+                    refused += 1
+                    for line in str(error).replace(str(folder), "raw").splitlines():
+                        assert line.isprintable(), line
+                        assert len(line) <= 300, line
+    assert refused > 300
+
+
+def test_file_names_that_paint_terminals_or_are_very_long_are_named_in_one_short_line(nnunet):
+    folder = nnunet(2, channels=1)
+    for old, new in (("la_000", "a\x1b[31m\nb"), ("la_001", "y" * 190)):
+        (folder / f"imagesTr/{old}_0000.nii.gz").rename(folder / f"imagesTr/{new}_0000.nii.gz")
+        (folder / f"labelsTr/{old}.nii.gz").rename(folder / f"labelsTr/{new}.nii.gz")
+    (folder / f"labelsTr/{'y' * 190}.nii.gz").write_bytes(b"")
+    message = problems_of(check_dataset, folder)
+    assert "\x1b" not in message
+    assert "imagesTr: a\\x1b[31m\\nb: the case name holds control characters" in message
+    assert f"{'y' * 40}…{'y' * 19}: labelsTr/" in message
+    assert "the file is empty" in message
