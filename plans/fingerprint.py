@@ -1,7 +1,7 @@
 """The fingerprint of a dataset: the facts per case and the intensity statistics that a plan is made from.
 
 Shapes and spacings are in canonical array order (i, j, k) of images brought to RAS+. A 2D image is one slice: shape
-(1, H, W) or (W, H, 1). Images without millimetres have spacing None; the planner's rules then see :data:`PIXEL_SPACING`.
+(1, H, W) or (W, H, 1). Images without millimetres have spacing None; the rules then see :data:`PIXEL_SPACING`.
 """
 
 from __future__ import annotations
