@@ -37,6 +37,7 @@ class ConvUNet(nn.Module):
         t = topology
         self.topology = t
         self.out_channels = t.out_channels
+        self.total_stride = t.total_stride
         self.deep_supervision = t.deep_supervision
         parts = DynUNet(
             spatial_dims=t.spatial_dims,
@@ -60,7 +61,7 @@ class ConvUNet(nn.Module):
         return len(self.heads)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        x = padded = pad_to_multiple(image, self.topology.total_stride)
+        x = padded = pad_to_multiple(image, self.total_stride)
         skips = []
         for stage in self.encoder:
             x = stage(x)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import permutations
+from math import prod
 
 import numpy as np
 import torch
@@ -49,11 +50,29 @@ def routes(name: str, shape: Sequence[int], device: torch.device | str = "cpu") 
     Append ``:k`` to take the first k routes only, or ``:a-b`` for routes a to b - 1, e.g. ``"raster:3"``,
     ``"rotary:2-4"``. Raises ConfigError for an unknown set and for routes that the set does not have.
     """
+    if torch.compiler.is_compiling():
+        return _route_table(name, list(shape), str(device), route_count(name, len(shape)))
     return _cached(name, tuple(int(n) for n in shape), str(device))
 
 
 def route_count(name: str, spatial_dims: int) -> int:
     """Number of routes K of the set ``name`` in 2 or 3 dimensions."""
+    return _count(name, spatial_dims)
+
+
+@torch.library.custom_op("medmamba::route_table", mutates_args=())
+def _route_table(name: str, shape: list[int], device: str, count: int) -> Tensor:
+    """The table as an operator, which torch.compile and torch.export put into their graphs as it is."""
+    return _cached(name, tuple(shape), device).clone()
+
+
+@_route_table.register_fake
+def _(name: str, shape: list[int], device: str, count: int) -> Tensor:
+    return torch.empty((count, prod(shape)), dtype=torch.int32, device=device)
+
+
+@torch.compiler.assume_constant_result
+def _count(name: str, spatial_dims: int) -> int:
     return len(_orders(name, (2,) * spatial_dims))
 
 

@@ -126,6 +126,7 @@ class PlannedUNet(nn.Module):
         t = topology
         self.topology = t
         self.out_channels = t.out_channels
+        self.total_stride = t.total_stride
         self.deep_supervision = t.deep_supervision
         self.checkpoint_blocks = checkpoint_blocks
         widths = t.features_per_stage
@@ -156,7 +157,7 @@ class PlannedUNet(nn.Module):
         return len(self.heads)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        x = pad_to_multiple(image, self.topology.total_stride)
+        x = pad_to_multiple(image, self.total_stride)
         x = x.contiguous(memory_format=MEMORY_FORMAT[self.topology.spatial_dims])
         features = self._features(x)
         if not (self.training and self.deep_supervision):

@@ -275,3 +275,32 @@ def test_lamamba_has_the_published_number_of_parameters(width: int, count: int) 
 def test_what_a_family_asks_for_is_said(name: str, changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny(name, 2, **changes)
+
+
+@pytest.mark.slow
+@every_network
+@both_dimensions
+def test_compiled_and_exported_networks_give_the_same_logits(name: str, dims: int) -> None:
+    image = odd_image(dims, batch=1)
+    net = tiny(name, dims, deep_supervision=False).eval()
+    with torch.no_grad():
+        expected = net(image)
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(image), expected, rtol=1e-4, atol=1e-4)
+        exported = torch.export.export(net, (image,))
+        torch.testing.assert_close(exported.module()(image), expected, rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
+
+
+@every_network
+@both_dimensions
+def test_the_same_image_gives_the_same_logits_and_gradients(name: str, dims: int) -> None:
+    net, image = tiny(name, dims, deep_supervision=False), odd_image(dims)
+    results = []
+    for _ in range(2):
+        net.zero_grad()
+        logits = net(image)
+        logits.square().mean().backward()
+        results.append((logits.detach().clone(), [p.grad.clone() for p in net.parameters()]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))

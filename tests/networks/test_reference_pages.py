@@ -1,0 +1,39 @@
+"""Every registered network has its place in the reference, and the page's code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from medmamba.networks import available_networks
+from medmamba.networks.registry import network_facts
+from medmamba.networks.routes import available_routes, route_count
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+OVERVIEW = (REFERENCE / "networks.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", available_networks())
+def test_every_network_is_in_the_overview(name: str) -> None:
+    row = next(line for line in OVERVIEW.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    assert row.rstrip(" |").endswith("yes") == network_facts(name).has_scan
+
+
+def test_every_page_that_is_linked_exists() -> None:
+    pages = re.findall(r"\(([\w-]+\.md)\)", OVERVIEW)
+    assert len(pages) >= 7
+    assert all((REFERENCE / page).is_file() for page in pages)
+
+
+@pytest.mark.parametrize("name", available_routes())
+def test_every_route_set_is_in_the_table_with_its_numbers(name: str) -> None:
+    row = next(line for line in OVERVIEW.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    assert f"| {route_count(name, 2)} / {route_count(name, 3)} |" in row
+
+
+def test_the_code_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", OVERVIEW, flags=re.DOTALL)
+    exec(compile(block, "networks.md", "exec"), {})  # our own page
+    assert capsys.readouterr().out.strip() == "2"
