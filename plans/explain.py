@@ -76,6 +76,7 @@ def compare(before: Plan, after: Plan) -> list[tuple[str, str, str]]:
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "axis_order", _text(plan.axis_order)
     yield "default_configuration", plan.default_configuration
+    yield "left_right_pairs", _text(plan.left_right_pairs)
     for channel, normalization in zip(plan.channel_names, plan.normalization, strict=True):
         yield f"normalization[{channel}]", _text([normalization.scheme, normalization.use_mask])
     for name, part in plan.configurations.items():

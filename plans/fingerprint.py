@@ -100,6 +100,11 @@ class CaseStats(Record):
         return {name: count * voxel_ml for name, count in self.label_voxels.items()}
 
     @property
+    def present_labels(self) -> list[str]:
+        """Names of the labels, background left out, that have at least one voxel here."""
+        return [name for name, count in self.label_voxels.items() if count and name != "background"]
+
+    @property
     def relative_size_after_crop(self) -> float:
         """Voxels of the non-zero box divided by voxels of the image."""
         return math.prod(self.shape_after_crop) / math.prod(self.shape)
@@ -152,6 +157,17 @@ class Fingerprint(Record):
     def has_millimetres(self) -> bool:
         """Whether the images have a spacing in mm (checked to be the same for all by :func:`build_fingerprint`)."""
         return self.cases[0].spacing_mm is not None
+
+    @property
+    def empty_cases(self) -> list[str]:
+        """Ids of the cases without any foreground."""
+        return [case.case_id for case in self.cases if not case.present_labels]
+
+    @property
+    def cases_with(self) -> dict[str, list[str]]:
+        """Ids of the cases in which each label, background left out, is present."""
+        names = [name for name in self.labels if name != "background"]
+        return {name: [case.case_id for case in self.cases if name in case.present_labels] for name in names}
 
     @property
     def spacings(self) -> np.ndarray:

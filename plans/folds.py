@@ -65,10 +65,7 @@ def folds_of(
         {case.case_id: case.image_hash for case in fingerprint.cases if case.image_hash},
         [case.case_id for case in fingerprint.cases],
     )
-    present = {
-        case.case_id: [name for name, voxels in case.label_voxels.items() if voxels and name != "background"]
-        for case in fingerprint.cases
-    }
+    present = {case.case_id: case.present_labels for case in fingerprint.cases}
     return make_folds(list(present), labels_of=present, group_of=groups, n_folds=n_folds, seed=seed)
 
 

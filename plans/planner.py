@@ -15,12 +15,12 @@ from medmamba.plans.axes import axis_order, reorder
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
 from medmamba.plans.grid import Grid, Task, plan_grid
+from medmamba.plans.handmade import PLANNED, keep_handmade
 from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.schema import Configuration, Decision, Plan
+from medmamba.plans.sides import mirror_decision, side_pairs
 from medmamba.plans.spacing import median_shape, target_spacing
-
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 
 def make_plan(
@@ -37,6 +37,7 @@ def make_plan(
     ignore_label: int | None = None,
     file_ending: str = ".nii.gz",
     dataset_hash: str = "",
+    previous: Plan | None = None,
 ) -> Plan:
     """Plan a dataset.
 
@@ -49,6 +50,7 @@ def make_plan(
         configurations: names of those to keep; default: all that apply.
         use_scan: False leaves the scans out of the network, for the comparison with and without.
         regions, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries along.
+        previous: an earlier plan of this dataset, whose hand-made configurations are kept.
 
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
     that no plan can be made from.
@@ -81,7 +83,8 @@ def make_plan(
         task, target, median, len(fingerprint.cases), patch_size, wanted, fingerprint.has_millimetres
     )
     default = next(name for name in ("3d_fullres", "2d", *made) if name in made)
-    return Plan(
+    pairs = side_pairs(fingerprint)
+    made_plan = Plan(
         medmamba_version=__version__,
         dataset_name=fingerprint.dataset_name,
         dataset_hash=dataset_hash,
@@ -90,13 +93,21 @@ def make_plan(
         labels=fingerprint.labels,
         regions=None if regions is None else {name: list(parts) for name, parts in regions.items()},
         ignore_label=ignore_label,
+        left_right_pairs=[[pair.left, pair.right] for pair in pairs],
         file_ending=file_ending,
         axis_order=order,
         normalization=normalization,
         configurations=made,
         default_configuration=default,
-        decisions=[spacing_decision, order_decision, *normalization_decisions, *decisions],
+        decisions=[
+            spacing_decision,
+            order_decision,
+            *normalization_decisions,
+            mirror_decision(pairs, order),
+            *decisions,
+        ],
     )
+    return made_plan if previous is None else keep_handmade(made_plan, previous)
 
 
 def _configurations(
@@ -220,10 +231,10 @@ def _given_spacing(target: Sequence[float], by_rule: Decision) -> Decision:
 
 def _wanted(configurations: Sequence[str] | None) -> list[str]:
     if configurations is None:
-        return list(CONFIGURATIONS)
+        return list(PLANNED)
     for name in configurations:
-        if name not in CONFIGURATIONS:
-            raise unknown_name("configuration", name, CONFIGURATIONS)
+        if name not in PLANNED:
+            raise unknown_name("configuration", name, PLANNED)
     return list(configurations)
 
 

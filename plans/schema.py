@@ -143,6 +143,8 @@ class Plan(Record):
     regions: dict[str, list[str]] | None = None
     """Regions to predict instead of labels: name to the label names it joins; None: each label is a class."""
     ignore_label: int | None = None
+    left_right_pairs: list[list[str]] = Field(default_factory=list)
+    """Labels that mirroring along ``left_right_axis`` exchanges, as [left, right]."""
     file_ending: str
     axis_order: list[int]
     """Canonical array axis that becomes plan axis 0, 1, 2: the coarsest (or flat) axis first."""
@@ -173,6 +175,11 @@ class Plan(Record):
     def axis_order_back(self) -> list[int]:
         """The inverse of ``axis_order``: plan axes back to canonical array axes."""
         return [self.axis_order.index(axis) for axis in range(3)]
+
+    @property
+    def left_right_axis(self) -> int:
+        """Plan axis that runs from the patient's left to right."""
+        return self.axis_order.index(0)
 
     @property
     def default(self) -> Configuration:

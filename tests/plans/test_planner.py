@@ -180,7 +180,7 @@ def test_every_number_of_a_configuration_has_its_reason() -> None:
         assert wanted <= names
         assert all(d.reason.endswith(".") and d.rule and d.source for d in part.decisions)
     names = [d.name for d in plan.decisions]
-    assert names == ["target_spacing", "axis_order", "normalization[CT]", "configurations"]
+    assert names == ["target_spacing", "axis_order", "normalization[CT]", "left_right_pairs", "configurations"]
 
 
 def test_explaining_prints_rule_inputs_and_reason_of_each_decision() -> None:

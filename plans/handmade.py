@@ -1,0 +1,80 @@
+"""What people changed in a plan by hand: found, and carried over into a new plan instead of being lost."""
+
+from __future__ import annotations
+
+from medmamba.errors import ConfigError
+from medmamba.plans.schema import Configuration, Decision, Plan
+
+PLANNED = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""Configurations that the planner makes; every other name is hand-made."""
+
+_CHECKED = ("median_shape", "patch_size", "batch_size", "batch_dice")
+_CHECKED_NETWORK = (
+    "stem",
+    "strides",
+    "kernel_sizes",
+    "features_per_stage",
+    "blocks_per_stage",
+    "deep_supervision",
+    "routes",
+    "state_size",
+    "use_scan",
+)
+
+
+def edited_by_hand(configuration: Configuration) -> list[str]:
+    """Fields whose value is not the one that the planner decided, as text: "patch_size is [..], decided was [..]"."""
+    decided = {decision.name: decision.value for decision in configuration.decisions}
+    network = configuration.network
+    values = {name: getattr(configuration, name) for name in _CHECKED}
+    values |= {name: getattr(network, name) for name in _CHECKED_NETWORK}
+    return [
+        f"{name} is {values[name]}, decided was {decided[name]}"
+        for name in values
+        if name in decided and decided[name] != values[name]
+    ]
+
+
+def keep_handmade(new: Plan, old: Plan) -> Plan:
+    """``new`` with the hand-made configurations of ``old``.
+
+    Raises ConfigError if one of them no longer fits (another axis order, a previous stage that is gone), or if a
+    planned configuration of ``old`` was edited under its own name, which planning anew would lose.
+    """
+    for name, part in old.configurations.items():
+        if name in PLANNED and (changes := edited_by_hand(part)):
+            raise ConfigError(
+                f"configuration {name!r} was edited by hand ({changes[0]}); planning anew would lose that. Give it a "
+                f"name of its own in the plan, for example {name + '_mine'!r}, or plan into another folder."
+            )
+    kept = {name: part for name, part in old.configurations.items() if name not in PLANNED}
+    if not kept:
+        return new
+    if old.axis_order != new.axis_order:
+        raise ConfigError(
+            f"configuration {next(iter(kept))!r} was made for the axis order {old.axis_order}, the new plan has "
+            f"{new.axis_order}. Remove it from the old plan, or plan into another folder."
+        )
+    together = {**new.configurations, **kept}
+    for name, part in kept.items():
+        if part.previous_stage is not None and part.previous_stage not in together:
+            raise ConfigError(
+                f"configuration {name!r} follows {part.previous_stage!r}, which the new plan no longer has. Remove it "
+                f"from the old plan, or plan into another folder."
+            )
+    decision = Decision(
+        name="hand_made",
+        value=list(kept),
+        inputs={"old_plan": old.hash()},
+        rule="configurations under names of their own are carried over unchanged",
+        reason="Made by hand; planning anew does not touch them.",
+        source="user",
+    )
+    default = old.default_configuration if old.default_configuration in kept else new.default_configuration
+    return new.model_copy(
+        update={
+            "configurations": together,
+            "default_configuration": default,
+            "decisions": [*new.decisions, decision],
+        }
+    )
