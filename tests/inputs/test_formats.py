@@ -3,6 +3,8 @@
 import gzip
 import hashlib
 import io
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -444,3 +446,30 @@ def test_healthy_real_files_are_read_as_simpleitk_reads_them(shared_data, patter
         affine[:3, :3] = LPS @ np.array(itk.GetDirection()).reshape(3, 3) * itk.GetSpacing()
         affine[:3, 3] = LPS @ itk.GetOrigin()
         np.testing.assert_allclose(ours.grid.affine, affine, atol=1e-4)
+
+
+def test_simpleitk_is_needed_for_dicom_only(tmp_path, volume):
+    """With SimpleITK, torch and Pillow out of reach, volumes are read and written."""
+    code = (
+        "import sys\n"
+        "for name in ('SimpleITK', 'torch', 'PIL', 'matplotlib', 'scipy'): sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from medmamba.geometry import Grid, affine_from\n"
+        "from medmamba.images import read_image, write_image, list_images\n"
+        "from medmamba.datasets import read_dataset\n"
+        "for ending in ('.nii.gz', '.nrrd', '.mha', '.hdr'):\n"
+        "    path = sys.argv[1] + '/a' + ending\n"
+        "    write_image(path, np.ones((1, 3, 4, 5)), like=Grid((3, 4, 5), affine_from((1, 2, 3))))\n"
+        "    assert read_image(path).array.shape == (1, 3, 4, 5)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_analyze_header_is_refused_because_it_has_no_orientation(tmp_path, volume):
+    nib.save(nib.AnalyzeImage(volume.astype(np.int16), np.eye(4)), tmp_path / "a.hdr")
+    with pytest.raises(InputError, match=r"ANALYZE 7.5 file, which does not say how the image lies in the patient"):
+        read_image(tmp_path / "a.hdr")
