@@ -91,6 +91,23 @@ struct Rows {
     int64_t at(int64_t step) const { return order == nullptr ? step : order[step]; }
 };
 
+// The positions of one tile, and the rows of B and C there.
+struct Tile {
+    int count;
+    int64_t place[T];
+    const float *B[T], *C[T];
+};
+
+void find_tile(const MmScan& s, const Rows& rows, int64_t tile, Tile& found) {
+    const int64_t start = tile * T;
+    found.count = s.length - start < T ? (int)(s.length - start) : T;
+    for (int t = 0; t < found.count; ++t) {
+        found.place[t] = rows.at(start + t);
+        found.B[t] = s.B + rows.bc + found.place[t] * rows.bc_step;
+        found.C[t] = s.C + rows.bc + found.place[t] * rows.bc_step;
+    }
+}
+
 // h[n] = 2^(delta A2[n]) h[n] + du B[n];  y += sum_n h[n] C[n], for NB states of one tile.
 template <int NB, bool decays>
 void forward_states(int count, const vf* delta, const vf* du, vf* y, const float* const* B, const float* const* C,
@@ -147,8 +164,7 @@ void forward_task(void* context, int64_t task, int worker) {
     const PowerTable table = power_table();
     vf* const states = job.states + (int64_t)worker * job.group * N;
     vf delta[T], du[T], y[T];
-    const float *B[T], *C[T];
-    int64_t place[T];
+    Tile tiles[2];
     for (int64_t k = 0; k < s.routes; ++k) {
         const Rows rows(s, b, k);
         const int64_t bk = b * s.routes + k;
@@ -157,15 +173,18 @@ void forward_task(void* context, int64_t task, int worker) {
             if (s.initial != nullptr) pack(s.initial + bk * s.channels * N, block, s, 1.0f, h);
             else for (int64_t n = 0; n < N; ++n) h[n] = vf{};
         }
+        find_tile(s, rows, 0, tiles[0]);
         for (int64_t tile = 0; tile < layout.tiles; ++tile) {
-            const int64_t start = tile * T;
-            const int count = s.length - start < T ? (int)(s.length - start) : T;
-            for (int t = 0; t < count; ++t) {
-                place[t] = rows.at(start + t);
-                B[t] = s.B + rows.bc + place[t] * rows.bc_step;
-                C[t] = s.C + rows.bc + place[t] * rows.bc_step;
-            }
+            const Tile& now = tiles[tile & 1];
+            Tile& next = tiles[(tile + 1) & 1];
+            if (tile + 1 < layout.tiles) find_tile(s, rows, tile + 1, next);
+            const int count = now.count;
+            const int64_t* place = now.place;
             for (int64_t block = first; block < end; ++block) {
+                // Rows are far apart: ask for those of the next block or tile while this one is computed.
+                const bool same_rows = block + 1 < end;
+                const Tile& ahead = same_rows || tile + 1 == layout.tiles ? now : next;
+                const int64_t ahead_channel = (same_rows ? block + 1 : first) * W;
                 const int lanes = lanes_of_block(s, block);
                 const int64_t channel = block * W;
                 vf* h = states + (block - first) * N;
@@ -182,9 +201,15 @@ void forward_task(void* context, int64_t task, int worker) {
                     delta[t] = s.softplus ? softplus<false>(raw, table).value : raw;
                     du[t] = delta[t] * x;
                     y[t] = skip * x;
+                    const int64_t row = ahead.place[t < ahead.count ? t : 0];
+                    __builtin_prefetch(s.x + rows.x + row * rows.x_step + ahead_channel);
+                    __builtin_prefetch(s.dt + rows.dt + row * rows.dt_step + ahead_channel);
+                    __builtin_prefetch(s.y + rows.y + row * rows.y_step + ahead_channel, 1);
+                    if (!same_rows) __builtin_prefetch(ahead.B[t < ahead.count ? t : 0]);
+                    if (!same_rows) __builtin_prefetch(ahead.C[t < ahead.count ? t : 0]);
                 }
-                if (job.decays) forward_tile<true>(count, delta, du, y, B, C, N, A2, h);
-                else forward_tile<false>(count, delta, du, y, B, C, N, A2, h);
+                if (job.decays) forward_tile<true>(count, delta, du, y, now.B, now.C, N, A2, h);
+                else forward_tile<false>(count, delta, du, y, now.B, now.C, N, A2, h);
                 float* y_row = s.y + rows.y + channel;
                 const bool add = s.merge && k > 0;
                 for (int t = 0; t < count; ++t) {
@@ -239,26 +264,34 @@ void recompute_states(int count, const vf* delta, const vf* du, const float* con
     }
 }
 
-// Adjoint sweep over one tile, last position first. carry[i] is a_{t+1} g_{t+1}.
+// dB and dC of one position: chunks of W floats, each the dB of P states, then their dC.
+constexpr int P = W / 2;
+
+MM_INLINE void add_sums(float* to, vf sums, bool fresh) { store(to, fresh ? sums : load(to) + sums); }
+
+// Adjoint sweep over one tile, last position first. carry[i] is a_{t+1} g_{t+1}. Where a position has fewer than P states
+// in this call, the sums of several positions are finished together.
 template <int NB, bool fresh>
 void adjoint_states(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
-                    const float* const* C, int64_t n0, int64_t stride, const vf* A2, const vf* a, const vf* h,
-                    vf* carry, vf* dA, vf* d_du, vf* d_delta, vf* dB, vf* dC) {
-    vf g_next[NB], sum_A[NB];
+                    const float* const* C, int64_t n0, int64_t row_floats, const vf* A2, const vf* a, const vf* h,
+                    vf* carry, vf* dA, vf* d_du, vf* d_delta, float* sums) {
+    constexpr int kTogether = NB < P ? P / NB : 1;  // positions whose sums are finished together
+    vf g_next[NB], sum_A[NB], pairs[NB < P ? P : NB];
+    float* places[kTogether];
+    int waiting = 0;
 #pragma GCC unroll 8
     for (int i = 0; i < NB; ++i) g_next[i] = carry[i], sum_A[i] = dA[i];
+    float* const base = sums + n0 / P * W + n0 % P;
     for (int t = count - 1; t >= 0; --t) {
         const float* b = B[t] + n0;
         const float* c = C[t] + n0;
         const vf out = dy[t], input = du[t], step = delta[t];
         vf to_du = d_du[t], to_delta = d_delta[t];
-        vf* row_B = dB + t * stride + n0;
-        vf* row_C = dC + t * stride + n0;
+        vf* mine = kTogether == 1 ? pairs : pairs + waiting * NB;
 #pragma GCC unroll 8
         for (int i = 0; i < NB; ++i) {
             const vf g = g_next[i] + out * c[i];
-            row_C[i] = fresh ? out * h[(t + 1) * NB + i] : row_C[i] + out * h[(t + 1) * NB + i];
-            row_B[i] = fresh ? g * input : row_B[i] + g * input;
+            mine[i] = fold_pair(g * input, out * h[(t + 1) * NB + i]);
             to_du += g * b[i];
             g_next[i] = a[t * NB + i] * g;
             const vf q = g_next[i] * h[t * NB + i];
@@ -267,6 +300,24 @@ void adjoint_states(int count, const vf* delta, const vf* du, const vf* dy, cons
         }
         d_du[t] = to_du;
         d_delta[t] = to_delta;
+        float* row = base + t * row_floats;
+        if (kTogether == 1) {
+#pragma GCC unroll 8
+            for (int i = 0; i < NB; i += P) add_sums(row + i / P * W, finish_pairs(pairs + i), fresh);
+        } else {
+            places[waiting++] = row;
+            if (waiting == kTogether || t == 0) {
+                for (int i = waiting * NB; i < kTogether * NB; ++i) pairs[i] = vf{};
+                const vf finished = finish_pairs(pairs);
+                for (int j = 0; j < waiting; ++j)
+                    for (int i = 0; i < NB; ++i) {
+                        const float to_B = finished[j * NB + i], to_C = finished[P + j * NB + i];
+                        places[j][i] = fresh ? to_B : places[j][i] + to_B;
+                        places[j][P + i] = fresh ? to_C : places[j][P + i] + to_C;
+                    }
+                waiting = 0;
+            }
+        }
     }
 #pragma GCC unroll 8
     for (int i = 0; i < NB; ++i) carry[i] = g_next[i], dA[i] = sum_A[i];
@@ -277,52 +328,54 @@ struct BackwardJob {
     Layout layout;
     bool decays;
     int64_t group, groups;        // fixed by the shape alone: the sums over channels must not depend on the threads
-    int64_t padded_states;        // states, padded to a multiple of W
+    int64_t row_floats;           // floats that hold dB and dC of one position
     int64_t first_tile, end_tile; // of this phase
     const vf* A2;
     vf *carry, *dA;               // (b, k, block, n)
     vf *dD, *dbias;               // (b, k, block)
-    vf* lanes;                    // per worker: dB and dC of one tile, not yet summed over the lanes
-    float* partial;               // (group, b, k, position in phase, 2 padded_states), when groups > 1
+    float* sums;                  // per worker: dB and dC of one tile, summed over the channels of the task
+    float* partial;               // (group, b, k, position in phase, row_floats), when groups > 1
 };
 
 template <bool decays, bool fresh>
 struct BackwardTile {
     template <int NB>
     static void states(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
-                       const float* const* C, int64_t n, int64_t stride, const vf* A2, const vf* first, vf* a, vf* h,
-                       vf* carry, vf* dA, vf* d_du, vf* d_delta, vf* dB, vf* dC) {
+                       const float* const* C, int64_t n, int64_t row_floats, const vf* A2, const vf* first, vf* a,
+                       vf* h, vf* carry, vf* dA, vf* d_du, vf* d_delta, float* sums) {
         recompute_states<NB, decays>(count, delta, du, B, n, A2 + n, first + n, a, h);
-        adjoint_states<NB, fresh>(count, delta, du, dy, B, C, n, stride, A2 + n, a, h, carry + n, dA + n, d_du, d_delta,
-                                  dB, dC);
+        adjoint_states<NB, fresh>(count, delta, du, dy, B, C, n, row_floats, A2 + n, a, h, carry + n, dA + n, d_du,
+                                  d_delta, sums);
     }
     static void run(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
-                    const float* const* C, int64_t N, int64_t stride, const vf* A2, const vf* first, vf* carry, vf* dA,
-                    vf* d_du, vf* d_delta, vf* dB, vf* dC) {
+                    const float* const* C, int64_t N, int64_t row_floats, const vf* A2, const vf* first, vf* carry,
+                    vf* dA, vf* d_du, vf* d_delta, float* sums) {
         vf a[T * 8], h[(T + 1) * 8];
         int64_t n = 0;
         for (; n + 8 <= N; n += 8)
-            states<8>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+            states<8>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
         if (n + 4 <= N) {
-            states<4>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+            states<4>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
             n += 4;
         }
         if (n + 2 <= N) {
-            states<2>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+            states<2>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
             n += 2;
         }
-        if (n < N) states<1>(count, delta, du, dy, B, C, n, stride, A2, first, a, h, carry, dA, d_du, d_delta, dB, dC);
+        if (n < N) states<1>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
     }
 };
 
 void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, int64_t block, bool fresh,
-                    const int64_t* place, const float* const* B, const float* const* C, vf* dB, vf* dC) {
+                    const Tile& now, const Tile& ahead, int64_t ahead_block, float* sums) {
     const MmScanGrad& g = *job.g;
     const MmScan& s = g.s;
     const Layout& layout = job.layout;
     const Rows rows(s, b, k);
-    const int64_t N = s.states, start = tile * T, channel = block * W, bk = b * s.routes + k;
-    const int count = s.length - start < T ? (int)(s.length - start) : T;
+    const int64_t N = s.states, channel = block * W, bk = b * s.routes + k;
+    const int count = now.count;
+    const int64_t* place = now.place;
+    const float *const *B = now.B, *const *C = now.C;
     const int lanes = lanes_of_block(s, block);
     const PowerTable table = power_table();
     const vf bias = s.bias == nullptr ? vf{} : load(s.bias + k * s.channels + channel, lanes);
@@ -337,20 +390,26 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
         slope[t] = step.slope;
         du[t] = step.value * x[t];
         d_du[t] = d_delta[t] = vf{};
+        const int64_t row = ahead.place[t < ahead.count ? t : 0], next = ahead_block * W;
+        __builtin_prefetch(s.x + rows.x + next + row * rows.x_step);
+        __builtin_prefetch(s.dt + rows.dt + next + row * rows.dt_step);
+        __builtin_prefetch(g.dy + rows.y + next + row * rows.y_step);
+        __builtin_prefetch(g.dx + rows.x + next + row * rows.x_step, 1);
+        __builtin_prefetch(g.ddt + rows.dt + channel + place[t] * rows.dt_step, 1);
     }
     const int64_t at = (bk * layout.blocks + block);
     const vf* A2 = job.A2 + (k * layout.blocks + block) * N;
     const vf* first = (const vf*)(s.saved + ((bk * layout.tiles + tile) * layout.padded + channel) * N);
     vf *carry = job.carry + at * N, *dA = job.dA + at * N;
-    const int64_t stride = job.padded_states;
+    const int64_t row = job.row_floats;
     if (job.decays && fresh)
-        BackwardTile<true, true>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+        BackwardTile<true, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
     else if (job.decays)
-        BackwardTile<true, false>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+        BackwardTile<true, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
     else if (fresh)
-        BackwardTile<false, true>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+        BackwardTile<false, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
     else
-        BackwardTile<false, false>::run(count, delta, du, dy, B, C, N, stride, A2, first, carry, dA, d_du, d_delta, dB, dC);
+        BackwardTile<false, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
     vf sum_bias = vf{}, sum_skip = vf{};
     for (int t = count - 1; t >= 0; --t) {
         float* dx = g.dx + rows.x + channel + place[t] * rows.x_step;
@@ -365,47 +424,44 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     job.dD[at] += sum_skip;
 }
 
+// The finished sums of one position to their places in dB and dC.
+void write_row(const BackwardJob& job, int64_t row, const float* sums) {
+    for (int64_t n = 0; n < job.g->s.states; n += P, sums += W) {
+        const int64_t left = job.g->s.states - n < P ? job.g->s.states - n : P;
+        memcpy(job.g->dB + row + n, sums, (size_t)left * sizeof(float));
+        memcpy(job.g->dC + row + n, sums + P, (size_t)left * sizeof(float));
+    }
+}
+
 // One batch entry and a group of channel blocks, through all routes and the tiles of one phase.
 void backward_task(void* context, int64_t task, int worker) {
     const BackwardJob& job = *(const BackwardJob*)context;
     const MmScan& s = job.g->s;
-    const int64_t N = s.states, stride = job.padded_states, b = task / job.groups, group = task % job.groups;
+    const int64_t row_floats = job.row_floats, b = task / job.groups, group = task % job.groups;
     const int64_t first = group * job.group;
     const int64_t end = first + job.group < job.layout.blocks ? first + job.group : job.layout.blocks;
     const int64_t phase_length = kPhaseTiles * T;
-    vf* dB = job.lanes + (int64_t)worker * 2 * T * stride;
-    vf* dC = dB + T * stride;
-    const float *B[T], *C[T];
-    int64_t place[T];
+    float* const own = job.sums + (int64_t)worker * T * row_floats;
+    Tile tiles[2];
     for (int64_t k = 0; k < s.routes; ++k) {
         const Rows rows(s, b, k);
+        find_tile(s, rows, job.end_tile - 1, tiles[(job.end_tile - 1) & 1]);
         for (int64_t tile = job.end_tile - 1; tile >= job.first_tile; --tile) {
+            const Tile& now = tiles[tile & 1];
+            Tile& next = tiles[(tile + 1) & 1];
+            if (tile > job.first_tile) find_tile(s, rows, tile - 1, next);
             const int64_t start = tile * T;
-            const int count = s.length - start < T ? (int)(s.length - start) : T;
-            for (int t = 0; t < count; ++t) {
-                place[t] = rows.at(start + t);
-                B[t] = s.B + rows.bc + place[t] * rows.bc_step;
-                C[t] = s.C + rows.bc + place[t] * rows.bc_step;
-            }
-            for (int64_t block = first; block < end; ++block)
-                backward_block(job, b, k, tile, block, block == first, place, B, C, dB, dC);
-            float* partial = nullptr;
+            float* sums = own;
             if (job.groups > 1)
-                partial = job.partial + (((group * s.batch + b) * s.routes + k) * phase_length +
-                                         (start - job.first_tile * T)) * 2 * stride;
-            for (int t = 0; t < count; ++t)
-                for (int64_t n = 0; n < N; n += W) {
-                    const vf sum_B = lane_sums(dB + t * stride + n), sum_C = lane_sums(dC + t * stride + n);
-                    const int64_t row = rows.bc + place[t] * rows.bc_step + n;
-                    const int left = N - n < W ? (int)(N - n) : W;
-                    if (partial == nullptr) {
-                        store(job.g->dB + row, sum_B, left);
-                        store(job.g->dC + row, sum_C, left);
-                    } else {
-                        store(partial + t * 2 * stride + n, sum_B);
-                        store(partial + t * 2 * stride + stride + n, sum_C);
-                    }
-                }
+                sums = job.partial + (((group * s.batch + b) * s.routes + k) * phase_length +
+                                      (start - job.first_tile * T)) * row_floats;
+            for (int64_t block = first; block < end; ++block) {
+                const bool same_rows = block + 1 < end;
+                const Tile& ahead = same_rows || tile == job.first_tile ? now : next;
+                backward_block(job, b, k, tile, block, block == first, now, ahead, same_rows ? block + 1 : first, sums);
+            }
+            if (job.groups > 1) continue;
+            for (int t = 0; t < now.count; ++t) write_row(job, rows.bc + now.place[t] * rows.bc_step, sums + t * row_floats);
         }
     }
 }
@@ -414,26 +470,21 @@ void backward_task(void* context, int64_t task, int worker) {
 void reduce_task(void* context, int64_t task, int) {
     const BackwardJob& job = *(const BackwardJob*)context;
     const MmScan& s = job.g->s;
-    const int64_t tiles = job.end_tile - job.first_tile, N = s.states, stride = job.padded_states;
+    const int64_t tiles = job.end_tile - job.first_tile, row_floats = job.row_floats;
     const int64_t tile = job.first_tile + task % tiles, bk = task / tiles;
     const int64_t b = bk / s.routes, k = bk % s.routes, start = tile * T;
     const int64_t phase_length = kPhaseTiles * T;
     const Rows rows(s, b, k);
     const int count = s.length - start < T ? (int)(s.length - start) : T;
-    const int64_t between_groups = s.batch * s.routes * phase_length * 2 * stride;
+    const int64_t between_groups = s.batch * s.routes * phase_length * row_floats;
     for (int t = 0; t < count; ++t) {
-        const int64_t row = rows.bc + rows.at(start + t) * rows.bc_step;
-        const float* from = job.partial + (bk * phase_length + (start - job.first_tile * T) + t) * 2 * stride;
-        for (int64_t n = 0; n < N; n += W) {
-            vf sum_B = load(from + n), sum_C = load(from + stride + n);
-            for (int64_t group = 1; group < job.groups; ++group) {
-                sum_B += load(from + group * between_groups + n);
-                sum_C += load(from + group * between_groups + stride + n);
-            }
-            const int left = N - n < W ? (int)(N - n) : W;
-            store(job.g->dB + row + n, sum_B, left);
-            store(job.g->dC + row + n, sum_C, left);
+        float* sums = job.partial + (bk * phase_length + (start - job.first_tile * T) + t) * row_floats;
+        for (int64_t i = 0; i < row_floats; i += W) {
+            vf sum = load(sums + i);
+            for (int64_t group = 1; group < job.groups; ++group) sum += load(sums + group * between_groups + i);
+            store(sums + i, sum);
         }
+        write_row(job, rows.bc + rows.at(start + t) * rows.bc_step, sums);
     }
 }
 
@@ -464,10 +515,9 @@ int backward(const MmScanGrad* grad) {
     const int64_t wanted = s.batch >= 8 ? 1 : (8 + s.batch - 1) / s.batch;
     job.group = (layout.blocks + wanted - 1) / wanted;
     job.groups = (layout.blocks + job.group - 1) / job.group;
-    job.padded_states = (s.states + W - 1) / W * W;
+    job.row_floats = (s.states + P - 1) / P * W;
     const int64_t threads = s.threads > 0 ? s.threads : 1;
     const int64_t all_blocks = s.batch * s.routes * layout.blocks;
-    const int64_t lanes = threads * 2 * T * job.padded_states;
     const int64_t phase = kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
     vf* A2 = packed_decay(s, layout);
     job.A2 = A2;
@@ -475,15 +525,14 @@ int backward(const MmScanGrad* grad) {
     job.dA = allocate(all_blocks * s.states);
     job.dD = allocate(all_blocks);
     job.dbias = allocate(all_blocks);
-    job.lanes = allocate(lanes);
+    job.sums = (float*)allocate(threads * T * job.row_floats / W);
     if (job.groups > 1)
-        job.partial = (float*)allocate(job.groups * s.batch * s.routes * kPhaseTiles * T * 2 * job.padded_states / W);
-    const bool ok = A2 && job.carry && job.dA && job.dD && job.dbias && job.lanes && (job.groups == 1 || job.partial);
+        job.partial = (float*)allocate(job.groups * s.batch * s.routes * kPhaseTiles * T * job.row_floats / W);
+    const bool ok = A2 && job.carry && job.dA && job.dD && job.dbias && job.sums && (job.groups == 1 || job.partial);
     if (ok) {
         memset(job.dA, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
         memset(job.dD, 0, (size_t)all_blocks * sizeof(vf));
         memset(job.dbias, 0, (size_t)all_blocks * sizeof(vf));
-        memset(job.lanes, 0, (size_t)lanes * sizeof(vf));
         const int64_t per_bk = s.channels * s.states;
         for (int64_t at = 0; at < all_blocks; ++at) {
             if (g.dlast != nullptr)
@@ -508,7 +557,7 @@ int backward(const MmScanGrad* grad) {
     free(job.dA);
     free(job.dD);
     free(job.dbias);
-    free(job.lanes);
+    free(job.sums);
     free(job.partial);
     return ok ? MM_OK : MM_NO_MEMORY;
 }
