@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 
 from medmamba.kernels.library import instruction_set, library_path, missing_reason
 
-BACKENDS = ("cpp", "torch", "reference")
+BACKENDS = ("cpp", "triton", "torch", "reference")
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,23 @@ def why_not(backend: str, device: str, dtype: torch.dtype = torch.float32) -> st
     """Why a backend cannot run, or None if it can."""
     if backend in ("torch", "reference"):
         return None
+    if backend == "triton":
+        return _why_not_triton(device, dtype)
     if device != "cpu":
         return f"the C++ kernels run on cpu tensors, not {device}"
     if dtype != torch.float32:
         return f"the C++ kernels compute in float32, the inputs are {str(dtype).removeprefix('torch.')}"
     return missing_reason()
+
+
+def _why_not_triton(device: str, dtype: torch.dtype) -> str | None:
+    if device != "cuda":
+        return f"the Triton kernels run on CUDA and ROCm tensors, not {device}"
+    if dtype != torch.float32:
+        return f"the Triton kernels compute in float32, the inputs are {str(dtype).removeprefix('torch.')}"
+    if find_spec("triton") is None:
+        return 'triton is not installed ("pip install triton")'
+    return None
 
 
 def available_backends(device: str = "cpu") -> list[str]:
@@ -66,7 +79,8 @@ def choose_backend(backend: str, device: str, dtype: torch.dtype) -> str:
     if backend == "auto":
         chosen = next(name for name in BACKENDS if why_not(name, device, dtype) is None)
         if chosen == "torch" and dtype == torch.float32:
-            _announce_fallback(device, why_not("cpp", device, dtype) or "")
+            preferred = "triton" if device == "cuda" else "cpp"
+            _announce_fallback(device, why_not(preferred, device, dtype) or "")
         return chosen
     if backend not in BACKENDS:
         raise ValueError(f"Unknown backend {backend!r}. Available: auto, {', '.join(BACKENDS)}.")
@@ -95,4 +109,4 @@ def backend_report() -> BackendReport:
         return BackendReport(on_cpu, BackendChoice("cuda", "none", "no CUDA or ROCm device is visible", {}))
     cuda = available_backends("cuda")[0]
     refused = {name: reason for name in BACKENDS if (reason := why_not(name, "cuda")) is not None}
-    return BackendReport(on_cpu, BackendChoice("cuda", cuda, "torch operations, slow", refused | _ALWAYS_SLOW))
+    return BackendReport(on_cpu, BackendChoice("cuda", cuda, torch.cuda.get_device_name(), refused | _ALWAYS_SLOW))

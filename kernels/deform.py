@@ -88,6 +88,8 @@ def deformable_conv(
     _check(value, offset_mask, geometry)
     dtype = torch.float64 if torch.float64 in (value.dtype, offset_mask.dtype) else torch.float32
     chosen = choose_backend(backend, value.device.type, dtype)
+    if backend == "triton":
+        raise RuntimeError('deformable_conv has no Triton kernel yet: use backend "auto" or "torch" on this device.')
     value, offset_mask = value.to(dtype), offset_mask.to(dtype)
     if chosen == "cpp":
         return _deform_cpp(value, offset_mask, geometry)

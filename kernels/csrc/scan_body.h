@@ -269,18 +269,27 @@ constexpr int P = W / 2;
 
 MM_INLINE void add_sums(float* to, vf sums, bool fresh) { store(to, fresh ? sums : load(to) + sums); }
 
+// Adds a tile's sum to a long sum and keeps what rounding lost for the next time (Kahan): parameters collect their
+// gradients over all positions, tens of thousands of them.
+MM_INLINE void add_precisely(vf& sum, vf& rest, vf value) {
+    const vf corrected = value - rest;
+    const vf total = sum + corrected;
+    rest = (total - sum) - corrected;
+    sum = total;
+}
+
 // Adjoint sweep over one tile, last position first. carry[i] is a_{t+1} g_{t+1}. Where a position has fewer than P states
 // in this call, the sums of several positions are finished together.
 template <int NB, bool fresh>
 void adjoint_states(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
                     const float* const* C, int64_t n0, int64_t row_floats, const vf* A2, const vf* a, const vf* h,
-                    vf* carry, vf* dA, vf* d_du, vf* d_delta, float* sums) {
+                    vf* carry, vf* dA, vf* rest, vf* d_du, vf* d_delta, float* sums) {
     constexpr int kTogether = NB < P ? P / NB : 1;  // positions whose sums are finished together
     vf g_next[NB], sum_A[NB], pairs[NB < P ? P : NB];
     float* places[kTogether];
     int waiting = 0;
 #pragma GCC unroll 8
-    for (int i = 0; i < NB; ++i) g_next[i] = carry[i], sum_A[i] = dA[i];
+    for (int i = 0; i < NB; ++i) g_next[i] = carry[i], sum_A[i] = vf{};
     float* const base = sums + n0 / P * W + n0 % P;
     for (int t = count - 1; t >= 0; --t) {
         const float* b = B[t] + n0;
@@ -320,7 +329,7 @@ void adjoint_states(int count, const vf* delta, const vf* du, const vf* dy, cons
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < NB; ++i) carry[i] = g_next[i], dA[i] = sum_A[i];
+    for (int i = 0; i < NB; ++i) carry[i] = g_next[i], add_precisely(dA[i], rest[i], sum_A[i]);
 }
 
 struct BackwardJob {
@@ -331,7 +340,7 @@ struct BackwardJob {
     int64_t row_floats;           // floats that hold dB and dC of one position
     int64_t first_tile, end_tile; // of this phase
     const vf* A2;
-    vf *carry, *dA;               // (b, k, block, n)
+    vf *carry, *dA, *rest;        // (b, k, block, n); rest is what rounding has taken from dA
     vf *dD, *dbias;               // (b, k, block)
     float* sums;                  // per worker: dB and dC of one tile, summed over the channels of the task
     float* partial;               // (group, b, k, position in phase, row_floats), when groups > 1
@@ -342,27 +351,27 @@ struct BackwardTile {
     template <int NB>
     static void states(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
                        const float* const* C, int64_t n, int64_t row_floats, const vf* A2, const vf* first, vf* a,
-                       vf* h, vf* carry, vf* dA, vf* d_du, vf* d_delta, float* sums) {
+                       vf* h, vf* carry, vf* dA, vf* rest, vf* d_du, vf* d_delta, float* sums) {
         recompute_states<NB, decays>(count, delta, du, B, n, A2 + n, first + n, a, h);
-        adjoint_states<NB, fresh>(count, delta, du, dy, B, C, n, row_floats, A2 + n, a, h, carry + n, dA + n, d_du,
+        adjoint_states<NB, fresh>(count, delta, du, dy, B, C, n, row_floats, A2 + n, a, h, carry + n, dA + n, rest + n, d_du,
                                   d_delta, sums);
     }
     static void run(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
                     const float* const* C, int64_t N, int64_t row_floats, const vf* A2, const vf* first, vf* carry,
-                    vf* dA, vf* d_du, vf* d_delta, float* sums) {
+                    vf* dA, vf* rest, vf* d_du, vf* d_delta, float* sums) {
         vf a[T * 8], h[(T + 1) * 8];
         int64_t n = 0;
         for (; n + 8 <= N; n += 8)
-            states<8>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
+            states<8>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, rest, d_du, d_delta, sums);
         if (n + 4 <= N) {
-            states<4>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
+            states<4>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, rest, d_du, d_delta, sums);
             n += 4;
         }
         if (n + 2 <= N) {
-            states<2>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
+            states<2>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, rest, d_du, d_delta, sums);
             n += 2;
         }
-        if (n < N) states<1>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, d_du, d_delta, sums);
+        if (n < N) states<1>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, rest, d_du, d_delta, sums);
     }
 };
 
@@ -400,16 +409,16 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     const int64_t at = (bk * layout.blocks + block);
     const vf* A2 = job.A2 + (k * layout.blocks + block) * N;
     const vf* first = (const vf*)(s.saved + ((bk * layout.tiles + tile) * layout.padded + channel) * N);
-    vf *carry = job.carry + at * N, *dA = job.dA + at * N;
+    vf *carry = job.carry + at * N, *dA = job.dA + at * N, *rest = job.rest + at * N;
     const int64_t row = job.row_floats;
     if (job.decays && fresh)
-        BackwardTile<true, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
+        BackwardTile<true, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
     else if (job.decays)
-        BackwardTile<true, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
+        BackwardTile<true, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
     else if (fresh)
-        BackwardTile<false, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
+        BackwardTile<false, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
     else
-        BackwardTile<false, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, d_du, d_delta, sums);
+        BackwardTile<false, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
     vf sum_bias = vf{}, sum_skip = vf{};
     for (int t = count - 1; t >= 0; --t) {
         float* dx = g.dx + rows.x + channel + place[t] * rows.x_step;
@@ -511,7 +520,8 @@ int backward(const MmScanGrad* grad) {
     const MmScanGrad& g = *grad;
     const MmScan& s = g.s;
     const Layout layout(s);
-    BackwardJob job{grad, layout, decays_only(s), 0, 0, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    BackwardJob job{grad,    layout,  decays_only(s), 0,       0,       0,       0,      0,
+                    nullptr, nullptr, nullptr,        nullptr, nullptr, nullptr, nullptr, nullptr};
     const int64_t wanted = s.batch >= 8 ? 1 : (8 + s.batch - 1) / s.batch;
     job.group = (layout.blocks + wanted - 1) / wanted;
     job.groups = (layout.blocks + job.group - 1) / job.group;
@@ -523,14 +533,16 @@ int backward(const MmScanGrad* grad) {
     job.A2 = A2;
     job.carry = allocate(all_blocks * s.states);
     job.dA = allocate(all_blocks * s.states);
+    job.rest = allocate(all_blocks * s.states);
     job.dD = allocate(all_blocks);
     job.dbias = allocate(all_blocks);
     job.sums = (float*)allocate(threads * T * job.row_floats / W);
     if (job.groups > 1)
         job.partial = (float*)allocate(job.groups * s.batch * s.routes * kPhaseTiles * T * job.row_floats / W);
-    const bool ok = A2 && job.carry && job.dA && job.dD && job.dbias && job.sums && (job.groups == 1 || job.partial);
+    const bool ok = A2 && job.carry && job.dA && job.rest && job.dD && job.dbias && job.sums && (job.groups == 1 || job.partial);
     if (ok) {
         memset(job.dA, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
+        memset(job.rest, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
         memset(job.dD, 0, (size_t)all_blocks * sizeof(vf));
         memset(job.dbias, 0, (size_t)all_blocks * sizeof(vf));
         const int64_t per_bk = s.channels * s.states;
@@ -555,6 +567,7 @@ int backward(const MmScanGrad* grad) {
     free(A2);
     free(job.carry);
     free(job.dA);
+    free(job.rest);
     free(job.dD);
     free(job.dbias);
     free(job.sums);

@@ -64,9 +64,10 @@ def outputs_and_gradients(inputs: dict[str, Tensor], backend: str, dtype: torch.
     }
     y, last = routed_scan(**leaves, backend=backend, return_last_state=True, **options)
     generator = torch.Generator().manual_seed(99)
-    loss = torch.zeros((), dtype=y.dtype)
+    loss = torch.zeros((), dtype=y.dtype, device=y.device)
     for output in (y, last):
-        loss = loss + (output * torch.randn(output.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum()
+        cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        loss = loss + (output * cotangent.to(y)).sum()
     names = [name for name, value in leaves.items() if value.requires_grad]
     gradients = torch.autograd.grad(loss, [leaves[name] for name in names])
     return {"y": y.detach(), "last_state": last.detach(), **dict(zip(names, gradients, strict=True))}

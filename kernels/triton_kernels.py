@@ -1,0 +1,375 @@
+"""The selective scan in Triton, for CUDA and ROCm devices, in the native layout.
+
+A program owns a block of channels (one lane per channel, so that following a route is reading whole rows) and a span of
+positions, which it walks in tiles of T. For one state n at a time a tile is one first-order recurrence per lane, solved
+by an associative scan whose elements all lie in the registers of that lane: T positions are in flight at once, nothing
+is exchanged between lanes, and d_state = 1 is simply a loop of one. The state before every M tiles is kept: the
+backward pass starts from it and finds those in between again. B and C are read once per program.
+
+If batch * routes * channels do not fill the device, the route is cut into spans that run in parallel: a first pass
+finds what each span adds to the state (`KEEP_OUTPUT` false), `pass_spans` chains the spans, the second pass has the
+true states.
+
+Backward: h from the saved state by the same scan, the adjoint g_l = a_{l+1} g_{l+1} + C_l dy_l by a reverse scan. Sums
+over channels (dB, dC) and over positions (dA, dD, dbias) go to partial buffers that are added in fixed order
+afterwards: no atomics, the same bits every time. Offsets are 64 bit.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+# Nothing is told about the divisibility of sizes: the compiler would widen loads to several channels per lane and
+# spread the positions of a tile over lanes, and the scan would leave the registers. 32 channels are 128 bytes anyhow.
+NO_HINTS = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
+
+
+@triton.jit
+def _combine(a_left, b_left, a_right, b_right):
+    return a_left * a_right, b_left * a_right + b_right
+
+
+@triton.jit
+def _combine_adjoint(g_right, m_right, a_right, g_left, m_left, a_left):
+    # g_l = C_l dy_l + a_{l+1} g_{l+1}: a run of positions is (its g if nothing enters, the factor of what enters, its
+    # first a), so that the decay of the next position is met without a shifted copy
+    m = m_left * a_right
+    return g_left + m * g_right, m * m_right, a_left
+
+
+@triton.jit
+def _softplus(v):
+    # max(v, 0) + log(1 + e), e = exp(-|v|); log(1 + e) = e q(e), relative error 3e-8 also where the step is tiny
+    e = tl.exp2(-tl.abs(v) * LOG2_E)
+    q = 5.364818371e-03 * e - 3.006576847e-02
+    q = q * e + 7.920449691e-02
+    q = q * e - 1.375379908e-01
+    q = q * e + 1.915365342e-01
+    q = q * e - 2.485716329e-01
+    q = q * e + 3.332132257e-01
+    q = q * e - 4.999964796e-01
+    return tl.maximum(v, 0.0) + (q * e + 1.0) * e
+
+
+@triton.jit
+def _step(dt, bias, rows, row_valid, d, d_valid, K, channels, SOFTPLUS: tl.constexpr):
+    """Step sizes (T, BD) of the given rows, 0 beyond the end: decay 1, input 0."""
+    valid = row_valid[:, None] & d_valid[None, :]
+    v = tl.load(dt + rows[:, None] * (K * channels) + d[None, :], mask=valid, other=0.0).to(tl.float32) + bias[None, :]
+    step = _softplus(v) if SOFTPLUS else v
+    return tl.where(valid, step, 0.0), v
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def scan_forward(
+    x, dt, A, B, C, D, dt_bias, order, states, sum_dt, y,
+    length, channels, N, K, span_saves, saves, spans,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, X_PER_ROUTE: tl.constexpr, KEEP_OUTPUT: tl.constexpr,
+):  # fmt: skip
+    """states: (b, k, saves + 1, n, d) float32, the state before every M tiles and at the end.
+    y: (b, l, k, d) float32. sum_dt: (b, k, spans, d) if not KEEP_OUTPUT."""
+    bk = tl.program_id(2).to(tl.int64)
+    b = bk // K
+    k = bk % K
+    span = tl.program_id(1)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    d_valid = d < channels
+    t = tl.arange(0, T)
+    first = t == 0
+    end = t == T - 1
+    bias = tl.zeros((BD,), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(dt_bias + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    skip = tl.zeros((BD,), tl.float32)
+    if HAS_D:
+        skip = tl.load(D + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    total = tl.zeros((BD,), tl.float32)
+    if not KEEP_OUTPUT:
+        # The first pass starts from zero and uses the row of the state after the span as its own.
+        for n in range(0, N):
+            start = ((bk * (saves + 1) + span * span_saves) * N + n) * channels
+            tl.store(states + start + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+    tl.debug_barrier()
+    for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
+        # Between saved states the row of the next saved state holds the current one.
+        save = tile // M
+        row_in = save + tl.minimum(tile - save * M, 1)
+        at = tile * T + t
+        valid = at < length
+        place = at.to(tl.int64)
+        if HAS_ORDER:
+            place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+        rows = b * length + place
+        both = valid[:, None] & d_valid[None, :]
+        delta, _v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        if X_PER_ROUTE:
+            u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        else:
+            u = tl.load(x + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        du = delta * u
+        out = u * skip[None, :]
+        total += tl.sum(delta, 0)
+        for n in tl.range(0, N, loop_unroll_factor=4):
+            h0 = tl.load(states + ((bk * (saves + 1) + row_in) * N + n) * channels + d, mask=d_valid, other=0.0)
+            a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
+            b_n = tl.load(B + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
+            a = tl.exp2(delta * a_n[None, :])
+            added = du * b_n[:, None]
+            added = tl.where(first[:, None], added + a * h0[None, :], added)
+            _a, h = tl.associative_scan((a, added), 0, _combine)
+            if KEEP_OUTPUT:
+                c_n = tl.load(C + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
+                out += h * c_n[:, None]
+            tl.store(
+                states + ((bk * (saves + 1) + save + 1) * N + n) * channels
+                + tl.zeros((T,), tl.int64)[:, None] + d[None, :],
+                h, mask=end[:, None] & d_valid[None, :],
+            )  # fmt: skip
+        if KEEP_OUTPUT:
+            tl.store(y + (rows * K + k)[:, None] * channels + d[None, :], out, mask=both)
+        tl.debug_barrier()
+    if not KEEP_OUTPUT:
+        tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def pass_spans(
+    A, sum_dt, states, initial, channels, N, K, span_saves, saves, spans,
+    BD: tl.constexpr, HAS_INITIAL: tl.constexpr,
+):  # fmt: skip
+    """The true state at the start of every span: decays over whole spans are exp2(A * sum of the steps)."""
+    bk = tl.program_id(2).to(tl.int64)
+    k = bk % K
+    n = tl.program_id(1)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    d_valid = d < channels
+    a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
+    h = tl.zeros((BD,), tl.float32)
+    if HAS_INITIAL:
+        h = tl.load(initial + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+    # The end of a span lies in the row of the next span's start: read it before that row gets its true state.
+    local = tl.zeros((BD,), tl.float32)
+    for span in range(0, spans):
+        row = ((bk * (saves + 1) + span * span_saves) * N + n) * channels
+        after = ((bk * (saves + 1) + tl.minimum((span + 1) * span_saves, saves)) * N + n) * channels
+        local = tl.load(states + after + d, mask=d_valid, other=0.0)
+        tl.store(states + row + d, h, mask=d_valid)
+        decay = tl.exp2(a_n * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
+        h = decay * h + local
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def adjoint_spans(
+    dt, A, C, dt_bias, order, dy, carries, sum_dt,
+    length, channels, N, K, span_saves, saves, spans,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_ORDER: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
+):  # fmt: skip
+    """What each span adds to the adjoint that leaves it at its start, a_first g_first: carries (b, k, spans, n, d)."""
+    bk = tl.program_id(2).to(tl.int64)
+    b = bk // K
+    k = bk % K
+    span = tl.program_id(1)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    d_valid = d < channels
+    t = tl.arange(0, T)
+    begin = t == 0
+    bias = tl.zeros((BD,), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(dt_bias + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    base = (bk * spans + span) * N * channels
+    for n in range(0, N):
+        tl.store(carries + base + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+    tl.debug_barrier()
+    total = tl.zeros((BD,), tl.float32)
+    last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
+    for back in range(0, last_tile - span * span_saves * M + 1):
+        at = (last_tile - back) * T + t
+        valid = at < length
+        place = at.to(tl.int64)
+        if HAS_ORDER:
+            place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+        rows = b * length + place
+        both = valid[:, None] & d_valid[None, :]
+        delta, _v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        if DY_PER_ROUTE:
+            g_out = tl.load(dy + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        else:
+            g_out = tl.load(dy + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        total += tl.sum(delta, 0)
+        for n in range(0, N):
+            carry = tl.load(carries + base + n * channels + d, mask=d_valid, other=0.0)
+            a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
+            c_n = tl.load(C + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
+            # G_l = a_l (G_{l+1} + C_l dy_l), so the element at l is (a_l, a_l C_l dy_l)
+            a = tl.exp2(delta * a_n[None, :])
+            added = a * (g_out * c_n[:, None] + tl.where((t == T - 1)[:, None], carry[None, :], 0.0))
+            _a, G = tl.associative_scan((a, added), 0, _combine, reverse=True)
+            tl.store(
+                carries + base + n * channels + tl.zeros((T,), tl.int64)[:, None] + d[None, :],
+                G, mask=begin[:, None] & d_valid[None, :],
+            )  # fmt: skip
+        tl.debug_barrier()
+    tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def pass_adjoints(
+    A, sum_dt, carries, dlast, dinitial, channels, N, K, spans,
+    BD: tl.constexpr, HAS_DLAST: tl.constexpr, HAS_DINITIAL: tl.constexpr,
+):  # fmt: skip
+    """Turns what spans add into what enters each at its end; what leaves the first is the initial state's gradient."""
+    bk = tl.program_id(2).to(tl.int64)
+    k = bk % K
+    n = tl.program_id(1)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    d_valid = d < channels
+    a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
+    G = tl.zeros((BD,), tl.float32)
+    if HAS_DLAST:
+        G = tl.load(dlast + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+    for back in range(0, spans):
+        span = spans - 1 - back
+        row = ((bk * spans + span) * N + n) * channels
+        local = tl.load(carries + row + d, mask=d_valid, other=0.0)
+        tl.store(carries + row + d, G, mask=d_valid)
+        decay = tl.exp2(a_n * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
+        G = decay * G + local
+    if HAS_DINITIAL:
+        tl.store(dinitial + (bk * channels + d) * N + n, G, mask=d_valid)
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def scan_backward(
+    x, dt, A, B, C, D, dt_bias, order, states, carries, dy,
+    dx, ddt, dA, dB, dC, dD, dbias, scratch,
+    length, channels, N, K, span_saves, saves, spans, blocks,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, X_PER_ROUTE: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
+):  # fmt: skip
+    """Gradients: dx, ddt (b, l, k, d); dA (b, k, spans, n, d) and dD, dbias (b, k, spans, d), to be summed;
+    dB, dC (blocks, b, l, k, n), to be summed over the channel blocks. carries: (b, k, spans, n, d).
+    scratch: (programs, M, n, BD)."""
+    bk = tl.program_id(2).to(tl.int64)
+    b = bk // K
+    k = bk % K
+    span = tl.program_id(1)
+    block = tl.program_id(0)
+    d = block * BD + tl.arange(0, BD)
+    d_valid = d < channels
+    t = tl.arange(0, T)
+    begin = t == 0
+    bias = tl.zeros((BD,), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(dt_bias + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    skip = tl.zeros((BD,), tl.float32)
+    if HAS_D:
+        skip = tl.load(D + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    base = (bk * spans + span) * N * channels
+    for n in range(0, N):
+        tl.store(dA + base + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+    tl.debug_barrier()
+    sum_bias = tl.zeros((BD,), tl.float32)
+    sum_skip = tl.zeros((BD,), tl.float32)
+    last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
+    sums = block.to(tl.int64) * (tl.num_programs(2) // K) * length
+    program = ((bk * spans + span) * blocks + block) * M * N * BD
+    lane = tl.arange(0, BD)
+    for back in range(0, last_tile - span * span_saves * M + 1):
+        tile = last_tile - back
+        save = tile // M
+        if tile == save * M + M - 1:
+            # Entering M tiles from behind: find the state before each of them from the saved one.
+            for forth in range(0, M):
+                at = (save * M + forth) * T + t
+                valid = at < length
+                place = at.to(tl.int64)
+                if HAS_ORDER:
+                    place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+                rows = b * length + place
+                both = valid[:, None] & d_valid[None, :]
+                delta, v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+                if X_PER_ROUTE:
+                    u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0)
+                else:
+                    u = tl.load(x + rows[:, None] * channels + d[None, :], mask=both, other=0.0)
+                du = delta * u.to(tl.float32)
+                for n in range(0, N):
+                    if forth == 0:
+                        saved = ((bk * (saves + 1) + save) * N + n) * channels
+                        h0 = tl.load(states + saved + d, mask=d_valid, other=0.0)
+                        tl.store(scratch + program + n * BD + lane, h0)
+                    else:
+                        h0 = tl.load(scratch + program + (forth * N + n) * BD + lane)
+                    if forth < M - 1:
+                        a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
+                        b_n = tl.load(B + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
+                        a = tl.exp2(delta * a_n[None, :])
+                        added = du * b_n[:, None]
+                        added = tl.where(begin[:, None], added + a * h0[None, :], added)
+                        _a, h = tl.associative_scan((a, added), 0, _combine)
+                        tl.store(
+                            scratch + program + ((forth + 1) * N + n) * BD
+                            + tl.zeros((T,), tl.int64)[:, None] + lane[None, :],
+                            h, mask=(t == T - 1)[:, None] & (lane >= 0)[None, :],
+                        )  # fmt: skip
+                tl.debug_barrier()
+        at = tile * T + t
+        valid = at < length
+        place = at.to(tl.int64)
+        if HAS_ORDER:
+            place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+        rows = b * length + place
+        both = valid[:, None] & d_valid[None, :]
+        delta, v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        if X_PER_ROUTE:
+            u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        else:
+            u = tl.load(x + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        if DY_PER_ROUTE:
+            g_out = tl.load(dy + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        else:
+            g_out = tl.load(dy + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        du = delta * u
+        to_du = tl.zeros((T, BD), tl.float32)
+        to_delta = tl.zeros((T, BD), tl.float32)
+        for n in range(0, N):
+            h0 = tl.load(scratch + program + ((tile - save * M) * N + n) * BD + lane)
+            carry = tl.load(carries + base + n * channels + d, mask=d_valid, other=0.0)
+            a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+            b_n = tl.load(B + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
+            c_n = tl.load(C + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
+            a = tl.exp2(delta * (a_n * LOG2_E)[None, :])
+            added = du * b_n[:, None]
+            _a, h = tl.associative_scan((a, tl.where(begin[:, None], added + a * h0[None, :], added)), 0, _combine)
+            seen = g_out * c_n[:, None] + tl.where((t == T - 1)[:, None], carry[None, :], 0.0)
+            g, _m, _b = tl.associative_scan(
+                (seen, tl.full((T, BD), 1.0, tl.float32), a), 0, _combine_adjoint, reverse=True
+            )
+            tl.store(
+                carries + base + n * channels + tl.zeros((T,), tl.int64)[:, None] + d[None, :],
+                a * g, mask=begin[:, None] & d_valid[None, :],
+            )  # fmt: skip
+            q = g * (h - added)  # h - added is a_l h_{l-1}
+            to_du += g * b_n[:, None]
+            to_delta += q * a_n[None, :]
+            old = tl.load(dA + base + n * channels + d, mask=d_valid, other=0.0)
+            tl.store(dA + base + n * channels + d, old + tl.sum(q * delta, 0), mask=d_valid)
+            row = (sums + rows) * K * N + k * N + n
+            tl.store(dB + row, tl.sum(g * du, 1), mask=valid)
+            tl.store(dC + row, tl.sum(h * g_out, 1), mask=valid)
+        to_x = to_du * delta + g_out * skip[None, :]
+        slope = tl.full((T, BD), 1.0, tl.float32)
+        if SOFTPLUS:
+            slope = 1.0 / (1.0 + tl.exp2(-v * LOG2_E))
+        to_dt = tl.where(both, (to_du * u + to_delta) * slope, 0.0)
+        out = (rows * K + k)[:, None] * channels + d[None, :]
+        tl.store(dx + out, to_x, mask=both)
+        tl.store(ddt + out, to_dt, mask=both)
+        sum_bias += tl.sum(to_dt, 0)
+        sum_skip += tl.sum(g_out * u, 0)
+        tl.debug_barrier()
+    row = (bk * spans + span) * channels + d
+    tl.store(dD + row, sum_skip, mask=d_valid)
+    tl.store(dbias + row, sum_bias, mask=d_valid)

@@ -1,0 +1,189 @@
+"""The Triton backend of the selective scan as PyTorch operators for CUDA and ROCm devices.
+
+Triton is imported at the first call. The kernels are in `triton_kernels.py`; here are the launches: how a scan is cut
+into programs, which buffers they fill, and the sums that finish the gradients in a fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Positions per tile, tiles per saved state, and channels per program: one warp, one lane per channel, the positions of
+# a tile in its registers. Tiles of 16 make the backward pass spill.
+TILE = 8
+TILES_PER_SAVE = 8
+BLOCK = 32
+WARPS = 1
+# Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
+WANTED_PROGRAMS = 2112
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Sizes of one scan and how it is cut into programs."""
+
+    batch: int
+    length: int
+    K: int
+    channels: int
+    N: int
+
+    @property
+    def saves(self) -> int:
+        """Saved states."""
+        return -(-self.length // (TILE * TILES_PER_SAVE))
+
+    @property
+    def blocks(self) -> int:
+        """Channel blocks."""
+        return -(-self.channels // BLOCK)
+
+    @property
+    def span_saves(self) -> int:
+        """Saved states of one program: all, unless there are too few programs to fill the device."""
+        programs = self.batch * self.K * self.blocks
+        spans = min(self.saves, max(1, -(-WANTED_PROGRAMS // programs)))
+        return -(-self.saves // spans)
+
+    @property
+    def spans(self) -> int:
+        """Spans that run in parallel."""
+        return -(-self.saves // self.span_saves)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Programs: channel blocks, spans, batch entries and routes."""
+        return self.blocks, self.spans, self.batch * self.K
+
+    @property
+    def states_grid(self) -> tuple[int, int, int]:
+        """Programs of the kernels that chain spans: channel blocks, states, batch entries and routes."""
+        return self.blocks, self.N, self.batch * self.K
+
+    @property
+    def saved_shape(self) -> tuple[int, ...]:
+        """The state before every TILES_PER_SAVE tiles and after the last."""
+        return self.batch, self.K, self.saves + 1, self.N, self.channels
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As the kernels take them."""
+        return self.length, self.channels, self.N, self.K, self.span_saves, self.saves, self.spans
+
+
+def launch_of(dt: Tensor, A: Tensor) -> Launch:
+    """The launch for dt (batch, L, K, channels) and A (K, channels, N)."""
+    return Launch(*dt.shape, A.shape[-1])
+
+
+def forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    routes: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    merge: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (float32), last state, saved states. Inputs may be float16, bfloat16 or float32, contiguous."""
+    from medmamba.kernels.triton_kernels import pass_spans, scan_forward
+
+    cut = launch_of(dt, A)
+    states = dt.new_empty(cut.saved_shape, dtype=torch.float32)
+    y = dt.new_empty(dt.shape, dtype=torch.float32)
+    nothing = states  # a pointer for arguments that are not read
+    pointers = [x, dt, A, B, C, D, dt_bias, routes]
+    pointers = [nothing if pointer is None else pointer for pointer in pointers]
+    flags = {
+        "T": TILE,
+        "M": TILES_PER_SAVE,
+        "BD": BLOCK,
+        "SOFTPLUS": softplus,
+        "HAS_D": D is not None,
+        "HAS_BIAS": dt_bias is not None,
+        "HAS_ORDER": routes is not None,
+        "X_PER_ROUTE": x.dim() == 4,
+        "num_warps": WARPS,
+    }
+    if cut.spans > 1:
+        sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
+        scan_forward[cut.grid](*pointers, states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
+        chain = (A, sum_dt, states, nothing if initial_state is None else initial_state)
+        sizes = (cut.channels, cut.N, cut.K, cut.span_saves, cut.saves, cut.spans)
+        has_initial = initial_state is not None
+        pass_spans[cut.states_grid](*chain, *sizes, BD=BLOCK, HAS_INITIAL=has_initial, num_warps=WARPS)
+    elif initial_state is None:
+        states[:, :, 0] = 0
+    else:
+        states[:, :, 0] = initial_state.transpose(-1, -2)
+    scan_forward[cut.grid](*pointers, states, nothing, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
+    last = states[:, :, -1].transpose(-1, -2).contiguous()
+    return (y.sum(2) if merge else y), last, states
+
+
+def backward(
+    dy: Tensor,
+    dlast: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    routes: Tensor | None,
+    initial_state: Tensor | None,
+    states: Tensor,
+    softplus: bool,
+    merge: bool,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
+    from medmamba.kernels.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
+
+    cut = launch_of(dt, A)
+    carries = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
+    nothing = states
+    flags = {"T": TILE, "M": TILES_PER_SAVE, "BD": BLOCK, "SOFTPLUS": softplus, "num_warps": WARPS}
+    flags |= {"HAS_BIAS": dt_bias is not None, "HAS_ORDER": routes is not None, "DY_PER_ROUTE": not merge}
+    bias, order = (nothing if pointer is None else pointer for pointer in (dt_bias, routes))
+    dinitial = None if initial_state is None else states.new_empty(initial_state.shape)
+    if cut.spans > 1 or dinitial is not None:
+        sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
+        adjoint_spans[cut.grid](dt, A, C, bias, order, dy, carries, sum_dt, *cut.sizes, **flags)
+        chain = (A, sum_dt, carries, *(nothing if pointer is None else pointer for pointer in (dlast, dinitial)))
+        has = {"HAS_DLAST": dlast is not None, "HAS_DINITIAL": dinitial is not None}
+        pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=BLOCK, **has, num_warps=WARPS)
+    elif dlast is None:
+        carries.zero_()
+    else:
+        carries.copy_(dlast.transpose(-1, -2).unsqueeze(2))
+    dx, ddt = (states.new_empty(dt.shape) for _ in range(2))
+    dA = states.new_empty(carries.shape)
+    dB, dC = (states.new_empty(cut.blocks, *B.shape) for _ in range(2))
+    dD, dbias = (states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
+    scratch = states.new_empty(cut.batch * cut.K * cut.spans * cut.blocks, TILES_PER_SAVE, cut.N, BLOCK)
+    skip = nothing if D is None else D
+    scan_backward[cut.grid](
+        *(x, dt, A, B, C, skip, bias, order, states, carries, dy),
+        *(dx, ddt, dA, dB, dC, dD, dbias, scratch, *cut.sizes, cut.blocks),
+        **flags,
+        HAS_D=D is not None,
+        X_PER_ROUTE=x.dim() == 4,
+    )
+    return (
+        dx if x.dim() == 4 else dx.sum(2),
+        ddt,
+        dA.sum((0, 2)).transpose(-1, -2),
+        dB.sum(0),
+        dC.sum(0),
+        None if D is None else dD.sum((0, 2)),
+        None if dt_bias is None else dbias.sum((0, 2)),
+        dinitial,
+    )

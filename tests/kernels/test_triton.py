@@ -1,0 +1,103 @@
+"""The Triton kernels without a device: they compile for every target, and the interpreter agrees with the loop."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scan_cases import ROOT, errors, outputs_and_gradients, scan_inputs
+
+from medmamba.kernels import backend_report, routed_scan
+from medmamba.kernels.backends import why_not
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+KERNELS = ("scan_forward", "scan_backward", "pass_spans", "adjoint_spans", "pass_adjoints")
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_kernel_compiles_ahead_of_time_without_spills(kernel, target, dtype, monkeypatch, tmp_path):
+    from medmamba.kernels.triton_check import compile_kernel
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled = compile_kernel(kernel, target, dtype)
+    assert compiled.seconds < 60  # a few seconds on a quiet machine
+    # ptxas gives one kernel 8 bytes of stack for alignment; spilled tiles take hundreds
+    assert compiled.stack_bytes is None or compiled.stack_bytes <= 8
+
+
+@needs_triton
+def test_the_interpreted_kernels_equal_the_float64_loop():
+    here = Path(__file__).parent
+    environment = {"PYTHONPATH": f"{ROOT}:{here}", "PATH": "/usr/bin:/bin", "HOME": str(here)}
+    done = subprocess.run(
+        [sys.executable, str(here / "triton_interpreted.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for case, found in json.loads(done.stdout.splitlines()[-1]).items():
+        assert max(found.values()) <= 1e-6, (case, found)
+
+
+def test_triton_is_refused_for_cpu_tensors_with_the_reason():
+    inputs = {n: v.float() if v.is_floating_point() else v for n, v in scan_inputs(1, 4, 1, 2, 2).items()}
+    with pytest.raises(RuntimeError, match=r"Backend 'triton' cannot run: .*CUDA and ROCm tensors, not cpu"):
+        routed_scan(**inputs, backend="triton")
+    assert "float64" in str(why_not("triton", "cuda", torch.float64))
+    assert "CUDA and ROCm" in backend_report().cpu.refused["triton"]
+
+
+def test_spans_fill_the_device_only_where_channels_do_not():
+    from medmamba.kernels.triton_scan import Launch
+
+    wide = Launch(batch=8, length=4096, K=4, channels=192, N=16)
+    volume = Launch(batch=1, length=262144, K=1, channels=96, N=16)
+    assert wide.spans <= 12
+    assert volume.spans > 500
+    for cut in (wide, volume, Launch(1, 1, 1, 1, 1), Launch(1, 65, 1, 33, 3)):
+        assert cut.spans * cut.span_saves >= cut.saves > (cut.spans - 1) * cut.span_saves
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
+@pytest.mark.parametrize(
+    "shape", [(2, 600, 4, 96, 16), (1, 5000, 1, 33, 16), (2, 70, 3, 40, 1), (1, 33, 2, 7, 24)], ids=str
+)
+@pytest.mark.parametrize("options", [{}, {"merge": False}, {"softplus": False}], ids=str)
+@pytest.mark.parametrize("per_route", [False, True])
+def test_on_the_device_everything_equals_the_float64_scan(shape, options, per_route):
+    inputs = scan_inputs(*shape, per_route=per_route)
+    if options.get("softplus") is False:
+        inputs["dt"], inputs["dt_bias"] = 0.1 * inputs["dt"].abs(), 0.01 * inputs["dt_bias"].abs()
+    truth = outputs_and_gradients(inputs, "torch", torch.float64, **options)
+    found = outputs_and_gradients({n: v.cuda() for n, v in inputs.items()}, "triton", torch.float32, **options)
+    found = {name: value.cpu() for name, value in found.items()}
+    assert max(errors(found, truth).values()) <= 2e-5, errors(found, truth)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
+def test_on_the_device_gradients_are_the_same_bits_every_time():
+    inputs = {name: value.cuda() for name, value in scan_inputs(1, 3000, 2, 64, 16).items()}
+    first, second = (outputs_and_gradients(inputs, "triton", torch.float32) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_the_device_half_precision_inputs_are_computed_in_float32(dtype):
+    inputs = scan_inputs(2, 300, 2, 32, 8)
+    rounded = {n: v.to(dtype) if n in ("x", "dt", "B", "C") else v for n, v in inputs.items()}
+    on_device = {n: v.cuda().float() if v.dtype == torch.float64 else v.cuda() for n, v in rounded.items()}
+    exact = {n: v.double() if v.is_floating_point() else v for n, v in rounded.items()}
+    truth = routed_scan(**exact, backend="torch")
+    assert (routed_scan(**on_device).cpu() - truth).norm() <= 1e-5 * truth.norm()
