@@ -39,7 +39,8 @@ Affine = npt.NDArray[np.float64]
 SMALLEST_SPACING_MM = 0.01  # below: a header in metres or an empty one
 LARGEST_SPACING_MM = 100.0  # above: a header in micrometres
 SHEAR_TOLERANCE = 1e-3  # |cosine| between two axes; gantry tilt of 0.06 degrees
-SAME_GRID_TOLERANCE = 1e-3  # of a voxel, over the whole field of view
+SAME_GRID_TOLERANCE = 1e-3  # of the spacing, for the origin and for each axis' step
+SAME_CORNER_VOXELS = 0.05  # by which a far corner may move: a rotation stored as a float32 quaternion is that rough
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +161,8 @@ def affine_problem(
 def grid_difference(first: Grid, second: Grid, *, tolerance: float = SAME_GRID_TOLERANCE) -> str | None:
     """How two grids differ, in words, or None when they are the same.
 
-    Affines are the same when no corner of the image moves by more than ``tolerance`` of the smallest spacing.
+    They are the same when the origin and the step along each axis differ by no more than ``tolerance`` of the spacing,
+    and no corner of the field of view by more than 0.05 voxel.
     """
     if first.shape != second.shape:
         return f"differ in shape: {first.shape} and {second.shape}"
@@ -168,20 +170,36 @@ def grid_difference(first: Grid, second: Grid, *, tolerance: float = SAME_GRID_T
         return None
     assert first.spacing_mm is not None
     assert second.spacing_mm is not None
-    allowed = tolerance * min(first.spacing_mm)
-    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in first.shape))]).T
-    shift = np.linalg.norm((second.affine - first.affine)[:3] @ corners, axis=0)
-    columns = np.linalg.norm((second.affine - first.affine)[:3, :3], axis=0)  # one-slice axes have no far corner
-    if shift.max() <= allowed and columns.max() <= allowed:
+    moved = float(np.linalg.norm((second.affine - first.affine)[:3, 3]))
+    if moved <= tolerance * min(first.spacing_mm) and same_box(first, second, tolerance=tolerance):
         return None
     if first.orientation != second.orientation:
         return f"differ in orientation: {first.orientation} and {second.orientation}"
     if not np.allclose(first.spacing_mm, second.spacing_mm, rtol=tolerance):
         return f"differ in spacing (mm): {_numbers(first.spacing_mm)} and {_numbers(second.spacing_mm)}"
     origins = first.affine[:3, 3], second.affine[:3, 3]
-    if columns.max() <= allowed:
+    if moved > tolerance * min(first.spacing_mm):
         return f"differ in origin (mm): {_numbers(origins[0])} and {_numbers(origins[1])}"
-    return f"differ in place by up to {shift.max():.3g} mm (directions of the axes are not the same)"
+    shift = _corner_shift_mm(first, second)
+    return f"differ in place by up to {shift:.3g} mm (directions of the axes are not the same)"
+
+
+def same_box(first: Grid, second: Grid, *, tolerance: float = SAME_GRID_TOLERANCE) -> bool:
+    """Whether two grids of one shape cover the same voxels of the world, to within 0.05 voxel at the corners."""
+    if first.shape != second.shape or first.affine is None or second.affine is None:
+        return first.shape == second.shape
+    assert first.spacing_mm is not None
+    steps = np.linalg.norm((second.affine - first.affine)[:3, :3], axis=0)  # one slice has no far corner
+    near = bool((steps <= tolerance * np.array(first.spacing_mm)).all())
+    return near and _corner_shift_mm(first, second) <= SAME_CORNER_VOXELS * min(first.spacing_mm)
+
+
+def _corner_shift_mm(first: Grid, second: Grid) -> float:
+    """How far the eight outer voxels of two grids of one shape lie apart at most."""
+    assert first.affine is not None
+    assert second.affine is not None
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in first.shape))]).T
+    return float(np.linalg.norm((second.affine - first.affine)[:3] @ corners, axis=0).max())
 
 
 def canonical_reorientation(grid: Grid) -> tuple[Shape, tuple[bool, bool, bool]]:

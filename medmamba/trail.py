@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.geometry import Grid, Shape, Spacing, canonical_reorientation, grid_difference
+from medmamba.geometry import Grid, Shape, Spacing, canonical_reorientation, same_box
 
 Array = npt.NDArray[Any]
 Fill = float | int | npt.NDArray[Any]  # one value, or one per channel (C,)
@@ -299,7 +299,7 @@ def reindexed(array: Array, grid: Grid, onto: Grid) -> Array | None:
     Returns None when the two grids are not the same voxels of the world, so that values would have to be invented.
     """
     here, there = (SpatialTrail(g).then(Reorient.to_canonical(g)) for g in (grid, onto))
-    if grid_difference(here.grid, there.grid) is not None:
+    if not same_box(here.grid, there.grid):
         return None
     return there.undo(here.apply(array))
 

@@ -71,6 +71,7 @@ def load_case(
         else:
             labels = _black_and_white(labels, spec, label_where)
             problems += undeclared(labels, spec, label_where)
+            problems += _not_annotated(labels, spec, case, label_where)
     if image is not None:
         if image.channels != len(spec.channels):
             problems.append(
@@ -126,6 +127,19 @@ def undeclared(labels: LabelMap, spec: DatasetSpec, where: str) -> list[str]:
         rest = len(strange) - MOST_VALUES_SHOWN
         lines.append(f"{where}: {rest} more values are not declared. Check that this file is a label map.")
     return lines
+
+
+def _not_annotated(labels: LabelMap, spec: DatasetSpec, case: CaseSpec, where: str) -> list[str]:
+    """Labels that occur although the case is said not to have been annotated for them."""
+    if case.annotated is None:
+        return []
+    counts = labels.counts()
+    return [
+        f"{where}: label {brief(name)!r} in {counts[value]} voxel(s), but it is not among the labels annotated in this "
+        "case. Correct one of them."
+        for name, value in spec.labels.items()
+        if value != 0 and value in counts and name not in case.annotated
+    ]
 
 
 def foreground_voxels(counts: Mapping[int, int], spec: DatasetSpec) -> int:

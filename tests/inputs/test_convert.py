@@ -151,13 +151,13 @@ def test_nothing_that_exists_is_written_over(decathlon, tmp_path):
 def test_lists_of_annotated_labels_are_kept_or_refused(decathlon, tmp_path):
     folder = decathlon()
     description = json.loads((folder / "dataset.json").read_text())
-    description["training"][0] |= {"annotated": ["tumour"], "group": "g"}
+    description["training"][0] |= {"annotated": ["tumour", "oedema"], "group": "g"}
     (folder / "dataset.json").write_text(json.dumps(description))
     with pytest.raises(InputError, match="no per-case lists of annotated labels"):
         convert_dataset(folder, tmp_path / "out", "nnunet")
     convert_dataset(folder, tmp_path / "out", "decathlon")
     case = read_dataset(tmp_path / "out").cases[0]
-    assert (case.annotated, case.group) == (("tumour",), "g")
+    assert (case.annotated, case.group) == (("tumour", "oedema"), "g")
 
 
 @pytest.mark.parametrize("name", ["spleen_ct_sample", pytest.param("ms_lesion", marks=pytest.mark.slow)])

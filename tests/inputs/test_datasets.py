@@ -340,3 +340,11 @@ def test_voxels_may_be_ignored_by_a_key_or_by_a_label_of_that_name(dataset, save
 
 
 LABELS = {"0": "background", "1": "a", "5": "b"}
+
+
+def test_a_label_that_was_said_not_to_be_annotated_must_not_occur(dataset):
+    folder = dataset(1)
+    pair = json.loads((folder / "dataset.json").read_text())["training"][0] | {"annotated": ["liver"]}
+    message = problems_of(check_dataset, changed(folder, training=[pair]))
+    assert "label 'tumour' in" in message
+    assert "not among the labels annotated in this case" in message

@@ -384,6 +384,7 @@ def test_mutated_headers_give_an_image_or_one_line(save):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # half a minute on an idle machine
 def test_ten_thousand_mutated_headers_give_an_image_or_one_line_in_200_mb(save):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fuzz(save, 10_000)

@@ -96,6 +96,27 @@ def test_the_difference_of_two_grids_is_said_in_words():
     assert grid_difference(grid, rounding) is None
 
 
+@pytest.mark.parametrize("degrees", [0.3, 1, 5])
+def test_the_roughness_of_a_quaternion_is_not_another_grid(tmp_path, degrees):
+    """One writer stores the affine itself (sform), another a rotation (qform); nearly half a turn is the worst case."""
+    angle = np.radians(180 - degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = affine_from((0.7, 0.7, 1.0), origin_mm=(180, 170, -300), direction=turn)
+    grids = []
+    for code in ((1, 0), (0, 1)):
+        image = nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), affine)
+        image.set_sform(affine, code=code[0])
+        image.set_qform(affine, code=code[1])
+        nib.save(image, tmp_path / "a.nii")
+        grids.append(Grid((512, 512, 400), nib.load(tmp_path / "a.nii").affine))
+    assert not np.array_equal(grids[0].affine, grids[1].affine)
+    assert grid_difference(*grids) is None
+    turned = Grid((512, 512, 400), affine @ np.array([[1, 2e-4, 0, 0], [-2e-4, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    assert "differ in place by up to" in grid_difference(grids[0], turned)
+    shifted = Grid((512, 512, 400), affine + np.pad([[0.002]], ((0, 3), (3, 0))))
+    assert "differ in origin" in grid_difference(Grid((512, 512, 400), affine), shifted)
+
+
 def test_one_slice_with_another_thickness_is_another_grid():
     assert "spacing" in grid_difference(
         Grid((9, 9, 1), affine_from((1, 1, 5))), Grid((9, 9, 1), affine_from((1, 1, 6)))

@@ -234,12 +234,12 @@ def test_a_table_of_paths_is_a_dataset(nnunet):
     for number in range(3):
         files = [f"imagesTr/la_{number:03d}_000{c}.nii.gz" for c in range(2)]
         text += f"p{number};{files[0]};{files[1]};labelsTr/la_{number:03d}.nii.gz;g{number // 2};"
-        text += "test;\n" if number == 2 else "train;x\n"
+        text += "test;\n" if number == 2 else 'train;"x; y"\n'
     spec = check_dataset(table(folder, text)).spec
     assert [case.case_id for case in spec.cases] == ["p0", "p1"]
     assert [case.case_id for case in spec.test] == ["p2"]
     assert spec.cases[0].group == "g0"
-    assert spec.cases[0].annotated == ("x",)
+    assert spec.cases[0].annotated == ("x", "y")
     assert read_dataset(table(folder, text, cases="cases.csv").parent).cases == spec.cases
 
 
