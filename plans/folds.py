@@ -6,6 +6,7 @@ never split between the two.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
@@ -129,6 +130,26 @@ def nnunet_folds(case_ids: Sequence[str], *, n_folds: int = N_FOLDS, seed: int =
             )
         )
     return folds
+
+
+def read_split(text: str | bytes, *, source: str = "splits_final.json") -> list[Fold]:
+    """The folds of an own split file in nnU-Net's layout: a list of {"train": [...], "val": [...]}.
+
+    Only the layout is checked here; :func:`check_folds` compares it with the dataset.
+    """
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: not valid JSON: {error}. Restore this file.") from None
+    if not isinstance(document, list) or not document:
+        raise ConfigError(f'{source}: must be a list of folds, each {{"train": [...], "val": [...]}}.')
+    for number, fold in enumerate(document):
+        if not isinstance(fold, dict) or set(fold) != {"train", "val"}:
+            raise ConfigError(f'{source}: fold {number} must have exactly the keys "train" and "val".')
+        for part, names in fold.items():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ConfigError(f"{source}: fold {number}: {part} must be a list of case ids.")
+    return [Fold(train=list(fold["train"]), val=list(fold["val"])) for fold in document]
 
 
 def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mapping[str, str] | None = None) -> None:

@@ -21,6 +21,7 @@ from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.sides import mirror_decision, side_pairs
 from medmamba.plans.spacing import median_shape, target_spacing
+from medmamba.plans.variant import DEFAULT, choose_network, target_spacing_of
 
 
 def make_plan(
@@ -42,7 +43,8 @@ def make_plan(
     """Plan a dataset.
 
     Args:
-        network: family of the network, see medmamba.plans.families.
+        network: family of the network, see medmamba.plans.families; "auto" chooses by the rules of
+            medmamba.plans.variant.
         device_memory_gb: memory of the device that will train, in GB (1e9 bytes).
         spacing: target spacing in mm per canonical axis (i, j, k) instead of the rule's.
         patch_size: patch in voxels per plan axis, for the configurations with as many axes.
@@ -57,6 +59,9 @@ def make_plan(
     """
     _refuse_bad_options(fingerprint, device_memory_gb, spacing, batch_size, patch_size)
     _refuse_bad_fingerprint(fingerprint)
+    network_decision = None
+    if network == "auto":
+        network, network_decision = _automatic(fingerprint, device_memory_gb, spacing)
     chosen_family = family(network)
     if not use_scan and not chosen_family.has_scan:
         raise ConfigError(f"network {network!r} has no scan to leave out. Plan it as it is.")
@@ -104,10 +109,22 @@ def make_plan(
             order_decision,
             *normalization_decisions,
             mirror_decision(pairs, order),
+            *([network_decision] if network_decision else []),
             *decisions,
         ],
     )
     return made_plan if previous is None else keep_handmade(made_plan, previous)
+
+
+def _automatic(
+    fingerprint: Fingerprint, device_memory_gb: float, spacing: Sequence[float] | None
+) -> tuple[str, Decision]:
+    """The family by the rules, from what a scan network and the baseline would see in this memory."""
+    scan, baseline = (
+        make_plan(fingerprint, network=name, device_memory_gb=device_memory_gb, spacing=spacing)
+        for name in (DEFAULT, "plain_unet")
+    )
+    return choose_network(fingerprint, target_spacing_of(scan), scan.default, baseline.default)
 
 
 def _configurations(

@@ -23,21 +23,13 @@ from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.fingerprint import ChannelIntensity
 from medmamba.plans.folds import nnunet_folds
 from medmamba.plans.nnunet import GridPlan, plan_as_nnunet
+from medmamba.plans.nnunet_files import NNUNET_SCHEME
 from medmamba.plans.normalization import channel_normalization
-from medmamba.plans.schema import Scheme
 from medmamba.plans.spacing import new_shape, separate_axis
 from medmamba.plans.topology import Topology, plan_topology
 
 RELATIVE_TOLERANCE = 1e-9
 """For spacings and medians, which are float64 sums of products in both programs."""
-
-NNUNET_SCHEME: dict[Scheme, str] = {
-    "ct": "CTNormalization",
-    "zscore": "ZScoreNormalization",
-    "none": "NoNormalization",
-    "rescale_to_0_1": "RescaleTo01Normalization",
-    "rgb_to_0_1": "RGBTo01Normalization",
-}
 
 Check = tuple[str, Any, Any]
 """What was compared, our value, the expected value."""
