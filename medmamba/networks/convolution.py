@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medmamba.networks.scan import at_least_float32
 from medmamba.networks.vss import CONV
 
 SLOPE = 0.01  # of the leaky ReLU on the negative side
@@ -39,8 +40,9 @@ class InstanceNorm(nn.Module):
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         tokens = x.movedim(1, -1)
         grid = tokens.shape[1:-1]
-        out: Tensor = _NormaliseTokens.apply(tokens.flatten(1, -2), self.weight, self.bias, self.eps)
-        return out.unflatten(1, grid).movedim(-1, 1)
+        flat = at_least_float32(tokens.flatten(1, -2))  # statistics are never taken in half precision
+        out: Tensor = _NormaliseTokens.apply(flat, self.weight, self.bias, self.eps)
+        return out.to(x.dtype).unflatten(1, grid).movedim(-1, 1)
 
 
 class _NormaliseTokens(torch.autograd.Function):

@@ -30,7 +30,7 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        return F.rms_norm(y * F.silu(z), y.shape[-1:], self.weight, self.eps)
+        return F.rms_norm(at_least_float32(y * F.silu(z)), y.shape[-1:], self.weight, self.eps)
 
 
 class HeadScan(nn.Module):

@@ -158,7 +158,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.rms_norm(at_least_float32(x), x.shape[-1:], self.weight, self.eps)
 
 
 class VimBlock(nn.Module):
