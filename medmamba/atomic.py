@@ -20,14 +20,15 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from medmamba.errors import InputError, MedmambaError, ResourceError
+
+if TYPE_CHECKING:
+    from medmamba.lock import FolderLock as FolderLock
 
 Verify = Callable[[Path], None]
 CRASH_POINTS = ("open", "write", "fsync", "verify", "replace", "folder")  # in the order in which they are passed
@@ -179,68 +180,6 @@ def remove_leftovers(folder: Path | str) -> list[Path]:
     return removed
 
 
-class FolderLock:
-    """Keeps a second run out of a folder; the system lets go of it when the process dies.
-
-        with FolderLock(run):
-            ...
-
-    Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
-    no locks, a file that exists only while the folder is in use takes their place; ``break_lock`` removes a stale one.
-    """
-
-    def __init__(self, folder: Path | str, *, break_lock: bool = False) -> None:
-        self.folder = Path(folder)
-        self.break_lock = break_lock
-        self._file: int | None = None
-        self._exclusive: Path | None = None
-
-    def __enter__(self) -> FolderLock:
-        make_folder(self.folder)
-        path = self.folder / ".lock"
-        with explained(path):
-            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-            try:
-                if not _flock(file):
-                    self._take_exclusive()
-            except BlockingIOError:
-                owner = _owner(os.pread(file, 4096, 0))
-                os.close(file)
-                raise InputError(
-                    f"{self.folder} is in use by {owner}. Wait until it has finished, or choose another folder."
-                ) from None
-            except BaseException:
-                os.close(file)
-                raise
-            record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-            os.ftruncate(file, 0)
-            os.pwrite(file, record, 0)
-        self._file = file
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._file, 0)
-        if self._exclusive is not None:
-            self._exclusive.unlink(missing_ok=True)
-        else:
-            _flock(self._file, release=True)
-        os.close(self._file)
-        self._file = self._exclusive = None
-
-    def _take_exclusive(self) -> None:
-        path = self.folder / ".lock.exclusive"
-        if self.break_lock:
-            path.unlink(missing_ok=True)
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        except FileExistsError:
-            raise BlockingIOError from None
-        self._exclusive = path
-
-
 @contextlib.contextmanager
 def explained(path: Path | str) -> Iterator[None]:
     """Turns a failed write into a ResourceError of one line: what, where, what to do."""
@@ -345,31 +284,6 @@ def _sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def _flock(file: int, *, release: bool = False) -> bool:
-    """Takes or releases the lock; False where there are no locks; BlockingIOError when somebody else has it."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            return False
-        raise
-    return True
-
-
-def _owner(record: bytes) -> str:
-    try:
-        owner: Mapping[str, Any] = json.loads(record)
-        return f"process {int(owner['pid'])} on {str(owner['host'])[:64]!r}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
-
-
 def _pass(point: str) -> None:
     """Kills this process if MEDMAMBA_CRASH_AT asks for it here (tests only)."""
     if (wanted := os.environ.get("MEDMAMBA_CRASH_AT")) is None:
@@ -377,3 +291,12 @@ def _pass(point: str) -> None:
     _passed[point] = _passed.get(point, 0) + 1
     if wanted == f"{point}:{_passed[point]}":
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def __getattr__(name: str) -> object:
+    # `from medmamba.atomic import FolderLock` works; the lock stands in a room of its own, which imports this one.
+    if name == "FolderLock":
+        from medmamba.lock import FolderLock
+
+        return FolderLock
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ from medmamba.datasets.convert import Conversion, convert_dataset
 from medmamba.datasets.load import LoadedCase, load_case
 from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.datasets.splits import read_splits
 
 __all__ = [
     "CaseSpec",
@@ -17,4 +18,5 @@ __all__ = [
     "convert_dataset",
     "load_case",
     "read_dataset",
+    "read_splits",
 ]

@@ -70,6 +70,8 @@ def format_of(path: Path | str, where: str | None = None) -> Format:
     for kind in FORMATS:
         if ending in kind.endings:
             return kind
+    if Path(path).suffix.lower() == ".dcm":
+        raise InputError(f"{where or shown(path)}: one slice of a DICOM series. Give the folder of the series.")
     raise InputError(f"{where or shown(path)}: not a known kind of image file. Known endings: {', '.join(ENDINGS)}.")
 
 

@@ -86,7 +86,8 @@ def from_nibabel(
     """A nibabel image (i, j, k) or (i, j, k, C); of NIfTI images the header's geometry goes with it to the mask."""
     from nibabel.nifti1 import Nifti1Header
 
-    from medmamba.images.nifti_header import parse_header, read_grid
+    from medmamba.images.nifti_geometry import read_grid
+    from medmamba.images.nifti_header import parse_header
 
     limits = limits or Limits()
     values = np.asanyarray(image.dataobj)

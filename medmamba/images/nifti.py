@@ -27,6 +27,7 @@ from medmamba.images.checked import (
 )
 from medmamba.images.gate import Limits, read_container, shown
 from medmamba.images.image import LabelMap, MedicalImage
+from medmamba.images.nifti_geometry import read_grid
 from medmamba.images.nifti_header import (
     CODE_OF,
     HEAD_BYTES,
@@ -35,7 +36,6 @@ from medmamba.images.nifti_header import (
     Prefer,
     fresh_header,
     parse_header,
-    read_grid,
 )
 from medmamba.images.voxels import NonFinite, Stored
 

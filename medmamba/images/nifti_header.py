@@ -1,8 +1,8 @@
 """The header of a NIfTI-1 or NIfTI-2 file, checked field by field before any library sees it.
 
-Numbers are multiplied as Python integers, so an absurd size is a sentence and not an allocation. Which of the two
-affines of a header holds, and whether they contradict each other, is decided here too. What remains of the header
-for writing masks is its geometry only: names, descriptions and extensions can hold a patient's name and are dropped.
+Numbers are multiplied as Python integers, so an absurd size is a sentence and not an allocation. What remains of the
+header for writing masks is its geometry only: names, descriptions and extensions can hold a patient's name and are
+dropped.
 
 Source: https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h and nifti2.h
 """
@@ -16,12 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti1 import header_dtype as NIFTI1
-from nibabel.nifti2 import Nifti2Header
 from nibabel.nifti2 import header_dtype as NIFTI2
-from nibabel.spatialimages import HeaderDataError
 
 from medmamba.errors import InputError
-from medmamba.geometry import Affine, Grid, Shape, affine_problem
+from medmamba.geometry import Grid, Shape
 from medmamba.images.gate import Limits, check_size
 
 Prefer = Literal["sform", "qform"]
@@ -50,8 +48,6 @@ NOT_NUMBERS = {
     2304: "RGBA colours",
 }
 CODE_OF = {np.dtype(kind): code for code, (kind, _) in NUMBERS.items()}
-MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # metre, millimetre, micrometre; 0 is "unknown" and taken for mm
-UNIT_NAMES = {1: "metres", 3: "micrometres"}
 
 # What of a header is kept for the masks made from it.
 GEOMETRY_FIELDS = (
@@ -72,8 +68,6 @@ GEOMETRY_FIELDS = (
     "srow_z",
     "magic",
 )
-SAME_AXIS = 1e-3  # of the spacing, between the axes of qform and sform
-SAME_ORIGIN_MM = 0.1
 
 
 @dataclass(frozen=True)
@@ -148,58 +142,6 @@ def parse_header(head: bytes, where: str, limits: Limits, prefer: Prefer | None 
     for name in GEOMETRY_FIELDS:
         kept[name] = fields[name]
     return NiftiHeader(dims, dtype, data_at, slope, inter, paired, kept.tobytes(), prefer)
-
-
-def read_grid(header: NiftiHeader, where: str, limits: Limits) -> tuple[Grid, bool, list[str]]:
-    """The grid of one channel in RAS+ mm, whether its orientation is known, and what was odd.
-
-    Raises:
-        InputError: the geometry is missing, contradicts itself, or is not that of an image.
-    """
-    fields = header.fields
-    warnings: list[str] = []
-    pixdim = fields["pixdim"].astype(np.float64)
-    axes = min(3, len(header.dims))
-    flat = header.shape[2] == 1
-    for axis, mm in enumerate(pixdim[1 : axes + 1]):
-        if not np.isfinite(mm) or mm < 0 or (mm == 0 and not (axis == 2 and flat)):
-            raise InputError(
-                f"{where}: the header's spacing along {'ijk'[axis]} (pixdim[{axis + 1}]) is {mm:g}. "
-                "Export the image again with its true spacing."
-            )
-    q_code, s_code = int(fields["qform_code"]), int(fields["sform_code"])
-    unit = int(fields["xyzt_units"]) & 7
-    if unit not in (0, *MM_PER_UNIT):
-        warnings.append(f"{where}: unknown unit of length (xyzt_units {unit}); millimetres were assumed.")
-    scale = MM_PER_UNIT.get(unit, 1.0)
-    if unit in UNIT_NAMES:
-        warnings.append(f"{where}: lengths are in {UNIT_NAMES[unit]} and were converted to millimetres.")
-
-    sform = _sform(fields, flat) if s_code > 0 else None
-    qform = _qform(fields, flat, where) if q_code > 0 and not (sform is not None and header.prefer == "sform") else None
-    if header.prefer == "qform" and qform is not None:
-        sform = None
-    elif header.prefer is None and sform is not None:
-        _agree(sform * scale_matrix(scale), qform, pixdim, axes, where, scale)
-    affine = sform if sform is not None else qform
-    known = affine is not None
-    if affine is None:
-        affine = _base(fields, flat)
-        warnings.append(
-            f"{where}: the header does not say how the image lies in the patient (qform and sform codes are 0): "
-            "orientation unknown, left and right included."
-        )
-    affine = affine * scale_matrix(scale)
-    if problem := affine_problem(affine, smallest_mm=limits.smallest_spacing_mm, largest_mm=limits.largest_spacing_mm):
-        raise InputError(f"{where}: {problem}. Export the image again, or correct its header.")
-    return Grid(header.shape, affine), known, warnings
-
-
-def scale_matrix(factor: float) -> Affine:
-    """What a 4x4 affine is multiplied with, element by element, to change its unit of length."""
-    matrix = np.ones((4, 4))
-    matrix[:3] = factor
-    return matrix
 
 
 def fresh_header(grid: Grid) -> NiftiHeader:
@@ -290,78 +232,3 @@ def _scale(fields: np.ndarray[Any, Any], where: str) -> tuple[float, float]:
             f"{where}: its header scales voxels by {slope:g} and {inter:g} (scl_slope, scl_inter). Export it again."
         )
     return slope, inter
-
-
-def _sform(fields: np.ndarray[Any, Any], flat: bool) -> Affine:
-    affine = np.eye(4)
-    affine[:3] = [fields["srow_x"], fields["srow_y"], fields["srow_z"]]
-    return _with_thickness(affine, fields) if flat else affine
-
-
-def _qform(fields: np.ndarray[Any, Any], flat: bool, where: str) -> Affine:
-    copy = fields.copy()
-    copy["pixdim"][0] = -1.0 if fields["pixdim"][0] < 0 else 1.0  # 0 means 1 (nifti1.h)
-    kind = Nifti2Header if fields.dtype.itemsize == NIFTI2.itemsize else Nifti1Header
-    order = fields.dtype["dim"].base.byteorder
-    try:
-        header = kind(copy.tobytes(), endianness="<" if order in "<=|" else ">", check=False)
-        affine = np.asarray(header.get_qform(), dtype=np.float64)
-    except (HeaderDataError, ValueError):
-        raise InputError(
-            f"{where}: its header's rotation (quatern_b, c, d) is not one. Export it again, or read it by its sform."
-        ) from None
-    return _with_thickness(affine, fields) if flat else affine
-
-
-def _base(fields: np.ndarray[Any, Any], flat: bool) -> Affine:
-    """The affine of a header without codes, as nibabel has it: first axis to the left, origin at the centre."""
-    spacing = fields["pixdim"].astype(np.float64)[1:4]
-    dims = np.maximum(fields["dim"].astype(np.float64)[1:4], 1)
-    if flat and spacing[2] == 0:
-        spacing[2] = 1.0
-    affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ ((dims - 1) / 2)
-    return affine
-
-
-def _with_thickness(affine: Affine, fields: np.ndarray[Any, Any]) -> Affine:
-    """A single slice need not say its thickness; it is then taken to be 1 mm, square to the slice."""
-    if np.any(affine[:3, 2] != 0) or not np.isfinite(affine).all():
-        return affine
-    normal = np.cross(affine[:3, 0], affine[:3, 1])
-    length = np.linalg.norm(normal)
-    if length > 0:
-        thickness = float(fields["pixdim"][3])
-        affine[:3, 2] = normal / length * (thickness if thickness > 0 else 1.0)
-    return affine
-
-
-def _agree(
-    sform: Affine, qform: Affine | None, pixdim: np.ndarray[Any, Any], axes: int, where: str, scale: float
-) -> None:
-    """The two affines, and the spacing, of one header must say the same."""
-    lengths = np.linalg.norm(sform[:3, :3], axis=0)[:axes]
-    if not np.isfinite(sform).all():
-        return  # affine_problem says it better
-    spacing = pixdim[1 : axes + 1] * scale
-    if qform is None:
-        wrong = np.abs(lengths - spacing) > SAME_AXIS * np.maximum(lengths, 1e-12)
-        if np.any(wrong & (spacing > 0)):
-            raise InputError(
-                f"{where}: its header contradicts itself: spacing {_mm(spacing)} (pixdim) and {_mm(lengths)} (sform). "
-                'Correct it, or choose with prefer="sform".'
-            )
-        return
-    qform = qform * scale_matrix(scale)
-    turned = np.linalg.norm((sform - qform)[:3, :axes], axis=0) > SAME_AXIS * np.maximum(lengths, 1e-12)
-    moved = float(np.linalg.norm((sform - qform)[:3, 3]))
-    if turned.any() or moved > SAME_ORIGIN_MM:
-        what = "axes" if turned.any() else f"origins, by {moved:.3g} mm"
-        raise InputError(
-            f"{where}: its header contradicts itself: qform and sform have different {what}. "
-            'Correct it, or choose one with prefer="sform" or prefer="qform".'
-        )
-
-
-def _mm(values: np.ndarray[Any, Any]) -> str:
-    return "x".join(f"{v:.5g}" for v in values.tolist()) + " mm"

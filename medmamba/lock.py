@@ -1,0 +1,103 @@
+"""One run per folder: a lock that the system lets go of when its process dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from medmamba.atomic import explained, make_folder
+from medmamba.errors import InputError
+
+
+class FolderLock:
+    """Keeps a second run out of a folder; the system lets go of it when the process dies.
+
+        with FolderLock(run):
+            ...
+
+    Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
+    no locks, a file that exists only while the folder is in use takes their place; ``break_lock`` removes a stale one.
+    """
+
+    def __init__(self, folder: Path | str, *, break_lock: bool = False) -> None:
+        self.folder = Path(folder)
+        self.break_lock = break_lock
+        self._file: int | None = None
+        self._exclusive: Path | None = None
+
+    def __enter__(self) -> FolderLock:
+        make_folder(self.folder)
+        path = self.folder / ".lock"
+        with explained(path):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            try:
+                if not _flock(file):
+                    self._take_exclusive()
+            except BlockingIOError:
+                owner = _owner(os.pread(file, 4096, 0))
+                os.close(file)
+                raise InputError(
+                    f"{self.folder} is in use by {owner}. Wait until it has finished, or choose another folder."
+                ) from None
+            except BaseException:
+                os.close(file)
+                raise
+            record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+            os.ftruncate(file, 0)
+            os.pwrite(file, record, 0)
+        self._file = file
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+        if self._exclusive is not None:
+            self._exclusive.unlink(missing_ok=True)
+        else:
+            _flock(self._file, release=True)
+        os.close(self._file)
+        self._file = self._exclusive = None
+
+    def _take_exclusive(self) -> None:
+        path = self.folder / ".lock.exclusive"
+        if self.break_lock:
+            path.unlink(missing_ok=True)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            raise BlockingIOError from None
+        self._exclusive = path
+
+
+def _flock(file: int, *, release: bool = False) -> bool:
+    """Takes or releases the lock; False where there are no locks; BlockingIOError when somebody else has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
+
+
+def _owner(record: bytes) -> str:
+    try:
+        owner: Mapping[str, Any] = json.loads(record)
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:64]!r}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
