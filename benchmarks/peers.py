@@ -6,8 +6,10 @@ Nothing of theirs is kept here. `--peers FOLDER` holds the checkouts `mamba` (st
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +48,17 @@ def mamba_ssm(folder: Path) -> Peer:
 
 
 def vmamba(folder: Path) -> Peer:
-    """`selective_scan_easy` of VMamba; chunk 16, because its quotients of decays overflow at 64."""
-    _stand_in("ssmtriton", selective_scan_easyv3=None)
-    easy = _module(folder / "kernels/selective_scan/test_selective_scan_easy.py", "peer_vmamba").selective_scan_easy
+    """`selective_scan_easy` of VMamba; chunk 16, because its quotients of decays overflow at 64.
+
+    The file gives that name to other functions further down, so the first one of the name is imported alone.
+    """
+    source = (folder / "kernels/selective_scan/test_selective_scan_easy.py").read_text()
+    definitions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    first = next(node for node in definitions if node.name == "selective_scan_easy")
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = Path(scratch) / "peer_vmamba.py"
+        alone.write_text(f"import torch\n\n{ast.get_source_segment(source, first)}\n")
+        easy = _module(alone, "peer_vmamba").selective_scan_easy
     return lambda g: easy(g["u"], g["delta"], g["A"], g["B"], g["C"], g["D"], g["bias"], True, False, 16)
 
 

@@ -77,12 +77,17 @@ def _assembly(cubin: bytes, tile: int) -> tuple[int | None, int | None, float | 
             [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         )
         listing = subprocess.run([tools / "nvdisasm", file.name], capture_output=True, text=True, check=True).stdout
-    registers = re.search(r"REG:(\d+)", usage.stdout)
-    stack = re.search(r"STACK:(\d+)", usage.stdout)
+    registers = _number(r"REG:(\d+)", usage.stdout)
+    stack = _number(r"STACK:(\d+)", usage.stdout)
     # The loop over states: one exponential per update, several states at a time where it is unrolled.
     main = max(_loops(listing), default=(0, 0))
     per_update = main[0] / main[1] if main[1] >= tile else None
-    return registers and int(registers[1]), stack and int(stack[1]), per_update
+    return registers, stack, per_update
+
+
+def _number(pattern: str, text: str) -> int | None:
+    found = re.search(pattern, text)
+    return None if found is None else int(found[1])
 
 
 def _loops(listing: str) -> list[tuple[int, int]]:
@@ -92,13 +97,13 @@ def _loops(listing: str) -> list[tuple[int, int]]:
     for line in listing.splitlines():
         if label := re.match(r"^(\.L_x_\d+):", line):
             labels[label[1]] = len(code)
-        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
-            code.append(instruction[1])
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(found[1])
     spans = []
     for end, instruction in enumerate(code):
-        target = re.search(r"BRA\S*\s.*`\((\.L_x_\d+)\)", instruction)
-        if target and labels.get(target[1], end) < end:
-            spans.append((labels[target[1]], end))
+        branch = re.search(r"BRA\S*\s.*`\((\.L_x_\d+)\)", instruction)
+        if branch and labels.get(branch[1], end) < end:
+            spans.append((labels[branch[1]], end))
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     return [(end - start + 1, sum("MUFU.EX2" in line for line in code[start : end + 1])) for start, end in inner]
 

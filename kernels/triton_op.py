@@ -29,7 +29,7 @@ def routed_scan_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state and, if `save`, the states that the backward pass needs. Routes must be permutations."""
     inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state)
-    y, last, states = triton_scan.forward(*inputs, softplus, merge)  # type: ignore[arg-type, call-arg, misc]
+    y, last, states = triton_scan.forward(*inputs, softplus, merge)  # type: ignore[arg-type, call-arg]
     return y, last, states if save else states.new_empty(0)
 
 
@@ -62,14 +62,8 @@ def routed_scan_triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients in the dtype of their inputs; empty where the input is None."""
     inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state)
-    found = triton_scan.backward(  # type: ignore[call-arg, misc]
-        dy.contiguous(),
-        None if dlast is None else dlast.contiguous(),
-        *inputs,
-        states,
-        softplus,
-        merge,  # type: ignore[arg-type]
-    )
+    dy, dlast = _contiguous(dy, dlast)  # type: ignore[assignment]
+    found = triton_scan.backward(dy, dlast, *inputs, states, softplus, merge)  # type: ignore[arg-type, call-arg]
     likes = (x, dt, A, B, C, D, dt_bias, initial_state)
     return tuple(  # type: ignore[return-value]
         x.new_empty(0) if like is None or gradient is None else gradient.to(like.dtype).contiguous()

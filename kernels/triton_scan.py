@@ -76,7 +76,8 @@ class Launch:
 
 def launch_of(dt: Tensor, A: Tensor) -> Launch:
     """The launch for dt (batch, L, K, channels) and A (K, channels, N)."""
-    return Launch(*dt.shape, A.shape[-1])
+    batch, length, K, channels = dt.shape
+    return Launch(batch, length, K, channels, A.shape[-1])
 
 
 def forward(

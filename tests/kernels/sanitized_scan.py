@@ -1,6 +1,6 @@
 """Runs the kernels of a library built with sanitizers over awkward shapes: ``python sanitized_scan.py LIBRARY``.
 
-Started by test_sanitizers.py with the sanitizer's run-time library preloaded; any finding ends the process with an error.
+Started by test_sanitizers.py with the sanitizer's run-time library preloaded; any finding ends the process.
 """
 
 import itertools
