@@ -73,6 +73,15 @@ def compare(before: Plan, after: Plan) -> list[tuple[str, str, str]]:
     ]
 
 
+def compare_lines(before: Plan, after: Plan, *, names: tuple[str, str] = ("now", "what if")) -> list[str]:
+    """The differences between two plans side by side, as aligned text."""
+    rows = [("", *names), *compare(before, after)]
+    if len(rows) == 1:
+        return ["Both plans are the same."]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() for row in rows]
+
+
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "axis_order", _text(plan.axis_order)
     yield "default_configuration", plan.default_configuration

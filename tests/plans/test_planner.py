@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planning_cases import DATASETS, case, fingerprint, read, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError, InputErrors
-from medmamba.plans.explain import compare, explain_lines, summary, summary_lines
+from medmamba.plans.explain import compare, compare_lines, explain_lines, summary, summary_lines
 from medmamba.plans.families import FAMILIES
 from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import Plan
@@ -206,6 +206,10 @@ def test_what_if_lists_only_what_differs() -> None:
     assert "3d_fullres.patch_size" in changed
     assert "axis_order" not in changed
     assert compare(eight, eight) == []
+    assert compare_lines(eight, eight) == ["Both plans are the same."]
+    header, *lines = compare_lines(eight, four)
+    assert header.split() == ["now", "what", "if"]
+    assert len(lines) == len(changed)
 
 
 @settings(max_examples=60, deadline=None)
