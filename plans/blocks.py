@@ -34,8 +34,8 @@ class BlockCost:
 
 MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {
     "hrvmamba": {
-        (2, True): BlockCost((32.14, 23), (8.165, 83)),
-        (2, False): BlockCost((26.79, 16), (7.665, 63)),
+        (2, True): BlockCost((22.02, 23), (8.165, 83)),
+        (2, False): BlockCost((16.67, 16), (7.665, 63)),
         (3, True): BlockCost((22.55, 18), (6.75, 146)),
         (3, False): BlockCost((15.0, 8), (6.0, 116)),
     },
