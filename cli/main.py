@@ -24,7 +24,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo.demo, plan.plan, train.train, predict.predict, evaluate.evaluate, explain.explain, doctor.doctor):
+for command in (
+    demo.demo,
+    plan.plan,
+    train.train,
+    predict.predict,
+    predict.reproduce,
+    evaluate.evaluate,
+    explain.explain,
+    doctor.doctor,
+):
     app.command()(command)
 
 

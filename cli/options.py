@@ -27,3 +27,13 @@ def fold_name(text: str) -> int | str:
     if text.isdigit():
         return int(text)
     raise InputError(f"--fold {text!r} is neither a number nor 'all'. Use for example --fold 0.")
+
+
+def part_of_parts(text: str | None) -> tuple[int, int] | None:
+    """``"2/4"`` as (2, 4); None stays None."""
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise InputError(f"--part {text!r} is not a part. Write for example --part 2/4.")

@@ -1,4 +1,4 @@
-"""``medmamba predict``."""
+"""``medmamba predict`` and ``medmamba reproduce``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,32 @@ import typer
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Run folder, or the folder of one trained fold.")],
-    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    images: Annotated[Path, typer.Argument(help="An image, a folder of images, or the folder of a DICOM series.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.json.")],
-    configuration: Annotated[str | None, typer.Option(help="Configuration of the plan, default: its default.")] = None,
+    configuration: Annotated[
+        list[str] | None, typer.Option(help="Configuration; repeat for an ensemble. Default: that of find-best.")
+    ] = None,
     fold: Annotated[list[str] | None, typer.Option(help="Fold to use; repeat for several. Default: all.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring: 8x faster in 3D.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="No mirroring and less overlap of patches.")] = False,
+    patch_size: Annotated[str | None, typer.Option(help="Other patch edges than the plan's, as 96,96,96.")] = None,
+    tile_batch: Annotated[int, typer.Option(help="Patches that go through the network together.", min=1)] = 1,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write the probability of every class.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run has finished.")] = False,
+    part: Annotated[str | None, typer.Option(help="Only part i of n, as 2/4: for several machines.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What needs review fails; missing folds too.")] = False,
+    pseudonymise: Annotated[
+        bool, typer.Option("--pseudonymise", help="No case names in reports and messages; key in pseudonyms.csv.")
+    ] = False,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for what does not fit into memory.")] = None,
 ) -> None:
-    """Predict masks on the images' own grids."""
+    """Predict masks on the images' own grids, with a report of how each was made."""
     from medmamba import pipeline
-    from medmamba.cli.console import console, stages
-    from medmamba.cli.options import fold_name
+    from medmamba.cli.console import console, report_warnings, stages
+    from medmamba.cli.options import fold_name, numbers, part_of_parts
     from medmamba.errors import InputErrors, PartialError
 
     with stages() as on_item:
@@ -32,12 +47,43 @@ def predict(
             folds=None if fold is None else [fold_name(name) for name in fold],
             device=device,
             mirror=not no_mirror,
+            fast=fast,
+            patch_size=numbers(patch_size, int, "--patch-size"),
+            tile_batch=tile_batch,
+            scratch=scratch,
+            strict=strict,
+            part=part_of_parts(part),
+            resume=resume,
+            probabilities=probabilities,
+            pseudonymise=pseudonymise,
             on_item=on_item,
+            on_message=lambda line: console.print(line, markup=False),
         )
-    console.print(f"{len(report.done)} mask(s) and report.json: {output}", markup=False)
+    kept = f", {len(report.resumed)} of them kept from before" if report.resumed else ""
+    console.print(f"{len(report.done)} mask(s){kept} and report.json: {output}", markup=False)
+    report_warnings([f"review: {'; '.join(reasons)}" for reasons in report.review.values()])
     if report.failed:
         lines = list(report.failed.values())
         summary = f"{len(report.done)} ok, {len(lines)} failed: {', '.join(report.failed)}"
         if not report.done:
             raise InputErrors(lines, summary=summary)
         raise PartialError("\n".join([*lines, summary]))
+
+
+def reproduce(
+    report: Annotated[Path, typer.Argument(help="report.json of a prediction.")],
+    model: Annotated[Path, typer.Argument(help="The run or fold that made it.")],
+    images: Annotated[Path, typer.Argument(help="The images it was made from.")],
+    case: Annotated[list[str] | None, typer.Option(help="Only this case; repeat for several. Default: all.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Make the masks of a report again and compare them byte by byte."""
+    from medmamba.cli.console import console, stages
+    from medmamba.errors import PartialError
+    from medmamba.inference.reproduce import reproduce as again
+
+    with stages() as on_item:
+        result = again(report, model, images, cases=case, device=device, on_item=on_item)
+    console.print(f"{len(result.same)} mask(s) reproduced byte by byte.")
+    if result.other:
+        raise PartialError(f"{len(result.other)} mask(s) came out differently: {', '.join(result.other)}.")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
-from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_json, write_text
+from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_bytes, write_json, write_text
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from medmamba.evaluation.report import Evaluation
+    from medmamba.inference.batch import PredictionReport
     from medmamba.inference.predictor import Predictor
     from medmamba.plans.schema import Plan
     from medmamba.training.config import TrainConfig
@@ -161,6 +161,8 @@ def train(
         facts = {"plan_sha256": made.hash(), "configuration": name, "fold": str(fold), "network": arguments}
         write_text(target / "plan.json", made.to_json())
         write_json(target / "model.json", facts)
+        if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
+            write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
         return train_fold(
             built,
             made,
@@ -175,70 +177,40 @@ def train(
         )
 
 
-@dataclass
-class PredictionReport:
-    """What became of each case of a folder."""
-
-    output: Path
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
 def predict(
     model: str | Path | Predictor,
     images: str | Path | Sequence[Path],
     output: str | Path,
     *,
-    configuration: str | None = None,
-    folds: list[int | str] | None = None,
-    device: str = "auto",
-    mirror: bool = True,
+    part: tuple[int, int] | None = None,
+    resume: bool = False,
+    probabilities: bool = False,
+    pseudonymise: bool = False,
     on_item: OnItem = _silent,
+    on_message: Callable[[str], None] = lambda line: None,
+    **choices: Any,
 ) -> PredictionReport:
     """Predict a file or every case of a folder; masks and ``report.json`` land in ``output``.
 
-    A case that fails is named in the report and the others are finished; no mask is written for it, and an old one of
-    the same name is removed first.
+    ``choices`` as of :class:`medmamba.Predictor`, the rest as of :func:`medmamba.inference.batch.predict_folder`.
     """
-    from medmamba.images import write_label_map
-    from medmamba.inference.cases import find_cases, read_case
+    from medmamba.inference.batch import predict_folder
+    from medmamba.inference.cases import find_cases
     from medmamba.inference.predictor import Predictor
+    from medmamba.inference.pseudonyms import Pseudonyms
 
-    target = Path(output)
-    cases = find_cases(images)
-    if any(path.parent.resolve() == target.resolve() for case in cases for path in case.paths):
-        raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
-    predictor = (
-        model
-        if isinstance(model, Predictor)
-        else Predictor(model, configuration=configuration, folds=folds, device=device, mirror=mirror)
+    find_cases(images)  # a wrong path is told before a model is loaded
+    return predict_folder(
+        model if isinstance(model, Predictor) else Predictor(model, **choices),
+        images,
+        output,
+        part=part,
+        resume=resume,
+        probabilities=probabilities,
+        pseudonyms=Pseudonyms.of_folder(Path(output)) if pseudonymise else None,
+        on_item=on_item,
+        on_message=on_message,
     )
-    report = PredictionReport(target)
-    with FolderLock(make_folder(target)):
-        remove_leftovers(target)
-        for case in cases:
-            (target / case.output_name).unlink(missing_ok=True)
-        for done, case in enumerate(cases):
-            on_item("predict", done, len(cases))
-            try:
-                image = read_case(case)
-                result = predictor.predict(image)
-                write_label_map(target / case.output_name, result.labels, like=image)
-            except (InputError, FloatingPointError) as error:
-                report.failed[case.case_id] = str(error)
-                continue
-            report.done[case.case_id] = {
-                "mask": case.output_name,
-                "voxels": result.voxels,
-                "volume_ml": result.volumes_ml,
-                "empty": not any(result.voxels.values()),
-            }
-        on_item("predict", len(cases), len(cases))
-        write_json(
-            target / "report.json",
-            {"schema_version": 1, "model": predictor.provenance(), "cases": report.done, "failed": report.failed},
-        )
-    return report
 
 
 def evaluate(

@@ -122,7 +122,7 @@ def test_masks_lie_on_the_images_own_grid_bit_for_bit(trained_run, small_dataset
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2}
     written = json.loads((tmp_path / "masks" / "report.json").read_text())
     assert set(written["cases"]) == {path.name[:-7] for path in (small_dataset / "imagesTs").iterdir()}
-    assert len(written["model"]["weights_sha256"][0]) == 64
+    assert len(written["model"]["weights_sha256"]["3d_fullres"]["fold_all"]) == 64
 
 
 def test_the_same_body_stored_in_another_orientation_gets_the_same_mask(trained_run, small_dataset, tmp_path):

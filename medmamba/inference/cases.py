@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmamba.errors import InputError
-from medmamba.images import ENDINGS, MedicalImage, ending_of, read_channels, stem_of
+from medmamba.images import ENDINGS, MedicalImage, ending_of, list_images, mask_ending, read_channels, stem_of
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -21,17 +21,26 @@ class ImageCase:
     paths: tuple[Path, ...]
     output_name: str
 
+    def outputs(self, folder: Path) -> list[Path]:
+        """Where its mask stands: one file, or header and voxels of a pair."""
+        path = folder / self.output_name
+        other = {".hdr": ".img", ".img": ".hdr"}.get(path.suffix.lower())
+        return [path] if other is None else [path, path.with_suffix(other)]
+
 
 def find_cases(source: str | Path | Sequence[Path]) -> list[ImageCase]:
-    """The cases of a file, a folder (hidden files skipped) or a list of files, sorted by id.
+    """The cases of a file, a DICOM series, a folder of images (hidden files skipped) or a list of them, sorted by id.
 
-    ``X_0000.nii.gz, X_0001.nii.gz, ...`` are the channels of case X (nnU-Net's naming), ``X.nii.gz`` is case X.
-    Raises InputError when there is none, when a channel is missing, or when two files give one case.
+    ``X_0000.nii.gz, X_0001.nii.gz, ...`` are the channels of case X (nnU-Net's naming), ``X.nii.gz`` is case X, and a
+    folder of DICOM slices is the case of its name. Raises InputError when there is none, when a channel is missing, or
+    when two files give one case.
     """
     paths = _listed(Path(source)) if isinstance(source, str | Path) else list(source)
+    if not paths:
+        raise InputError("The list of images is empty. Give at least one.")
     channels: dict[str, dict[int, Path]] = {}
     for path in paths:
-        stem = stem_of(path)
+        stem = path.resolve().name if path.is_dir() else stem_of(path)
         match = _CHANNEL.search(stem)
         case_id, index = (stem[: match.start()], int(match.group(1))) if match else (stem, 0)
         files = channels.setdefault(case_id, {})
@@ -45,9 +54,17 @@ def find_cases(source: str | Path | Sequence[Path]) -> list[ImageCase]:
         if sorted(files) != list(range(len(files))):
             gap = next(index for index in range(len(files) + 1) if index not in files)
             raise InputError(f"{case_id}: channel {gap} is missing ({case_id}_{gap:04d}). Add the file.")
-        ending = files[0].name[len(stem_of(files[0])) :]
-        cases.append(ImageCase(case_id, tuple(files[index] for index in sorted(files)), case_id + ending))
+        paths_in_order = tuple(files[index] for index in sorted(files))
+        cases.append(ImageCase(case_id, paths_in_order, case_id + mask_ending(files[0])))
     return cases
+
+
+def part_of(cases: Sequence[ImageCase], part: tuple[int, int]) -> list[ImageCase]:
+    """The cases of part i of n (counted from 1): every n-th, so that parts are alike and disjoint."""
+    number, count = part
+    if not 1 <= number <= count:
+        raise InputError(f"--part {number}/{count} does not exist. Use 1/{count} to {count}/{count}.")
+    return list(cases[number - 1 :: count])
 
 
 def _listed(source: Path) -> list[Path]:
@@ -56,15 +73,8 @@ def _listed(source: Path) -> list[Path]:
     if source.is_file():
         raise InputError(f"{source}: not a known kind of image file. Known endings: {', '.join(ENDINGS)}.")
     if not source.is_dir():
-        raise InputError(f"{source}: not found. Give an image or a folder of images.")
-    found = [
-        path
-        for path in sorted(source.iterdir())
-        if not path.name.startswith(".") and ending_of(path) and path.is_file()
-    ]
-    if not found:
-        raise InputError(f"{source}: no image in this folder (endings: {', '.join(ENDINGS)}). Check the path.")
-    return found
+        raise InputError(f"{source}: not found. Give an image, a folder of images or a DICOM folder.")
+    return list_images(source)
 
 
 def read_case(case: ImageCase) -> MedicalImage:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,86 +16,182 @@ from numpy.typing import NDArray
 
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry import Grid
-from medmamba.images import MedicalImage, read_image
-from medmamba.inference.restore import labels_on_native_grid
-from medmamba.inference.sliding_window import predict_logits
-from medmamba.networks.registry import build_network
-from medmamba.plans.schema import Configuration, Plan
-from medmamba.preprocessing.case import preprocess_case
-from medmamba.preprocessing.labels import decode, label_names
-from medmamba.run_folder import RunFolder, read_plan
-from medmamba.training.checkpoint import load_checkpoint, weights_sha256
+from medmamba.images import MedicalImage, label_counts, read_channels, write_label_map
+from medmamba.images.image import smallest_type
+from medmamba.images.in_memory import as_image
+from medmamba.inference.confidence import Confidence
+from medmamba.inference.member import Member
+from medmamba.inference.models import read_fingerprint, select_models
+from medmamba.inference.postprocess import clean
+from medmamba.inference.quality import Finding, check_image, check_result, status_of
+from medmamba.inference.restore import undo_storage
+from medmamba.inference.sliding_window import STEP, Window
+from medmamba.preprocessing.case import PreprocessedCase
+from medmamba.preprocessing.labels import label_names, label_values
 from medmamba.training.trainer import choose_device
 
+FAST_STEP = 0.75
+"""Distance of patches of ``fast``, as a share of the patch edge."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
-    """A mask on the image's own grid: ``labels`` (i, j, k) holds the dataset's label values."""
+    """A mask on the image's own grid: ``labels`` (i, j, k) holds the dataset's label values.
 
-    labels: NDArray[np.int64]
+    ``status`` is "ok" or "review", ``findings`` says why. ``probabilities`` is float32 (classes, i, j, k) if asked for.
+    """
+
+    labels: NDArray[Any]
     grid: Grid
     volumes_ml: dict[str, float | None]
     voxels: dict[str, int]
+    findings: tuple[Finding, ...] = ()
+    entropy: float | None = None
+    agreement: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    probabilities: NDArray[np.float32] | None = None
+    like: MedicalImage | None = None
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``review`` or ``reject``."""
+        return status_of(self.findings)
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask on the image's own grid, in the kind of file that the ending asks for."""
+        write_label_map(path, self.labels, like=self.grid if self.like is None else self.like)
 
 
 class Predictor:
-    """A trained model, loaded once.
+    """A trained model, loaded once; may be called from several threads, which take turns at the network.
 
-    ``model`` is a run folder (all trained folds of its default or named configuration are averaged) or the folder of
-    one fold. Not thread-safe: use one per thread.
+    Args:
+        model: a run folder, or the folder of one fold. Of a run, all trained folds of the configuration are averaged.
+        configuration: one name, or several (an ensemble whose probabilities are averaged). Default: what `medmamba
+            find-best` chose for the run, else the plan's default.
+        folds: folds to use; all trained ones by default.
+        device: auto, cpu, cuda or cuda:N. Out of memory there, the CPU takes over.
+        mirror: average over the flips that the plan allows.
+        fast: no mirroring, and patches that overlap by a quarter instead of half.
+        patch_size: other edges than the plan's.
+        tile_batch: patches that go through the network together.
+        confidence: measure entropy and the agreement of the folds.
+        scratch: folder for what does not fit into memory; the system's temporary folder by default.
+        strict: refuse a run with missing folds; a case whose status is "review" is an error.
     """
 
     def __init__(
         self,
         model: str | Path,
         *,
-        configuration: str | None = None,
-        folds: list[int | str] | None = None,
+        configuration: str | Sequence[str] | None = None,
+        folds: Sequence[int | str] | None = None,
         device: str = "auto",
         mirror: bool = True,
+        fast: bool = False,
+        patch_size: Sequence[int] | None = None,
+        tile_batch: int = 1,
+        confidence: bool = True,
+        scratch: str | Path | None = None,
+        strict: bool = False,
     ) -> None:
-        self.folders, self.configuration_name = _find_folds(Path(model), configuration, folds)
-        self.plan: Plan = read_plan(self.folders[0] / "plan.json")
-        self.configuration: Configuration = self.plan.configurations[self.configuration_name]
+        selection = select_models(Path(model), configuration, folds, strict=strict)
         self.device = choose_device(device)
-        self.mirror_axes = tuple(range(len(self.configuration.patch_size))) if mirror else ()
-        self.networks = [self._load(folder) for folder in self.folders]
+        self.strict, self.confidence = strict, confidence
+        self.scratch = Path(scratch or tempfile.gettempdir())
+        self.recipe, self.remarks = selection.recipe, selection.remarks
+        self._lock = threading.Lock()
+        window = Window(
+            tuple(patch_size or ()),
+            mirror_axes=(0,) if mirror and not fast else (),
+            step=FAST_STEP if fast else STEP,
+            batch=tile_batch,
+            skip_empty=True,
+        )
+        self.members = [
+            Member(name, folders, self.device, window, self._lock) for name, folders in selection.folders.items()
+        ]
+        self.plan = self.members[0].plan
+        if self.recipe is not None and self.recipe.plan_sha256 != self.plan.hash():
+            raise ConfigError(f"{model}: best.json belongs to another plan. Run `medmamba find-best {model}` again.")
+        self.fingerprint = read_fingerprint(self.members[0].folders[0])
+        self.settings: dict[str, Any] = {
+            "configuration": [member.name for member in self.members],
+            "folds": {member.name: [folder.name for folder in member.folders] for member in self.members},
+            "mirror": bool(window.mirror_axes),
+            "fast": fast,
+            "step": window.step,
+            "patch_size": {member.name: list(member.window.patch_size) for member in self.members},
+            "tile_batch": tile_batch,
+            "threads": torch.get_num_threads(),
+        }
 
     def predict(
         self,
-        image: str | Path | MedicalImage | tuple[NDArray[np.generic], NDArray[np.float64] | None],
+        image: Any,
         on_tile: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        probabilities: bool = False,
+        on_message: Callable[[str], None] = lambda line: None,
     ) -> Prediction:
-        """The mask of an image: a path, a read image, or an array (C, i, j, k) or (i, j, k) with its affine (4, 4).
+        """The mask of an image.
 
-        Raises InputError when the image is unreadable or has another number of channels than the model.
+        Args:
+            image: a path (file, or folder of a DICOM series), a list of paths (one per channel), a MedicalImage, an
+                array (C, i, j, k) or (i, j, k), an (array, affine) pair, a nibabel or a SimpleITK image.
+            probabilities: also give the probability of every class in every voxel.
+            on_message: told what is needed before the start, and when the device runs out of memory.
+
+        Raises:
+            InputError: the image is unreadable, has other channels than the model, or shows nothing.
         """
-        name, array, grid = _image_of(image)
-        if array.shape[0] != len(self.plan.channel_names):
+        started = time.perf_counter()
+        many = isinstance(image, list) or (isinstance(image, tuple) and all(isinstance(p, str | Path) for p in image))
+        image = read_channels(image) if many else as_image(image)
+        name = image.path.name if image.path is not None else "image"
+        if image.channels != len(self.plan.channel_names):
             raise InputError(
-                f"{name}: has {array.shape[0]} channel(s), the model was trained with {len(self.plan.channel_names)} "
+                f"{name}: has {image.channels} channel(s), the model was trained with {len(self.plan.channel_names)} "
                 f"({', '.join(self.plan.channel_names)}). Give all channels in this order."
             )
-        case = preprocess_case(name, array, grid, self.plan, self.configuration)
-        pixels = torch.from_numpy(case.image)
-        logits = torch.stack(
-            [
-                predict_logits(
-                    network,
-                    pixels,
-                    tuple(self.configuration.patch_size),
-                    self.device,
-                    mirror_axes=self.mirror_axes,
-                    on_tile=on_tile,
-                )
-                for network in self.networks
-            ]
-        ).mean(0)
-        indices = labels_on_native_grid(logits, case.trail)
-        return self._prediction(indices, grid)
+        findings = check_image(image, self.fingerprint)
+        if status_of(findings) == "reject":
+            raise InputError(f"{name}: rejected: {_reasons(findings, 'reject')}. Check the image.")
+        read = time.perf_counter()
+        cases = [member.prepare(image, name) for member in self.members]
+        prepared = time.perf_counter()
+        judge = Confidence() if self.confidence else None
+        indices, chances = self._indices(cases, judge, on_tile, on_message, probabilities)
+        predicted = time.perf_counter()
+        names = label_names(self.plan)
+        if self.recipe is not None:
+            index = {label: number for number, label in enumerate(names, start=1)}
+            indices = clean(indices, self.recipe.cleaning, index, image.grid.voxel_volume_mm3)
+        counts = label_counts(indices)
+        volume = image.grid.voxel_volume_mm3
+        voxels = {label: counts.get(index, 0) for index, label in enumerate(names, start=1)}
+        volumes = {label: None if volume is None else count * volume / 1000 for label, count in voxels.items()}
+        entropy, agreement = (None, None) if judge is None else (judge.entropy, judge.agreement)
+        findings += check_result(
+            image, indices > 0, volumes, voxels, self.fingerprint, entropy=entropy, agreement=agreement
+        )
+        if self.strict and status_of(findings) != "ok":
+            raise InputError(f"{name}: {_reasons(findings, 'review')}. Look at the image, or leave out --strict.")
+        done = time.perf_counter()
+        seconds = {
+            "read": read - started,
+            "preprocess": prepared - read,
+            "network": predicted - prepared,
+            "finish": done - predicted,
+        }
+        values = label_values(self.plan)
+        labels = values.astype(smallest_type(0, int(values.max())))[indices]
+        return Prediction(
+            labels, image.grid, volumes, voxels, tuple(findings), entropy, agreement, seconds, chances, image
+        )
 
     def provenance(self) -> dict[str, Any]:
-        """What made the masks: plan, weights, configuration, device."""
+        """What made the masks: version, plan, weights, settings, device; enough to make them again."""
         from medmamba import __version__
 
         return {
@@ -101,73 +199,70 @@ class Predictor:
             "torch": torch.__version__,
             "dataset": self.plan.dataset_name,
             "plan_sha256": self.plan.hash(),
-            "configuration": self.configuration_name,
-            "folds": [folder.name for folder in self.folders],
-            "weights_sha256": [weights_sha256(folder / "checkpoints" / _generation(folder)) for folder in self.folders],
+            "weights_sha256": {member.name: member.weights() for member in self.members},
+            "settings": self.settings,
+            "recipe_sha256": None if self.recipe is None else self.recipe.hash(),
             "device": str(self.device),
-            "mirroring": bool(self.mirror_axes),
             "labels": dict(self.plan.labels),
+            "regions": self.plan.regions,
+            "remarks": list(self.remarks),
         }
 
-    def _load(self, folder: Path) -> torch.nn.Module:
-        facts = read_model_facts(folder)
-        network = build_network(**facts["network"]).to(self.device)
-        load_checkpoint(folder / "checkpoints", network, generation=_generation(folder))
-        if facts["plan_sha256"] != read_plan(folder / "plan.json").hash():
-            raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
-        return network.eval()
+    def _indices(
+        self,
+        cases: list[PreprocessedCase],
+        judge: Confidence | None,
+        on_tile: Callable[[int, int], None],
+        on_message: Callable[[str], None],
+        probabilities: bool,
+    ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """Label indices on the native grid, and probabilities if asked for."""
+        streams = []
+        for number, (member, case) in enumerate(zip(self.members, cases, strict=True)):
+            for runner in member.runners:
+                runner.on_warning = on_message
+            estimate = member.estimate(case)
+            on_message(f"{case.case_id}: {member.name} {estimate.sentence()}")
+            scratch = self.scratch if estimate.spills else None
+            tiles = on_tile if len(self.members) == 1 else _share(on_tile, number, len(self.members))
+            streams.append(member.planes(case, scratch, judge if number == 0 else None, tiles))
+        trail = cases[0].trail
+        shape = trail.steps[-1].shape_before
+        classes = self.members[0].classes
+        labels = np.empty(shape, smallest_type(0, max(classes - 1, 1)))
+        chances = np.empty((classes, *shape), np.float32) if probabilities else None
+        for index, scores in enumerate(self._scores(streams, probabilities)):
+            labels[index] = scores.argmax(0).numpy()
+            if chances is not None:
+                chances[:, index] = scores.numpy()
+        native = undo_storage(labels[None], trail)[0]
+        if chances is None:
+            return native, None
+        background = np.zeros(classes, np.float32)
+        background[0] = 1.0
+        return native, undo_storage(chances, trail, fill=background)
 
-    def _prediction(self, indices: NDArray[np.int16], grid: Grid) -> Prediction:
-        counts = np.bincount(indices.ravel(), minlength=len(self.plan.labels) + 1)
-        volume = grid.voxel_volume_mm3
-        names = label_names(self.plan)
-        voxels = {name: int(counts[index]) for index, name in enumerate(names, start=1)}
-        volumes = {name: None if volume is None else count * volume / 1000 for name, count in voxels.items()}
-        return Prediction(decode(indices, self.plan), grid, volumes, voxels)
+    def _scores(self, streams: list[Iterator[torch.Tensor]], probabilities: bool) -> Iterator[torch.Tensor]:
+        """Planes whose largest channel is the answer: logits of one configuration, mean probabilities of several."""
+        temperature = 1.0 if self.recipe is None else self.recipe.temperature
+        for planes in zip(*streams, strict=True):
+            if len(planes) == 1 and not probabilities:
+                yield planes[0]
+                continue
+            chances = torch.softmax(planes[0] / temperature, dim=0)
+            for plane in planes[1:]:
+                chances += torch.softmax(plane / temperature, dim=0)
+            yield chances / len(planes)
 
 
-def read_model_facts(folder: Path) -> dict[str, Any]:
-    """The network arguments and plan hash that a fold was trained with."""
-    try:
-        return json.loads((folder / "model.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: not a trained fold ({error}). Run `medmamba train` first.") from error
+def _share(on_tile: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
+    """Progress of one of several members, each counting as an equal share of 1000."""
+
+    def told(done: int, total: int) -> None:
+        on_tile(round(1000 * (number + done / total) / count), 1000)
+
+    return told
 
 
-def _generation(folder: Path) -> str:
-    return "best" if (folder / "checkpoints" / "best" / "state.json").exists() else "last"
-
-
-def _find_folds(model: Path, configuration: str | None, folds: list[int | str] | None) -> tuple[list[Path], str]:
-    if (model / "model.json").is_file():
-        return [model], read_model_facts(model)["configuration"]
-    if not model.is_dir():
-        raise InputError(f"{model}: not found. Give a run folder or the folder of a trained fold.")
-    run = RunFolder(model)
-    name = configuration or run.read_plan().default_configuration
-    trained = run.trained_folds(name)
-    if folds is not None:
-        wanted = {f"fold_{fold}" for fold in folds}
-        missing = wanted - {path.name for path in trained}
-        if missing:
-            raise InputError(f"{model}: {', '.join(sorted(missing))} of {name} not trained. Train it, or leave it out.")
-        trained = [path for path in trained if path.name in wanted]
-    if not trained:
-        raise InputError(f"{model}: no trained fold of {name}. Run `medmamba train {model}` first.")
-    return trained, name
-
-
-def _image_of(image: Any) -> tuple[str, NDArray[np.generic], Grid]:
-    if isinstance(image, str | Path):
-        image = read_image(Path(image))
-    if isinstance(image, MedicalImage):
-        return str(image.path or "image"), image.array, image.grid
-    array, affine = image
-    array = np.asarray(array)
-    if array.ndim == 3:
-        array = array[None]
-    if array.ndim != 4:
-        raise InputError(f"The array has shape {array.shape}; give (i, j, k) or (channels, i, j, k).")
-    if not np.isfinite(array).all():
-        raise InputError("The array holds values that are not finite numbers (NaN or Inf). Clean the image first.")
-    return "array", array, Grid(tuple(array.shape[1:]), None if affine is None else np.asarray(affine))
+def _reasons(findings: Sequence[Finding], level: str) -> str:
+    return "; ".join(finding.text for finding in findings if finding.level in (level, "reject"))

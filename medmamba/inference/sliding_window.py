@@ -7,18 +7,26 @@ nnU-Net spreads the patches evenly. The positions and weights here are nnU-Net's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, combinations, product
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from medmamba.inference.planes import PlaneStore
+
 STEP = 0.5
 """Distance of neighbouring patches as a share of the patch edge."""
 SIGMA_SCALE = 0.125
 """Width of the Gaussian weight as a share of the patch edge."""
+EMPTY_RANGE = 1e-4
+"""Largest difference of normalised values in a patch that holds one value only; resampling ripples below it."""
+BACKGROUND_LOGIT = 10.0
+"""Logit of the background where no patch looked."""
 
 
 def window_starts(size: int, patch: int, step: float = STEP) -> list[int]:
@@ -43,6 +51,109 @@ def gaussian_weight(patch_size: tuple[int, ...]) -> torch.Tensor:
     return tensor
 
 
+@dataclass(frozen=True)
+class Window:
+    """How patches move over an image.
+
+    Args:
+        patch_size: two or three edges; two are moved over every slice of the first axis.
+        mirror_axes: axes of the patch; the mean over all flips along them is taken.
+        swap_axis: a flip along this axis exchanges left and right; its channels are put back by ``channel_swap``.
+        step: distance of neighbouring patches as a share of the edge.
+        batch: patches that go through the network together.
+        skip_empty: leave out patches that hold one value only (air, padding). Voxels that lie in such patches alone
+            become background.
+        sigmoid: whether channels are independent, so that the background is the absence of all.
+        scratch: folder for planes that do not fit into memory; None keeps them in memory.
+    """
+
+    patch_size: tuple[int, ...]
+    mirror_axes: tuple[int, ...] = ()
+    swap_axis: int | None = None
+    channel_swap: tuple[int, ...] = ()
+    step: float = STEP
+    batch: int = 1
+    skip_empty: bool = False
+    sigmoid: bool = False
+    scratch: Path | None = None
+
+    @property
+    def box(self) -> tuple[int, int, int]:
+        """The three edges of a patch in the image."""
+        i, j, k = (1, *self.patch_size) if len(self.patch_size) == 2 else self.patch_size
+        return i, j, k
+
+    @property
+    def flat(self) -> bool:
+        """Whether patches are slices."""
+        return len(self.patch_size) == 2
+
+
+Networks = Sequence[Callable[[torch.Tensor], torch.Tensor]]
+"""Each takes patches (N, C, *patch) and gives logits (N, classes, *patch) on the CPU or a device."""
+
+
+@torch.no_grad()
+def stream_logits(
+    networks: Networks,
+    image: torch.Tensor,
+    window: Window,
+    *,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
+    on_patch: Callable[[list[torch.Tensor]], None] | None = None,
+) -> Iterator[torch.Tensor]:
+    """The planes (classes, J, K) of the logits of an image (C, I, J, K), one after the other along the first axis.
+
+    Several networks are averaged. ``on_patch`` sees the logits of each network for every batch of patches.
+    Images smaller than the patch are padded with zeros and cropped again.
+    """
+    padded, inside = _pad(image, window.box)
+    rows, *columns = (window_starts(n, edge, window.step) for n, edge in zip(padded.shape[1:], window.box, strict=True))
+    places = list(product(*columns))
+    weight = gaussian_weight(window.patch_size)
+    thick = window.box[0]
+    store: PlaneStore | None = None
+    weights = torch.zeros((thick, *padded.shape[2:]))
+    planes = range(inside[0].start, inside[0].stop)
+    done, total = 0, len(rows) * len(places)
+    background: list[int] = []  # planes of skipped rows before the number of classes is known
+    try:
+        for number, first in enumerate(rows):
+            for batch in _batches(places, window.batch):
+                boxes = [(slice(first, first + thick), *_box(place, window.box[1:])) for place in batch]
+                if window.skip_empty:
+                    boxes = [box for box in boxes if not _is_empty(padded[(slice(None), *box)])]
+                if boxes:
+                    patches = torch.stack([padded[(slice(None), *box)] for box in boxes])
+                    logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, on_patch)
+                    if store is None:
+                        classes = logits.shape[1]
+                        store = PlaneStore(thick, (classes, padded.shape[2], padded.shape[3]), window.scratch)
+                        yield from (_background((classes, *image.shape[2:]), window) for _ in background)
+                    for box, patch in zip(boxes, logits, strict=True):
+                        _add(store, weights, box, patch, weight)
+                    del logits
+                done += len(batch)
+                on_tile(done, total)
+            ready = range(first, rows[number + 1] if number + 1 < len(rows) else first + thick)
+            for plane in ready:
+                if plane in planes:
+                    if store is None:
+                        background.append(plane)
+                    else:
+                        finished = store.plane(plane)
+                        yield _normalised(finished, weights[plane % thick], window)[:, inside[1], inside[2]]
+                        finished.zero_()
+                weights[plane % thick] = 0
+        if store is None:  # nothing but air: ask once, to learn the number of classes
+            patches = padded[(slice(None), *_box((0, 0, 0), window.box))][None]
+            logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, None)
+            yield from (_background((logits.shape[1], *image.shape[2:]), window) for _ in background)
+    finally:
+        if store is not None:
+            store.close()
+
+
 @torch.no_grad()
 def predict_logits(
     network: nn.Module,
@@ -51,42 +162,88 @@ def predict_logits(
     device: torch.device,
     *,
     mirror_axes: Sequence[int] = (),
+    swap_axis: int | None = None,
+    channel_swap: Sequence[int] = (),
     step: float = STEP,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> torch.Tensor:
-    """Logits (classes, I, J, K) of an image (C, I, J, K) on the plan's grid, float32 on the CPU.
-
-    A patch of two edges is moved over every slice of the first axis. ``mirror_axes`` (counted in the patch) adds the
-    mean over all flips along them. Images smaller than the patch are padded with zeros and cropped again.
-    """
+    """All logits (classes, I, J, K) of an image (C, I, J, K) on the plan's grid at once, float32 on the CPU."""
     network.eval()
-    flat = len(patch_size) == 2
-    window = (1, *patch_size) if flat else tuple(patch_size)
-    padded, inside = _pad(image, window)
-    tiles = list(product(*(window_starts(n, edge, step) for n, edge in zip(padded.shape[1:], window, strict=True))))
-    weight = gaussian_weight(tuple(patch_size))
-    total: torch.Tensor | None = None
-    weights = torch.zeros(padded.shape[1:])
-    for done, start in enumerate(tiles):
-        box = tuple(slice(first, first + edge) for first, edge in zip(start, window, strict=True))
-        patch = padded[(slice(None), *box)][None].to(device)
-        logits = _mirrored(network, patch[:, :, 0] if flat else patch, mirror_axes)[0].float().cpu()
-        if total is None:
-            total = torch.zeros((logits.shape[0], *padded.shape[1:]))
-        total[(slice(None), *box)] += (logits * weight)[:, None] if flat else logits * weight
-        weights[box] += weight
-        on_tile(done + 1, len(tiles))
-    assert total is not None
-    total /= weights
-    result = total[(slice(None), *inside)]
+    window = Window(tuple(patch_size), tuple(mirror_axes), swap_axis, tuple(channel_swap), step)
+
+    def run(patches: torch.Tensor) -> torch.Tensor:
+        return network(patches.to(device))
+
+    return torch.stack(list(stream_logits([run], image, window, on_tile=on_tile)), dim=1)
+
+
+def _mean_logits(
+    networks: Networks,
+    patches: torch.Tensor,
+    window: Window,
+    on_patch: Callable[[list[torch.Tensor]], None] | None,
+) -> torch.Tensor:
+    """Mean logits (N, classes, *patch) of all networks and flips, float32 on the CPU."""
+    found = [_mirrored(network, patches, window).float().cpu() for network in networks]
+    if on_patch is not None:
+        on_patch(found)
+    return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+
+
+def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, window: Window) -> torch.Tensor:
+    _, *flips = _subsets([axis + 2 for axis in window.mirror_axes])
+    total = network(patch)
+    for flip in flips:
+        logits = torch.flip(network(torch.flip(patch, flip)), flip)
+        if window.swap_axis is not None and window.swap_axis + 2 in flip:
+            logits = logits[:, list(window.channel_swap)]
+        total = total + logits.to(total.device)
+    return total / (1 + len(flips)) if flips else total
+
+
+def _add(
+    store: PlaneStore, weights: torch.Tensor, box: tuple[slice, ...], patch: torch.Tensor, weight: torch.Tensor
+) -> None:
+    thick = box[0].stop - box[0].start
+    weight = weight.reshape(thick, *weight.shape[-2:])
+    patch = patch.reshape(patch.shape[0], thick, *patch.shape[-2:])
+    for depth in range(thick):
+        plane = store.plane(box[0].start + depth)
+        plane[:, box[1], box[2]] += patch[:, depth] * weight[depth]
+        weights[(box[0].start + depth) % len(weights), box[1], box[2]] += weight[depth]
+
+
+def _normalised(plane: torch.Tensor, weights: torch.Tensor, window: Window) -> torch.Tensor:
+    result = plane / weights.clamp(min=torch.finfo(torch.float32).tiny)
     if not torch.isfinite(result).all():
         raise FloatingPointError("the network gave logits that are not finite numbers")
+    empty = weights == 0
+    if empty.any():
+        result[:, empty] = _background((len(result), 1), window)
     return result
 
 
-def _mirrored(network: nn.Module, patch: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
-    flips = list(_subsets([axis + 2 for axis in axes]))
-    return torch.stack([torch.flip(network(torch.flip(patch, flip)), flip) for flip in flips]).mean(0)
+def _background(shape: tuple[int, ...], window: Window) -> torch.Tensor:
+    """Logits (classes, ...) where no patch looked."""
+    plane = torch.zeros(shape)
+    if window.sigmoid:
+        return plane - BACKGROUND_LOGIT
+    plane[0] = BACKGROUND_LOGIT
+    return plane
+
+
+def _is_empty(patch: torch.Tensor) -> bool:
+    flat = patch.flatten(1)
+    return bool((flat.amax(1) - flat.amin(1) < EMPTY_RANGE).all())
+
+
+def _batches(places: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
+    for start in range(0, len(places), size):
+        yield places[start : start + size]
+
+
+def _box(start: Sequence[int], edges: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + edge) for first, edge in zip(start, edges, strict=True))
 
 
 def _subsets(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -65,7 +65,7 @@ def resample_labels(
 def interpolate_linear(volume: torch.Tensor, shape: tuple[int, ...], coarse_axis: int | None = None) -> torch.Tensor:
     """(I, J, K) float tensor on a grid of ``shape``: trilinear, and nearest neighbour across ``coarse_axis``."""
     if coarse_axis is not None and volume.shape[coarse_axis] != shape[coarse_axis]:
-        source = _nearest_index(volume.shape[coarse_axis], shape[coarse_axis])
+        source = nearest_index(volume.shape[coarse_axis], shape[coarse_axis])
         volume = volume.index_select(coarse_axis, source.to(volume.device))
     if tuple(volume.shape) == tuple(shape):
         return volume
@@ -83,11 +83,12 @@ def _cubic_matrix(old: int, new: int) -> torch.Tensor:
     return torch.from_numpy(matrix.astype(np.float32))
 
 
-def _nearest_index(old: int, new: int) -> torch.Tensor:
+def nearest_index(old: int, new: int) -> torch.Tensor:
+    """For each of ``new`` voxels, the nearest of ``old`` voxels over the same field of view."""
     centres = (torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)
     return centres.floor().long().clamp_(0, old - 1)
 
 
 @lru_cache(maxsize=64)
 def _nearest_matrix(old: int, new: int) -> torch.Tensor:
-    return torch.nn.functional.one_hot(_nearest_index(old, new), old).float()
+    return torch.nn.functional.one_hot(nearest_index(old, new), old).float()

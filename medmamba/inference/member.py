@@ -1,0 +1,95 @@
+"""One configuration of a model with its trained folds: from an image to planes of logits at its own spacing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from medmamba.errors import ConfigError
+from medmamba.images import MedicalImage
+from medmamba.inference.confidence import Confidence
+from medmamba.inference.memory import MemoryEstimate, estimate_memory
+from medmamba.inference.models import generation_of, read_model_facts
+from medmamba.inference.restore import native_planes
+from medmamba.inference.runner import NetworkRunner
+from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.networks.registry import build_network
+from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
+from medmamba.run_folder import read_plan
+from medmamba.trail import Resample
+from medmamba.training.checkpoint import load_checkpoint, weights_sha256
+
+OnTile = Callable[[int, int], None]
+
+
+class Member:
+    """The folds of one configuration; their logits are averaged."""
+
+    def __init__(
+        self, name: str, folders: list[Path], device: torch.device, window: Window, lock: threading.Lock
+    ) -> None:
+        self.name, self.folders = name, folders
+        self.plan = read_plan(folders[0] / "plan.json")
+        self.configuration = self.plan.configurations[name]
+        axes = tuple(range(len(self.configuration.patch_size))) if window.mirror_axes else ()
+        self.window = replace(
+            window, patch_size=window.patch_size or tuple(self.configuration.patch_size), mirror_axes=axes
+        )
+        if len(self.window.patch_size) != len(self.configuration.patch_size):
+            raise ConfigError(
+                f"--patch-size needs {len(self.configuration.patch_size)} numbers for {name}, not "
+                f"{len(self.window.patch_size)}."
+            )
+        self.runners = [self._load(folder, device, lock) for folder in folders]
+
+    @property
+    def classes(self) -> int:
+        """Channels of the logits."""
+        return len(self.plan.labels)
+
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of the weights of each fold."""
+        return {folder.name: weights_sha256(folder / "checkpoints" / generation_of(folder)) for folder in self.folders}
+
+    def prepare(self, image: MedicalImage, name: str) -> PreprocessedCase:
+        """The image on this configuration's grid."""
+        return preprocess_case(name, image.array, image.grid, self.plan, self.configuration)
+
+    def estimate(self, case: PreprocessedCase) -> MemoryEstimate:
+        """What predicting the case will need."""
+        return estimate_memory(
+            case.trail,
+            len(case.image),
+            self.classes,
+            self.window.box,
+            batch=self.window.batch,
+            members=len(self.runners),
+        )
+
+    def planes(
+        self, case: PreprocessedCase, scratch: Path | None, confidence: Confidence | None, on_tile: OnTile
+    ) -> Iterator[torch.Tensor]:
+        """Logits (classes, J, K), plane by plane, at the image's own spacing inside its crop."""
+        resample = case.trail.steps[-1]
+        assert isinstance(resample, Resample)
+        window = replace(self.window, scratch=scratch)
+        planes = stream_logits(
+            self.runners,
+            torch.from_numpy(case.image),
+            window,
+            on_tile=on_tile,
+            on_patch=None if confidence is None or len(self.runners) < 2 else confidence.see_patch,
+        )
+        return native_planes(planes if confidence is None else map(confidence.see_plane, planes), resample)
+
+    def _load(self, folder: Path, device: torch.device, lock: threading.Lock) -> NetworkRunner:
+        facts = read_model_facts(folder)
+        network = build_network(**facts["network"])
+        load_checkpoint(folder / "checkpoints", network, generation=generation_of(folder))
+        if facts["plan_sha256"] != read_plan(folder / "plan.json").hash():
+            raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
+        return NetworkRunner(network, device, lock)

@@ -1,0 +1,224 @@
+"""Is this image like those the model was trained on, and does the result look like theirs? Findings in words.
+
+Every finding has a level: "note" changes nothing, "review" asks a person to look at the mask, "reject" means that no
+mask should be made. Thresholds are deliberately wide: they are to catch another body part, another modality, a damaged
+scale or a lost header, not a slightly different protocol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmamba.images import MedicalImage
+from medmamba.plans.fingerprint import Fingerprint
+from medmamba.trail import Reorient
+
+Level = Literal["note", "review", "reject"]
+STATUS = {"note": "ok", "review": "review", "reject": "reject"}
+RANGE = (0.5, 2.0)
+"""Spacing and field of view may lie between these multiples of the training's smallest and largest."""
+VOLUME_RANGE = (0.2, 5.0)
+"""Volumes may lie between these multiples of the training's smallest and largest."""
+SPREAD = 3.0
+"""Intensities may lie this many interquartile ranges outside the training's 0.5th and 99.5th percentile."""
+AIR_HU = -500.0
+"""A CT whose training images went below this and that itself holds nothing negative has another scale."""
+MAX_ENTROPY = 0.5
+"""Mean entropy of the predicted foreground, as a share of the largest possible, above which a network is undecided."""
+MIN_AGREEMENT = 0.7
+"""Dice of the least agreeing member with the ensemble below which the members contradict each other."""
+SAMPLE = 200_000
+"""Voxels that intensity statistics are taken from."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is unusual, and how serious it is."""
+
+    level: Level
+    text: str
+
+
+def status_of(findings: Sequence[Finding]) -> str:
+    """``ok``, ``review`` or ``reject``: the most serious finding decides."""
+    order: list[Level] = ["note", "review", "reject"]
+    worst = max((order.index(finding.level) for finding in findings), default=0)
+    return STATUS[order[worst]]
+
+
+def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> list[Finding]:
+    """What is unusual about an image before anything is predicted."""
+    found = []
+    if len(image.constant_channels) == image.channels:
+        found.append(Finding("reject", "all voxels have the same value: there is nothing to see in this image"))
+    elif image.constant_channels:
+        which = ", ".join(map(str, image.constant_channels))
+        found.append(Finding("review", f"channel {which} holds one value only"))
+    if image.nonfinite_voxels:
+        found.append(Finding("review", f"{image.nonfinite_voxels} voxels were not finite and were set to 0"))
+    if fingerprint is None:
+        return [
+            *found,
+            Finding("note", "the model has no fingerprint: the image was not compared with its training data"),
+        ]
+    found += _geometry(image, fingerprint)
+    if not found or status_of(found) != "reject":
+        found += _scale(image, fingerprint)
+    return found
+
+
+def check_result(
+    image: MedicalImage,
+    foreground: NDArray[np.bool_],
+    volumes_ml: Mapping[str, float | None],
+    voxels: Mapping[str, int],
+    fingerprint: Fingerprint | None,
+    *,
+    entropy: float | None,
+    agreement: float | None,
+) -> list[Finding]:
+    """What is unusual about a mask: intensities inside it, its volumes, and how sure the networks were."""
+    found = []
+    if entropy is not None and entropy > MAX_ENTROPY:
+        found.append(
+            Finding(
+                "review",
+                f"the network is undecided: mean entropy {entropy:.2f} of the foreground (limit {MAX_ENTROPY})",
+            )
+        )
+    if agreement is not None and agreement < MIN_AGREEMENT:
+        found.append(
+            Finding(
+                "review",
+                f"the ensemble contradicts itself: a member has Dice {agreement:.2f} with it (limit {MIN_AGREEMENT})",
+            )
+        )
+    if fingerprint is None:
+        return found
+    if foreground.any():
+        found += _intensities(image, foreground, fingerprint)
+    for name, count in voxels.items():
+        of_training = [case.label_voxels.get(name, 0) for case in fingerprint.cases]
+        if count == 0 and of_training and min(of_training) > 0:
+            found.append(Finding("review", f"no {name} was found; all {len(of_training)} training cases have it"))
+        volume = volumes_ml.get(name)
+        known = [case.volume_ml[name] for case in fingerprint.cases if case.volume_ml and case.label_voxels.get(name)]
+        if count and volume is not None and known:
+            low, high = VOLUME_RANGE[0] * min(known), VOLUME_RANGE[1] * max(known)
+            if not low <= volume <= high:
+                found.append(
+                    Finding("review", f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml")
+                )
+    return found
+
+
+def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
+    if image.grid.spacing_mm is None:
+        return (
+            [Finding("review", "the image has no millimetres, the training images have")]
+            if fingerprint.has_millimetres
+            else []
+        )
+    if not fingerprint.has_millimetres:
+        return [Finding("review", "the image has millimetres, the training images have none")]
+    found = []
+    canonical = Reorient.to_canonical(image.grid).grid_after(image.grid)
+    assert canonical.spacing_mm is not None
+    assert canonical.extent_mm is not None
+    views = [case.field_of_view_mm for case in fingerprint.cases]
+    for axis, name in enumerate(("left-right", "front-back", "head-foot")):
+        pairs: list[tuple[str, float, list[float]]] = [
+            ("spacing", canonical.spacing_mm[axis], [float(value) for value in fingerprint.spacings[:, axis]]),
+            ("field of view", canonical.extent_mm[axis], [view[axis] for view in views if view is not None]),
+        ]
+        for what, value, of_training in pairs:
+            low, high = min(of_training), max(of_training)
+            if not RANGE[0] * low <= value <= RANGE[1] * high:
+                found.append(Finding("review", f"{what} {name} is {value:.3g} mm, training {low:.3g} to {high:.3g} mm"))
+    known = {case.orientation for case in fingerprint.cases}
+    if image.grid.orientation not in known and None not in known:
+        found.append(
+            Finding(
+                "note",
+                f"stored as {image.grid.orientation}, the training images as {', '.join(sorted(map(str, known)))}",
+            )
+        )
+    if not image.orientation_known:
+        found.append(Finding("review", "the file does not say where left and right are"))
+    return found
+
+
+def _scale(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
+    found = []
+    for index, (channel, known) in enumerate(zip(image.array, fingerprint.intensities, strict=False)):
+        values = _sample(channel)
+        low, high = float(values.min()), float(values.max())
+        name = fingerprint.channel_names[index]
+        if high < known.percentile_00_5 or low > known.percentile_99_5:
+            found.append(
+                Finding(
+                    "review",
+                    f"intensities of {name} are {low:.4g} to {high:.4g}; the structures lay between "
+                    f"{known.percentile_00_5:.4g} and {known.percentile_99_5:.4g} in training",
+                )
+            )
+        elif known.min < AIR_HU and low >= 0:
+            found.append(
+                Finding(
+                    "review", f"{name} holds no negative value, training had down to {known.min:.4g}: another scale?"
+                )
+            )
+    return found
+
+
+def _intensities(image: MedicalImage, foreground: NDArray[np.bool_], fingerprint: Fingerprint) -> list[Finding]:
+    medians = [float(np.median(_sample(channel[foreground]))) for channel in image.array]
+    known = fingerprint.intensities[: len(medians)]
+    if len(medians) > 1 and len(known) == len(medians):
+        order = _likely_order(medians, [k.median for k in known], [max(k.std, 1e-6) for k in known])
+        if order is not None:
+            names = ", ".join(fingerprint.channel_names[index] for index in order)
+            return [Finding("review", f"the channels look swapped: they resemble {names}, in this order")]
+    found = []
+    for name, median, channel in zip(fingerprint.channel_names, medians, known, strict=False):
+        quartiles = (
+            channel.percentiles.get("75", channel.mean + channel.std),
+            channel.percentiles.get("25", channel.mean - channel.std),
+        )
+        slack = SPREAD * (quartiles[0] - quartiles[1])
+        low, high = channel.percentile_00_5 - slack, channel.percentile_99_5 + slack
+        if not low <= median <= high:
+            found.append(
+                Finding(
+                    "review",
+                    f"median of {name} inside the mask is {median:.4g}, outside {low:.4g} to {high:.4g} of training",
+                )
+            )
+    return found
+
+
+def _likely_order(medians: Sequence[float], means: Sequence[float], stds: Sequence[float]) -> tuple[int, ...] | None:
+    """Which training channel each channel resembles, if another order fits much better than the given one."""
+    count = len(medians)
+    if count > 6:
+        return None
+
+    def misfit(order: Sequence[int]) -> float:
+        return sum(abs(medians[i] - means[order[i]]) / stds[order[i]] for i in range(count))
+
+    given = misfit(range(count))
+    best = min(permutations(range(count)), key=misfit)
+    swapped = best != tuple(range(count)) and given > count and misfit(best) < 0.5 * given
+    return best if swapped else None
+
+
+def _sample(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    flat = values.ravel(order="K")
+    return flat[:: max(1, math.ceil(flat.size / SAMPLE))]

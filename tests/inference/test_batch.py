@@ -1,0 +1,229 @@
+"""A folder of images: no case lost, no stale mask, interrupted runs go on, and every mask can be made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medmamba import pipeline
+from medmamba.atomic import FolderLock
+from medmamba.cli.main import run as medmamba
+from medmamba.errors import InputError, ResourceError
+from medmamba.inference.cases import find_cases, part_of
+from medmamba.inference.predictor import Predictor
+from medmamba.inference.reproduce import reproduce
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run):
+    return Predictor(tiny_run, folds=[0], mirror=False)
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        save(folder / f"patient_{number}.nii.gz", number)
+    return folder
+
+
+def save(path, seed):
+    pixels = np.random.default_rng(seed).normal(200, 60, (18, 22, 17)).astype(np.float32)
+    nib.save(nib.Nifti1Image(pixels, np.diag([1.0, 1.0, 1.0, 1.0])), path)
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_every_case_has_a_mask_and_a_record(predictor, images, tmp_path):
+    pipeline.predict(predictor, images, tmp_path / "out")
+    report = report_of(tmp_path / "out")
+    assert report["summary"] == {"cases": 3, "done": 3, "failed": 0, "waiting": 0}
+    record = report["cases"]["patient_1"]
+    for key in ("input_sha256", "mask_sha256", "image_sha256", "geometry", "voxels", "volume_ml", "seconds", "status"):
+        assert key in record
+    assert set(report["model"]["weights_sha256"]["3d_fullres"]) == {"fold_0"}
+    assert "images" not in json.dumps(report).replace("images'", "")  # no input path
+
+
+def test_a_poisoned_case_is_named_its_old_mask_is_gone_and_the_others_are_done(predictor, images, tmp_path):
+    out = tmp_path / "out"
+    pipeline.predict(predictor, images, out)
+    broken = images / "patient_1.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-400])
+    report = pipeline.predict(predictor, images, out)
+    assert set(report.failed) == {"patient_1"}
+    assert "cut off" in report.failed["patient_1"]
+    assert set(bytes_of(out)) == {"patient_0.nii.gz", "patient_2.nii.gz"}
+    assert report_of(out)["summary"]["failed"] == 1
+
+
+def test_the_command_tells_partial_from_total_failure(tiny_run, images, tmp_path, capsys):
+    def code(folder):
+        arguments = ["predict", tiny_run, folder, "-o", tmp_path / "out", "--fold", "0", "--no-mirror"]
+        with pytest.raises(SystemExit) as stop:
+            medmamba([str(argument) for argument in arguments])
+        return stop.value.code
+
+    assert code(images) == 0
+    (images / "patient_1.nii.gz").write_bytes(b"nothing")
+    assert code(images) == 1
+    assert "2 ok, 1 failed: patient_1" in capsys.readouterr().err
+    for path in images.iterdir():
+        path.write_bytes(b"nothing")
+    assert code(images) == 2
+
+
+def test_an_interrupted_folder_goes_on_and_redoes_nothing_that_is_whole(predictor, images, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    pipeline.predict(predictor, images, whole)
+    calls = []
+    straight = predictor.predict
+
+    def stops_at_the_third(image, **choices):
+        calls.append(image)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return straight(image, **choices)
+
+    monkeypatch.setattr(predictor, "predict", stops_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.predict(predictor, images, out)
+    assert len(bytes_of(out)) == 2
+    (out / "patient_0.nii.gz").write_bytes(b"half a mask")  # not what the record says: made again
+    calls.append("never stop")
+    report = pipeline.predict(predictor, images, out, resume=True)
+    assert report.resumed == ["patient_1"]
+    assert bytes_of(out) == bytes_of(whole)
+
+
+def test_resume_does_not_trust_masks_of_other_settings(tiny_run, predictor, images, tmp_path):
+    pipeline.predict(predictor, images, tmp_path / "out")
+    other = Predictor(tiny_run, folds=[1], mirror=False)
+    assert pipeline.predict(other, images, tmp_path / "out", resume=True).resumed == []
+
+
+def test_killed_between_the_mask_and_its_record_the_case_is_done_again(tiny_run, images, tmp_path):
+    command = "from medmamba.cli.main import run; import sys; run(sys.argv[1:])"
+    out = tmp_path / "out"
+    arguments = ["predict", tiny_run, images, "-o", out, "--fold", "0", "--no-mirror"]
+    environment = {**os.environ, "MEDMAMBA_CRASH_AT": "replace:1", "OMP_NUM_THREADS": "1"}  # after the first mask
+    call = [sys.executable, "-c", command, *map(str, arguments)]
+    killed = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "report.json").exists()
+    predictor = Predictor(tiny_run, folds=[0], mirror=False)
+    report = pipeline.predict(predictor, images, out, resume=True)
+    assert report.resumed == []
+    assert len(bytes_of(out)) == 3
+
+
+def test_parts_are_disjoint_complete_and_one_report(predictor, images, tmp_path):
+    out = tmp_path / "out"
+    cases = find_cases(images)
+    ids = [{case.case_id for case in part_of(cases, (number, 2))} for number in (1, 2)]
+    assert ids[0].isdisjoint(ids[1])
+    assert len(ids[0] | ids[1]) == 3
+    pipeline.predict(predictor, images, out, part=(1, 2))
+    assert report_of(out)["summary"] == {"cases": 3, "done": 2, "failed": 0, "waiting": 1}
+    pipeline.predict(predictor, images, out, part=(2, 2))
+    assert report_of(out)["summary"]["done"] == 3
+
+
+def test_two_runs_on_one_folder_are_refused(predictor, images, tmp_path):
+    pipeline.predict(predictor, images, tmp_path / "out")
+    before = bytes_of(tmp_path / "out")
+    with FolderLock(tmp_path / "out"), pytest.raises(InputError, match="in use by process"):
+        pipeline.predict(predictor, images, tmp_path / "out")
+    assert bytes_of(tmp_path / "out") == before
+
+
+def test_a_full_disk_ends_with_one_line_and_no_half_file(predictor, images, tmp_path, monkeypatch):
+    import errno
+
+    from medmamba import atomic
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        pipeline.predict(predictor, images, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    assert not list((tmp_path / "out").glob("*.part"))
+
+
+def test_the_output_may_not_be_the_input(predictor, images):
+    with pytest.raises(InputError, match="same folder"):
+        pipeline.predict(predictor, images, images)
+
+
+def test_pseudonyms_keep_names_out_of_reports_and_messages(predictor, images, tmp_path):
+    (images / "patient_2.nii.gz").write_bytes(b"nothing")
+    lines = []
+    out = tmp_path / "out"
+    pipeline.predict(predictor, images, out, pseudonymise=True, on_message=lines.append)
+    told = (out / "report.json").read_text() + "".join(p.read_text() for p in (out / "reports").iterdir())
+    for text in (told, "\n".join(lines)):
+        assert "patient" not in text
+        assert str(tmp_path) not in text
+    key = (out / "pseudonyms.csv").read_text()
+    assert "patient_0,case-" in key
+    assert (out / "pseudonyms.csv").stat().st_mode & 0o077 == 0
+    before = list(report_of(out)["cases"])
+    pipeline.predict(predictor, images, out, pseudonymise=True)
+    assert list(report_of(out)["cases"]) == before  # the same salt: the same names
+
+
+def test_a_report_can_be_reproduced_byte_by_byte(tiny_run, predictor, images, tmp_path):
+    pipeline.predict(predictor, images, tmp_path / "out")
+    found = reproduce(tmp_path / "out" / "report.json", tiny_run, images, cases=["patient_0", "patient_2"])
+    assert found.same == ("patient_0", "patient_2")
+    assert found.other == ()
+    save(images / "patient_0.nii.gz", 99)
+    with pytest.raises(InputError, match="patient_0: the image is not the one of the report"):
+        reproduce(tmp_path / "out" / "report.json", tiny_run, images)
+
+
+def test_one_predictor_serves_several_threads(predictor, images):
+    paths = sorted(images.iterdir())
+    alone = [predictor.predict(path).labels for path in paths]
+    together: dict[int, np.ndarray] = {}
+
+    def work(number):
+        together[number] = predictor.predict(paths[number]).labels
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(alone[number], together[number]) for number in range(3))
+
+
+def test_a_dicom_folder_is_a_case_and_its_mask_a_nifti(predictor, tmp_path, shared_data):
+    series = [folder for folder in (shared_data / "hippocampus_dicom").rglob("*") if any(folder.glob("*.dcm"))][:1]
+    if not series:
+        pytest.skip("no DICOM series in the development data")
+    shutil.copytree(series[0], tmp_path / "in" / "series_a")
+    report = pipeline.predict(predictor, tmp_path / "in", tmp_path / "out")
+    assert list(report.done) == ["series_a"]
+    assert (tmp_path / "out" / "series_a.nii.gz").exists()

@@ -1,0 +1,148 @@
+"""Streaming, plane by plane, gives what all logits at once give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medmamba.errors import ResourceError
+from medmamba.geometry import Grid
+from medmamba.inference import planes as planes_module
+from medmamba.inference.memory import estimate_memory
+from medmamba.inference.planes import PlaneStore
+from medmamba.inference.restore import label_planes, native_planes
+from medmamba.inference.sliding_window import BACKGROUND_LOGIT, Window, predict_logits, stream_logits
+from medmamba.preprocessing.resample import interpolate_linear, separate_axis
+from medmamba.trail import Resample, SpatialTrail
+
+CPU = torch.device("cpu")
+
+
+class Mixed(nn.Module):
+    """Four classes that depend on the place in the patch, so that weights and overlaps matter."""
+
+    def forward(self, x):
+        ramp = torch.linspace(0, 1, x.shape[-1])
+        return torch.cat([x, -x + ramp, x * ramp, torch.sin(3 * x)], dim=1)
+
+
+def image(shape, seed=0):
+    return torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def naive(network, pixels, patch):
+    """Every patch added into one array of the whole image, the way the window is defined."""
+    from itertools import product
+
+    from medmamba.inference.sliding_window import _pad, gaussian_weight, window_starts
+
+    flat = len(patch) == 2
+    box = (1, *patch) if flat else patch
+    padded, inside = _pad(pixels, box)
+    weight = gaussian_weight(patch)
+    total, weights = torch.zeros((4, *padded.shape[1:])), torch.zeros(padded.shape[1:])
+    for start in product(*(window_starts(n, edge) for n, edge in zip(padded.shape[1:], box, strict=True))):
+        where = tuple(slice(first, first + edge) for first, edge in zip(start, box, strict=True))
+        piece = padded[(slice(None), *where)][None]
+        logits = network(piece[:, :, 0] if flat else piece)[0]
+        total[(slice(None), *where)] += (logits * weight)[:, None] if flat else logits * weight
+        weights[where] += weight
+    return (total / weights)[(slice(None), *inside)]
+
+
+@pytest.mark.parametrize("shape", [(17, 9, 30), (5, 6, 7), (33, 16, 1), (1, 20, 20)])
+@pytest.mark.parametrize("patch", [(8, 8, 8), (16, 8)])
+def test_the_window_of_planes_adds_up_to_the_same_bits_as_the_whole_image(shape, patch, tmp_path):
+    pixels = image(shape)
+    expected = naive(Mixed(), pixels, patch)
+    assert torch.equal(predict_logits(Mixed(), pixels, patch, CPU), expected)
+    on_disk = torch.stack(list(stream_logits([Mixed()], pixels, Window(patch, scratch=tmp_path))), dim=1)
+    assert torch.equal(on_disk, expected)
+    assert not list(tmp_path.iterdir())  # scratch files are gone
+
+
+def test_batches_of_patches_give_the_same_logits():
+    pixels = image((20, 21, 22))
+    one, many = (torch.stack(list(stream_logits([Mixed()], pixels, Window((8, 8, 8), batch=size)))) for size in (1, 5))
+    assert torch.equal(one, many)
+
+
+@pytest.mark.parametrize("wanted", [(9, 14, 11), (20, 10, 12), (31, 40, 5), (12, 10, 30)])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0), (1.0, 5.0, 1.0)])
+def test_planes_interpolate_as_whole_volumes_do(wanted, spacing):
+    logits = torch.randn((3, 12, 10, 12), generator=torch.Generator().manual_seed(1))
+    step = Resample(wanted, (12, 10, 12), (1.0, 1.0, 1.0), spacing)
+    found = torch.stack(list(native_planes(logits.unbind(1), step)), dim=1)
+    coarse = separate_axis(step.spacing_after_mm, step.spacing_before_mm)
+    expected = torch.stack([interpolate_linear(volume, wanted, coarse) for volume in logits])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_streamed_labels_equal_the_naive_argmax_bit_for_bit(tmp_path):
+    pixels = image((30, 24, 26))
+    step = Resample((41, 37, 33), (30, 24, 26), (1.0,) * 3, (1.4,) * 3)
+    whole = naive(Mixed(), pixels, (8, 8, 8))
+    expected = torch.stack(list(native_planes(whole.unbind(1), step)), dim=1).argmax(0).numpy()
+    streamed = stream_logits([Mixed()], pixels, Window((8, 8, 8), scratch=tmp_path))
+    assert (label_planes(native_planes(streamed, step), step.shape_before, 4) == expected).all()
+
+
+def test_patches_of_air_are_left_out_and_are_background():
+    calls = []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return torch.cat([-x, x], dim=1)
+
+    pixels = torch.zeros(1, 40, 16, 16)
+    pixels[:, 30:, 4:12, 4:12] = image((10, 8, 8))
+    found = torch.stack(list(stream_logits([Counting()], pixels, Window((8, 8, 8), skip_empty=True))), dim=1)
+    everything = len(list(range(0, 33, 4))) * 9
+    assert sum(calls) < everything / 2
+    assert torch.equal(found[:, 0, 0, 0], torch.tensor([BACKGROUND_LOGIT, 0.0]))
+    inside = predict_logits(Counting(), pixels, (8, 8, 8), CPU)[:, 34:, 6:10, 6:10]
+    assert torch.allclose(found[:, 34:, 6:10, 6:10], inside, atol=1e-5)
+
+
+def test_an_image_of_nothing_but_air_is_background_everywhere():
+    found = torch.stack(list(stream_logits([Mixed()], torch.zeros(1, 20, 9, 9), Window((8, 8, 8), skip_empty=True))))
+    assert found.shape == (20, 4, 9, 9)
+    assert (found.argmax(1) == 0).all()
+
+
+def test_a_flip_that_exchanges_sides_puts_the_channels_back():
+    class Sides(nn.Module):
+        """Channel 1 fires in the first half of the last axis, channel 2 in the second."""
+
+        def forward(self, x):
+            half = torch.arange(x.shape[-1]) < x.shape[-1] // 2
+            left = half.float().expand_as(x)
+            return torch.cat([torch.zeros_like(x), left, 1 - left], dim=1)
+
+    window = Window((8, 8, 8), mirror_axes=(2,), swap_axis=2, channel_swap=(0, 2, 1))
+    kept = torch.stack(list(stream_logits([Sides()], image((8, 8, 8)), window)), dim=1)
+    mixed = torch.stack(list(stream_logits([Sides()], image((8, 8, 8)), Window((8, 8, 8), (2,)))), dim=1)
+    assert torch.equal(kept[1, 0, 0], torch.tensor([1.0] * 4 + [0.0] * 4))
+    assert torch.equal(mixed[1, 0, 0], torch.full((8,), 0.5))
+
+
+def test_a_full_scratch_disk_is_told_before_the_start(tmp_path, monkeypatch):
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(planes_module.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(ResourceError, match=r"scratch space.*--scratch"):
+        PlaneStore(8, (4, 100, 100), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_grows_with_the_output_and_not_with_classes_times_voxels():
+    grid = Grid((512, 512, 600))
+    trail = SpatialTrail(grid, (Resample(grid.shape, (256, 256, 400)),))
+    few, many = (estimate_memory(trail, 1, classes, (128, 128, 128)) for classes in (2, 118))
+    assert many.naive > 60 * 2**30
+    assert many.peak < 8 * 2**30
+    assert many.spills
+    assert not few.spills
