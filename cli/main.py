@@ -30,6 +30,7 @@ for command in (
     train.train,
     predict.predict,
     predict.reproduce,
+    predict.find_best,
     evaluate.evaluate,
     explain.explain,
     doctor.doctor,

@@ -87,3 +87,24 @@ def reproduce(
     console.print(f"{len(result.same)} mask(s) reproduced byte by byte.")
     if result.other:
         raise PartialError(f"{len(result.other)} mask(s) came out differently: {', '.join(result.other)}.")
+
+
+def find_best(
+    run: Annotated[Path, typer.Argument(help="Run folder with trained folds.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring.")] = False,
+) -> None:
+    """Choose configurations, cleaning and calibration by cross-validation; predict uses them from then on."""
+    from medmamba.cli.console import console, stages
+    from medmamba.inference.find_best import find_best as choose
+
+    with stages() as on_item:
+        recipe = choose(run, device=device, mirror=not no_mirror, on_item=on_item)
+    for name, dice in recipe.dice.items():
+        mark = " <- chosen" if name == "+".join(recipe.configurations) else ""
+        console.print(f"{name}: Dice {dice:.4f}{mark}", markup=False)
+    used = "; ".join(f"{name}: {', '.join(folds)}" for name, folds in recipe.folds.items())
+    console.print(f"{recipe.cases} validation cases, folds {used}", markup=False)
+    for step in recipe.cleaning:
+        console.print(f"{step.label}: {step.action.replace('_', ' ')}, Dice +{step.gain:.4f}", markup=False)
+    console.print(f"temperature {recipe.temperature:g}. Written: {run / 'best.json'}", markup=False)
