@@ -26,6 +26,7 @@ def _module(path: Path, name: str) -> types.ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # torch.compile looks functions up by their module
     spec.loader.exec_module(module)
     return module
 
