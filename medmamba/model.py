@@ -7,10 +7,8 @@ from typing import Any
 from torch import nn
 
 from medmamba.networks.registry import build_network, network_options
+from medmamba.plans.families import family
 from medmamba.plans.schema import Configuration, Plan
-
-SCAN_OPTIONS = ("state_size", "routes")
-"""Numbers of the plan that only networks with a scan take."""
 
 
 def network_arguments(
@@ -35,7 +33,11 @@ def network_arguments(
         "deep_supervision": numbers.deep_supervision,
     }
     known = network_options(name)
-    arguments |= {option: getattr(numbers, option) for option in SCAN_OPTIONS if option in known}
+    scan = {"state_size": numbers.state_size, "routes": numbers.routes}
+    if name != numbers.name:  # another family on the same plan scans its own way
+        other = family(name)
+        scan = {"state_size": other.states[numbers.spatial_dims - 2], "routes": other.routes}
+    arguments |= {option: value for option, value in scan.items() if option in known}
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none
         arguments["use_scan"] = use_scan and numbers.use_scan
     return arguments
