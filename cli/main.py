@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from medmamba import __version__
-from medmamba.cli import demo, doctor, evaluate, explain, plan, predict, train
+from medmamba.cli import demo, doctor, evaluate, explain, export, plan, predict, train
 from medmamba.cli.console import report_error
 from medmamba.errors import MedmambaError
 
@@ -33,6 +33,7 @@ for command in (
     predict.find_best,
     evaluate.evaluate,
     explain.explain,
+    export.export,
     doctor.doctor,
 ):
     app.command()(command)

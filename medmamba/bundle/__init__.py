@@ -1,0 +1,1 @@
+"""A trained model as a MONAI Bundle: a folder that MONAI runs without medmamba."""

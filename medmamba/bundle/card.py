@@ -1,0 +1,175 @@
+"""What the author of a bundle must say about it, and the pages made of it: LICENSE, README, metadata.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from medmamba.errors import InputError
+
+SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+NOT_A_DEVICE = "Not a medical device: masks are for research, and whoever uses them for patients must validate them."
+
+
+@dataclass(frozen=True)
+class BundleCard:
+    """What only the author knows.
+
+    Args:
+        licence: SPDX name ("Apache-2.0"), or the path of a text file.
+        intended_use: what the model is for, and for whom.
+        name: of the bundle; letters, digits, _ and -.
+        release: as 0.1.0.
+        authors, copyright, description, references: as in metadata.json.
+        data_licence: of the training data; unknown if empty.
+    """
+
+    licence: str
+    intended_use: str
+    name: str = "medmamba_segmentation"
+    release: str = "0.1.0"
+    authors: str = "unnamed"
+    description: str = ""
+    data_licence: str = ""
+    references: Sequence[str] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if not self.licence.strip():
+            raise InputError(
+                "A bundle needs a licence: give --licence with an SPDX name, as Apache-2.0, or with a text file."
+            )
+        if not self.intended_use.strip():
+            raise InputError(
+                'A bundle needs its intended use: give --intended-use "what it segments, in which images, for whom".'
+            )
+        if not all(part.isdigit() for part in self.release.split(".")) or self.release.count(".") != 2:
+            raise InputError(f"--release {self.release!r} is not a version. Write three numbers, as 0.1.0.")
+
+    def licence_text(self) -> str:
+        """The text of LICENSE."""
+        path = Path(self.licence)
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        if "/" in self.licence or self.licence.lower().endswith((".txt", ".md")):
+            raise InputError(f"--licence {self.licence}: no such file. Give an SPDX name or an existing text file.")
+        return (
+            f"SPDX-License-Identifier: {self.licence}\n\nCopyright {date.today().year} {self.authors}\n\n"
+            f"The weights in models/ and the configuration of this bundle are under the licence {self.licence}.\n"
+            "The Python sources in scripts/ are copied from medmamba, under the Apache License 2.0.\n"
+        )
+
+
+def metadata(
+    card: BundleCard,
+    *,
+    channels: Sequence[str],
+    classes: Sequence[str],
+    divisor: Sequence[int],
+    picture: bool,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """configs/metadata.json. ``divisor`` is, per axis of the patch, what the network's strides multiply to."""
+    import monai
+    import numpy
+    import torch
+
+    spatial = [f"{n}*n" if n > 1 else "n" for n in divisor]
+    common = {"format": "segmentation", "spatial_shape": spatial, "dtype": "float32"}
+    return {
+        "schema": SCHEMA_URL,
+        "version": card.release,
+        "changelog": {card.release: "Exported by medmamba."},
+        "name": card.name,
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": numpy.__version__,
+        "required_packages_version": {
+            name: _version(name) for name in ("nibabel", "scipy", "pytorch-ignite", "pillow") if _version(name)
+        },
+        "supported_apps": {},
+        "task": f"Segmentation of {', '.join(classes[1:])}",
+        "description": card.description or f"Segmentation of {', '.join(classes[1:])} by a Mamba network.",
+        "authors": card.authors,
+        "copyright": f"Copyright {date.today().year} {card.authors}",
+        "data_source": str(provenance["dataset"]),
+        "data_type": "picture" if picture else "nifti",
+        "image_classes": f"channels: {', '.join(channels)}",
+        "label_classes": ", ".join(classes),
+        "pred_classes": ", ".join(classes),
+        "eval_metrics": {},
+        "intended_use": f"{card.intended_use} {NOT_A_DEVICE}",
+        "references": list(card.references),
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    **common,
+                    "format": "magnitude",
+                    "modality": channels[0],
+                    "num_channels": len(channels),
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": {str(index): name for index, name in enumerate(channels)},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "probabilities",
+                    **common,
+                    "num_channels": len(classes),
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": {str(index): name for index, name in enumerate(classes)},
+                }
+            },
+        },
+        "medmamba": dict(provenance),
+    }
+
+
+def readme(card: BundleCard, facts: Mapping[str, Any]) -> str:
+    """docs/README.md: the model card."""
+    made = facts["medmamba"]
+    shape = ", ".join(facts["network_data_format"]["inputs"]["image"]["spatial_shape"])
+    patch = made["patch_size"]
+    return f"""# {card.name} {card.release}
+
+{facts["description"]}
+
+**Intended use.** {card.intended_use}
+
+**{NOT_A_DEVICE}**
+
+| | |
+|---|---|
+| channels | {facts["image_classes"]} |
+| labels | {facts["label_classes"]} |
+| training data | {facts["data_source"]}; licence: {card.data_licence or "not stated"} |
+| network | {made["network"]}, {made["folds"]} fold(s), {made["parameters"]} parameters |
+| patch | {patch} ({prod(patch)} voxels), any shape ({shape}) works |
+
+## Run
+
+From this folder, with monai, torch, nibabel, scipy, pytorch-ignite and fire installed (medmamba is not needed; where it
+is installed its compiled operators are used):
+
+    python -m monai.bundle run --config_file configs/inference.json --meta_file configs/metadata.json \\
+        --logging_file configs/logging.conf --bundle_root . --dataset_dir IMAGES --output_dir MASKS
+
+IMAGES holds `X.nii.gz`, or `X_0000.nii.gz`, `X_0001.nii.gz`, … with one file per channel. Masks keep the grid of their
+image.
+
+A bundle's configuration is code. Run only bundles that you trust.
+"""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,135 @@
+"""Does a bundle do what the model does? MONAI's own commands, in a process that cannot import medmamba."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medmamba.errors import ConfigError, InputError, MedmambaError
+
+if TYPE_CHECKING:
+    from medmamba.inference.cases import ImageCase
+    from medmamba.inference.predictor import Predictor
+
+NEEDED = {"ignite": "pytorch-ignite", "fire": "fire", "jsonschema": "jsonschema", "yaml": "pyyaml"}
+LONGEST_LINES = 12
+
+# `python -m monai.bundle run` and its two checks, where an import of medmamba fails as if it were not installed.
+COMMANDS = """
+import runpy, sys
+sys.modules["medmamba"] = None
+import monai.bundle
+monai.bundle.verify_metadata(meta_file="configs/metadata.json", filepath=sys.argv[1])
+monai.bundle.verify_net_in_out(net_id="network_def", meta_file="configs/metadata.json",
+    config_file="configs/inference.json", device="cpu", n=int(sys.argv[2]))
+print("verify_metadata and verify_net_in_out passed", flush=True)
+sys.argv = ["monai.bundle", "run", "--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json",
+    "--logging_file", "configs/logging.conf", "--bundle_root", ".", "--dataset_dir", sys.argv[3],
+    "--output_dir", sys.argv[4], *sys.argv[5:]]
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+assert sys.modules["medmamba"] is None
+"""
+
+
+class BundleError(MedmambaError):
+    """The bundle does not do what the model does; it was not kept."""
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """One real case predicted by both."""
+
+    case_id: str
+    voxels: int
+    foreground: int
+
+
+def schema_path() -> Path:
+    """Our own schema of metadata.json; MONAI reads it instead of fetching one."""
+    return Path(str(files("medmamba.bundle") / "schema.json"))
+
+
+def need_packages() -> None:
+    """Raises ConfigError with the install line when a package that MONAI's bundle commands need is missing."""
+    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise ConfigError(
+            f"MONAI's bundle commands need {', '.join(missing)}. Install with: pip install 'medmamba[bundle]'."
+        )
+
+
+def check_metadata(facts: dict[str, Any]) -> None:
+    """Raises BundleError that names every key that is missing or of the wrong type."""
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(json.loads(schema_path().read_text()))
+    problems = [f"{'.'.join(map(str, e.absolute_path)) or 'top'}: {e.message}" for e in validator.iter_errors(facts)]
+    if problems:
+        raise BundleError("metadata.json: " + "; ".join(problems))
+
+
+def run_in_monai(bundle: Path, images: Path, masks: Path, scale: int) -> str:
+    """Run the three commands from the bundle's root; returns what they printed.
+
+    Args:
+        scale: n of the spatial shapes in metadata.json for the trial of the network.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", COMMANDS, str(schema_path()), str(scale), str(images.resolve()), str(masks.resolve())],
+        cwd=bundle,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    printed = result.stdout + result.stderr
+    if result.returncode:
+        last = " | ".join(line.strip() for line in printed.strip().splitlines()[-LONGEST_LINES:])
+        raise BundleError(f"{bundle}: MONAI could not run the bundle, so it was not kept: {last}")
+    return printed
+
+
+def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks: Path) -> list[CheckedCase]:
+    """Predict every case with medmamba and compare with the bundle's mask, voxel for voxel and grid for grid.
+
+    Raises BundleError for the first difference.
+    """
+    from medmamba.geometry import grid_difference
+    from medmamba.images import read_label_map, stem_of
+    from medmamba.inference.cases import read_case
+
+    checked = []
+    for case in cases:
+        image = read_case(case)
+        native = predictor.predict(image)
+        found = [path for path in masks.iterdir() if stem_of(path) in (case.case_id, stem_of(case.paths[0]))]
+        if len(found) != 1:
+            raise BundleError(f"{case.case_id}: the bundle wrote {len(found)} masks for this case, expected 1.")
+        mask = read_label_map(found[0])
+        if difference := grid_difference(native.grid, mask.grid) if native.grid.affine is not None else None:
+            raise BundleError(f"{case.case_id}: image and the bundle's mask {difference}. The bundle was not kept.")
+        expected = np.asarray(native.labels)
+        if mask.array.shape != expected.shape:
+            raise BundleError(f"{case.case_id}: the bundle's mask is {mask.array.shape}, native {expected.shape}.")
+        different = int((mask.array != expected).sum())
+        if different:
+            place = tuple(int(n) for n in np.argwhere(mask.array != expected)[0])
+            raise BundleError(
+                f"{case.case_id}: {different} of {expected.size} voxels differ between the bundle and medmamba, the "
+                f"first at {place}: {mask.array[place]} instead of {expected[place]}. The bundle was not kept."
+            )
+        checked.append(CheckedCase(case.case_id, int(expected.size), int((expected != 0).sum())))
+    if not checked:
+        raise InputError("No case to check the bundle on. Give --check-on IMAGES.")
+    return checked

@@ -1,0 +1,24 @@
+"""Which images a folder holds, named as nnU-Net names them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+_CHANNEL = re.compile(r"_(\d{4})$")
+
+
+def image_list(folder: str) -> list[dict[str, str | list[str]]]:
+    """One entry ``{"image": …}`` per case: a file, or its files ``X_0000``, ``X_0001``, … in the order of channels."""
+    cases: dict[str, list[str]] = {}
+    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
+        ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
+        if ending is None or path.name.startswith("."):
+            continue
+        stem = path.name[: -len(ending)]
+        match = _CHANNEL.search(stem)
+        cases.setdefault(stem[: match.start()] if match else stem, []).append(str(path))
+    if not cases:
+        raise FileNotFoundError(f"{folder}: no image here (endings: {', '.join(ENDINGS)}). Give --dataset_dir FOLDER.")
+    return [{"image": files[0] if len(files) == 1 else files} for _, files in sorted(cases.items())]

@@ -1,0 +1,33 @@
+"""The network of the bundle: one trained network per fold, whose logits are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medmamba.networks.registry import build_network
+
+
+class SegmentationNetwork(nn.Module):
+    """(B, channels, *S) to logits (B, classes, *S), the mean over the folds.
+
+    The state dict holds the folds as ``members.0.…``, ``members.1.…``.
+
+    Args:
+        folds: number of networks.
+        arguments: of ``build_network``; the same for every fold.
+    """
+
+    def __init__(self, folds: int, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(build_network(**arguments) for _ in range(folds))
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        members: Sequence[nn.Module] = list(self.members)
+        if len(members) == 1:
+            return members[0](image)
+        return torch.stack([member(image) for member in members]).mean(0)

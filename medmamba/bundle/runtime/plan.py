@@ -1,0 +1,48 @@
+"""The numbers of the plan that prediction needs, from configs/inference.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How one channel's intensities are normalised."""
+
+    scheme: str
+    use_mask: bool = False
+    mean: float | None = None
+    std: float | None = None
+    percentile_00_5: float | None = None
+    percentile_99_5: float | None = None
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The grid that the network works on: spacing per plan axis in mm, None for images without millimetres."""
+
+    spacing_mm: list[float] | None
+    patch_size: list[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Channels, labels (name to value), axis order and intensity normalisation."""
+
+    channel_names: list[str]
+    labels: dict[str, int]
+    axis_order: list[int]
+    normalization: list[Normalization]
+
+
+def read_numbers(numbers: Mapping[str, Any]) -> tuple[Plan, Configuration]:
+    """Plan and configuration from the entry ``plan`` of configs/inference.json."""
+    plan = Plan(
+        list(numbers["channel_names"]),
+        dict(numbers["labels"]),
+        list(numbers["axis_order"]),
+        [Normalization(**entry) for entry in numbers["normalization"]],
+    )
+    return plan, Configuration(numbers["spacing_mm"], list(numbers["patch_size"]))

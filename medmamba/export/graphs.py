@@ -1,0 +1,97 @@
+"""Add TorchScript, torch.export or ONNX files to a bundle, each proved against the network in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from medmamba.bundle.check import BundleError
+from medmamba.bundle.runtime.graphs import FILES
+from medmamba.errors import ConfigError, InputError, unknown_name
+
+LARGEST_DIFFERENCE = 1e-3
+"""Of logits; float32 sums in another order differ by about 1e-5."""
+
+_EXPORT = "import sys; sys.modules['medmamba'] = None\nfrom scripts.graphs import main; main(sys.argv[1])"
+# Only torch (and numpy, onnxruntime) can be imported: neither the bundle's scripts nor medmamba nor monai.
+_RUN = """
+import sys
+for name in ("medmamba", "monai", "scripts"):
+    sys.modules[name] = None
+import torch
+kind, path, trials = sys.argv[1:]
+trials = torch.load(trials, weights_only=True)
+if kind == "torchscript":
+    run = torch.jit.load(path)
+elif kind == "torch-export":
+    run = torch.export.load(path).module()
+else:
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    run = lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+with torch.no_grad():
+    for name, image in trials.items():
+        if name.startswith("image_"):
+            difference = (run(image) - trials["logits_" + name[6:]]).abs().max().item()
+            print("PARITY", *image.shape, difference)
+"""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest difference of the logits of one input."""
+
+    kind: str
+    shape: tuple[int, ...]
+    difference: float
+
+
+def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
+    """Write models/model.ts, model.pt2 or model.onnx into a bundle and compare it at batch sizes 1, 2 and 3.
+
+    Raises BundleError, and removes the file, when a difference exceeds LARGEST_DIFFERENCE.
+    """
+    folder = Path(bundle)
+    if kind not in FILES:
+        raise unknown_name("format", kind, list(FILES))
+    if not (folder / "scripts" / "graphs.py").is_file():
+        raise InputError(f"{folder}: not a bundle of `medmamba export`. Export the model first.")
+    if kind == "onnx" and (missing := [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]):
+        raise ConfigError(f"ONNX needs {', '.join(missing)}. Install with: pip install 'medmamba[export]'.")
+    target = folder / "models" / FILES[kind]
+    with TemporaryDirectory(prefix="medmamba-graph-") as scratch:
+        trials = str(Path(scratch, "trials.pt"))
+        try:
+            _python(_EXPORT, folder, kind, trials)
+            printed = _python(_RUN, Path(scratch), kind, str(target.resolve()), trials)
+            table = [_parity(kind, line) for line in printed.splitlines() if line.startswith("PARITY")]
+            worst = max(row.difference for row in table)
+            if not worst <= LARGEST_DIFFERENCE:
+                raise BundleError(f"{target}: logits differ by {worst:.2g}, more than {LARGEST_DIFFERENCE}; not kept.")
+        except BundleError:
+            target.unlink(missing_ok=True)
+            raise
+    return table
+
+
+def _python(code: str, folder: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-B", "-c", code, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        last = " | ".join(line.strip() for line in result.stderr.strip().splitlines()[-3:])
+        raise BundleError(f"{arguments[0]}: the network could not be exported or run: {last}")
+    return result.stdout
+
+
+def _parity(kind: str, line: str) -> Parity:
+    *shape, difference = line.split()[1:]
+    return Parity(kind, tuple(int(n) for n in shape), float(difference))

@@ -1,0 +1,139 @@
+"""The MONAI Bundle: complete, self-contained, and equal to the model in every voxel."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from medmamba.bundle.card import BundleCard
+from medmamba.bundle.check import BundleError, check_metadata, compare_with_native
+from medmamba.bundle.sources import bundle_sources
+from medmamba.cli.main import run as medmamba_command
+from medmamba.errors import InputError
+
+pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
+pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bundle'")
+CARD = BundleCard("Apache-2.0", "The hippocampus in T1 MR, for research.", authors="A. Author", release="1.2.3")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_model, one_image, tmp_path_factory):
+    from medmamba.bundle.write import export_bundle
+
+    return export_bundle(tiny_model, tmp_path_factory.mktemp("out") / "bundle", CARD, one_image, mirror=False)
+
+
+def test_monai_runs_the_bundle_without_medmamba_to_the_same_voxels(exported, one_image):
+    (case,) = exported.cases
+    assert case.voxels == np.prod(nib.load(one_image).shape)
+    assert case.foreground > 0
+    assert "verify_metadata and verify_net_in_out passed" in exported.printed
+
+
+def test_a_bundle_has_every_file_that_clients_look_for(exported):
+    for name in ("LICENSE", "configs/metadata.json", "configs/inference.json", "configs/logging.conf",
+                 "models/model.pt", "docs/README.md", "docs/license.txt", "scripts/__init__.py"):  # fmt: skip
+        assert (exported.folder / name).is_file(), name
+    config = json.loads((exported.folder / "configs/inference.json").read_text())
+    for entry in ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "network", "inferer",
+                  "preprocessing", "postprocessing", "handlers", "run"):  # fmt: skip
+        assert entry in config
+    assert not list(exported.folder.rglob("__pycache__"))
+    assert not list(exported.folder.parent.glob("*.part*"))
+
+
+def test_weights_are_a_raw_state_dict_that_loads_without_pickled_code(exported):
+    state = torch.load(exported.folder / "models" / "model.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    assert all(name.startswith("members.0.") for name in state)
+
+
+def test_metadata_says_classes_intended_use_and_what_it_was_checked_on(exported):
+    facts = json.loads((exported.folder / "configs/metadata.json").read_text())
+    assert facts["network_data_format"]["outputs"]["pred"]["channel_def"]["0"] == "background"
+    assert facts["intended_use"].startswith("The hippocampus in T1 MR")
+    assert facts["version"] == "1.2.3"
+    assert list(facts["changelog"]) == ["1.2.3"]
+    assert facts["medmamba"]["checked_on"] == [exported.cases[0].case_id]
+
+
+def test_metadata_without_a_key_is_refused_by_the_name_of_the_key(exported):
+    facts = json.loads((exported.folder / "configs/metadata.json").read_text())
+    del facts["authors"]
+    facts["network_data_format"]["inputs"]["image"]["num_channels"] = "one"
+    with pytest.raises(BundleError, match="'authors' is a required property") as caught:
+        check_metadata(facts)
+    assert "network_data_format.inputs.image.num_channels" in str(caught.value)
+
+
+def test_one_different_voxel_fails_the_comparison(tiny_model, one_image, tmp_path):
+    from medmamba.inference.cases import find_cases
+    from medmamba.inference.predictor import Predictor
+    from medmamba.pipeline import predict
+
+    predictor = Predictor(tiny_model, device="cpu", mirror=False)
+    predict(predictor, one_image, tmp_path / "masks")
+    mask = tmp_path / "masks" / one_image.name
+    (tmp_path / "masks" / "report.json").unlink()
+    cases = find_cases(one_image)
+    assert compare_with_native(predictor, cases, tmp_path / "masks")[0].voxels > 0
+    image = nib.load(mask)
+    labels = np.asarray(image.dataobj).copy()
+    labels[3, 4, 5] = (labels[3, 4, 5] + 1) % 3
+    nib.save(nib.Nifti1Image(labels, image.affine, image.header), mask)
+    with pytest.raises(BundleError, match=r"1 of \d+ voxels differ .* the first at \(3, 4, 5\)"):
+        compare_with_native(predictor, cases, tmp_path / "masks")
+
+
+@pytest.mark.parametrize("missing", ["licence", "intended_use"])
+def test_an_export_without_licence_or_intended_use_is_refused(missing, tmp_path, capsys):
+    options = {"licence": "Apache-2.0", "intended_use": "research"} | {missing: ""}
+    with pytest.raises(InputError, match="A bundle needs"):
+        BundleCard(**options)
+    with pytest.raises(SystemExit) as stopped:
+        medmamba_command(["export", str(tmp_path), "-o", str(tmp_path / "b"), "--check-on", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "--licence" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_licence_file_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match=r"no such file"):
+        BundleCard("terms/MISSING.txt", "research").licence_text()
+
+
+def test_copied_sources_import_nothing_of_ours_and_no_pydantic(tmp_path):
+    texts = bundle_sources()
+    for name, text in texts.items():
+        path = tmp_path / "scripts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        assert not re.search(r"^(from|import) (medmamba|pydantic|triton|nibabel)\b", text, re.MULTILINE), name
+    code = (
+        "import sys; sys.modules['medmamba'] = sys.modules['pydantic'] = None\n"
+        "import scripts.network, scripts.inferer, scripts.transforms, scripts.cases\n"
+        "from scripts.networks.registry import available_networks, build_network\n"
+        "from scripts.kernels import OPERATORS\n"
+        "print(OPERATORS, *available_networks())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("torch ")
+    from medmamba.networks.registry import available_networks
+
+    assert result.stdout.split()[1:] == list(available_networks())
+
+
+def test_a_bundle_takes_the_compiled_operators_where_medmamba_is_installed(tmp_path):
+    import medmamba.bundle.runtime.operators as operators
+    import medmamba.kernels as kernels
+
+    assert operators.OPERATORS == "medmamba"
+    assert operators.routed_scan is kernels.routed_scan

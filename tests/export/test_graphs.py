@@ -1,0 +1,57 @@
+"""TorchScript, torch.export and ONNX: the same logits, without medmamba, monai or the bundle's sources."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from medmamba.bundle.runtime.network import SegmentationNetwork
+from medmamba.bundle.sources import bundle_sources
+from medmamba.errors import ConfigError, InputError
+from medmamba.export.graphs import LARGEST_DIFFERENCE, export_graph
+
+ARGUMENTS = {
+    "name": "vm_unet",
+    "spatial_dims": 3,
+    "in_channels": 2,
+    "out_channels": 3,
+    "strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]],
+    "features_per_stage": [4, 8, 8],
+    "state_size": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """The parts of a bundle that an export reads, with a small anisotropic network."""
+    folder = tmp_path_factory.mktemp("bundle")
+    for name, text in bundle_sources().items():
+        path = folder / "scripts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for name in ("configs", "models"):
+        (folder / name).mkdir()
+    config = {"network_def": {"folds": 1, "arguments": ARGUMENTS}, "plan": {"patch_size": [4, 8, 8]}}
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    torch.save(SegmentationNetwork(1, ARGUMENTS).state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "torch-export", "onnx"])
+def test_an_exported_network_gives_the_same_logits_at_three_batch_sizes(kind, bundle):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+        pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+    table = export_graph(bundle, kind)
+    assert [row.shape for row in table] == [(batch, 2, 4, 8, 8) for batch in (1, 2, 3)]
+    assert max(row.difference for row in table) <= LARGEST_DIFFERENCE
+
+
+def test_an_unknown_format_and_a_folder_that_is_no_bundle_are_refused(bundle, tmp_path):
+    with pytest.raises(ConfigError, match=r"Unknown format 'onx'\. Did you mean 'onnx'"):
+        export_graph(bundle, "onx")
+    with pytest.raises(InputError, match="not a bundle of `medmamba export`"):
+        export_graph(tmp_path, "onnx")
