@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from medmamba import __version__
-from medmamba.cli import demo, doctor, evaluate, explain, export, plan, predict, train
+from medmamba.cli import demo, dicom_seg, doctor, evaluate, explain, export, plan, predict, train
 from medmamba.cli.console import report_error
 from medmamba.errors import MedmambaError
 
@@ -34,6 +34,7 @@ for command in (
     evaluate.evaluate,
     explain.explain,
     export.export,
+    dicom_seg.dicom_seg,
     doctor.doctor,
 ):
     app.command()(command)

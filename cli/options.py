@@ -37,3 +37,16 @@ def part_of_parts(text: str | None) -> tuple[int, int] | None:
     if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
         return int(number), int(count)
     raise InputError(f"--part {text!r} is not a part. Write for example --part 2/4.")
+
+
+def named_values(texts: list[str] | None, option: str) -> dict[str, int] | None:
+    """``["liver=1", "spleen=2"]`` as a table that also has the background; None stays None."""
+    if texts is None:
+        return None
+    table = {"background": 0}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value.isdigit() or int(value) == 0:
+            raise InputError(f"{option} {text!r} is not NAME=VALUE with a value above 0. Write {option} liver=1.")
+        table[name] = int(value)
+    return table

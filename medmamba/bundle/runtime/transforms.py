@@ -62,8 +62,8 @@ class ToPlanGridd(MapTransform):
         case = preprocess_case("image", array, grid, self.plan, self.configuration)  # type: ignore[arg-type]
         meta = dict(image.meta)
         meta[TRAIL] = json.dumps({"flat": flat, "trail": case.trail.as_dict()})
-        after = case.trail.grid.affine
-        return MetaTensor(torch.from_numpy(case.image), affine=np.eye(4) if after is None else after, meta=meta)
+        after = np.eye(4) if case.trail.grid.affine is None else case.trail.grid.affine
+        return MetaTensor(torch.from_numpy(case.image), affine=torch.from_numpy(after), meta=meta)
 
 
 class ToNatived(MapTransform):

@@ -1,0 +1,24 @@
+"""``medmamba dicom-seg``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def dicom_seg(
+    mask: Annotated[Path, typer.Argument(help="Mask on the grid of the series, as `medmamba predict` wrote it.")],
+    series: Annotated[Path, typer.Argument(help="Folder of the DICOM series that was predicted.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="DICOM SEG file to write.")],
+    codes: Annotated[Path | None, typer.Option(help="labels.json with code and colour of each label.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat. Default: from report.json.")] = None,
+) -> None:
+    """Write a mask as DICOM SEG that refers to its series, and read it back."""
+    from medmamba.cli.console import console
+    from medmamba.cli.options import named_values
+    from medmamba.dicom.export import mask_to_segmentation
+
+    names = mask_to_segmentation(mask, series, output, labels=named_values(label, "--label"), codes=codes)
+    console.print(f"{len(names) - 1} segment(s), read back equal: {output}", markup=False)

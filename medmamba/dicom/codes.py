@@ -1,0 +1,56 @@
+"""labels.json: what each label is, in the codes that a DICOM viewer or archive understands.
+
+    {"anterior": {"property_type": ["T-A7010", "SCT", "..."], "category": ["123037004", "SCT", "Anatomical Structure"],
+                  "colour": [220, 60, 60]}}
+
+A label that is not listed becomes "Tissue" under its own name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from medmamba.errors import ConfigError, InputErrors, unknown_name
+
+Text = Annotated[str, Field(min_length=1, max_length=64)]
+Code = tuple[
+    Annotated[str, Field(min_length=1, max_length=16)], Annotated[str, Field(min_length=1, max_length=16)], Text
+]
+"""Code value, coding scheme (as SCT) and meaning, at most 16, 16 and 64 characters (DICOM PS3.3 section 8)."""
+Level = Annotated[int, Field(ge=0, le=255)]
+
+
+class SegmentCode(BaseModel):
+    """The codes of one label."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    category: Code = ("85756007", "SCT", "Tissue")
+    property_type: Code = ("85756007", "SCT", "Tissue")
+    colour: tuple[Level, Level, Level] | None = None
+
+
+_TABLE = TypeAdapter(dict[str, SegmentCode])
+
+
+def read_codes(path: Path | str | None, labels: list[str]) -> dict[str, SegmentCode]:
+    """One entry per label of ``labels``; what the file at ``path`` does not name is Tissue.
+
+    Raises InputErrors with every problem of the file, each with the path of its field.
+    """
+    if path is None:
+        return {name: SegmentCode() for name in labels}
+    try:
+        table = _TABLE.validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give an existing labels file.") from error
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}." for e in error.errors()]
+        raise InputErrors(lines) from error
+    for name in table:
+        if name not in labels:
+            raise unknown_name(f"label in {path}", name, labels)
+    return {name: table.get(name, SegmentCode()) for name in labels}
