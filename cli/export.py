@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+GRAPHS = ("torchscript", "torch-export", "onnx")
+
 
 def export(
     model: Annotated[Path, typer.Argument(help="Run folder, or the folder of one trained fold.")],
@@ -23,13 +25,20 @@ def export(
     configuration: Annotated[str | None, typer.Option(help="Configuration of the plan, default: its default.")] = None,
     fold: Annotated[list[str] | None, typer.Option(help="Fold to use; repeat for several. Default: all.")] = None,
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring: 8x faster in 3D.")] = False,
+    graph: Annotated[
+        list[str] | None, typer.Option("--graph", help="Also torchscript, torch-export or onnx; repeat for several.")
+    ] = None,
     most_cases: Annotated[int, typer.Option(help="Check on at most this many cases.", min=1)] = 2,
 ) -> None:
     """Write a MONAI Bundle that MONAI runs without medmamba, and prove that it gives the same masks."""
     from medmamba.bundle.card import BundleCard
     from medmamba.cli.console import console
     from medmamba.cli.options import fold_name
+    from medmamba.errors import unknown_name
 
+    for kind in graph or []:
+        if kind not in GRAPHS:
+            raise unknown_name("--graph", kind, GRAPHS)
     card = BundleCard(
         licence,
         intended_use,
@@ -57,4 +66,10 @@ def export(
         console.print(
             f"  {case.case_id}: {case.voxels} voxels equal ({case.foreground} of them foreground)", markup=False
         )
+    for kind in graph or []:
+        from medmamba.export.graphs import export_graph
+
+        for row in export_graph(report.folder, kind):
+            shape = "x".join(map(str, row.shape))
+            console.print(f"  {kind} {shape}: largest difference of the logits {row.difference:.2g}", markup=False)
     console.print(f"MONAI Bundle: {report.folder}", markup=False)

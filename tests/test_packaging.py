@@ -45,7 +45,7 @@ def test_bare_names_are_not_importable_outside_the_checkout(tmp_path):
 def test_direct_dependencies_are_pinned_in_both_constraint_files():
     project = _project()["project"]
     wanted = project["dependencies"] + [
-        d for name in ("test", "lint", "bundle", "dicom") for d in project["optional-dependencies"][name]
+        d for name in ("test", "lint", "bundle", "dicom", "export") for d in project["optional-dependencies"][name]
     ]
     names = {re.split(r"[<>=;\[ ]", requirement)[0].lower() for requirement in wanted}
     for file in ("constraints-cpu.txt", "constraints-cuda.txt"):

@@ -13,7 +13,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-ENTRIES = ("network", "inferer", "transforms", "cases")
+ENTRIES = ("network", "inferer", "transforms", "cases", "graphs")
 _RUNTIME = "medmamba.bundle.runtime"
 EXCHANGED = {
     "medmamba.kernels": f"{_RUNTIME}.operators",

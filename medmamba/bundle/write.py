@@ -25,7 +25,8 @@ from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.errors import ConfigError
 from medmamba.inference.cases import ImageCase, find_cases
-from medmamba.inference.predictor import Predictor, read_model_facts
+from medmamba.inference.models import read_model_facts
+from medmamba.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,11 @@ def export_bundle(
     Raises BundleError when they do not; nothing is left then.
     """
     need_packages()
-    predictor = Predictor(model, configuration=configuration, folds=folds, device="cpu", mirror=mirror)
+    predictor = Predictor(
+        model, configuration=configuration, folds=folds, device="cpu", mirror=mirror, confidence=False
+    )
     cases = find_cases(check_on)[:most_cases]
-    arguments = [read_model_facts(folder)["network"] for folder in predictor.folders]
+    arguments = [read_model_facts(folder)["network"] for folder in predictor.members[0].folders]
     _refuse_what_is_not_carried(predictor, arguments)
     with replace_folder(output) as part:
         _write(part, predictor, arguments[0], card, cases)
@@ -78,7 +81,11 @@ def export_bundle(
 def _refuse_what_is_not_carried(predictor: Predictor, arguments: list[dict[str, Any]]) -> None:
     if predictor.plan.regions:
         raise ConfigError("This model predicts regions, which a bundle cannot carry yet. Predict with medmamba.")
-    if predictor.configuration.previous_stage is not None:
+    if len(predictor.members) != 1:
+        raise ConfigError("A bundle holds one configuration. Choose one with --configuration.")
+    if predictor.recipe is not None and predictor.recipe.cleaning:
+        raise ConfigError("best.json asks for a clean-up of masks, which a bundle cannot carry yet.")
+    if predictor.members[0].configuration.previous_stage is not None:
         raise ConfigError("This model is the second stage of a cascade, which a bundle cannot carry yet.")
     if any(other != arguments[0] for other in arguments):
         raise ConfigError("The folds were trained with different networks. Choose folds of one network with --fold.")
@@ -87,20 +94,21 @@ def _refuse_what_is_not_carried(predictor: Predictor, arguments: list[dict[str, 
 def _write(
     folder: Path, predictor: Predictor, arguments: dict[str, Any], card: BundleCard, cases: list[ImageCase]
 ) -> None:
-    plan, configuration = predictor.plan, predictor.configuration
-    network = SegmentationNetwork(len(predictor.networks), arguments)
-    for member, trained in zip(network.members, predictor.networks, strict=True):
-        member.load_state_dict(trained.state_dict())
+    member = predictor.members[0]
+    plan, configuration = predictor.plan, member.configuration
+    network = SegmentationNetwork(len(member.runners), arguments)
+    for copy, runner in zip(network.members, member.runners, strict=True):
+        copy.load_state_dict(runner.network.state_dict())
     provenance = {
         **predictor.provenance(),
         "network": arguments["name"],
-        "folds": len(predictor.networks),
+        "folds": len(member.runners),
         "parameters": sum(parameter.numel() for parameter in network.members[0].parameters()),
         "patch_size": configuration.patch_size,
         "checked_on": [case.case_id for case in cases],
         "licence": card.licence,
     }
-    names = [name for name, value in sorted(plan.labels.items(), key=lambda item: item[1] != 0)]
+    names = [name for name, _ in sorted(plan.labels.items(), key=lambda item: item[1] != 0)]
     facts = metadata(
         card,
         channels=plan.channel_names,
@@ -110,7 +118,7 @@ def _write(
         provenance=provenance,
     )
     check_metadata(facts)
-    config = inference(plan, configuration, arguments, folds=len(predictor.networks), mirror_axes=predictor.mirror_axes)
+    config = inference(plan, configuration, arguments, folds=len(member.runners), mirror_axes=member.window.mirror_axes)
     texts = {
         "LICENSE": card.licence_text(),
         "configs/metadata.json": json.dumps(facts, indent=2) + "\n",

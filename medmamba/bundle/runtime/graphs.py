@@ -71,7 +71,7 @@ def _leave_no_python_in_the_graph() -> None:
         return torch.addcmul(bias, centred, weight * rstd)
 
     route_tables._route_table = table  # type: ignore[assignment]
-    convolution._NormaliseTokens.apply = staticmethod(norm)  # type: ignore[method-assign,assignment]
+    convolution._NormaliseTokens.apply = staticmethod(norm)  # type: ignore[method-assign]
     chunked.CHUNK_ELEMENTS = 1 << 60
 
 

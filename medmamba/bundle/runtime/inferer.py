@@ -9,7 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
-from medmamba.inference.sliding_window import predict_logits
+from medmamba.inference.sliding_window import STEP, Window, stream_logits
 
 
 class PlanInferer(Inferer):
@@ -19,31 +19,37 @@ class PlanInferer(Inferer):
         patch_size: edges of the patch; two of them move over every slice of the first axis.
         mirror_axes: axes of the patch along which it is also flipped; empty for none.
         step: distance of neighbouring patches as a share of the edge.
+        skip_empty: leave out patches that hold one value only.
     """
 
-    def __init__(self, patch_size: Sequence[int], mirror_axes: Sequence[int] = (), step: float = 0.5) -> None:
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        mirror_axes: Sequence[int] = (),
+        step: float = STEP,
+        skip_empty: bool = True,
+    ) -> None:
         super().__init__()
-        self.patch_size = tuple(int(edge) for edge in patch_size)
-        self.mirror_axes = tuple(mirror_axes)
-        self.step = step
+        edges = tuple(int(edge) for edge in patch_size)
+        self.window = Window(edges, tuple(mirror_axes), step=step, skip_empty=skip_empty)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, classes, I, J, K) of images (B, C, I, J, K), float32 on the CPU."""
         members: Sequence[Any] = getattr(network, "members", None) or [network]
+        runners = [_runner(member) for member in members]
         batch = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        return torch.stack([self._one(image.float().cpu(), members) for image in batch])
-
-    def _one(self, image: Tensor, members: Sequence[Any]) -> Tensor:
-        logits = [
-            predict_logits(
-                member, image, self.patch_size, _device(member), mirror_axes=self.mirror_axes, step=self.step
-            )
-            for member in members
-        ]
-        return torch.stack(logits).mean(0)
+        return torch.stack(
+            [torch.stack(list(stream_logits(runners, image.float().cpu(), self.window)), dim=1) for image in batch]
+        )
 
 
-def _device(network: Any) -> torch.device:
+def _runner(network: Any) -> Callable[[Tensor], Tensor]:
+    device = torch.device("cpu")
     if isinstance(network, nn.Module):
-        return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    return torch.device("cpu")
+        device = next((parameter.device for parameter in network.parameters()), device)
+
+    def run(patches: Tensor) -> Tensor:
+        logits: Tensor = network(patches.to(device))
+        return logits
+
+    return run
