@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from medmamba import __version__
-from medmamba.cli import demo, dicom_seg, doctor, evaluate, explain, export, plan, predict, train
+from medmamba.cli import convert, demo, dicom_seg, doctor, evaluate, explain, export, info, plan, predict, train
 from medmamba.cli.console import report_error
 from medmamba.errors import MedmambaError
 
@@ -35,9 +35,11 @@ for command in (
     explain.explain,
     export.export,
     dicom_seg.dicom_seg,
+    info.info,
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(convert.convert, name="convert")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

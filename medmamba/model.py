@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from medmamba.networks.registry import build_network, network_options
+from medmamba.networks.registry import build_network, network_facts, network_options
 from medmamba.plans.families import family
 from medmamba.plans.schema import Configuration, Plan
 
@@ -46,3 +46,31 @@ def network_arguments(
 def build_planned_network(plan: Plan, configuration: Configuration, **choices: Any) -> nn.Module:
     """The network of a configuration; ``choices`` as of :func:`network_arguments`."""
     return build_network(**network_arguments(plan, configuration, **choices))
+
+
+def describe_network(name: str, *, spatial_dims: int, size: int) -> list[str]:
+    """What a family is and costs on one patch of ``size`` voxels per axis, with the widths a plan would give it.
+
+    Raises ConfigError for an unknown name.
+    """
+    from medmamba.networks.cost import network_cost
+
+    facts = network_facts(name)
+    numbers = family(name)
+    widths = [numbers.stem_features, *(numbers.base_features * 2**level for level in (1, 2, 3))]
+    network = build_network(
+        name,
+        spatial_dims=spatial_dims,
+        in_channels=1,
+        out_channels=2,
+        strides=[[1] * spatial_dims] + [[2] * spatial_dims] * 3,
+        features_per_stage=widths,
+        blocks_per_stage=[numbers.stem_blocks] + [numbers.blocks] * 3,
+    )
+    patch = (size,) * spatial_dims
+    return [
+        f"{name}: {numbers.source}",
+        f"options: {', '.join(facts.options) or 'none'}",
+        f"widths {widths}, patch {' x '.join(str(edge) for edge in patch)}, one channel in, two classes out:",
+        network_cost(network, (1, 1, *patch)).summary(),
+    ]

@@ -1,0 +1,80 @@
+"""The small commands: info, convert, doctor, explain."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from medmamba.cli.main import app
+from medmamba.errors import ConfigError, InputError, MedmambaError
+
+
+def _run(*arguments) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_info_counts_the_scan():
+    text = _run("info", "vm_unet", "--size", "16")
+    assert "M parameters" in text
+    assert "in 3 scans" in text
+
+
+def test_info_of_an_unknown_network_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'vm_unet'"):
+        _run("info", "vmunet")
+
+
+def test_a_converted_dataset_is_an_nnunet_folder(small_dataset, tmp_path):
+    _run("convert", "dataset", small_dataset, "-o", tmp_path / "raw", "--layout", "nnunet")
+    facts = json.loads((tmp_path / "raw" / "dataset.json").read_text())
+    assert facts["channel_names"] == {"0": "MRI"}
+    assert len(list((tmp_path / "raw" / "imagesTr").glob("*_0000.nii.gz"))) == 4
+
+
+def test_an_unknown_layout_is_refused(small_dataset, tmp_path):
+    with pytest.raises(InputError, match="Available"):
+        _run("convert", "dataset", small_dataset, "-o", tmp_path / "raw", "--layout", "bids")
+
+
+def test_published_weights_are_translated_and_counted(tmp_path):
+    from medmamba.networks.vm_unet import PublishedVMUNet
+
+    network = PublishedVMUNet(widths=(16, 32, 64, 128), depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1))
+    names = {".conv.": ".conv2d.", ".scan.": "."}
+    original = {}
+    for ours, value in network.state_dict().items():
+        name = ours
+        for new, old in names.items():
+            name = name.replace(new, old)
+        original[f"vmunet.{name}"] = value.contiguous()
+    save_file(original, tmp_path / "published.safetensors")
+    target = tmp_path / "ours.safetensors"
+    text = _run("convert", "weights", tmp_path / "published.safetensors", "-o", target, "--family", "vm_unet")
+    assert str(len(original)) in text
+    translated = load_file(target)
+    assert all(torch.equal(translated[name], value) for name, value in network.state_dict().items())
+
+
+def test_weights_of_another_family_are_refused(tmp_path):
+    save_file({"something.weight": torch.zeros(2, 3)}, tmp_path / "x.safetensors")
+    with pytest.raises(MedmambaError):
+        _run("convert", "weights", tmp_path / "x.safetensors", "-o", tmp_path / "y.safetensors", "--family", "vm_unet")
+
+
+def test_doctor_names_the_backend_that_runs():
+    text = _run("doctor")
+    assert "torch" in text
+    assert "cpu: cpp" in text
+
+
+def test_explain_gives_every_number_a_reason(small_run):
+    text = _run("explain", small_run)
+    for name in ("target_spacing", "patch_size", "batch_size", "strides", "normalization"):
+        assert name in text
+    assert text.count("why:") == text.count("rule:") > 10
