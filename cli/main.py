@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from medmamba import __version__
-from medmamba.cli import convert, demo, dicom_seg, doctor, evaluate, explain, export, info, plan, predict, train
+from medmamba.cli import (
+    convert,
+    demo,
+    dicom_seg,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    info,
+    plan,
+    predict,
+    pretrain,
+    train,
+)
 from medmamba.cli.console import report_error
 from medmamba.errors import MedmambaError
 
@@ -27,6 +40,7 @@ app = typer.Typer(
 for command in (
     demo.demo,
     plan.plan,
+    pretrain.pretrain,
     train.train,
     predict.predict,
     predict.reproduce,

@@ -20,6 +20,28 @@ def numbers(text: str | None, kind: Callable[[str], Number], option: str) -> lis
         raise InputError(f"{option} {text!r} is not a list of numbers. Write for example {option} 64,96,96.") from error
 
 
+def fold_names(text: str) -> list[int | str]:
+    """Folds as ``0``, ``0,2,3``, ``0-4`` or ``all``."""
+    first, dash, last = text.partition("-")
+    if dash and first.isdigit() and last.isdigit() and int(first) <= int(last):
+        return list(range(int(first), int(last) + 1))
+    return [fold_name(part.strip()) for part in text.split(",")]
+
+
+def weights_by_name(text: str | None) -> dict[str, float] | None:
+    """``"tumour=3,liver=1"`` as weights by name; None stays None."""
+    if text is None:
+        return None
+    weights = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            weights[name.strip()] = float(number)
+        except ValueError as error:
+            raise InputError(f"--class-weights {part!r} is not NAME=NUMBER. Write for example tumour=3.") from error
+    return weights
+
+
 def fold_name(text: str) -> int | str:
     """A fold as a number, or ``all``."""
     if text == "all":

@@ -16,6 +16,9 @@ def plan(
     spacing: Annotated[str | None, typer.Option(help="Voxel spacing in mm instead of the rule's: 1,1,2.5")] = None,
     patch_size: Annotated[str | None, typer.Option(help="Patch size in voxels instead of the rule's: 64,96,96")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Batch size instead of the rule's.", min=1)] = None,
+    mirror: Annotated[
+        str, typer.Option(help="Labels with sides: auto (no left-right mirroring), swap (exchange pairs), all, none.")
+    ] = "auto",
 ) -> None:
     """Measure a dataset, decide spacing, patch, batch and network, and preprocess its cases."""
     from medmamba import pipeline
@@ -33,6 +36,7 @@ def plan(
             spacing=numbers(spacing, float, "--spacing"),
             patch_size=numbers(patch_size, int, "--patch-size"),
             batch_size=batch_size,
+            mirror=mirror,
             on_item=on_item,
             on_warning=warnings.append,
         )

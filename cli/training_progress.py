@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -11,15 +13,45 @@ from rich.progress import BarColumn, Progress, TextColumn
 from medmamba.cli.console import clock, console
 
 if TYPE_CHECKING:
-    from medmamba.training.trainer import StepReport
+    from medmamba.training.progress import StepReport, TrainingResult
 
 PLAIN_LINE_SECONDS = 30.0
 """Off a terminal, seconds between two lines of progress."""
 
 
+WORTH_SAYING = 0.1
+"""Share of the time spent waiting for data from which the line says so."""
+
+
+def report_results(run: Path, results: Mapping[int | str, TrainingResult]) -> None:
+    """What came out of each fold, and what to do next."""
+    from medmamba.training.report import closing_lines
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+
+    dices = []
+    for fold, result in results.items():
+        lines = closing_lines(result, run)
+        if len(results) > 1:
+            console.print(f"Fold {fold}: {' '.join(lines[:-1])}", markup=False)
+            dices += [] if result.validation_dice is None else [result.validation_dice]
+            continue
+        for line in lines[:-1]:
+            console.print(line, markup=False)
+    if dices:
+        console.print(f"Mean validation Dice of {len(dices)} folds: {sum(dices) / len(dices):.4f}")
+    last = list(results.values())[-1]
+    console.print(f"Model: {last.folder}    Report: {run / 'report' / 'training.html'}", markup=False)
+    console.print(f"Next: medmamba predict {run} IMAGES -o MASKS", markup=False)
+
+
 @contextmanager
 def training_progress() -> Iterator[Callable[[StepReport], None]]:
     """A bar with loss, Dice, speed and time left; plain lines off a terminal."""
+    if os.environ.get("RANK", "0") != "0":  # of several processes of one training the first speaks
+        yield lambda report: None
+        return
     smooth: float | None = None
 
     def line(report: StepReport) -> str:
@@ -29,7 +61,8 @@ def training_progress() -> Iterator[Callable[[StepReport], None]]:
         speed = report.step / report.seconds if report.seconds else 0.0
         total = f"/{report.total_steps}" if report.total_steps else ""
         left = clock(report.seconds_left)
-        return f"step {report.step}{total}  loss {smooth:.3f}{dice}  {speed:.2f} steps/s  {left} left"
+        waiting = f"  {report.waiting:.0%} waiting for data" if report.waiting >= WORTH_SAYING else ""
+        return f"step {report.step}{total}  loss {smooth:.3f}{dice}  {speed:.2f} steps/s  {left} left{waiting}"
 
     if not console.is_terminal:
         last = -PLAIN_LINE_SECONDS

@@ -15,7 +15,7 @@ from medmamba.errors import InputError
 
 if TYPE_CHECKING:
     from medmamba.evaluation.report import Evaluation
-    from medmamba.training.trainer import StepReport
+    from medmamba.training.progress import StepReport
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "data" / "hippocampus"
 STEPS_PER_EPOCH = 100

@@ -8,7 +8,8 @@ from torch import nn
 
 from medmamba.networks.registry import build_network, network_facts, network_options
 from medmamba.plans.families import family
-from medmamba.plans.schema import Configuration, Plan
+from medmamba.plans.mirroring import choose_mirroring
+from medmamba.plans.schema import Configuration, Mirroring, Plan
 
 
 def network_arguments(
@@ -24,7 +25,7 @@ def network_arguments(
         "name": name,
         "spatial_dims": numbers.spatial_dims,
         "in_channels": len(plan.channel_names),
-        "out_channels": len(plan.labels),
+        "out_channels": plan.out_channels,
         "strides": numbers.strides,
         "features_per_stage": numbers.features_per_stage,
         "blocks_per_stage": numbers.blocks_per_stage,
@@ -74,3 +75,11 @@ def describe_network(name: str, *, spatial_dims: int, size: int) -> list[str]:
         f"widths {widths}, patch {' x '.join(str(edge) for edge in patch)}, one channel in, two classes out:",
         network_cost(network, (1, 1, *patch)).summary(),
     ]
+
+
+def mirroring_of(plan: Plan, configuration: Configuration) -> Mirroring:
+    """The configuration's mirroring; by the labels' names where it says nothing (plans made by hand)."""
+    if configuration.mirroring is not None:
+        return configuration.mirroring
+    names = [name for name in plan.labels if name != "background"]
+    return choose_mirroring(names, plan.axis_order, configuration.spatial_dims)[0]

@@ -8,17 +8,17 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
-from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_bytes, write_json, write_text
-from medmamba.errors import ConfigError, InputError, unknown_name
+from medmamba.atomic import FolderLock, remove_leftovers, write_json, write_text
+from medmamba.errors import unknown_name
 from medmamba.run_folder import RunFolder
+from medmamba.training.run import train as train
 
 if TYPE_CHECKING:
+    from medmamba.datasets import DatasetSpec
     from medmamba.evaluation.report import Evaluation
     from medmamba.inference.batch import PredictionReport
     from medmamba.inference.predictor import Predictor
     from medmamba.plans.schema import Plan
-    from medmamba.training.config import TrainConfig
-    from medmamba.training.trainer import StepReport, TrainingResult
 
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
@@ -37,6 +37,7 @@ def plan(
     spacing: Sequence[float] | None = None,
     patch_size: Sequence[int] | None = None,
     batch_size: int | None = None,
+    mirror: str = "auto",
     on_item: OnItem = _silent,
     on_warning: Callable[[str], None] = lambda line: None,
 ) -> Plan:
@@ -49,12 +50,13 @@ def plan(
 
     from medmamba.datasets import CaseSpec, LoadedCase, check_dataset, load_case, read_dataset
     from medmamba.fingerprinting import MeasuredCase, measure_case
+    from medmamba.heads import Heads
     from medmamba.networks.registry import available_networks
     from medmamba.plans.fingerprint import build_fingerprint, samples_per_case
     from medmamba.plans.folds import folds_of
     from medmamba.plans.planner import make_plan
     from medmamba.preprocessing.case import preprocess_case
-    from medmamba.preprocessing.labels import encode
+    from medmamba.preprocessing.labels import encode, ignore_index, label_names
     from medmamba.preprocessing.store import write_case
 
     if network not in available_networks():
@@ -66,7 +68,9 @@ def plan(
         if loaded.labels is None:
             return None
         image, truth = loaded.image, loaded.labels
-        return measure_case(case.case_id, image.array, truth.array, image.grid, spec.labels, samples=samples)
+        return measure_case(
+            case.case_id, image.array, truth.array, image.grid, spec.labels, samples=samples, annotated=case.annotated
+        )
 
     report = check_dataset(spec, visit=measure, on_case=lambda done, total: on_item("measure", done, total))
     measured = [(case, case.visited) for case in report.cases if case.visited is not None]
@@ -77,6 +81,7 @@ def plan(
         [found.stats.model_copy(update={"image_hash": case.image_sha256}) for case, found in measured],
         [np.concatenate([found.foreground[channel] for _, found in measured]) for channel in range(len(spec.channels))],
     )
+    name_of = {value: name for name, value in spec.labels.items()}
     made = make_plan(
         fingerprint,
         network=network,
@@ -84,8 +89,13 @@ def plan(
         spacing=spacing,
         patch_size=patch_size,
         batch_size=batch_size,
+        mirror=mirror,
+        regions=regions_by_label(spec) or None,
+        region_order=[name_of[value] for value in spec.region_order] or None,
+        ignore_label=spec.ignore,
         dataset_hash=_hash_of([text for case, _ in measured for text in (case.image_sha256, case.label_sha256 or "")]),
     )
+    Heads.of_plan(made)  # refuses regions that cannot be written back
     folder = RunFolder(Path(run))
     with FolderLock(folder.path):
         remove_leftovers(folder.path)
@@ -96,6 +106,7 @@ def plan(
         target = folder.preprocessed(configuration.name)
         rmtree(target, ignore_errors=True)
         patch = tuple(configuration.patch_size)
+        names = ["background", *label_names(made)]
         for done, (case, _) in enumerate(measured):
             on_item("preprocess", done, len(measured))
             image, truth = load_case(spec, spec.case(case.case_id))
@@ -104,77 +115,21 @@ def plan(
             prepared = preprocess_case(case.case_id, image.array, image.grid, made, configuration, indices)
             assert prepared.labels is not None
             chunk = (1, *patch) if configuration.spatial_dims == 2 else patch
-            write_case(target / case.case_id, case.case_id, prepared.image, prepared.labels, chunk=chunk)
+            looked_for = spec.case(case.case_id).annotated
+            write_case(
+                target / case.case_id,
+                case.case_id,
+                prepared.image,
+                prepared.labels,
+                chunk=chunk,
+                annotated=None if looked_for is None else [names.index(name) for name in looked_for],
+                ignore=None if made.ignore_label is None else ignore_index(made),
+            )
         on_item("preprocess", len(measured), len(measured))
         write_text(folder.plan_path, made.to_json())
     for line in report.warnings:
         on_warning(line)
     return made
-
-
-def train(
-    run: str | Path,
-    *,
-    fold: int | str = 0,
-    configuration: str | None = None,
-    network: str | None = None,
-    use_scan: bool = True,
-    config: TrainConfig | None = None,
-    resume: bool = False,
-    restart: bool = False,
-    on_step: Callable[[StepReport], None] = lambda report: None,
-) -> TrainingResult:
-    """Train one fold (a number, or ``"all"`` for every case and no validation) of a planned run."""
-    import torch
-
-    from medmamba.model import network_arguments
-    from medmamba.networks.registry import available_networks, build_network
-    from medmamba.preprocessing.store import stored_cases
-    from medmamba.training.config import TrainConfig
-    from medmamba.training.trainer import train_fold
-
-    config = config or TrainConfig()
-    folder = RunFolder(Path(run))
-    made = folder.read_plan()
-    name = configuration or made.default_configuration
-    if name not in made.configurations:
-        raise unknown_name("configuration", name, list(made.configurations))
-    if network is not None and network not in available_networks():
-        raise unknown_name("network", network, available_networks())
-    chosen = made.configurations[name]
-    cases = stored_cases(folder.preprocessed(name))
-    training_ids, validation_ids = _fold_cases(folder, fold, sorted(cases))
-    missing = [case_id for case_id in [*training_ids, *validation_ids] if case_id not in cases]
-    if missing:
-        raise InputError(
-            f"{folder.preprocessed(name)}: {len(missing)} case(s) of the split are not preprocessed, the first is "
-            f"{missing[0]}. Run `medmamba plan` again."
-        )
-    arguments = network_arguments(made, chosen, network=network, use_scan=use_scan)
-    target = folder.fold(name, fold)
-    with FolderLock(make_folder(target)):
-        remove_leftovers(target)
-        if restart:
-            rmtree(target / "checkpoints", ignore_errors=True)
-        torch.manual_seed(config.seed)
-        built = build_network(**arguments)
-        facts = {"plan_sha256": made.hash(), "configuration": name, "fold": str(fold), "network": arguments}
-        write_text(target / "plan.json", made.to_json())
-        write_json(target / "model.json", facts)
-        if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
-            write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
-        return train_fold(
-            built,
-            made,
-            chosen,
-            [cases[case_id] for case_id in training_ids],
-            [cases[case_id] for case_id in validation_ids],
-            target,
-            config,
-            resume=resume,
-            facts=facts,
-            on_step=on_step,
-        )
 
 
 def predict(
@@ -222,14 +177,11 @@ def evaluate(
     return run_evaluation(predictions, truths, output=output, **choices).evaluation
 
 
+def regions_by_label(spec: DatasetSpec) -> dict[str, list[str]]:
+    """A dataset's regions as lists of label names."""
+    name_of = {value: name for name, value in spec.labels.items()}
+    return {name: [name_of[value] for value in values] for name, values in spec.regions.items()}
+
+
 def _hash_of(texts: Iterable[str]) -> str:
     return sha256("\n".join(sorted(texts)).encode()).hexdigest()
-
-
-def _fold_cases(folder: RunFolder, fold: int | str, all_cases: list[str]) -> tuple[list[str], list[str]]:
-    if fold == "all":
-        return all_cases, []
-    splits = folder.read_splits()
-    if not isinstance(fold, int) or not 0 <= fold < len(splits):
-        raise ConfigError(f"Fold {fold!r} does not exist. Use 0 to {len(splits) - 1}, or all.")
-    return splits[fold]["train"], splits[fold]["val"]

@@ -58,6 +58,8 @@ def summary_lines(plan: Plan) -> list[str]:
     return [
         *lines,
         *([existence] if existence else []),
+        *(d.reason for d in plan.decisions if d.name == "heads"),
+        *(d.reason for d in plan.default.decisions if d.name == "mirroring" and d.inputs["pairs"]),
         f"* is trained when no configuration is named: {plan.default.network.name}.",
     ]
 

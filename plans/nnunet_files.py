@@ -109,6 +109,7 @@ def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: s
         channel_names=[names[key] for key in sorted(names, key=int)],
         labels=labels,
         regions=regions,
+        region_order=_region_order(description, labels, regions),
         ignore_label=ignore,
         file_ending=description["file_ending"],
         axis_order=forward if picture else [2 - axis for axis in forward],
@@ -204,6 +205,17 @@ def _labels(given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, list[st
         if name != "background"
     }
     return {"background": 0} | {named[value]: value for value in values if value != 0}, regions, ignore
+
+
+def _region_order(
+    description: Mapping[str, Any], labels: Mapping[str, int], regions: Mapping[str, list[str]] | None
+) -> list[str] | None:
+    """Label names in the order in which regions are written: their regions_class_order."""
+    if regions is None:
+        return None
+    name_of = {value: name for name, value in labels.items()}
+    values = description.get("regions_class_order") or []
+    return [name_of[value] for value in values] or [parts[-1] for parts in regions.values()]
 
 
 def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from medmamba.plans.families import family
 from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
 from medmamba.plans.grid import Grid, Task, plan_grid
 from medmamba.plans.handmade import PLANNED, keep_handmade
+from medmamba.plans.heads import one_head_per_label, partly_annotated
 from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
+from medmamba.plans.mirroring import with_mirroring
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.sides import mirror_decision, side_pairs
@@ -35,6 +37,8 @@ def make_plan(
     configurations: Sequence[str] | None = None,
     use_scan: bool = True,
     regions: Mapping[str, Sequence[str]] | None = None,
+    region_order: Sequence[str] | None = None,
+    mirror: str = "auto",
     ignore_label: int | None = None,
     file_ending: str = ".nii.gz",
     dataset_hash: str = "",
@@ -51,7 +55,8 @@ def make_plan(
         batch_size: patches per batch instead of the rule's.
         configurations: names of those to keep; default: all that apply.
         use_scan: False leaves the scans out of the network, for the comparison with and without.
-        regions, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries along.
+        mirror: policy for labels with sides, see medmamba.plans.mirroring.
+        regions, region_order, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries.
         previous: an earlier plan of this dataset, whose hand-made configurations are kept.
 
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
@@ -75,6 +80,10 @@ def make_plan(
     target = tuple(reorder(target, order))
     normalization, normalization_decisions = choose_normalization(fingerprint)
 
+    heads_decisions = []
+    if regions is None and (partly := partly_annotated(fingerprint)):
+        regions, region_order, decision = one_head_per_label(fingerprint, partly)
+        heads_decisions = [decision]
     task = Task(
         family=chosen_family,
         in_channels=len(fingerprint.channel_names),
@@ -87,6 +96,8 @@ def make_plan(
     made, decisions = _configurations(
         task, target, median, len(fingerprint.cases), patch_size, wanted, fingerprint.has_millimetres
     )
+    names = [name for name in fingerprint.labels if name != "background"]
+    made = {name: with_mirroring(configuration, names, order, mirror) for name, configuration in made.items()}
     default = next(name for name in ("3d_fullres", "2d", *made) if name in made)
     pairs = side_pairs(fingerprint)
     made_plan = Plan(
@@ -97,6 +108,7 @@ def make_plan(
         channel_names=fingerprint.channel_names,
         labels=fingerprint.labels,
         regions=None if regions is None else {name: list(parts) for name, parts in regions.items()},
+        region_order=None if regions is None else list(region_order or [parts[-1] for parts in regions.values()]),
         ignore_label=ignore_label,
         left_right_pairs=[[pair.left, pair.right] for pair in pairs],
         file_ending=file_ending,
@@ -107,6 +119,7 @@ def make_plan(
         decisions=[
             spacing_decision,
             order_decision,
+            *heads_decisions,
             *normalization_decisions,
             mirror_decision(pairs, order),
             *([network_decision] if network_decision else []),

@@ -93,6 +93,19 @@ class Normalization(Record):
         return self
 
 
+class Mirroring(Record):
+    """Which axes of a patch may be mirrored, in training and in prediction."""
+
+    kind: ClassVar[str] = "mirroring"
+
+    axes: list[int]
+    """Axes counted in the patch."""
+    swap_axis: int | None = None
+    """Axis whose mirroring exchanges the labels of each left/right pair."""
+    keeps_sides: bool = False
+    """Whether labels have sides, so that rotations must stay small where a turned mirror image would swap them."""
+
+
 class Configuration(Record):
     """One way to train on the dataset: a grid, a patch, a batch and a network."""
 
@@ -109,6 +122,8 @@ class Configuration(Record):
     batch_dice: bool
     """Whether the Dice loss pools the batch instead of averaging over its images."""
     network: NetworkPlan
+    mirroring: Mirroring | None = None
+    """None: decided by the names of the labels."""
     previous_stage: str | None
     """Configuration whose prediction is an additional input (cascade), or None."""
     decisions: list[Decision]
@@ -122,6 +137,8 @@ class Configuration(Record):
             value = getattr(self, field)
             if value is not None and (len(value) != dims or any(number <= 0 for number in value)):
                 raise ValueError(f"{field} must have {dims} numbers above 0, got {value}")
+        if self.mirroring is not None and not set(self.mirroring.axes) <= set(range(dims)):
+            raise ValueError(f"mirroring.axes must be axes of the patch, 0 to {dims - 1}, got {self.mirroring.axes}")
         wrong = [n for n, d in zip(self.patch_size, self.network.divisor, strict=True) if n % d]
         if wrong:
             raise ValueError(f"patch_size {self.patch_size} is not a multiple of {self.network.divisor} (all strides)")
@@ -142,6 +159,8 @@ class Plan(Record):
     labels: dict[str, int]
     regions: dict[str, list[str]] | None = None
     """Regions to predict instead of labels: name to the label names it joins; None: each label is a class."""
+    region_order: list[str] | None = None
+    """Label name that is written for each region, in the order of writing: later regions overwrite earlier ones."""
     ignore_label: int | None = None
     left_right_pairs: list[list[str]] = Field(default_factory=list)
     """Labels that mirroring along ``left_right_axis`` exchanges, as [left, right]."""
@@ -163,6 +182,16 @@ class Plan(Record):
             raise ValueError("labels must contain 'background': 0")
         if self.default_configuration not in self.configurations:
             raise ValueError(f"default_configuration {self.default_configuration!r} is not among the configurations")
+        if (self.regions is None) != (self.region_order is None):
+            raise ValueError("regions and region_order must be given together")
+        for name, parts in (self.regions or {}).items():
+            unknown = [part for part in parts if part not in self.labels]
+            if unknown or not parts:
+                raise ValueError(f"region {name!r} must join labels of this plan, got {parts}")
+        if self.regions is not None and len(self.region_order or []) != len(self.regions):
+            raise ValueError("region_order must name one label for each region")
+        if wrong := [name for name in self.region_order or [] if name not in self.labels]:
+            raise ValueError(f"region_order names {wrong[0]!r}, which is no label of this plan")
         for key, configuration in self.configurations.items():
             if configuration.name != key:
                 raise ValueError(f"configuration {key!r} calls itself {configuration.name!r}")
@@ -170,6 +199,11 @@ class Plan(Record):
             if stage is not None and stage not in self.configurations:
                 raise ValueError(f"configuration {key!r} follows {stage!r}, which is not among the configurations")
         return self
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that the network puts out: one a region, or one a label with the background."""
+        return len(self.regions) if self.regions is not None else len(self.labels)
 
     @property
     def axis_order_back(self) -> list[int]:

@@ -49,7 +49,7 @@ def named_pairs(labels: Mapping[str, int] | Sequence[str]) -> list[tuple[str, st
     >>> named_pairs(["kidney_left", "kidney_right", "L-femur", "R-femur", "aorta"])
     [('kidney_left', 'kidney_right'), ('L-femur', 'R-femur')]
     """
-    by_words = {tuple(_words(name)): name for name in labels}
+    by_words = {tuple(words_of(name)): name for name in labels}
     pairs = []
     for words, name in by_words.items():
         for place, word in enumerate(words):
@@ -79,7 +79,7 @@ def mirror_decision(pairs: Sequence[SidePair], axis_order: Sequence[int]) -> Dec
     axis = list(axis_order).index(CANONICAL_X_AXIS)
     names = [[pair.left, pair.right] for pair in pairs]
     reason = (
-        f"Mirroring along plan axis {axis} turns left into right, so these labels are exchanged with it."
+        f"Mirroring along plan axis {axis} turns left into right: these labels would have to be exchanged with it."
         if names
         else "No label has a left-right counterpart, so images may be mirrored along every axis."
     )
@@ -112,7 +112,7 @@ def _measure(left: str, right: str, cases: Sequence[CaseStats]) -> SidePair:
     )
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
     """Words of a label name in lower case: at blanks, signs and changes to a capital letter."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return [word for word in re.split(r"[^0-9a-z]+", spaced.lower()) if word]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from medmamba.errors import ConfigError
+from medmamba.heads import Heads
 from medmamba.images import MedicalImage
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.memory import MemoryEstimate, estimate_memory
@@ -17,6 +18,7 @@ from medmamba.inference.models import generation_of, read_model_facts
 from medmamba.inference.restore import native_planes
 from medmamba.inference.runner import NetworkRunner
 from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.model import mirroring_of
 from medmamba.networks.registry import build_network
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
 from medmamba.run_folder import read_plan
@@ -35,9 +37,15 @@ class Member:
         self.name, self.folders = name, folders
         self.plan = read_plan(folders[0] / "plan.json")
         self.configuration = self.plan.configurations[name]
-        axes = tuple(range(len(self.configuration.patch_size))) if window.mirror_axes else ()
+        self.heads = Heads.of_plan(self.plan)
+        mirroring = mirroring_of(self.plan, self.configuration)
         self.window = replace(
-            window, patch_size=window.patch_size or tuple(self.configuration.patch_size), mirror_axes=axes
+            window,
+            patch_size=window.patch_size or tuple(self.configuration.patch_size),
+            mirror_axes=tuple(mirroring.axes) if window.mirror_axes else (),
+            swap_axis=mirroring.swap_axis,
+            channel_swap=self.heads.channel_swap,
+            sigmoid=self.heads.sigmoid,
         )
         if len(self.window.patch_size) != len(self.configuration.patch_size):
             raise ConfigError(
@@ -49,7 +57,7 @@ class Member:
     @property
     def classes(self) -> int:
         """Channels of the logits."""
-        return len(self.plan.labels)
+        return self.plan.out_channels
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of the weights of each fold."""

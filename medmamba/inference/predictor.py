@@ -112,6 +112,7 @@ class Predictor:
             Member(name, folders, self.device, window, self._lock) for name, folders in selection.folders.items()
         ]
         self.plan = self.members[0].plan
+        self.heads = self.members[0].heads
         if self.recipe is not None and self.recipe.plan_sha256 != self.plan.hash():
             raise ConfigError(f"{model}: best.json belongs to another plan. Run `medmamba find-best {model}` again.")
         self.fingerprint = read_fingerprint(self.members[0].folders[0])
@@ -160,7 +161,8 @@ class Predictor:
         read = time.perf_counter()
         cases = [member.prepare(image, name) for member in self.members]
         prepared = time.perf_counter()
-        judge = Confidence() if self.confidence else None
+        # the entropy of one softmax says nothing about independent heads
+        judge = Confidence() if self.confidence and not self.heads.sigmoid else None
         indices, chances = self._indices(cases, judge, on_tile, on_message, probabilities)
         predicted = time.perf_counter()
         names = label_names(self.plan)
@@ -229,17 +231,19 @@ class Predictor:
         trail = cases[0].trail
         shape = trail.steps[-1].shape_before
         classes = self.members[0].classes
-        labels = np.empty(shape, smallest_type(0, max(classes - 1, 1)))
+        labels = np.empty(shape, smallest_type(0, max(len(self.plan.labels) - 1, 1)))
         chances = np.empty((classes, *shape), np.float32) if probabilities else None
         for index, scores in enumerate(self._scores(streams, probabilities)):
-            labels[index] = scores.argmax(0).numpy()
+            as_chances = self.heads.sigmoid and (probabilities or len(streams) > 1)
+            labels[index] = self.heads.label_map(scores, threshold=0.5 if as_chances else 0.0).numpy()
             if chances is not None:
                 chances[:, index] = scores.numpy()
         native = undo_storage(labels[None], trail)[0]
         if chances is None:
             return native, None
         background = np.zeros(classes, np.float32)
-        background[0] = 1.0
+        if not self.heads.sigmoid:
+            background[0] = 1.0
         return native, undo_storage(chances, trail, fill=background)
 
     def _scores(self, streams: list[Iterator[torch.Tensor]], probabilities: bool) -> Iterator[torch.Tensor]:
@@ -249,9 +253,9 @@ class Predictor:
             if len(planes) == 1 and not probabilities:
                 yield planes[0]
                 continue
-            chances = torch.softmax(planes[0] / temperature, dim=0)
+            chances = self.heads.probabilities(planes[0] / temperature)
             for plane in planes[1:]:
-                chances += torch.softmax(plane / temperature, dim=0)
+                chances += self.heads.probabilities(plane / temperature)
             yield chances / len(planes)
 
 

@@ -19,9 +19,16 @@ def label_names(plan: Plan) -> list[str]:
     return [name for name, value in plan.labels.items() if value != 0]
 
 
+def ignore_index(plan: Plan) -> int:
+    """Index of voxels that nothing is learnt from: one past the last label."""
+    return len(plan.labels)
+
+
 def encode(labels: NDArray[np.integer], plan: Plan) -> NDArray[np.int16]:
-    """Dataset values to label indices."""
+    """Dataset values to label indices; the plan's ignore value becomes :func:`ignore_index`."""
     values = label_values(plan)
+    if plan.ignore_label is not None:
+        values = np.append(values, plan.ignore_label)
     order = np.argsort(values)
     position = np.searchsorted(values[order], labels)
     position = np.clip(position, 0, len(values) - 1)

@@ -3,7 +3,8 @@
     <case>/image.b2nd     float32 (C, I, J, K)
     <case>/labels.b2nd    int16 (I, J, K), the plan's label order (0 = background)
     <case>/locations.safetensors   per label an (n, 3) int16/int32 table of voxel coordinates
-    <case>/case.json      schema, case id, shape
+                                   and an (n,) table of its connected components
+    <case>/case.json      schema, case id, shape, annotated labels
 
 The folder is renamed into place when it is complete, so a case is either whole or absent.
 """
@@ -11,7 +12,7 @@ The folder is renamed into place when it is complete, so a case is either whole 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +27,10 @@ from medmamba.errors import InputError
 SCHEMA_VERSION = 1
 MAX_LOCATIONS = 10_000
 """Voxel coordinates kept per label and case: enough to sample patches uniformly, small on disk (nnU-Net's figure)."""
+COMPONENT = ".component"
+"""Ending of the table that numbers the connected components of a label's locations."""
+ANNOTATED = "annotated"
+"""Table of the voxels that are not ignored, in cases where some are."""
 
 
 def write_case(
@@ -36,15 +41,22 @@ def write_case(
     *,
     chunk: tuple[int, ...],
     seed: int = 0,
+    annotated: Sequence[int] | None = None,
+    ignore: int | None = None,
 ) -> None:
-    """Store one preprocessed case in ``folder``; ``chunk`` is the patch size, so that a patch touches few chunks."""
+    """Store one preprocessed case in ``folder``; ``chunk`` is the patch size, so that a patch touches few chunks.
+
+    ``annotated`` are the label indices that were looked for (None: all); ``ignore`` marks voxels without annotation.
+    """
     chunks = tuple(min(edge, extent) for edge, extent in zip(chunk, labels.shape, strict=True))
     with replace_folder(folder) as part:
         image = np.ascontiguousarray(image, dtype=np.float32)
         (part / "image.b2nd").write_bytes(_compressed(image, (len(image), *chunks)))
         (part / "labels.b2nd").write_bytes(_compressed(np.ascontiguousarray(labels, dtype=np.int16), chunks))
-        (part / "locations.safetensors").write_bytes(save(_sample_locations(labels, seed)))
+        (part / "locations.safetensors").write_bytes(save(_sample_locations(labels, seed, ignore)))
         facts = {"schema_version": SCHEMA_VERSION, "case_id": case_id, "shape": list(labels.shape)}
+        if annotated is not None:
+            facts["annotated"] = list(annotated)
         (part / "case.json").write_text(json.dumps(facts) + "\n")
 
 
@@ -64,11 +76,32 @@ class CaseReader:
             )
         self.case_id: str = facts["case_id"]
         self.shape: tuple[int, ...] = tuple(facts["shape"])
+        self.annotated: tuple[int, ...] | None = tuple(facts["annotated"]) if "annotated" in facts else None
+        """Label indices that were looked for in this case; None: all."""
+
+    def __reduce__(self) -> tuple[type[CaseReader], tuple[Path]]:
+        return CaseReader, (self.folder,)  # a copy in another process opens the files itself
 
     @cached_property
     def locations(self) -> Mapping[int, NDArray[np.integer]]:
         """For each foreground label, an (n, 3) table of voxels that carry it."""
-        return {int(label): voxels for label, voxels in load_file(self.folder / "locations.safetensors").items()}
+        return {int(name): table for name, table in self._tables.items() if name.isdigit()}
+
+    @cached_property
+    def lesions(self) -> Mapping[int, NDArray[np.integer]]:
+        """For each foreground label, the number of the connected component of every row of ``locations``."""
+        return {
+            int(name.removesuffix(COMPONENT)): table for name, table in self._tables.items() if name.endswith(COMPONENT)
+        }
+
+    @cached_property
+    def annotated_voxels(self) -> NDArray[np.integer] | None:
+        """An (n, 3) table of voxels that are not ignored, or None where nothing is."""
+        return self._tables.get(ANNOTATED)
+
+    @cached_property
+    def _tables(self) -> Mapping[str, NDArray[np.integer]]:
+        return load_file(self.folder / "locations.safetensors")
 
     @cached_property
     def _image(self) -> blosc2.NDArray:
@@ -111,13 +144,34 @@ def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:
     return blosc2.asarray(array, chunks=chunks, cparams=codec).to_cframe()
 
 
-def _sample_locations(labels: NDArray[np.integer], seed: int) -> dict[str, NDArray[np.integer]]:
+def _sample_locations(labels: NDArray[np.integer], seed: int, ignore: int | None) -> dict[str, NDArray[np.integer]]:
+    """Voxels of each label with their connected component; every component keeps a voxel, however small it is."""
     rng = np.random.default_rng(seed)
     kind = np.int16 if max(labels.shape) < 2**15 else np.int32
     locations = {}
     for label in np.unique(labels[labels > 0]):
+        if label == ignore:
+            continue
         voxels = np.argwhere(labels == label)
+        component = _components(labels == label)
+        if len(voxels) > MAX_LOCATIONS:
+            _, firsts = np.unique(component, return_index=True)
+            drawn = rng.choice(len(voxels), MAX_LOCATIONS, replace=False)
+            kept = np.union1d(drawn, firsts[:MAX_LOCATIONS])
+            voxels, component = voxels[kept], component[kept]
+        locations[str(int(label))] = np.ascontiguousarray(voxels.astype(kind))
+        locations[f"{int(label)}{COMPONENT}"] = np.ascontiguousarray(component.astype(np.int32))
+    if ignore is not None and (labels == ignore).any():
+        voxels = np.argwhere(labels != ignore)
         if len(voxels) > MAX_LOCATIONS:
             voxels = voxels[np.sort(rng.choice(len(voxels), MAX_LOCATIONS, replace=False))]
-        locations[str(int(label))] = np.ascontiguousarray(voxels.astype(kind))
+        locations[ANNOTATED] = np.ascontiguousarray(voxels.astype(kind))
     return locations
+
+
+def _components(mask: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """Number of the connected component (corners touch) of every True voxel, in the order of argwhere."""
+    from scipy import ndimage
+
+    numbered, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    return numbered[mask]

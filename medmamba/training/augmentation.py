@@ -17,7 +17,6 @@ from monai.transforms import (
     Affine,
     Compose,
     RandAdjustContrast,
-    RandFlipd,
     RandGaussianNoise,
     RandGaussianSmooth,
     RandScaleIntensity,
@@ -42,6 +41,9 @@ class AugmentationPlan:
     rotation: tuple[float, ...]
     mirror_axes: tuple[int, ...]
     in_plane_only: bool = False
+    swap_axis: int | None = None
+    label_swap: tuple[int, ...] = ()
+    """Label index after a mirroring along ``swap_axis``, for every index."""
 
     @property
     def enlarged_size(self) -> tuple[int, ...]:
@@ -51,14 +53,30 @@ class AugmentationPlan:
         return _enlarge(self.patch_size, self.rotation)
 
 
-def augmentation_plan(patch_size: tuple[int, ...], mirror_axes: tuple[int, ...]) -> AugmentationPlan:
-    """nnU-Net's ranges: 30 degrees in 3D; in-plane 180 for flat 3D and square 2D, 15 for long 2D patches."""
+def augmentation_plan(
+    patch_size: tuple[int, ...],
+    mirror_axes: tuple[int, ...],
+    *,
+    keeps_sides: bool = False,
+    swap_axis: int | None = None,
+    label_swap: tuple[int, ...] = (),
+) -> AugmentationPlan:
+    """nnU-Net's ranges: 30 degrees in 3D; in-plane 180 for flat 3D and square 2D, 15 for long 2D patches.
+
+    ``keeps_sides``: labels have a left and a right, so no rotation exceeds 30 degrees; half a turn after a mirroring
+    along the other axis would be the left-right mirror image.
+    """
     if len(patch_size) == 2:
         long = max(patch_size) / min(patch_size) > 1.5
-        return AugmentationPlan(patch_size, (radians(15 if long else 180),), mirror_axes)
-    if max(patch_size) / patch_size[0] > FLAT_PATCH_ANISOTROPY:
-        return AugmentationPlan(patch_size, (radians(180), 0.0, 0.0), mirror_axes, in_plane_only=True)
-    return AugmentationPlan(patch_size, (radians(30),) * 3, mirror_axes)
+        rotation: tuple[float, ...] = (radians(15 if long else 180),)
+        in_plane_only = False
+    elif max(patch_size) / patch_size[0] > FLAT_PATCH_ANISOTROPY:
+        rotation, in_plane_only = (radians(180), 0.0, 0.0), True
+    else:
+        rotation, in_plane_only = (radians(30),) * 3, False
+    if keeps_sides:
+        rotation = tuple(min(limit, radians(30)) for limit in rotation)
+    return AugmentationPlan(patch_size, rotation, mirror_axes, in_plane_only, swap_axis, label_swap)
 
 
 @dataclass(frozen=True)
@@ -95,9 +113,22 @@ def augment(
         )
         image, label = _plain(turn(image, mode="bilinear")), _plain(turn(label, mode="nearest"))
     image = _plain(_intensity(len(plan.patch_size)).set_random_state(seed=_seed(rng))(image))
-    flips = Compose([RandFlipd(("image", "label"), prob=0.5, spatial_axis=axis) for axis in plan.mirror_axes])
-    both = flips.set_random_state(seed=_seed(rng))({"image": image, "label": label})
-    return _plain(both["image"]).contiguous(), _plain(both["label"]).contiguous()
+    image, label = _mirror(image, label, plan, rng)
+    return image.contiguous(), label.contiguous()
+
+
+def _mirror(
+    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip each allowed axis with probability one half; a flip from left to right exchanges the labels of pairs."""
+    flips = [axis for axis in plan.mirror_axes if rng.random() < 0.5]
+    if not flips:
+        return image, label
+    places = [axis + 1 for axis in flips]
+    image, label = torch.flip(image, places), torch.flip(label, places)
+    if plan.swap_axis in flips:
+        label = torch.tensor(plan.label_swap, dtype=label.dtype)[label.long()]
+    return image, label
 
 
 def _intensity(dims: int) -> Compose:

@@ -1,35 +1,46 @@
-"""Batches for training: read patches of preprocessed cases, augment them, keep the workers in order."""
+"""Batches for training: patches of preprocessed cases, augmented, each a function of its step alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import blosc2
 import torch
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 
-from medmamba.errors import ResourceError
+from medmamba.heads import Heads
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training.augmentation import AugmentationPlan, augment, draw_spatial
 from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
 
+NOTE_BYTES = 256
+"""Length of the note in which a worker says what it is at; always rewritten in place."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, C, ...) float32, label maps (B, 1, ...) int64, and the cases they came from."""
+    """Images (B, C, ...) float32, label maps (B, 1, ...) int64, and the cases they came from.
+
+    ``annotated`` (B, heads) says which heads a case can teach; None: all of them.
+    """
 
     step: int
     image: torch.Tensor
     label: torch.Tensor
     case_ids: tuple[str, ...]
+    annotated: torch.Tensor | None = None
 
 
 class PatchSource:
     """Makes the batch of any step from (seed, step) alone.
 
-    It also speaks batchgenerators' loader protocol: each worker holds a copy with its own ``thread_id`` and yields
-    every n-th step, and the augmenter collects them in turn. So the order of the batches never depends on timing.
+    It also speaks batchgenerators' loader protocol: each worker holds a copy that yields every n-th step, and the
+    supervisor collects them in turn. So the order of the batches never depends on timing. ``samples`` are the samples
+    of each batch that this process makes, when several share the work.
     """
 
     def __init__(
@@ -41,6 +52,9 @@ class PatchSource:
         seed: int,
         first_step: int = 0,
         augmented: bool = True,
+        heads: Heads | None = None,
+        sampling: str = "foreground",
+        samples: range | None = None,
     ) -> None:
         self.cases = list(cases)
         self.augmentation = augmentation
@@ -48,14 +62,24 @@ class PatchSource:
         self.seed = seed
         self.first_step = first_step
         self.augmented = augmented
-        self.thread_id = 0
-        self.number_of_threads_in_multithreaded = 1
+        self.lesion_aware = sampling == "lesion"
+        self._annotated = annotated_heads(cases, heads)
+        self.stride = 1
+        self.notes: Path | None = None
+        self.samples = range(batch_size) if samples is None else samples
+        self._at = ""
+        self._notes_file: int | None = None
         self._flat = len(augmentation.patch_size) == 2
         self._next_step: int | None = None
 
+    def for_worker(self, first_step: int, stride: int, notes: Path) -> PatchSource:
+        """A copy that yields every ``stride``-th batch and writes down which case it is at."""
+        own = copy.copy(self)
+        own.first_step, own.stride, own.notes, own._next_step = first_step, stride, notes, None
+        return own
+
     def set_thread_id(self, thread_id: int) -> None:
-        """Called by batchgenerators in each worker."""
-        self.thread_id = thread_id
+        """Part of batchgenerators' loader protocol; the steps of a worker are decided by :meth:`for_worker`."""
 
     def __iter__(self) -> PatchSource:
         return self
@@ -65,20 +89,34 @@ class PatchSource:
             # the worker's own settings: the training process keeps its threads
             torch.set_num_threads(1)
             blosc2.set_nthreads(1)
-            self._next_step = self.first_step + self.thread_id
-        batch = self.batch(self._next_step)
-        self._next_step += self.number_of_threads_in_multithreaded
+            self._next_step = self.first_step
+        try:
+            batch = self.batch(self._next_step)
+        except Exception as error:  # sent to the training process, which names the case and stops
+            return {"error": f"{self._at}: {type(error).__name__}: {error}"}
+        self._next_step += self.stride
         # numpy arrays, because tensors would travel through shared memory, which containers often limit
         return {"step": batch.step, "image": batch.image.numpy(), "label": batch.label.numpy(), "ids": batch.case_ids}
 
+    def as_batch(self, made: dict[str, Any]) -> Batch:
+        """What a worker sent, as tensors."""
+        ids = tuple(made["ids"])
+        image, label = torch.from_numpy(made["image"]), torch.from_numpy(made["label"])
+        return Batch(made["step"], image, label, ids, self._annotated_in(ids))
+
+    def _annotated_in(self, case_ids: tuple[str, ...]) -> torch.Tensor | None:
+        return None if self._annotated is None else torch.tensor([self._annotated[name] for name in case_ids])
+
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        samples = [self._sample(step, index) for index in range(self.batch_size)]
+        samples = [self._sample(step, index) for index in self.samples]
+        ids = tuple(case_id for _, _, case_id in samples)
         return Batch(
             step,
             torch.stack([image for image, _, _ in samples]),
             torch.stack([label for _, label, _ in samples]).long(),
-            tuple(case_id for _, _, case_id in samples),
+            ids,
+            self._annotated_in(ids),
         )
 
     def _sample(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor, str]:
@@ -93,8 +131,11 @@ class PatchSource:
             [case.locations for case in self.cases],
             size,
             on_foreground=must_show_foreground(index, self.batch_size),
+            lesions=[case.lesions for case in self.cases] if self.lesion_aware else None,
+            annotated=[case.annotated_voxels for case in self.cases],
         )
         case = self.cases[choice.case_index]
+        self._note(f"case {case.case_id} (step {step}, sample {index})")
         image, label = case.read_patch(choice.start, size)
         if self._flat:
             image, label = image[:, 0], label[:, 0]
@@ -103,25 +144,16 @@ class PatchSource:
             image_tensor, label_tensor = augment(image_tensor, label_tensor, self.augmentation, spatial, rng)
         return image_tensor, label_tensor, case.case_id
 
+    def _note(self, text: str) -> None:
+        self._at = text
+        if self.notes is not None:
+            if self._notes_file is None:
+                self._notes_file = os.open(self.notes, os.O_WRONLY | os.O_CREAT)
+            os.pwrite(self._notes_file, text.encode()[:NOTE_BYTES].ljust(NOTE_BYTES), 0)
 
-def batches(source: PatchSource, workers: int) -> Iterator[Batch]:
-    """Batches from ``source.first_step`` on, for ever; made in this process when ``workers`` is 0."""
-    if workers == 0:
-        step = source.first_step
-        while True:
-            yield source.batch(step)
-            step += 1
-    source.number_of_threads_in_multithreaded = workers
-    augmenter = MultiThreadedAugmenter(source, None, workers, num_cached_per_queue=2, seeds=[source.seed] * workers)
-    try:
-        for made in augmenter:
-            yield Batch(made["step"], torch.from_numpy(made["image"]), torch.from_numpy(made["label"]), made["ids"])
-    except RuntimeError as error:
-        if "workers" not in str(error):
-            raise
-        raise ResourceError(
-            "A data worker died (most often out of memory). Run again with --resume and --workers 0 to make batches "
-            "in the main process, or with fewer workers."
-        ) from error
-    finally:
-        augmenter._finish()
+
+def annotated_heads(cases: Sequence[CaseReader], heads: Heads | None) -> dict[str, list[bool]] | None:
+    """For each case the heads that it can teach; None when all cases teach all of them."""
+    if heads is None or all(case.annotated is None for case in cases):
+        return None
+    return {case.case_id: heads.annotated(case.annotated) for case in cases}

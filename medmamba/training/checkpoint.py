@@ -1,6 +1,7 @@
 """Checkpoints: weights and optimiser as safetensors, everything else as JSON, two generations, hashes checked on load.
 
     <fold>/checkpoints/last/   model.safetensors  optimizer.safetensors  state.json
+                            (training.safetensors beside averaged weights)
     <fold>/checkpoints/prev/   the generation before
     <fold>/checkpoints/best/   by validation Dice, weights only
 
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
+from medmamba import __version__
 from medmamba.atomic import replace_folder
 from medmamba.errors import ConfigError
 
@@ -35,35 +37,49 @@ def save_checkpoint(
     state: Mapping[str, Any],
     *,
     generation: str = "last",
+    averaged: nn.Module | None = None,
 ) -> None:
     """Write one generation below ``folder``; a new ``last`` moves the present one to ``prev``.
 
-    ``state`` must be JSON-able; hashes, schema and the random state of torch are added.
+    ``state`` must be JSON-able; hashes, schema, versions and the random state of torch are added. With ``averaged``
+    weights these are the model, and those of the network in training lie beside them in training.safetensors.
     """
     if generation == "last" and (folder / "last").is_dir():
         with replace_folder(folder / "prev") as part:
             for path in (folder / "last").iterdir():
                 os.link(path, part / path.name)  # the same bytes under a second name: no copy, no moment without "last"
     with replace_folder(folder / generation) as part:
-        (part / "model.safetensors").write_bytes(save(_contiguous(network.state_dict())))
+        model = network if averaged is None else averaged
+        (part / "model.safetensors").write_bytes(save(_contiguous(model.state_dict())))
+        if averaged is not None and optimizer is not None:
+            (part / "training.safetensors").write_bytes(save(_contiguous(network.state_dict())))
         record: dict[str, Any] = dict(state)
         if optimizer is not None:
             tensors, groups = _split_optimizer(optimizer.state_dict())
             (part / "optimizer.safetensors").write_bytes(save(tensors))
             record["optimizer"] = groups
             record["torch_random_state"] = torch.get_rng_state().numpy().tobytes().hex()
+            if torch.cuda.is_available():
+                record["cuda_random_state"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+        record["versions"] = versions()
         record["schema_version"] = SCHEMA_VERSION
         record["sha256"] = {path.name: _sha256(path) for path in sorted(part.glob("*.safetensors"))}
         (part / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def load_checkpoint(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer | None = None, generation: str | None = None
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    generation: str | None = None,
+    *,
+    averaged: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Load the newest whole generation below ``folder`` into network and optimiser and return its state.
 
     A damaged ``last`` falls back to ``prev`` with a warning; when none is whole, ConfigError names both reasons.
-    Never starts anew on its own.
+    Never starts anew on its own. With an optimiser (to go on training) a change of versions is told, because results
+    then need not be equal to the bit.
     """
     reasons = []
     for name in (generation,) if generation else GENERATIONS:
@@ -74,12 +90,20 @@ def load_checkpoint(
             continue
         if reasons:
             warnings.warn(f"{reasons[0]} Continuing from the generation before ({folder / name}).", stacklevel=2)
-        _load_weights(network, folder / name / "model.safetensors")
+        in_training = folder / name / "training.safetensors"
+        model = folder / name / "model.safetensors"
+        _load_weights(network, in_training if optimizer is not None and in_training.is_file() else model)
+        if averaged is not None:
+            _load_weights(averaged, model)
         if optimizer is not None:
+            _tell_of_other_versions(state.get("versions", {}))
             tensors = load_file(folder / name / "optimizer.safetensors")
             optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
             random_state = bytearray.fromhex(state["torch_random_state"])
             torch.set_rng_state(torch.frombuffer(random_state, dtype=torch.uint8).clone())
+            if "cuda_random_state" in state and torch.cuda.is_available():
+                random_state = bytearray.fromhex(state["cuda_random_state"])
+                torch.cuda.set_rng_state(torch.frombuffer(random_state, dtype=torch.uint8).clone())
         return state
     raise ConfigError(" ".join(reasons))
 
@@ -102,6 +126,20 @@ def read_state(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file() or _sha256(folder / name) != expected:
             raise ConfigError(f"{folder / name}: the file differs from what was saved (SHA-256); it is damaged.")
     return state
+
+
+def versions() -> dict[str, str]:
+    """The versions that results to the bit depend on."""
+    return {"medmamba": __version__, "torch": torch.__version__}
+
+
+def _tell_of_other_versions(stored: Mapping[str, str]) -> None:
+    changed = [f"{name} {stored[name]}, now {now}" for name, now in versions().items() if stored.get(name, now) != now]
+    if changed:
+        warnings.warn(
+            f"The checkpoint was written with {'; '.join(changed)}. Training goes on, but not equal to the bit.",
+            stacklevel=3,
+        )
 
 
 def has_checkpoint(folder: Path) -> bool:

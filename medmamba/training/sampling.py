@@ -44,12 +44,18 @@ def choose_patch(
     patch_size: tuple[int, ...],
     *,
     on_foreground: bool,
+    lesions: Sequence[Mapping[int, NDArray[np.integer]]] | None = None,
+    annotated: Sequence[NDArray[np.integer] | None] | None = None,
 ) -> PatchChoice:
     """Draw a case uniformly and a patch in it.
 
     ``shapes`` are the cases' sizes on the plan's grid; ``foreground[i]`` maps each label of case i to (n, dims) voxel
     coordinates. On foreground: label uniform among those present, voxel uniform, patch centred on it and moved only
     as far as needed to stay near the volume. A volume smaller than the patch is centred with a free margin.
+
+    ``lesions`` numbers the connected component of every foreground voxel; then a component is drawn before a voxel, so
+    that a lesion of ten voxels is seen as often as one of ten thousand. ``annotated[i]`` are the voxels of case i that
+    are not ignored, where some are; then every patch is centred on one, so that there is something to learn.
     """
     case = int(rng.integers(len(shapes)))
     shape = shapes[case]
@@ -60,8 +66,18 @@ def choose_patch(
         highest.append(extent - size + missing // 2 + missing % 2)
     present = [label for label, voxels in sorted(foreground[case].items()) if len(voxels)]
     if on_foreground and present:
-        voxels = foreground[case][present[int(rng.integers(len(present)))]]
-        centre = voxels[int(rng.integers(len(voxels)))]
+        label = present[int(rng.integers(len(present)))]
+        voxels = foreground[case][label]
+        if lesions is not None:
+            component = lesions[case][label]
+            drawn = rng.choice(np.unique(component))
+            voxels = voxels[component == drawn]
+        centre: NDArray[np.integer] | None = voxels[int(rng.integers(len(voxels)))]
+    elif annotated is not None and (known := annotated[case]) is not None:
+        centre = known[int(rng.integers(len(known)))]
+    else:
+        centre = None
+    if centre is not None:
         start = [int(c) - size // 2 for c, size in zip(centre, patch_size, strict=True)]
         start = [min(max(s, low), high) for s, low, high in zip(start, lowest, highest, strict=True)]
     else:

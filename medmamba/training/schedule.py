@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import cos, pi
 
 POLY_EXPONENT = 0.9
 """Exponent of nnU-Net's polynomial decay."""
@@ -34,6 +35,14 @@ def poly_rate(initial: float, progress: float) -> float:
     With progress = epoch / epochs this is nnU-Net's schedule; counted in steps or time it fits any budget.
     """
     return initial * (1.0 - progress) ** POLY_EXPONENT
+
+
+def cosine_rate(initial: float, progress: float) -> float:
+    """Learning rate that follows half a cosine from ``initial`` to zero. Source: Loshchilov 2017, arXiv:1608.03983."""
+    return initial * 0.5 * (1.0 + cos(pi * progress))
+
+
+SCHEDULES = {"poly": poly_rate, "cosine": cosine_rate}
 
 
 def warmed_up(rate: float, step: int, warmup_steps: int) -> float:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +18,31 @@ import torch
 from torch import nn
 
 from medmamba.atomic import write_text
-from medmamba.errors import ConfigError, MedmambaError
-from medmamba.evaluation.dice import dice_per_label
-from medmamba.inference.sliding_window import predict_logits
+from medmamba.errors import ConfigError, ResourceError
+from medmamba.heads import Heads, class_weights
+from medmamba.model import mirroring_of
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader
+from medmamba.training import distributed
 from medmamba.training.augmentation import augmentation_plan
-from medmamba.training.batches import Batch, PatchSource, batches
+from medmamba.training.averaging import AveragedWeights
+from medmamba.training.batches import Batch, PatchSource
 from medmamba.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from medmamba.training.config import TrainConfig
-from medmamba.training.losses import DeepSupervision, dice_ce
-from medmamba.training.schedule import Budget, poly_rate, warmed_up
+from medmamba.training.guard import FiniteGuard, collapse_advice
+from medmamba.training.losses import DeepSupervision, SegmentationLoss
+from medmamba.training.memory import Fit, is_out_of_memory, smaller_fit
+from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
+from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
+from medmamba.training.step import StepOutcome, Stepper, make_optimizer
+from medmamba.training.validation import Validation, spread_subset, validate
+from medmamba.training.workers import SupervisedWorkers
 
-MAX_BAD_STEPS = 5
-"""Steps in a row whose loss or gradient is not finite before training stops."""
+MEASURE_EVERY = 10
+"""Steps between two measurements of the batch's Dice; it costs little, but not nothing."""
 
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a person sees while training runs."""
-
-    step: int
-    total_steps: int | None
-    loss: float
-    learning_rate: float
-    validation_dice: float | None
-    progress: float
-    seconds: float
-    seconds_left: float
-
-
-@dataclass
-class Progress:
-    """What a resumed run must know besides weights and optimiser."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_dice: float | None = None
-    validation_dice: float | None = None
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """The end of a training: where it is, how far it came."""
-
-    folder: Path
-    steps: int
-    seconds: float
-    final_loss: float
-    validation_dice: float | None
+Observer = Callable[[str, Any], None]
+"""Told of "epoch" (the row of metrics), "validation" (a Validation) and "event" (a line) as they happen."""
 
 
 def train_fold(
@@ -79,80 +57,327 @@ def train_fold(
     resume: bool = False,
     facts: dict[str, Any] | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
+    observe: Observer = lambda what, value: None,
 ) -> TrainingResult:
     """Train ``network`` on the training cases and leave checkpoints, metrics and the recipe in ``folder``.
 
     ``facts`` are stored with every checkpoint (plan hash, network arguments). With ``resume`` the run goes on from its
     last checkpoint exactly: batches depend on (seed, step) alone.
     """
-    device = choose_device(config.device)
-    network = network.to(device)
-    patch_size = tuple(configuration.patch_size)
-    optimizer = make_optimizer(network, config)
-    loss_function = DeepSupervision(dice_ce(batch_dice=configuration.batch_dice))
-    budget = Budget(config.total_steps, config.max_minutes)
-    checkpoints = folder / "checkpoints"
-    done = Progress()
-    if resume:
-        done = Progress(**load_checkpoint(checkpoints, network, optimizer)["progress"])
-    elif has_checkpoint(checkpoints):
-        raise ConfigError(f"{folder}: holds a trained fold. Use --resume to go on, or --restart to begin again.")
-    write_text(folder / "train.json", config.model_dump_json(indent=1) + "\n")
+    with determinism(config.deterministic):
+        fold = Training(network, plan, configuration, training, validation, folder, config, facts or {}, observe)
+        fold.begin(resume)
+        return fold.run(on_step)
 
-    source = PatchSource(
-        training,
-        augmentation_plan(patch_size, tuple(range(len(patch_size)))),
-        config.batch_size or configuration.batch_size,
-        seed=config.seed,
-        first_step=done.step,
-        augmented=config.augment,
-    )
 
-    def save(generation: str = "last") -> None:
-        state = {**(facts or {}), "config": config.model_dump(), "progress": asdict(done)}
-        save_checkpoint(checkpoints, network, optimizer if generation == "last" else None, state, generation=generation)
+class Training:
+    """One fold in training: network, optimiser, data and what has become of them so far."""
 
-    started, before = time.monotonic(), done.seconds
-    last_saved, bad_steps, losses, loss_value = started, 0, [], math.nan
-    stream: Iterator[Batch] = batches(source, config.workers)
-    try:
-        while (share := budget.progress(done.step, done.seconds)) < 1.0:
-            batch = next(stream)
-            rate = warmed_up(poly_rate(config.learning_rate, share), done.step, config.warmup_steps)
-            loss_value = _step(network, optimizer, loss_function, batch, rate, config.gradient_clip, device)
-            bad_steps = 0 if math.isfinite(loss_value) else bad_steps + 1
-            if bad_steps > MAX_BAD_STEPS:
-                raise MedmambaError(
-                    f"Training stopped at step {done.step}: the loss was not finite in {bad_steps} steps in a row, "
-                    f"last with cases {', '.join(batch.case_ids)}. Check these images, or lower --learning-rate."
+    def __init__(
+        self,
+        network: nn.Module,
+        plan: Plan,
+        configuration: Configuration,
+        training: Sequence[CaseReader],
+        validation: Sequence[CaseReader],
+        folder: Path,
+        config: TrainConfig,
+        facts: dict[str, Any],
+        observe: Observer,
+    ) -> None:
+        self.device = choose_device(config.device)
+        self.network = network.to(self.device)
+        self.configuration = configuration
+        self.mirroring = mirroring_of(plan, configuration)
+        self.training, self.validation = training, validation
+        self.folder, self.checkpoints = folder, folder / "checkpoints"
+        self.config, self.facts, self.observe = config, facts, observe
+        self.heads = Heads.of_plan(plan)
+        self.optimizer = make_optimizer(self.network, config)
+        weights = class_weights(self.heads, config.class_weights)
+        loss = SegmentationLoss(self.heads, name=config.loss, batch_dice=configuration.batch_dice, weights=weights)
+        self.stepper = Stepper(self.network, self.optimizer, DeepSupervision(loss), self.heads, config, self.device)
+        self.averaged = AveragedWeights(self.network, config.ema) if config.ema is not None else None
+        self.budget = Budget(config.total_steps, config.max_minutes)
+        self.guard = FiniteGuard()
+        self.done = Progress()
+        batch = config.batch_size or configuration.batch_size
+        self.fit = Fit(batch, tuple(configuration.patch_size), config.recompute)
+        self.stream: SupervisedWorkers | None = None
+
+    def begin(self, resume: bool) -> None:
+        """Load the last checkpoint, or make sure that there is none."""
+        if resume:
+            averaged = None if self.averaged is None else self.averaged.network
+            state = load_checkpoint(self.checkpoints, self.network, self.optimizer, averaged=averaged)
+            self.done = Progress(**state["progress"])
+            self.stepper.load_state(state.get("stepper", {}))
+            self.guard.rate_factor, self.guard.skipped = self.done.rate_factor, self.done.skipped
+            self.fit = self.done.stored_fit() or self.fit
+            if self.averaged is not None:
+                self.averaged.steps = state["averaged_steps"]
+        elif has_checkpoint(self.checkpoints):
+            raise ConfigError(
+                f"{self.folder}: holds a trained fold. Use --resume to go on, or --restart to begin again."
+            )
+        if distributed.rank() == 0:
+            write_text(self.folder / "train.json", self.config.model_dump_json(indent=1) + "\n")
+        if self.fit.batch_size % distributed.size():
+            raise ConfigError(
+                f"A batch of {self.fit.batch_size} cannot be shared equally by {distributed.size()} processes. "
+                f"Choose --batch-size {distributed.size() * max(1, self.fit.batch_size // distributed.size())}."
+            )
+        self._open_stream()
+
+    def run(self, on_step: Callable[[StepReport], None]) -> TrainingResult:
+        """Steps until the budget is used up, then a last validation and a last checkpoint."""
+        config, done = self.config, self.done
+        started, before = time.monotonic(), done.seconds
+        last_saved, loss, found = started, math.nan, None
+        epoch = _Epoch()
+        stopped_early = False
+        try:
+            while (share := distributed.from_first(self.budget.progress(done.step, done.seconds))) < 1.0:
+                rate = warmed_up(
+                    SCHEDULES[config.schedule](config.learning_rate, share) * self.guard.rate_factor,
+                    done.step,
+                    config.warmup_steps,
                 )
-            losses.append(loss_value)
-            done.step += 1
-            done.seconds = before + time.monotonic() - started
-            if done.step % config.steps_per_epoch == 0:
-                if validation:
-                    done.validation_dice = validate(network, validation, configuration, plan, device)
+                outcome = self._step(rate)
+                loss = outcome.loss
+                epoch.add(outcome, self.stream.last_wait if self.stream else 0.0)
+                done.step += 1
+                done.seconds = before + time.monotonic() - started
+                if done.step % config.steps_per_epoch == 0:
+                    found = self._validate(spread_subset(self.validation, config.validation_cases))
                     done.seconds = before + time.monotonic() - started
-                _end_epoch(folder, done, losses, rate)
-                losses = []
-                if done.validation_dice is not None and done.validation_dice >= (done.best_dice or 0.0):
-                    done.best_dice = done.validation_dice
-                    save("best")
-            if time.monotonic() - last_saved > 60 * config.checkpoint_minutes:
-                save()
-                last_saved = time.monotonic()
-            on_step(_report(done, config, budget, loss_value, rate))
-        if validation:
-            done.validation_dice = validate(network, validation, configuration, plan, device)
-    except BaseException:
-        # Interrupted or failed: keep what was learnt. A non-finite run must not replace a good checkpoint.
-        if done.step and bad_steps == 0:
-            save()
-        raise
-    finally:
-        stream.close()  # type: ignore[attr-defined]
-    save()
-    return TrainingResult(folder, done.step, done.seconds, loss_value, done.validation_dice)
+                    self._end_epoch(epoch, rate, found)
+                    epoch = _Epoch()
+                    stopped_early = self._out_of_patience()
+                if time.monotonic() - last_saved > 60 * config.checkpoint_minutes:
+                    self.save()
+                    last_saved = time.monotonic()
+                on_step(step_report(done, config, self.budget, loss, rate, epoch.waiting))
+                if stopped_early:
+                    break
+            if self.validation and (found is None or self._validated_a_part or done.step % config.steps_per_epoch):
+                found = self._validate(self.validation)
+                done.seconds = before + time.monotonic() - started
+        except BaseException as error:
+            # Interrupted or failed: keep what was learnt. A non-finite run must not replace a good checkpoint.
+            if done.step and self.guard.in_a_row == 0:
+                self.save()
+            if (lost := distributed.lost_rank(error)) is not None:
+                raise lost from error
+            raise
+        finally:
+            self._close_stream()
+        self.save()
+        return TrainingResult(
+            folder=self.folder,
+            steps=done.step,
+            seconds=done.seconds,
+            final_loss=loss,
+            validation_dice=done.validation_dice,
+            best_dice=done.best_dice,
+            best_epoch=done.best_epoch,
+            by_name={} if found is None else found.by_name,
+            waiting=float(np.mean([row["waiting_for_data"] for row in done.epochs])) if done.epochs else 0.0,
+            peak_memory_gib=peak_memory_gib(self.device),
+            stopped_early=stopped_early,
+            events=tuple(done.events),
+        )
+
+    def save(self, generation: str = "last") -> None:
+        """Write a generation of checkpoints; only the first of several processes does."""
+        if distributed.rank() != 0:
+            return
+        state = {
+            **self.facts,
+            "config": self.config.model_dump(),
+            "progress": asdict(self.done),
+            "stepper": self.stepper.state(),
+            "averaged_steps": 0 if self.averaged is None else self.averaged.steps,
+        }
+        averaged = None if self.averaged is None else self.averaged.network
+        optimizer = self.optimizer if generation == "last" else None
+        save_checkpoint(self.checkpoints, self.network, optimizer, state, generation=generation, averaged=averaged)
+
+    @property
+    def _validated_a_part(self) -> bool:
+        count = self.config.validation_cases
+        return count is not None and count < len(self.validation)
+
+    def _step(self, rate: float) -> StepOutcome:
+        """One step on the next batch; smaller when memory runs out, until it fits."""
+        assert self.stream is not None
+        batch = next(self.stream)
+        while True:
+            short_of_memory: str | None = None
+            try:
+                outcome = self.stepper.step(batch, rate, measure=self.done.step % MEASURE_EVERY == 0)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or distributed.size() > 1:
+                    raise
+                short_of_memory = str(error).splitlines()[0][:100]
+            if short_of_memory is None:
+                break
+            batch = self._shrink(short_of_memory)
+        finite = math.isfinite(outcome.loss)
+        if finite and self.averaged is not None:
+            self.averaged.update(self.network)
+        if finite or not self.stepper.loss_scale_is_searching:
+            if (line := self.guard.after_step(finite, batch, self.folder)) is not None:
+                self._tell(line)
+            self.done.rate_factor, self.done.skipped = self.guard.rate_factor, self.guard.skipped
+        return outcome
+
+    def _shrink(self, reason: str) -> Batch:
+        """Go on with less in memory: a new stream from this step on, and its first batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before = self.fit
+        divisor = self.configuration.network.divisor
+        self.fit = smaller_fit(self.fit, divisor, hasattr(self.network, "checkpoint_blocks"))
+        self.done.remember_fit(self.fit)
+        self._tell(f"Out of memory at step {self.done.step} ({reason}) with {before}; going on with {self.fit}.")
+        self._close_stream()
+        self._open_stream()
+        assert self.stream is not None
+        return next(self.stream)
+
+    def _open_stream(self) -> None:
+        mirroring, config, fit = self.mirroring, self.config, self.fit
+        if hasattr(self.network, "checkpoint_blocks"):
+            setattr(self.network, "checkpoint_blocks", fit.recompute)  # noqa: B010, not an attribute of every Module
+        elif fit.recompute:
+            raise ConfigError("This network cannot recompute its activations. Leave --recompute out.")
+        source = PatchSource(
+            self.training,
+            augmentation_plan(
+                fit.patch_size,
+                tuple(mirroring.axes),
+                keeps_sides=mirroring.keeps_sides,
+                swap_axis=mirroring.swap_axis,
+                label_swap=self.heads.label_swap,
+            ),
+            fit.batch_size,
+            seed=config.seed,
+            first_step=self.done.step,
+            augmented=config.augment,
+            heads=self.heads,
+            sampling=config.sampling,
+            samples=distributed.own_samples(fit.batch_size),
+        )
+        self.stream = SupervisedWorkers(source, config.workers, stall_seconds=config.stall_seconds, on_fault=self._tell)
+
+    def _close_stream(self) -> None:
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+    def _validate(self, cases: Sequence[CaseReader]) -> Validation | None:
+        if not cases:
+            return None
+        found = None
+        if distributed.rank() == 0:
+            network = self.network if self.averaged is None else self.averaged.network
+            found = validate(network, cases, self.configuration, self.heads, self.device)
+        dice = distributed.from_first(math.nan if found is None else found.mean)
+        self.done.validation_dice = dice
+        if found is not None:
+            self.observe("validation", found)
+        return found
+
+    def _end_epoch(self, epoch: _Epoch, rate: float, found: Validation | None) -> None:
+        done = self.done
+        speed = round(epoch.steps / epoch.seconds, 3)
+        row: dict[str, Any] = {
+            "epoch": len(done.epochs) + 1,
+            "step": done.step,
+            "seconds": round(done.seconds, 1),
+            "loss": epoch.mean_loss,
+            "train_dice": epoch.mean_dice,
+            "validation_dice": done.validation_dice,
+            "learning_rate": rate,
+            "steps_per_second": speed,
+            "waiting_for_data": round(epoch.waiting, 4),
+            "skipped_steps": done.skipped,
+            **({} if found is None else found.by_name),
+        }
+        done.epochs.append(row)
+        best = done.best_dice if done.best_dice is not None else 0.0
+        if done.validation_dice is not None and done.validation_dice >= best:
+            if done.validation_dice > best or done.best_epoch == 0:
+                done.best_epoch = row["epoch"]  # an equal Dice renews the weights, not the patience
+            done.best_dice = done.validation_dice
+            self.save("best")
+        if distributed.size() > 1:
+            speeds = distributed.gathered(speed * self.fit.batch_size / distributed.size())
+            if len(done.epochs) == 1:
+                each = ", ".join(f"{speed:.2f}" for speed in speeds)
+                self._tell(
+                    f"Patches per second of each of {len(speeds)} processes: {each}; {sum(speeds):.2f} together."
+                )
+        if distributed.rank() == 0:
+            write_metrics(self.folder, done)
+            self.observe("epoch", row)
+        judged = [e["validation_dice"] if self.validation else e["train_dice"] for e in done.epochs]
+        share = None if found is None else found.foreground_share
+        if len(done.epochs) % 3 == 0 and (advice := collapse_advice(judged, share)) is not None:
+            self._tell(advice)
+
+    def _out_of_patience(self) -> bool:
+        patience, done = self.config.patience, self.done
+        if patience is None or not self.validation or len(done.epochs) - done.best_epoch < patience:
+            return False
+        self._tell(
+            f"No better Dice in {patience} epochs (best {done.best_dice or 0:.4f} in epoch {done.best_epoch}); "
+            f"training ends here."
+        )
+        return True
+
+    def _tell(self, line: str) -> None:
+        self.done.events.append(line)
+        self.observe("event", line)
+
+
+class _Epoch:
+    """What is counted between two validations."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.losses: list[float] = []
+        self.dices: list[float] = []
+        self.waited = 0.0
+
+    def add(self, outcome: StepOutcome, waited: float) -> None:
+        self.losses.append(outcome.loss)
+        self.waited += waited
+        if outcome.dice is not None:
+            self.dices.append(outcome.dice)
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.started, 1e-6)
+
+    @property
+    def mean_loss(self) -> float:
+        return _nanmean(self.losses)
+
+    @property
+    def mean_dice(self) -> float | None:
+        return _nanmean(self.dices) if self.dices else None
+
+    @property
+    def waiting(self) -> float:
+        """Share of the epoch's time spent waiting for data."""
+        return min(1.0, self.waited / self.seconds)
 
 
 def choose_device(name: str) -> torch.device:
@@ -168,80 +393,39 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.99 or AdamW; weight decay on matrices and kernels only.
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Equal bytes on every run: deterministic algorithms only, and on the CPU one thread whatever the machine has."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" in str(error):
+            raise ResourceError(
+                f"--deterministic: this network uses an operation without a deterministic form on this device "
+                f"({str(error).splitlines()[0][:120]}). Train on the CPU, or without --deterministic."
+            ) from error
+        raise
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
 
-    Biases, norms and the scan's own parameters (A, D, step bias) are never decayed: decay would pull the state's
-    time constants to a value nobody chose.
-    """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        scan_parameter = name.rsplit(".", 1)[-1] in {"A_log", "A_logs", "D", "Ds", "dt_projs_bias", "dt_bias"}
-        (kept if parameter.ndim <= 1 or scan_parameter else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Largest memory so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-@torch.no_grad()
-def validate(
-    network: nn.Module, cases: Sequence[CaseReader], configuration: Configuration, plan: Plan, device: torch.device
-) -> float:
-    """Mean foreground Dice over whole validation volumes on the plan's grid; labels absent from a case do not count."""
-    scores: list[float] = []
-    labels = list(range(1, len(plan.labels)))
-    for case in cases:
-        image, truth = case.read_whole()
-        logits = predict_logits(network, torch.from_numpy(image), tuple(configuration.patch_size), device)
-        prediction = logits.argmax(0).cpu().numpy()
-        scores.extend(dice_per_label(truth, prediction, labels).values())
-    known = [score for score in scores if not math.isnan(score)]
+def _nanmean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
-
-
-def _step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_function: nn.Module,
-    batch: Batch,
-    rate: float,
-    clip: float,
-    device: torch.device,
-) -> float:
-    """One optimiser step; a loss or gradient that is not finite leaves the weights as they are."""
-    network.train()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss = loss_function(network(batch.image.to(device)), batch.label.to(device))
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(network.parameters(), clip)
-    if not (torch.isfinite(norm) and torch.isfinite(loss)):
-        return math.nan
-    optimizer.step()
-    return float(loss.detach())
-
-
-def _end_epoch(folder: Path, done: Progress, losses: list[float], rate: float) -> None:
-    done.epochs.append(
-        {
-            "epoch": len(done.epochs) + 1,
-            "step": done.step,
-            "seconds": round(done.seconds, 1),
-            "loss": float(np.nanmean(losses)),
-            "validation_dice": done.validation_dice,
-            "learning_rate": rate,
-        }
-    )
-    header = list(done.epochs[0])
-    rows = [",".join(str(epoch[key]) if epoch[key] is not None else "" for key in header) for epoch in done.epochs]
-    write_text(folder / "metrics.csv", "\n".join([",".join(header), *rows]) + "\n")
-    write_text(folder / "metrics.json", json.dumps(done.epochs, indent=1) + "\n")
-
-
-def _report(done: Progress, config: TrainConfig, budget: Budget, loss: float, rate: float) -> StepReport:
-    share = budget.progress(done.step, done.seconds)
-    left = done.seconds * (1 - share) / share if share > 0 else math.inf
-    return StepReport(done.step, config.total_steps, loss, rate, done.validation_dice, share, done.seconds, left)

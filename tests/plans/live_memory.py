@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from medmamba.heads import Heads
 from medmamba.networks.registry import build_network, network_options
 from medmamba.plans.schema import NetworkPlan
-from medmamba.training.losses import DeepSupervision, dice_ce
+from medmamba.training.losses import DeepSupervision, SegmentationLoss
 
 
 def build(network: NetworkPlan, in_channels: int, out_channels: int) -> nn.Module:
@@ -42,7 +43,9 @@ def peak_bytes(
 ) -> int:
     """Largest number of bytes held at once in a training step with AdamW, weights and optimiser included."""
     model = build(network, in_channels, out_channels).train()
-    loss_function = DeepSupervision(dice_ce(batch_dice=False))
+    loss_function = DeepSupervision(
+        SegmentationLoss(Heads.of_labels([str(n) for n in range(out_channels)]), batch_dice=False)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter in model.parameters():  # the optimiser makes its numbers at its first step
         parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,123 @@
+"""Several processes, one training: started by torchrun, gloo on CPUs and NCCL on GPUs.
+
+Each rank computes its own share of every batch. Sums of the loss and gradients are shared, so that the loss curve is
+that of one process with the same total batch. In a single process every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from medmamba.errors import ResourceError
+
+PATIENCE = timedelta(minutes=30)
+"""How long a rank waits for the others before it ends; a validation of the first rank must fit into it."""
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(device: str) -> torch.device | None:
+    """Join the other ranks; returns the device of this rank where there is a GPU for each, else None."""
+    if not launched() or dist.is_initialized():
+        return None
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    use_gpu = device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() > local
+    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=PATIENCE)
+    return torch.device("cuda", local) if use_gpu else None
+
+
+def leave() -> None:
+    """Take leave of the other ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process; the first writes files and speaks to the user."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own_samples(batch_size: int) -> range:
+    """Samples of a batch that this rank makes: an equal, contiguous share."""
+    share = batch_size // size()
+    return range(rank() * share, (rank() + 1) * share)
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, with a gradient."""
+    if size() == 1:
+        return value
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(value)
+
+
+def average_gradients(network: nn.Module) -> None:
+    """Replace each gradient by its mean over the ranks, in one message."""
+    if size() == 1:
+        return
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= size()
+    offset = 0
+    for gradient in gradients:
+        gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
+        offset += gradient.numel()
+
+
+def all_true(value: bool) -> bool:
+    """Whether it is true on every rank."""
+    if size() == 1:
+        return value
+    flag = torch.tensor([float(value)], device=_place())
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def from_first(value: float) -> float:
+    """The first rank's number on every rank, so that all decide alike."""
+    if size() == 1:
+        return value
+    box = torch.tensor([value], dtype=torch.float64, device=_place())
+    dist.broadcast(box, src=0)
+    return float(box.item())
+
+
+def gathered(value: float) -> list[float]:
+    """One number from every rank."""
+    if size() == 1:
+        return [value]
+    every = torch.zeros(size(), dtype=torch.float64, device=_place())
+    every[rank()] = value
+    dist.all_reduce(every)
+    return [float(number) for number in every]
+
+
+def lost_rank(error: BaseException) -> ResourceError | None:
+    """The error to show when another rank is gone; None when ``error`` is something else."""
+    text = str(error)
+    signs = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Timed out", "NCCL", "gloo")
+    if size() == 1 or not isinstance(error, RuntimeError) or not any(sign in text for sign in signs):
+        return None
+    return ResourceError(
+        f"Rank {rank()}: another of the {size()} training processes is gone ({text.splitlines()[0][:120]}). Look for "
+        f"its own message (out of memory?), then start torchrun again with --resume."
+    )
+
+
+def _place() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

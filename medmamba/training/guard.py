@@ -1,0 +1,96 @@
+"""What keeps a training from going wrong in silence: steps that are not finite, and a network that gave up.
+
+A step whose loss or gradient is not finite is skipped; after three in a row the learning rate is lowered for good;
+after ten training stops, with the batch on disk and its cases named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save
+
+from medmamba.atomic import write_bytes
+from medmamba.errors import MedmambaError
+from medmamba.training.batches import Batch
+
+LOWER_AFTER = 3
+"""Bad steps in a row after which the learning rate is lowered."""
+STOP_AFTER = 10
+"""Bad steps in a row after which training stops."""
+LOWERED = 0.5
+"""Factor of the learning rate after a lowering."""
+COLLAPSED_DICE = 0.01
+"""Mean Dice below which a network counts as predicting nothing."""
+COLLAPSE_EPOCHS = 3
+"""Epochs in a row at such a Dice before advice is given."""
+
+
+@dataclass
+class FiniteGuard:
+    """Counts steps that were not finite, and says what follows."""
+
+    rate_factor: float = 1.0
+    in_a_row: int = 0
+    skipped: int = 0
+
+    def after_step(self, finite: bool, batch: Batch, folder: Path) -> str | None:
+        """A line for the user when the rate is lowered; raises MedmambaError when it is time to stop."""
+        if finite:
+            self.in_a_row = 0
+            return None
+        self.in_a_row += 1
+        self.skipped += 1
+        cases = ", ".join(dict.fromkeys(batch.case_ids))
+        if self.in_a_row >= STOP_AFTER:
+            path = save_batch(batch, folder / "bad_batch.safetensors")
+            raise MedmambaError(
+                f"Training stopped at step {batch.step}: loss or gradient was not finite in {self.in_a_row} steps in a "
+                f"row although the rate was lowered; {_blame(batch)}The last batch (cases {cases}) is in {path}. Check "
+                f"these images, then --resume, or train with --precision fp32 or a lower --learning-rate."
+            )
+        if self.in_a_row == LOWER_AFTER:
+            self.rate_factor *= LOWERED
+            return (
+                f"Loss or gradient not finite in {self.in_a_row} steps in a row (last cases: {cases}); the steps were "
+                f"skipped and the learning rate is lowered to {self.rate_factor:g} of the schedule's."
+            )
+        return None
+
+
+def save_batch(batch: Batch, path: Path) -> Path:
+    """Write a batch as safetensors, its cases and step in the header."""
+    facts = {"cases": ", ".join(batch.case_ids), "step": str(batch.step)}
+    tensors = {"image": batch.image.contiguous(), "label": batch.label.contiguous()}
+    write_bytes(path, save(tensors, metadata=facts))
+    return path
+
+
+def collapse_advice(dices: Sequence[float | None], foreground_share: float | None) -> str | None:
+    """Advice when the last epochs found no structure at all; None while all is well.
+
+    ``dices`` are the mean Dice of each epoch so far; ``foreground_share`` the share of voxels that the network calls
+    foreground now.
+    """
+    last = dices[-COLLAPSE_EPOCHS:]
+    if len(last) < COLLAPSE_EPOCHS or any(dice is None or dice >= COLLAPSED_DICE for dice in last):
+        return None
+    if foreground_share is not None and foreground_share > 0.5:
+        seen = "everything is predicted as foreground"
+    elif not foreground_share:
+        seen = "everything is predicted as background"
+    else:
+        seen = "what is predicted lies nowhere near the truth"
+    return (
+        f"The Dice stayed below {COLLAPSED_DICE} for {COLLAPSE_EPOCHS} epochs: {seen}. Check the label maps "
+        f"(medmamba plan shows the voxels of each label); then try --learning-rate 3e-4, --sampling lesion for small "
+        f"structures, --loss dice_focal or --class-weights, or the baseline --network plain_unet."
+    )
+
+
+def _blame(batch: Batch) -> str:
+    """The cases of the batch whose image itself is not finite."""
+    bad = [name for name, image in zip(batch.case_ids, batch.image, strict=True) if not image.isfinite().all()]
+    return f"the image of {', '.join(dict.fromkeys(bad))} holds NaN or Inf. " if bad else ""

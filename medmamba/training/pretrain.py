@@ -1,0 +1,252 @@
+"""Pretraining without labels: hide the slices that say most, and learn to draw them from their neighbours.
+
+In every patch an axis is drawn; the slices along it are compared, and a share of them is hidden: the density peaks,
+that is slices with many slices like them and far from other such slices. The network of the plan, with one output per
+image channel, reconstructs them; the loss is the mean squared error on the hidden slices. Its body then starts a
+training (--init).
+
+Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slices in place of frames of a motion.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_json, write_text
+from medmamba.errors import ConfigError, InputError, MedmambaError
+from medmamba.model import network_arguments
+from medmamba.networks.density import automatic_bandwidth, key_tokens
+from medmamba.networks.registry import build_network
+from medmamba.plans.schema import Configuration, Plan
+from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
+from medmamba.run_folder import RunFolder
+from medmamba.training.augmentation import augmentation_plan
+from medmamba.training.batches import PatchSource
+from medmamba.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from medmamba.training.config import TrainConfig
+from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
+from medmamba.training.sampling import sample_rng
+from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
+from medmamba.training.step import make_optimizer
+from medmamba.training.trainer import choose_device, determinism, peak_memory_gib
+from medmamba.training.workers import SupervisedWorkers
+
+HIDDEN_SHARE = 0.3
+"""Share of the slices of a patch that are hidden."""
+TOKEN_EDGE = 8
+"""Slices are compared at this resolution: anatomy counts, noise does not."""
+MASK_STREAM = 1_000_000
+"""Sample number from which the random streams of the masks count, apart from those of the patches."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A batch with hidden slices: the image (B, C, ...) with zeros in them, and where they are (B, 1, ...)."""
+
+    image: torch.Tensor
+    hidden: torch.Tensor
+
+
+def pretrain(
+    run: str | Path,
+    *,
+    images: str | Path | None = None,
+    configuration: str | None = None,
+    network: str | None = None,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_event: Callable[[str], None] = lambda line: None,
+) -> TrainingResult:
+    """Pretrain the network of a planned run on its images and on a further folder of unlabelled ones.
+
+    The model lands in RUN/pretrained/<configuration>; ``medmamba train --init`` takes that folder.
+    """
+    folder = RunFolder(Path(run))
+    plan = folder.read_plan()
+    name = configuration or plan.default_configuration
+    if name not in plan.configurations:
+        raise ConfigError(f"Configuration {name!r} is not in the plan. It has {', '.join(plan.configurations)}.")
+    chosen = plan.configurations[name]
+    cases = list(stored_cases(folder.preprocessed(name)).values())
+    if images is not None:
+        cases += _further_cases(folder, plan, chosen, Path(images), on_event)
+    if not cases:
+        raise InputError(f"{folder.preprocessed(name)}: no preprocessed case. Run `medmamba plan` again.")
+    arguments = network_arguments(plan, chosen, network=network)
+    channels = [f"reconstruction of {channel}" for channel in plan.channel_names]
+    arguments |= {"out_channels": len(channels), "deep_supervision": False}
+    config = config or TrainConfig(steps=5000)
+    target = folder.path / "pretrained" / name
+    facts: dict[str, Any] = {
+        "plan_sha256": plan.hash(),
+        "configuration": name,
+        "fold": "pretrained",
+        "network": arguments,
+        "heads": channels,
+    }
+    with FolderLock(make_folder(target)), determinism(config.deterministic):
+        remove_leftovers(target)
+        checkpoints = target / "checkpoints"
+        if not resume and not restart and has_checkpoint(checkpoints):
+            raise ConfigError(
+                f"{target}: holds a pretrained model. Use --resume to go on, or --restart to begin again."
+            )
+        write_text(target / "plan.json", plan.to_json())
+        write_json(target / "model.json", facts)
+        write_text(target / "train.json", config.model_dump_json(indent=1) + "\n")
+        return _run(arguments, chosen, cases, target, config, facts, resume, on_step, on_event)
+
+
+def hide_key_slices(image: torch.Tensor, step: int, seed: int, share: float = HIDDEN_SHARE) -> Masked:
+    """Hide the density peaks among the slices of each image of a batch (B, C, ...), along a drawn axis each."""
+    hidden = torch.zeros((len(image), 1, *image.shape[2:]))
+    for index, one in enumerate(image):
+        rng = sample_rng(seed, step, MASK_STREAM + index)
+        axes = [axis for axis in range(1, one.ndim) if one.shape[axis] >= 4] or [one.ndim - 1]
+        axis = axes[int(rng.integers(len(axes)))]
+        count = max(1, round(share * one.shape[axis]))
+        tokens = _slice_tokens(one, axis)
+        # a little noise: otherwise the same patch would always lose the same slices
+        tokens = tokens + rng.normal(0, 0.1 * tokens.std() + 1e-6, tokens.shape)
+        keys = key_tokens(tokens, count, bandwidth=automatic_bandwidth(tokens))
+        hidden[index].index_fill_(axis, torch.from_numpy(keys), 1.0)
+    return Masked(image * (1 - hidden), hidden)
+
+
+def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
+    """(slices, features): each slice of (C, ...) along ``axis``, averaged to a small picture."""
+    slices = image.movedim(axis, 0)  # (n, C, ...)
+    if slices.ndim == 3:
+        small = F.adaptive_avg_pool1d(slices, min(TOKEN_EDGE**2, slices.shape[2]))
+    else:
+        small = F.adaptive_avg_pool2d(slices, (min(TOKEN_EDGE, slices.shape[2]), min(TOKEN_EDGE, slices.shape[3])))
+    return small.flatten(1).numpy()
+
+
+def _run(
+    arguments: dict[str, Any],
+    chosen: Configuration,
+    cases: Sequence[CaseReader],
+    target: Path,
+    config: TrainConfig,
+    facts: dict[str, Any],
+    resume: bool,
+    on_step: Callable[[StepReport], None],
+    on_event: Callable[[str], None],
+) -> TrainingResult:
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+    network = build_network(**arguments).to(device)
+    optimizer = make_optimizer(network, config)
+    done = Progress()
+    if resume:
+        done = Progress(**load_checkpoint(target / "checkpoints", network, optimizer)["progress"])
+    patch = tuple(chosen.patch_size)
+    batch_size = config.batch_size or chosen.batch_size
+    source = PatchSource(
+        cases, augmentation_plan(patch, ()), batch_size, seed=config.seed, first_step=done.step, augmented=False
+    )
+    budget = Budget(config.total_steps, config.max_minutes)
+    started, before, loss_value = time.monotonic(), done.seconds, math.nan
+    losses: list[float] = []
+
+    def save() -> None:
+        state = {**facts, "config": config.model_dump(), "progress": asdict(done)}
+        save_checkpoint(target / "checkpoints", network, optimizer, state)
+
+    stream = SupervisedWorkers(source, config.workers, stall_seconds=config.stall_seconds, on_fault=on_event)
+    with closing(stream):
+        try:
+            while (share := budget.progress(done.step, done.seconds)) < 1.0:
+                rate = SCHEDULES[config.schedule](config.learning_rate, share)
+                rate = warmed_up(rate, done.step, config.warmup_steps)
+                batch = next(stream)
+                masked = hide_key_slices(batch.image, batch.step, config.seed)
+                loss_value = _step(network, optimizer, masked, batch.image, rate, config.gradient_clip, device)
+                if not math.isfinite(loss_value):
+                    raise MedmambaError(
+                        f"Pretraining stopped at step {batch.step}: the loss is not finite with cases "
+                        f"{', '.join(batch.case_ids)}. Check these images, or lower --learning-rate."
+                    )
+                losses.append(loss_value)
+                done.step += 1
+                done.seconds = before + time.monotonic() - started
+                if done.step % config.steps_per_epoch == 0:
+                    row = {"epoch": len(done.epochs) + 1, "step": done.step, "seconds": round(done.seconds, 1)}
+                    done.epochs.append(row | {"loss": float(np.mean(losses)), "learning_rate": rate})
+                    write_metrics(target, done)
+                    losses = []
+                    save()
+                on_step(step_report(done, config, budget, loss_value, rate, 0.0))
+        finally:
+            if done.step and math.isfinite(loss_value):
+                save()
+    return TrainingResult(target, done.step, done.seconds, loss_value, None, peak_memory_gib=peak_memory_gib(device))
+
+
+def _step(
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    masked: Masked,
+    image: torch.Tensor,
+    rate: float,
+    clip: float,
+    device: torch.device,
+) -> float:
+    network.train()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    hidden = masked.hidden.to(device)
+    drawn = network(masked.image.to(device)).float()
+    loss = ((drawn - image.to(device)) ** 2 * hidden).sum() / (hidden.sum() * image.shape[1])
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        return math.nan
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _further_cases(
+    folder: RunFolder, plan: Plan, chosen: Configuration, images: Path, on_event: Callable[[str], None]
+) -> list[CaseReader]:
+    """Unlabelled images on the plan's grid; stored in the run, so that a second pretraining finds them ready."""
+    from medmamba.inference.cases import find_cases, read_case
+    from medmamba.preprocessing.case import preprocess_case
+
+    stored = folder.path / "unlabelled" / chosen.name
+    ready = stored_cases(stored) if stored.is_dir() else {}
+    readers, bad = [], []
+    for case in find_cases(images):
+        if case.case_id not in ready:
+            try:
+                image = read_case(case)
+                if len(image.array) != len(plan.channel_names):
+                    raise InputError(
+                        f"{case.case_id}: {len(image.array)} channel(s), the plan has {len(plan.channel_names)}."
+                    )
+            except InputError as error:
+                bad.append(str(error))
+                continue
+            made = preprocess_case(case.case_id, image.array, image.grid, plan, chosen)
+            patch = tuple(chosen.patch_size)
+            chunk = (1, *patch) if chosen.spatial_dims == 2 else patch
+            empty = np.zeros(made.image.shape[1:], np.int16)
+            write_case(stored / case.case_id, case.case_id, made.image, empty, chunk=chunk)
+        readers.append(CaseReader(stored / case.case_id))
+    if bad:
+        on_event(f"{len(bad)} image(s) cannot be used, the first: {bad[0]}")
+    return readers

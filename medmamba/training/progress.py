@@ -1,0 +1,117 @@
+"""How far a training has come: what a resumed run must know, what a person sees, what is written after each epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmamba.atomic import write_text
+from medmamba.training.config import TrainConfig
+from medmamba.training.memory import Fit
+from medmamba.training.schedule import Budget
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "seconds",
+    "loss",
+    "train_dice",
+    "validation_dice",
+    "learning_rate",
+    "steps_per_second",
+    "waiting_for_data",
+    "skipped_steps",
+)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a person sees while training runs."""
+
+    step: int
+    total_steps: int | None
+    loss: float
+    learning_rate: float
+    validation_dice: float | None
+    progress: float
+    seconds: float
+    seconds_left: float
+    waiting: float = 0.0
+    """Share of this epoch's time spent waiting for data."""
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know besides weights and optimiser; JSON-able."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_dice: float | None = None
+    best_epoch: int = 0
+    validation_dice: float | None = None
+    rate_factor: float = 1.0
+    skipped: int = 0
+    fit: dict[str, Any] | None = None
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    def remember_fit(self, fit: Fit) -> None:
+        """Keep what fits into memory."""
+        self.fit = {"batch_size": fit.batch_size, "patch_size": list(fit.patch_size), "recompute": fit.recompute}
+
+    def stored_fit(self) -> Fit | None:
+        """What fitted into memory before."""
+        if self.fit is None:
+            return None
+        return Fit(self.fit["batch_size"], tuple(self.fit["patch_size"]), self.fit["recompute"])
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The end of a training: where it is, how far it came."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    final_loss: float
+    validation_dice: float | None
+    best_dice: float | None = None
+    best_epoch: int = 0
+    by_name: dict[str, float] = field(default_factory=dict)
+    waiting: float = 0.0
+    peak_memory_gib: float = 0.0
+    stopped_early: bool = False
+    events: tuple[str, ...] = ()
+
+
+def write_metrics(folder: Path, done: Progress) -> None:
+    """metrics.csv and metrics.json: one row an epoch; the classes' Dice are further columns."""
+    classes = sorted({key for epoch in done.epochs for key in epoch if key not in COLUMNS})
+    header = [*COLUMNS, *classes]
+    rows = [",".join(_cell(epoch.get(key)) for key in header) for epoch in done.epochs]
+    write_text(folder / "metrics.csv", "\n".join([",".join(header), *rows]) + "\n")
+    write_text(folder / "metrics.json", json.dumps([_jsonable(epoch) for epoch in done.epochs], indent=1) + "\n")
+
+
+def step_report(
+    done: Progress, config: TrainConfig, budget: Budget, loss: float, rate: float, waiting: float
+) -> StepReport:
+    """The progress line of this step."""
+    share = budget.progress(done.step, done.seconds)
+    left = done.seconds * (1 - share) / share if share > 0 else math.inf
+    return StepReport(
+        done.step, config.total_steps, loss, rate, done.validation_dice, share, done.seconds, left, waiting
+    )
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
+
+def _jsonable(epoch: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in epoch.items()
+    }

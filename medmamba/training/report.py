@@ -1,0 +1,188 @@
+"""RUN/report/training.html: the curves, example slices and what happened, one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmamba.atomic import write_bytes, write_text
+from medmamba.plans.schema import Plan
+from medmamba.training.config import TrainConfig
+from medmamba.training.progress import TrainingResult
+from medmamba.training.validation import Example
+
+COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0")
+"""Told apart with any kind of colour vision (IBM's palette)."""
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
+img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}
+td:first-child,th:first-child{text-align:left}
+.note{background:#fff6dd;padding:.4em .8em;border-left:3px solid #ffb000}"""
+
+
+class TrainingReport:
+    """Collects what a training tells and writes pictures and the page after each epoch.
+
+    Pictures are curves.png and examples.png in the fold's folder; the page is RUN/report/training.html (and
+    training_<fold>.html beside it), with the pictures inside.
+    """
+
+    def __init__(self, run: Path, fold: Path, plan: Plan, config: TrainConfig) -> None:
+        self.run, self.fold, self.plan, self.config = run, fold, plan, config
+        self.rows: list[dict[str, Any]] = _earlier_rows(fold)
+        self.events: list[str] = []
+        self.examples: Sequence[Example] = ()
+        self.result: TrainingResult | None = None
+
+    def __call__(self, what: str, value: Any) -> None:
+        match what:
+            case "event":
+                self.events.append(value)
+            case "validation":
+                self.examples = value.examples
+            case "epoch":
+                self.rows.append(value)
+                self.write()
+            case "end":
+                self.result = value
+                self.write()
+
+    def write(self) -> None:
+        """Write pictures and page."""
+        pictures = {}
+        if self.rows:
+            pictures["Curves"] = curves_png(self.rows)
+            write_bytes(self.fold / "curves.png", pictures["Curves"])
+        if self.examples:
+            pictures["Examples: truth in white, prediction in colour"] = examples_png(self.examples)
+            write_bytes(self.fold / "examples.png", pictures["Examples: truth in white, prediction in colour"])
+        page = self._page(pictures)
+        write_text(self.run / "report" / f"training_{self.fold.name}.html", page)
+        write_text(self.run / "report" / "training.html", page)
+
+    def _page(self, pictures: dict[str, bytes]) -> str:
+        title = f"Training of {self.plan.dataset_name}, {self.fold.parent.name}, {self.fold.name}"
+        parts = [f"<h1>{html.escape(title)}</h1>"]
+        if self.result is not None:
+            parts += [f"<p>{html.escape(line)}</p>" for line in closing_lines(self.result, self.run)]
+        parts += [f'<p class="note">{html.escape(event)}</p>' for event in self.events]
+        for caption, data in pictures.items():
+            code = base64.b64encode(data).decode()
+            parts.append(f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{code}">')
+        if self.rows:
+            parts.append("<h2>Epochs</h2>" + _table(self.rows))
+        recipe = [{"choice": key, "value": str(value)} for key, value in self.config.model_dump().items()]
+        parts.append("<h2>Recipe</h2>" + _table(recipe))
+        head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+        return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def closing_lines(result: TrainingResult, run: Path) -> list[str]:
+    """What came out, and what to do next."""
+    minutes = result.seconds / 60
+    speed = result.steps / result.seconds if result.seconds else 0.0
+    lines = [
+        f"{result.steps} steps in {minutes:.1f} min ({speed:.2f} steps/s, {result.waiting:.0%} of the time waiting for "
+        f"data), peak memory {result.peak_memory_gib:.2f} GiB, last loss {result.final_loss:.4f}."
+    ]
+    dice = result.validation_dice
+    if dice is not None and not math.isnan(dice):
+        lines.append(f"Validation Dice on whole volumes: {dice:.4f}; best epoch {result.best_epoch}.")
+    known = {name: value for name, value in result.by_name.items() if not math.isnan(value)}
+    if len(known) > 1:
+        worst = min(known, key=lambda name: known[name])
+        lines.append("By class: " + ", ".join(f"{name} {value:.3f}" for name, value in known.items()) + ".")
+        if known[worst] < 0.5:
+            lines.append(f"{worst} is weak: look at its label maps, then try --sampling lesion or --class-weights.")
+    if result.waiting > 0.2:
+        lines.append("Much time went into waiting for data: use more --workers if there are idle cores.")
+    if result.best_dice is not None and result.best_epoch and result.best_epoch == _epochs_of(result):
+        lines.append("The best epoch was the last one: longer training (--epochs, --resume) should still help.")
+    lines.append(f"Next: medmamba predict {run} IMAGES -o MASKS")
+    return lines
+
+
+def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Loss and Dice against steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in rows]
+    left.plot(steps, _numbers(rows, "loss"), color=COLOURS[1], marker=".")
+    left.set(xlabel="step", ylabel="loss")
+    right.plot(
+        steps, _numbers(rows, "validation_dice"), color=COLOURS[2], marker=".", label="validation, whole volumes"
+    )
+    right.plot(steps, _numbers(rows, "train_dice"), color=COLOURS[0], marker=".", label="training batches")
+    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
+    right.legend(frameon=False)
+    return _png(figure)
+
+
+def examples_png(examples: Sequence[Example]) -> bytes:
+    """One slice a case with both outlines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(examples), 3.2), facecolor="black", layout="constrained")
+    for axis, example in zip(figure.subplots(1, len(examples), squeeze=False)[0], examples, strict=True):
+        axis.imshow(example.image, cmap="gray")
+        for label in np.unique(example.truth[example.truth > 0]):
+            axis.contour(example.truth == label, levels=[0.5], colors="white", linewidths=0.6)
+        for label in np.unique(example.prediction[example.prediction > 0]):
+            colour = COLOURS[(int(label) - 1) % len(COLOURS)]
+            axis.contour(example.prediction == label, levels=[0.5], colors=colour, linewidths=1.2)
+        axis.set_title(example.case_id, color="white", fontsize=8)
+        axis.set_axis_off()
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
+    return [math.nan if row.get(key) is None else float(row[key]) for row in rows]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    header = list(rows[0])
+    cells = ["".join(f"<td>{html.escape(_shown(row.get(key)))}</td>" for key in header) for row in rows]
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in header)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _earlier_rows(fold: Path) -> list[dict[str, Any]]:
+    """Epochs of the run so far, for a training that is resumed."""
+    import json
+
+    try:
+        return json.loads((fold / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return []
+
+
+def _epochs_of(result: TrainingResult) -> int:
+    import json
+
+    try:
+        return len(json.loads((result.folder / "metrics.json").read_text()))
+    except (OSError, ValueError):
+        return -1

@@ -1,0 +1,135 @@
+"""One optimiser step: forward, loss, backward, clipping, update; finite or not at all."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from medmamba.errors import ConfigError
+from medmamba.heads import Heads
+from medmamba.training import distributed
+from medmamba.training.batches import Batch
+from medmamba.training.config import TrainConfig
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SCAN_PARAMETERS = {"A_log", "A_logs", "D", "Ds", "dt_projs_bias", "dt_bias"}
+
+
+class StepOutcome(NamedTuple):
+    """The loss (nan when the step was skipped) and, where it was measured, the batch's foreground Dice."""
+
+    loss: float
+    dice: float | None
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """``auto``: bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs. The scan itself is always fp32."""
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.99 or AdamW; weight decay on matrices and kernels only.
+
+    Biases, norms and the scan's own parameters (A, D, step bias) are never decayed: decay would pull the state's
+    time constants to a value nobody chose. Frozen parameters are left out.
+    """
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scan_parameter = name.rsplit(".", 1)[-1] in SCAN_PARAMETERS
+        (kept if parameter.ndim <= 1 or scan_parameter else decayed).append(parameter)
+    if not decayed and not kept:
+        raise ConfigError("Every parameter is frozen, so there is nothing to train. Freeze less.")
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+class Stepper:
+    """Applies batches to a network; a step that is not finite leaves weights and optimiser as they were."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: nn.Module,
+        heads: Heads,
+        config: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.loss = loss.to(device)
+        self.heads = heads
+        self.clip = config.gradient_clip
+        self.device = device
+        self.precision = choose_precision(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type) if self.precision == "fp16" else None
+
+    def step(self, batch: Batch, rate: float, *, measure: bool = False) -> StepOutcome:
+        """One step at this learning rate; ``measure`` adds the Dice of the batch."""
+        self.network.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        image, label = batch.image.to(self.device), batch.label.to(self.device)
+        annotated = None if batch.annotated is None else batch.annotated.to(self.device)
+        cast = (
+            nullcontext()
+            if self.precision == "fp32"
+            else torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+        )
+        with cast:
+            outputs = self.network(image)
+        loss = self.loss(outputs, label, annotated)
+        dice = self._dice(outputs, label) if measure else None
+        if not distributed.all_true(bool(torch.isfinite(loss))):
+            return StepOutcome(math.nan, dice)
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()
+        distributed.average_gradients(self.network)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.grad is not None], self.clip)
+        finite = bool(torch.isfinite(norm))
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)  # leaves out a step whose gradients are not finite
+            self.scaler.update()
+        elif finite:
+            self.optimizer.step()
+        return StepOutcome(float(loss.detach()) if finite else math.nan, dice)
+
+    @property
+    def loss_scale_is_searching(self) -> bool:
+        """Whether fp16 still looks for its loss scale: overflows then are part of the search."""
+        return self.scaler is not None and self.scaler.get_scale() > 1.0
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights and optimiser, JSON-able."""
+        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The counterpart of :meth:`state`."""
+        if self.scaler is not None and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
+
+    @torch.no_grad()
+    def _dice(self, outputs: torch.Tensor | list[torch.Tensor], label: torch.Tensor) -> float:
+        """Foreground Dice of the batch as a whole, a cheap sign of life between validations."""
+        logits = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+        prediction = torch.stack([self.heads.label_map(one.float()) for one in logits])
+        known = label[:, 0] != self.heads.ignore if self.heads.ignore is not None else torch.ones_like(label[:, 0]) > 0
+        hit = ((prediction == label[:, 0]) & (prediction > 0) & known).sum()
+        both = ((prediction > 0) & known).sum() + ((label[:, 0] > 0) & known).sum()
+        return float(2 * hit / both) if both else math.nan

@@ -1,0 +1,75 @@
+"""TensorBoard, MLflow and Weights & Biases, each behind one name and imported only when asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medmamba.errors import ConfigError, unknown_name
+from medmamba.training.config import TrainConfig
+
+
+class Tracker:
+    """Hands each epoch's numbers on."""
+
+    def __init__(self, log: Callable[[dict[str, float], int], None], close: Callable[[], None]) -> None:
+        self._log = log
+        self.close = close
+
+    def __call__(self, what: str, value: Any) -> None:
+        if what != "epoch":
+            return
+        numbers = {
+            key: float(number)
+            for key, number in value.items()
+            if isinstance(number, int | float) and key not in ("epoch", "step") and math.isfinite(number)
+        }
+        self._log(numbers, int(value["step"]))
+
+
+def open_tracker(name: str, run: Path, fold: Path, config: TrainConfig) -> Tracker:
+    """The tracker called ``name``; raises ConfigError with the command that installs what is missing."""
+    if name not in TRACKERS:
+        raise unknown_name("tracker", name, list(TRACKERS))
+    try:
+        return TRACKERS[name](run, fold, config)
+    except ImportError as error:
+        raise ConfigError(f"--{name} needs a package that is not installed. Run: pip install {name}") from error
+
+
+def _tensorboard(run: Path, fold: Path, config: TrainConfig) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(fold / "tensorboard"))
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        for key, number in numbers.items():
+            writer.add_scalar(key, number, step)
+        writer.flush()
+
+    return Tracker(log, writer.close)
+
+
+def _mlflow(run: Path, fold: Path, config: TrainConfig) -> Tracker:
+    import mlflow
+
+    mlflow.set_experiment(run.name)
+    mlflow.start_run(run_name=fold.name)
+    mlflow.log_params(config.model_dump())
+    return Tracker(lambda numbers, step: mlflow.log_metrics(numbers, step=step), mlflow.end_run)
+
+
+def _wandb(run: Path, fold: Path, config: TrainConfig) -> Tracker:
+    import wandb
+
+    session = wandb.init(project=run.name, name=fold.name, config=config.model_dump(), dir=str(fold))
+    return Tracker(lambda numbers, step: session.log(numbers, step=step), session.finish)
+
+
+TRACKERS: dict[str, Callable[[Path, Path, TrainConfig], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
+    "wandb": _wandb,
+}

@@ -1,0 +1,87 @@
+"""Validation on whole volumes: the real Dice, by sliding window, on the plan's grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from medmamba.evaluation.dice import dice
+from medmamba.heads import Heads
+from medmamba.inference.sliding_window import predict_logits
+from medmamba.plans.schema import Configuration
+from medmamba.preprocessing.store import CaseReader
+
+EXAMPLES = 4
+"""Cases whose slice with most of the truth is kept for a picture."""
+
+
+class Validation(NamedTuple):
+    """Mean Dice over heads and cases, the mean of each head, the share of voxels predicted as foreground, pictures."""
+
+    mean: float
+    by_name: dict[str, float]
+    foreground_share: float
+    examples: tuple[Example, ...] = ()
+
+
+class Example(NamedTuple):
+    """One slice of a validated case: image (H, W), truth and prediction as label indices."""
+
+    case_id: str
+    image: NDArray[np.float32]
+    truth: NDArray[np.integer]
+    prediction: NDArray[np.integer]
+
+
+@torch.no_grad()
+def validate(
+    network: nn.Module,
+    cases: Sequence[CaseReader],
+    configuration: Configuration,
+    heads: Heads,
+    device: torch.device,
+) -> Validation:
+    """Mean Dice over whole validation volumes; structures absent from truth and prediction do not count.
+
+    Ignored voxels are left out, and so are heads whose labels were not looked for in a case.
+    """
+    first = 0 if heads.sigmoid else 1
+    examples: list[Example] = []
+    scores: dict[str, list[float]] = {name: [] for name in heads.names[first:]}
+    foreground = voxels = 0
+    for case in cases:
+        image, truth = case.read_whole()
+        logits = predict_logits(network, torch.from_numpy(image), tuple(configuration.patch_size), device)
+        prediction = heads.label_map(logits).cpu().numpy()
+        known = np.ones(truth.shape, bool) if heads.ignore is None else truth != heads.ignore
+        if len(examples) < EXAMPLES:
+            best = int(np.argmax((truth > 0).sum((1, 2))))
+            examples.append(Example(case.case_id, image[0, best], truth[best], prediction[best]))
+        foreground += int((prediction[known] > 0).sum())
+        voxels += int(known.sum())
+        for channel, (name, looked_for) in enumerate(zip(heads.names, heads.annotated(case.annotated), strict=True)):
+            if channel < first or not looked_for:
+                continue
+            members = heads.members[channel]
+            scores[name].append(dice(np.isin(truth[known], members), np.isin(prediction[known], members)))
+    every = [score for values in scores.values() for score in values]
+    by_name = {name: _mean(values) for name, values in scores.items()}
+    return Validation(_mean(every), by_name, foreground / max(voxels, 1), tuple(examples))
+
+
+def spread_subset(cases: Sequence[CaseReader], count: int | None) -> list[CaseReader]:
+    """At most ``count`` cases, taken evenly from the list, so that every epoch validates on the same ones."""
+    if count is None or count >= len(cases):
+        return list(cases)
+    return [cases[int(index)] for index in np.linspace(0, len(cases) - 1, count).round()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan

@@ -1,0 +1,189 @@
+"""Processes that make batches, under supervision.
+
+The workers run batchgenerators' loop; each makes every n-th batch, and they are asked in turn, so the order of the
+batches never depends on timing. A worker that dies or falls silent is named (case, signal, memory), its batch is made
+again in this process, and it is started anew; after too many faults training stops instead of limping on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from batchgenerators.dataloading.multi_threaded_augmenter import producer
+
+from medmamba.errors import InputError, ResourceError
+from medmamba.training.batches import Batch, PatchSource
+
+CACHED = 2
+"""Batches that each worker keeps ready."""
+POLL_SECONDS = 0.05
+MAX_FAULTS = 5
+"""Faults of workers in one training after which it stops."""
+
+
+class SupervisedWorkers:
+    """Batches from ``source.first_step`` on, for ever; an iterator to be closed."""
+
+    def __init__(
+        self,
+        source: PatchSource,
+        workers: int,
+        *,
+        stall_seconds: float,
+        on_fault: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.source = source
+        self.stall_seconds = stall_seconds
+        self.on_fault = on_fault
+        self.last_wait = 0.0
+        self.faults = 0
+        self._step = source.first_step
+        self._notes = Path(tempfile.mkdtemp(prefix="medmamba-workers-"))
+        self._workers = [_Worker(source, self._step + n, workers, self._notes / str(n)) for n in range(workers)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.monotonic()
+        batch = self.source.batch(self._step) if not self._workers else self._from_worker()
+        self._step += 1
+        self.last_wait = time.monotonic() - started
+        return batch
+
+    def close(self) -> None:
+        """End all workers and remove their notes."""
+        for worker in self._workers:
+            worker.end()
+        shutil.rmtree(self._notes, ignore_errors=True)
+
+    def _from_worker(self) -> Batch:
+        index = (self._step - self.source.first_step) % len(self._workers)
+        worker = self._workers[index]
+        asked = time.monotonic()
+        while True:
+            made = worker.poll()
+            if isinstance(made, dict) and "error" in made:
+                raise InputError(f"{made['error']} (met while batch {self._step} was made)")
+            if made is not None:
+                return self.source.as_batch(made)
+            fault = worker.fault(max(asked, worker.last_sign()), self.stall_seconds)
+            if fault is not None:
+                return self._redo(index, fault)
+
+    def _redo(self, index: int, fault: str) -> Batch:
+        self.faults += 1
+        old = self._workers[index]
+        old.end(at_once=True)
+        if self.faults > MAX_FAULTS:
+            raise ResourceError(
+                f"{fault} This was fault number {self.faults} of the data workers. Give the run more memory, use fewer "
+                f"--workers, or make batches in the main process (--workers 0); --resume goes on."
+            )
+        self.on_fault(f"{fault} Batch {self._step} is made again here, and the worker is started anew.")
+        count = len(self._workers)
+        self._workers[index] = _Worker(self.source, self._step + count, count, old.notes)
+        return self.source.batch(self._step)
+
+
+class _Worker:
+    """One process that makes every ``stride``-th batch from ``first_step`` on."""
+
+    def __init__(self, source: PatchSource, first_step: int, stride: int, notes: Path) -> None:
+        self.notes = notes
+        self._note = ""
+        self._note_changed = time.monotonic()
+        self._queue: Any = multiprocessing.Queue(CACHED)
+        self._stop = multiprocessing.Event()
+        self._memory_gib: float | None = None
+        own = source.for_worker(first_step, stride, notes)
+        self._process: BaseProcess = multiprocessing.Process(
+            target=producer, args=(self._queue, own, None, 0, source.seed % 2**32, self._stop), daemon=True
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    def poll(self) -> dict[str, Any] | None:
+        """The next batch, if one arrives at once."""
+        try:
+            return self._queue.get(timeout=POLL_SECONDS)
+        except Empty:
+            self._memory_gib = resident_gib(self._process.pid) or self._memory_gib
+            note = self._read_note()
+            if note != self._note:
+                self._note, self._note_changed = note, time.monotonic()
+            return None
+
+    def last_sign(self) -> float:
+        """When the worker was last seen to begin a sample, on the monotonic clock."""
+        return self._note_changed
+
+    def fault(self, last_sign: float, stall_seconds: float) -> str | None:
+        """What is wrong with the worker, in a sentence; None while it works."""
+        memory = "" if self._memory_gib is None else f", {self._memory_gib:.2f} GiB in use when last seen"
+        if not self._process.is_alive():
+            code = self._process.exitcode or 0
+            how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+            cause = " (most often: out of memory)" if code == -signal.SIGKILL else ""
+            return f"Data worker {self.pid} {how}{cause} {self._doing()}{memory}."
+        if time.monotonic() - last_sign > stall_seconds:
+            return (
+                f"Data worker {self.pid} gave no sign for {stall_seconds:.0f} s {self._doing()}{memory}; it was ended."
+            )
+        return None
+
+    def end(self, *, at_once: bool = False) -> None:
+        """Stop the process: politely, then by force."""
+        self._stop.set()
+        if at_once and self._process.is_alive():
+            self._process.kill()
+        deadline = time.monotonic() + 2
+        while self._process.is_alive() and time.monotonic() < deadline:
+            try:
+                self._queue.get(timeout=0.02)  # a worker cannot end while its queue is full
+            except (Empty, OSError, EOFError):
+                continue
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join(2)
+        self._queue.cancel_join_thread()
+        self._queue.close()
+
+    def _read_note(self) -> str:
+        try:
+            return self.notes.read_bytes().decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+    def _doing(self) -> str:
+        note = self._read_note()
+        return f"at {note}" if note else "before its first case"
+
+
+def resident_gib(pid: int | None) -> float | None:
+    """Memory that a process holds, in GiB; None where the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,65 @@
+"""A small planned dataset as clinics have them: odd label values, sides, an ignore value, cases not fully annotated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+LABELS = {"0": "background", "205": "left kidney", "420": "right kidney"}
+
+
+@pytest.fixture(scope="session")
+def clinic_dataset(tmp_path_factory):
+    """Six volumes of 16 x 16 x 16; in the last only the left kidney was looked for."""
+    folder = tmp_path_factory.mktemp("clinic") / "kidneys"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    training = []
+    for number in range(6):
+        image = rng.normal(0, 0.3, (16, 16, 16)).astype(np.float32) + 5
+        labels = np.zeros((16, 16, 16), np.int16)
+        image[2:6, 4:10, 4:12] += 3
+        image[10:14, 4:10, 4:12] += 3
+        labels[2:6, 4:10, 4:12], labels[10:14, 4:10, 4:12] = 205, 420
+        labels[:, 14:] = 9
+        entry = {"image": f"./imagesTr/k_{number}.nii.gz", "label": f"./labelsTr/k_{number}.nii.gz"}
+        if number == 5:
+            labels[labels == 420] = 0
+            entry["annotated"] = ["left kidney"]
+        nib.save(nib.Nifti1Image(image, np.eye(4)), folder / entry["image"])
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), folder / entry["label"])
+        training.append(entry)
+    facts = {
+        "name": "kidneys",
+        "modality": {"0": "MRI"},
+        "labels": LABELS,
+        "ignore": 9,
+        "numTraining": 6,
+        "numTest": 0,
+        "training": training,
+        "test": [],
+    }
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _planned(clinic_dataset, tmp_path_factory):
+    import medmamba
+
+    run = tmp_path_factory.mktemp("clinic_run") / "run"
+    medmamba.plan(clinic_dataset, run, network="plain_unet", patch_size=(8, 8, 8), batch_size=2)
+    return run
+
+
+@pytest.fixture
+def clinic_run(_planned, tmp_path):
+    """A fresh copy of the planned run."""
+    target = tmp_path / "run"
+    shutil.copytree(_planned, target, ignore=shutil.ignore_patterns("models", ".lock"))
+    return target

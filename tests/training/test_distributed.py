@@ -1,0 +1,71 @@
+"""Two processes train as one, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = "from medmamba.cli.main import run; run()"
+RECIPE = ["--steps-per-epoch", "3", "--batch-size", "2", "--workers", "0", "--seed", "3", "--fold", "all"]
+
+
+def _start(run, *options, processes=1):
+    script = run.parent / "medmamba_main.py"
+    script.write_text(CODE + "\n")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = torchrun if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), "train", str(run), *RECIPE, *options],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _losses(run):
+    rows = json.loads((run / "models" / "3d_fullres" / "fold_all" / "metrics.json").read_text())
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_curve_of_one(clinic_run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(clinic_run, other)
+    for run, processes in ((clinic_run, 1), (other, 2)):
+        child = _start(run, "--steps", "9", processes=processes)
+        output, _ = child.communicate(timeout=280)
+        assert child.returncode == 0, output
+    assert _losses(other) == pytest.approx(_losses(clinic_run), rel=2e-4)
+    assert "Patches per second of each of 2 processes" in output
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_all_with_a_message(clinic_run):
+    child = _start(clinic_run, "--steps", "100000", processes=2)
+    ranks: list[int] = []
+    deadline = time.monotonic() + 200
+    fold = clinic_run / "models" / "3d_fullres" / "fold_all" / "metrics.json"
+    while not fold.exists() and time.monotonic() < deadline and child.poll() is None:
+        time.sleep(0.5)
+    children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = child.communicate(timeout=90)
+    assert child.returncode != 0
+    assert time.monotonic() - killed < 60
+    assert "SIGKILL" in output or "training processes is gone" in output

@@ -1,0 +1,109 @@
+"""Losses: equal to the published ones, exactly silent where nothing is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from medmamba.errors import ConfigError
+from medmamba.heads import Heads, class_weights
+from medmamba.training.losses import LOSSES, DeepSupervision, SegmentationLoss
+
+SOFTMAX = Heads.of_labels(["background", "liver", "tumour"])
+IGNORING = Heads(SOFTMAX.names, False, SOFTMAX.members, SOFTMAX.written, 3, SOFTMAX.label_swap, SOFTMAX.channel_swap)
+SIGMOID = Heads(("whole", "core"), True, ((1, 2), (2,)), (1, 2), 3, (0, 1, 2, 3), (0, 1))
+
+
+def _sample(channels: int, ignore: bool = False):
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn((2, channels, 6, 5, 4), generator=generator, dtype=torch.float64).requires_grad_()
+    target = torch.randint(0, 3, (2, 1, 6, 5, 4), generator=generator)
+    if ignore:
+        target[:, :, :2] = 3
+    return logits, target
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_dice_ce_is_monais_with_nnunets_smooth_terms(batch_dice):
+    logits, target = _sample(3)
+    theirs = DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, batch=batch_dice, smooth_nr=1e-5, smooth_dr=1e-5
+    )
+    ours = SegmentationLoss(SOFTMAX, batch_dice=batch_dice)
+    expected = torch.autograd.grad(theirs(logits, target), logits)[0]
+    found = torch.autograd.grad(ours(logits, target), logits)[0]
+    torch.testing.assert_close(ours(logits, target), theirs(logits, target), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("heads", [IGNORING, SIGMOID], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_the_gradient_is_exactly_zero_where_voxels_are_ignored(name, heads, batch_dice):
+    logits, target = _sample(len(heads.names), ignore=True)
+    SegmentationLoss(heads, name=name, batch_dice=batch_dice)(logits, target).backward()
+    assert (logits.grad[:, :, :2] == 0).all()
+    assert logits.grad[:, :, 2:].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("heads", [IGNORING, SIGMOID], ids=["softmax", "sigmoid"])
+def test_what_stands_in_ignored_voxels_does_not_matter(name, heads):
+    logits, target = _sample(len(heads.names), ignore=True)
+    loss = SegmentationLoss(heads, name=name, batch_dice=False)
+    other = logits.detach().clone()
+    other[:, :, :2] = 100 * torch.randn_like(other[:, :, :2])
+    assert loss(logits, target).item() == pytest.approx(loss(other, target).item(), abs=1e-12)
+
+
+def test_a_batch_without_a_known_voxel_gives_zero_and_no_gradient():
+    for heads in (IGNORING, SIGMOID):
+        logits, target = _sample(len(heads.names))
+        loss = SegmentationLoss(heads, batch_dice=False)(logits, torch.full_like(target, 3))
+        loss.backward()
+        assert loss.item() == 0
+        assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("heads", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_the_gradient_is_exactly_zero_for_classes_nobody_looked_for(name, heads, batch_dice):
+    logits, target = _sample(len(heads.names))
+    last = len(heads.names) - 1
+    target[1][target[1] == 2] = 1  # the second case has no such voxel, because nobody looked
+    annotated = torch.ones((2, len(heads.names)), dtype=torch.bool)
+    annotated[1, last] = False
+    SegmentationLoss(heads, name=name, batch_dice=batch_dice)(logits, target, annotated).backward()
+    assert (logits.grad[1, last] == 0).all()
+    assert logits.grad[0, last].abs().sum() > 0
+    assert logits.grad[1, 0].abs().sum() > 0
+
+
+def test_a_class_weight_counts_as_often():
+    logits, target = _sample(3)
+    plain = SegmentationLoss(SOFTMAX, name="ce", batch_dice=False)
+    weighted = SegmentationLoss(SOFTMAX, name="ce", batch_dice=False, weights=[1.0, 1.0, 5.0])
+    expected = torch.nn.functional.cross_entropy(
+        logits, target[:, 0], weight=torch.tensor([1.0, 1.0, 5.0], dtype=torch.float64)
+    )
+    torch.testing.assert_close(weighted(logits, target), expected)
+    assert weighted(logits, target) != plain(logits, target)
+
+
+def test_unknown_names_are_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"Unknown loss 'dice_c'\. Did you mean 'dice_ce'"):
+        SegmentationLoss(SOFTMAX, name="dice_c", batch_dice=False)
+    with pytest.raises(ConfigError, match=r"class weight for 'tumor': no such class\. Classes: background, liver"):
+        class_weights(SOFTMAX, {"tumor": 2.0})
+
+
+def test_deep_supervision_passes_on_which_classes_are_known():
+    logits, target = _sample(2)
+    coarse = torch.randn((2, 2, 3, 3, 2), dtype=torch.float64, requires_grad=True)
+    annotated = torch.tensor([[True, True], [True, False]])
+    loss = DeepSupervision(SegmentationLoss(SIGMOID, batch_dice=False))
+    loss([logits, coarse, coarse], target, annotated).backward()
+    assert (coarse.grad[1, 1] == 0).all()
+    assert coarse.grad[0, 1].abs().sum() > 0

@@ -1,0 +1,280 @@
+"""Training as a whole: clinic labels, faults, budgets, resuming, what is left on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import medmamba
+from medmamba import pipeline
+from medmamba.errors import ConfigError, InputError, MedmambaError
+from medmamba.preprocessing.store import CaseReader, write_case
+from medmamba.run_folder import read_plan
+from medmamba.training import trainer
+from medmamba.training.checkpoint import read_state
+from medmamba.training.config import TrainConfig, make_config
+from medmamba.training.folds import train_folds
+from medmamba.training.run import stored_config
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = {"steps_per_epoch": 2, "workers": 0, "warmup_steps": 0}
+
+
+def _fold(run, fold=0):
+    return run / "models" / "3d_fullres" / f"fold_{fold}"
+
+
+def _hashes(run, fold=0):
+    return read_state(_fold(run, fold) / "checkpoints" / "last")["sha256"]
+
+
+def test_clinic_labels_are_planned_trained_and_predicted_with_their_own_values(clinic_run, clinic_dataset, tmp_path):
+    plan = read_plan(clinic_run / "plan.json")
+    assert plan.left_right_pairs == [["left kidney", "right kidney"]]
+    assert plan.default.mirroring.axes == [1, 2]
+    assert plan.regions == {"left kidney": ["left kidney"], "right kidney": ["right kidney"]}
+    reader = CaseReader(clinic_run / "preprocessed" / "3d_fullres" / "k_5")
+    assert reader.annotated == (1,)
+    assert set(reader.locations) == {1}  # neither ignored voxels nor what nobody looked for
+    assert reader.annotated_voxels is not None
+    config = TrainConfig(steps=30, learning_rate=1e-2, **{**SHORT, "steps_per_epoch": 30})
+    pipeline.train(clinic_run, fold="all", config=config)
+    image = clinic_dataset / "imagesTr" / "k_0.nii.gz"
+    predictor = medmamba.Predictor(clinic_run)
+    assert predictor.members[0].window.mirror_axes == (1, 2)
+    result = predictor.predict(image)
+    assert {205, 420} <= set(np.unique(result.labels)) <= {0, 205, 420}
+    truth = np.asarray(nib.load(clinic_dataset / "labelsTr" / "k_0.nii.gz").dataobj)
+    known = truth != 9
+    found, wanted = (result.labels > 0)[known], (truth > 0)[known]
+    assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.6  # patches of 8 voxels cannot tell the sides
+
+
+def test_everything_a_person_wants_to_see_is_on_disk(clinic_run):
+    events = []
+    config = TrainConfig(steps=4, ema=0.9, schedule="cosine", **SHORT)
+    result = pipeline.train(clinic_run, fold=0, config=config, on_event=events.append)
+    fold = _fold(clinic_run)
+    rows = list(csv.DictReader((fold / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert 0 <= float(rows[0]["waiting_for_data"]) <= 1
+    assert {"left kidney", "right kidney", "train_dice", "skipped_steps"} <= set(rows[0])
+    assert json.loads((fold / "metrics.json").read_text())[1]["step"] == 4
+    page = (clinic_run / "report" / "training.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page.replace("http-equiv", "")
+    for name in ("curves.png", "examples.png"):
+        assert (fold / name).read_bytes()[:4] == b"\x89PNG"
+    assert result.peak_memory_gib > 0
+    assert float(rows[-1]["learning_rate"]) < float(rows[0]["learning_rate"])
+    assert (fold / "checkpoints" / "last" / "training.safetensors").is_file()
+
+
+@pytest.mark.parametrize("extra", [{}, {"ema": 0.9}, {"precision": "bf16"}], ids=["plain", "ema", "bf16"])
+def test_a_run_in_two_parts_equals_a_whole_one_to_the_bit(clinic_run, tmp_path, extra):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(clinic_run, other)
+    config = TrainConfig(steps=4, deterministic=True, **SHORT, **extra)
+    whole, parts = [], []
+    pipeline.train(clinic_run, config=config, on_step=lambda r: whole.append(r.loss.hex()))
+
+    def stop(report):
+        parts.append(report.loss.hex())
+        if report.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train(other, config=config, on_step=stop)
+    pipeline.train(
+        other,
+        config=config.model_copy(update={"workers": 1}),
+        resume=True,
+        on_step=lambda r: parts.append(r.loss.hex()),
+    )
+    assert parts == whole
+    assert _hashes(other) == _hashes(clinic_run)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(clinic_run, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(clinic_run, other)
+    options = ["--steps", "60", "--steps-per-epoch", "10", "--deterministic", "--checkpoint-minutes", "0.005"]
+    start = [sys.executable, "-c", "from medmamba.cli.main import run; run()", "train"]
+    subprocess.run([*start, clinic_run, *options, "--workers", "1"], cwd=ROOT, check=True, capture_output=True)
+    chance = random.Random(4)
+    kills = 0
+    for attempt in range(40):
+        resume = ["--resume"] if (_fold(other) / "checkpoints" / "last" / "state.json").exists() else ["--restart"]
+        child = subprocess.Popen(
+            [*start, other, *options, "--workers", str(attempt % 3), *resume],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            _, errors = child.communicate(timeout=chance.uniform(4, 25) if kills < 5 else None)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.communicate()
+            kills += 1
+            continue
+        assert child.returncode == 0, errors
+        break
+    assert kills > 0
+    assert _hashes(other) == _hashes(clinic_run)
+    assert json.loads((_fold(other) / "metrics.json").read_text())[-1]["loss"].hex() == (
+        json.loads((_fold(clinic_run) / "metrics.json").read_text())[-1]["loss"].hex()
+    )
+
+
+def test_a_case_with_nan_is_skipped_then_stops_training_with_its_name_and_batch(clinic_run):
+    folder = clinic_run / "preprocessed" / "3d_fullres"
+    for path in folder.iterdir():
+        image, labels = CaseReader(path).read_whole()
+        if path.name == "k_2":
+            image[:] = np.nan
+        write_case(path, path.name, image, labels, chunk=(8, 8, 8))
+    splits = json.loads((clinic_run / "splits.json").read_text())
+    splits[0] = {"train": ["k_2"], "val": []}
+    (clinic_run / "splits.json").write_text(json.dumps(splits))
+    events = []
+    with pytest.raises(MedmambaError, match=r"not finite in 10 steps in a row.*k_2 holds NaN.*bad_batch\.safetensors"):
+        pipeline.train(clinic_run, config=TrainConfig(steps=50, **SHORT), on_event=events.append)
+    assert any("learning rate is lowered to 0.5" in line for line in events)
+    assert (_fold(clinic_run) / "bad_batch.safetensors").is_file()
+
+
+def test_out_of_memory_gives_up_batch_then_patch_and_says_so(clinic_run, monkeypatch):
+    step, shapes, events = trainer.Stepper.step, [], []
+
+    def tight(self, batch, rate, **options):
+        if batch.image.numel() > 8 * 8 * 8 - 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        shapes.append(tuple(batch.image.shape))
+        return step(self, batch, rate, **options)
+
+    monkeypatch.setattr(trainer.Stepper, "step", tight)
+    # each axis can be halved once
+    divisor = read_plan(clinic_run / "plan.json").default.network.divisor
+    if max(8 // d for d in divisor) <= 2:
+        with pytest.raises(MedmambaError, match="Out of memory even with batch 1"):
+            pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), on_event=events.append)
+    else:
+        pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), on_event=events.append)
+        assert max(math.prod(shape) for shape in shapes) < 512
+    assert any("going on with batch 1" in line for line in events)
+
+
+def test_patience_ends_a_training_that_gets_no_better(clinic_run):
+    config = TrainConfig(
+        steps=40, patience=2, learning_rate=1e-12, validation_cases=1, **{**SHORT, "steps_per_epoch": 1}
+    )
+    result = pipeline.train(clinic_run, config=config)
+    assert result.stopped_early
+    assert result.steps < 40
+    assert any("No better Dice in 2 epochs" in line for line in result.events)
+
+
+def test_a_resumed_run_keeps_its_recipe_and_refuses_another(clinic_run):
+    config = TrainConfig(steps=2, learning_rate=2e-3, seed=5, **SHORT)
+    pipeline.train(clinic_run, config=config)
+    stored = stored_config(clinic_run)
+    longer = make_config({"steps": 4}, stored)
+    assert (longer.learning_rate, longer.seed, longer.steps) == (2e-3, 5, 4)
+    assert pipeline.train(clinic_run, config=longer, resume=True).steps == 4
+    with pytest.raises(ConfigError, match=r"another recipe: learning_rate was 0\.002, now 0\.1"):
+        make_config({"learning_rate": 0.1}, stored)
+
+
+def test_a_resumed_run_refuses_another_plan_and_another_network_by_name(clinic_run):
+    pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT))
+    with pytest.raises(ConfigError, match=r"another network \(name"):
+        pipeline.train(clinic_run, network="residual_unet", resume=True)
+    plan = json.loads((clinic_run / "plan.json").read_text())
+    plan["configurations"]["3d_fullres"]["batch_size"] = 3
+    (clinic_run / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(ConfigError, match=r"another plan \(.*batch.*2 then, 3 now"):
+        pipeline.train(clinic_run, resume=True)
+
+
+def test_other_versions_are_named_on_resuming(clinic_run):
+    pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT))
+    state_path = _fold(clinic_run) / "checkpoints" / "last" / "state.json"
+    state = json.loads(state_path.read_text())
+    state["versions"]["torch"] = "1.0"
+    state_path.write_text(json.dumps(state))
+    with pytest.warns(UserWarning, match=r"torch 1\.0, now"):
+        pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), resume=True)
+
+
+def _kill_a_child_worker(number):
+    """Send a signal to a data worker of this process: a child that multiprocessing started."""
+    import multiprocessing
+
+    victim = multiprocessing.active_children()[0]
+    os.kill(victim.pid, number)
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "gave no sign for 1 s")])
+def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tmp_path, number, words):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(clinic_run, other)
+    losses, undisturbed, events = [], [], []
+    config = TrainConfig(steps=8, workers=1, stall_seconds=1.0, warmup_steps=0, steps_per_epoch=100, deterministic=True)
+
+    def disturb(report):
+        losses.append(report.loss.hex())
+        if report.step == 2:
+            _kill_a_child_worker(number)
+
+    started = time.monotonic()
+    pipeline.train(clinic_run, fold="all", config=config, on_step=disturb, on_event=events.append)
+    assert time.monotonic() - started < 60
+    assert any(words in line and "case k_" in line and "made again" in line for line in events), events
+    pipeline.train(other, fold="all", config=config, on_step=lambda r: undisturbed.append(r.loss.hex()))
+    assert losses == undisturbed
+
+
+def test_an_error_inside_a_worker_names_the_case(clinic_run):
+    path = clinic_run / "preprocessed" / "3d_fullres" / "k_1" / "image.b2nd"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="case k_1"):
+        pipeline.train(clinic_run, fold="all", config=TrainConfig(steps=20, **{**SHORT, "workers": 1}))
+
+
+def test_several_folds_train_in_one_command(clinic_run):
+    results = train_folds(clinic_run, [0, 1], {"steps": 1, **SHORT})
+    assert list(results) == [0, 1]
+    assert all((_fold(clinic_run, fold) / "checkpoints" / "last").is_dir() for fold in (0, 1))
+
+
+def test_a_missing_tracker_is_named_with_its_install_command(clinic_run):
+    pytest.importorskip("pip")
+    try:
+        import mlflow  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match="pip install mlflow"):
+            pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT), trackers=["mlflow"])
+    else:
+        warnings.warn("mlflow is installed here", stacklevel=1)
