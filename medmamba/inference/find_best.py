@@ -76,6 +76,8 @@ def find_best(
     """
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
+    if plan.regions is not None:
+        raise InputError(f"{run}: its heads are independent regions, which find-best cannot compare yet. Use predict.")
     splits = folder.read_splits()
     folds = _trained(folder, list(plan.configurations), len(splits))
     shared = sorted(set.intersection(*(set(found) for found in folds.values()))) if folds else []
