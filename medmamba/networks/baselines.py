@@ -61,7 +61,7 @@ class ConvUNet(nn.Module):
         return len(self.heads)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        x = padded = pad_to_multiple(image, self.total_stride)
+        x = padded = _with_variance(pad_to_multiple(image, self.total_stride), self.total_stride)
         skips = []
         for stage in self.encoder:
             x = stage(x)
@@ -79,3 +79,10 @@ class ConvUNet(nn.Module):
             scale = [n // f for n, f in zip(padded.shape[2:], feature.shape[2:], strict=True)]
             outputs.append(crop_to(head(feature), [-(-n // s) for n, s in zip(image.shape[2:], scale, strict=True)]))
         return outputs
+
+
+def _with_variance(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The padded input, twice as long where the bottleneck would be one voxel: a single value has no variance."""
+    if tuple(x.shape[2:]) != tuple(stride):
+        return x
+    return pad_to_multiple(x, (*stride[:-1], 2 * stride[-1]))
