@@ -84,7 +84,7 @@ class SupervisedWorkers:
     def _redo(self, index: int, fault: str) -> Batch:
         self.faults += 1
         old = self._workers[index]
-        old.end(at_once=True)
+        old.end()
         if self.faults > MAX_FAULTS:
             raise ResourceError(
                 f"{fault} This was fault number {self.faults} of the data workers. Give the run more memory, use fewer "
@@ -145,19 +145,9 @@ class _Worker:
             )
         return None
 
-    def end(self, *, at_once: bool = False) -> None:
-        """Stop the process: politely, then by force."""
-        self._stop.set()
-        if at_once and self._process.is_alive():
-            self._process.kill()
-        deadline = time.monotonic() + 2
-        while self._process.is_alive() and time.monotonic() < deadline:
-            try:
-                self._queue.get(timeout=0.02)  # a worker cannot end while its queue is full
-            except (Empty, OSError, EOFError):
-                continue
-        if self._process.is_alive():
-            self._process.kill()
+    def end(self) -> None:
+        """End the process at once: it holds nothing worth saving, and an interrupted read leaves half a message."""
+        self._process.kill()
         self._process.join(2)
         self._queue.cancel_join_thread()
         self._queue.close()
