@@ -16,6 +16,13 @@ def plan(
     spacing: Annotated[str | None, typer.Option(help="Voxel spacing in mm instead of the rule's: 1,1,2.5")] = None,
     patch_size: Annotated[str | None, typer.Option(help="Patch size in voxels instead of the rule's: 64,96,96")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Batch size instead of the rule's.", min=1)] = None,
+    configurations: Annotated[
+        str | None,
+        typer.Option(
+            help="Configurations to plan and preprocess: 2d,3d_fullres,3d_lowres,3d_cascade_fullres, or all. "
+            "Default: plan all that apply, preprocess the one that is trained by default."
+        ),
+    ] = None,
     mirror: Annotated[
         str, typer.Option(help="Labels with sides: auto (no left-right mirroring), swap (exchange pairs), all, none.")
     ] = "auto",
@@ -36,6 +43,7 @@ def plan(
             spacing=numbers(spacing, float, "--spacing"),
             patch_size=numbers(patch_size, int, "--patch-size"),
             batch_size=batch_size,
+            configurations=configurations and [name.strip() for name in configurations.split(",")],
             mirror=mirror,
             on_item=on_item,
             on_warning=warnings.append,

@@ -41,7 +41,7 @@ def run_demo(
     test_cases: int | None = None,
     network: str = "vm_unet",
     use_scan: bool = True,
-    on_item: pipeline.OnItem = pipeline._silent,
+    on_item: pipeline.OnItem = lambda stage, done, total: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> DemoResult:
     """Train on the dataset's training list, predict its test list and compare with ``labelsTs``.

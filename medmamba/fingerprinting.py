@@ -1,15 +1,17 @@
-"""The voxel side of the fingerprint: one case's facts and its sampled foreground intensities."""
+"""The voxel side of the fingerprint: facts and sampled foreground intensities, case by case and put together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medmamba.datasets import CaseSpec, DatasetReport, DatasetSpec, LoadedCase, check_dataset
 from medmamba.geometry import Grid
-from medmamba.plans.fingerprint import CaseStats, draw_foreground
+from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
 from medmamba.preprocessing.case import bounding_box
 from medmamba.trail import Reorient, SpatialTrail
 
@@ -20,6 +22,35 @@ class MeasuredCase:
 
     stats: CaseStats
     foreground: NDArray[np.float32]
+
+
+def measure_dataset(
+    spec: DatasetSpec, *, on_case: Callable[[int, int], None] | None = None, **checking: Any
+) -> tuple[DatasetReport, Fingerprint]:
+    """Check every training case and measure it while it is in memory.
+
+    ``checking`` as of :func:`medmamba.datasets.check_dataset`. Raises InputErrors with all that is wrong.
+    """
+    samples = samples_per_case(len(spec.cases))
+
+    def measure(case: CaseSpec, loaded: LoadedCase) -> MeasuredCase | None:
+        if loaded.labels is None:
+            return None
+        image, truth = loaded.image, loaded.labels
+        return measure_case(
+            case.case_id, image.array, truth.array, image.grid, spec.labels, samples=samples, annotated=case.annotated
+        )
+
+    report = check_dataset(spec, visit=measure, on_case=on_case, **checking)
+    measured = [(case.image_sha256, case.visited) for case in report.cases if case.visited is not None]
+    fingerprint = build_fingerprint(
+        spec.name,
+        spec.channels,
+        spec.labels,
+        [found.stats.model_copy(update={"image_hash": digest}) for digest, found in measured],
+        [np.concatenate([found.foreground[channel] for _, found in measured]) for channel in range(len(spec.channels))],
+    )
+    return report, fingerprint
 
 
 def measure_case(

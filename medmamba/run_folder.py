@@ -35,8 +35,12 @@ class RunFolder:
     def splits_path(self) -> Path:
         return self.path / "splits.json"
 
+    @property
+    def preprocessed_path(self) -> Path:
+        return self.path / "preprocessed"
+
     def preprocessed(self, configuration: str) -> Path:
-        return self.path / "preprocessed" / configuration
+        return self.preprocessed_path / configuration
 
     def fold(self, configuration: str, fold: int | str) -> Path:
         return self.path / "models" / configuration / f"fold_{fold}"

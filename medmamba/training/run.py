@@ -71,7 +71,7 @@ def train(
     if missing:
         raise InputError(
             f"{folder.preprocessed(name)}: {len(missing)} case(s) of the split are not preprocessed, the first is "
-            f"{missing[0]}. Run `medmamba plan` again."
+            f"{missing[0]}. Run `medmamba plan DATASET -o {folder.path} --configurations {name}`."
         )
     arguments = network_arguments(made, chosen, network=network, use_scan=use_scan)
     target = folder.fold(name, fold)

@@ -1,0 +1,75 @@
+"""All cases of a dataset onto the grids of a plan, into the preprocessing folder that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from medmamba.datasets import DatasetSpec, LoadedCase, load_case
+from medmamba.plans.schema import Configuration, Plan
+from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
+from medmamba.preprocessing.labels import encode, ignore_index, label_names
+from medmamba.preprocessing.store import write_case
+
+
+def preprocess_dataset(
+    spec: DatasetSpec,
+    case_ids: Sequence[str],
+    plan: Plan,
+    configurations: Sequence[str],
+    folder: Path,
+    *,
+    workers: int = 1,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+    **reading: Any,
+) -> None:
+    """Store the cases as ``folder/<configuration>/<case_id>`` for each named configuration of the plan.
+
+    Args:
+        workers: cases in memory at the same time; what is written does not depend on it.
+        on_case: progress, called with (cases done, cases in all).
+        reading: as of :func:`medmamba.datasets.load_case`.
+    """
+
+    def one(case_id: str) -> None:
+        loaded = load_case(spec, spec.case(case_id), **reading)
+        made: dict[tuple[float, ...] | None, PreprocessedCase] = {}
+        for name in configurations:
+            configuration = plan.configurations[name]
+            grid = None if configuration.spacing_mm is None else tuple(configuration.spacing_mm)
+            if grid not in made:  # a cascade stands on the grid of the full resolution
+                made[grid] = _preprocessed(case_id, loaded, plan, configuration)
+            _store(folder / name / case_id, made[grid], plan, configuration, spec.case(case_id).annotated)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done, _ in enumerate(pool.map(one, case_ids), start=1):
+            on_case(done, len(case_ids))
+
+
+def _preprocessed(case_id: str, loaded: LoadedCase, plan: Plan, configuration: Configuration) -> PreprocessedCase:
+    assert loaded.labels is not None
+    indices = encode(loaded.labels.array, plan)
+    return preprocess_case(case_id, loaded.image.array, loaded.image.grid, plan, configuration, indices)
+
+
+def _store(
+    folder: Path,
+    case: PreprocessedCase,
+    plan: Plan,
+    configuration: Configuration,
+    annotated: Sequence[str] | None,
+) -> None:
+    assert case.labels is not None
+    names = ["background", *label_names(plan)]
+    patch = tuple(configuration.patch_size)
+    write_case(
+        folder,
+        case.case_id,
+        case.image,
+        case.labels,
+        chunk=(1, *patch) if configuration.spatial_dims == 2 else patch,
+        annotated=None if annotated is None else [names.index(name) for name in annotated],
+        ignore=None if plan.ignore_label is None else ignore_index(plan),
+    )
