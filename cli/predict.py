@@ -31,6 +31,9 @@ def predict(
         bool, typer.Option("--pseudonymise", help="No case names in reports and messages; key in pseudonyms.csv.")
     ] = False,
     scratch: Annotated[Path | None, typer.Option(help="Folder for what does not fit into memory.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="Memory in GiB to plan with. Default: 6, or most of what is free.", min=0)
+    ] = None,
 ) -> None:
     """Predict masks on the images' own grids, with a report of how each was made."""
     from medmamba import pipeline
@@ -51,6 +54,7 @@ def predict(
             patch_size=numbers(patch_size, int, "--patch-size"),
             tile_batch=tile_batch,
             scratch=scratch,
+            memory_gib=memory,
             strict=strict,
             part=part_of_parts(part),
             resume=resume,

@@ -6,45 +6,56 @@ import math
 
 import torch
 
+from medmamba.largest import largest_channel
+
 
 class Confidence:
-    """Collects from patches and planes while a case is predicted; memory of a few numbers."""
+    """Collects from patches and planes while a case is predicted; memory of a few numbers.
 
-    def __init__(self) -> None:
+    ``sigmoid``: channels are independent, each with the entropy of its own yes or no.
+    """
+
+    def __init__(self, *, sigmoid: bool = False) -> None:
+        self.sigmoid = sigmoid
         self._entropy = 0.0
         self._foreground = 0
         self._shared: list[int] = []
         self._sizes: list[int] = []
 
-    def see_patch(self, members: list[torch.Tensor]) -> None:
-        """Logits (N, classes, *patch) of every member for the same patches."""
-        if len(members) < 2:
-            return
-        total = members[0].clone()
-        for member in members[1:]:
-            total += member
-        joint = total.argmax(1)
+    def decide(self, logits: torch.Tensor, channels: int) -> torch.Tensor:
+        """What logits say, with their channels on axis ``channels``: the class of each voxel, or yes or no of each."""
+        return logits > 0 if self.sigmoid else largest_channel(logits.movedim(channels, 0))
+
+    def see_patch(self, members: list[torch.Tensor], joint: torch.Tensor) -> None:
+        """What every member and their mean decided about the same patches."""
         if not self._shared:
             self._shared, self._sizes = [0] * len(members), [0] * len(members)
+        found = joint > 0
         for index, member in enumerate(members):
-            labels = member.argmax(1)
-            self._shared[index] += int(((labels == joint) & (joint > 0)).sum())
-            self._sizes[index] += int((labels > 0).sum() + (joint > 0).sum())
+            self._shared[index] += int(((member == joint) & found).sum())
+            self._sizes[index] += int((member > 0).sum() + found.sum())
 
     def see_plane(self, plane: torch.Tensor) -> torch.Tensor:
-        """A finished plane (classes, J, K) of mean logits on the plan's grid; returns it unchanged."""
-        foreground = plane.argmax(0) > 0
+        """A finished plane (channels, J, K) of mean logits on the plan's grid; returns it unchanged."""
+        decided = self.decide(plane, 0)
+        foreground = decided.any(0) if self.sigmoid else decided > 0
         if foreground.any():
-            logits = torch.log_softmax(plane[:, foreground], dim=0)
-            self._entropy += float(-(logits.exp() * logits).sum(dtype=torch.float64))
+            logits = plane[:, foreground]
+            if self.sigmoid:
+                entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+                    logits, logits.sigmoid(), reduction="none"
+                )
+                self._entropy += float(entropy.mean(0).sum(dtype=torch.float64)) / math.log(2)
+            else:
+                shares = torch.log_softmax(logits, dim=0)
+                self._entropy += float(-(shares.exp() * shares).sum(dtype=torch.float64)) / math.log(len(plane))
             self._foreground += int(foreground.sum())
-        self._classes = plane.shape[0]
         return plane
 
     @property
     def entropy(self) -> float | None:
         """Mean entropy of the foreground voxels as a share of the largest possible; None without foreground."""
-        return self._entropy / self._foreground / math.log(self._classes) if self._foreground else None
+        return self._entropy / self._foreground if self._foreground else None
 
     @property
     def agreement(self) -> float | None:

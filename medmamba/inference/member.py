@@ -15,7 +15,7 @@ from medmamba.images import MedicalImage
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.memory import MemoryEstimate, estimate_memory
 from medmamba.inference.models import generation_of, read_model_facts
-from medmamba.inference.restore import native_planes
+from medmamba.inference.restore import Block, native_blocks
 from medmamba.inference.runner import NetworkRunner
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.model import mirroring_of
@@ -67,21 +67,22 @@ class Member:
         """The image on this configuration's grid."""
         return preprocess_case(name, image.array, image.grid, self.plan, self.configuration)
 
-    def estimate(self, case: PreprocessedCase) -> MemoryEstimate:
-        """What predicting the case will need."""
+    def estimate(self, case: PreprocessedCase, budget: int | None = None) -> MemoryEstimate:
+        """What predicting the case will need; ``budget`` in bytes decides what goes to disk."""
         return estimate_memory(
             case.trail,
             len(case.image),
             self.classes,
             self.window.box,
             batch=self.window.batch,
-            members=len(self.runners),
+            passes=len(self.runners) * 2 ** len(self.window.mirror_axes),
+            budget=budget,
         )
 
-    def planes(
+    def blocks(
         self, case: PreprocessedCase, scratch: Path | None, confidence: Confidence | None, on_tile: OnTile
-    ) -> Iterator[torch.Tensor]:
-        """Logits (classes, J, K), plane by plane, at the image's own spacing inside its crop."""
+    ) -> Iterator[Block]:
+        """Blocks of logits at the image's own spacing inside its crop, in order."""
         resample = case.trail.steps[-1]
         assert isinstance(resample, Resample)
         window = replace(self.window, scratch=scratch)
@@ -90,9 +91,9 @@ class Member:
             torch.from_numpy(case.image),
             window,
             on_tile=on_tile,
-            on_patch=None if confidence is None or len(self.runners) < 2 else confidence.see_patch,
+            judge=confidence if len(self.runners) > 1 else None,
         )
-        return native_planes(planes if confidence is None else map(confidence.see_plane, planes), resample)
+        return native_blocks(planes if confidence is None else map(confidence.see_plane, planes), resample)
 
     def _load(self, folder: Path, device: torch.device, lock: threading.Lock) -> NetworkRunner:
         facts = read_model_facts(folder)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 from medmamba.trail import SpatialTrail
 
-IN_MEMORY_BYTES = 2 * 2**30
-"""Planes that need more than this are kept on disk."""
+BUDGET_GIB = 6.0
+"""Memory that the arrays of one prediction may take together, so that a machine of 8 GiB has some left for the network;
+planes that do not fit are kept on disk."""
+SHARE_OF_FREE = 0.7
+"""Of the memory that is free, at most this share is planned with."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +29,21 @@ class MemoryEstimate:
     tile: int
     output: int
     naive: int
+    budget: int
 
     @property
     def spills(self) -> bool:
         """Whether the planes go to disk."""
-        return self.planes > IN_MEMORY_BYTES
+        return self.planes + self._rest > self.budget
 
     @property
     def peak(self) -> int:
         """Largest sum at one time."""
-        return (0 if self.spills else self.planes) + self.image + self.tile + self.output
+        return self._rest + (0 if self.spills else self.planes)
+
+    @property
+    def _rest(self) -> int:
+        return self.image + self.tile + self.output
 
     def sentence(self) -> str:
         """For people, before the start."""
@@ -45,24 +55,49 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    trail: SpatialTrail, channels: int, classes: int, box: tuple[int, int, int], *, batch: int = 1, members: int = 1
+    trail: SpatialTrail,
+    channels: int,
+    classes: int,
+    box: tuple[int, int, int],
+    *,
+    batch: int = 1,
+    passes: int = 1,
+    budget: int | None = None,
 ) -> MemoryEstimate:
-    """The arrays of a prediction along ``trail`` with patches of ``box`` voxels."""
+    """The arrays of a prediction along ``trail`` with patches of ``box`` voxels.
+
+    ``passes`` through the network (flips, members) are averaged; ``budget`` is in bytes (default: :func:`budget_of`).
+    """
     planned, cropped = trail.grid.shape, trail.steps[-1].shape_before
     padded = [max(extent, edge) for extent, edge in zip(planned, box, strict=True)]
     label_bytes = 1 if classes <= 256 else 2
     return MemoryEstimate(
         planes=4 * classes * min(box[0], padded[0]) * padded[1] * padded[2],
         image=4 * channels * (prod(trail.native.shape) + 2 * prod(padded)),
-        # logits of each member, their mean, and one plane weighted
-        tile=4 * classes * prod(box) * batch * (members + 1 + (members > 1)),
-        output=2 * label_bytes * prod(trail.native.shape) + 4 * 4 * classes * cropped[1] * cropped[2],
+        # one pass; of several their sum and the sum with the first
+        tile=4 * classes * prod(box) * batch * (1 if passes == 1 else 3),
+        # labels on both sides of the last step, and three planes between accumulation and interpolation
+        output=2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * padded[1] * padded[2],
         naive=4 * classes * prod(cropped),
+        budget=budget_of() if budget is None else budget,
     )
 
 
+def budget_of(memory_gib: float | None = None) -> int:
+    """Bytes to plan with: what was asked for, else the default or most of what is free, whichever is less."""
+    if memory_gib is not None:
+        return int(memory_gib * 2**30)
+    free = free_memory()
+    return int(min(BUDGET_GIB * 2**30, math.inf if free is None else SHARE_OF_FREE * free))
+
+
 def free_memory() -> int | None:
-    """Bytes that a program can still take; None where the system does not say."""
+    """Bytes that this process can still take, its container's limit included; None where the system does not say."""
+    known = [value for value in (_system_memory(), _container_memory()) if value is not None]
+    return min(known, default=None)
+
+
+def _system_memory() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:
@@ -73,4 +108,14 @@ def free_memory() -> int | None:
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _container_memory() -> int | None:
+    """What control groups (version 2) leave to this process."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return max(0, int(limit) - int(used))
+    except (OSError, ValueError):  # no control groups, or "max"
         return None

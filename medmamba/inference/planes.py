@@ -6,62 +6,82 @@ planes as a patch is thick are ever held, whatever the length of the image.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 import torch
 
+from medmamba.atomic import explained
 from medmamba.errors import ResourceError
 
 
 class PlaneStore:
     """``count`` planes of float32 (classes, J, K), all zero at first.
 
-    With ``scratch`` they are files in that folder, mapped one plane at a time, so that they do not count as memory of
-    the process; they are removed when the store is closed.
+    With ``scratch`` they are in a file without a name in that folder, mapped one plane at a time, so that they do not
+    count as memory of the process. The system removes it when the process ends, however it ends.
     """
 
     def __init__(self, count: int, shape: tuple[int, int, int], scratch: Path | None = None) -> None:
         self.count, self.shape = count, shape
-        self._folder: Path | None = None
-        self._memory: torch.Tensor | None = None
+        self._memory: dict[int, torch.Tensor] = {}
+        self._file: IO[bytes] | None = None
         if scratch is None:
-            self._memory = torch.zeros((count, *shape))
             return
         needed = self.bytes
-        free = shutil.disk_usage(scratch).free
-        if needed > free:
-            raise ResourceError(
-                f"Prediction needs {needed / 2**30:.1f} GiB of scratch space, {scratch} has {free / 2**30:.1f} GiB. "
-                "Free some space or name another folder with --scratch."
-            )
-        self._folder = Path(tempfile.mkdtemp(prefix="medmamba-", dir=scratch))
+        with explained(scratch):
+            free = shutil.disk_usage(scratch).free
+            if needed <= free:
+                self._file = tempfile.TemporaryFile(prefix="medmamba-", dir=scratch)
+                if hasattr(os, "posix_fallocate"):  # writing through a map to a full disk would kill the process
+                    os.posix_fallocate(self._file.fileno(), 0, needed)
+                else:
+                    self._file.truncate(needed)
+                return
+        raise ResourceError(
+            f"Prediction needs {needed / 2**30:.1f} GiB of scratch space, {scratch} has {free / 2**30:.1f} GiB. "
+            "Free some space or name another folder with --scratch."
+        )
 
     @property
     def bytes(self) -> int:
         """Size of all planes."""
-        return 4 * self.count * int(np.prod(self.shape, dtype=np.int64))
+        return self.count * self._plane_bytes
+
+    @property
+    def _plane_bytes(self) -> int:
+        return 4 * prod(self.shape)
 
     def plane(self, index: int) -> torch.Tensor:
         """Plane ``index`` (modulo the number of planes); writing into the tensor changes the plane."""
         slot = index % self.count
-        if self._memory is not None:
+        if self._file is None:
+            if slot not in self._memory:
+                self._memory[slot] = torch.zeros(self.shape)
             return self._memory[slot]
-        assert self._folder is not None
-        path = self._folder / f"{slot}.planes"
-        if path.exists():
-            return torch.from_numpy(np.memmap(path, np.float32, "r+", shape=self.shape))
-        return torch.from_numpy(np.memmap(path, np.float32, "w+", shape=self.shape))
+        place = slot * self._plane_bytes
+        return torch.from_numpy(np.memmap(self._file, np.float32, "r+", offset=place, shape=self.shape))
+
+    def take(self, index: int) -> torch.Tensor:
+        """Plane ``index``, which is the caller's from now on; its place is all zero again."""
+        plane = self.plane(index)
+        if self._file is None:
+            return self._memory.pop(index % self.count)
+        own = plane.clone()
+        plane.zero_()
+        return own
 
     def close(self) -> None:
         """Let go of memory and disk."""
-        self._memory = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._memory = {}
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

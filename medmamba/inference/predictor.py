@@ -21,11 +21,13 @@ from medmamba.images.image import smallest_type
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.member import Member
+from medmamba.inference.memory import budget_of
 from medmamba.inference.models import read_fingerprint, select_models
 from medmamba.inference.postprocess import clean
 from medmamba.inference.quality import Finding, check_image, check_result, status_of
-from medmamba.inference.restore import undo_storage
+from medmamba.inference.restore import Block, undo_storage
 from medmamba.inference.sliding_window import STEP, Window
+from medmamba.largest import largest_channel
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.labels import label_names, label_values
 from medmamba.training.trainer import choose_device
@@ -77,6 +79,7 @@ class Predictor:
         tile_batch: patches that go through the network together.
         confidence: measure entropy and the agreement of the folds.
         scratch: folder for what does not fit into memory; the system's temporary folder by default.
+        memory_gib: memory to plan with; by default 6 GiB, or most of what is free if that is less.
         strict: refuse a run with missing folds; a case whose status is "review" is an error.
     """
 
@@ -93,12 +96,14 @@ class Predictor:
         tile_batch: int = 1,
         confidence: bool = True,
         scratch: str | Path | None = None,
+        memory_gib: float | None = None,
         strict: bool = False,
     ) -> None:
         selection = select_models(Path(model), configuration, folds, strict=strict)
         self.device = choose_device(device)
         self.strict, self.confidence = strict, confidence
         self.scratch = Path(scratch or tempfile.gettempdir())
+        self.memory_gib = memory_gib
         self.recipe, self.remarks = selection.recipe, selection.remarks
         self._lock = threading.Lock()
         window = Window(
@@ -161,8 +166,7 @@ class Predictor:
         read = time.perf_counter()
         cases = [member.prepare(image, name) for member in self.members]
         prepared = time.perf_counter()
-        # the entropy of one softmax says nothing about independent heads
-        judge = Confidence() if self.confidence and not self.heads.sigmoid else None
+        judge = Confidence(sigmoid=self.heads.sigmoid) if self.confidence else None
         indices, chances = self._indices(cases, judge, on_tile, on_message, probabilities)
         predicted = time.perf_counter()
         names = label_names(self.plan)
@@ -220,24 +224,28 @@ class Predictor:
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Label indices on the native grid, and probabilities if asked for."""
         streams = []
+        budget = budget_of(self.memory_gib) // len(self.members)
         for number, (member, case) in enumerate(zip(self.members, cases, strict=True)):
             for runner in member.runners:
                 runner.on_warning = on_message
-            estimate = member.estimate(case)
+            estimate = member.estimate(case, budget)
             on_message(f"{case.case_id}: {member.name} {estimate.sentence()}")
             scratch = self.scratch if estimate.spills else None
             tiles = on_tile if len(self.members) == 1 else _share(on_tile, number, len(self.members))
-            streams.append(member.planes(case, scratch, judge if number == 0 else None, tiles))
+            streams.append(member.blocks(case, scratch, judge if number == 0 else None, tiles))
         trail = cases[0].trail
         shape = trail.steps[-1].shape_before
         classes = self.members[0].classes
         labels = np.empty(shape, smallest_type(0, max(len(self.plan.labels) - 1, 1)))
         chances = np.empty((classes, *shape), np.float32) if probabilities else None
-        for index, scores in enumerate(self._scores(streams, probabilities)):
-            as_chances = self.heads.sigmoid and (probabilities or len(streams) > 1)
-            labels[index] = self.heads.label_map(scores, threshold=0.5 if as_chances else 0.0).numpy()
+        as_chances = probabilities or len(streams) > 1
+        for plane, rows, scores in self._scores(streams, as_chances):
+            if self.heads.sigmoid:
+                labels[plane, rows] = self.heads.label_map(scores, threshold=0.5 if as_chances else 0.0).numpy()
+            else:
+                labels[plane, rows] = largest_channel(scores).numpy()
             if chances is not None:
-                chances[:, index] = scores.numpy()
+                chances[:, plane, rows] = scores.numpy()
         native = undo_storage(labels[None], trail)[0]
         if chances is None:
             return native, None
@@ -246,17 +254,18 @@ class Predictor:
             background[0] = 1.0
         return native, undo_storage(chances, trail, fill=background)
 
-    def _scores(self, streams: list[Iterator[torch.Tensor]], probabilities: bool) -> Iterator[torch.Tensor]:
-        """Planes whose largest channel is the answer: logits of one configuration, mean probabilities of several."""
+    def _scores(self, streams: list[Iterator[Block]], as_chances: bool) -> Iterator[Block]:
+        """Blocks whose largest channel is the answer: logits of one configuration, or mean probabilities."""
+        if not as_chances:
+            yield from streams[0]
+            return
         temperature = 1.0 if self.recipe is None else self.recipe.temperature
-        for planes in zip(*streams, strict=True):
-            if len(planes) == 1 and not probabilities:
-                yield planes[0]
-                continue
-            chances = self.heads.probabilities(planes[0] / temperature)
-            for plane in planes[1:]:
-                chances += self.heads.probabilities(plane / temperature)
-            yield chances / len(planes)
+        for blocks in zip(*streams, strict=True):
+            plane, rows, first = blocks[0]
+            chances = self.heads.probabilities(first / temperature)
+            for _, _, logits in blocks[1:]:
+                chances += self.heads.probabilities(logits / temperature)
+            yield plane, rows, chances.div_(len(blocks))
 
 
 def _share(on_tile: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:

@@ -1,13 +1,14 @@
-"""From planes of logits on the plan's grid to planes on the image's own grid, one at a time.
+"""From planes of logits on the plan's grid to the image's own grid, a few rows of one plane at a time.
 
-Interpolation is linear and separable: inside the planes, then between two of them. So a plane of the image needs two
-planes of the plan's grid, and the memory does not grow with the image, nor with the classes beyond those planes.
+Interpolation is linear and separable: between two planes, then inside them. A block of rows stays in the processor's
+cache from its first interpolation to the decision which class is largest, so the memory does not grow with the image,
+nor with the classes beyond the two planes, and the logits of the image's own grid never exist as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from math import floor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,42 +16,49 @@ import torch
 from numpy.typing import NDArray
 
 from medmamba.images.image import smallest_type
+from medmamba.largest import largest_channel
 from medmamba.preprocessing.resample import nearest_index, separate_axis
 from medmamba.trail import Fill, Resample, SpatialTrail
 
+BLOCK_BYTES = 2**20
+"""Size of a block of rows: well inside a core's own cache."""
 
-def native_planes(planes: Iterable[torch.Tensor], resample: Resample) -> Iterator[torch.Tensor]:
-    """Planes (classes, J', K') before the resampling step from planes (classes, J, K) after it, in order."""
+Block = tuple[int, slice, torch.Tensor]
+"""Index of a plane, its rows, and their scores (classes, rows, K)."""
+
+
+def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterator[Block]:
+    """Blocks of planes before the resampling step from planes (classes, J, K) after it, in order."""
     coarse = None
     if resample.spacing_before_mm is not None and resample.spacing_after_mm is not None:
         coarse = separate_axis(resample.spacing_after_mm, resample.spacing_before_mm)
-    wanted, given = resample.shape_before, resample.shape_after
-    if wanted == given:
-        yield from planes
-        return
+    across, down, along = (
+        _Axis.between(wanted, given, nearest=coarse == axis)
+        for axis, (wanted, given) in enumerate(zip(resample.shape_before, resample.shape_after, strict=True))
+    )
     source = iter(planes)
     held: dict[int, torch.Tensor] = {}
     reached = -1
-    for index in range(wanted[0]):
-        below, share = _between(index, wanted[0], given[0], nearest=coarse == 0)
-        above = min(below + 1, given[0] - 1) if share else below
+    for index in range(across.wanted):
+        below, share = int(across.below[index]), float(across.share[index])
+        above = below + (share > 0)
         while reached < above:
             reached += 1
             plane = next(source)
             held = {number: kept for number, kept in held.items() if number >= below}
             if reached >= below:
-                held[reached] = _in_plane(plane, wanted[1:], None if coarse in (None, 0) else coarse - 1)
-        held = {number: kept for number, kept in held.items() if number >= below}
-        yield held[below] if not share else torch.lerp(held[below], held[above], share)
+                held[reached] = plane
+        for rows in _rows_of(down.wanted, len(held[below]) * along.wanted):
+            yield index, rows, _block(held[below], held[above], share, rows, down, along)
     for _ in source:
         pass  # the last planes may not be needed; the source still ends properly
 
 
-def label_planes(planes: Iterable[torch.Tensor], shape: Sequence[int], classes: int) -> NDArray[np.unsignedinteger]:
+def label_blocks(blocks: Iterable[Block], shape: Sequence[int], classes: int) -> NDArray[np.unsignedinteger]:
     """The most likely class of every voxel (I, J, K), in the smallest type that holds ``classes`` indices."""
     labels = np.empty(tuple(shape), smallest_type(0, max(classes - 1, 1)))
-    for index, plane in enumerate(planes):
-        labels[index] = plane.argmax(0).numpy()
+    for index, rows, scores in blocks:
+        labels[index, rows] = largest_channel(scores).numpy()
     return labels
 
 
@@ -65,25 +73,62 @@ def labels_on_native_grid(logits: torch.Tensor, trail: SpatialTrail) -> NDArray[
     """Label indices (i, j, k) on the trail's native grid from all logits (classes, I, J, K) at its end."""
     resample = trail.steps[-1]
     assert isinstance(resample, Resample)
-    planes = native_planes(logits.unbind(1), resample)
-    return undo_storage(label_planes(planes, resample.shape_before, len(logits))[None], trail)[0]
+    blocks = native_blocks(logits.unbind(1), resample)
+    return undo_storage(label_blocks(blocks, resample.shape_before, len(logits))[None], trail)[0]
 
 
-def _between(index: int, wanted: int, given: int, *, nearest: bool) -> tuple[int, float]:
-    """The plane below and the share of the plane above at plane ``index``, voxel edges meeting at both ends."""
-    if wanted == given:
-        return index, 0.0
-    if nearest:
-        return int(nearest_index(given, wanted)[index]), 0.0
-    place = max(0.0, (index + 0.5) * given / wanted - 0.5)
-    below = min(floor(place), given - 1)
-    return below, place - below if below < given - 1 else 0.0
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """Where the wanted voxels of one axis lie among the given ones, voxel edges meeting at both ends.
+
+    ``below`` is the given voxel before each wanted one, ``share`` (float64) the weight of the voxel after it.
+    """
+
+    wanted: int
+    given: int
+    nearest: bool
+    below: torch.Tensor
+    share: torch.Tensor
+
+    @classmethod
+    def between(cls, wanted: int, given: int, *, nearest: bool) -> _Axis:
+        if wanted == given or nearest:
+            return cls(wanted, given, nearest, nearest_index(given, wanted), torch.zeros(wanted, dtype=torch.float64))
+        places = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * (given / wanted) - 0.5).clamp_(0, given - 1)
+        below = places.floor()
+        return cls(wanted, given, nearest, below.long(), places - below)
 
 
-def _in_plane(plane: torch.Tensor, shape: Sequence[int], coarse: int | None) -> torch.Tensor:
-    """(classes, J, K) at another shape: bilinear, and nearest neighbour along axis ``coarse`` of the plane."""
-    if coarse is not None and plane.shape[1 + coarse] != shape[coarse]:
-        plane = plane.index_select(1 + coarse, nearest_index(plane.shape[1 + coarse], shape[coarse]))
-    if tuple(plane.shape[1:]) == tuple(shape):
-        return plane.clone()
-    return torch.nn.functional.interpolate(plane[None], size=tuple(shape), mode="bilinear")[0]
+def _block(
+    first: torch.Tensor, second: torch.Tensor, share: float, rows: slice, down: _Axis, along: _Axis
+) -> torch.Tensor:
+    """``rows`` of the plane that lies ``share`` of the way from one plane (classes, J, K) to the next."""
+    below, shares = down.below[rows], down.share[rows].float()[:, None]
+    low, high = int(below[0]), min(int(below[-1]) + 2, down.given)
+    block = first[:, low:high]
+    if share:
+        block = torch.lerp(block, second[:, low:high], share)
+    block = _along_rows(block, along)
+    if down.wanted == down.given:
+        return block[:, : len(below)]
+    result = block.index_select(1, below - low)
+    if shares.any():
+        after = (below - low + 1).clamp_(max=block.shape[1] - 1)
+        torch.lerp(result, block.index_select(1, after), shares, out=result)
+    return result
+
+
+def _rows_of(count: int, values_per_row: int) -> Iterator[slice]:
+    step = max(1, BLOCK_BYTES // (4 * values_per_row))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _along_rows(block: torch.Tensor, axis: _Axis) -> torch.Tensor:
+    """(classes, rows, K) with rows of another length."""
+    if axis.wanted == axis.given:
+        return block
+    if axis.nearest:
+        return block.index_select(2, axis.below)
+    flat = block.reshape(1, -1, axis.given)
+    return torch.nn.functional.interpolate(flat, size=axis.wanted, mode="linear").reshape(*block.shape[:2], -1)

@@ -6,6 +6,7 @@ nnU-Net spreads the patches evenly. The positions and weights here are nnU-Net's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from medmamba.inference.confidence import Confidence
 from medmamba.inference.planes import PlaneStore
 
 STEP = 0.5
@@ -100,11 +102,11 @@ def stream_logits(
     window: Window,
     *,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
-    on_patch: Callable[[list[torch.Tensor]], None] | None = None,
+    judge: Confidence | None = None,
 ) -> Iterator[torch.Tensor]:
     """The planes (classes, J, K) of the logits of an image (C, I, J, K), one after the other along the first axis.
 
-    Several networks are averaged. ``on_patch`` sees the logits of each network for every batch of patches.
+    Several networks are averaged. ``judge`` sees what each of them says about every batch of patches.
     Images smaller than the patch are padded with zeros and cropped again.
     """
     padded, inside = _pad(image, window.box)
@@ -125,7 +127,7 @@ def stream_logits(
                     boxes = [box for box in boxes if not _is_empty(padded[(slice(None), *box)])]
                 if boxes:
                     patches = torch.stack([padded[(slice(None), *box)] for box in boxes])
-                    logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, on_patch)
+                    logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, judge)
                     if store is None:
                         classes = logits.shape[1]
                         store = PlaneStore(thick, (classes, padded.shape[2], padded.shape[3]), window.scratch)
@@ -141,9 +143,8 @@ def stream_logits(
                     if store is None:
                         background.append(plane)
                     else:
-                        finished = store.plane(plane)
+                        finished = store.take(plane)
                         yield _normalised(finished, weights[plane % thick], window)[:, inside[1], inside[2]]
-                        finished.zero_()
                 weights[plane % thick] = 0
         if store is None:  # nothing but air: ask once, to learn the number of classes
             patches = padded[(slice(None), *_box((0, 0, 0), window.box))][None]
@@ -181,13 +182,21 @@ def _mean_logits(
     networks: Networks,
     patches: torch.Tensor,
     window: Window,
-    on_patch: Callable[[list[torch.Tensor]], None] | None,
+    judge: Confidence | None,
 ) -> torch.Tensor:
     """Mean logits (N, classes, *patch) of all networks and flips, float32 on the CPU."""
-    found = [_mirrored(network, patches, window).float().cpu() for network in networks]
-    if on_patch is not None:
-        on_patch(found)
-    return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+    total, decisions = None, []
+    for number, network in enumerate(networks):
+        logits = _mirrored(network, patches, window).float().cpu()
+        if judge is not None:
+            decisions.append(judge.decide(logits, 1))
+        # the first sum is a new array: what a network returned may be its own
+        total = logits if total is None else total + logits if number == 1 else total.add_(logits)
+    assert total is not None
+    mean = total if len(networks) == 1 else total.div_(len(networks))
+    if judge is not None and len(networks) > 1:
+        judge.see_patch(decisions, judge.decide(mean, 1))
+    return mean
 
 
 def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, window: Window) -> torch.Tensor:
@@ -197,8 +206,8 @@ def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tens
         logits = torch.flip(network(torch.flip(patch, flip)), flip)
         if window.swap_axis is not None and window.swap_axis + 2 in flip:
             logits = logits[:, list(window.channel_swap)]
-        total = total + logits.to(total.device)
-    return total / (1 + len(flips)) if flips else total
+        total = total + logits.to(total.device) if flip is flips[0] else total.add_(logits.to(total.device))
+    return total.div_(1 + len(flips)) if flips else total
 
 
 def _add(
@@ -209,13 +218,13 @@ def _add(
     patch = patch.reshape(patch.shape[0], thick, *patch.shape[-2:])
     for depth in range(thick):
         plane = store.plane(box[0].start + depth)
-        plane[:, box[1], box[2]] += patch[:, depth] * weight[depth]
+        plane[:, box[1], box[2]].addcmul_(patch[:, depth], weight[depth])  # no array in between: it would cost most
         weights[(box[0].start + depth) % len(weights), box[1], box[2]] += weight[depth]
 
 
 def _normalised(plane: torch.Tensor, weights: torch.Tensor, window: Window) -> torch.Tensor:
-    result = plane / weights.clamp(min=torch.finfo(torch.float32).tiny)
-    if not torch.isfinite(result).all():
+    result = plane.div_(weights.clamp(min=torch.finfo(torch.float32).tiny))
+    if not all(map(math.isfinite, result.aminmax())):  # one pass; not a number wins both
         raise FloatingPointError("the network gave logits that are not finite numbers")
     empty = weights == 0
     if empty.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,10 +10,13 @@ from torch import nn
 from medmamba.errors import ResourceError
 from medmamba.geometry import Grid
 from medmamba.inference import planes as planes_module
+from medmamba.inference import restore
 from medmamba.inference.memory import estimate_memory
 from medmamba.inference.planes import PlaneStore
-from medmamba.inference.restore import label_planes, native_planes
+from medmamba.inference.predictor import Predictor
+from medmamba.inference.restore import label_blocks, native_blocks
 from medmamba.inference.sliding_window import BACKGROUND_LOGIT, Window, predict_logits, stream_logits
+from medmamba.largest import largest_channel
 from medmamba.preprocessing.resample import interpolate_linear, separate_axis
 from medmamba.trail import Resample, SpatialTrail
 
@@ -46,9 +50,19 @@ def naive(network, pixels, patch):
         where = tuple(slice(first, first + edge) for first, edge in zip(start, box, strict=True))
         piece = padded[(slice(None), *where)][None]
         logits = network(piece[:, :, 0] if flat else piece)[0]
-        total[(slice(None), *where)] += (logits * weight)[:, None] if flat else logits * weight
+        total[(slice(None), *where)].addcmul_(logits[:, None] if flat else logits, weight[None] if flat else weight)
         weights[where] += weight
     return (total / weights)[(slice(None), *inside)]
+
+
+def joined(blocks, shape):
+    """Blocks as one array; every voxel must come exactly once."""
+    whole, seen = torch.full(shape, torch.nan), torch.zeros(shape[1:], dtype=torch.int)
+    for plane, rows, scores in blocks:
+        whole[:, plane, rows] = scores
+        seen[plane, rows] += 1
+    assert (seen == 1).all()
+    return whole
 
 
 @pytest.mark.parametrize("shape", [(17, 9, 30), (5, 6, 7), (33, 16, 1), (1, 20, 20)])
@@ -68,12 +82,14 @@ def test_batches_of_patches_give_the_same_logits():
     assert torch.equal(one, many)
 
 
+@pytest.mark.parametrize("block_bytes", [400, 2**20])
 @pytest.mark.parametrize("wanted", [(9, 14, 11), (20, 10, 12), (31, 40, 5), (12, 10, 30)])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0), (1.0, 5.0, 1.0)])
-def test_planes_interpolate_as_whole_volumes_do(wanted, spacing):
+def test_planes_interpolate_as_whole_volumes_do(wanted, spacing, block_bytes, monkeypatch):
+    monkeypatch.setattr(restore, "BLOCK_BYTES", block_bytes)
     logits = torch.randn((3, 12, 10, 12), generator=torch.Generator().manual_seed(1))
     step = Resample(wanted, (12, 10, 12), (1.0, 1.0, 1.0), spacing)
-    found = torch.stack(list(native_planes(logits.unbind(1), step)), dim=1)
+    found = joined(native_blocks(logits.unbind(1), step), (3, *wanted))
     coarse = separate_axis(step.spacing_after_mm, step.spacing_before_mm)
     expected = torch.stack([interpolate_linear(volume, wanted, coarse) for volume in logits])
     assert torch.allclose(found, expected, atol=1e-5)
@@ -83,9 +99,16 @@ def test_streamed_labels_equal_the_naive_argmax_bit_for_bit(tmp_path):
     pixels = image((30, 24, 26))
     step = Resample((41, 37, 33), (30, 24, 26), (1.0,) * 3, (1.4,) * 3)
     whole = naive(Mixed(), pixels, (8, 8, 8))
-    expected = torch.stack(list(native_planes(whole.unbind(1), step)), dim=1).argmax(0).numpy()
+    expected = torch.nn.functional.interpolate(whole[None], size=step.shape_before, mode="trilinear")[0].argmax(0)
     streamed = stream_logits([Mixed()], pixels, Window((8, 8, 8), scratch=tmp_path))
-    assert (label_planes(native_planes(streamed, step), step.shape_before, 4) == expected).all()
+    assert (label_blocks(native_blocks(streamed, step), step.shape_before, 4) == expected.numpy()).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 255, 256, 300])
+def test_the_largest_channel_is_that_of_argmax_and_ties_go_to_the_first(count):
+    scores = torch.randint(0, 7, (count, 40, 30), generator=torch.Generator().manual_seed(count)).float()
+    assert (largest_channel(scores).long() == scores.argmax(0)).all()
+    assert (largest_channel(torch.zeros(count, 3)) == 0).all()
 
 
 def test_patches_of_air_are_left_out_and_are_background():
@@ -141,8 +164,26 @@ def test_a_full_scratch_disk_is_told_before_the_start(tmp_path, monkeypatch):
 def test_the_estimate_grows_with_the_output_and_not_with_classes_times_voxels():
     grid = Grid((512, 512, 600))
     trail = SpatialTrail(grid, (Resample(grid.shape, (256, 256, 400)),))
-    few, many = (estimate_memory(trail, 1, classes, (128, 128, 128)) for classes in (2, 118))
+    few, many = (estimate_memory(trail, 1, classes, (128, 128, 128), budget=8 * 2**30) for classes in (2, 118))
     assert many.naive > 60 * 2**30
     assert many.peak < 8 * 2**30
-    assert many.spills
+    assert not many.spills
     assert not few.spills
+    small = estimate_memory(trail, 1, 118, (128, 128, 128), budget=4 * 2**30)
+    assert small.spills
+    assert small.peak + small.planes == many.peak
+
+
+def test_a_prediction_with_little_memory_goes_to_disk_and_is_the_same(tiny_run, tmp_path):
+    pixels = np.random.default_rng(0).normal(200, 50, (40, 30, 34)).astype(np.float32)
+    said = []
+    masks = [
+        Predictor(tiny_run, folds=[0], mirror=False, memory_gib=memory, scratch=tmp_path)
+        .predict((pixels, np.eye(4)), on_message=said.append)
+        .labels
+        for memory in (None, 0.0)
+    ]
+    assert np.array_equal(*masks)
+    assert "scratch space" not in said[0]
+    assert "scratch space" in said[1]
+    assert not list(tmp_path.iterdir())

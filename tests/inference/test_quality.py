@@ -134,10 +134,21 @@ def test_confidence_knows_certain_from_undecided_and_agreeing_from_contradicting
     one[:, 1], two[:, 1, :2] = 1.0, 2.0
     two[:, 0, 2:] = 5.0
     judge = Confidence()
-    judge.see_patch([one, two])
+    judge.see_patch([judge.decide(logits, 1) for logits in (one, two)], judge.decide((one + two) / 2, 1))
     assert judge.agreement == pytest.approx(2 * 32 / (64 + 32))
-    judge.see_patch([one])
     assert Confidence().agreement is None
+
+
+def test_independent_heads_have_an_entropy_and_an_agreement_of_their_own():
+    judge = Confidence(sigmoid=True)
+    plane = torch.full((2, 4, 4), -30.0)
+    plane[0] = 1e-6  # one head is undecided everywhere, the other certain
+    judge.see_plane(plane)
+    assert judge.entropy == pytest.approx(0.5, abs=1e-3)
+    one, two = -torch.ones(1, 2, 4, 4, 4), -torch.ones(1, 2, 4, 4, 4)
+    one[:, 0], two[:, 0], two[:, 1, :2] = 3.0, 1.0, 0.5  # the mean says: head 0 everywhere, head 1 nowhere
+    judge.see_patch([judge.decide(logits, 1) for logits in (one, two)], judge.decide((one + two) / 2, 1))
+    assert judge.agreement == pytest.approx(2 * 64 / (96 + 64))
 
 
 def test_out_of_memory_halves_the_batch_and_then_moves_to_the_cpu_with_the_same_result():
