@@ -10,11 +10,22 @@ import typer
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`.")],
+    what_if: Annotated[
+        str | None,
+        typer.Option(help='Options of `medmamba plan`, to see the other plan beside this one: "--device-memory 6GB".'),
+    ] = None,
 ) -> None:
     """Every decision of the plan: the rule, what went in, what came out, and why."""
     from medmamba.cli.console import console
-    from medmamba.plans.explain import explain_lines
+    from medmamba.cli.options import planning_choices
+    from medmamba.plans.explain import compare_lines, explain_lines
     from medmamba.run_folder import RunFolder
 
-    for line in explain_lines(RunFolder(run).read_plan()):
+    if what_if is None:
+        lines = explain_lines(RunFolder(run).read_plan())
+    else:
+        from medmamba import planning
+
+        lines = compare_lines(*planning.what_if(run, **planning_choices(what_if)), names=("now", what_if.strip()))
+    for line in lines:
         console.print(line, markup=False)

@@ -7,30 +7,73 @@ from typing import Annotated
 
 import typer
 
+DECISIONS, DATA, MACHINE = "Instead of a rule", "Data", "Machine"
+
 
 def plan(
-    dataset: Annotated[Path, typer.Argument(help="Folder with dataset.json (Medical Segmentation Decathlon layout).")],
+    dataset: Annotated[
+        Path,
+        typer.Argument(help="Folder with dataset.json (Decathlon, nnU-Net v2 raw, table of paths), or a CSV."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
-    network: Annotated[str, typer.Option(help="Network family.")] = "vm_unet",
-    device_memory: Annotated[float, typer.Option(help="Memory to plan for, in GB.", min=0.5)] = 8.0,
-    spacing: Annotated[str | None, typer.Option(help="Voxel spacing in mm instead of the rule's: 1,1,2.5")] = None,
-    patch_size: Annotated[str | None, typer.Option(help="Patch size in voxels instead of the rule's: 64,96,96")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Batch size instead of the rule's.", min=1)] = None,
+    network: Annotated[
+        str, typer.Option(help="Network family, or auto: by rules from what was measured.", rich_help_panel=DECISIONS)
+    ] = "vm_unet",
+    device_memory: Annotated[
+        str, typer.Option(help="Memory to plan for: 8GB, 24GB.", rich_help_panel=DECISIONS)
+    ] = "8GB",
+    spacing: Annotated[str | None, typer.Option(help="Voxel spacing in mm: 1,1,2.5", rich_help_panel=DECISIONS)] = None,
+    patch_size: Annotated[
+        str | None, typer.Option(help="Patch size in voxels: 64,96,96", rich_help_panel=DECISIONS)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Batch size.", min=1, rich_help_panel=DECISIONS)] = None,
     configurations: Annotated[
         str | None,
         typer.Option(
             help="Configurations to plan and preprocess: 2d,3d_fullres,3d_lowres,3d_cascade_fullres, or all. "
-            "Default: plan all that apply, preprocess the one that is trained by default."
+            "Default: plan all that apply, preprocess the one that is trained by default.",
+            rich_help_panel=DECISIONS,
         ),
     ] = None,
     mirror: Annotated[
-        str, typer.Option(help="Labels with sides: auto (no left-right mirroring), swap (exchange pairs), all, none.")
+        str,
+        typer.Option(
+            help="Labels with sides: auto (no left-right mirroring), swap (exchange pairs), all, none.",
+            rich_help_panel=DECISIONS,
+        ),
     ] = "auto",
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Cases of one patient stay in one fold: a regular expression for the patient in the case id, such as "
+            "'(.*)_E[DS]', or TABLE.csv:COLUMN.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="Own folds, as nnU-Net's splits_final.json.", rich_help_panel=DATA)
+    ] = None,
+    nonfinite: Annotated[
+        str, typer.Option(help="NaN and infinite voxels: error, or zero.", rich_help_panel=DATA)
+    ] = "error",
+    prefer: Annotated[
+        str | None,
+        typer.Option(help="Where a header's two forms disagree: sform or qform.", rich_help_panel=DATA),
+    ] = None,
+    match_labels: Annotated[
+        bool, typer.Option("--match-labels", help="Turn label maps onto their images' axes.", rich_help_panel=DATA)
+    ] = False,
+    max_voxels: Annotated[
+        int | None, typer.Option(help="Largest number of voxels of a file or case.", min=1, rich_help_panel=DATA)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Cases in memory at the same time.", min=1, rich_help_panel=MACHINE)
+    ] = None,
 ) -> None:
     """Measure a dataset, decide spacing, patch, batch and network, and preprocess its cases."""
     from medmamba import pipeline
     from medmamba.cli.console import console, report_warnings, stages
-    from medmamba.cli.options import numbers
+    from medmamba.cli.options import gigabytes, names, numbers, one_of
     from medmamba.plans.explain import summary_lines
 
     warnings: list[str] = []
@@ -39,12 +82,19 @@ def plan(
             dataset,
             output,
             network=network,
-            device_memory_gb=device_memory,
+            device_memory_gb=gigabytes(device_memory, "--device-memory"),
             spacing=numbers(spacing, float, "--spacing"),
             patch_size=numbers(patch_size, int, "--patch-size"),
             batch_size=batch_size,
-            configurations=configurations and [name.strip() for name in configurations.split(",")],
+            configurations=names(configurations),
             mirror=mirror,
+            group_by=group_by,
+            splits=splits,
+            workers=workers,
+            nonfinite=one_of(nonfinite, ("error", "zero"), "--nonfinite"),
+            prefer=None if prefer is None else one_of(prefer, ("sform", "qform"), "--prefer"),
+            match_labels=match_labels,
+            max_voxels=max_voxels,
             on_item=on_item,
             on_warning=warnings.append,
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.datasets import CaseSpec, DatasetReport, DatasetSpec, LoadedCase, check_dataset
 from medmamba.geometry import Grid
+from medmamba.images.image import label_counts
 from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
 from medmamba.preprocessing.case import bounding_box
 from medmamba.trail import Reorient, SpatialTrail
@@ -38,7 +39,14 @@ def measure_dataset(
             return None
         image, truth = loaded.image, loaded.labels
         return measure_case(
-            case.case_id, image.array, truth.array, image.grid, spec.labels, samples=samples, annotated=case.annotated
+            case.case_id,
+            image.array,
+            truth.array,
+            image.grid,
+            spec.labels,
+            samples=samples,
+            annotated=case.annotated,
+            counts=truth.counts(),
         )
 
     report = check_dataset(spec, visit=measure, on_case=on_case, **checking)
@@ -62,17 +70,21 @@ def measure_case(
     *,
     samples: int,
     annotated: Sequence[str] | None = None,
+    counts: Mapping[int, int] | None = None,
 ) -> MeasuredCase:
     """Measure an image (C, i, j, k) and its label map (i, j, k); draw ``samples`` foreground voxels per channel.
 
-    Foreground are the voxels of a label: neither background nor ignored.
+    Foreground are the voxels of a label: neither background nor ignored. ``counts`` are the voxels per value, where
+    they are known already.
     """
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     array, truth = trail.apply(image), trail.apply(labels[None])[0]
-    start, stop = bounding_box((array != 0).any(axis=0, keepdims=True)[0])
-    values, counts = np.unique(truth, return_counts=True)
-    by_value = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    foreground = array[:, np.isin(truth, [value for value in label_values.values() if value != 0])].astype(np.float32)
+    start, stop = bounding_box(array[0] != 0 if len(array) == 1 else (array != 0).any(axis=0))
+    by_value = label_counts(labels) if counts is None else counts
+    structures = {name: value for name, value in label_values.items() if value != 0 and by_value.get(value)}
+    foreground = array[:, np.isin(truth, list(structures.values()))].astype(np.float32, copy=False)
+    drawn = draw_foreground(foreground, samples, case_id=case_id)
+    found = places(truth, structures, trail.grid.affine)
     stats = CaseStats(
         case_id=case_id,
         shape=trail.grid.shape,
@@ -80,6 +92,56 @@ def measure_case(
         orientation=grid.orientation,
         shape_after_crop=(stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
         label_voxels={name: by_value.get(value, 0) for name, value in label_values.items()},
+        label_components={name: place.components for name, place in found.items()},
+        label_centre_mm={name: place.centre_mm for name, place in found.items() if place.centre_mm is not None},
+        foreground_intensity=[tuple(np.percentile(channel, (0.5, 50, 99.5)).tolist()) for channel in drawn]
+        if drawn.size
+        else [],
         annotated_labels=None if annotated is None else list(annotated),
     )
-    return MeasuredCase(stats, draw_foreground(foreground, samples, case_id=case_id))
+    return MeasuredCase(stats, drawn)
+
+
+class Place(NamedTuple):
+    """Number of connected components (corners touch) of a structure, and its centre of mass in the world."""
+
+    components: int
+    centre_mm: tuple[float, float, float] | None
+
+
+def places(
+    labels: NDArray[np.integer], structures: Mapping[str, int], affine: NDArray[np.float64] | None
+) -> dict[str, Place]:
+    """Where each structure of a label map (i, j, k) lies; those that do not occur are left out.
+
+    ``affine`` leads from voxels to RAS+ millimetres; None: the image has none.
+    """
+    from scipy import ndimage
+
+    if not structures:
+        return {}
+    values = np.array(sorted(structures.values()))
+    position = np.minimum(np.searchsorted(values, labels), len(values) - 1)
+    ranks = np.where(values[position] == labels, position + 1, 0)  # the smallest value becomes 1, the next 2, ...
+    boxes = ndimage.find_objects(ranks, len(values))
+    found = {}
+    for name, value in structures.items():
+        rank = int(np.searchsorted(values, value)) + 1
+        if (where := boxes[rank - 1]) is None:
+            continue
+        box = ranks[where] == rank
+        _, components = ndimage.label(box, structure=np.ones((3, 3, 3)))
+        found[name] = Place(int(components), None if affine is None else _centre(box, where, affine))
+    return found
+
+
+def _centre(
+    box: NDArray[np.bool_], where: tuple[slice, ...], affine: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Centre of mass in millimetres of the True voxels of a box that was cut out at ``where``."""
+    centre = []
+    for axis, part in enumerate(where):
+        profile = box.sum(axis=tuple(other for other in range(3) if other != axis))
+        centre.append(part.start + float(profile @ np.arange(len(profile))) / float(profile.sum()))
+    x, y, z = (affine[:3, :3] @ centre + affine[:3, 3]).tolist()
+    return x, y, z

@@ -1,17 +1,20 @@
-"""The verb plan: from a dataset on disk to a run folder with a plan, folds and preprocessed cases."""
+"""The verb plan: from a dataset on disk to a run folder with a plan, folds, preprocessed cases and a report."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from medmamba.atomic import FolderLock, remove_leftovers, replace_folder, write_json, write_text
 from medmamba.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from medmamba.datasets import DatasetSpec
+    from medmamba.plans.fingerprint import Fingerprint
+    from medmamba.plans.folds import Fold
     from medmamba.plans.schema import Plan
 
 OnItem = Callable[[str, int, int], None]
@@ -29,30 +32,61 @@ def plan(
     batch_size: int | None = None,
     configurations: Sequence[str] | None = None,
     mirror: str = "auto",
+    group_by: str | None = None,
+    splits: str | Path | None = None,
+    workers: int | None = None,
+    nonfinite: Literal["error", "zero"] = "error",
+    prefer: Literal["sform", "qform"] | None = None,
+    match_labels: bool = False,
+    max_voxels: int | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_warning: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Measure a dataset, plan for it and preprocess its training cases into the run folder.
 
     Every case is checked while it is measured; all problems are raised together (InputErrors) before anything is
-    written to ``run``. What is odd but usable goes to ``on_warning``, one line each.
+    written to ``run``. What is odd but usable goes to ``on_warning``, one line each. Configurations that somebody added
+    to the plan of ``run`` under names of their own are kept.
 
     Args:
+        network, device_memory_gb, spacing, patch_size, batch_size, mirror: as of
+            :func:`medmamba.plans.planner.make_plan`; network "auto" is chosen by its rules.
         configurations: those to plan and preprocess, or ``["all"]``; default: plan all, preprocess the default one.
+        group_by: how cases of one patient are known, see :func:`medmamba.datasets.groups.patients_of`.
+        splits: a split file in nnU-Net's layout instead of the dataset's own or our folds; one that leaks is refused.
+        workers: cases read at the same time; the results do not depend on it. Default: one a core, at most 8.
+        nonfinite, prefer, match_labels: as of :func:`medmamba.datasets.load_case`.
+        max_voxels: largest number of voxels times channels of a file, and of a case on the plan's grid.
     """
     from medmamba.datasets import read_dataset
+    from medmamba.datasets.groups import patients_of
     from medmamba.fingerprinting import measure_dataset
     from medmamba.heads import Heads
+    from medmamba.images import Limits
     from medmamba.plans.families import family
-    from medmamba.plans.folds import folds_of
+    from medmamba.plans.handmade import handmade
     from medmamba.plans.planner import make_plan
+    from medmamba.plans.sides import side_pairs, side_problems
+    from medmamba.plans.size import MOST_VOXELS, refuse_oversize
     from medmamba.preprocessing.dataset import preprocess_dataset
 
-    family(network)  # a wrong name is told before a case is read
-    every = configurations is not None and list(configurations) == ["all"]
+    if network != "auto":
+        family(network)  # a wrong name is told before a case is read
+    folder = RunFolder(Path(run))
+    previous = folder.previous_plan()
     spec = read_dataset(dataset, strict=False)
-    report, fingerprint = measure_dataset(spec, on_case=lambda done, total: on_item("measure", done, total))
+    patients = patients_of(spec, group_by)
+    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+    reading: dict[str, Any] = {"nonfinite": nonfinite, "prefer": prefer, "match_labels": match_labels}
+    if max_voxels is not None:
+        reading["limits"] = Limits(max_voxels=max_voxels)
+    report, fingerprint = measure_dataset(
+        spec, workers=workers, on_case=lambda done, total: on_item("measure", done, total), **reading
+    )
+    warnings = [*report.warnings, *side_problems(side_pairs(fingerprint))]
+    folds = folds_for(spec, fingerprint, patients, splits, warnings.append)
     name_of = {value: name for name, value in spec.labels.items()}
+    every = configurations is not None and list(configurations) == ["all"]
     made = make_plan(
         fingerprint,
         network=network,
@@ -66,9 +100,18 @@ def plan(
         region_order=[name_of[value] for value in spec.region_order] or None,
         ignore_label=spec.ignore,
         dataset_hash=_hash_of(text for case in report.cases for text in (case.image_sha256, case.label_sha256 or "")),
+        previous=previous,
     )
     Heads.of_plan(made)  # refuses regions that cannot be written back
-    folder = RunFolder(Path(run))
+    stored = _to_store(made, configurations, handmade(made))
+    for name in stored:
+        refuse_oversize(
+            fingerprint,
+            made.configurations[name],
+            made.axis_order,
+            memory_bytes=_main_memory(),
+            most_voxels=max_voxels or MOST_VOXELS,
+        )
     with FolderLock(folder.path):
         remove_leftovers(folder.path)
         with replace_folder(folder.preprocessed_path) as preprocessed:
@@ -76,23 +119,82 @@ def plan(
                 spec,
                 [case.case_id for case in fingerprint.cases],
                 made,
-                [made.default_configuration] if configurations is None else list(made.configurations),
+                stored,
                 preprocessed,
+                workers=workers,
                 on_case=lambda done, total: on_item("preprocess", done, total),
+                **reading,
             )
-            folder.plan_path.unlink(missing_ok=True)  # written last: a run folder with a plan is a finished one
+            folder.set_plan_aside()  # a run folder with a plan is a finished one, and its plan is of these cases
         write_text(folder.fingerprint_path, fingerprint.to_json())
-        write_json(folder.splits_path, folds_of(fingerprint))
+        write_json(folder.splits_path, folds)
         write_text(folder.plan_path, made.to_json())
-    for line in report.warnings:
+        folder.aside_path.unlink(missing_ok=True)
+    for line in warnings:
         on_warning(line)
     return made
+
+
+def what_if(run: str | Path, **changes: Any) -> tuple[Plan, Plan]:
+    """The plan of a run, and the one that other choices would have made; nothing is written.
+
+    ``changes`` are arguments of :func:`medmamba.plans.planner.make_plan` by name.
+    """
+    from medmamba.plans.what_if import what_if
+
+    folder = RunFolder(Path(run))
+    now = folder.read_plan()
+    return now, what_if(now, folder.read_fingerprint(), **changes)
+
+
+def folds_for(
+    spec: DatasetSpec,
+    fingerprint: Fingerprint,
+    patients: dict[str, str],
+    splits: str | Path | None,
+    on_warning: Callable[[str], None],
+) -> list[Fold]:
+    """The folds of a split file, of the dataset's own one, or ours; raises InputErrors for a split that leaks."""
+    from medmamba.datasets import read_splits
+    from medmamba.plans.folds import N_FOLDS, Fold, check_folds, folds_of, groups_of
+
+    ids = [case.case_id for case in fingerprint.cases]
+    own = read_splits(Path(splits), ids) if splits is not None else spec.splits
+    groups = groups_of(fingerprint, patients)
+    if own:
+        folds = [Fold(train=sorted(train), val=sorted(val)) for train, val in own]
+        check_folds(folds, ids, groups)
+        return folds
+    folds = folds_of(fingerprint, patients=patients)
+    count = len(set(groups.values()))
+    if count == 1:
+        on_warning(f"{len(ids)} case(s) of one patient: fold 0 validates on the cases that it trains on.")
+    elif count < N_FOLDS:
+        on_warning(f"{count} patients, so there are {len(folds)} folds instead of {N_FOLDS}.")
+    return folds
 
 
 def regions_by_label(spec: DatasetSpec) -> dict[str, list[str]]:
     """A dataset's regions as lists of label names."""
     name_of = {value: name for name, value in spec.labels.items()}
     return {name: [name_of[value] for value in values] for name, values in spec.regions.items()}
+
+
+def _to_store(plan: Plan, configurations: Sequence[str] | None, mine: Sequence[str]) -> list[str]:
+    """The configurations to preprocess: those asked for, or the default one; hand-made ones always."""
+    if configurations is None:
+        return list(dict.fromkeys([plan.default_configuration, *mine]))
+    if list(configurations) == ["all"]:
+        return list(plan.configurations)
+    return [name for name in plan.configurations if name in configurations or name in mine]
+
+
+def _main_memory() -> float:
+    """Bytes of this machine's main memory, or infinity where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def _hash_of(texts: Iterable[str]) -> str:

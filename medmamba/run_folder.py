@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmamba.errors import InputError
+from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.schema import Plan
 
 
@@ -26,6 +27,11 @@ class RunFolder:
     @property
     def plan_path(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def aside_path(self) -> Path:
+        """Where the plan stands while its cases are exchanged for those of a new one."""
+        return self.path / "plan.before.json"
 
     @property
     def fingerprint_path(self) -> Path:
@@ -52,6 +58,26 @@ class RunFolder:
     def read_plan(self) -> Plan:
         """The plan of this run, checked."""
         return read_plan(self.plan_path)
+
+    def previous_plan(self) -> Plan | None:
+        """The plan that stands here before planning anew; None in a new folder."""
+        path = next((path for path in (self.plan_path, self.aside_path) if path.is_file()), None)
+        return None if path is None else read_plan(path)
+
+    def set_plan_aside(self) -> None:
+        """Take the plan's name away, so that a kill before the new plan is written loses neither of them."""
+        if self.plan_path.is_file():
+            self.plan_path.replace(self.aside_path)
+
+    def read_fingerprint(self) -> Fingerprint:
+        """The measured facts that the plan was made from."""
+        try:
+            text = self.fingerprint_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.fingerprint_path}: cannot be read ({error}). Run `medmamba plan` again."
+            ) from error
+        return Fingerprint.from_json(text, source=str(self.fingerprint_path))
 
     def read_splits(self) -> list[dict[str, list[str]]]:
         """Training and validation case ids of each fold."""

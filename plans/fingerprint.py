@@ -23,8 +23,12 @@ PIXEL_SPACING = (999.0, 1.0, 1.0)
 MAX_SPACING_MM = 1000.0
 """A larger distance between voxels is a broken header, not an image of a patient."""
 
-FOREGROUND_SAMPLES = 10_000_000
-"""Foreground voxels drawn per channel over the whole dataset, in equal shares per case."""
+FOREGROUND_SAMPLES = 2_000_000
+"""Foreground voxels drawn per channel over the whole dataset, in equal shares per case: enough to know the mean to a
+thousandth of the standard deviation and the 0.5 % percentile from 10 000 voxels below it."""
+
+HISTOGRAM_BINS = 40
+"""Equal bins between the percentiles 0.5 and 99.5."""
 
 SEED = 1234
 """Seed of the foreground sample. Source: nnU-Net 2.8.1, fingerprint_extractor."""
@@ -44,6 +48,8 @@ class ChannelIntensity(Record):
     percentile_99_5: float
     percentiles: dict[str, float] = Field(default_factory=dict)
     """Further percentiles, keyed by their number ("5", "25", ...); for people and quality control."""
+    histogram: list[int] = Field(default_factory=list)
+    """Voxels in equal bins between the percentiles 0.5 and 99.5."""
 
 
 class CaseStats(Record):
@@ -65,6 +71,8 @@ class CaseStats(Record):
     """Number of connected components per label name, where counted."""
     label_centre_mm: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
     """World position (x, y, z) of the centre of mass of each present label, RAS+ millimetres."""
+    foreground_intensity: list[tuple[float, float, float]] = Field(default_factory=list)
+    """Percentiles 0.5, 50 and 99.5 of the foreground voxels, per channel; empty without foreground."""
     annotated_labels: list[str] | None = None
     """Names of the labels that were annotated in this case; None: all of them."""
     image_hash: str | None = None
@@ -227,6 +235,7 @@ def channel_intensity(values: np.ndarray) -> ChannelIntensity:
     sample = np.asarray(values, dtype=np.float64).ravel()
     further = (5, 10, 25, 75, 90, 95)
     low, median, high, *others = np.percentile(sample, (0.5, 50.0, 99.5, *further))
+    counts, _ = np.histogram(sample, bins=HISTOGRAM_BINS, range=(low, high) if high > low else None)
     return ChannelIntensity(
         mean=float(sample.mean()),
         median=float(median),
@@ -236,6 +245,7 @@ def channel_intensity(values: np.ndarray) -> ChannelIntensity:
         percentile_00_5=float(low),
         percentile_99_5=float(high),
         percentiles={str(number): float(value) for number, value in zip(further, others, strict=True)},
+        histogram=counts.tolist(),
     )
 
 

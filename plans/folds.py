@@ -6,7 +6,6 @@ never split between the two.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
@@ -55,19 +54,26 @@ def make_folds(
 
 
 def folds_of(
-    fingerprint: Fingerprint, *, group_by: str | None = None, n_folds: int = N_FOLDS, seed: int = SEED
+    fingerprint: Fingerprint,
+    *,
+    patients: Mapping[str, str] | None = None,
+    n_folds: int = N_FOLDS,
+    seed: int = SEED,
 ) -> list[Fold]:
-    """Folds of a fingerprinted dataset: stratified by label presence, copies of one image kept together.
+    """Folds of a fingerprinted dataset: stratified by label presence, patients and copies of one image kept together.
 
-    ``group_by`` is a regular expression whose first group (or whole match) in the case id names the patient.
+    ``patients`` names the patient of a case; a case that is not in it stands alone.
     """
-    groups = merge_groups(
-        groups_by_pattern([case.case_id for case in fingerprint.cases], group_by) if group_by else {},
-        {case.case_id: case.image_hash for case in fingerprint.cases if case.image_hash},
-        [case.case_id for case in fingerprint.cases],
-    )
     present = {case.case_id: case.present_labels for case in fingerprint.cases}
-    return make_folds(list(present), labels_of=present, group_of=groups, n_folds=n_folds, seed=seed)
+    return make_folds(
+        list(present), labels_of=present, group_of=groups_of(fingerprint, patients), n_folds=n_folds, seed=seed
+    )
+
+
+def groups_of(fingerprint: Fingerprint, patients: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The group that each case must stay with: its patient, and every copy of its image."""
+    copies = {case.case_id: case.image_hash for case in fingerprint.cases if case.image_hash}
+    return merge_groups(patients or {}, copies, [case.case_id for case in fingerprint.cases])
 
 
 def groups_by_pattern(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
@@ -130,26 +136,6 @@ def nnunet_folds(case_ids: Sequence[str], *, n_folds: int = N_FOLDS, seed: int =
             )
         )
     return folds
-
-
-def read_split(text: str | bytes, *, source: str = "splits_final.json") -> list[Fold]:
-    """The folds of an own split file in nnU-Net's layout: a list of {"train": [...], "val": [...]}.
-
-    Only the layout is checked here; :func:`check_folds` compares it with the dataset.
-    """
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{source}: not valid JSON: {error}. Restore this file.") from None
-    if not isinstance(document, list) or not document:
-        raise ConfigError(f'{source}: must be a list of folds, each {{"train": [...], "val": [...]}}.')
-    for number, fold in enumerate(document):
-        if not isinstance(fold, dict) or set(fold) != {"train", "val"}:
-            raise ConfigError(f'{source}: fold {number} must have exactly the keys "train" and "val".')
-        for part, names in fold.items():
-            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise ConfigError(f"{source}: fold {number}: {part} must be a list of case ids.")
-    return [Fold(train=list(fold["train"]), val=list(fold["val"])) for fold in document]
 
 
 def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mapping[str, str] | None = None) -> None:

@@ -35,10 +35,15 @@ def edited_by_hand(configuration: Configuration) -> list[str]:
     ]
 
 
+def handmade(plan: Plan | None) -> list[str]:
+    """Names of the configurations that the planner did not make."""
+    return [] if plan is None else [name for name in plan.configurations if name not in PLANNED]
+
+
 def keep_handmade(new: Plan, old: Plan) -> Plan:
     """``new`` with the hand-made configurations of ``old``.
 
-    Raises ConfigError if one of them no longer fits (another axis order, a previous stage that is gone), or if a
+    Raises ConfigError if one of them no longer fits (other labels or axes, a previous stage that is gone), or if a
     planned configuration of ``old`` was edited under its own name, which planning anew would lose.
     """
     for name, part in old.configurations.items():
@@ -47,9 +52,14 @@ def keep_handmade(new: Plan, old: Plan) -> Plan:
                 f"configuration {name!r} was edited by hand ({changes[0]}); planning anew would lose that. Give it a "
                 f"name of its own in the plan, for example {name + '_mine'!r}, or plan into another folder."
             )
-    kept = {name: part for name, part in old.configurations.items() if name not in PLANNED}
+    kept = {name: old.configurations[name] for name in handmade(old)}
     if not kept:
         return new
+    if (old.labels, old.channel_names) != (new.labels, new.channel_names):
+        raise ConfigError(
+            f"configuration {next(iter(kept))!r} was made for other labels or channels than this dataset has. Remove "
+            f"it from the old plan, or plan into another folder."
+        )
     if old.axis_order != new.axis_order:
         raise ConfigError(
             f"configuration {next(iter(kept))!r} was made for the axis order {old.axis_order}, the new plan has "
@@ -65,7 +75,7 @@ def keep_handmade(new: Plan, old: Plan) -> Plan:
     decision = Decision(
         name="hand_made",
         value=list(kept),
-        inputs={"old_plan": old.hash()},
+        inputs={},
         rule="configurations under names of their own are carried over unchanged",
         reason="Made by hand; planning anew does not touch them.",
         source="user",

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from medmamba import __version__
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.plans.axes import axis_order, reorder
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
-from medmamba.plans.grid import Grid, Task, plan_grid
-from medmamba.plans.handmade import PLANNED, keep_handmade
+from medmamba.plans.grid import LEAST_EDGE, Grid, Task, plan_grid
+from medmamba.plans.handmade import PLANNED, handmade, keep_handmade
 from medmamba.plans.heads import one_head_per_label, partly_annotated
 from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
 from medmamba.plans.mirroring import with_mirroring
 from medmamba.plans.normalization import choose_normalization
+from medmamba.plans.options import PlanOptions
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.sides import mirror_decision, side_pairs
 from medmamba.plans.spacing import median_shape, target_spacing
@@ -53,7 +56,7 @@ def make_plan(
         spacing: target spacing in mm per canonical axis (i, j, k) instead of the rule's.
         patch_size: patch in voxels per plan axis, for the configurations with as many axes.
         batch_size: patches per batch instead of the rule's.
-        configurations: names of those to keep; default: all that apply.
+        configurations: names of those to plan; default: all that apply. Hand-made ones stay without being named.
         use_scan: False leaves the scans out of the network, for the comparison with and without.
         mirror: policy for labels with sides, see medmamba.plans.mirroring.
         regions, region_order, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries.
@@ -64,6 +67,16 @@ def make_plan(
     """
     _refuse_bad_options(fingerprint, device_memory_gb, spacing, batch_size, patch_size)
     _refuse_bad_fingerprint(fingerprint)
+    options = PlanOptions(
+        network=network,
+        device_memory_gb=device_memory_gb,
+        spacing=None if spacing is None else list(spacing),
+        patch_size=None if patch_size is None else list(patch_size),
+        batch_size=batch_size,
+        configurations=None if configurations is None else list(configurations),
+        use_scan=use_scan,
+        mirror=mirror,
+    )
     network_decision = None
     if network == "auto":
         network, network_decision = _automatic(fingerprint, device_memory_gb, spacing)
@@ -73,6 +86,7 @@ def make_plan(
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     target, spacing_decision = target_spacing(spacings, shapes)
     if spacing is not None:
+        _refuse_coarse_spacing(spacing, spacings, shapes)
         target = tuple(float(value) for value in spacing)
         spacing_decision = _given_spacing(target, spacing_decision)
     order, order_decision = axis_order(target, shapes)
@@ -92,7 +106,7 @@ def make_plan(
         use_scan=use_scan,
         batch_size=batch_size,
     )
-    wanted = _wanted(configurations)
+    wanted = _wanted(configurations, previous)
     made, decisions = _configurations(
         task, target, median, len(fingerprint.cases), patch_size, wanted, fingerprint.has_millimetres
     )
@@ -116,6 +130,7 @@ def make_plan(
         normalization=normalization,
         configurations=made,
         default_configuration=default,
+        options=options,
         decisions=[
             spacing_decision,
             order_decision,
@@ -178,6 +193,12 @@ def _configurations(
         raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
     if not made:
         raise ConfigError(_no_configuration(wanted, volumes))
+    if patch_size and all(part.spatial_dims != len(patch_size) for part in made.values()):
+        dims = next(iter(made.values())).spatial_dims
+        raise ConfigError(
+            f"patch size {'x'.join(map(str, patch_size))}: {len(patch_size)} numbers, but {', '.join(made)} is planned "
+            f"in {dims} dimensions. Nearest: {'x'.join(map(str, next(iter(made.values())).patch_size))}."
+        )
     return made, [_existence(list(made), median, low)]
 
 
@@ -259,13 +280,15 @@ def _given_spacing(target: Sequence[float], by_rule: Decision) -> Decision:
     )
 
 
-def _wanted(configurations: Sequence[str] | None) -> list[str]:
+def _wanted(configurations: Sequence[str] | None, previous: Plan | None) -> list[str]:
+    """The configurations to plan; hand-made ones may be named as well and are kept in any case."""
     if configurations is None:
         return list(PLANNED)
+    mine = handmade(previous)
     for name in configurations:
-        if name not in PLANNED:
-            raise unknown_name("configuration", name, PLANNED)
-    return list(configurations)
+        if name not in PLANNED and name not in mine:
+            raise unknown_name("configuration", name, [*PLANNED, *mine])
+    return [name for name in configurations if name in PLANNED] or list(PLANNED)
 
 
 def _no_configuration(wanted: Sequence[str], volumes: bool) -> str:
@@ -296,6 +319,22 @@ def _refuse_bad_options(
         raise ConfigError(f"batch size must be at least 1, got {batch_size}.")
     if patch_size is not None and (len(patch_size) not in (2, 3) or min(patch_size) < 1):
         raise ConfigError(f"patch size must be 2 or 3 numbers of voxels of at least 1, got {list(patch_size)}.")
+
+
+def _refuse_coarse_spacing(spacing: Sequence[float], spacings: np.ndarray, shapes: np.ndarray) -> None:
+    """A given spacing must leave voxels enough to see a shape, along every axis that has them."""
+    median = median_shape(spacings, shapes, spacing)
+    least = np.minimum(LEAST_EDGE, np.median(shapes, axis=0))
+    coarsest = np.floor(100 * np.median(shapes * spacings, axis=0) / least) / 100  # mm
+    nearest = [
+        max(0.01, float(most)) if few < enough else value
+        for value, few, enough, most in zip(spacing, median, least, coarsest, strict=True)
+    ]
+    if nearest != list(spacing):
+        raise ConfigError(
+            f"spacing {', '.join(f'{value:g}' for value in spacing)} mm: leaves {' x '.join(f'{n:g}' for n in median)} "
+            f"voxels of the median image. Nearest that leaves enough: {', '.join(f'{value:g}' for value in nearest)}."
+        )
 
 
 def _refuse_bad_fingerprint(fingerprint: Fingerprint) -> None:

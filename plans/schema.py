@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from medmamba.plans.options import PlanOptions
 from medmamba.plans.record import Record
 
 Scheme = Literal["zscore", "ct", "rescale_to_0_1", "rgb_to_0_1", "none"]
@@ -170,6 +171,8 @@ class Plan(Record):
     normalization: list[Normalization]
     configurations: dict[str, Configuration] = Field(min_length=1)
     default_configuration: str
+    options: PlanOptions | None = None
+    """What was asked for; None in plans taken over from elsewhere."""
     decisions: list[Decision]
 
     @model_validator(mode="after")

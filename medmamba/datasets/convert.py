@@ -82,7 +82,7 @@ def convert_dataset(
         warnings = [*report.warnings, *_write_test(part, spec, layout, ending, values, limits)]
         description = _nnunet_json(spec, values, ending) if layout == "nnunet" else _decathlon_json(spec, ending)
         write_json(part / "dataset.json", description)
-        if layout == "nnunet" and spec.splits:
+        if spec.splits:
             write_json(part / "splits_final.json", [{"train": list(t), "val": list(v)} for t, v in spec.splits])
     return Conversion(output, len(spec.cases), len(spec.test), values, tuple(warnings))
 

@@ -17,13 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from medmamba.datasets.description import channel_names, check_ids, label_values, parse
 from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.datasets.splits import Split, read_splits
 from medmamba.errors import InputError, InputErrors
 from medmamba.images import ending_of
 from medmamba.images.gate import brief, shown
 
 CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
-SPLITS = "splits_final.json"
 
 
 class _Listed(BaseModel):
@@ -93,9 +91,6 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
                 _find(folder / "imagesTs", file.file_ending, len(channels), problems, warnings)]  # fmt: skip
     check_ids(cases, problems)
     _overlap(cases, test, problems)
-    splits: tuple[Split, ...] = ()
-    if (folder / SPLITS).exists():
-        splits = read_splits(folder / SPLITS, [case.case_id for case in cases])
     return DatasetSpec(
         name=brief(file.name or folder.name, 100),
         folder=folder,
@@ -107,7 +102,6 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
         regions=regions,
         region_order=order,
         ignore=ignore,
-        splits=splits,
         description=file.description,
         reference=file.reference,
         licence=file.licence or file.license,

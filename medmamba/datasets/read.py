@@ -11,6 +11,7 @@ from medmamba.datasets.decathlon import read_decathlon
 from medmamba.datasets.names import inside
 from medmamba.datasets.nnunet import read_nnunet
 from medmamba.datasets.spec import DatasetSpec
+from medmamba.datasets.splits import SPLITS, read_splits
 from medmamba.datasets.strict_json import read_json
 from medmamba.datasets.table import read_table
 from medmamba.errors import InputError, InputErrors
@@ -42,6 +43,8 @@ def read_dataset(dataset: Path | str, *, strict: bool = True, allow_outside: boo
         spec = _read_folder(dataset, allow_outside)
     else:
         raise InputError(f"{shown(dataset)}: a file, not a folder. Give the folder that holds dataset.json.")
+    if (spec.folder / SPLITS).exists():
+        spec = replace(spec, splits=read_splits(spec.folder / SPLITS, [case.case_id for case in spec.cases]))
     if strict and spec.problems:
         count = len(spec.problems)
         raise InputErrors(spec.problems, summary=f"{shown(dataset)}: {count} problem(s); nothing was done.")

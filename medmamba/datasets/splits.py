@@ -12,6 +12,9 @@ from medmamba.datasets.strict_json import read_json
 from medmamba.errors import InputErrors
 from medmamba.images.gate import brief, shown
 
+SPLITS = "splits_final.json"
+"""Name of the file, beside dataset.json."""
+
 Split = tuple[tuple[str, ...], tuple[str, ...]]
 
 

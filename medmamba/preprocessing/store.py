@@ -140,7 +140,8 @@ def stored_cases(folder: Path) -> dict[str, CaseReader]:
 
 def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:
     # Made in memory and written by Python: blosc2's own file writer does not say that a disk is full.
-    codec = {"codec": blosc2.Codec.ZSTD, "clevel": 5}
+    # One thread: several would put the blocks into the frame in the order in which they happen to finish.
+    codec = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "nthreads": 1}
     return blosc2.asarray(array, chunks=chunks, cparams=codec).to_cframe()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +16,6 @@ from medmamba.plans.folds import (
     make_folds,
     merge_groups,
     nnunet_folds,
-    read_split,
 )
 
 IDS = [f"case_{number:03}" for number in range(23)]
@@ -94,26 +91,6 @@ def test_a_group_pattern_that_finds_nothing_is_refused() -> None:
 def test_nnunets_split_needs_five_cases() -> None:
     with pytest.raises(ConfigError, match="at least 5 cases, got 4"):
         nnunet_folds(IDS[:4])
-
-
-def test_an_own_split_file_is_read_in_nnunets_layout() -> None:
-    folds = make_folds(IDS)
-    assert read_split(json.dumps(folds)) == folds
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "mine.json: not valid JSON"),
-        ("{}", "mine.json: must be a list of folds"),
-        ('[{"train": []}]', 'fold 0 must have exactly the keys "train" and "val"'),
-        ('[{"train": [], "val": [3]}]', "fold 0: val must be a list of case ids"),
-    ],
-)
-def test_a_split_file_of_another_layout_says_where(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read_split(text, source="mine.json")
-    assert message in str(caught.value)
 
 
 def test_a_leaking_split_is_refused_with_every_fault() -> None:

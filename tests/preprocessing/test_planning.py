@@ -1,0 +1,152 @@
+"""`medmamba plan` as a whole: the same bytes however it runs, patients kept together, own splits and options."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import medmamba
+from medmamba.cli.main import app
+from medmamba.errors import ConfigError, InputError, InputErrors
+from medmamba.fingerprinting import places
+from medmamba.run_folder import RunFolder
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def split_names(run: Path) -> list[dict[str, list[str]]]:
+    return RunFolder(run).read_splits()
+
+
+def test_planning_twice_and_with_any_number_of_workers_gives_the_same_bytes(small_dataset, tmp_path):
+    medmamba.plan(small_dataset, tmp_path / "one", workers=1)
+    medmamba.plan(small_dataset, tmp_path / "many", workers=4)
+    one, many = files(tmp_path / "one"), files(tmp_path / "many")
+    assert one == many
+    medmamba.plan(small_dataset, tmp_path / "one", workers=3)
+    assert files(tmp_path / "one") == one
+
+
+def test_a_hand_made_configuration_survives_and_is_stored(small_dataset, tmp_path):
+    run = tmp_path / "run"
+    plan = medmamba.plan(small_dataset, run)
+    mine = plan.default.model_copy(update={"name": "mine", "batch_size": 3})
+    changed = plan.model_copy(update={"configurations": {**plan.configurations, "mine": mine}})
+    (run / "plan.json").write_text(changed.to_json())
+    again = medmamba.plan(small_dataset, run, device_memory_gb=2)
+    assert again.configurations["mine"].batch_size == 3
+    assert (run / "preprocessed" / "mine").is_dir()
+    assert medmamba.plan(small_dataset, run, configurations=["mine"]).configurations["mine"].batch_size == 3
+
+
+def test_what_if_shows_both_plans_and_writes_nothing(small_run):
+    before = files(small_run)
+    arguments = ["explain", str(small_run), "--what-if", "--patch-size 32,48,32"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    line = next(line for line in result.output.splitlines() if line.startswith("3d_fullres.patch_size"))
+    assert line.split()[1:] == ["[16,", "24,", "16]", "[32,", "48,", "32]"]
+    assert files(small_run) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("--devicememory 6GB", "Did you mean '--device-memory'"),
+        ("--device-memory", "--device-memory has no value"),
+        ("--device-memory 6QB", "'6QB' is not an amount of memory"),
+        ("", "--what-if is empty"),
+    ],
+)
+def test_a_what_if_that_cannot_be_read_says_why(small_run, text, message):
+    with pytest.raises(InputError, match=message):
+        CliRunner().invoke(app, ["explain", str(small_run), "--what-if", text], catch_exceptions=False)
+
+
+def test_network_auto_says_why(small_dataset, tmp_path):
+    plan = medmamba.plan(small_dataset, tmp_path / "run", network="auto")
+    decision = next(decision for decision in plan.decisions if decision.name == "network")
+    assert decision.value == plan.default.network.name
+    assert set(decision.inputs["typical_diameter_voxels"]) == {"Anterior", "Posterior"}
+
+
+def test_a_patients_cases_stay_in_one_fold(small_dataset, tmp_path):
+    cases = sorted(path.name.split(".")[0] for path in (small_dataset / "labelsTr").glob("*.nii.gz"))
+    table = small_dataset / "patients.csv"
+    with open(table, "w", newline="") as file:
+        csv.writer(file).writerows([["case_id", "patient"], *([name, f"p{n // 2}"] for n, name in enumerate(cases))])
+    medmamba.plan(small_dataset, tmp_path / "run", group_by="patients.csv:patient")
+    folds = split_names(tmp_path / "run")
+    assert sorted(fold["val"] for fold in folds) == [cases[:2], cases[2:]]
+    with pytest.raises(ConfigError, match="no column 'doctor'"):
+        medmamba.plan(small_dataset, tmp_path / "run2", group_by=f"{table}:doctor")
+    table.unlink()
+
+
+def test_an_own_split_is_respected_and_one_that_leaks_refused(small_dataset, tmp_path):
+    cases = sorted(path.name.split(".")[0] for path in (small_dataset / "labelsTr").glob("*.nii.gz"))
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps([{"train": cases[1:], "val": cases[:1]}]))
+    medmamba.plan(small_dataset, tmp_path / "run", splits=mine)
+    assert split_names(tmp_path / "run") == [{"train": cases[1:], "val": cases[:1]}]
+    with pytest.raises(InputErrors, match="belong to the same patient"):
+        medmamba.plan(small_dataset, tmp_path / "run2", splits=mine, group_by="hippocampus")
+    assert not (tmp_path / "run2").exists()
+
+    copied = tmp_path / "copied"  # a Decathlon folder with a split file of its own, and one image under two names
+    shutil.copytree(small_dataset, copied)
+    (copied / "splits_final.json").write_text(json.dumps([{"train": cases[1:], "val": cases[:1]}]))
+    medmamba.plan(copied, tmp_path / "run3")
+    assert split_names(tmp_path / "run3") == [{"train": cases[1:], "val": cases[:1]}]
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copy(copied / folder / f"{cases[0]}.nii.gz", copied / folder / f"{cases[1]}.nii.gz")
+    with pytest.raises(InputErrors, match="or are the same image"):
+        medmamba.plan(copied, tmp_path / "run4")
+
+
+def test_voxels_that_are_not_numbers_are_refused_or_set_to_zero_on_request(small_dataset, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(small_dataset, broken)
+    path = next((broken / "imagesTr").glob("*.nii.gz"))
+    image = nibabel.load(path)
+    array = image.get_fdata(dtype=np.float32)
+    array[3, 4, 5] = np.nan
+    nibabel.save(nibabel.Nifti1Image(array, image.affine), path)
+    with pytest.raises(InputError, match="nonfinite"):
+        medmamba.plan(broken, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    told: list[str] = []
+    medmamba.plan(broken, tmp_path / "run", nonfinite="zero", on_warning=told.append)
+    assert any("1 voxel" in line for line in told), told
+
+
+def test_a_kill_between_the_cases_and_the_plan_loses_no_hand_made_plan(small_dataset, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    plan = medmamba.plan(small_dataset, run.path)
+    run.set_plan_aside()
+    assert not run.plan_path.exists()
+    assert run.previous_plan() == plan
+
+
+def test_components_and_centres_of_labels():
+    labels = np.zeros((6, 5, 4), np.uint16)
+    labels[1, 1, 1] = labels[2, 2, 2] = 700  # corners touch: one component
+    labels[5, 4, 3] = 700
+    labels[0, 0, :] = 3
+    affine = np.diag([2.0, 1.0, 3.0, 1.0])
+    affine[:3, 3] = (10, 0, 0)
+    found = places(labels, {"far": 700, "row": 3, "absent": 9}, affine)
+    assert set(found) == {"far", "row"}
+    assert found["far"].components == 2
+    assert found["far"].centre_mm == pytest.approx((10 + 2 * 8 / 3, 7 / 3, 3 * 2))
+    assert found["row"] == (1, pytest.approx((10.0, 0.0, 4.5)))
+    assert places(labels, {"row": 3}, None)["row"].centre_mm is None
+    assert places(np.zeros_like(labels), {"far": 700}, affine) == {}
