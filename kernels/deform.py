@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,27 +83,35 @@ def deformable_conv(
         remove_center: leave out the tap at kernel_size // 2.
         backend: as in `routed_scan`.
 
-    Returns (batch, *output size, channels), float32 (float64 for float64 inputs, not with "cpp").
+    Returns (batch, *output size, channels), float32 (float64 for float64 inputs, which only
+    the torch and reference backends accept).
     """
-    geometry = _geometry(value, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
+    geometry = geometry_of(value, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
     _check(value, offset_mask, geometry)
     dtype = torch.float64 if torch.float64 in (value.dtype, offset_mask.dtype) else torch.float32
     chosen = choose_backend(backend, value.device.type, dtype)
-    if backend == "triton":
-        raise RuntimeError('deformable_conv has no Triton kernel yet: use backend "auto" or "torch" on this device.')
+    if chosen == "triton":  # reads half precision as it is and computes in float32
+        return _deform_compiled(chosen, value, offset_mask, geometry)
     value, offset_mask = value.to(dtype), offset_mask.to(dtype)
     if chosen == "cpp":
-        return _deform_cpp(value, offset_mask, geometry)
+        return _deform_compiled(chosen, value, offset_mask, geometry)
     with torch.autocast(value.device.type, enabled=False):
         return _deform_torch(value, offset_mask, geometry, bounded=chosen != "reference")
 
 
-def _deform_cpp(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
-    from medmamba.kernels.deform_cpp import deformable_conv_cpp
+def _deform_compiled(backend: str, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    if backend == "cpp":
+        from medmamba.kernels.deform_cpp import deformable_conv_cpp as run
+    else:
+        from medmamba.kernels.triton_deform import deformable_conv_triton as run
 
+    return run(value.contiguous(), offset_mask.contiguous(), *operator_options(geometry))
+
+
+def operator_options(geometry: DeformGeometry) -> tuple[Any, ...]:
+    """The geometry as the compiled operators take it."""
     sizes = (list(numbers) for numbers in (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation))
-    others = (geometry.groups, geometry.scale, geometry.remove_center)
-    return deformable_conv_cpp(value.contiguous(), offset_mask.contiguous(), *sizes, *others)
+    return (*sizes, geometry.groups, geometry.scale, geometry.remove_center)
 
 
 def offset_mask_width(groups: int, taps: int, dimensions: int = 2) -> int:
@@ -170,16 +179,17 @@ def _per_axis(name: str, number: int | Sequence[int], dims: int, smallest: int) 
     return numbers
 
 
-def _geometry(
+def geometry_of(
     value: Tensor,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
-    offset_scale: float,
-    remove_center: bool,
+    kernel_size: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
 ) -> DeformGeometry:
+    """Sizes of the deformable convolution of `value`, checked; arguments as in `deformable_conv`."""
     if value.dim() not in (4, 5):
         raise ValueError(
             f"value must be (batch, Y, X, channels) or (batch, Z, Y, X, channels), it is {tuple(value.shape)}."

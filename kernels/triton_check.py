@@ -1,23 +1,76 @@
 """Ahead-of-time compilation of the Triton kernels, without a device: ``python -m medmamba.kernels.triton_check``.
 
-Compiles every kernel for NVIDIA (sm_80, sm_90) and AMD (gfx942) and reports, for NVIDIA, what the assembler says:
-registers, bytes of stack (spills) and instructions per update in the longest loop over states. The compilers come with
-the triton package.
+Compiles every kernel for NVIDIA (sm_80, sm_90) and AMD (gfx942) and reports processor seconds and, for NVIDIA, what the
+assembler says: registers, bytes of stack (spills) and instructions per update of the scan in its longest inner loop.
+The compilers come with the triton package.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import subprocess
 import tempfile
-import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-KERNELS = ("scan_forward", "scan_backward", "pass_spans", "adjoint_spans", "pass_adjoints")
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
-_INTEGERS = {"length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks"}
-_HALF = {"x", "dt", "B", "C"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel is compiled with: sizes are 32 bit, pointers are to float32 unless said otherwise."""
+
+    module: str
+    constants: dict[str, object]
+    integers: tuple[str, ...]
+    half: tuple[str, ...]  # inputs that may be in half precision
+    kinds: dict[str, str]  # of the other arguments that are not pointers to float32
+    warps: int
+    multiples: tuple[str, ...] = ()  # sizes that the launcher finds divisible by 16; pointers are
+    exponentials: int = 0  # at least so many in the loop whose instructions are counted; 0: none is
+
+
+def kernels() -> dict[str, Kernel]:
+    """Every kernel, as it is launched."""
+    return {**_scan_kernels(), **_deform_kernels()}
+
+
+def _scan_kernels() -> dict[str, Kernel]:
+    from medmamba.kernels import triton_scan as launch
+
+    flags = ("SOFTPLUS", "HAS_D", "HAS_BIAS", "HAS_ORDER", "KEEP_OUTPUT", "HAS_INITIAL", "HAS_DLAST", "HAS_DINITIAL")
+    constants: dict[str, object] = dict.fromkeys(flags, True)
+    constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False}
+    constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE, "BD": launch.BLOCK}
+    integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
+    names = ("scan_forward", "scan_backward", "pass_spans", "adjoint_spans", "pass_adjoints")
+    half, kinds = ("x", "dt", "B", "C"), {"order": "*i32"}
+    module = "triton_kernels"
+    return {name: Kernel(module, constants, integers, half, kinds, launch.WARPS, (), launch.TILE) for name in names}
+
+
+def _deform_kernels() -> dict[str, Kernel]:
+    from medmamba.kernels import triton_deform as launch
+
+    BP, BC = launch.block_of(16)
+    common: dict[str, object] = {"GC": 16, "BP": BP, "BC": BC, "BE": 256, "REMOVE_CENTER": False}
+    integers = ("positions", "channels", "columns", "groups", "slices", "first", "iz", "iy", "ix", "oy", "ox")
+    half = ("value", "offset_mask")
+    found = {}
+    for dims in (2, 3):
+        kernel, padding = ((1, 3, 3), (0, 1, 1)) if dims == 2 else ((3, 3, 3), (1, 1, 1))
+        constants = common | {"KERNEL": kernel, "PADDING": padding, "STRIDE": (1, 1, 1), "DILATION": (1, 1, 1)}
+        constants |= {"TAPS": 3**dims, "DIMS": dims}
+        for name in ("deform_forward", "deform_offset_gradient", "tap_cells", "deform_image_gradient"):
+            kinds = {"scale": "fp32", "order": "*i64", "begins": "*i64", "cells": "*i32"}
+            found[f"{name} {dims}D"] = Kernel(
+                "triton_deform_kernels", constants, integers, half, kinds, launch.WARPS, ("channels",)
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,39 +86,43 @@ class Compiled:
     instructions_per_update: float | None
 
 
-def compile_kernel(kernel: str, target: str, dtype: str = "fp32", merged: bool = True) -> Compiled:
-    """Compile one kernel for one target. dtype (fp32, bf16, fp16) is that of x, dt, B and C."""
+def compile_kernel(kernel: str, target: str, dtype: str = "fp32", **changes: object) -> Compiled:
+    """Compile one kernel for one target. dtype (fp32, bf16, fp16) is that of the large inputs; changes: constants."""
+    compiled, seconds, what = _compile(kernel, target, dtype, **changes)
+    told = _assembly(compiled.asm["cubin"], what.exponentials) if "cubin" in compiled.asm else (None, None, None)
+    return Compiled(kernel, target, dtype, seconds, *told)
+
+
+def _processor_seconds() -> float:
+    """Of this process and the compilers that it has started: the same on a busy machine."""
+    return sum(os.times()[:4])
+
+
+def _compile(kernel: str, target: str, dtype: str, **changes: object) -> tuple[Any, float, Kernel]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from medmamba.kernels import triton_kernels, triton_scan
-
-    flags: dict[str, object] = {name: True for name in ("SOFTPLUS", "HAS_D", "HAS_BIAS", "HAS_ORDER", "KEEP_OUTPUT")}
-    flags |= {name: True for name in ("HAS_INITIAL", "HAS_DLAST", "HAS_DINITIAL")}
-    flags |= {"X_PER_ROUTE": not merged, "DY_PER_ROUTE": not merged}
-    flags |= {"T": triton_scan.TILE, "M": triton_scan.TILES_PER_SAVE, "BD": triton_scan.BLOCK}
-    function = getattr(triton_kernels, kernel)
-    kinds, constants = {}, {}
+    what = kernels()[kernel]
+    function = getattr(import_module(f"medmamba.kernels.{what.module}"), kernel.split()[0])
+    kinds, constants, hints = {}, {}, {}
     for index, name in enumerate(function.arg_names):
-        if name in flags:
+        if name in what.constants:
             kinds[name] = "constexpr"
-            constants[(index,)] = flags[name]
-        elif name in _INTEGERS:
+            constants[(index,)] = (what.constants | changes)[name]
+        elif name in what.integers:
             kinds[name] = "i32"
         else:
-            kinds[name] = "*i32" if name == "order" else f"*{dtype}" if name in _HALF else "*fp32"
-    start = time.perf_counter()
-    options = {"num_warps": triton_scan.WARPS}
-    compiled = triton.compile(
-        ASTSource(function, kinds, constants), target=GPUTarget(*TARGETS[target]), options=options
-    )
-    seconds = time.perf_counter() - start
-    told = _assembly(compiled.asm["cubin"], triton_scan.TILE) if "cubin" in compiled.asm else (None, None, None)
-    return Compiled(kernel, target, dtype, seconds, *told)
+            kinds[name] = what.kinds.get(name, f"*{dtype}" if name in what.half else "*fp32")
+        if kinds[name].startswith("*") or name in what.multiples:
+            hints[(index,)] = [["tt.divisibility", 16]]
+    start = _processor_seconds()
+    source = ASTSource(function, kinds, constants, hints)
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": what.warps})
+    return compiled, _processor_seconds() - start, what
 
 
-def _assembly(cubin: bytes, tile: int) -> tuple[int | None, int | None, float | None]:
+def _assembly(cubin: bytes, exponentials: int) -> tuple[int | None, int | None, float | None]:
     """Registers, stack bytes and instructions per update of a cubin, by the disassembler that Triton brings along."""
     import triton
 
@@ -81,7 +138,7 @@ def _assembly(cubin: bytes, tile: int) -> tuple[int | None, int | None, float | 
     stack = _number(r"STACK:(\d+)", usage.stdout)
     # The loop over states: one exponential per update, several states at a time where it is unrolled.
     main = max(_loops(listing), default=(0, 0))
-    per_update = main[0] / main[1] if main[1] >= tile else None
+    per_update = main[0] / main[1] if 0 < exponentials <= main[1] else None
     return registers, stack, per_update
 
 
@@ -110,14 +167,18 @@ def _loops(listing: str) -> list[tuple[int, int]]:
 
 def main() -> None:
     """Print a table of all kernels and targets."""
-    print(f"{'kernel':16}{'target':8}{'dtype':6}{'s':>6}{'regs':>6}{'stack':>6}{'instr/update':>14}")
-    for target in TARGETS:
-        for kernel in KERNELS:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--target", choices=list(TARGETS), help="one target instead of all")
+    arguments = parser.parse_args()
+    print(f"{'kernel':28}{'target':8}{'dtype':6}{'s':>6}{'regs':>6}{'stack':>6}{'instr/update':>14}")
+    for target in [arguments.target] if arguments.target else TARGETS:
+        for kernel in (name for name in kernels() if arguments.only in name):
             for dtype in ("fp32", "bf16"):
                 c = compile_kernel(kernel, target, dtype)
                 per = "" if c.instructions_per_update is None else f"{c.instructions_per_update:.1f}"
                 registers, stack = ("" if v is None else str(v) for v in (c.registers, c.stack_bytes))
-                print(f"{kernel:16}{target:8}{dtype:6}{c.seconds:6.1f}{registers:>6}{stack:>6}{per:>14}")
+                print(f"{kernel:28}{target:8}{dtype:6}{c.seconds:6.1f}{registers:>6}{stack:>6}{per:>14}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,41 +2,47 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import ROOT, errors, outputs_and_gradients, scan_inputs
+from scan_cases import errors, outputs_and_gradients, relative, scan_inputs
 
-from medmamba.kernels import backend_report, routed_scan
+from medmamba.kernels import backend_report, deformable_conv, routed_scan
 from medmamba.kernels.backends import why_not
+from medmamba.kernels.deform import geometry_of
+from medmamba.kernels.triton_check import TARGETS, compile_kernel, kernels
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-KERNELS = ("scan_forward", "scan_backward", "pass_spans", "adjoint_spans", "pass_adjoints")
+# Each kernel once in the default run; the other compilations are slow together.
+COMPILED = [
+    pytest.param(kernel, target, dtype, marks=() if (target, dtype) == ("sm_90", "fp32") else pytest.mark.slow)
+    for kernel in kernels()
+    for target in TARGETS
+    for dtype in ("fp32", "bf16")
+]
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(("kernel", "target", "dtype"), COMPILED)
 def test_every_kernel_compiles_ahead_of_time_without_spills(kernel, target, dtype, monkeypatch, tmp_path):
-    from medmamba.kernels.triton_check import compile_kernel
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled = compile_kernel(kernel, target, dtype)
-    assert compiled.seconds < 60  # a few seconds on a quiet machine
+    assert compiled.seconds < 20
     # ptxas gives one kernel 8 bytes of stack for alignment; spilled tiles take hundreds
     assert compiled.stack_bytes is None or compiled.stack_bytes <= 8
 
 
 @needs_triton
-def test_the_interpreted_kernels_equal_the_float64_loop():
+@pytest.mark.parametrize("what", ["scan", "deform", pytest.param("deform_golden", marks=pytest.mark.slow)])
+def test_the_interpreted_kernels_equal_the_float64_truth(what):
     here = Path(__file__).parent
-    environment = {"PYTHONPATH": f"{ROOT}:{here}", "PATH": "/usr/bin:/bin", "HOME": str(here)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, sys.path), str(here)])}
     done = subprocess.run(
-        [sys.executable, str(here / "triton_interpreted.py")],
+        [sys.executable, str(here / "triton_interpreted.py"), what],
         env=environment,
         capture_output=True,
         text=True,
@@ -101,3 +107,33 @@ def test_on_the_device_half_precision_inputs_are_computed_in_float32(dtype):
     exact = {n: v.double() if v.is_floating_point() else v for n, v in rounded.items()}
     truth = routed_scan(**exact, backend="torch")
     assert (routed_scan(**on_device).cpu() - truth).norm() <= 1e-5 * truth.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
+@pytest.mark.parametrize("image", [(37, 41), (9, 10, 11)], ids=["2d", "3d"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"groups": 2}, {"stride": 2, "dilation": 2, "padding": 2}, {"remove_center": True, "offset_scale": 0.5}],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_device_the_deformable_convolution_equals_float64(image, options, dtype):
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(2, *image, 34, generator=generator).to(dtype)
+    geometry = geometry_of(value, **options)
+    offset_mask = torch.randn(2, *geometry.output, geometry.columns + 3, generator=generator).to(dtype)
+    results = []
+    for device, kind, backend in (
+        ("cpu", torch.float64, "torch"),
+        ("cuda", dtype, "triton"),
+        ("cuda", dtype, "triton"),
+    ):
+        leaves = [tensor.to(device, kind, copy=True).requires_grad_() for tensor in (value, offset_mask)]
+        out = deformable_conv(*leaves, **options, backend=backend)
+        cotangent = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=device).reshape(out.shape)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, cotangent)])
+    for truth, found, again in zip(*results, strict=True):
+        assert torch.equal(found, again)
+        limit = 1e-4 if found.dtype == torch.float32 else 1e-2  # gradients have the dtype of their inputs
+        assert relative(found.cpu(), truth) <= limit

@@ -1,4 +1,6 @@
-"""Runs the Triton kernels in Triton's interpreter on the CPU and prints the errors against the float64 loop as JSON.
+"""Runs the Triton kernels in Triton's interpreter on the CPU and prints the errors against float64 as JSON.
+
+    python triton_interpreted.py [scan | deform | deform_golden]
 
 A program of its own, because the interpreter is chosen before Triton is imported. Tiny sizes: it takes milliseconds per
 position.
@@ -11,11 +13,12 @@ import sys
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from scan_cases import outputs_and_gradients, relative, scan_inputs
+from scan_cases import golden, outputs_and_gradients, relative, scan_inputs
 
-from medmamba.kernels import triton_scan
+from medmamba.kernels import deformable_conv, triton_deform, triton_scan
+from medmamba.kernels.deform import geometry_of, operator_options
 
-CASES = {
+SCANS = {
     "routes, ragged": ((1, 11, 2, 5, 2), {}, {}),
     "one state": ((1, 9, 2, 3, 1), {}, {}),
     "spans in parallel": ((1, 21, 1, 3, 2), {}, {"WANTED_PROGRAMS": 3}),
@@ -26,7 +29,7 @@ CASES = {
 NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
 
 
-def run(shape, options, sizes):
+def scan(shape, options, sizes):
     triton_scan.TILE, triton_scan.TILES_PER_SAVE, triton_scan.BLOCK = 2, 2, 16
     triton_scan.WANTED_PROGRAMS = sizes.get("WANTED_PROGRAMS", 1)
     inputs = scan_inputs(*shape, per_route=options.get("per_route", False))
@@ -44,5 +47,58 @@ def run(shape, options, sizes):
     return {name: relative(found[name], truth[name]) for name in truth}
 
 
+# batch, image, channels, options: ragged groups in 2D, stride and no centre in 3D, offsets far outside
+DEFORMS = {
+    "2d": (2, (3, 4), 6, {"groups": 2, "kernel_size": (2, 1)}),
+    "3d": (
+        1,
+        (2, 3, 2),
+        3,
+        {"kernel_size": (1, 3, 1), "padding": (0, 1, 0), "remove_center": True, "stride": (1, 2, 1)},
+    ),
+    "far": (1, (3, 3), 2, {"kernel_size": (1, 2), "padding": 0, "dilation": 2, "offset_scale": 1e4}),
+}
+
+
+def deform(value, offset_mask, options, dout, truth):
+    """Errors of output and gradients; truth: output, gradients of value and offset_mask."""
+    arguments = operator_options(geometry_of(value, **options))
+    value, offset_mask, dout = value.float(), offset_mask.float(), dout.float()
+    triton_deform.TILE_ELEMENTS, triton_deform.WIDEST_BLOCK, triton_deform.ENTRIES_AT_ONCE = 64, 4, 50
+    out = triton_deform.forward(value, offset_mask, *arguments)
+    found = (out, *triton_deform.backward(dout, value, offset_mask, *arguments))
+    names = ("out", "value", "offset_mask")
+    return {name: relative(*both) for name, *both in zip(names, found, truth, strict=True)}
+
+
+def deform_case(batch, image, channels, options):
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(batch, *image, channels, generator=generator, dtype=torch.float64, requires_grad=True)
+    geometry = geometry_of(value, **options)
+    shape = (batch, *geometry.output, geometry.columns + 1)  # one column of padding
+    offset_mask = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    out = deformable_conv(value, offset_mask, **options, backend="reference")
+    dout = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(out, (value, offset_mask), dout)
+    return deform(value.detach(), offset_mask.detach(), options, dout, (out.detach(), *gradients))
+
+
+def deform_golden(case):
+    tensors, told = golden("dcnv4_core.safetensors")
+    options = {"padding": "pad", "groups": "group"}
+    options = {n: told["cases"][case][options.get(n, n)] for n in ("kernel_size", "stride", "dilation", *options)}
+    options |= {"offset_scale": told["cases"][case]["offset_scale"]}
+    options |= {"remove_center": bool(told["cases"][case]["remove_center"])}
+    truth = [tensors[f"{case}/{name}"] for name in ("output", "grad/input", "grad/offset_mask")]
+    value, offset_mask, dout = (tensors[f"{case}/{name}"] for name in ("input", "offset_mask", "cotangent"))
+    return deform(value, offset_mask, options, dout, truth)
+
+
+WHAT = {
+    "scan": lambda: {name: scan(*case) for name, case in SCANS.items()},
+    "deform": lambda: {name: deform_case(*case) for name, case in DEFORMS.items()},
+    "deform_golden": lambda: {case: deform_golden(case) for case in ("case0", "case1", "case2")},
+}
+
 if __name__ == "__main__":
-    print(json.dumps({name: run(*case) for name, case in CASES.items() if len(sys.argv) < 2 or name in sys.argv[1:]}))
+    print(json.dumps(WHAT[sys.argv[1]]()))
