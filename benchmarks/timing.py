@@ -14,6 +14,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# A candidate keeps its turn at least this long, so that the first call after another candidate, with cold caches, does
+# not decide over calls of a few hundred microseconds.
+TURN_SECONDS = 0.02
+
+
 def alternate(
     candidates: dict[str, Callable[[], object]],
     rounds: int = 8,
@@ -21,7 +26,7 @@ def alternate(
     clock: Callable[[], float] = time.process_time,
     slow_seconds: float = 2.0,
 ) -> dict[str, tuple[float, float]]:
-    """Median and minimum seconds of each candidate over rounds in which each runs once.
+    """Median and minimum seconds per call of each candidate over rounds in which each has one turn.
 
     A candidate that takes longer than `slow_seconds` is run twice in all.
     """
@@ -30,11 +35,17 @@ def alternate(
         for name, run in candidates.items():
             if turn > 1 and min(times[name]) > slow_seconds:
                 continue
-            start = clock()
-            run()
-            times[name].append(clock() - start)
+            times[name].append(_seconds_per_call(run, clock))
     kept = {name: values[warmup:] or values for name, values in times.items()}
     return {name: (statistics.median(values), min(values)) for name, values in kept.items()}
+
+
+def _seconds_per_call(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    start, calls = clock(), 0
+    while calls == 0 or clock() - start < TURN_SECONDS:
+        run()
+        calls += 1
+    return (clock() - start) / calls
 
 
 def machine() -> dict[str, str]:

@@ -13,16 +13,20 @@ from torch import Tensor
 from torch.nn.functional import softplus as softplus_of
 from torch.utils.checkpoint import checkpoint
 
-from medmamba.kernels.reference import gather_routes, scatter_routes
+from medmamba.kernels.reference import gather_routes, passes_on, scatter_routes
 
 # Elements of the largest intermediate (B, chunk, K, D, N); 2^22 float32 are 16 MiB, and about six are alive at once.
 CHUNK_ELEMENTS = 1 << 22
 LONGEST_CHUNK = 256
 
 
-def _chunk(delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _chunk(
+    delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, goes_on: Tensor | None, h: Tensor
+) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, K, D) and last state (B, K, D, N) of T positions that start from state h."""
     a = torch.exp(delta.unsqueeze(-1) * A)  # (B, T, K, D, N)
+    if goes_on is not None:
+        a = a * goes_on[..., None, None]
     b = (delta * x).unsqueeze(-1) * B.unsqueeze(3)
     b = torch.cat([b[:, :1] + a[:, :1] * h.unsqueeze(1), b[:, 1:]], 1)
     reach = 1
@@ -43,6 +47,7 @@ def routed_scan_chunked(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    segments: Tensor | None,
     softplus: bool,
     merge: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -57,10 +62,12 @@ def routed_scan_chunked(
     h = x.new_zeros(batch, K, channels, A.shape[-1]) if initial_state is None else initial_state  # (B, K, D, N)
     chunk = max(1, min(LONGEST_CHUNK, CHUNK_ELEMENTS // max(1, h.numel()), length))
     learning = torch.is_grad_enabled() and any(v.requires_grad for v in (delta, x, A, B, C, h))
+    goes_on = passes_on(segments, routes, K)
     outputs = []
     for start in range(0, length, chunk):
         part = slice(start, start + chunk)
-        arguments = (delta[:, part], x[:, part], A, B[:, part], C[:, part], h)
+        going = None if goes_on is None else goes_on[:, part]
+        arguments = (delta[:, part], x[:, part], A, B[:, part], C[:, part], going, h)
         if learning and length > chunk:
             y, h = checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:

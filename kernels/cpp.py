@@ -12,7 +12,7 @@ from torch import Tensor
 from medmamba.kernels import library as lib
 
 # Sizes that csrc/abi.h fixes: positions per saved state, and the padding of channels in `saved`.
-TILE = 64
+TILE = 32
 PAD = 16
 
 _STATUS = {
@@ -38,6 +38,10 @@ def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _if_any(tensor: Tensor) -> int | None:
+    return tensor.data_ptr() if tensor.numel() else None
+
+
 def _arguments(
     x: Tensor,
     dt: Tensor,
@@ -48,6 +52,8 @@ def _arguments(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    z: Tensor | None,
+    segments: Tensor | None,
     softplus: bool,
     merge: bool,
 ) -> lib.ScanArguments:
@@ -55,7 +61,7 @@ def _arguments(
     return lib.ScanArguments(
         *(batch, length, K, channels, A.shape[-1]),
         *(softplus, merge, x.dim() == 4, torch.get_num_threads()),
-        *(_at(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state)),
+        *(_at(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)),
     )
 
 
@@ -84,28 +90,32 @@ def routed_scan_cpp(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    z: Tensor | None,
+    segments: Tensor | None,
     softplus: bool,
     merge: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, last state and, if `save`, the states at the tile starts that the backward pass needs."""
-    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state)]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output, last state and, if `save`, what the backward pass needs: states at the tile starts, y before the gate."""
+    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)]
     y = dt.new_empty(_output_shape(dt, merge))
     last = dt.new_empty(_state_shape(dt, A))
     saved = dt.new_empty(_saved_shape(dt, A) if save else (0,))
+    plain = dt.new_empty(y.shape if save and z is not None else (0,))
     arguments = _arguments(*inputs, softplus, merge)  # type: ignore[arg-type,call-arg]
     arguments.y, arguments.last = y.data_ptr(), last.data_ptr()
-    arguments.saved = saved.data_ptr() if save else None
+    arguments.saved, arguments.plain = _if_any(saved), _if_any(plain)
     _raise_status(lib.cpu_library().mm_scan_forward(arguments))
-    return y, last, saved
+    return y, last, saved, plain
 
 
 @routed_scan_cpp.register_fake
-def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, softplus, merge, save):
+def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, softplus, merge, save):
     return (
         dt.new_empty(_output_shape(dt, merge)),
         dt.new_empty(_state_shape(dt, A)),
         dt.new_empty(_saved_shape(dt, A) if save else (0,)),
+        dt.new_empty(_output_shape(dt, merge) if save and z is not None else (0,)),
     )
 
 
@@ -122,19 +132,23 @@ def routed_scan_cpp_backward(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    z: Tensor | None,
+    segments: Tensor | None,
     saved: Tensor,
+    plain: Tensor,
     softplus: bool,
     merge: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state; empty where the input is None."""
-    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state)]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, z; empty where the input is None."""
+    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)]
     dy, dlast = dy.contiguous(), _ready(dlast)
-    gradients = _gradients(x, dt, A, B, C, D, dt_bias, initial_state)
+    gradients = _gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
     arguments = lib.ScanGradients(_arguments(*inputs, softplus, merge))  # type: ignore[arg-type,call-arg]
-    arguments.s.saved = saved.data_ptr()
+    arguments.s.saved, arguments.s.plain = saved.data_ptr(), _if_any(plain)
     arguments.dy, arguments.dlast = dy.data_ptr(), _at(dlast)
-    for name, gradient in zip(("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial"), gradients, strict=True):
-        setattr(arguments, name, gradient.data_ptr() if gradient.numel() else None)
+    names = ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial", "dz")
+    for name, gradient in zip(names, gradients, strict=True):
+        setattr(arguments, name, _if_any(gradient))
     _raise_status(lib.cpu_library().mm_scan_backward(arguments))
     return gradients
 
@@ -146,29 +160,27 @@ def _gradients(*inputs: Tensor | None):
 
 
 @routed_scan_cpp_backward.register_fake
-def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, saved, softplus, merge):
-    return _gradients(x, dt, A, B, C, D, dt_bias, initial_state)
+def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, saved, plain, softplus, merge):
+    return _gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
 
 
 def _remember(ctx, inputs, output) -> None:
-    x, dt, A, B, C, D, dt_bias, routes, initial_state, softplus, merge, save = inputs
+    *tensors, softplus, merge, save = inputs
     if not save:
         raise RuntimeError("routed_scan was called with save=False, but a gradient is wanted.")
-    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, routes, initial_state, output[2])
+    ctx.save_for_backward(*tensors, *output[2:])
     ctx.softplus, ctx.merge = softplus, merge
 
 
-def _backward(ctx, dy, dlast, dsaved):
-    x, dt, A, B, C, D, dt_bias, routes, initial_state, saved = ctx.saved_tensors
+def _backward(ctx, dy, dlast, dsaved, dplain):
+    saved = ctx.saved_tensors  # the eleven inputs, then what the forward pass saved
+    dt, D, dt_bias, initial_state, z = (saved[i] for i in (1, 5, 6, 8, 9))
     if dy is None:
         dy = dt.new_zeros(_output_shape(dt, ctx.merge))
-    arguments = (dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, saved, ctx.softplus, ctx.merge)
-    dx, ddt, dA, dB, dC, dD, dbias, dinitial = routed_scan_cpp_backward(*arguments)
-    optional = [
-        None if value is None else gradient
-        for value, gradient in ((D, dD), (dt_bias, dbias), (initial_state, dinitial))
-    ]
-    return dx, ddt, dA, dB, dC, optional[0], optional[1], None, optional[2], None, None, None
+    dx, ddt, dA, dB, dC, *rest = routed_scan_cpp_backward(dy, dlast, *saved, ctx.softplus, ctx.merge)
+    optional = (D, dt_bias, initial_state, z)
+    dD, dbias, dinitial, dz = (None if v is None else gradient for v, gradient in zip(optional, rest, strict=True))
+    return dx, ddt, dA, dB, dC, dD, dbias, None, dinitial, dz, None, None, None, None
 
 
 routed_scan_cpp.register_autograd(_backward, setup_context=_remember)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import sys
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _int, _int64, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
@@ -19,7 +20,7 @@ class ScanArguments(ctypes.Structure):
         *((name, _int64) for name in ("batch", "length", "routes", "channels", "states")),
         *((name, _int) for name in ("softplus", "merge", "x_per_route", "threads")),
         *((name, _pointer) for name in ("x", "dt", "A", "B", "C", "D", "bias", "order", "initial")),
-        *((name, _pointer) for name in ("y", "last", "saved")),
+        *((name, _pointer) for name in ("z", "segments", "y", "plain", "last", "saved")),
     )
 
 
@@ -29,7 +30,7 @@ class ScanGradients(ctypes.Structure):
     _fields_ = (
         ("s", ScanArguments),
         *((name, _pointer) for name in ("dy", "dlast")),
-        *((name, _pointer) for name in ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial")),
+        *((name, _pointer) for name in ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial", "dz")),
     )
 
 
@@ -51,6 +52,21 @@ def candidates() -> list[Path]:
     folders += [Path(entry or ".") / "medmamba" / "kernels" for entry in sys.path]
     names = ["_cpu.so", *(f"_cpu{suffix}" for suffix in EXTENSION_SUFFIXES)]
     return [folder / name for folder in dict.fromkeys(folders) for name in dict.fromkeys(names)]
+
+
+def _share_openmp(library: ctypes.CDLL) -> None:
+    """Let the kernels run on the OpenMP threads that torch has loaded, see csrc/pool.cpp.
+
+    Not in a worker of a data loader: OpenMP hangs in a forked child whose parent has used it.
+    """
+    if multiprocessing.parent_process() is not None:
+        return
+    try:
+        process = ctypes.CDLL(None)
+        functions = [ctypes.cast(process[name], _pointer) for name in ("GOMP_parallel", "omp_get_thread_num")]
+    except (AttributeError, OSError, TypeError):  # another OpenMP, or none: the kernels have threads of their own
+        return
+    library.mm_use_openmp(*functions)
 
 
 @cache
@@ -76,6 +92,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library.mm_scan_backward.argtypes = (ctypes.POINTER(ScanGradients),)
         library.mm_deform_forward.argtypes = (ctypes.POINTER(DeformArguments),)
         library.mm_deform_backward.argtypes = (ctypes.POINTER(DeformArguments),)
+        _share_openmp(library)
         return library, str(path)
     if refused:
         return None, "the compiled library could not be used (" + "; ".join(refused) + ")"

@@ -7,7 +7,6 @@ A thin wrapper around `routed_scan`: groups of B and C become routes in raster o
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import silu
 
 from medmamba.kernels.scan import routed_scan
 
@@ -45,6 +44,8 @@ def selective_scan(
         raise ValueError(f"A must be (D, N) with D = {channels}, it is {tuple(A.shape)}.")
     if A.is_complex():
         raise TypeError("A is complex: complex state matrices are not supported, use real ones.")
+    if z is not None and z.shape != u.shape:
+        raise ValueError(f"z must have the shape of u, {tuple(u.shape)}, it is {tuple(z.shape)}.")
     states = A.shape[1]
     constant = B.dim() == 2 or C.dim() == 2
     groups = channels if constant else max(_groups("B", B), _groups("C", C))
@@ -63,13 +64,10 @@ def selective_scan(
         softplus=delta_softplus,
         merge=False,
         backend=backend,
+        z=None if z is None else z.reshape(split).permute(0, 3, 1, 2),
         return_last_state=True,
     )
     y = y.reshape(batch, length, channels).transpose(1, 2)  # (batch, D, L)
-    if z is not None:
-        if z.shape != u.shape:
-            raise ValueError(f"z must have the shape of u, {tuple(u.shape)}, it is {tuple(z.shape)}.")
-        y = y * silu(z.to(y.dtype))
     y = y.to(u.dtype)
     return (y, last.reshape(batch, channels, states)) if return_last_state else y
 

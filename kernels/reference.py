@@ -28,6 +28,15 @@ def scatter_routes(value: Tensor, routes: Tensor | None) -> Tensor:
     return gather_routes(value, None if routes is None else routes.argsort(1))
 
 
+def passes_on(segments: Tensor | None, routes: Tensor | None, K: int) -> Tensor | None:
+    """1 where a visit continues its route's segment, 0 where a new one starts: (B, L, K) in the order of the visits."""
+    if segments is None:
+        return None
+    visited = gather_routes(segments.unsqueeze(2).expand(-1, -1, K), routes)
+    same = visited[:, 1:] == visited[:, :-1]
+    return torch.cat([torch.ones_like(visited[:, :1], dtype=torch.bool), same], 1)
+
+
 def routed_scan_reference(
     x: Tensor,
     dt: Tensor,
@@ -38,6 +47,7 @@ def routed_scan_reference(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    segments: Tensor | None,
     softplus: bool,
     merge: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -50,8 +60,11 @@ def routed_scan_reference(
     delta, x, B, C = (gather_routes(value, routes) for value in (delta, x, B, C))
     batch, length, K, channels = x.shape
     h = x.new_zeros(batch, K, channels, A.shape[-1]) if initial_state is None else initial_state  # (B, K, D, N)
+    goes_on = passes_on(segments, routes, K)
     outputs = []
     for step in range(length):
+        if goes_on is not None:
+            h = h * goes_on[:, step, :, None, None]
         d = delta[:, step].unsqueeze(-1)  # (B, K, D, 1)
         h = torch.exp(d * A) * h + d * x[:, step].unsqueeze(-1) * B[:, step].unsqueeze(2)
         outputs.append((h * C[:, step].unsqueeze(2)).sum(-1))  # (B, K, D)

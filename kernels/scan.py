@@ -6,6 +6,7 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from medmamba.kernels.backends import choose_backend
 from medmamba.kernels.chunked import routed_scan_chunked
@@ -29,6 +30,8 @@ def routed_scan(
     merge: bool = True,
     backend: str = "auto",
     initial_state: Tensor | None = None,
+    z: Tensor | None = None,
+    segments: Tensor | None = None,
     return_last_state: Literal[False] = False,
 ) -> Tensor: ...
 
@@ -48,6 +51,8 @@ def routed_scan(
     merge: bool = True,
     backend: str = "auto",
     initial_state: Tensor | None = None,
+    z: Tensor | None = None,
+    segments: Tensor | None = None,
     return_last_state: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -66,6 +71,8 @@ def routed_scan(
     merge: bool = True,
     backend: str = "auto",
     initial_state: Tensor | None = None,
+    z: Tensor | None = None,
+    segments: Tensor | None = None,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan K routes over the positions of an image and add up what they see.
@@ -85,6 +92,9 @@ def routed_scan(
         merge: whether the K outputs are summed.
         backend: "auto", "cpp", "triton", "torch" or "reference"; one that cannot run is an error, see `backend_report`.
         initial_state: (batch, K, channels, N), the state before the first visit; None is zero.
+        z: shape of the output; y is multiplied by silu(z), after the sum over the routes.
+        segments: integers (batch, L), the sample that each position belongs to (mamba_ssm's seq_idx): a state starts
+            from zero where the segment of a visit differs from that of the visit before.
         return_last_state: whether the state after the last visit is returned as well.
 
     Returns y, (batch, L, channels) if merged, else (batch, L, K, channels), in spatial order, and, if asked for, the
@@ -93,44 +103,56 @@ def routed_scan(
 
     Source: Gu and Dao 2023, arXiv:2312.00752; several routes: Liu et al. 2024 (VMamba), arXiv:2401.10166.
     """
-    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "initial_state": initial_state}
-    _check_shapes(named, routes)
-    _check_kinds(named, routes)
+    named = {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "dt_bias": dt_bias,
+        "initial_state": initial_state,
+        "z": z,
+    }
+    integers = {"routes": routes, "segments": segments}
+    _check_shapes(named | integers, merge)
+    _check_kinds(named, integers)
     dtype = torch.float64 if any(v is not None and v.dtype == torch.float64 for v in named.values()) else torch.float32
     chosen = choose_backend(backend, x.device.type, dtype)
     # The Triton kernels read half precision as it is and compute in float32: half the traffic.
     kept = ("x", "dt", "B", "C") if chosen == "triton" else ()
     tensors = [v if v is None or name in kept else v.to(dtype) for name, v in named.items()]
-    order = None if routes is None else routes.to(device=x.device, dtype=torch.int32)
-    *inputs, state = tensors
-    if chosen in ("cpp", "triton"):
-        y, last = _run_compiled(chosen, inputs, order, state, softplus, merge)
+    order, parts = (v if v is None else v.to(device=x.device, dtype=torch.int32) for v in (routes, segments))
+    *inputs, state, gate = tensors
+    if chosen == "cpp":
+        y, last = _run_compiled(chosen, (*inputs, order, state, gate, parts), softplus, merge)
+        return (y, last) if return_last_state else y
+    if order is not None:
+        _check_permutations(order)
+    if chosen == "triton":
+        y, last = _run_compiled(chosen, (*inputs, order, state, parts), softplus, merge)
     else:
-        if order is not None:
-            _check_permutations(order)
         run = routed_scan_reference if chosen == "reference" else routed_scan_chunked
         with torch.autocast(x.device.type, enabled=False):
-            y, last = run(*inputs, order, state, softplus, merge)  # type: ignore[arg-type,call-arg]
+            y, last = run(*inputs, order, state, parts, softplus, merge)  # type: ignore[arg-type,call-arg]
+    if gate is not None:
+        y = y * silu(gate)
     return (y, last) if return_last_state else y
 
 
 def _run_compiled(
-    backend: str, inputs: list[Tensor | None], routes: Tensor | None, state: Tensor | None, softplus: bool, merge: bool
+    backend: str, tensors: tuple[Tensor | None, ...], softplus: bool, merge: bool
 ) -> tuple[Tensor, Tensor]:
     if backend == "cpp":
         from medmamba.kernels.cpp import routed_scan_cpp as run
     else:
         from medmamba.kernels.triton_op import routed_scan_triton as run
-
-        if routes is not None:
-            _check_permutations(routes)
-    learning = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (*inputs, state))
-    ready = [None if value is None else value.contiguous() for value in (*inputs, routes, state)]
-    y, last, _ = run(*ready, softplus, merge, learning)
+    learning = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
+    y, last, *_ = run(*(None if value is None else value.contiguous() for value in tensors), softplus, merge, learning)
     return y, last
 
 
-def _check_shapes(named: dict[str, Tensor | None], routes: Tensor | None) -> None:
+def _check_shapes(named: dict[str, Tensor | None], merge: bool) -> None:
     dt, A = named["dt"], named["A"]
     assert dt is not None
     assert A is not None
@@ -151,6 +173,11 @@ def _check_shapes(named: dict[str, Tensor | None], routes: Tensor | None) -> Non
         "D": ("(K, channels)", (K, channels)),
         "dt_bias": ("(K, channels)", (K, channels)),
         "initial_state": ("(batch, K, channels, N)", (batch, K, channels, N)),
+        "z": ("(batch, L, channels)", (batch, length, channels))
+        if merge
+        else ("(batch, L, K, channels)", (batch, length, K, channels)),
+        "routes": ("(K, L)", (K, length)),
+        "segments": ("(batch, L)", (batch, length)),
     }
     for name, (words, shape) in expected.items():
         value = named[name]
@@ -158,8 +185,6 @@ def _check_shapes(named: dict[str, Tensor | None], routes: Tensor | None) -> Non
             raise ValueError(
                 f"{name} must be {words} = {shape} to fit dt {tuple(dt.shape)}, it is {tuple(value.shape)}."
             )
-    if routes is not None and tuple(routes.shape) != (K, length):
-        raise ValueError(f"routes must be (K, L) = {(K, length)}, it is {tuple(routes.shape)}.")
     for name, size in (("batch", batch), ("L", length), ("K", K), ("channels", channels), ("N", N)):
         if size == 0:
             raise ValueError(f"{name} is 0: routed_scan needs at least one of each, dt is {tuple(dt.shape)}.")
@@ -167,7 +192,7 @@ def _check_shapes(named: dict[str, Tensor | None], routes: Tensor | None) -> Non
         raise ValueError(f"N = {N} states per channel; at most {LARGEST_STATE} are supported.")
 
 
-def _check_kinds(named: dict[str, Tensor | None], routes: Tensor | None) -> None:
+def _check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | None]) -> None:
     x = named["x"]
     assert x is not None
     for name, value in named.items():
@@ -179,8 +204,9 @@ def _check_kinds(named: dict[str, Tensor | None], routes: Tensor | None) -> None
             raise TypeError(f"{name} must be floating point, it is {value.dtype}.")
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device} and x on {x.device}: bring them to one device.")
-    if routes is not None and (routes.is_floating_point() or routes.is_complex() or routes.dtype == torch.bool):
-        raise TypeError(f"routes must be integers, they are {routes.dtype}.")
+    for name, value in integers.items():
+        if value is not None and (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool):
+            raise TypeError(f"{name} must be integers, they are {value.dtype}.")
 
 
 def _check_permutations(routes: Tensor) -> None:

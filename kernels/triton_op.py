@@ -23,18 +23,21 @@ def routed_scan_triton(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    segments: Tensor | None,
     softplus: bool,
     merge: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state and, if `save`, the states that the backward pass needs. Routes must be permutations."""
+    if segments is not None:
+        raise NotImplementedError('The Triton kernels do not know segments yet: use backend="torch" for them.')
     inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state)
     y, last, states = triton_scan.forward(*inputs, softplus, merge)  # type: ignore[arg-type, call-arg]
     return y, last, states if save else states.new_empty(0)
 
 
 @routed_scan_triton.register_fake
-def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, softplus, merge, save):
+def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, softplus, merge, save):
     batch, length, _, channels = dt.shape
     return (
         dt.new_empty((batch, length, channels) if merge else dt.shape, dtype=torch.float32),
@@ -86,7 +89,7 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy, dlast, dstates):
-    *inputs, states = ctx.saved_tensors
+    *inputs, _, states = ctx.saved_tensors
     dt, D, dt_bias, initial_state = inputs[1], inputs[5], inputs[6], inputs[8]
     if dy is None:
         batch, length, _, channels = dt.shape
@@ -97,7 +100,7 @@ def _backward(ctx, dy, dlast, dstates):
         None if value is None else gradient
         for value, gradient in ((D, dD), (dt_bias, dbias), (initial_state, dinitial))
     )
-    return dx, ddt, dA, dB, dC, dD, dbias, None, dinitial, None, None, None
+    return dx, ddt, dA, dB, dC, dD, dbias, None, dinitial, None, None, None, None
 
 
 routed_scan_triton.register_autograd(_backward, setup_context=_remember)

@@ -1,9 +1,9 @@
-// The C interface of the CPU kernels: plain structs and functions, read by ctypes in medmamba/kernels/cpu.py.
+// The C interface of the CPU kernels: plain structs and functions, read by ctypes in medmamba/kernels/library.py.
 // Any change of a struct or of a meaning below raises MM_ABI_VERSION; the loader refuses another version.
 #pragma once
 #include <stdint.h>
 
-#define MM_ABI_VERSION 2
+#define MM_ABI_VERSION 3
 
 #if defined(_WIN32)
 #define MM_EXPORT extern "C" __declspec(dllexport)
@@ -36,13 +36,16 @@ struct MmScan {
     const float* bias;   // (k, d) or null
     const int32_t* order;  // (k, l) or null for raster order
     const float* initial;  // (b, k, d, n) or null for zeros
+    const float* z;        // shape of y, or null: y is multiplied by silu(z)
+    const int32_t* segments;  // (b, l), or null: the state starts from zero where a visit's value differs from the last one's
     float* y;
+    float* plain;        // null, or y before the gate, which the backward pass needs if there is one
     float* last;         // (b, k, d, n) or null: the state after the last position
     float* saved;        // null, or the states at the start of each tile, mm_saved_floats() long
 };
 
 struct MmScanGrad {
-    struct MmScan s;     // the same inputs; y is not read, saved is
+    struct MmScan s;     // the same inputs; y is not read, saved and plain are
     const float* dy;     // shape of y
     const float* dlast;  // shape of last or null
     float* dx;
@@ -53,6 +56,7 @@ struct MmScanGrad {
     float* dD;           // or null
     float* dbias;        // or null
     float* dinitial;     // or null
+    float* dz;           // or null
 };
 
 // Deformable convolution. Axes are z, y, x; in two dimensions the sizes of z are 1 and its padding 0.
@@ -80,6 +84,6 @@ struct MmIsa {
 };
 
 // Length of a time tile; states are saved once per tile.
-#define MM_TILE 64
+#define MM_TILE 32
 // Channels are padded to a multiple of this in `saved`, whatever the vector width.
 #define MM_PAD 16

@@ -1,7 +1,11 @@
-// A small pool of threads for the kernels. Not OpenMP: its pool hangs in a forked child whose parent has used it,
-// which is how data loaders start their workers. Here a child sees that the pool belongs to another process and
-// starts its own.
+// Threads for the kernels. Best are torch's own: OpenMP's idle threads spin for a while, so a second pool beside it gets
+// half a core just after every torch operation. medmamba/kernels/library.py hands over the OpenMP functions that torch
+// has loaded. OpenMP hangs in a forked child whose parent has used it, which is how data loaders start their workers;
+// there, and where torch has no OpenMP, a small pool of our own works, which sees that it belongs to another process
+// and starts anew.
 #include "pool.h"
+
+#include "abi.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -121,10 +125,42 @@ Pool* pool_of_this_process() {
     return pool;
 }
 
+// GOMP_parallel and omp_get_thread_num of the OpenMP library that torch uses, and the process they were found in.
+using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+using OpenMpThread = int (*)();
+OpenMpParallel openmp_parallel = nullptr;
+OpenMpThread openmp_thread = nullptr;
+long openmp_owner = 0;
+
+struct Team {
+    std::atomic<int64_t> next;
+    int64_t tasks;
+    MmTask run;
+    void* context;
+};
+
+void team_member(void* data) {
+    Team& team = *static_cast<Team*>(data);
+    const int worker = openmp_thread();
+    for (int64_t task; (task = team.next.fetch_add(1, std::memory_order_relaxed)) < team.tasks;)
+        team.run(team.context, task, worker);
+}
+
 }  // namespace
+
+extern "C" MM_EXPORT void mm_use_openmp(OpenMpParallel parallel, OpenMpThread thread) {
+    openmp_parallel = parallel;
+    openmp_thread = thread;
+    openmp_owner = static_cast<long>(MM_GETPID());
+}
 
 void mm_parallel(int threads, int64_t tasks, MmTask run, void* context) {
     if (threads > tasks) threads = static_cast<int>(tasks);
+    if (threads > 1 && openmp_parallel != nullptr && openmp_owner == static_cast<long>(MM_GETPID())) {
+        Team team{{0}, tasks, run, context};
+        openmp_parallel(team_member, &team, static_cast<unsigned>(threads), 0);
+        return;
+    }
     Pool* pool = threads > 1 ? pool_of_this_process() : nullptr;
     if (pool == nullptr) {
         for (int64_t task = 0; task < tasks; ++task) run(context, task, 0);

@@ -20,6 +20,7 @@ struct Layout {
     int64_t blocks;        // channel blocks of W
     int64_t tiles;         // time tiles
     int64_t padded;        // channels, padded as in `saved`
+    Layout() = default;
     explicit Layout(const MmScan& s)
         : blocks((s.channels + W - 1) / W),
           tiles((s.length + T - 1) / T),
@@ -74,8 +75,8 @@ bool decays_only(const MmScan& s) {
 // Where the rows of one batch entry and route begin, and how far apart neighbours in space lie.
 struct Rows {
     const int32_t* order;
-    int64_t x, x_step, dt, dt_step, bc, bc_step, y, y_step;
-    Rows(const MmScan& s, int64_t b, int64_t k) {
+    int64_t b, x, x_step, dt, dt_step, bc, bc_step, y, y_step;
+    Rows(const MmScan& s, int64_t b, int64_t k) : b(b) {
         const int64_t K = s.routes, D = s.channels, N = s.states;
         const int64_t in_each = K * D;
         order = s.order == nullptr ? nullptr : s.order + k * s.length;
@@ -91,12 +92,27 @@ struct Rows {
     int64_t at(int64_t step) const { return order == nullptr ? step : order[step]; }
 };
 
-// The positions of one tile, and the rows of B and C there.
+// The positions of one tile, the rows of B and C there, and its runs: visits between which the state passes on.
 struct Tile {
-    int count;
+    int count, runs;
+    bool cut;           // the first run starts from zero
+    int start[T + 1];   // first visit of each run, and the end of the last
     int64_t place[T];
     const float *B[T], *C[T];
+    bool from_zero(int run) const { return run > 0 || cut; }
 };
+
+void find_runs(const int32_t* segments, const Rows& rows, int64_t start, Tile& found) {
+    found.runs = 1;
+    found.cut = false;
+    found.start[0] = 0;
+    if (segments != nullptr) {
+        found.cut = start > 0 && segments[rows.at(start - 1)] != segments[found.place[0]];
+        for (int t = 1; t < found.count; ++t)
+            if (segments[found.place[t]] != segments[found.place[t - 1]]) found.start[found.runs++] = t;
+    }
+    found.start[found.runs] = found.count;
+}
 
 void find_tile(const MmScan& s, const Rows& rows, int64_t tile, Tile& found) {
     const int64_t start = tile * T;
@@ -106,6 +122,7 @@ void find_tile(const MmScan& s, const Rows& rows, int64_t tile, Tile& found) {
         found.B[t] = s.B + rows.bc + found.place[t] * rows.bc_step;
         found.C[t] = s.C + rows.bc + found.place[t] * rows.bc_step;
     }
+    find_runs(s.segments == nullptr ? nullptr : s.segments + rows.b * s.length, rows, start, found);
 }
 
 // h[n] = 2^(delta A2[n]) h[n] + du B[n];  y += sum_n h[n] C[n], for NB states of one tile.
@@ -134,14 +151,35 @@ void forward_states(int count, const vf* delta, const vf* du, vf* y, const float
 }
 
 template <bool decays>
-void forward_tile(int count, const vf* delta, const vf* du, vf* y, const float* const* B, const float* const* C,
-                  int64_t states, const vf* A2, vf* h) {
+void forward_run(int count, const vf* delta, const vf* du, vf* y, const float* const* B, const float* const* C,
+                 int64_t states, const vf* A2, vf* h) {
     int64_t n = 0;
     for (; n + 16 <= states; n += 16) forward_states<16, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
     if (n + 8 <= states) forward_states<8, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 8;
     if (n + 4 <= states) forward_states<4, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 4;
     if (n + 2 <= states) forward_states<2, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 2;
     if (n < states) forward_states<1, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
+}
+
+// How many of `count` equal pieces per batch entry one task takes: the largest number that keeps the threads equally busy.
+// The result of the scan does not depend on it.
+int64_t even_share(int64_t count, int64_t batch, int64_t threads) {
+    int64_t best = count, shortest = INT64_MAX;
+    for (int64_t share = count; share >= 1; --share) {
+        const int64_t tasks = batch * ((count + share - 1) / share);
+        const int64_t time = (tasks + threads - 1) / threads * share;
+        if (time < shortest) shortest = time, best = share;
+    }
+    return best;
+}
+
+template <bool decays>
+void forward_tile(const Tile& tile, const vf* delta, const vf* du, vf* y, int64_t states, const vf* A2, vf* h) {
+    for (int run = 0; run < tile.runs; ++run) {
+        const int t = tile.start[run];
+        if (tile.from_zero(run)) memset(h, 0, (size_t)states * sizeof(vf));
+        forward_run<decays>(tile.start[run + 1] - t, delta + t, du + t, y + t, tile.B + t, tile.C + t, states, A2, h);
+    }
 }
 
 struct ForwardJob {
@@ -208,13 +246,17 @@ void forward_task(void* context, int64_t task, int worker) {
                     if (!same_rows) __builtin_prefetch(ahead.B[t < ahead.count ? t : 0]);
                     if (!same_rows) __builtin_prefetch(ahead.C[t < ahead.count ? t : 0]);
                 }
-                if (job.decays) forward_tile<true>(count, delta, du, y, now.B, now.C, N, A2, h);
-                else forward_tile<false>(count, delta, du, y, now.B, now.C, N, A2, h);
-                float* y_row = s.y + rows.y + channel;
-                const bool add = s.merge && k > 0;
+                if (job.decays) forward_tile<true>(now, delta, du, y, N, A2, h);
+                else forward_tile<false>(now, delta, du, y, N, A2, h);
+                const bool add = s.merge && k > 0, gate = s.z != nullptr && (!s.merge || k + 1 == s.routes);
                 for (int t = 0; t < count; ++t) {
-                    float* to = y_row + place[t] * rows.y_step;
-                    store(to, add ? load(to, lanes) + y[t] : y[t], lanes);
+                    const int64_t at = rows.y + channel + place[t] * rows.y_step;
+                    vf sum = add ? load(s.y + at, lanes) + y[t] : y[t];
+                    if (gate) {
+                        if (s.plain != nullptr) store(s.plain + at, sum, lanes);
+                        sum *= silu(load(s.z + at, lanes), table).value;
+                    }
+                    store(s.y + at, sum, lanes);
                 }
             }
         }
@@ -228,10 +270,7 @@ int forward(const MmScan* scan) {
     const MmScan& s = *scan;
     ForwardJob job{&s, Layout(s), decays_only(s), 0, 0, nullptr, nullptr};
     const int64_t threads = s.threads > 0 ? s.threads : 1;
-    job.group = job.layout.blocks;  // fewer blocks per task only to occupy the threads: the result is the same
-    if (threads > 1) job.group = (job.layout.blocks * s.batch + 2 * threads - 1) / (2 * threads);
-    if (job.group > job.layout.blocks) job.group = job.layout.blocks;
-    if (job.group < 1) job.group = 1;
+    job.group = even_share(job.layout.blocks, s.batch, threads);
     job.groups = (job.layout.blocks + job.group - 1) / job.group;
     vf* A2 = packed_decay(s, job.layout);
     job.states = allocate(threads * job.group * s.states);
@@ -336,14 +375,16 @@ struct BackwardJob {
     const MmScanGrad* g;
     Layout layout;
     bool decays;
-    int64_t group, groups;        // fixed by the shape alone: the sums over channels must not depend on the threads
+    int64_t group, groups;        // blocks per group, groups: fixed by the shape alone, so that the order in which
+                                  // channels are summed does not depend on the threads
+    int64_t share, shares;        // groups per task, tasks per batch entry
     int64_t row_floats;           // floats that hold dB and dC of one position
     int64_t first_tile, end_tile; // of this phase
-    const vf* A2;
+    const vf *A2, *zeros;         // zeros: the state from which a segment starts
     vf *carry, *dA, *rest;        // (b, k, block, n); rest is what rounding has taken from dA
     vf *dD, *dbias;               // (b, k, block)
-    float* sums;                  // per worker: dB and dC of one tile, summed over the channels of the task
-    float* partial;               // (group, b, k, position in phase, row_floats), when groups > 1
+    float* sums;                  // per worker: dB and dC of one tile, summed over all groups and over one
+    float* partial;               // (group, b, k, position in phase, row_floats), when shares > 1
 };
 
 template <bool decays, bool fresh>
@@ -359,7 +400,7 @@ struct BackwardTile {
     static void run(int count, const vf* delta, const vf* du, const vf* dy, const float* const* B,
                     const float* const* C, int64_t N, int64_t row_floats, const vf* A2, const vf* first, vf* carry,
                     vf* dA, vf* rest, vf* d_du, vf* d_delta, float* sums) {
-        vf a[T * 8], h[(T + 1) * 8];
+        alignas(64) vf a[T * 8], h[(T + 1) * 8];
         int64_t n = 0;
         for (; n + 8 <= N; n += 8)
             states<8>(count, delta, du, dy, B, C, n, row_floats, A2, first, a, h, carry, dA, rest, d_du, d_delta, sums);
@@ -376,7 +417,7 @@ struct BackwardTile {
 };
 
 void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, int64_t block, bool fresh,
-                    const Tile& now, const Tile& ahead, int64_t ahead_block, float* sums) {
+                    const Tile& now, const Tile& ahead, int64_t ahead_tile, int64_t ahead_block, float* sums) {
     const MmScanGrad& g = *job.g;
     const MmScan& s = g.s;
     const Layout& layout = job.layout;
@@ -384,15 +425,22 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     const int64_t N = s.states, channel = block * W, bk = b * s.routes + k;
     const int count = now.count;
     const int64_t* place = now.place;
-    const float *const *B = now.B, *const *C = now.C;
     const int lanes = lanes_of_block(s, block);
     const PowerTable table = power_table();
     const vf bias = s.bias == nullptr ? vf{} : load(s.bias + k * s.channels + channel, lanes);
     const vf skip = s.D == nullptr ? vf{} : load(s.D + k * s.channels + channel, lanes);
     vf x[T], delta[T], slope[T], du[T], dy[T], d_du[T], d_delta[T];
+    const float* ahead_saved = s.saved + ((bk * layout.tiles + ahead_tile) * layout.padded + ahead_block * W) * N;
+    for (int64_t n = 0; n < N; ++n) __builtin_prefetch(ahead_saved + n * W);
     for (int t = 0; t < count; ++t) {
         x[t] = load(s.x + rows.x + channel + place[t] * rows.x_step, lanes);
-        dy[t] = load(g.dy + rows.y + channel + place[t] * rows.y_step, lanes);
+        const int64_t at_y = rows.y + channel + place[t] * rows.y_step;
+        dy[t] = load(g.dy + at_y, lanes);
+        if (s.z != nullptr) {
+            const Step gate = silu(load(s.z + at_y, lanes), table);
+            if (!s.merge || k == 0) store(g.dz + at_y, dy[t] * load(s.plain + at_y, lanes) * gate.slope, lanes);
+            dy[t] *= gate.value;
+        }
         const vf raw = load(s.dt + rows.dt + channel + place[t] * rows.dt_step, lanes) + bias;
         const Step step = s.softplus ? softplus<true>(raw, table) : Step{raw, all(1.0f)};
         delta[t] = step.value;
@@ -411,19 +459,21 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     const vf* first = (const vf*)(s.saved + ((bk * layout.tiles + tile) * layout.padded + channel) * N);
     vf *carry = job.carry + at * N, *dA = job.dA + at * N, *rest = job.rest + at * N;
     const int64_t row = job.row_floats;
-    if (job.decays && fresh)
-        BackwardTile<true, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
-    else if (job.decays)
-        BackwardTile<true, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
-    else if (fresh)
-        BackwardTile<false, true>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
-    else
-        BackwardTile<false, false>::run(count, delta, du, dy, B, C, N, row, A2, first, carry, dA, rest, d_du, d_delta, sums);
+    for (int run = now.runs - 1; run >= 0; --run) {
+        const int t = now.start[run], length = now.start[run + 1] - t;
+        const vf* before = now.from_zero(run) ? job.zeros : first;
+        const auto sweep = job.decays ? (fresh ? BackwardTile<true, true>::run : BackwardTile<true, false>::run)
+                                      : (fresh ? BackwardTile<false, true>::run : BackwardTile<false, false>::run);
+        sweep(length, delta + t, du + t, dy + t, now.B + t, now.C + t, N, row, A2, before, carry, dA, rest, d_du + t,
+              d_delta + t, sums + t * row);
+        if (now.from_zero(run)) memset(carry, 0, (size_t)N * sizeof(vf));
+    }
     vf sum_bias = vf{}, sum_skip = vf{};
+    const bool once = s.x_per_route || s.routes == 1;  // nothing else is added to this dx
     for (int t = count - 1; t >= 0; --t) {
         float* dx = g.dx + rows.x + channel + place[t] * rows.x_step;
         const vf to_x = d_du[t] * delta[t] + skip * dy[t];
-        store(dx, s.x_per_route ? to_x : load(dx, lanes) + to_x, lanes);
+        store(dx, once ? to_x : load(dx, lanes) + to_x, lanes);
         const vf to_dt = (d_du[t] * x[t] + d_delta[t] * 0.69314718f) * slope[t];  // A = A2 ln 2
         store(g.ddt + rows.dt + channel + place[t] * rows.dt_step, to_dt, lanes);
         sum_bias += to_dt;
@@ -442,15 +492,18 @@ void write_row(const BackwardJob& job, int64_t row, const float* sums) {
     }
 }
 
-// One batch entry and a group of channel blocks, through all routes and the tiles of one phase.
+// One batch entry and a share of the channel groups, through all routes and the tiles of one phase. A row is read whole
+// where one task has all its channels; then the sums of the groups are added here, in the order of reduce_task.
 void backward_task(void* context, int64_t task, int worker) {
     const BackwardJob& job = *(const BackwardJob*)context;
     const MmScan& s = job.g->s;
-    const int64_t row_floats = job.row_floats, b = task / job.groups, group = task % job.groups;
-    const int64_t first = group * job.group;
-    const int64_t end = first + job.group < job.layout.blocks ? first + job.group : job.layout.blocks;
+    const int64_t row_floats = job.row_floats, b = task / job.shares, share = task % job.shares;
+    const int64_t first = share * job.share * job.group;
+    const int64_t last = first + job.share * job.group;
+    const int64_t end = last < job.layout.blocks ? last : job.layout.blocks;
     const int64_t phase_length = kPhaseTiles * T;
-    float* const own = job.sums + (int64_t)worker * T * row_floats;
+    float* const total = job.sums + (int64_t)worker * 2 * T * row_floats;
+    float* const own = total + T * row_floats;
     Tile tiles[2];
     for (int64_t k = 0; k < s.routes; ++k) {
         const Rows rows(s, b, k);
@@ -459,18 +512,28 @@ void backward_task(void* context, int64_t task, int worker) {
             const Tile& now = tiles[tile & 1];
             Tile& next = tiles[(tile + 1) & 1];
             if (tile > job.first_tile) find_tile(s, rows, tile - 1, next);
-            const int64_t start = tile * T;
-            float* sums = own;
-            if (job.groups > 1)
-                sums = job.partial + (((group * s.batch + b) * s.routes + k) * phase_length +
-                                      (start - job.first_tile * T)) * row_floats;
+            const int64_t ahead_tile = tile == job.first_tile ? tile : tile - 1;
             for (int64_t block = first; block < end; ++block) {
                 const bool same_rows = block + 1 < end;
                 const Tile& ahead = same_rows || tile == job.first_tile ? now : next;
-                backward_block(job, b, k, tile, block, block == first, now, ahead, same_rows ? block + 1 : first, sums);
+                const int64_t group = block / job.group;
+                bool fresh = block % job.group == 0;
+                float* sums = total;
+                if (job.shares > 1) {
+                    sums = job.partial + (((group * s.batch + b) * s.routes + k) * phase_length +
+                                          (tile - job.first_tile) * T) * row_floats;
+                } else if (job.group == 1) {
+                    fresh = block == 0;  // adding block after block is adding group after group
+                } else if (group > 0) {
+                    sums = own;
+                }
+                backward_block(job, b, k, tile, block, fresh, now, ahead, same_rows ? tile : ahead_tile,
+                               same_rows ? block + 1 : first, sums);
+                if (sums == own && (block + 1 == end || (block + 1) % job.group == 0))
+                    for (int64_t i = 0; i < now.count * row_floats; i += W) store(total + i, load(total + i) + load(own + i));
             }
-            if (job.groups > 1) continue;
-            for (int t = 0; t < now.count; ++t) write_row(job, rows.bc + now.place[t] * rows.bc_step, sums + t * row_floats);
+            if (job.shares > 1) continue;
+            for (int t = 0; t < now.count; ++t) write_row(job, rows.bc + now.place[t] * rows.bc_step, total + t * row_floats);
         }
     }
 }
@@ -520,27 +583,34 @@ int backward(const MmScanGrad* grad) {
     const MmScanGrad& g = *grad;
     const MmScan& s = g.s;
     const Layout layout(s);
-    BackwardJob job{grad,    layout,  decays_only(s), 0,       0,       0,       0,      0,
-                    nullptr, nullptr, nullptr,        nullptr, nullptr, nullptr, nullptr, nullptr};
+    BackwardJob job{};
+    job.g = grad;
+    job.layout = layout;
+    job.decays = decays_only(s);
     const int64_t wanted = s.batch >= 8 ? 1 : (8 + s.batch - 1) / s.batch;
     job.group = (layout.blocks + wanted - 1) / wanted;
     job.groups = (layout.blocks + job.group - 1) / job.group;
     job.row_floats = (s.states + P - 1) / P * W;
     const int64_t threads = s.threads > 0 ? s.threads : 1;
+    job.share = even_share(job.groups, s.batch, threads);
+    job.shares = (job.groups + job.share - 1) / job.share;
     const int64_t all_blocks = s.batch * s.routes * layout.blocks;
-    const int64_t phase = kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
+    const int64_t phase = job.shares > 1 && kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
     vf* A2 = packed_decay(s, layout);
+    vf* zeros = allocate(s.states);
     job.A2 = A2;
+    job.zeros = zeros;
     job.carry = allocate(all_blocks * s.states);
     job.dA = allocate(all_blocks * s.states);
     job.rest = allocate(all_blocks * s.states);
     job.dD = allocate(all_blocks);
     job.dbias = allocate(all_blocks);
-    job.sums = (float*)allocate(threads * T * job.row_floats / W);
-    if (job.groups > 1)
+    job.sums = (float*)allocate(threads * 2 * T * job.row_floats / W);
+    if (job.shares > 1)
         job.partial = (float*)allocate(job.groups * s.batch * s.routes * kPhaseTiles * T * job.row_floats / W);
-    const bool ok = A2 && job.carry && job.dA && job.rest && job.dD && job.dbias && job.sums && (job.groups == 1 || job.partial);
+    const bool ok = A2 && zeros && job.carry && job.dA && job.rest && job.dD && job.dbias && job.sums && (job.shares == 1 || job.partial);
     if (ok) {
+        memset(zeros, 0, (size_t)s.states * sizeof(vf));
         memset(job.dA, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
         memset(job.rest, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
         memset(job.dD, 0, (size_t)all_blocks * sizeof(vf));
@@ -552,11 +622,11 @@ int backward(const MmScanGrad* grad) {
             else
                 memset(job.carry + at * s.states, 0, (size_t)s.states * sizeof(vf));
         }
-        if (!s.x_per_route) memset(g.dx, 0, (size_t)(s.batch * s.length * s.channels) * sizeof(float));
+        if (!s.x_per_route && s.routes > 1) memset(g.dx, 0, (size_t)(s.batch * s.length * s.channels) * sizeof(float));
         for (job.end_tile = layout.tiles; job.end_tile > 0; job.end_tile = job.first_tile) {
             job.first_tile = job.end_tile > phase ? job.end_tile - phase : 0;
-            mm_parallel((int)threads, s.batch * job.groups, backward_task, &job);
-            if (job.groups > 1)
+            mm_parallel((int)threads, s.batch * job.shares, backward_task, &job);
+            if (job.shares > 1)
                 mm_parallel((int)threads, s.batch * s.routes * (job.end_tile - job.first_tile), reduce_task, &job);
         }
         parameter_gradients(job);
@@ -565,6 +635,7 @@ int backward(const MmScanGrad* grad) {
                 unpack(job.carry + at * s.states, at % layout.blocks, s, g.dinitial + at / layout.blocks * per_bk);
     }
     free(A2);
+    free(zeros);
     free(job.carry);
     free(job.dA);
     free(job.rest);

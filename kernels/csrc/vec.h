@@ -180,6 +180,12 @@ MM_INLINE Step softplus(vf v, const PowerTable& constants) {
     return step;
 }
 
+// silu(v) = v * logistic(v) and its derivative.
+MM_INLINE Step silu(vf v, const PowerTable& constants) {
+    const vf e = exp_of_nonpositive(at_most(v, -v), constants);
+    const vf logistic = (v < 0.0f ? e : all(1.0f)) / (1.0f + e);
+    return {v * logistic, logistic * (1.0f + v * (1.0f - logistic))};
+}
 
 // Sums over the channels. fold_pair(a, b) adds the halves of a into the first half of the result and those of b into the
 // second; finish_pairs takes MM_WIDTH / 2 such results and returns the sums of all a (first half) and all b (second half).

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-from scan_cases import outputs_and_gradients, scan_inputs
+from scan_cases import gated_in_segments, outputs_and_gradients, scan_inputs
 
 from medmamba.kernels import deformable_conv, library, offset_mask_width
 
@@ -19,7 +19,9 @@ for name in names:
     library.choose_instruction_set(name)
     for shape in [(1, 1, 1, 1, 1), (2, 65, 2, 19, 5), (1, 130, 3, 33, 17), (9, 7, 1, 4, 2), (1, 700, 1, 20, 3)]:
         for per_route, merge in itertools.product((False, True), repeat=2):
-            outputs_and_gradients(scan_inputs(*shape, per_route=per_route), "cpp", torch.float32, merge=merge)
+            inputs = scan_inputs(*shape, per_route=per_route)
+            for given in (inputs, gated_in_segments(inputs, merge)):
+                outputs_and_gradients(given, "cpp", torch.float32, merge=merge)
     inputs = scan_inputs(2, 65, 1, 19, 5)
     for left_out in ("D", "dt_bias", "routes", "initial_state"):
         del inputs[left_out]

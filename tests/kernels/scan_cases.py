@@ -57,6 +57,19 @@ def scan_inputs(
     }
 
 
+def gated_in_segments(inputs: dict[str, Tensor], merge: bool = True, seed: int = 5) -> dict[str, Tensor]:
+    """The same inputs with a gate, and cut into segments of random lengths (their ids need not rise)."""
+    generator = torch.Generator().manual_seed(seed)
+    dt = inputs["dt"]
+    batch, length, _, channels = dt.shape
+    shape = (batch, length, channels) if merge else dt.shape
+    starts = torch.rand(batch, length, generator=generator) < 0.1
+    return inputs | {
+        "z": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "segments": starts.long().cumsum(1) % 3,
+    }
+
+
 def outputs_and_gradients(inputs: dict[str, Tensor], backend: str, dtype: torch.dtype, **options) -> dict[str, Tensor]:
     """y, last state, and the gradient of a fixed random combination of both with respect to every input."""
     leaves = {

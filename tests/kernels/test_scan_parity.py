@@ -1,10 +1,12 @@
 """The scan computes the published function: golden tensors, and a float64 loop at awkward shapes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_cases import errors, golden, outputs_and_gradients, relative, scan_inputs
+from scan_cases import errors, gated_in_segments, golden, outputs_and_gradients, relative, scan_inputs
 
 from medmamba.kernels import available_backends, routed_scan, selective_scan, selective_scan_ref
 from medmamba.kernels.library import choose_instruction_set
@@ -77,13 +79,13 @@ def test_the_reference_by_its_mamba_ssm_name_is_the_reference():
     assert relative(output, TENSORS["G1/output"]) <= OUTPUT32
 
 
-SHAPES = [  # batch, L, K, channels, N: around the tile of 64 positions and the vectors of 16, 8 and 4 channels
+SHAPES = [  # batch, L, K, channels, N: around the tile of 32 positions and the vectors of 16, 8 and 4 channels
     (1, 1, 1, 1, 1),
     (2, 2, 2, 3, 2),
     (1, 31, 4, 16, 16),
     (2, 33, 3, 17, 8),
+    (2, 32, 4, 8, 24),
     (1, 63, 1, 15, 4),
-    (2, 64, 4, 8, 24),
     (1, 65, 2, 40, 1),
     (3, 130, 2, 5, 7),
     (1, 300, 2, 40, 3),
@@ -107,9 +109,35 @@ def test_outputs_and_all_gradients_equal_the_float64_loop(shape, options, per_ro
             assert error <= (1e-6 if name in ("y", "last_state") else 5e-6), (backend, name)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("merge", [True, False])
+def test_gate_and_segments_equal_the_float64_loop(shape, merge):
+    inputs = gated_in_segments(scan_inputs(*shape), merge)
+    truth = outputs_and_gradients(inputs, "reference", torch.float64, merge=merge)
+    exact = outputs_and_gradients(inputs, "torch", torch.float64, merge=merge)
+    assert max(errors(exact, truth).values()) <= 1e-12
+    for backend in FAST:
+        for name, error in errors(outputs_and_gradients(inputs, backend, torch.float32, merge=merge), truth).items():
+            assert error <= (1e-6 if name in ("y", "last_state") else 5e-6), (backend, name)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_segments_are_scans_of_their_own(backend):
+    inputs = {name: value.float() for name, value in scan_inputs(1, 90, 2, 20, 4).items()}
+    del inputs["initial_state"]
+    inputs["routes"] = torch.stack([torch.arange(90), torch.arange(89, -1, -1)])
+    borders = (0, 1, 31, 33, 90)
+    segments = torch.bucketize(torch.arange(90), torch.tensor(borders), right=True).unsqueeze(0)
+    whole = routed_scan(**inputs, segments=segments, backend=backend)
+    for start, end in itertools.pairwise(borders):
+        part = {name: value[:, start:end] if name in ("x", "dt", "B", "C") else value for name, value in inputs.items()}
+        part["routes"] = torch.stack([torch.arange(end - start), torch.arange(end - start - 1, -1, -1)])
+        torch.testing.assert_close(whole[:, start:end], routed_scan(**part, backend=backend), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(2, 65, 2, 19, 5), (1, 200, 4, 33, 16)], ids=str)
 def test_every_instruction_set_equals_the_float64_loop(shape, instruction_set):
-    inputs = scan_inputs(*shape)
+    inputs = gated_in_segments(scan_inputs(*shape))
     truth = outputs_and_gradients(inputs, "reference", torch.float64)
     found = errors(outputs_and_gradients(inputs, "cpp", torch.float32), truth)
     assert max(found.values()) <= 5e-6, found
@@ -121,10 +149,10 @@ def test_every_instruction_set_equals_the_float64_loop(shape, instruction_set):
     st.integers(0, 10_000),
     st.booleans(),
     st.booleans(),
-    st.sets(st.sampled_from(["D", "dt_bias", "initial_state", "routes"])),
+    st.sets(st.sampled_from(["D", "dt_bias", "initial_state", "routes", "z", "segments"])),
 )
 def test_any_shape_with_any_argument_left_out_equals_the_loop(shape, seed, per_route, merge, left_out):
-    inputs = scan_inputs(*shape, seed=seed, per_route=per_route)
+    inputs = gated_in_segments(scan_inputs(*shape, seed=seed, per_route=per_route), merge, seed)
     inputs = {name: value for name, value in inputs.items() if name not in left_out}
     truth = outputs_and_gradients(inputs, "torch", torch.float64, merge=merge)
     values = outputs_and_gradients(inputs, FAST[0], torch.float32, merge=merge)
@@ -137,20 +165,20 @@ def test_any_shape_with_any_argument_left_out_equals_the_loop(shape, seed, per_r
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
 def test_gradients_pass_gradcheck_in_float64(backend):
-    inputs = scan_inputs(1, 5, 2, 2, 3)
-    names = [name for name in inputs if name != "routes"]
+    inputs = gated_in_segments(scan_inputs(1, 5, 2, 2, 3))
+    inputs["segments"] = torch.tensor([[0, 0, 1, 1, 0]])
+    integers = {name: inputs[name] for name in ("routes", "segments")}
+    names = [name for name in inputs if name not in integers]
     leaves = tuple(inputs[name].requires_grad_() for name in names)
 
     def run(*values):
-        return routed_scan(
-            **dict(zip(names, values, strict=True)), routes=inputs["routes"], backend=backend, return_last_state=True
-        )
+        return routed_scan(**dict(zip(names, values, strict=True)), **integers, backend=backend, return_last_state=True)
 
     assert torch.autograd.gradcheck(run, leaves)
 
 
 def test_the_chunked_backend_is_the_same_across_chunk_borders(monkeypatch):
-    inputs = scan_inputs(2, 70, 2, 3, 4)
+    inputs = gated_in_segments(scan_inputs(2, 70, 2, 3, 4))
     whole = outputs_and_gradients(inputs, "torch", torch.float64)
     monkeypatch.setattr("medmamba.kernels.chunked.CHUNK_ELEMENTS", 2 * 2 * 3 * 4 * 7)
     assert max(errors(outputs_and_gradients(inputs, "torch", torch.float64), whole).values()) <= 1e-13

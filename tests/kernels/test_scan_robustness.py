@@ -179,6 +179,8 @@ WRONG_SHAPES = [
     ("D", (4,), r"D must be \(K, channels\) = \(3, 4\)"),
     ("dt_bias", (3, 1), r"dt_bias must be \(K, channels\)"),
     ("initial_state", (2, 3, 4), r"initial_state must be \(batch, K, channels, N\)"),
+    ("z", (2, 6, 3, 4), r"z must be \(batch, L, channels\) = \(2, 6, 4\)"),
+    ("segments", (2, 3), r"segments must be \(batch, L\) = \(2, 6\)"),
 ]
 
 
@@ -201,7 +203,7 @@ def test_routes_that_are_not_permutations_are_refused(backend, row):
 
 def test_other_wrong_arguments_are_explained():
     inputs = float32(scan_inputs(1, 4, 2, 3, 2))
-    with pytest.raises(ValueError, match=r"routes must be \(K, L\) = \(2, 4\), it is \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"routes must be \(K, L\) = \(2, 4\) .*, it is \(2, 3\)"):
         routed_scan(**{**inputs, "routes": inputs["routes"][:, :3]})
     with pytest.raises(TypeError, match=r"routes must be integers, they are torch\.float32"):
         routed_scan(**{**inputs, "routes": inputs["routes"].float()})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scan_cases import scan_inputs
+from scan_cases import gated_in_segments, scan_inputs
 
 from medmamba.kernels import routed_scan
 from medmamba.kernels.library import missing_reason
@@ -10,32 +10,33 @@ from medmamba.kernels.library import missing_reason
 pytestmark = pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason()))
 
 
-def leaves(*shape):
-    inputs = scan_inputs(*shape)
+ORDER = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state", "z", "segments")
+
+
+def leaves(*shape, merge=True):
+    inputs = gated_in_segments(scan_inputs(*shape), merge)
     return {
         name: value.float().requires_grad_() if value.is_floating_point() else value.int()
         for name, value in inputs.items()
     }
 
 
-@pytest.mark.parametrize("left_out", [(), ("D", "dt_bias", "routes", "initial_state")])
+@pytest.mark.parametrize("left_out", [(), ("D", "dt_bias", "routes", "initial_state", "z", "segments")])
 @pytest.mark.parametrize("merge", [True, False])
 def test_the_operators_pass_opcheck(left_out, merge):
     from medmamba.kernels.cpp import routed_scan_cpp, routed_scan_cpp_backward
 
-    inputs = leaves(2, 20, 2, 5, 3)
-    names = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
-    arguments = [None if name in left_out else inputs[name] for name in names]
+    inputs = leaves(2, 20, 2, 5, 3, merge=merge)
+    arguments = [None if name in left_out else inputs[name] for name in ORDER]
     torch.library.opcheck(routed_scan_cpp, (*arguments, True, merge, True))
     plain = [None if value is None else value.detach() for value in arguments]
-    y, last, saved = routed_scan_cpp(*plain, True, merge, True)
-    torch.library.opcheck(
-        routed_scan_cpp_backward, (torch.randn_like(y), torch.randn_like(last), *plain, saved, True, merge)
-    )
+    y, last, *saved = routed_scan_cpp(*plain, True, merge, True)
+    cotangents = torch.randn_like(y), torch.randn_like(last)
+    torch.library.opcheck(routed_scan_cpp_backward, (*cotangents, *plain, *saved, True, merge))
 
 
-def block(x, dt, A, B, C, D, dt_bias, routes, initial_state):
-    y = routed_scan(torch.nn.functional.silu(x), dt, A, B, C, D, dt_bias, routes, initial_state=initial_state)
+def block(x, *arguments, **named):
+    y = routed_scan(torch.nn.functional.silu(x), *arguments, **named)
     return (y * y).sum()
 
 
@@ -71,13 +72,13 @@ def test_without_gradients_no_states_are_kept():
     from medmamba.kernels.cpp import routed_scan_cpp
 
     inputs = {name: value.detach() for name, value in leaves(1, 200, 1, 16, 16).items()}
-    order = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
-    _, _, saved = routed_scan_cpp(*(inputs[name] for name in order), True, True, False)
-    assert saved.numel() == 0
+    _, _, saved, plain = routed_scan_cpp(*(inputs[name] for name in ORDER), True, True, False)
+    assert saved.numel() == plain.numel() == 0
 
 
 def test_only_the_wanted_gradients_are_needed():
     inputs = {name: value.detach() for name, value in leaves(1, 20, 2, 6, 3).items()}
     inputs["D"].requires_grad_()
+    del inputs["z"]
     routed_scan(**inputs).sum().backward()
     torch.testing.assert_close(inputs["D"].grad, inputs["x"].sum((0, 1)).expand(2, -1), rtol=1e-5, atol=1e-5)
