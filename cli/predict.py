@@ -26,6 +26,9 @@ def predict(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run has finished.")] = False,
     part: Annotated[str | None, typer.Option(help="Only part i of n, as 2/4: for several machines.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the cases, each with its own model; 0: none but this.", min=0)
+    ] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="What needs review fails; missing folds too.")] = False,
     pseudonymise: Annotated[
         bool, typer.Option("--pseudonymise", help="No case names in reports and messages; key in pseudonyms.csv.")
@@ -60,6 +63,7 @@ def predict(
             resume=resume,
             probabilities=probabilities,
             pseudonymise=pseudonymise,
+            workers=workers,
             on_item=on_item,
             on_message=lambda line: console.print(line, markup=False),
         )

@@ -25,31 +25,43 @@ def predict(
     resume: bool = False,
     probabilities: bool = False,
     pseudonymise: bool = False,
+    workers: int = 0,
     on_item: OnItem = lambda stage, done, total: None,
     on_message: Callable[[str], None] = lambda line: None,
     **choices: Any,
 ) -> PredictionReport:
     """Predict a file or every case of a folder; masks and ``report.json`` land in ``output``.
 
-    ``choices`` as of :class:`medmamba.Predictor`, the rest as of :func:`medmamba.inference.batch.predict_folder`.
+    ``workers`` processes share the cases (0: this process does them); ``choices`` as of :class:`medmamba.Predictor`,
+    the rest as of :func:`medmamba.inference.batch.predict_folder`.
     """
+    from contextlib import ExitStack
+
     from medmamba.inference.batch import predict_folder
     from medmamba.inference.cases import find_cases
     from medmamba.inference.predictor import Predictor
     from medmamba.inference.pseudonyms import Pseudonyms
+    from medmamba.inference.workers import Workers
 
     find_cases(images)  # a wrong path is told before a model is loaded
-    return predict_folder(
-        model if isinstance(model, Predictor) else Predictor(model, **choices),
-        images,
-        output,
-        part=part,
-        resume=resume,
-        probabilities=probabilities,
-        pseudonyms=Pseudonyms.of_folder(Path(output)) if pseudonymise else None,
-        on_item=on_item,
-        on_message=on_message,
-    )
+    with ExitStack() as stack:
+        if isinstance(model, Predictor):
+            engine: Predictor | Workers = model
+        elif workers:
+            engine = stack.enter_context(Workers(model, choices, workers))
+        else:
+            engine = Predictor(model, **choices)
+        return predict_folder(
+            engine,
+            images,
+            output,
+            part=part,
+            resume=resume,
+            probabilities=probabilities,
+            pseudonyms=Pseudonyms.of_folder(Path(output)) if pseudonymise else None,
+            on_item=on_item,
+            on_message=on_message,
+        )
 
 
 def evaluate(

@@ -7,23 +7,21 @@ OUT/report.json              the model and all cases, those that failed with the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_json
 from medmamba.errors import InputError
-from medmamba.images import MedicalImage, write_image
-from medmamba.inference.cases import ImageCase, find_cases, part_of, read_case
-from medmamba.inference.predictor import Prediction, Predictor
+from medmamba.inference.cases import ImageCase, find_cases, part_of
+from medmamba.inference.jobs import SCHEMA_VERSION, Job, record_path, remove_old
+from medmamba.inference.predictor import Predictor
 from medmamba.inference.pseudonyms import Pseudonyms
+from medmamba.inference.workers import Engine, InProcess
 
-SCHEMA_VERSION = 2
 OnItem = Callable[[str, int, int], None]
 
 
@@ -47,7 +45,7 @@ class PredictionReport:
 
 
 def predict_folder(
-    predictor: Predictor,
+    engine: Engine | Predictor,
     images: str | Path | Iterable[Path],
     output: str | Path,
     *,
@@ -61,6 +59,7 @@ def predict_folder(
     """Predict every case of ``images`` into ``output``.
 
     Args:
+        engine: a predictor, which works in this process, or :class:`~medmamba.inference.workers.Workers`.
         part: (i, n): only every n-th case, the i-th of them; for several machines on one folder.
         resume: keep the masks of cases that were finished with the same model, settings and input.
         probabilities: also write <case>_probabilities with one channel per class.
@@ -70,116 +69,50 @@ def predict_folder(
     and an old one of the same name is removed before anything is predicted. Raises ResourceError when the disk is full.
     """
     target = Path(output)
-    cases = find_cases(images if isinstance(images, str | Path) else list(images))
-    if any(path.parent.resolve() == target.resolve() for case in cases for path in case.paths):
+    engine = InProcess(engine) if isinstance(engine, Predictor) else engine
+    everything = find_cases(images if isinstance(images, str | Path) else list(images))
+    if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
-    everything = cases
     part = part or _part_of_launcher()
-    if part is not None:
-        cases = part_of(cases, part)
-    shown = pseudonyms or Pseudonyms.none()
+    cases = everything if part is None else part_of(everything, part)
+    job = Job(target, probabilities, pseudonyms or Pseudonyms.none())
     make_folder(target)
     lock = target if part is None else target / f".part-{part[0]}-of-{part[1]}"
     with FolderLock(lock):
         remove_leftovers(target)
-        model = predictor.provenance()
-        wanted = {**model, "probabilities": probabilities}
+        model = engine.provenance()
         report = PredictionReport(target)
-        finished = {case.case_id: _finished(target, case, wanted) for case in cases} if resume else {}
         for case in cases:
-            if finished.get(case.case_id) is None:
-                _remove_old(target, case)
-        for done, case in enumerate(cases):
-            on_item("predict", done, len(cases))
-            record = finished.get(case.case_id)
-            if record is not None:
-                report.resumed.append(case.case_id)
+            record = job.finished(case, model) if resume else None
+            if record is None:
+                remove_old(target, case)
             else:
-                record = _predict_case(predictor, case, target, wanted, probabilities, shown, on_message)
-                write_json(_record_path(target, case), record)
+                report.resumed.append(case.case_id)
+                report.done[case.case_id] = record
+        waiting = [case for case in cases if case.case_id not in report.done]
+        on_item("predict", len(report.done), len(cases))
+        for case, record in engine.records(waiting, job, on_message):
+            write_json(record_path(target, case), record)
             if record["status"] == "failed":
                 report.failed[case.case_id] = record["reason"]
             else:
                 report.done[case.case_id] = record
-        on_item("predict", len(cases), len(cases))
-        shown.write_key(target, [case.case_id for case in everything])
-        _write_report(target, everything, wanted, shown)
+            on_item("predict", len(report.done) + len(report.failed), len(cases))
+        remove_leftovers(target)  # of workers that were killed
+        job.shown.write_key(target, [case.case_id for case in everything])
+        _write_report(everything, job, model)
     return report
 
 
-def _predict_case(
-    predictor: Predictor,
-    case: ImageCase,
-    target: Path,
-    wanted: dict[str, Any],
-    probabilities: bool,
-    shown: Pseudonyms,
-    on_message: Callable[[str], None],
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    record: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "case": shown.of(case.case_id),
-        "request": _digest(wanted),
-    }
-    try:
-        record["input_sha256"] = [file_sha256(path) for path in case.paths]
-        image = read_case(case)
-        result = predictor.predict(
-            image, probabilities=probabilities, on_message=lambda line: on_message(shown.hide(line, case))
-        )
-        result.save(target / case.output_name)
-        if result.probabilities is not None:
-            _write_probabilities(target, case, image, result)
-    except (InputError, FloatingPointError, MemoryError) as error:
-        _remove_old(target, case)
-        reason = "out of memory; close other programs or use --fast" if isinstance(error, MemoryError) else str(error)
-        return {**record, "status": "failed", "reason": shown.hide(reason, case)}
-    return {
-        **record,
-        "status": result.status,
-        "findings": [asdict(finding) for finding in (*result.findings, *_warnings(image, case, shown))],
-        "mask": None if shown.active else case.output_name,
-        "mask_sha256": [file_sha256(path) for path in case.outputs(target)],
-        "image_sha256": image.content_hash(),
-        "geometry": _geometry(image),
-        "voxels": result.voxels,
-        "volume_ml": result.volumes_ml,
-        "empty": not any(result.voxels.values()),
-        "entropy": result.entropy,
-        "fold_agreement": result.agreement,
-        "seconds": {
-            **{k: round(v, 3) for k, v in result.seconds.items()},
-            "all": round(time.perf_counter() - started, 3),
-        },
-    }
-
-
-def _finished(target: Path, case: ImageCase, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a case that was finished with the same request and input, its mask still as written."""
-    try:
-        record = json.loads(_record_path(target, case).read_text(encoding="utf-8"))
-        same = (
-            record["status"] != "failed"
-            and record["schema_version"] == SCHEMA_VERSION
-            and record["request"] == _digest(wanted)
-            and record["input_sha256"] == [file_sha256(path) for path in case.paths]
-            and record["mask_sha256"] == [file_sha256(path) for path in case.outputs(target)]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if same else None
-
-
-def _write_report(target: Path, cases: list[ImageCase], model: dict[str, Any], shown: Pseudonyms) -> None:
+def _write_report(cases: list[ImageCase], job: Job, model: dict[str, Any]) -> None:
     """All records that belong to the input's cases, of other parts too."""
     done, failed = {}, {}
     for case in cases:
         try:
-            record = json.loads(_record_path(target, case).read_text(encoding="utf-8"))
+            record = json.loads(record_path(job.target, case).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # a part that has not come to it yet
-        name = shown.of(case.case_id)
+        name = job.shown.of(case.case_id)
         if record["status"] == "failed":
             failed[name] = record["reason"]
         else:
@@ -188,60 +121,9 @@ def _write_report(target: Path, cases: list[ImageCase], model: dict[str, Any], s
             }
     summary = {"cases": len(cases), "done": len(done), "failed": len(failed)}
     summary["waiting"] = len(cases) - len(done) - len(failed)
-    record = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": model, "cases": done, "failed": failed}
-    write_json(target / "report.json", record)
-
-
-def _write_probabilities(target: Path, case: ImageCase, image: MedicalImage, result: Prediction) -> None:
-    assert result.probabilities is not None
-    write_image(_probability_path(target, case), result.probabilities, like=image)
-
-
-def _probability_path(target: Path, case: ImageCase) -> Path:
-    ending = case.output_name[len(case.case_id) :]
-    flat = ending.lower() in (".png", ".tif", ".tiff", ".bmp")
-    return target / f"{case.case_id}_probabilities{'.nii.gz' if flat else ending}"
-
-
-def _remove_old(target: Path, case: ImageCase) -> None:
-    for path in (*case.outputs(target), _probability_path(target, case), _record_path(target, case)):
-        path.unlink(missing_ok=True)
-
-
-def _record_path(target: Path, case: ImageCase) -> Path:
-    # The record of a case never carries its id when pseudonyms are used; its file name is a hash in any case of doubt.
-    return target / "reports" / f"{hashlib.sha256(case.case_id.encode()).hexdigest()[:16]}.json"
-
-
-def _geometry(image: MedicalImage) -> dict[str, Any]:
-    grid = image.grid
-    return {
-        "shape": list(grid.shape),
-        "spacing_mm": None if grid.spacing_mm is None else [round(mm, 6) for mm in grid.spacing_mm],
-        "orientation": grid.orientation,
-        "affine_sha256": None if grid.affine is None else hashlib.sha256(grid.affine.tobytes()).hexdigest(),
-    }
-
-
-def _warnings(image: MedicalImage, case: ImageCase, shown: Pseudonyms) -> list[Any]:
-    from medmamba.inference.quality import Finding
-
-    return [Finding("note", shown.hide(line, case)) for line in image.warnings]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files (a DICOM series)."""
-    if path.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")):
-            digest.update(f"{file_sha256(file)}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    request = job.request(model)
+    record = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": request, "cases": done, "failed": failed}
+    write_json(job.target / "report.json", record)
 
 
 def _part_of_launcher() -> tuple[int, int] | None:

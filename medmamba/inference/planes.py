@@ -38,7 +38,7 @@ class PlaneStore:
         with explained(scratch):
             free = shutil.disk_usage(scratch).free
             if needed <= free:
-                self._file = tempfile.TemporaryFile(prefix="medmamba-", dir=scratch)
+                self._file = tempfile.TemporaryFile(prefix="medmamba-", dir=scratch)  # noqa: SIM115, see close
                 if hasattr(os, "posix_fallocate"):  # writing through a map to a full disk would kill the process
                     os.posix_fallocate(self._file.fileno(), 0, needed)
                 else:

@@ -104,6 +104,7 @@ class Predictor:
         self.strict, self.confidence = strict, confidence
         self.scratch = Path(scratch or tempfile.gettempdir())
         self.memory_gib = memory_gib
+        self.on_tile: Callable[[int, int], None] = lambda done, total: None
         self.recipe, self.remarks = selection.recipe, selection.remarks
         self._lock = threading.Lock()
         window = Window(
@@ -135,7 +136,7 @@ class Predictor:
     def predict(
         self,
         image: Any,
-        on_tile: Callable[[int, int], None] = lambda done, total: None,
+        on_tile: Callable[[int, int], None] | None = None,
         *,
         probabilities: bool = False,
         on_message: Callable[[str], None] = lambda line: None,
@@ -152,6 +153,7 @@ class Predictor:
             InputError: the image is unreadable, has other channels than the model, or shows nothing.
         """
         started = time.perf_counter()
+        on_tile = on_tile or self.on_tile
         many = isinstance(image, list) or (isinstance(image, tuple) and all(isinstance(p, str | Path) for p in image))
         image = read_channels(image) if many else as_image(image)
         name = image.path.name if image.path is not None else "image"

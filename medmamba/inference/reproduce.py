@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.errors import ConfigError, InputError
-from medmamba.inference.batch import file_sha256, predict_folder
+from medmamba.inference.batch import predict_folder
 from medmamba.inference.cases import find_cases
+from medmamba.inference.jobs import file_sha256
 from medmamba.inference.predictor import Predictor
 
 

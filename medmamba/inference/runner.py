@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medmamba.errors import ResourceError
+from medmamba.training.memory import is_out_of_memory
 
 
 class NetworkRunner:
@@ -32,8 +33,10 @@ class NetworkRunner:
     def _run(self, patches: torch.Tensor) -> torch.Tensor:
         try:
             return self.network(patches.to(self.device))
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else "MemoryError"
         if self.device.type != "cpu":
             torch.cuda.empty_cache()
         if len(patches) > 1:

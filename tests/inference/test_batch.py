@@ -171,6 +171,44 @@ def test_a_full_disk_ends_with_one_line_and_no_half_file(predictor, images, tmp_
     assert not list((tmp_path / "out").glob("*.part"))
 
 
+def test_a_fault_of_our_own_costs_its_case_and_no_other(predictor, images, tmp_path, monkeypatch):
+    straight = predictor.predict
+
+    def breaks(image, **choices):
+        if image.path.name == "patient_1.nii.gz":
+            raise IndexError("list index out of range")
+        return straight(image, **choices)
+
+    monkeypatch.setattr(predictor, "predict", breaks)
+    report = pipeline.predict(predictor, images, tmp_path / "out")
+    assert sorted(report.done) == ["patient_0", "patient_2"]
+    assert "unexpected IndexError at test_batch.py" in report.failed["patient_1"]
+
+
+def test_out_of_memory_is_tried_again_with_planes_on_disk(predictor, images, tmp_path, monkeypatch):
+    straight, lines = predictor.predict, []
+
+    def short(image, **choices):
+        if predictor.memory_gib != 0:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return straight(image, **choices)
+
+    monkeypatch.setattr(predictor, "predict", short)
+    report = pipeline.predict(predictor, images, tmp_path / "out", on_message=lines.append)
+    assert not report.failed
+    assert any("planes on disk" in line for line in lines)
+    assert predictor.memory_gib is None
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and not Path("/proc/self/mounts").exists(), reason="needs a place nobody writes to"
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_predicted(predictor, images):
+    place = Path("/proc/medmamba")  # not even root can make a folder there
+    with pytest.raises(ResourceError, match=r"/proc/medmamba"):
+        pipeline.predict(predictor, images, place)
+
+
 def test_the_output_may_not_be_the_input(predictor, images):
     with pytest.raises(InputError, match="same folder"):
         pipeline.predict(predictor, images, images)

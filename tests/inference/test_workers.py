@@ -1,0 +1,86 @@
+"""Worker processes: a death costs one attempt at one case, and nothing else."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medmamba import pipeline
+from medmamba.errors import InputError
+from medmamba.inference.batch import predict_folder
+from medmamba.inference.predictor import Predictor
+from medmamba.inference.workers import Workers
+
+CHOICES = {"folds": [0], "mirror": False}
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).normal(200, 60, (40, 44, 40)).astype(np.float32)
+        nib.save(nib.Nifti1Image(pixels, np.eye(4)), folder / f"patient_{number}.nii.gz")
+    return folder
+
+
+def masks_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_a_killed_worker_is_named_its_case_tried_again_alone_and_all_others_are_done(tiny_run, images, tmp_path):
+    out, lines, killed = tmp_path / "out", [], []
+    with Workers(tiny_run, CHOICES, 2) as workers:
+
+        def kill(line):
+            """The worker of patient_1 the first time, that of patient_2 every time it begins with its network."""
+            lines.append(line)
+            case_id = line.split(":")[0].removesuffix(".nii.gz")
+            if "of memory, besides" in line and (case_id == "patient_2" or case_id == "patient_1" not in killed):
+                (worker,) = [w for w in workers._workers if w.case is not None and w.case.case_id == case_id]
+                os.kill(worker._process.pid, signal.SIGKILL)
+                killed.append(case_id)
+
+        report = predict_folder(workers, images, out, on_message=kill)
+    assert killed == ["patient_1", "patient_2", "patient_2"]
+    assert sorted(report.done) == ["patient_0", "patient_1", "patient_3"]
+    notes = [finding["text"] for finding in report.done["patient_1"]["findings"]]
+    assert any("second attempt" in note and "SIGKILL" in note for note in notes)
+    assert list(report.failed) == ["patient_2"]
+    assert "killed by SIGKILL" in report.failed["patient_2"]
+    assert "once more, alone" in report.failed["patient_2"]
+    assert any(line.startswith("patient_1: worker was killed by SIGKILL") for line in lines)
+    assert not list(out.glob("*.part"))
+    # and every mask is the one that this process makes
+    pipeline.predict(Predictor(tiny_run, **CHOICES), images, tmp_path / "here")
+    here = masks_of(tmp_path / "here")
+    assert masks_of(out) == {name: data for name, data in here.items() if name != "patient_2.nii.gz"}
+    assert not multiprocessing.active_children()
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, images):
+    with pytest.raises(InputError, match="not found"):
+        pipeline.predict(tmp_path / "no_model", images, tmp_path / "out", workers=1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_gives_no_sign_is_ended_and_named(tiny_run, images, tmp_path):
+    for path in sorted(images.iterdir())[1:]:
+        path.unlink()
+    with Workers(tiny_run, CHOICES, 1, stall_minutes=3 / 60) as workers:
+
+        def stop(line):
+            if "of memory, besides" in line:
+                os.kill(workers._workers[0]._process.pid, signal.SIGSTOP)
+
+        workers.provenance()
+        started = time.monotonic()
+        report = predict_folder(workers, images, tmp_path / "out", on_message=stop)
+    assert "gave no sign" in report.failed["patient_0"]
+    assert time.monotonic() - started < 120
