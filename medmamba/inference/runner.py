@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medmamba.errors import ResourceError
+from medmamba.inference.cpu import keep_memory, with_fast_convolutions
 from medmamba.training.memory import is_out_of_memory
 
 
@@ -22,6 +23,7 @@ class NetworkRunner:
     def __init__(self, network: nn.Module, device: torch.device, lock: threading.Lock) -> None:
         self.network = network.to(device).eval()
         self.device = device
+        self._prepare()
         self._lock = lock
         self.on_warning: Callable[[str], None] = lambda line: None
 
@@ -49,4 +51,10 @@ class NetworkRunner:
         self.on_warning(f"{self.device}: out of memory ({reason}); going on with the CPU, the same result, slower.")
         self.device = torch.device("cpu")
         self.network = self.network.to(self.device)
+        self._prepare()
         return self._run(patches)
+
+    def _prepare(self) -> None:
+        if self.device.type == "cpu":
+            keep_memory()
+            with_fast_convolutions(self.network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from medmamba.inference.cpu import with_fast_convolutions
 from medmamba.inference.sliding_window import gaussian_weight, predict_logits, window_starts
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())
@@ -64,3 +66,22 @@ def test_logits_that_are_not_finite_are_an_error_and_not_background():
 
     with pytest.raises(FloatingPointError, match="not finite"):
         predict_logits(Broken(), torch.zeros(1, 8, 8, 8), (8, 8, 8), CPU)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_convolutions_through_onednn_are_those_of_float64(dims):
+    torch.manual_seed(0)
+    convolution = (nn.Conv2d, nn.Conv3d)[dims - 2]
+    network = nn.Sequential(
+        convolution(1, 6, 3, padding=1),
+        convolution(6, 6, 3, padding=2, dilation=2, groups=3),
+        convolution(6, 8, 2, stride=2, bias=False),
+        convolution(8, 8, 3, padding=1, padding_mode="replicate"),
+        convolution(8, 2, 1),
+    ).eval()
+    x = torch.randn(1, 1, *(10, 12, 14)[:dims])
+    with torch.no_grad():
+        expected = copy.deepcopy(network).double()(x.double())
+        found = with_fast_convolutions(with_fast_convolutions(network))(x)
+        assert torch.allclose(found.double(), expected, atol=1e-5)
+        assert torch.allclose(network.double()(x.double()), expected)  # another type takes torch's own way

@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor, nn
 
+from medmamba.inference.cpu import with_fast_convolutions
 from medmamba.inference.sliding_window import STEP, Window, stream_logits
 
 
@@ -47,6 +48,8 @@ def _runner(network: Any) -> Callable[[Tensor], Tensor]:
     device = torch.device("cpu")
     if isinstance(network, nn.Module):
         device = next((parameter.device for parameter in network.parameters()), device)
+        if device.type == "cpu":
+            with_fast_convolutions(network)  # the same arithmetic as medmamba's own prediction
 
     def run(patches: Tensor) -> Tensor:
         logits: Tensor = network(patches.to(device))
