@@ -1,104 +1,38 @@
-"""Accuracy against nnU-Net: the same held-out cases, the same minutes on the same cores, one after the other.
+"""Accuracy against nnU-Net: the same held-out cases, the same seconds of processor time, in turn.
 
-    python benchmarks/accuracy.py DATASET --nnunet-python VENV/bin/python --minutes 10 --seeds 1 2 -o OUT
+    python benchmarks/budget_runs.py prepare DATASET FOLDER --nnunet-python VENV/bin/python
+    python benchmarks/accuracy.py FOLDER --nnunet-python VENV/bin/python --seconds 360 --seeds 1 2
 
-A fifth of the cases (whole patients with --group-by) is held out before anything is planned. For every seed both tools
-train in turn, the order changing from seed to seed, so that a busy machine hurts both alike; planning and preprocessing
-are not counted on either side. Held-out cases are predicted with mirroring by both, and scored by one function on the
-original grid. The result is OUT/accuracy.json and OUT/accuracy.md.
+For every seed nnU-Net, our planned network and the residual U-Net from the same plan train in turn, the order turning
+with the seed. Held-out cases are predicted with mirroring by all, and scored by one function on the original grid.
+Planning, preprocessing and prediction are not counted on any side. Results: FOLDER/accuracy.jsonl and accuracy.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from budget_runs import read_runs, run_queue
 
-from medmamba import pipeline
-from medmamba.atomic import write_json, write_text
-from medmamba.datasets import DatasetSpec, convert_dataset, read_dataset
-from medmamba.plans.folds import groups_by_pattern
-from medmamba.training.config import TrainConfig
-
-HELD_OUT_SHARE = 0.2
-SPLIT_SEED = 20
 RESAMPLES = 10_000
-DATASET_ID = 901
-TIMED = Path(__file__).with_name("nnunet_timed.py")
 
 
-def held_out(spec: DatasetSpec, pattern: str | None, seed: int = SPLIT_SEED) -> list[str]:
-    """Ids of a fifth of the training cases; cases of one group stay together."""
-    ids = sorted(case.case_id for case in spec.cases)
-    groups = groups_by_pattern(ids, pattern) if pattern else {name: name for name in ids}
-    names = sorted(set(groups.values()))
-    count = max(1, round(HELD_OUT_SHARE * len(names)))
-    chosen = set(np.random.default_rng(seed).choice(names, count, replace=False).tolist())
-    return [name for name in ids if groups[name] in chosen]
-
-
-def split_dataset(dataset: Path, folder: Path, test: Sequence[str]) -> None:
-    """nnU-Net's layout with the held-out cases apart: training in nnUNet_raw, test images and truths beside."""
-    raw = folder / "nnUNet_raw" / f"Dataset{DATASET_ID}_benchmark"
-    convert_dataset(dataset, raw, "nnunet")
-    for name in ("test_images", "test_truths"):
-        (folder / name).mkdir(parents=True)
-    for case_id in test:
-        for path in sorted((raw / "imagesTr").glob(f"{case_id}_[0-9][0-9][0-9][0-9].*")):
-            shutil.move(path, folder / "test_images" / path.name)
-        for path in sorted((raw / "labelsTr").glob(f"{case_id}.*")):
-            shutil.move(path, folder / "test_truths" / path.name)
-    facts = json.loads((raw / "dataset.json").read_text())
-    facts["numTraining"] -= len(test)
-    write_json(raw / "dataset.json", facts)
-
-
-def run_ours(folder: Path, minutes: float, seed: int, configuration: str | None, network: str | None) -> dict:
-    """Train on all remaining cases, predict the held-out ones."""
-    run, masks = folder / "run", folder / f"ours_{seed}"
-    config = TrainConfig(max_minutes=minutes, seed=seed)
-    result = pipeline.train(run, fold="all", configuration=configuration, network=network, config=config, restart=True)
-    started = time.monotonic()
-    pipeline.predict(run, folder / "test_images", masks, configuration=configuration)
-    facts = {"steps": result.steps, "waiting": result.waiting, "peak_memory_gib": result.peak_memory_gib}
-    return {**score(masks, folder), **facts, "predict_seconds": time.monotonic() - started}
-
-
-def run_nnunet(
-    folder: Path, python: str, minutes: float, seed: int, configuration: str, batch_size: int | None
-) -> dict:
-    """The same with nnU-Net, in its own environment."""
-    masks = folder / f"nnunet_{seed}"
-    extra = [] if batch_size is None else [str(batch_size)]
-    printed = call_nnunet(folder, python, "train", configuration, str(minutes), str(seed), *extra)
-    facts = json.loads(printed.strip().splitlines()[-1])
-    started = time.monotonic()
-    call_nnunet(folder, python, "predict", configuration, str(folder / "test_images"), str(masks))
-    return {**score(masks, folder), "steps": facts["steps"], "predict_seconds": time.monotonic() - started}
-
-
-def call_nnunet(folder: Path, python: str, verb: str, *arguments: str) -> str:
-    """Run nnunet_timed.py with nnU-Net's Python; returns what it printed."""
-    folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    command = [python, str(TIMED), verb, str(DATASET_ID), *arguments]
-    environment = {**os.environ, **folders, "nnUNet_compile": "false", "nnUNet_n_proc_DA": "1", "PYTHONPATH": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"nnU-Net failed ({verb}):\n{done.stderr[-3000:]}")
-    return done.stdout
-
-
-def score(masks: Path, folder: Path) -> dict:
-    """Mean foreground Dice of every held-out case."""
-    evaluation = pipeline.evaluate(masks, folder / "test_truths", output=masks)
-    return {"cases": evaluation.mean_per_case(), "mean": evaluation.mean_foreground}
+def queue(
+    networks: Sequence[str], seconds: float, seeds: Sequence[int], nnunet: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Every tool once for each seed, the first one changing."""
+    tools = [{"name": name, "network": name} for name in networks]
+    tools = [{"name": "nnU-Net", **nnunet}, *tools] if nnunet else tools
+    runs = []
+    for turn, seed in enumerate(seeds):
+        first = turn % len(tools)
+        runs += [{**tool, "seconds": seconds, "seed": seed} for tool in tools[first:] + tools[:first]]
+    return runs
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -108,85 +42,55 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def table(results: dict) -> str:
-    """Markdown: a row per tool and seed, and the paired difference over cases."""
+def table(runs: Sequence[dict[str, Any]], reference: str = "nnU-Net") -> str:
+    """Markdown: a row per name with its seeds, and the paired difference over cases to the reference."""
+    names = list(dict.fromkeys(run["name"] for run in runs))
+    means: dict[str, dict[str, float]] = {}
+    for name in names:
+        cases = [run["cases"] for run in runs if run["name"] == name]
+        means[name] = {case: float(np.nanmean([found[case] for found in cases])) for case in cases[0]}
     lines = [
-        f"{results['dataset']}: {len(results['test'])} held-out cases, {results['minutes']:g} minutes each, "
-        f"{results['cores']} cores",
-        "",
-        "| tool | seed | steps | mean Dice | 95 % interval |",
-        "|---|---|---|---|---|",
+        f"| trained | batch | steps | mean Dice of each seed | mean | minus {reference}, over cases |",
+        "|---|---|---|---|---|---|",
     ]
-    for run in results["runs"]:
-        low, high = interval(list(run["cases"].values()))
-        lines.append(
-            f"| {run['tool']} | {run['seed']} | {run['steps']} | {run['mean']:.4f} | {low:.4f} to {high:.4f} |"
-        )
-    means = {
-        tool: {
-            case: np.mean([run["cases"][case] for run in results["runs"] if run["tool"] == tool])
-            for case in results["test"]
-        }
-        for tool in ("medmamba", "nnU-Net")
-        if any(run["tool"] == tool for run in results["runs"])
-    }
-    if len(means) == 2:
-        gain = [float(means["medmamba"][case] - means["nnU-Net"][case]) for case in results["test"]]
-        low, high = interval(gain)
-        lines += [
-            "",
-            f"medmamba minus nnU-Net over cases: {np.mean(gain):+.4f} (95 % interval {low:+.4f} to {high:+.4f})",
-        ]
+    for name in sorted(names, key=lambda one: -float(np.nanmean(list(means[one].values())))):
+        own = [run for run in runs if run["name"] == name]
+        gain = "" if name == reference or reference not in means else difference(means[name], means[reference])
+        steps, dices = ", ".join(str(run["steps"]) for run in own), [run["dice"] for run in own]
+        each = ", ".join(f"{dice:.4f}" for dice in dices)
+        lines.append(f"| {name} | {own[0]['batch_size']} | {steps} | {each} | {np.mean(dices):.4f} | {gain} |")
     return "\n".join(lines) + "\n"
 
 
+def difference(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Mean paired difference with its interval."""
+    gain = [ours[case] - theirs[case] for case in ours if not np.isnan(ours[case] - theirs[case])]
+    low, high = interval(gain)
+    return f"{np.mean(gain):+.4f} ({low:+.4f} to {high:+.4f})"
+
+
 def main() -> None:
-    """Parse, prepare both sides once, run in turn, write after every run."""
+    """Make the queue, run it, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--nnunet-python", help="Python of the environment with nnunetv2; without it ours alone is run")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--group-by", help="regular expression for the patient in a case id")
-    parser.add_argument("--configuration", help="ours; default: the plan's")
-    parser.add_argument("--network", default="vm_unet")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--nnunet-python", help="Python of the environment with nnunetv2; without it ours alone are run"
+    )
     parser.add_argument("--nnunet-configuration", default="3d_fullres")
     parser.add_argument("--nnunet-batch-size", type=int)
+    parser.add_argument("--networks", nargs="+", default=["vm_unet", "residual_unet"])
+    parser.add_argument("--seconds", type=float, default=360.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     choices = parser.parse_args()
-    folder = choices.output
-    spec = read_dataset(choices.dataset)
-    test = held_out(spec, choices.group_by)
-    results = {
-        "dataset": spec.name,
-        "minutes": choices.minutes,
-        "cores": os.cpu_count(),
-        "test": test,
-        "network": choices.network,
-        "runs": [],
-    }
-    split_dataset(choices.dataset, folder, test)
-    pipeline.plan(folder / "nnUNet_raw" / f"Dataset{DATASET_ID}_benchmark", folder / "run", network=choices.network)
-    if choices.nnunet_python:
-        call_nnunet(folder, choices.nnunet_python, "prepare")
-    for turn, seed in enumerate(choices.seeds):
-        tools = ["medmamba", "nnU-Net"] if choices.nnunet_python else ["medmamba"]
-        for tool in tools if turn % 2 == 0 else tools[::-1]:
-            if tool == "medmamba":
-                found = run_ours(folder, choices.minutes, seed, choices.configuration, None)
-            else:
-                found = run_nnunet(
-                    folder,
-                    choices.nnunet_python,
-                    choices.minutes,
-                    seed,
-                    choices.nnunet_configuration,
-                    choices.nnunet_batch_size,
-                )
-            results["runs"].append({"tool": tool, "seed": seed, **found})
-            write_json(folder / "accuracy.json", results)
-            write_text(folder / "accuracy.md", table(results))
-            print(table(results))
+    nnunet: dict[str, Any] = {"nnunet": choices.nnunet_configuration} if choices.nnunet_python else {}
+    if nnunet and choices.nnunet_batch_size is not None:
+        nnunet["batch_size"] = choices.nnunet_batch_size
+    wanted, results = choices.folder / "accuracy.queue.json", choices.folder / "accuracy.jsonl"
+    wanted.write_text(json.dumps(queue(choices.networks, choices.seconds, choices.seeds, nnunet), indent=1))
+    run_queue(choices.folder, wanted, results, choices.nnunet_python)
+    found = table([run for run in read_runs(results) if "error" not in run])
+    (choices.folder / "accuracy.md").write_text(found)
+    print(found)
 
 
 if __name__ == "__main__":

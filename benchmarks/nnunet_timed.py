@@ -1,10 +1,11 @@
-"""nnU-Net in its own environment, trained for a number of minutes: run by benchmarks/accuracy.py with nnU-Net's Python.
+"""nnU-Net in its own environment, trained for seconds of processor time; budget_runs.py runs it with nnU-Net's Python.
 
-nnU-Net counts epochs, not minutes. Here its own trainer (network, loss, augmentation, optimiser, data loaders) does the
-steps, and its polynomial decay follows the share of the minutes that is used, as ours does. Nothing else is changed.
+Its own trainer (network, loss, augmentation, optimiser, data loaders) does the steps, in one thread and in one process.
+The number of steps follows from the processor time of a step, measured as ours is (cpu_clock.py), and its polynomial
+decay ends with the last one. Nothing else is changed.
 
     python nnunet_timed.py prepare DATASET_ID
-    python nnunet_timed.py train   DATASET_ID CONFIGURATION MINUTES SEED [BATCH_SIZE]
+    python nnunet_timed.py train   DATASET_ID CONFIGURATION SECONDS SEED [BATCH_SIZE]
     python nnunet_timed.py predict DATASET_ID CONFIGURATION IMAGES MASKS
 """
 
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 CHECKPOINT = "checkpoint_final.pth"
+DECAY = 0.9
 
 
 def prepare(dataset: int) -> None:
@@ -26,37 +28,56 @@ def prepare(dataset: int) -> None:
 
     extract_fingerprints([dataset], num_processes=2, check_dataset_integrity=True)
     plan_experiments([dataset])
-    preprocess([dataset], configurations=["2d", "3d_fullres"], num_processes=[2, 2])
+    configurations = json.loads((_preprocessed(dataset) / "nnUNetPlans.json").read_text())["configurations"]
+    wanted = [name for name in ("2d", "3d_fullres") if name in configurations]
+    preprocess([dataset], configurations=wanted, num_processes=[2] * len(wanted))
 
 
-def train(dataset: int, configuration: str, minutes: float, seed: int, batch_size: int | None) -> None:
-    """Train on all cases for ``minutes``; prints a JSON line with what was done."""
+def train(dataset: int, configuration: str, seconds: float, seed: int, batch_size: int | None) -> None:
+    """Train on all cases for ``seconds`` of processor time; prints a JSON line with what was done."""
     import numpy as np
     import torch
+    from cpu_clock import quiet_step_seconds
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.set_num_threads(1)
     folder = _preprocessed(dataset)
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     if batch_size is not None:
         plans["configurations"][configuration]["batch_size"] = batch_size
-    trainer = nnUNetTrainer(
-        plans, configuration, "all", json.loads((folder / "dataset.json").read_text()), device=torch.device("cpu")
-    )
-    trainer.initialize()
-    trainer.on_train_start()
-    trainer.network.train()
-    started, steps, loss = time.monotonic(), 0, float("nan")
-    while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
+
+    def make_trainer() -> nnUNetTrainer:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        facts = json.loads((folder / "dataset.json").read_text())
+        own = {**plans, "continue_training": False}  # it takes the entry out again
+        trainer = nnUNetTrainer(own, configuration, "all", facts, device=torch.device("cpu"))
+        trainer.initialize()
+        trainer.on_train_start()
+        trainer.network.train()
+        return trainer
+
+    tried = make_trainer()  # only its steps are timed
+    step_seconds = quiet_step_seconds(lambda index: tried.train_step(next(tried.dataloader_train)))
+    steps = max(1, round(seconds / step_seconds))
+    trainer, loss, started = make_trainer(), float("nan"), time.process_time()
+    for step in range(steps):
         for group in trainer.optimizer.param_groups:
-            group["lr"] = trainer.initial_lr * (1 - share) ** 0.9
+            group["lr"] = trainer.initial_lr * (1 - step / steps) ** DECAY
         loss = float(trainer.train_step(next(trainer.dataloader_train))["loss"])
-        steps += 1
     trainer.save_checkpoint(str(Path(trainer.output_folder) / CHECKPOINT))
-    print(json.dumps({"steps": steps, "loss": loss, "seconds": time.monotonic() - started}), flush=True)
-    os._exit(0)  # its data workers do not always end
+    facts = {
+        "steps": steps,
+        "step_seconds": step_seconds,
+        "final_loss": loss,
+        "cpu_seconds": time.process_time() - started,
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "batch_size": trainer.batch_size,
+        "patch_size": list(trainer.configuration_manager.patch_size),
+    }
+    print(json.dumps(facts), flush=True)
+    os._exit(0)  # its threads do not always end
 
 
 def predict(dataset: int, configuration: str, images: str, masks: str) -> None:
@@ -65,6 +86,7 @@ def predict(dataset: int, configuration: str, images: str, masks: str) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    torch.set_num_threads(1)
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(
         get_output_folder(dataset, "nnUNetTrainer", "nnUNetPlans", configuration), ("all",), CHECKPOINT

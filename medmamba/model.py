@@ -37,6 +37,8 @@ def network_arguments(
     scan = {"state_size": numbers.state_size, "routes": numbers.routes}
     if name != numbers.name:  # another family on the same plan scans its own way
         other = family(name)
+        if other.first_block_level == 1:
+            arguments["blocks_per_stage"] = [count or other.blocks for count in numbers.blocks_per_stage]
         scan = {"state_size": other.states[numbers.spatial_dims - 2], "routes": other.routes}
     arguments |= {option: value for option, value in scan.items() if option in known}
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none

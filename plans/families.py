@@ -30,7 +30,7 @@ class Family:
     """Whether only the coarsest stage has blocks."""
     stem_features: int = 16
     """Channels of a convolution stem at full resolution."""
-    base_features: int = 24
+    base_features: int = 16
     """Channels at full resolution from which the other stages double."""
     max_features: tuple[int, int] = (512, 320)
     """Largest number of channels, in 2D and in 3D."""
@@ -42,6 +42,8 @@ class Family:
     """Convolutions of a convolution stem at full resolution."""
     blocks: int = 1
     """Blocks per stage of the encoder."""
+    first_block_level: int = 1
+    """Halvings from which a stage has blocks, under a convolution stem; the coarsest stage always has them."""
     conv_blocks: int = 1
     """Residual convolution blocks before the blocks of each stage."""
     states: tuple[int, int] = (16, 8)
@@ -76,7 +78,7 @@ _BASELINE = Family(
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("vm_unet", "scan", "VM-UNet, arXiv:2402.02491: gated scan blocks"),
+        Family("vm_unet", "scan", "VM-UNet, arXiv:2402.02491: gated scan blocks", first_block_level=2),
         Family("mhs_vm", "scan", "MHS-VM, arXiv:2406.05992: several scan heads per block", routes="heads"),
         Family(
             "hrvmamba",

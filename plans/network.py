@@ -32,7 +32,7 @@ def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use
         stem=stem,
         strides=strides,
         features_per_stage=[_features(family, level, dims) for level in levels],
-        blocks_per_stage=[family.stem_blocks if level == 0 else family.blocks for level in levels],
+        blocks_per_stage=_blocks(family, levels, stem),
         state_size=family.states_in(dims),
         routes=family.routes,
         kernel_sizes=kernels,
@@ -86,11 +86,16 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
         decision(
             "blocks_per_stage",
             network.blocks_per_stage,
-            f"{family.stem_blocks} at full resolution, {family.blocks} in every other stage",
-            "Convolutions at full resolution, where a scan is dear; scan blocks in all other stages."
+            f"{family.stem_blocks} at full resolution, {family.blocks} in every stage of at least "
+            f"{family.first_block_level} halvings"
+            if scans and network.stem == "conv"
+            else f"{family.stem_blocks} at full resolution, {family.blocks} in every other stage",
+            "Convolutions where voxels are many and a scan is dear; scan blocks in the coarser stages."
             if scans and network.stem == "conv"
             else "The family's own blocks in every stage.",
-            family.source,
+            f"{family.source}; the first stage with blocks: docs/benchmarks/ablation.md"
+            if family.first_block_level > 1
+            else family.source,
         ),
         decision(
             "deep_supervision",
@@ -132,6 +137,16 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
             ),
         ]
     return made
+
+
+def _blocks(family: Family, levels: list[int], stem: Stem) -> list[int]:
+    """Blocks per stage, given the halvings of each."""
+    first = family.first_block_level if stem == "conv" else 1
+    coarsest = len(levels) - 1
+    return [
+        family.stem_blocks if level == 0 else family.blocks if level >= first or stage == coarsest else 0
+        for stage, level in enumerate(levels)
+    ]
 
 
 def _features(family: Family, level: int, dims: int) -> int:

@@ -32,10 +32,32 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous()
 
 
+class _NeverHalf:
+    """A convolution that autocast on a CPU leaves in float32: torch's grouped ones are several times slower in bf16."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        convolve = super()._conv_forward  # type: ignore[misc]
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return convolve(x, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            return convolve(x.float(), weight, bias)
+
+
+class DepthwiseConv2d(_NeverHalf, nn.Conv2d):
+    """See :func:`depthwise`."""
+
+
+class DepthwiseConv3d(_NeverHalf, nn.Conv3d):
+    """See :func:`depthwise`."""
+
+
+DEPTHWISE: dict[int, Callable[..., nn.Module]] = {2: DepthwiseConv2d, 3: DepthwiseConv3d}
+
+
 def depthwise(width: int, kernel: Sequence[int], bias: bool = True) -> nn.Module:
     """Convolution of each channel with itself, size kept."""
     padding = tuple(k // 2 for k in kernel)
-    return CONV[len(kernel)](width, width, tuple(kernel), padding=padding, groups=width, bias=bias)
+    return DEPTHWISE[len(kernel)](width, width, tuple(kernel), padding=padding, groups=width, bias=bias)
 
 
 def per_axis(kernel: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:

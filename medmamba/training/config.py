@@ -28,7 +28,7 @@ class TrainConfig(BaseModel):
     steps_per_epoch: int = Field(default=STEPS_PER_EPOCH, ge=1)
     batch_size: int | None = Field(default=None, ge=1, description="instead of the plan's")
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=3e-3, gt=0)
     schedule: Literal["poly", "cosine"] = "poly"
     patience: int | None = Field(default=None, ge=1, description="epochs without a better Dice before training ends")
     loss: str = "dice_ce"
