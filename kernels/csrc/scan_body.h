@@ -231,18 +231,21 @@ void forward_task(void* context, int64_t task, int worker) {
                     memcpy(s.saved + ((bk * layout.tiles + tile) * layout.padded + channel) * N, h, N * sizeof(vf));
                 const vf bias = s.bias == nullptr ? vf{} : load(s.bias + k * s.channels + channel, lanes);
                 const vf skip = s.D == nullptr ? vf{} : load(s.D + k * s.channels + channel, lanes);
-                const float* x_row = s.x + rows.x + channel;
-                const float* dt_row = s.dt + rows.dt + channel;
+                // Locals, because a store of a vector might change anything that is behind a pointer.
+                const float *x_from = s.x + rows.x, *dt_from = s.dt + rows.dt, *y_from = s.y + rows.y;
+                const bool softened = s.softplus;
+                const int64_t x_step = rows.x_step, dt_step = rows.dt_step, y_step = rows.y_step;
+                const int ahead_last = ahead.count - 1;
                 for (int t = 0; t < count; ++t) {
-                    const vf x = load(x_row + place[t] * rows.x_step, lanes);
-                    const vf raw = load(dt_row + place[t] * rows.dt_step, lanes) + bias;
-                    delta[t] = s.softplus ? softplus<false>(raw, table).value : raw;
+                    const vf x = load(x_from + channel + place[t] * x_step, lanes);
+                    const vf raw = load(dt_from + channel + place[t] * dt_step, lanes) + bias;
+                    delta[t] = softened ? softplus<false>(raw, table).value : raw;
                     du[t] = delta[t] * x;
                     y[t] = skip * x;
-                    const int64_t row = ahead.place[t < ahead.count ? t : 0];
-                    __builtin_prefetch(s.x + rows.x + row * rows.x_step + ahead_channel);
-                    __builtin_prefetch(s.dt + rows.dt + row * rows.dt_step + ahead_channel);
-                    __builtin_prefetch(s.y + rows.y + row * rows.y_step + ahead_channel, 1);
+                    const int64_t row = ahead.place[t < ahead_last ? t : ahead_last];
+                    __builtin_prefetch(x_from + ahead_channel + row * x_step);
+                    __builtin_prefetch(dt_from + ahead_channel + row * dt_step);
+                    __builtin_prefetch(y_from + ahead_channel + row * y_step, 1);
                     if (!same_rows) __builtin_prefetch(ahead.B[t < ahead.count ? t : 0]);
                     if (!same_rows) __builtin_prefetch(ahead.C[t < ahead.count ? t : 0]);
                 }
@@ -432,27 +435,37 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     vf x[T], delta[T], slope[T], du[T], dy[T], d_du[T], d_delta[T];
     const float* ahead_saved = s.saved + ((bk * layout.tiles + ahead_tile) * layout.padded + ahead_block * W) * N;
     for (int64_t n = 0; n < N; ++n) __builtin_prefetch(ahead_saved + n * W);
+    // Locals, because a store of a vector might change anything that is behind a pointer.
+    const float *x_from = s.x + rows.x, *dt_from = s.dt + rows.dt, *dy_from = g.dy + rows.y;
+    float *const dx_to = g.dx + rows.x, *const ddt_to = g.ddt + rows.dt;
+    const float *z_from = s.z == nullptr ? nullptr : s.z + rows.y, *plain_from = s.plain;
+    float* const dz_to = !s.merge || k == 0 ? g.dz : nullptr;
+    const bool softened = s.softplus;
+    const int64_t x_step = rows.x_step, dt_step = rows.dt_step, y_step = rows.y_step;
+    const int ahead_last = ahead.count - 1;
+    const int64_t next = ahead_block * W;
     for (int t = 0; t < count; ++t) {
-        x[t] = load(s.x + rows.x + channel + place[t] * rows.x_step, lanes);
-        const int64_t at_y = rows.y + channel + place[t] * rows.y_step;
-        dy[t] = load(g.dy + at_y, lanes);
-        if (s.z != nullptr) {
-            const Step gate = silu(load(s.z + at_y, lanes), table);
-            if (!s.merge || k == 0) store(g.dz + at_y, dy[t] * load(s.plain + at_y, lanes) * gate.slope, lanes);
+        x[t] = load(x_from + channel + place[t] * x_step, lanes);
+        const int64_t at_y = channel + place[t] * y_step;
+        dy[t] = load(dy_from + at_y, lanes);
+        if (z_from != nullptr) {
+            const Step gate = silu(load(z_from + at_y, lanes), table);
+            if (dz_to != nullptr)
+                store(dz_to + rows.y + at_y, dy[t] * load(plain_from + rows.y + at_y, lanes) * gate.slope, lanes);
             dy[t] *= gate.value;
         }
-        const vf raw = load(s.dt + rows.dt + channel + place[t] * rows.dt_step, lanes) + bias;
-        const Step step = s.softplus ? softplus<true>(raw, table) : Step{raw, all(1.0f)};
+        const vf raw = load(dt_from + channel + place[t] * dt_step, lanes) + bias;
+        const Step step = softened ? softplus<true>(raw, table) : Step{raw, all(1.0f)};
         delta[t] = step.value;
         slope[t] = step.slope;
         du[t] = step.value * x[t];
         d_du[t] = d_delta[t] = vf{};
-        const int64_t row = ahead.place[t < ahead.count ? t : 0], next = ahead_block * W;
-        __builtin_prefetch(s.x + rows.x + next + row * rows.x_step);
-        __builtin_prefetch(s.dt + rows.dt + next + row * rows.dt_step);
-        __builtin_prefetch(g.dy + rows.y + next + row * rows.y_step);
-        __builtin_prefetch(g.dx + rows.x + next + row * rows.x_step, 1);
-        __builtin_prefetch(g.ddt + rows.dt + channel + place[t] * rows.dt_step, 1);
+        const int64_t row = ahead.place[t < ahead_last ? t : ahead_last];
+        __builtin_prefetch(x_from + next + row * x_step);
+        __builtin_prefetch(dt_from + next + row * dt_step);
+        __builtin_prefetch(dy_from + next + row * y_step);
+        __builtin_prefetch(dx_to + next + row * x_step, 1);
+        __builtin_prefetch(ddt_to + channel + place[t] * dt_step, 1);
     }
     const int64_t at = (bk * layout.blocks + block);
     const vf* A2 = job.A2 + (k * layout.blocks + block) * N;
@@ -471,11 +484,11 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     vf sum_bias = vf{}, sum_skip = vf{};
     const bool once = s.x_per_route || s.routes == 1;  // nothing else is added to this dx
     for (int t = count - 1; t >= 0; --t) {
-        float* dx = g.dx + rows.x + channel + place[t] * rows.x_step;
+        float* dx = dx_to + channel + place[t] * x_step;
         const vf to_x = d_du[t] * delta[t] + skip * dy[t];
         store(dx, once ? to_x : load(dx, lanes) + to_x, lanes);
         const vf to_dt = (d_du[t] * x[t] + d_delta[t] * 0.69314718f) * slope[t];  // A = A2 ln 2
-        store(g.ddt + rows.dt + channel + place[t] * rows.dt_step, to_dt, lanes);
+        store(ddt_to + channel + place[t] * dt_step, to_dt, lanes);
         sum_bias += to_dt;
         sum_skip += dy[t] * x[t];
     }
@@ -595,7 +608,8 @@ int backward(const MmScanGrad* grad) {
     job.share = even_share(job.groups, s.batch, threads);
     job.shares = (job.groups + job.share - 1) / job.share;
     const int64_t all_blocks = s.batch * s.routes * layout.blocks;
-    const int64_t phase = job.shares > 1 && kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
+    // Phases even where nothing is reduced between them: they decide the order in which the routes add to dx.
+    const int64_t phase = kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
     vf* A2 = packed_decay(s, layout);
     vf* zeros = allocate(s.states);
     job.A2 = A2;
