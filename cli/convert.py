@@ -1,4 +1,4 @@
-"""``medmamba convert dataset`` and ``medmamba convert weights``."""
+"""``medmamba convert dataset``, ``medmamba convert plans`` and ``medmamba convert weights``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-convert = typer.Typer(help="Datasets to another layout, published weights to ours.", no_args_is_help=True)
+convert = typer.Typer(
+    help="Datasets to another layout, plans from and to nnU-Net, published weights to ours.", no_args_is_help=True
+)
 
 
 @convert.command()
@@ -29,6 +31,21 @@ def dataset(
         )
     report_warnings(made.warnings)
     console.print(f"{made.cases} training and {made.test_cases} test case(s): {made.folder}", markup=False)
+
+
+@convert.command()
+def plans(
+    source: Annotated[Path, typer.Argument(help="nnUNetPlans.json, or a run folder or plan.json of ours.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    dataset: Annotated[
+        Path | None, typer.Option(help="nnU-Net's dataset.json; default: the one beside its plans file.")
+    ] = None,
+) -> None:
+    """Read an nnU-Net plans file as a plan of ours, or write ours as one where nnU-Net can express it."""
+    from medmamba.cli.console import console
+    from medmamba.plan_files import convert_plan
+
+    console.print(convert_plan(source, output, dataset), markup=False)
 
 
 @convert.command()

@@ -101,5 +101,7 @@ def plan(
     report_warnings(warnings)
     for line in summary_lines(made):
         console.print(line, markup=False)
-    console.print(f"Plan and preprocessed cases: {output}", markup=False)
+    console.print(
+        f"Plan and preprocessed cases: {output}    To look at: {output / 'report' / 'dataset.html'}", markup=False
+    )
     console.print(f"Why each number: medmamba explain {output}    Next: medmamba train {output}", markup=False)

@@ -14,6 +14,7 @@ from medmamba.geometry import Grid
 from medmamba.images.image import label_counts
 from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
 from medmamba.preprocessing.case import bounding_box
+from medmamba.preprocessing.labels import index_in
 from medmamba.trail import Reorient, SpatialTrail
 
 
@@ -82,9 +83,9 @@ def measure_case(
     start, stop = bounding_box(array[0] != 0 if len(array) == 1 else (array != 0).any(axis=0))
     by_value = label_counts(labels) if counts is None else counts
     structures = {name: value for name, value in label_values.items() if value != 0 and by_value.get(value)}
-    foreground = array[:, np.isin(truth, list(structures.values()))].astype(np.float32, copy=False)
-    drawn = draw_foreground(foreground, samples, case_id=case_id)
-    found = places(truth, structures, trail.grid.affine)
+    indices = index_in(np.array([0, *structures.values()]), truth)  # 1, 2, ... in the order of the structures
+    drawn = draw_foreground(array[:, indices > 0].astype(np.float32, copy=False), samples, case_id=case_id)
+    found = places(indices, list(structures), trail.grid.affine)
     stats = CaseStats(
         case_id=case_id,
         shape=trail.grid.shape,
@@ -109,27 +110,19 @@ class Place(NamedTuple):
     centre_mm: tuple[float, float, float] | None
 
 
-def places(
-    labels: NDArray[np.integer], structures: Mapping[str, int], affine: NDArray[np.float64] | None
-) -> dict[str, Place]:
-    """Where each structure of a label map (i, j, k) lies; those that do not occur are left out.
+def places(indices: NDArray[np.integer], names: Sequence[str], affine: NDArray[np.float64] | None) -> dict[str, Place]:
+    """Where the structures of a map (i, j, k) of indices 1, 2, ... lie; those that do not occur are left out.
 
     ``affine`` leads from voxels to RAS+ millimetres; None: the image has none.
     """
     from scipy import ndimage
 
-    if not structures:
-        return {}
-    values = np.array(sorted(structures.values()))
-    position = np.minimum(np.searchsorted(values, labels), len(values) - 1)
-    ranks = np.where(values[position] == labels, position + 1, 0)  # the smallest value becomes 1, the next 2, ...
-    boxes = ndimage.find_objects(ranks, len(values))
     found = {}
-    for name, value in structures.items():
-        rank = int(np.searchsorted(values, value)) + 1
-        if (where := boxes[rank - 1]) is None:
+    boxes = ndimage.find_objects(indices, len(names)) if names else []
+    for index, (name, where) in enumerate(zip(names, boxes, strict=True), start=1):
+        if where is None:
             continue
-        box = ranks[where] == rank
+        box = indices[where] == index
         _, components = ndimage.label(box, structure=np.ones((3, 3, 3)))
         found[name] = Place(int(components), None if affine is None else _centre(box, where, affine))
     return found

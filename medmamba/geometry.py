@@ -18,6 +18,7 @@ What was done to a case's geometry travels with it as a :class:`SpatialTrail` (m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations, product
 from typing import TYPE_CHECKING
 
@@ -214,7 +215,13 @@ def canonical_reorientation(grid: Grid) -> tuple[Shape, tuple[bool, bool, bool]]
     """
     if grid.affine is None:
         return (0, 1, 2), (False, False, False)
-    columns = grid.affine[:3, :3]
+    return _nearest_axes(grid.affine[:3, :3].tobytes())
+
+
+@lru_cache(maxsize=256)
+def _nearest_axes(axes: bytes) -> tuple[Shape, tuple[bool, bool, bool]]:
+    """:func:`canonical_reorientation` of the 3 x 3 part of an affine; most images of a dataset share it."""
+    columns = np.frombuffer(axes, dtype=np.float64).reshape(3, 3)
     directions = columns / np.linalg.norm(columns, axis=0)
     best: tuple[float, tuple[float, ...]] | None = None
     answer: tuple[Shape, tuple[bool, bool, bool]] = ((0, 1, 2), (False, False, False))

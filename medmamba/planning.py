@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
 
+PICTURES = 24
+"""Cases on the contact sheet of the report."""
+
 
 def plan(
     dataset: str | Path,
@@ -45,8 +48,9 @@ def plan(
     """Measure a dataset, plan for it and preprocess its training cases into the run folder.
 
     Every case is checked while it is measured; all problems are raised together (InputErrors) before anything is
-    written to ``run``. What is odd but usable goes to ``on_warning``, one line each. Configurations that somebody added
-    to the plan of ``run`` under names of their own are kept.
+    written to ``run``. What is odd but usable goes to ``on_warning``, one line each, and
+    into RUN/report/dataset.html. Configurations that somebody added to the plan of ``run`` under names of their own are
+    kept.
 
     Args:
         network, device_memory_gb, spacing, patch_size, batch_size, mirror: as of
@@ -58,6 +62,8 @@ def plan(
         nonfinite, prefer, match_labels: as of :func:`medmamba.datasets.load_case`.
         max_voxels: largest number of voxels times channels of a file, and of a case on the plan's grid.
     """
+    from medmamba.contact_sheet import Thumbnail, spread_over, thumbnail
+    from medmamba.dataset_page import dataset_page
     from medmamba.datasets import read_dataset
     from medmamba.datasets.groups import patients_of
     from medmamba.fingerprinting import measure_dataset
@@ -68,6 +74,7 @@ def plan(
     from medmamba.plans.planner import make_plan
     from medmamba.plans.sides import side_pairs, side_problems
     from medmamba.plans.size import MOST_VOXELS, refuse_oversize
+    from medmamba.preprocessing.case import PreprocessedCase
     from medmamba.preprocessing.dataset import preprocess_dataset
 
     if network != "auto":
@@ -112,22 +119,34 @@ def plan(
             memory_bytes=_main_memory(),
             most_voxels=max_voxels or MOST_VOXELS,
         )
+    ids = [case.case_id for case in fingerprint.cases]
+    shown = spread_over(ids, PICTURES)
+    pictures: dict[str, Thumbnail] = {}
+
+    def picture(case: PreprocessedCase) -> None:
+        if case.case_id in shown:
+            assert case.labels is not None
+            pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
+
     with FolderLock(folder.path):
         remove_leftovers(folder.path)
         with replace_folder(folder.preprocessed_path) as preprocessed:
             preprocess_dataset(
                 spec,
-                [case.case_id for case in fingerprint.cases],
+                ids,
                 made,
                 stored,
                 preprocessed,
                 workers=workers,
+                visit=picture,
                 on_case=lambda done, total: on_item("preprocess", done, total),
                 **reading,
             )
             folder.set_plan_aside()  # a run folder with a plan is a finished one, and its plan is of these cases
         write_text(folder.fingerprint_path, fingerprint.to_json())
         write_json(folder.splits_path, folds)
+        page = dataset_page(made, fingerprint, folds, warnings, {name: pictures[name] for name in shown})
+        write_text(folder.path / "report" / "dataset.html", page)
         write_text(folder.plan_path, made.to_json())
         folder.aside_path.unlink(missing_ok=True)
     for line in warnings:

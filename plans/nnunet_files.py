@@ -33,6 +33,11 @@ PICTURE_READER = "NaturalImage2DIO"
 PICTURE_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
+def is_nnunet(text: str | bytes, *, source: str = "plan.json") -> bool:
+    """Whether a JSON text is an nnU-Net plans file; raises ConfigError when it is no JSON object."""
+    return "plans_name" in _decode(text, source)
+
+
 def from_nnunet(plans: str | bytes, dataset: str | bytes, *, source: str = "nnUNetPlans.json") -> Plan:
     """Our plan from the text of an nnU-Net plans file and of its dataset.json, which names channels and labels.
 

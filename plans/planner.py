@@ -89,6 +89,8 @@ def make_plan(
         _refuse_coarse_spacing(spacing, spacings, shapes)
         target = tuple(float(value) for value in spacing)
         spacing_decision = _given_spacing(target, spacing_decision)
+    elif not fingerprint.has_millimetres:
+        spacing_decision = _no_spacing(spacing_decision)
     order, order_decision = axis_order(target, shapes)
     median = tuple(reorder(median_shape(spacings, shapes, target), order))
     target = tuple(reorder(target, order))
@@ -277,6 +279,12 @@ def _given_spacing(target: Sequence[float], by_rule: Decision) -> Decision:
             "reason": "Chosen by hand instead of the rule's value.",
             "source": "user",
         }
+    )
+
+
+def _no_spacing(by_rule: Decision) -> Decision:
+    return by_rule.model_copy(
+        update={"reason": "The images have no millimetres, so pixels stay as they are and nothing is resampled."}
     )
 
 

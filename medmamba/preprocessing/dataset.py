@@ -11,7 +11,7 @@ from medmamba.datasets import DatasetSpec, LoadedCase, load_case
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
 from medmamba.preprocessing.labels import encode, ignore_index, label_names
-from medmamba.preprocessing.store import write_case
+from medmamba.preprocessing.store import fill_case
 
 
 def preprocess_dataset(
@@ -22,13 +22,17 @@ def preprocess_dataset(
     folder: Path,
     *,
     workers: int = 1,
+    visit: Callable[[PreprocessedCase], None] = lambda case: None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
     **reading: Any,
 ) -> None:
     """Store the cases as ``folder/<configuration>/<case_id>`` for each named configuration of the plan.
 
+    ``folder`` is one that nobody reads yet and that gets its name when all is there.
+
     Args:
         workers: cases in memory at the same time; what is written does not depend on it.
+        visit: called with each case on the grid of the first configuration while it is in memory, in any order.
         on_case: progress, called with (cases done, cases in all).
         reading: as of :func:`medmamba.datasets.load_case`.
     """
@@ -41,6 +45,8 @@ def preprocess_dataset(
             grid = None if configuration.spacing_mm is None else tuple(configuration.spacing_mm)
             if grid not in made:  # a cascade stands on the grid of the full resolution
                 made[grid] = _preprocessed(case_id, loaded, plan, configuration)
+            if name == configurations[0]:
+                visit(made[grid])
             _store(folder / name / case_id, made[grid], plan, configuration, spec.case(case_id).annotated)
 
     with ThreadPoolExecutor(workers) as pool:
@@ -64,7 +70,8 @@ def _store(
     assert case.labels is not None
     names = ["background", *label_names(plan)]
     patch = tuple(configuration.patch_size)
-    write_case(
+    folder.mkdir(parents=True)
+    fill_case(
         folder,
         case.case_id,
         case.image,

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from medmamba.plans.schema import Plan
 
+LARGEST_TABLE = 1 << 16
+
 
 def label_values(plan: Plan) -> NDArray[np.int64]:
     """The dataset's value for each label index; index 0 is the background."""
@@ -29,12 +31,22 @@ def encode(labels: NDArray[np.integer], plan: Plan) -> NDArray[np.int16]:
     values = label_values(plan)
     if plan.ignore_label is not None:
         values = np.append(values, plan.ignore_label)
-    order = np.argsort(values)
-    position = np.searchsorted(values[order], labels)
-    position = np.clip(position, 0, len(values) - 1)
-    if not (values[order][position] == labels).all():
+    indices = index_in(values, labels)
+    if (indices < 0).any():
         raise ValueError("the label map holds a value that the plan does not declare")
-    return order[position].astype(np.int16)
+    return indices
+
+
+def index_in(values: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArray[np.int16]:
+    """Position in ``values`` of every voxel of a label map, -1 where it has none of them."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= LARGEST_TABLE or int(labels.min()) < 0:
+        order = np.argsort(values)
+        position = np.clip(np.searchsorted(values[order], labels), 0, len(values) - 1)
+        return np.where(values[order][position] == labels, order[position], -1).astype(np.int16)
+    table = np.full(high + 2, -1, dtype=np.int16)  # a look-up costs a fraction of a search; the last entry: above all
+    table[values] = np.arange(len(values))
+    return table[labels if int(labels.max()) <= high else np.minimum(labels, high + 1)]
 
 
 def decode(indices: NDArray[np.integer], plan: Plan) -> NDArray[np.int64]:

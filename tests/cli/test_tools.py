@@ -42,6 +42,33 @@ def test_an_unknown_layout_is_refused(small_dataset, tmp_path):
         _run("convert", "dataset", small_dataset, "-o", tmp_path / "raw", "--layout", "bids")
 
 
+def test_a_plan_goes_to_nnunet_and_back(small_dataset, tmp_path):
+    from medmamba import pipeline
+    from medmamba.run_folder import RunFolder, read_plan
+
+    run = tmp_path / "run"
+    pipeline.plan(small_dataset, run, network="plain_unet")
+    _run("convert", "plans", run, "-o", tmp_path / "nnUNetPlans.json")
+    _run("convert", "dataset", small_dataset, "-o", tmp_path / "raw")
+    source, description = tmp_path / "nnUNetPlans.json", tmp_path / "raw" / "dataset.json"
+    with pytest.raises(InputError, match=r"give its dataset\.json with --dataset"):
+        _run("convert", "plans", source, "-o", tmp_path / "plan.json")
+    _run("convert", "plans", source, "-o", tmp_path / "plan.json", "--dataset", description)
+    ours, back = RunFolder(run).read_plan(), read_plan(tmp_path / "plan.json")
+    for name, part in ours.configurations.items():
+        assert back.configurations[name].patch_size == part.patch_size
+        assert back.configurations[name].spacing_mm == part.spacing_mm
+        assert back.configurations[name].network.strides == part.network.strides
+    with pytest.raises(InputError, match="exists already"):
+        _run("convert", "plans", source, "-o", tmp_path / "plan.json", "--dataset", description)
+
+
+def test_a_scan_network_is_no_nnunet_plan(small_run, tmp_path):
+    with pytest.raises(ConfigError, match="vm_unet"):
+        _run("convert", "plans", small_run, "-o", tmp_path / "nnUNetPlans.json")
+    assert not (tmp_path / "nnUNetPlans.json").exists()
+
+
 def test_published_weights_are_translated_and_counted(tmp_path):
     from medmamba.networks.vm_unet import PublishedVMUNet
 

@@ -16,6 +16,7 @@ import medmamba
 from medmamba.cli.main import app
 from medmamba.errors import ConfigError, InputError, InputErrors
 from medmamba.fingerprinting import places
+from medmamba.preprocessing.labels import index_in
 from medmamba.run_folder import RunFolder
 
 
@@ -137,16 +138,24 @@ def test_a_kill_between_the_cases_and_the_plan_loses_no_hand_made_plan(small_dat
 
 
 def test_components_and_centres_of_labels():
-    labels = np.zeros((6, 5, 4), np.uint16)
-    labels[1, 1, 1] = labels[2, 2, 2] = 700  # corners touch: one component
-    labels[5, 4, 3] = 700
-    labels[0, 0, :] = 3
+    indices = np.zeros((6, 5, 4), np.int16)
+    indices[1, 1, 1] = indices[2, 2, 2] = 1  # corners touch: one component
+    indices[5, 4, 3] = 1
+    indices[0, 0, :] = 2
     affine = np.diag([2.0, 1.0, 3.0, 1.0])
     affine[:3, 3] = (10, 0, 0)
-    found = places(labels, {"far": 700, "row": 3, "absent": 9}, affine)
+    found = places(indices, ["far", "row", "absent"], affine)
     assert set(found) == {"far", "row"}
     assert found["far"].components == 2
     assert found["far"].centre_mm == pytest.approx((10 + 2 * 8 / 3, 7 / 3, 3 * 2))
     assert found["row"] == (1, pytest.approx((10.0, 0.0, 4.5)))
-    assert places(labels, {"row": 3}, None)["row"].centre_mm is None
-    assert places(np.zeros_like(labels), {"far": 700}, affine) == {}
+    assert places(indices, ["far", "row"], None)["row"].centre_mm is None
+    assert places(np.zeros_like(indices), ["far"], affine) == {}
+
+
+@pytest.mark.parametrize("values", [[0, 3, 1], [0, 700, 2], [0, -4, 100_000]])
+def test_labels_of_any_integers_become_indices(values):
+    table = np.array(values)
+    labels = np.random.default_rng(0).choice([*values, 5], size=(4, 5, 6))
+    expected = [[values.index(v) if v in values else -1 for v in labels.ravel()]]
+    assert index_in(table, labels).ravel().tolist() == expected[0]
