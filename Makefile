@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-gpu lint typecheck clean
+.PHONY: install demo test test-slow test-gpu lint typecheck docs clean
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,11 @@ typecheck: $(INSTALLED)
 	rm -rf build/typecheck
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target build/typecheck .
 	cd build/typecheck && MYPYPATH= ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p medmamba
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[docs]'
+	$(BIN)/python -m medmamba.cli.reference > docs/reference/commands.md
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf build dist demo *.egg-info $(VENV)

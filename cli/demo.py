@@ -7,18 +7,22 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.")] = Path(
         "demo"
     ),
-    data: Annotated[Path | None, typer.Option(help="Dataset folder, default: examples/data/hippocampus.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder; default: the hippocampus data that comes along.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="Minutes of training.", min=0.01)] = 8.0,
     steps: Annotated[int | None, typer.Option(help="End after this many steps at the latest.", min=1)] = None,
     test_cases: Annotated[int | None, typer.Option(help="Predict only the first N test cases.", min=1)] = None,
     network: Annotated[str, typer.Option(help="Network family.")] = "vm_unet",
     no_scan: Annotated[bool, typer.Option("--no-scan", help="The same network with the scan taken out.")] = False,
-) -> None:
+) -> Answer:
     """Plan, train, predict and evaluate on 60 real MR volumes of the hippocampus."""
     from medmamba.cli.console import clock, console, stages
     from medmamba.cli.tables import dice_table
@@ -46,3 +50,12 @@ def demo(
         f"Time: {spent}, in all {clock(sum(result.seconds.values()))}. Peak memory: {result.peak_memory_gib:.2f} GiB"
     )
     console.print(f"Masks: {result.masks}    Overview: {result.overview}", markup=False)
+    return {
+        "mean_foreground_dice": result.evaluation.mean_foreground,
+        "dice": result.evaluation.mean_per_label(),
+        "cases": len(result.evaluation.cases),
+        "seconds": result.seconds,
+        "peak_memory_gib": result.peak_memory_gib,
+        "masks": result.masks,
+        "overview": result.overview,
+    }

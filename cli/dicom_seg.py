@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 
 def dicom_seg(
     mask: Annotated[Path, typer.Argument(help="Mask on the grid of the series, as `medmamba predict` wrote it.")],
@@ -14,7 +16,7 @@ def dicom_seg(
     output: Annotated[Path, typer.Option("--output", "-o", help="DICOM SEG file to write.")],
     codes: Annotated[Path | None, typer.Option(help="labels.json with code and colour of each label.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; repeat. Default: from report.json.")] = None,
-) -> None:
+) -> Answer:
     """Write a mask as DICOM SEG that refers to its series, and read it back."""
     from medmamba.cli.console import console
     from medmamba.cli.options import named_values
@@ -22,3 +24,4 @@ def dicom_seg(
 
     names = mask_to_segmentation(mask, series, output, labels=named_values(label, "--label"), codes=codes)
     console.print(f"{len(names) - 1} segment(s), read back equal: {output}", markup=False)
+    return {"segmentation": output, "labels": names}

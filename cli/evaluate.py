@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of masks, as `medmamba predict` wrote it.")],
@@ -20,7 +22,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Folder of the images, shown below the outlines.")] = None,
     missing: Annotated[str, typer.Option(help="A case without prediction: 'fail', or 'empty' mask.")] = "fail",
     pictures: Annotated[int, typer.Option(help="Pictures of the worst cases in the page.", min=0)] = 12,
-) -> None:
+) -> Answer:
     """Dice, IoU, HD95, NSD, volumes, lesions: per case and structure, as tables, JSON, CSV and one HTML page."""
     from medmamba.cli.console import console, stages
     from medmamba.cli.tables import comparison_table, dice_table, summary_table
@@ -47,3 +49,11 @@ def evaluate(
     if result.comparison is not None:
         console.print(comparison_table(result.comparison))
     console.print(f"evaluation.html, .json and .csv: {result.folder}", markup=False)
+    return {
+        "folder": result.folder,
+        "mean_foreground_dice": result.evaluation.mean_foreground,
+        "dice": result.evaluation.mean_per_label(),
+        "cases": result.evaluation.mean_per_case(),
+        "missing": result.evaluation.missing,
+        "comparison": result.comparison,
+    }

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 
 def explain(
     run: Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`.")],
@@ -14,18 +16,20 @@ def explain(
         str | None,
         typer.Option(help='Options of `medmamba plan`, to see the other plan beside this one: "--device-memory 6GB".'),
     ] = None,
-) -> None:
+) -> Answer:
     """Every decision of the plan: the rule, what went in, what came out, and why."""
     from medmamba.cli.console import console
     from medmamba.cli.options import planning_choices
     from medmamba.plans.explain import compare_lines, explain_lines
     from medmamba.run_folder import RunFolder
 
+    plan = RunFolder(run).read_plan()
     if what_if is None:
-        lines = explain_lines(RunFolder(run).read_plan())
+        lines = explain_lines(plan)
     else:
         from medmamba import planning
 
         lines = compare_lines(*planning.what_if(run, **planning_choices(what_if)), names=("now", what_if.strip()))
     for line in lines:
         console.print(line, markup=False)
+    return {"plan": plan}

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 GRAPHS = ("torchscript", "torch-export", "onnx")
 
 
@@ -29,7 +31,7 @@ def export(
         list[str] | None, typer.Option("--graph", help="Also torchscript, torch-export or onnx; repeat for several.")
     ] = None,
     most_cases: Annotated[int, typer.Option(help="Check on at most this many cases.", min=1)] = 2,
-) -> None:
+) -> Answer:
     """Write a MONAI Bundle that MONAI runs without medmamba, and prove that it gives the same masks."""
     from medmamba.bundle.card import BundleCard
     from medmamba.cli.console import console
@@ -66,10 +68,13 @@ def export(
         console.print(
             f"  {case.case_id}: {case.voxels} voxels equal ({case.foreground} of them foreground)", markup=False
         )
+    parities = []
     for kind in graph or []:
         from medmamba.export.graphs import export_graph
 
         for row in export_graph(report.folder, kind):
+            parities.append(row)
             shape = "x".join(map(str, row.shape))
             console.print(f"  {kind} {shape}: largest difference of the logits {row.difference:.2g}", markup=False)
     console.print(f"MONAI Bundle: {report.folder}", markup=False)
+    return {"bundle": report.folder, "checked": report.cases, "graphs": parities}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,8 +22,11 @@ from medmamba.cli import (
     plan,
     predict,
     pretrain,
+    report,
+    serve,
     train,
 )
+from medmamba.cli.answer import FLAG, answering, show
 from medmamba.cli.console import report_error
 from medmamba.errors import MedmambaError
 
@@ -46,13 +49,15 @@ for command in (
     predict.reproduce,
     predict.find_best,
     evaluate.evaluate,
+    report.report,
     explain.explain,
     export.export,
     dicom_seg.dicom_seg,
+    serve.serve,
     info.info,
     doctor.doctor,
 ):
-    app.command()(command)
+    app.command()(answering(command))
 app.add_typer(convert.convert, name="convert")
 
 
@@ -78,6 +83,13 @@ def options(
     """Options of every command."""
 
 
+def _end(message: str, code: int, arguments: list[str]) -> NoReturn:
+    report_error(message)
+    if FLAG in arguments:
+        show({"error": message, "exit_code": code})
+    sys.exit(code)
+
+
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; exits with 0, 1 (some cases failed), 2, 4, 130 or 143."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -87,11 +99,8 @@ def run(arguments: list[str] | None = None) -> None:
     except MedmambaError as error:
         if "--debug" in arguments:
             raise
-        report_error(str(error))
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code, arguments)
     except KeyboardInterrupt:
-        report_error("Interrupted. What was written is complete; `medmamba train --resume` goes on.")
-        sys.exit(INTERRUPTED)
+        _end("Interrupted. What was written is complete; `medmamba train --resume` goes on.", INTERRUPTED, arguments)
     except MemoryError:
-        report_error("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.")
-        sys.exit(4)
+        _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)

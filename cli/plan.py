@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 DECISIONS, DATA, MACHINE = "Instead of a rule", "Data", "Machine"
 
 
@@ -69,7 +71,7 @@ def plan(
     workers: Annotated[
         int | None, typer.Option(help="Cases in memory at the same time.", min=1, rich_help_panel=MACHINE)
     ] = None,
-) -> None:
+) -> Answer:
     """Measure a dataset, decide spacing, patch, batch and network, and preprocess its cases."""
     from medmamba import pipeline
     from medmamba.cli.console import console, report_warnings, stages
@@ -105,3 +107,4 @@ def plan(
         f"Plan and preprocessed cases: {output}    To look at: {output / 'report' / 'dataset.html'}", markup=False
     )
     console.print(f"Why each number: medmamba explain {output}    Next: medmamba train {output}", markup=False)
+    return {"run": output, "plan": made, "warnings": warnings}

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run folder, or the folder of one trained fold.")],
-    images: Annotated[Path, typer.Argument(help="An image, a folder of images, or the folder of a DICOM series.")],
+    model: Annotated[Path, typer.Argument(help="Run folder, trained fold, or bundle.")],
+    images: Annotated[
+        Path, typer.Argument(help="An image, a folder of images, the folder of a DICOM series, or a zip of either.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.json.")],
     configuration: Annotated[
         list[str] | None, typer.Option(help="Configuration; repeat for an ensemble. Default: that of find-best.")
@@ -37,7 +41,16 @@ def predict(
     memory: Annotated[
         float | None, typer.Option(help="Memory in GiB to plan with. Default: 6, or most of what is free.", min=0)
     ] = None,
-) -> None:
+    series: Annotated[
+        str | None, typer.Option(help="Number or UID of the DICOM series, where a study holds several.")
+    ] = None,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also write each mask as DICOM SEG beside its series' own objects.")
+    ] = False,
+    codes: Annotated[
+        Path | None, typer.Option(help="labels.json with code and colour of each label of the DICOM SEG.")
+    ] = None,
+) -> Answer:
     """Predict masks on the images' own grids, with a report of how each was made."""
     from medmamba import pipeline
     from medmamba.cli.console import console, report_warnings, stages
@@ -52,7 +65,7 @@ def predict(
             configuration=configuration,
             folds=None if fold is None else [fold_name(name) for name in fold],
             device=device,
-            mirror=not no_mirror,
+            mirror=False if no_mirror else None,
             fast=fast,
             patch_size=numbers(patch_size, int, "--patch-size"),
             tile_batch=tile_batch,
@@ -64,6 +77,9 @@ def predict(
             probabilities=probabilities,
             pseudonymise=pseudonymise,
             workers=workers,
+            series=series,
+            dicom_seg=dicom_seg,
+            codes=codes,
             on_item=on_item,
             on_message=lambda line: console.print(line, markup=False),
         )
@@ -76,6 +92,7 @@ def predict(
         if not report.done:
             raise InputErrors(lines, summary=summary)
         raise PartialError("\n".join([*lines, summary]))
+    return {"output": output, "cases": report.done, "resumed": report.resumed, "review": report.review}
 
 
 def reproduce(
@@ -84,7 +101,7 @@ def reproduce(
     images: Annotated[Path, typer.Argument(help="The images it was made from.")],
     case: Annotated[list[str] | None, typer.Option(help="Only this case; repeat for several. Default: all.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-) -> None:
+) -> Answer:
     """Make the masks of a report again and compare them byte by byte."""
     from medmamba.cli.console import console, stages
     from medmamba.errors import PartialError
@@ -95,13 +112,14 @@ def reproduce(
     console.print(f"{len(result.same)} mask(s) reproduced byte by byte.")
     if result.other:
         raise PartialError(f"{len(result.other)} mask(s) came out differently: {', '.join(result.other)}.")
+    return {"same": result.same}
 
 
 def find_best(
     run: Annotated[Path, typer.Argument(help="Run folder with trained folds.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring.")] = False,
-) -> None:
+) -> Answer:
     """Choose configurations, cleaning and calibration by cross-validation; predict uses them from then on."""
     from medmamba.cli.console import console, stages
     from medmamba.inference.find_best import find_best as choose
@@ -116,3 +134,4 @@ def find_best(
     for step in recipe.cleaning:
         console.print(f"{step.label}: {step.action.replace('_', ' ')}, Dice +{step.gain:.4f}", markup=False)
     console.print(f"temperature {recipe.temperature:g}. Written: {run / 'best.json'}", markup=False)
+    return {"recipe": recipe, "written": run / "best.json"}

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 
 def pretrain(
     run: Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`; its labels are not used.")],
@@ -22,7 +24,7 @@ def pretrain(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Begin again.")] = False,
-) -> None:
+) -> Answer:
     """Learn from images without labels: hide key slices, draw them again; a start for `train --init`."""
     from medmamba.cli.console import clock, console, report_warnings
     from medmamba.cli.training_progress import training_progress
@@ -52,3 +54,4 @@ def pretrain(
         )
     console.print(f"{result.steps} steps in {clock(result.seconds)}, last loss {result.final_loss:.4f}")
     console.print(f"Next: medmamba train {run} --init {result.folder}", markup=False)
+    return {"model": result.folder, "steps": result.steps, "seconds": result.seconds, "loss": result.final_loss}

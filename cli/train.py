@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from medmamba.cli.answer import Answer
+
 LENGTH, RECIPE, MACHINE, START, TRACKING = "Length", "Recipe", "Machine", "Start", "Tracking"
 
 
@@ -93,7 +95,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", rich_help_panel=TRACKING)] = False,
     mlflow: Annotated[bool, typer.Option("--mlflow", rich_help_panel=TRACKING)] = False,
     wandb: Annotated[bool, typer.Option("--wandb", rich_help_panel=TRACKING)] = False,
-) -> None:
+) -> Answer:
     """Train folds; checkpoints and metrics land in RUN/models, curves and pictures in RUN/report."""
     from medmamba.cli.console import report_warnings
     from medmamba.cli.options import fold_names, weights_by_name
@@ -143,3 +145,4 @@ def train(
             on_event=lambda line: report_warnings([line]),
         )
     report_results(run, results)
+    return {"run": run, "folds": results}

@@ -23,9 +23,13 @@ _API = {
     "train": "medmamba.pipeline",
     "evaluate": "medmamba.pipeline",
     "Predictor": "medmamba.inference.predictor",
+    "Prediction": "medmamba.inference.prediction",
+    "FailedPrediction": "medmamba.inference.prediction",
 }
 
 if TYPE_CHECKING:
+    from medmamba.inference.prediction import FailedPrediction as FailedPrediction
+    from medmamba.inference.prediction import Prediction as Prediction
     from medmamba.inference.predictor import Predictor as Predictor
     from medmamba.pipeline import evaluate as evaluate
     from medmamba.pipeline import plan as plan

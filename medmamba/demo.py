@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from medmamba.evaluation.report import Evaluation
     from medmamba.training.progress import StepReport
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "data" / "hippocampus"
 STEPS_PER_EPOCH = 100
 
 
@@ -30,6 +30,20 @@ class DemoResult:
     overview: Path
     seconds: dict[str, float]
     peak_memory_gib: float
+
+
+def example_data() -> Path:
+    """The hippocampus dataset: in a checkout under examples/, else where the installation put it."""
+    checkout = Path(__file__).resolve().parent.parent / "examples" / "data" / "hippocampus"
+    if (checkout / "dataset.json").is_file():
+        return checkout
+    try:
+        installed = Path(str(files("medmamba.demo_data")))
+    except ModuleNotFoundError:
+        installed = checkout
+    if not (installed / "dataset.json").is_file():
+        raise InputError("The demo's data was not installed. Install medmamba again, or give a dataset with --data.")
+    return installed
 
 
 def run_demo(
@@ -53,11 +67,9 @@ def run_demo(
     from medmamba.inference.predictor import Predictor
     from medmamba.training.config import TrainConfig
 
-    dataset = data or EXAMPLE
+    dataset = data or example_data()
     if not dataset.is_dir():
-        raise InputError(
-            f"{dataset}: the demo's data is not there. Run from a checkout of the project, or give --data."
-        )
+        raise InputError(f"{dataset}: no such folder. Give a dataset with --data, or leave it out.")
     run, masks = output / "run", output / "masks"
     seconds: dict[str, float] = {}
     with FolderLock(output):

@@ -26,25 +26,36 @@ def predict(
     probabilities: bool = False,
     pseudonymise: bool = False,
     workers: int = 0,
+    series: str | None = None,
+    dicom_seg: bool = False,
+    codes: str | Path | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_message: Callable[[str], None] = lambda line: None,
     **choices: Any,
 ) -> PredictionReport:
-    """Predict a file or every case of a folder; masks and ``report.json`` land in ``output``.
+    """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``.
 
-    ``workers`` processes share the cases (0: this process does them); ``choices`` as of :class:`medmamba.Predictor`,
-    the rest as of :func:`medmamba.inference.batch.predict_folder`.
+    Args:
+        workers: processes that share the cases; 0: this process does them.
+        series: number or UID of the DICOM series to take, where a study holds several.
+        choices: as of :class:`medmamba.Predictor`; the rest as of :func:`medmamba.inference.batch.predict_folder`.
     """
     from contextlib import ExitStack
 
+    from medmamba.dicom.codes import check_codes
+    from medmamba.dicom.study import opened
     from medmamba.inference.batch import predict_folder
     from medmamba.inference.cases import find_cases
     from medmamba.inference.predictor import Predictor
     from medmamba.inference.pseudonyms import Pseudonyms
     from medmamba.inference.workers import Workers
 
-    find_cases(images)  # a wrong path is told before a model is loaded
     with ExitStack() as stack:
+        if isinstance(images, str | Path):
+            images = stack.enter_context(opened(images, series))
+        find_cases(images)  # a wrong path is told before a model is loaded
+        if dicom_seg:
+            check_codes(codes)
         if isinstance(model, Predictor):
             engine: Predictor | Workers = model
         elif workers:
@@ -59,6 +70,8 @@ def predict(
             resume=resume,
             probabilities=probabilities,
             pseudonyms=Pseudonyms.of_folder(Path(output)) if pseudonymise else None,
+            dicom_seg=dicom_seg,
+            codes=codes,
             on_item=on_item,
             on_message=on_message,
         )

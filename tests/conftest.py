@@ -58,3 +58,20 @@ def small_run(tmp_path_factory, small_dataset) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
     medmamba.plan(small_dataset, run, patch_size=(16, 24, 16), batch_size=2)
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, small_run) -> Path:
+    """A run whose folds 0 and 1 are trained."""
+    from tiny_models import make_fold
+
+    from medmamba.atomic import write_text
+    from medmamba.plans.schema import Plan
+
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    plan = Plan.from_json((small_run / "plan.json").read_text())
+    for name in ("plan.json", "fingerprint.json", "splits.json"):
+        write_text(run / name, (small_run / name).read_text())
+    for seed in (0, 1):
+        make_fold(run / "models" / "3d_fullres" / f"fold_{seed}", plan, seed)
+    return run

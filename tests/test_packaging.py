@@ -45,7 +45,9 @@ def test_bare_names_are_not_importable_outside_the_checkout(tmp_path):
 def test_direct_dependencies_are_pinned_in_both_constraint_files():
     project = _project()["project"]
     wanted = project["dependencies"] + [
-        d for name in ("test", "lint", "bundle", "dicom", "export") for d in project["optional-dependencies"][name]
+        d
+        for name in ("test", "lint", "bundle", "dicom", "export", "serve", "docs")
+        for d in project["optional-dependencies"][name]
     ]
     names = {re.split(r"[<>=;\[ ]", requirement)[0].lower() for requirement in wanted}
     for file in ("constraints-cpu.txt", "constraints-cuda.txt"):
@@ -87,3 +89,17 @@ def test_an_installed_wheel_holds_the_four_packages_and_no_bare_ones(tmp_path):
         check=True,
     )
     assert result.stdout.strip() == "cpp"
+    code = "from medmamba.demo import example_data as d; p = d(); print(p, len(list((p / 'imagesTr').iterdir())))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.split() == [str(tmp_path / "site" / "medmamba" / "demo_data"), "45"]
+    for name in ("run_report/viewer.js", "bundle/schema.json", "py.typed"):
+        assert (tmp_path / "site" / "medmamba" / name).is_file()
+    size = sum(path.stat().st_size for path in (tmp_path / "site" / "medmamba").rglob("*") if path.is_file())
+    assert size < 15 * 2**20

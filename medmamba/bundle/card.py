@@ -69,11 +69,19 @@ def metadata(
     *,
     channels: Sequence[str],
     classes: Sequence[str],
+    outputs: Sequence[str],
+    sigmoid: bool,
     divisor: Sequence[int],
     picture: bool,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """configs/metadata.json. ``divisor`` is, per axis of the patch, what the network's strides multiply to."""
+    """configs/metadata.json.
+
+    Args:
+        classes: labels, the background first.
+        outputs, sigmoid: names of the network's channels, and whether they are independent (regions).
+        divisor: per axis of the patch, what the network's strides multiply to.
+    """
     import monai
     import numpy
     import torch
@@ -121,10 +129,10 @@ def metadata(
                 "pred": {
                     "type": "probabilities",
                     **common,
-                    "num_channels": len(classes),
+                    "num_channels": len(outputs),
                     "value_range": [],
                     "is_patch_data": True,
-                    "channel_def": {str(index): name for index, name in enumerate(classes)},
+                    "channel_def": {str(index): name for index, name in enumerate(outputs)},
                 }
             },
         },

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medmamba.inference.postprocess import Cleaning
+from medmamba.inference.sliding_window import Window
 from medmamba.plans.schema import Configuration, Plan
 
 LOGGING = """[loggers]
@@ -40,11 +42,21 @@ def plan_numbers(plan: Plan, configuration: Configuration) -> dict[str, Any]:
         "normalization": [entry.model_dump() for entry in plan.normalization],
         "spacing_mm": configuration.spacing_mm,
         "patch_size": configuration.patch_size,
+        "regions": plan.regions,
+        "region_order": plan.region_order,
+        "ignore_label": plan.ignore_label,
+        "left_right_pairs": [list(pair) for pair in plan.left_right_pairs],
     }
 
 
 def inference(
-    plan: Plan, configuration: Configuration, arguments: Mapping[str, Any], *, folds: int, mirror_axes: tuple[int, ...]
+    plan: Plan,
+    configuration: Configuration,
+    arguments: Mapping[str, Any],
+    *,
+    folds: int,
+    window: Window,
+    cleaning: Sequence[Cleaning] = (),
 ) -> dict[str, Any]:
     """The configuration that every client runs. ``arguments`` are those of ``build_network``."""
     picture = configuration.spacing_mm is None
@@ -83,12 +95,21 @@ def inference(
         "inferer": {
             "_target_": "scripts.inferer.PlanInferer",
             "patch_size": configuration.patch_size,
-            "mirror_axes": list(mirror_axes),
+            "mirror_axes": list(window.mirror_axes),
+            "swap_axis": window.swap_axis,
+            "channel_swap": list(window.channel_swap),
+            "sigmoid": window.sigmoid,
         },
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "scripts.transforms.ToNatived", "keys": "pred", "plan": "@plan", "orig_keys": "image"},
+                {
+                    "_target_": "scripts.transforms.ToNatived",
+                    "keys": "pred",
+                    "plan": "@plan",
+                    "orig_keys": "image",
+                    "cleaning": [step.model_dump(exclude={"gain"}) for step in cleaning],
+                },
                 {
                     "_target_": "SaveImaged",
                     "keys": "pred",

@@ -26,7 +26,9 @@ from medmamba.bundle.sources import bundle_sources
 from medmamba.errors import ConfigError
 from medmamba.inference.cases import ImageCase, find_cases
 from medmamba.inference.models import read_model_facts
+from medmamba.inference.postprocess import RECIPE
 from medmamba.inference.predictor import Predictor
+from medmamba.preprocessing.labels import label_names
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,8 @@ def export_bundle(
 
 
 def _refuse_what_is_not_carried(predictor: Predictor, arguments: list[dict[str, Any]]) -> None:
-    if predictor.plan.regions:
-        raise ConfigError("This model predicts regions, which a bundle cannot carry yet. Predict with medmamba.")
     if len(predictor.members) != 1:
         raise ConfigError("A bundle holds one configuration. Choose one with --configuration.")
-    if predictor.recipe is not None and predictor.recipe.cleaning:
-        raise ConfigError("best.json asks for a clean-up of masks, which a bundle cannot carry yet.")
     if predictor.members[0].configuration.previous_stage is not None:
         raise ConfigError("This model is the second stage of a cascade, which a bundle cannot carry yet.")
     if any(other != arguments[0] for other in arguments):
@@ -108,17 +106,26 @@ def _write(
         "checked_on": [case.case_id for case in cases],
         "licence": card.licence,
     }
-    names = [name for name, _ in sorted(plan.labels.items(), key=lambda item: item[1] != 0)]
+    names = ["background", *label_names(plan)]
     facts = metadata(
         card,
         channels=plan.channel_names,
         classes=names,
+        outputs=list(predictor.heads.names),
+        sigmoid=predictor.heads.sigmoid,
         divisor=configuration.network.divisor,
         picture=configuration.spacing_mm is None,
         provenance=provenance,
     )
     check_metadata(facts)
-    config = inference(plan, configuration, arguments, folds=len(member.runners), mirror_axes=member.window.mirror_axes)
+    config = inference(
+        plan,
+        configuration,
+        arguments,
+        folds=len(member.runners),
+        window=member.window,
+        cleaning=() if predictor.recipe is None else predictor.recipe.cleaning,
+    )
     texts = {
         "LICENSE": card.licence_text(),
         "configs/metadata.json": json.dumps(facts, indent=2) + "\n",
@@ -132,9 +139,23 @@ def _write(
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    (folder / "models").mkdir()
+    _write_folds(folder / "models", predictor)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     torch.save(state, folder / "models" / "model.pt")
+
+
+def _write_folds(folder: Path, predictor: Predictor) -> None:
+    """What `medmamba.Predictor.from_bundle` needs besides model.pt: plan, fingerprint and facts of each fold."""
+    for number, source in enumerate(predictor.members[0].folders):
+        target = folder / (source.name if source.name.startswith("fold_") else f"fold_{number}")
+        target.mkdir(parents=True)
+        facts = {**read_model_facts(source), "state_dict": "../model.pt", "prefix": f"members.{number}."}
+        (target / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (target / "plan.json").write_text(predictor.plan.to_json(), encoding="utf-8")
+        if predictor.fingerprint is not None:
+            (target / "fingerprint.json").write_text(predictor.fingerprint.to_json(), encoding="utf-8")
+    if predictor.recipe is not None:
+        (folder / RECIPE).write_text(predictor.recipe.to_json(), encoding="utf-8")
 
 
 def _gather(cases: list[ImageCase], folder: Path) -> None:

@@ -8,6 +8,7 @@ A label that is not listed becomes "Tissue" under its own name.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -41,16 +42,27 @@ def read_codes(path: Path | str | None, labels: list[str]) -> dict[str, SegmentC
 
     Raises InputErrors with every problem of the file, each with the path of its field.
     """
+    table = _read(path)
+    for name in table:
+        if name not in labels:
+            raise unknown_name(f"label in {path}", name, labels)
+    return {name: table.get(name, SegmentCode()) for name in labels}
+
+
+def check_codes(path: Path | str | None) -> None:
+    """Before a long run: highdicom is there and the labels file can be read; raises as :func:`read_codes`."""
+    if find_spec("highdicom") is None:
+        raise ConfigError("DICOM segmentations need highdicom. Install with: pip install 'medmamba[dicom]'.")
+    _read(path)
+
+
+def _read(path: Path | str | None) -> dict[str, SegmentCode]:
     if path is None:
-        return {name: SegmentCode() for name in labels}
+        return {}
     try:
-        table = _TABLE.validate_json(Path(path).read_bytes())
+        return _TABLE.validate_json(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give an existing labels file.") from error
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}." for e in error.errors()]
         raise InputErrors(lines) from error
-    for name in table:
-        if name not in labels:
-            raise unknown_name(f"label in {path}", name, labels)
-    return {name: table.get(name, SegmentCode()) for name in labels}

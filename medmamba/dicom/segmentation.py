@@ -123,9 +123,9 @@ def series_in_order(series: Path | str, grid: Grid) -> list[Dataset]:
     """
     import pydicom
 
-    from medmamba.images.dicom import _dicom_files
+    from medmamba.images.dicom import dicom_files, without_copies
 
-    datasets = [pydicom.dcmread(file) for file in _dicom_files(Path(series), [])]
+    datasets = [pydicom.dcmread(file) for file in without_copies(dicom_files(Path(series)))[0]]
     for dataset in datasets:
         for name in MAY_BE_EMPTY:
             if name not in dataset:
@@ -136,6 +136,9 @@ def series_in_order(series: Path | str, grid: Grid) -> list[Dataset]:
                 f"{series}: an image has no {missing[0]}, so a segmentation cannot refer to it. "
                 "Export the series again from its archive."
             )
+        if grid.spacing_mm is not None:  # both may be missing or wrong in a file; the positions are the truth
+            dataset.SpacingBetweenSlices = round(grid.spacing_mm[2], 6)
+            dataset.SliceThickness = getattr(dataset, "SliceThickness", None) or dataset.SpacingBetweenSlices
     if grid.affine is None or len(datasets) != grid.shape[2]:
         raise InputError(
             f"{series}: holds {len(datasets)} DICOM images, the mask has {grid.shape[2]} slices. "

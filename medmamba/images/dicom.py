@@ -8,6 +8,7 @@ Source of the geometry: DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1. World axe
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class _Slice:
 def holds_dicom(folder: Path | str) -> bool:
     """Whether a folder holds DICOM files directly in it."""
     try:
-        return any(True for _ in _dicom_files(Path(folder), [], first_only=True))
+        return any(True for _ in _marked_files(Path(folder), [], first_only=True))
     except OSError:
         return False
 
@@ -70,12 +71,15 @@ def read_image(
     """
     folder, where, limits = Path(path), where or shown(path), limits or Limits()
     strays: list[str] = []
-    files = list(_dicom_files(folder, strays))
+    files = list(_marked_files(folder, strays))
     if not files:
         inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and holds_dicom(entry.path))
         hint = f" There are some in its folder {shown(inside[0])}." if inside else ""
         raise InputError(f"{where}: no DICOM files in this folder.{hint} Give the folder of one series.")
     warnings = [f"{where}: {len(strays)} file(s) that are not DICOM were skipped."] if strays else []
+    files, copies = without_copies(files)
+    if copies:
+        warnings.append(f"{where}: {copies} file(s) that are copies of another, byte for byte, were skipped.")
     slices = _one_series(files, where, limits)
     affine = _in_order(slices, where)
     if problem := affine_problem(affine, smallest_mm=limits.smallest_spacing_mm, largest_mm=limits.largest_spacing_mm):
@@ -99,7 +103,12 @@ def read_label_map(
     )
 
 
-def _dicom_files(folder: Path, strays: list[str], first_only: bool = False) -> list[Path]:
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder, by name; links, hidden files and DICOMDIR are left alone."""
+    return _marked_files(folder, [])
+
+
+def _marked_files(folder: Path, strays: list[str], first_only: bool = False) -> list[Path]:
     """Regular files of a folder with the DICOM mark; links, hidden files and DICOMDIR are left alone."""
     found = []
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
@@ -116,16 +125,34 @@ def _dicom_files(folder: Path, strays: list[str], first_only: bool = False) -> l
     return found
 
 
+def without_copies(files: list[Path]) -> tuple[list[Path], int]:
+    """Files of different content, and how many were left out."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for path in files:
+        by_size[path.stat().st_size].append(path)
+    kept, seen = [], set()
+    for path in files:
+        if len(by_size[path.stat().st_size]) > 1:
+            with open(path, "rb") as file:
+                mark = hashlib.file_digest(file, "sha256").digest()
+            if mark in seen:
+                continue
+            seen.add(mark)
+        kept.append(path)
+    return kept, len(files) - len(kept)
+
+
 def _one_series(files: list[Path], where: str, limits: Limits) -> list[_Slice]:
     series: dict[str, list[_Slice]] = defaultdict(list)
     for path in files:
-        tags = _tags(path, f"{where}: {shown(path.name)}")
+        tags = header_tags(path, f"{where}: {shown(path.name)}")
         series[tags.get(SERIES, "").strip()].append(_slice(path, tags, f"{where}: {shown(path.name)}"))
     if len(series) > 1:
         counts = sorted((len(slices) for slices in series.values()), reverse=True)
         several = ", ".join(map(str, counts[:5])) + (", ..." if len(counts) > 5 else "")
         raise InputError(
-            f"{where}: {len(series)} series in one folder ({several} files). Give each a folder of its own."
+            f"{where}: {len(series)} series in one folder ({several} files). Give each a folder of its own, or choose "
+            "one with `medmamba predict --series`."
         )
     slices = next(iter(series.values()))
     first = slices[0]
@@ -144,7 +171,8 @@ def _one_series(files: list[Path], where: str, limits: Limits) -> list[_Slice]:
     return slices
 
 
-def _tags(path: Path, where: str) -> dict[str, str]:
+def header_tags(path: Path, where: str, extra: tuple[str, ...] = ()) -> dict[str, str]:
+    """The tags that decide about geometry, and those of ``extra``, as text; no other tag is read."""
     import SimpleITK as sitk
 
     file, _ = open_regular(path, where)
@@ -157,7 +185,7 @@ def _tags(path: Path, where: str) -> dict[str, str]:
             reader.ReadImageInformation()
         except RuntimeError:
             raise InputError(f"{where}: a damaged DICOM file. Copy it again from its source.") from None
-    wanted = (SERIES, POSITION, ORIENTATION, ROWS, COLUMNS, PIXEL_SPACING, THICKNESS, FRAMES, SAMPLES, BITS)
+    wanted = (SERIES, POSITION, ORIENTATION, ROWS, COLUMNS, PIXEL_SPACING, THICKNESS, FRAMES, SAMPLES, BITS, *extra)
     return {tag: reader.GetMetaData(tag) for tag in wanted if reader.HasMetaDataKey(tag)}
 
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from medmamba.atomic import write_text
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice, dice_per_label
+from medmamba.inference.cleaning import clean_one
 from medmamba.inference.member import Member
-from medmamba.inference.postprocess import RECIPE, Cleaning, Recipe, clean_one
+from medmamba.inference.postprocess import RECIPE, Cleaning, Recipe
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.preprocessing.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear

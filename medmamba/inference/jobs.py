@@ -14,7 +14,8 @@ from typing import Any
 from medmamba.errors import InputError, MedmambaError
 from medmamba.images import MedicalImage, write_image
 from medmamba.inference.cases import ImageCase, read_case
-from medmamba.inference.predictor import Prediction, Predictor
+from medmamba.inference.prediction import Prediction
+from medmamba.inference.predictor import Predictor
 from medmamba.inference.pseudonyms import Pseudonyms
 from medmamba.inference.quality import Finding
 from medmamba.training.memory import is_out_of_memory
@@ -24,15 +25,23 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all cases of a folder: where masks go, what is asked for, and what names are shown."""
+    """What is the same for all cases of a folder: where masks go, what is asked for, and what names are shown.
+
+    ``dicom_seg``: also write each mask as DICOM SEG, with the codes of the labels file ``codes``.
+    """
 
     target: Path
     probabilities: bool
     shown: Pseudonyms
+    dicom_seg: bool = False
+    codes: Path | None = None
 
     def request(self, model: dict[str, Any]) -> dict[str, Any]:
         """Everything that decides what a mask looks like, besides the image."""
-        return {**model, "probabilities": self.probabilities}
+        wanted = {**model, "probabilities": self.probabilities}
+        if self.dicom_seg:
+            wanted["dicom_seg"] = {"codes_sha256": None if self.codes is None else file_sha256(self.codes)}
+        return wanted
 
     def failed(self, case: ImageCase, model: dict[str, Any], reason: str) -> dict[str, Any]:
         """The record of a case without a mask; whatever was written for it is removed."""
@@ -58,6 +67,8 @@ class Job:
             result.save(self.target / case.output_name)
             if result.probabilities is not None:
                 write_image(probability_path(self.target, case), result.probabilities, like=image)
+            if self.dicom_seg and any(result.voxels.values()):  # DICOM knows no segmentation without segments
+                result.save_dicom_seg(segmentation_path(self.target, case), codes=self.codes)
         except (InputError, FloatingPointError) as error:
             return self.failed(case, model, str(error))
         except MedmambaError:
@@ -69,21 +80,17 @@ class Job:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             return self.failed(case, model, f"{case.case_id}: unexpected {type(error).__name__} at {where}: {error}")
-        notes = [Finding("note", self.shown.hide(line, case)) for line in image.warnings]
+        made = result.record()
+        made["findings"] += [asdict(Finding("note", self.shown.hide(line, case))) for line in image.warnings]
         return {
             **self._head(case, model),
             "input_sha256": inputs,
-            "status": result.status,
-            "findings": [asdict(finding) for finding in (*result.findings, *notes)],
+            **made,
             "mask": None if self.shown.active else case.output_name,
             "mask_sha256": [file_sha256(path) for path in case.outputs(self.target)],
             "image_sha256": image.content_hash(),
             "geometry": _geometry(image),
-            **_measures(result),
-            "seconds": {
-                **{k: round(v, 3) for k, v in result.seconds.items()},
-                "all": round(time.perf_counter() - started, 3),
-            },
+            "seconds": {**made["seconds"], "all": round(time.perf_counter() - started, 3)},
         }
 
     def _predict(self, predictor: Predictor, image: MedicalImage, say: Callable[[str], None]) -> Prediction:
@@ -129,9 +136,15 @@ def probability_path(target: Path, case: ImageCase) -> Path:
     return target / f"{case.case_id}_probabilities{'.nii.gz' if flat else ending}"
 
 
+def segmentation_path(target: Path, case: ImageCase) -> Path:
+    """Where the DICOM SEG of a case stands."""
+    return target / f"{case.case_id}.dcm"
+
+
 def remove_old(target: Path, case: ImageCase) -> None:
     """Remove what an earlier run wrote for a case, so that nothing stale looks like a result."""
-    for path in (*case.outputs(target), probability_path(target, case), record_path(target, case)):
+    also = (probability_path(target, case), segmentation_path(target, case), record_path(target, case))
+    for path in (*case.outputs(target), *also):
         path.unlink(missing_ok=True)
 
 
@@ -149,16 +162,6 @@ def file_sha256(path: Path) -> str:
         return found.hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _measures(result: Prediction) -> dict[str, Any]:
-    return {
-        "voxels": result.voxels,
-        "volume_ml": result.volumes_ml,
-        "empty": not any(result.voxels.values()),
-        "entropy": result.entropy,
-        "fold_agreement": result.agreement,
-    }
 
 
 def _geometry(image: MedicalImage) -> dict[str, Any]:

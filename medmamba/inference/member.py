@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +14,15 @@ from medmamba.heads import Heads
 from medmamba.images import MedicalImage
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.memory import MemoryEstimate, estimate_memory
-from medmamba.inference.models import generation_of, read_model_facts
+from medmamba.inference.models import hash_of_weights, load_weights, read_model_facts
 from medmamba.inference.restore import Block, native_blocks
 from medmamba.inference.runner import NetworkRunner
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.model import mirroring_of
 from medmamba.networks.registry import build_network
-from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
+from medmamba.preprocessing.case import PreprocessedCase, preprocess_case, trail_of_shape
 from medmamba.run_folder import read_plan
-from medmamba.trail import Resample
-from medmamba.training.checkpoint import load_checkpoint, weights_sha256
+from medmamba.trail import Resample, SpatialTrail
 
 OnTile = Callable[[int, int], None]
 
@@ -61,7 +60,7 @@ class Member:
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of the weights of each fold."""
-        return {folder.name: weights_sha256(folder / "checkpoints" / generation_of(folder)) for folder in self.folders}
+        return {folder.name: hash_of_weights(folder) for folder in self.folders}
 
     def prepare(self, image: MedicalImage, name: str) -> PreprocessedCase:
         """The image on this configuration's grid."""
@@ -69,9 +68,18 @@ class Member:
 
     def estimate(self, case: PreprocessedCase, budget: int | None = None) -> MemoryEstimate:
         """What predicting the case will need; ``budget`` in bytes decides what goes to disk."""
+        return self._estimate(case.trail, budget)
+
+    def estimate_for(
+        self, shape: Sequence[int], spacing_mm: Sequence[float] | None = None, budget: int | None = None
+    ) -> MemoryEstimate:
+        """What predicting an image (i, j, k) without any empty border will need."""
+        return self._estimate(trail_of_shape(shape, spacing_mm, self.plan, self.configuration), budget)
+
+    def _estimate(self, trail: SpatialTrail, budget: int | None) -> MemoryEstimate:
         return estimate_memory(
-            case.trail,
-            len(case.image),
+            trail,
+            len(self.plan.channel_names),
             self.classes,
             self.window.box,
             batch=self.window.batch,
@@ -97,8 +105,9 @@ class Member:
 
     def _load(self, folder: Path, device: torch.device, lock: threading.Lock) -> NetworkRunner:
         facts = read_model_facts(folder)
-        network = build_network(**facts["network"])
-        load_checkpoint(folder / "checkpoints", network, generation=generation_of(folder))
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
+            network = build_network(**facts["network"])
+        load_weights(folder, network)
         if facts["plan_sha256"] != read_plan(folder / "plan.json").hash():
             raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
         return NetworkRunner(network, device, lock)

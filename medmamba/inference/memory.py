@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 
@@ -52,6 +53,12 @@ class MemoryEstimate:
             f"needs about {self.peak / 2**30:.1f} GiB of memory{disk}, besides the network "
             f"(all logits at once: {self.naive / 2**30:.1f} GiB)"
         )
+
+
+def sum_of(estimates: Sequence[MemoryEstimate]) -> MemoryEstimate:
+    """What several configurations need that answer together, plane by plane."""
+    parts = [[getattr(one, entry.name) for one in estimates] for entry in fields(MemoryEstimate)]
+    return MemoryEstimate(*map(sum, parts))
 
 
 def estimate_memory(

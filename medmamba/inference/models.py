@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
 
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.inference.postprocess import Recipe, read_recipe
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.run_folder import RunFolder
+from medmamba.training.checkpoint import load_checkpoint, weights_sha256
 
 
 @dataclass(frozen=True)
@@ -30,15 +36,17 @@ def select_models(
     *,
     strict: bool = False,
 ) -> Selection:
-    """The folds that answer: one fold's folder, or those of a run.
+    """The folds that answer: one fold's folder, those of a run, or those of a bundle.
 
     Of a run, ``configuration`` is one name or several (an ensemble); without it, what `medmamba find-best` chose, or
     the plan's default. ``strict`` refuses a run in which folds of the cross-validation are missing.
     """
-    if (model / "model.json").is_file():
+    if is_fold(model):
         return Selection({read_model_facts(model)["configuration"]: [model]}, None, ())
     if not model.is_dir():
         raise InputError(f"{model}: not found. Give a run folder or the folder of a trained fold.")
+    if is_bundle(model):
+        return _of_bundle(model, configuration, folds)
     run = RunFolder(model)
     plan = run.read_plan()
     recipe = read_recipe(model)
@@ -56,6 +64,67 @@ def select_models(
             raise InputError(f"{model}: {remark}. Train the missing folds, or leave out --strict.")
         remarks += [remark] if remark else []
     return Selection(folders, recipe, tuple(remarks))
+
+
+def is_fold(path: Path) -> bool:
+    """Whether a folder is one trained fold."""
+    return (path / "model.json").is_file()
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle of `medmamba export`."""
+    return (path / "configs" / "metadata.json").is_file() and any(path.glob("models/fold_*/model.json"))
+
+
+def mirrors_by_default(model: Path) -> bool:
+    """Whether a model averages over flips when nobody says so: yes, unless it is a bundle that was exported without."""
+    if not is_bundle(model):
+        return True
+    try:
+        return bool(json.loads((model / "configs" / "inference.json").read_text())["inferer"]["mirror_axes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{model / 'configs/inference.json'}: cannot be read ({error}). Export again.") from error
+
+
+def _of_bundle(bundle: Path, configuration: str | Sequence[str] | None, folds: Sequence[int | str] | None) -> Selection:
+    folders = sorted(path.parent for path in bundle.glob("models/fold_*/model.json"))
+    name = read_model_facts(folders[0])["configuration"]
+    if configuration is not None and [configuration] not in ([name], [[name]]):
+        raise unknown_name("configuration", str(configuration), [name])
+    chosen = [path for path in folders if folds is None or path.name in {f"fold_{fold}" for fold in folds}]
+    if not chosen:
+        raise InputError(f"{bundle}: holds {', '.join(path.name for path in folders)}. Choose among them.")
+    return Selection({name: chosen}, read_recipe(bundle / "models"), ())
+
+
+def load_weights(folder: Path, network: nn.Module) -> None:
+    """The weights of a fold's folder; of a bundle's fold from the one file that holds all of them."""
+    if "state_dict" not in read_model_facts(folder):
+        load_checkpoint(folder / "checkpoints", network, generation=generation_of(folder))
+        return
+    try:
+        network.load_state_dict(_shared_state(folder))
+    except RuntimeError as error:
+        raise ConfigError(f"{folder}: the weights do not fit its network. Export the bundle again.") from error
+
+
+def hash_of_weights(folder: Path) -> str:
+    """SHA-256 of a fold's weights as a safetensors file: the same in a run and in a bundle made of it."""
+    if "state_dict" in read_model_facts(folder):
+        return sha256(save(_shared_state(folder))).hexdigest()
+    return weights_sha256(folder / "checkpoints" / generation_of(folder))
+
+
+def _shared_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of one fold in a bundle's models/model.pt, named as in the fold."""
+    facts = read_model_facts(folder)
+    path = folder / facts["state_dict"]
+    try:
+        everything = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}). Copy the bundle again.") from error
+    prefix = facts["prefix"]
+    return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
 
 
 def _folds_of(run: RunFolder, name: str, folds: Sequence[int | str] | None) -> tuple[list[Path], str]:

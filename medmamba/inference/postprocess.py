@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from medmamba.errors import ConfigError
@@ -55,29 +52,3 @@ def read_recipe(run: Path) -> Recipe | None:
         return Recipe.from_json(path.read_text(encoding="utf-8"), source=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
-
-
-def clean(
-    labels: NDArray[Any], steps: Sequence[Cleaning], indices: dict[str, int], voxel_mm3: float | None
-) -> NDArray[Any]:
-    """Apply cleaning steps to label indices (i, j, k); ``indices`` gives the index of each label's name."""
-    for step in steps:
-        labels = clean_one(labels, step, indices[step.label], voxel_mm3)
-    return labels
-
-
-def clean_one(labels: NDArray[Any], step: Cleaning, index: int, voxel_mm3: float | None) -> NDArray[Any]:
-    """One cleaning step; components touch by face, edge or corner; ties keep the first in the array's order."""
-    from scipy.ndimage import label
-
-    components, count = label(labels == index, np.ones((3, 3, 3)))
-    if count < 2 and step.action == "largest_component":
-        return labels
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    if step.action == "largest_component":
-        kept = np.arange(len(sizes)) == sizes.argmax()
-    else:
-        kept = sizes * (voxel_mm3 or 1.0) >= step.smallest_voxels_mm3
-    kept[0] = True
-    return np.where(kept[components], labels, labels.dtype.type(0))

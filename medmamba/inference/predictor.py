@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.errors import ConfigError, InputError
-from medmamba.geometry import Grid
-from medmamba.images import MedicalImage, label_counts, read_channels, write_label_map
+from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
+from medmamba.images import label_counts, read_channels
 from medmamba.images.image import smallest_type
 from medmamba.images.in_memory import as_image
+from medmamba.inference.cleaning import clean
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.member import Member
-from medmamba.inference.memory import budget_of
-from medmamba.inference.models import read_fingerprint, select_models
-from medmamba.inference.postprocess import clean
+from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
+from medmamba.inference.models import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
+from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
 from medmamba.inference.quality import Finding, check_image, check_result, status_of
 from medmamba.inference.restore import Block, undo_storage
 from medmamba.inference.sliding_window import STEP, Window
@@ -36,50 +36,28 @@ FAST_STEP = 0.75
 """Distance of patches of ``fast``, as a share of the patch edge."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """A mask on the image's own grid: ``labels`` (i, j, k) holds the dataset's label values.
-
-    ``status`` is "ok" or "review", ``findings`` says why. ``probabilities`` is float32 (classes, i, j, k) if asked for.
-    """
-
-    labels: NDArray[Any]
-    grid: Grid
-    volumes_ml: dict[str, float | None]
-    voxels: dict[str, int]
-    findings: tuple[Finding, ...] = ()
-    entropy: float | None = None
-    agreement: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    probabilities: NDArray[np.float32] | None = None
-    like: MedicalImage | None = None
-
-    @property
-    def status(self) -> str:
-        """``ok``, ``review`` or ``reject``."""
-        return status_of(self.findings)
-
-    def save(self, path: str | Path) -> None:
-        """Write the mask on the image's own grid, in the kind of file that the ending asks for."""
-        write_label_map(path, self.labels, like=self.grid if self.like is None else self.like)
-
-
 class Predictor:
     """A trained model, loaded once; may be called from several threads, which take turns at the network.
 
+    It changes nothing outside itself: no settings of torch or of the process, no folder but ``scratch``. Leaving a
+    ``with`` block, or :meth:`close`, frees its memory.
+
     Args:
-        model: a run folder, or the folder of one fold. Of a run, all trained folds of the configuration are averaged.
+        model: a run folder, the folder of one fold, or a bundle of `medmamba export`. Of a run, all trained folds of
+            the configuration are averaged.
         configuration: one name, or several (an ensemble whose probabilities are averaged). Default: what `medmamba
             find-best` chose for the run, else the plan's default.
         folds: folds to use; all trained ones by default.
         device: auto, cpu, cuda or cuda:N. Out of memory there, the CPU takes over.
-        mirror: average over the flips that the plan allows.
+        mirror: average over the flips that the plan allows; by default yes, and for a bundle as it was exported.
         fast: no mirroring, and patches that overlap by a quarter instead of half.
         patch_size: other edges than the plan's.
         tile_batch: patches that go through the network together.
         confidence: measure entropy and the agreement of the folds.
         scratch: folder for what does not fit into memory; the system's temporary folder by default.
-        memory_gib: memory to plan with; by default 6 GiB, or most of what is free if that is less.
+        memory_gib: memory to plan with: what does not fit goes to disk; by default 6 GiB, or most of what is free if
+            that is less.
+        memory_limit_gib: an image that needs more, with its planes on disk too, is refused; None: no limit.
         strict: refuse a run with missing folds; a case whose status is "review" is an error.
     """
 
@@ -90,23 +68,26 @@ class Predictor:
         configuration: str | Sequence[str] | None = None,
         folds: Sequence[int | str] | None = None,
         device: str = "auto",
-        mirror: bool = True,
+        mirror: bool | None = None,
         fast: bool = False,
         patch_size: Sequence[int] | None = None,
         tile_batch: int = 1,
         confidence: bool = True,
         scratch: str | Path | None = None,
         memory_gib: float | None = None,
+        memory_limit_gib: float | None = None,
         strict: bool = False,
     ) -> None:
         selection = select_models(Path(model), configuration, folds, strict=strict)
         self.device = choose_device(device)
         self.strict, self.confidence = strict, confidence
         self.scratch = Path(scratch or tempfile.gettempdir())
-        self.memory_gib = memory_gib
+        self.memory_gib, self.memory_limit_gib = memory_gib, memory_limit_gib
         self.on_tile: Callable[[int, int], None] = lambda done, total: None
         self.recipe, self.remarks = selection.recipe, selection.remarks
         self._lock = threading.Lock()
+        self._closed = False
+        mirror = mirrors_by_default(Path(model)) if mirror is None else mirror
         window = Window(
             tuple(patch_size or ()),
             mirror_axes=(0,) if mirror and not fast else (),
@@ -132,6 +113,73 @@ class Predictor:
             "tile_batch": tile_batch,
             "threads": torch.get_num_threads(),
         }
+        self._made = self._provenance()  # hashes of the weights that were loaded, not of files changed later
+
+    @classmethod
+    def from_run(cls, run: str | Path, **choices: Any) -> Self:
+        """The model of a run folder; ``choices`` as of the class."""
+        if not (Path(run) / "plan.json").is_file() or is_fold(Path(run)):
+            raise InputError(f"{run}: not a run folder. Give the folder that `medmamba plan` and `train` wrote.")
+        return cls(run, **choices)
+
+    @classmethod
+    def from_folder(cls, fold: str | Path, **choices: Any) -> Self:
+        """The model of one trained fold, wherever its folder was moved to."""
+        if not is_fold(Path(fold)):
+            raise InputError(f"{fold}: not a trained fold. Give a folder that holds model.json and checkpoints/.")
+        return cls(fold, **choices)
+
+    @classmethod
+    def from_bundle(cls, bundle: str | Path, **choices: Any) -> Self:
+        """The model of a bundle that `medmamba export` wrote; mirrors, if not told, as the bundle does."""
+        if not is_bundle(Path(bundle)):
+            raise InputError(f"{bundle}: not a bundle of `medmamba export`. Give the folder that holds configs/.")
+        return cls(bundle, **choices)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the networks; the predictor cannot be used any more."""
+        with self._lock:
+            for member in self.members:
+                member.runners.clear()
+        self._closed = True
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def estimate(self, shape: Sequence[int], spacing_mm: Sequence[float] | None = None) -> MemoryEstimate:
+        """What predicting an image of this shape (i, j, k) and spacing would need, told without predicting it.
+
+        Args:
+            spacing_mm: of the image; the model's own if left out.
+        """
+        budget = self._budget()
+        return sum_of([member.estimate_for(shape, spacing_mm, budget) for member in self.members])
+
+    def predict_many(
+        self,
+        images: Iterable[Any],
+        *,
+        on_error: Literal["raise", "record"] = "raise",
+        probabilities: bool = False,
+    ) -> Iterator[Prediction | FailedPrediction]:
+        """One result per image, in order, each computed when it is asked for.
+
+        With ``on_error="record"`` a case that fails gives a :class:`FailedPrediction` and the next one follows.
+        """
+        if on_error not in ("raise", "record"):
+            raise InputError(f"on_error={on_error!r} is neither 'raise' nor 'record'.")
+        for image in images:
+            try:
+                yield self.predict(image, probabilities=probabilities)
+            except (MedmambaError, FloatingPointError, MemoryError) as error:
+                if on_error == "raise":
+                    raise
+                yield FailedPrediction(shown_case(image), str(error) or "out of memory", error)
 
     def predict(
         self,
@@ -151,7 +199,10 @@ class Predictor:
 
         Raises:
             InputError: the image is unreadable, has other channels than the model, or shows nothing.
+            ResourceError: it needs more than ``memory_limit_gib``; the message says how much.
         """
+        if self._closed:
+            raise ConfigError("This predictor was closed. Make a new one.")
         started = time.perf_counter()
         on_tile = on_tile or self.on_tile
         many = isinstance(image, list) or (isinstance(image, tuple) and all(isinstance(p, str | Path) for p in image))
@@ -195,11 +246,24 @@ class Predictor:
         values = label_values(self.plan)
         labels = values.astype(smallest_type(0, int(values.max())))[indices]
         return Prediction(
-            labels, image.grid, volumes, voxels, tuple(findings), entropy, agreement, seconds, chances, image
+            labels,
+            image.grid,
+            volumes,
+            voxels,
+            tuple(findings),
+            entropy,
+            agreement,
+            seconds,
+            chances,
+            image,
+            self.provenance(),
         )
 
     def provenance(self) -> dict[str, Any]:
         """What made the masks: version, plan, weights, settings, device; enough to make them again."""
+        return copy.deepcopy(self._made)
+
+    def _provenance(self) -> dict[str, Any]:
         from medmamba import __version__
 
         return {
@@ -216,6 +280,18 @@ class Predictor:
             "remarks": list(self.remarks),
         }
 
+    def _budget(self) -> int:
+        """Bytes that each configuration may plan with."""
+        known = [gib for gib in (self.memory_gib, self.memory_limit_gib) if gib is not None]
+        return budget_of(min(known, default=None)) // len(self.members)
+
+    def _refuse_too_large(self, name: str, estimate: MemoryEstimate) -> None:
+        if self.memory_limit_gib is not None and estimate.peak > self.memory_limit_gib * 2**30:
+            raise ResourceError(
+                f"{name}: {estimate.sentence()}, the limit is {self.memory_limit_gib:.2f} GiB. "
+                "Allow more memory, or crop the image."
+            )
+
     def _indices(
         self,
         cases: list[PreprocessedCase],
@@ -226,11 +302,12 @@ class Predictor:
     ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Label indices on the native grid, and probabilities if asked for."""
         streams = []
-        budget = budget_of(self.memory_gib) // len(self.members)
+        budget = self._budget()
         for number, (member, case) in enumerate(zip(self.members, cases, strict=True)):
             for runner in member.runners:
                 runner.on_warning = on_message
             estimate = member.estimate(case, budget)
+            self._refuse_too_large(case.case_id, estimate)
             on_message(f"{case.case_id}: {member.name} {estimate.sentence()}")
             scratch = self.scratch if estimate.spills else None
             tiles = on_tile if len(self.members) == 1 else _share(on_tile, number, len(self.members))

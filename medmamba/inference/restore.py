@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmamba.heads import Heads
 from medmamba.images.image import smallest_type
 from medmamba.largest import largest_channel
 from medmamba.preprocessing.resample import nearest_index, separate_axis
@@ -54,11 +55,17 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
         pass  # the last planes may not be needed; the source still ends properly
 
 
-def label_blocks(blocks: Iterable[Block], shape: Sequence[int], classes: int) -> NDArray[np.unsignedinteger]:
-    """The most likely class of every voxel (I, J, K), in the smallest type that holds ``classes`` indices."""
+def label_blocks(
+    blocks: Iterable[Block], shape: Sequence[int], classes: int, heads: Heads | None = None
+) -> NDArray[np.unsignedinteger]:
+    """The most likely label of every voxel (I, J, K), in the smallest type that holds ``classes`` indices.
+
+    ``heads`` says what the channels mean; without it each channel is a label.
+    """
     labels = np.empty(tuple(shape), smallest_type(0, max(classes - 1, 1)))
     for index, rows, scores in blocks:
-        labels[index, rows] = largest_channel(scores).numpy()
+        regions = heads is not None and heads.sigmoid
+        labels[index, rows] = (heads.label_map(scores) if heads and regions else largest_channel(scores)).numpy()
     return labels
 
 
@@ -69,12 +76,13 @@ def undo_storage(labels: NDArray[Any], trail: SpatialTrail, fill: Fill = 0) -> N
     return SpatialTrail(trail.native, tuple(steps)).undo(labels, fill=fill)
 
 
-def labels_on_native_grid(logits: torch.Tensor, trail: SpatialTrail) -> NDArray[Any]:
+def labels_on_native_grid(logits: torch.Tensor, trail: SpatialTrail, heads: Heads | None = None) -> NDArray[Any]:
     """Label indices (i, j, k) on the trail's native grid from all logits (classes, I, J, K) at its end."""
     resample = trail.steps[-1]
     assert isinstance(resample, Resample)
     blocks = native_blocks(logits.unbind(1), resample)
-    return undo_storage(label_blocks(blocks, resample.shape_before, len(logits))[None], trail)[0]
+    classes = len(logits) if heads is None else len(heads.label_swap)
+    return undo_storage(label_blocks(blocks, resample.shape_before, classes, heads)[None], trail)[0]
 
 
 @dataclass(frozen=True, eq=False)

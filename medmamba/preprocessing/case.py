@@ -58,6 +58,23 @@ def preprocess_case(
     return PreprocessedCase(case_id, np.ascontiguousarray(array, dtype=np.float32), truth, trail)
 
 
+def trail_of_shape(
+    shape: Sequence[int], spacing_mm: Sequence[float] | None, plan: Plan, configuration: Configuration
+) -> SpatialTrail:
+    """The way onto the plan's grid of an image (i, j, k) in canonical axes with nothing to crop.
+
+    ``spacing_mm`` is the configuration's own if None.
+    """
+    order = _three(plan.axis_order)
+    grid = Grid(_three(shape))
+    if spacing_mm is not None and configuration.spacing_mm is not None:
+        x, y, z = spacing_mm
+        grid = Grid(_three(shape), np.diag([x, y, z, 1.0]))
+    trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
+    trail = trail.then(Crop(trail.grid.shape, (0, 0, 0), trail.grid.shape), Reorient(trail.grid.shape, order))
+    return trail.then(_resample_step(trail.grid, configuration))
+
+
 def bounding_box(inside: NDArray[np.bool_]) -> tuple[Shape, Shape]:
     """First voxel and one past the last voxel that are True along each axis; the whole box when none is."""
     if not inside.any():

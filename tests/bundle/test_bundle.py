@@ -49,6 +49,24 @@ def test_a_bundle_has_every_file_that_clients_look_for(exported):
     assert not list(exported.folder.parent.glob("*.part*"))
 
 
+def test_the_api_and_the_command_predict_from_the_bundle_as_from_the_run(exported, tiny_model, one_image, tmp_path):
+    import medmamba
+
+    run = medmamba.Predictor.from_run(tiny_model, device="cpu", mirror=False)
+    bundle = medmamba.Predictor.from_bundle(exported.folder, device="cpu")
+    assert bundle.settings["mirror"] is False  # as it was exported
+    assert bundle.provenance()["weights_sha256"] == run.provenance()["weights_sha256"]
+    assert bundle.fingerprint is not None
+    expected = run.predict(one_image)
+    found = bundle.predict(one_image)
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.findings == expected.findings
+    with pytest.raises(SystemExit) as ended:
+        medmamba_command(["predict", str(exported.folder), str(one_image), "-o", str(tmp_path), "--device", "cpu"])
+    assert not ended.value.code
+    assert np.array_equal(np.asarray(nib.load(tmp_path / one_image.name).dataobj), expected.labels)
+
+
 def test_weights_are_a_raw_state_dict_that_loads_without_pickled_code(exported):
     state = torch.load(exported.folder / "models" / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())

@@ -163,3 +163,16 @@ def test_a_real_series_takes_a_segmentation(shared_data, tmp_path):
     written = pydicom.dcmread(tmp_path / "seg.dcm")
     assert written.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
     assert written.StudyInstanceUID == sources[0].StudyInstanceUID
+
+
+def test_the_api_writes_the_segmentation_of_the_series_it_predicted(shared_data, tmp_path):
+    from medmamba.inference.prediction import Prediction
+
+    image = read_image(shared_data / "data" / "hippocampus_dicom" / "series_a")
+    labels = (image.array[0] > 90).astype(np.uint8)
+    made = {"labels": {"background": 0, "bright": 1}}
+    result = Prediction(labels, image.grid, {"bright": 1.0}, {"bright": 1}, like=image, provenance=made)
+    result.save_dicom_seg(tmp_path / "seg.dcm")
+    assert np.array_equal(read_segmentation(tmp_path / "seg.dcm", image.grid)[0], labels)
+    with pytest.raises(InputError, match="refers to the series"):
+        Prediction(labels, image.grid, {}, {}, provenance=made).save_dicom_seg(tmp_path / "other.dcm")

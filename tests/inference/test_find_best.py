@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from medmamba.errors import InputError
+from medmamba.inference.cleaning import clean
 from medmamba.inference.find_best import _Candidate, _cleaning, _temperature, _Validated, find_best
-from medmamba.inference.postprocess import Cleaning, clean, read_recipe
+from medmamba.inference.postprocess import Cleaning, read_recipe
 from medmamba.inference.predictor import Predictor
 
 

@@ -9,50 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_series import write_series, write_slice
 
 from medmamba.datasets import load_case
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError
 from medmamba.images import list_images, mask_ending, read_image, read_label_map, write_label_map
-
-IDENTITY = np.eye(3)
-
-
-def write_slice(
-    path: Path, pixels: np.ndarray, position, direction=IDENTITY, series: str = "1.2.3", **tags: str
-) -> None:
-    """One file: pixels (rows, columns), position of the first pixel in LPS mm, columns of ``direction`` its axes."""
-    image = sitk.GetImageFromArray(pixels)
-    image.SetSpacing((0.5, 0.75))
-    texts = {
-        "0008|0060": "MR",
-        "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-        "0010|0010": "PHI_CANARY",
-        "0020|000d": "1.2",
-        "0020|000e": series,
-        "0008|0018": f"{series}.{abs(hash(path.name)) % 10**8}",
-        "0020|0032": "\\".join(f"{x:.6f}" for x in position),
-        "0020|0037": "\\".join(f"{x:.9f}" for x in direction[:, :2].T.ravel()),
-        **{tag.replace("_", "|"): text for tag, text in tags.items()},
-    }
-    for tag, text in texts.items():
-        image.SetMetaData(tag, text)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    writer.SetImageIO("GDCMImageIO")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer.SetFileName(str(path))
-    before = locale.setlocale(locale.LC_ALL)
-    writer.Execute(image)
-    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves the C locale behind
-
-
-def write_series(folder: Path, volume: np.ndarray, direction=IDENTITY, thickness: float = 2.0, **options) -> Path:
-    """A volume (slices, rows, columns); file names do not follow the order of the slices."""
-    for k, pixels in enumerate(volume):
-        position = np.array([10.0, -20.0, 30.0]) + direction[:, 2] * k * thickness
-        write_slice(folder / f"{(k * 7) % len(volume)}.dcm", pixels, position, direction, **options)
-    return folder
 
 
 @pytest.fixture
@@ -113,7 +75,7 @@ def test_a_missing_slice_is_named(tmp_path, volume):
 
 def test_a_doubled_slice_is_named(tmp_path, volume):
     folder = write_series(tmp_path / "s", volume)
-    shutil.copy(folder / "1.dcm", folder / "copy.dcm")
+    write_slice(folder / "copy.dcm", volume[0], (10, -20, 30 + 8))
     assert "1.dcm and copy.dcm are at the same place (1 such pairs)" in refused(folder)
 
 

@@ -1,8 +1,9 @@
 """The patch network as one file: TorchScript, torch.export or ONNX; run as ``python -m scripts.graphs FORMAT``.
 
-All three hold the network at the patch size of the plan, with any batch size. Routes and chunks of a scan depend on
-the size of the map, so another patch size needs another file. The operators are torch's own: a process that has only
-torch (or onnxruntime) runs them.
+TorchScript is scripted and takes any patch and batch size (see ``scripted.py``); a family that cannot be scripted is
+traced. torch.export and ONNX hold the network at the patch size of the plan, with any batch size: they write down every
+step of a scan, and the number of steps depends on the size of the map. The operators are torch's own: a process that
+has only torch (or onnxruntime) runs them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
+from medmamba.bundle.runtime.scripted import NotScriptable, script
 from medmamba.kernels import chunked
 from medmamba.networks import convolution
 from medmamba.networks import routes as route_tables
@@ -35,28 +37,52 @@ def main(kind: str) -> None:
     network = SegmentationNetwork(numbers["folds"], numbers["arguments"])
     network.load_state_dict(torch.load("models/model.pt", weights_only=True))
     network.eval().requires_grad_(False)
-    shape = (numbers["arguments"]["in_channels"], *config["plan"]["patch_size"])
-    make = torch.Generator().manual_seed(0)
-    trials = {f"image_{batch}": torch.randn(batch, *shape, generator=make) for batch in BATCHES}
+    patch = tuple(config["plan"]["patch_size"])
+    example = _noise((2, numbers["arguments"]["in_channels"], *patch))
     with torch.no_grad():
-        trials |= {name.replace("image", "logits"): network(image) for name, image in list(trials.items())}
-        _write(kind, network, trials["image_2"], Path("models", FILES[kind]))
+        network(example)  # the route tables of this patch are made now, and not inside a graph
+    written = _write(kind, network, example, Path("models", FILES[kind]))
+    shapes = [(batch, *patch) for batch in BATCHES]
+    if written == "scripted":
+        larger = tuple(edge + stride for edge, stride in zip(patch, _stride(network), strict=True))
+        shapes += [(1, *larger), (2, *(edge - 1 for edge in larger))]
+    trials: dict[str, Tensor] = {}
+    for number, (batch, *size) in enumerate(shapes):
+        image = _noise((batch, numbers["arguments"]["in_channels"], *size))
+        with torch.no_grad():
+            trials |= {f"image_{number}": image, f"logits_{number}": network(image)}
     torch.save(trials, sys.argv[2])
+    print("WRITTEN", written)
 
 
-def _write(kind: str, network: torch.nn.Module, example: Tensor, path: Path) -> None:
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def _stride(network: SegmentationNetwork) -> tuple[int, ...]:
+    return tuple(int(n) for n in network.members[0].total_stride)  # type: ignore[union-attr]
+
+
+def _write(kind: str, network: SegmentationNetwork, example: Tensor, path: Path) -> str:
+    """Write the file; says how the graph was made."""
     if kind == "torchscript":
-        torch.jit.trace(network, example, check_trace=False).save(path)
-        return
+        try:
+            script(network).save(path)
+            return "scripted"
+        except NotScriptable as reason:
+            print(f"traced, because {reason} cannot be scripted")
+            torch.jit.trace(network, example, check_trace=False).save(path)
+            return "traced"
     batch = torch.export.Dim("batch", min=1, max=MOST_IN_A_BATCH)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
     if kind == "torch-export":
         torch.export.save(program, path)
-        return
+        return "exported"
     written: Any = torch.onnx.export(
         program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
     )
     written.save(path)
+    return "exported"
 
 
 def _leave_no_python_in_the_graph() -> None:

@@ -21,6 +21,8 @@ class PlanInferer(Inferer):
         mirror_axes: axes of the patch along which it is also flipped; empty for none.
         step: distance of neighbouring patches as a share of the edge.
         skip_empty: leave out patches that hold one value only.
+        swap_axis: a flip along this axis exchanges left and right; ``channel_swap`` puts the channels back.
+        sigmoid: channels are independent regions.
     """
 
     def __init__(
@@ -29,10 +31,21 @@ class PlanInferer(Inferer):
         mirror_axes: Sequence[int] = (),
         step: float = STEP,
         skip_empty: bool = True,
+        swap_axis: int | None = None,
+        channel_swap: Sequence[int] = (),
+        sigmoid: bool = False,
     ) -> None:
         super().__init__()
         edges = tuple(int(edge) for edge in patch_size)
-        self.window = Window(edges, tuple(mirror_axes), step=step, skip_empty=skip_empty)
+        self.window = Window(
+            edges,
+            tuple(mirror_axes),
+            swap_axis,
+            tuple(channel_swap),
+            step=step,
+            skip_empty=skip_empty,
+            sigmoid=sigmoid,
+        )
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, classes, I, J, K) of images (B, C, I, J, K), float32 on the CPU."""

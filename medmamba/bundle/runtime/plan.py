@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -29,12 +29,16 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Plan:
-    """Channels, labels (name to value), axis order and intensity normalisation."""
+    """Channels, labels (name to value), axis order, intensity normalisation, and what the outputs mean."""
 
     channel_names: list[str]
     labels: dict[str, int]
     axis_order: list[int]
     normalization: list[Normalization]
+    regions: dict[str, list[str]] | None = None
+    region_order: list[str] | None = None
+    ignore_label: int | None = None
+    left_right_pairs: list[list[str]] = field(default_factory=list)
 
 
 def read_numbers(numbers: Mapping[str, Any]) -> tuple[Plan, Configuration]:
@@ -44,5 +48,9 @@ def read_numbers(numbers: Mapping[str, Any]) -> tuple[Plan, Configuration]:
         dict(numbers["labels"]),
         list(numbers["axis_order"]),
         [Normalization(**entry) for entry in numbers["normalization"]],
+        numbers.get("regions"),
+        numbers.get("region_order"),
+        numbers.get("ignore_label"),
+        numbers.get("left_right_pairs", []),
     )
     return plan, Configuration(numbers["spacing_mm"], list(numbers["patch_size"]))

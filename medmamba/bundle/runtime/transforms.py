@@ -7,7 +7,7 @@ way back travels as text in the image's metadata, under ``TRAIL``.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from monai.transforms import MapTransform
 
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.geometry import Grid
+from medmamba.heads import Heads
+from medmamba.inference.cleaning import CleaningStep, clean
 from medmamba.inference.restore import labels_on_native_grid
 from medmamba.preprocessing.case import preprocess_case
-from medmamba.preprocessing.labels import decode
+from medmamba.preprocessing.labels import decode, label_names
 from medmamba.trail import SpatialTrail
 
 TRAIL = "medmamba_trail"
@@ -73,12 +75,21 @@ class ToNatived(MapTransform):
         keys: the logits.
         plan: the entry ``plan`` of configs/inference.json.
         orig_keys: the image that :class:`ToPlanGridd` made.
+        cleaning: steps on the components of one label each, in order.
     """
 
-    def __init__(self, keys: Any, plan: Mapping[str, Any], orig_keys: str = "image") -> None:
+    def __init__(
+        self,
+        keys: Any,
+        plan: Mapping[str, Any],
+        orig_keys: str = "image",
+        cleaning: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         super().__init__(keys)
         self.plan, _ = read_numbers(plan)
+        self.heads = Heads.of_plan(self.plan)  # type: ignore[arg-type]
         self.orig_keys = orig_keys
+        self.cleaning = [CleaningStep(**step) for step in cleaning]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
@@ -89,7 +100,10 @@ class ToNatived(MapTransform):
     def _restore(self, logits: torch.Tensor, image: MetaTensor) -> MetaTensor:
         record = json.loads(image.meta[TRAIL])
         values = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
-        indices = labels_on_native_grid(values.float().cpu(), SpatialTrail.from_dict(record["trail"]))
+        trail = SpatialTrail.from_dict(record["trail"])
+        indices = labels_on_native_grid(values.float().cpu(), trail, self.heads)
+        number = {name: index for index, name in enumerate(label_names(self.plan), start=1)}  # type: ignore[arg-type]
+        indices = clean(indices, self.cleaning, number, trail.native.voxel_volume_mm3)
         labels = decode(indices, self.plan)[None].astype(np.int32)  # type: ignore[arg-type]
         if record["flat"]:
             labels = labels[..., 0]

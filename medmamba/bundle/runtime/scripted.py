@@ -1,0 +1,310 @@
+"""The planned networks in TorchScript's own terms: one file for every patch size and batch size.
+
+A trace would write down one grid: its routes, the number of steps of its scans, its padding. So the network is rebuilt
+from parts that ``torch.jit.script`` compiles, which compute all that from the size they see; they hold the trained
+network's own weights. ``model.ts`` needs torch alone.
+
+Glossary, as in ``networks/scan.py``: B batch, L tokens, E inner width, N state size, R rank of the step, K routes.
+"""
+
+# No `from __future__ import annotations` here: TorchScript reads the annotations of a class as types, not as text.
+from itertools import permutations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmamba.bundle.runtime.network import SegmentationNetwork
+from medmamba.networks.baselines import ConvUNet
+from medmamba.networks.convolution import SLOPE, ConvNormAct, Downsample, InstanceNorm, ResidualConv
+from medmamba.networks.routes import routes
+from medmamba.networks.unet import Blocks, DecoderStage, Encoder, EncoderStage, PlannedUNet
+from medmamba.networks.vss import SS2D, VSSBlock
+
+
+class NotScriptable(Exception):
+    """A part that these terms do not cover; the message names it."""
+
+
+def script(network: SegmentationNetwork) -> torch.jit.ScriptModule:
+    """The network, folds averaged, as TorchScript. Raises NotScriptable."""
+    scripted: torch.jit.ScriptModule = torch.jit.script(_Mean([_unet(member) for member in network.members]).eval())
+    return scripted
+
+
+def _unet(network: nn.Module) -> nn.Module:
+    if isinstance(network, ConvUNet):
+        return _Unet(list(network.encoder), list(network.decoder), network.heads[0], network.total_stride, True)
+    if not isinstance(network, PlannedUNet) or not isinstance(network.encoder, Encoder):
+        raise NotScriptable(type(network).__name__)
+    encoder: list[nn.Module] = [_part(network.stem)]
+    for stage in network.encoder.stages:
+        assert isinstance(stage, EncoderStage)
+        encoder.append(nn.Sequential(_part(stage.downsample), _part(stage.convs), _part(stage.blocks)))
+    decoder: list[nn.Module] = [_part(stage) for stage in network.decoder]
+    if network.final is None or network.image_skip is None:
+        return _Unet(encoder, decoder, network.heads[0], network.total_stride, False)
+    # A stem that strides: above it a light convolution of the image itself, and both see the image.
+    encoder.insert(0, _part(network.image_skip))
+    decoder.append(_part(network.final))
+    return _Unet(encoder, decoder, network.heads[0], network.total_stride, False, image_twice=True)
+
+
+def _part(module: nn.Module) -> nn.Module:
+    """A module of the planned networks as one that can be scripted, with the same weights."""
+    if isinstance(module, ConvNormAct):
+        return _Conv(module.conv, _Norm(module.norm), SLOPE if module.activate else 1.0)
+    if isinstance(module, Downsample):
+        return _Conv(module.conv, _Norm(module.norm), 1.0)
+    if isinstance(module, ResidualConv):
+        return _Residual(_part(module.first), _part(module.second), _part(module.shortcut))
+    if isinstance(module, DecoderStage):
+        return _Join(module.upsample.conv, _part(module.convs))
+    if isinstance(module, Blocks):
+        return _ChannelsLast(nn.Sequential(*map(_part, module))) if len(module) else nn.Identity()
+    if isinstance(module, VSSBlock):
+        return _Added(module.ln_1, _part(module.self_attention))
+    if isinstance(module, SS2D):
+        return _Mixer(module)
+    if isinstance(module, nn.Sequential):
+        return nn.Sequential(*map(_part, module))
+    if isinstance(module, nn.Identity):
+        return module
+    raise NotScriptable(type(module).__name__)
+
+
+class _Mean(nn.Module):
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        for member in self.members:
+            found.append(member(image))
+        return torch.stack(found).mean(0)
+
+
+class _Unet(nn.Module):
+    """Pads to the strides, goes down and up, crops.
+
+    ``doubled``: no bottleneck of one voxel (see ``networks/baselines.py``). ``image_twice``: the second stage, too,
+    sees the image.
+    """
+
+    def __init__(
+        self,
+        encoder: list[nn.Module],
+        decoder: list[nn.Module],
+        head: nn.Module,
+        stride: tuple[int, ...],
+        doubled: bool,
+        image_twice: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.ModuleList(encoder), nn.ModuleList(decoder), head
+        self.stride: list[int] = list(stride)
+        self.doubled, self.image_twice = doubled, image_twice
+
+    def forward(self, image: Tensor) -> Tensor:
+        padded = self._padded(image, self.stride)
+        one = True
+        for axis, stride in enumerate(self.stride):
+            one = one and padded.shape[2 + axis] == stride
+        if self.doubled and one:
+            wider = [stride for stride in self.stride]
+            wider[-1] = 2 * wider[-1]
+            padded = self._padded(padded, wider)
+        skips: list[Tensor] = []
+        x = padded
+        for number, stage in enumerate(self.encoder):
+            x = stage(padded if number == 1 and self.image_twice else x)
+            skips.append(x)
+        x = skips.pop()
+        for stage in self.decoder:
+            x = stage(x, skips.pop())
+        x = self.head(x)
+        for axis in range(len(self.stride)):
+            x = x.narrow(2 + axis, 0, image.shape[2 + axis])
+        return x
+
+    def _padded(self, x: Tensor, multiple: list[int]) -> Tensor:
+        sides: list[int] = []
+        for back in range(len(multiple)):
+            axis = len(multiple) - 1 - back  # torch counts from the last axis
+            size = x.shape[2 + axis]
+            sides += [0, (multiple[axis] - size % multiple[axis]) % multiple[axis]]
+        return F.pad(x, sides, mode="replicate")
+
+
+class _Norm(nn.Module):
+    """Instance norm; of a map of one voxel only the shift is left."""
+
+    def __init__(self, norm: InstanceNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        axes = list(range(2, x.dim()))
+        shape = [1, -1] + [1] * len(axes)
+        centred = x - x.mean(axes, keepdim=True)
+        rstd = torch.rsqrt((centred * centred).mean(axes, keepdim=True) + self.eps)
+        return centred * (self.weight.view(shape) * rstd) + self.bias.view(shape)
+
+
+class _Conv(nn.Module):
+    """Convolution, norm, leaky ReLU; a slope of 1 is no activation."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, slope: float) -> None:
+        super().__init__()
+        self.conv, self.norm, self.slope = conv, norm, slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.conv(x)), self.slope)
+
+
+class _Residual(nn.Module):
+    def __init__(self, first: nn.Module, second: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.shortcut, self.slope = first, second, shortcut, SLOPE
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.second(self.first(x)) + self.shortcut(x), self.slope)
+
+
+class _Join(nn.Module):
+    """Upsampling, the skip beside it, convolutions."""
+
+    def __init__(self, upsample: nn.Module, convs: nn.Module) -> None:
+        super().__init__()
+        self.upsample, self.convs = upsample, convs
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.convs(torch.cat([self.upsample(x), skip], dim=1))
+
+
+class _ChannelsLast(nn.Module):
+    def __init__(self, blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class _Added(nn.Module):
+    """x + mixer(norm(x))."""
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.mixer = norm, mixer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mixer(self.norm(x))
+
+
+class _Mixer(nn.Module):
+    """The gated scan mixer (``SS2D``) with routes that are rasters: each an order of the axes, there or back."""
+
+    x_proj: Tensor
+    dt_proj: Tensor
+    dt_bias: Tensor
+    decay: Tensor
+    skip: Tensor
+
+    def __init__(self, mixer: SS2D) -> None:
+        super().__init__()
+        self.in_proj, self.conv, self.out_norm, self.out_proj = (
+            mixer.in_proj, mixer.conv, mixer.out_norm, mixer.out_proj
+        )  # fmt: skip
+        self.scans = mixer.scan is not None
+        self.axes: list[list[int]] = [[0]]
+        self.backwards: list[bool] = [False]
+        sizes = [1, 1, 1]
+        tensors = [torch.zeros(1)] * 5
+        if mixer.scan is not None:
+            core = mixer.scan
+            self.axes, self.backwards = rasters(mixer.route, next(mixer.conv.parameters()).dim() - 2)
+            sizes = [core.routes, core.dt_rank, core.state_size]
+            decay = -torch.exp(core.A_logs.float()).unflatten(0, (core.routes, core.inner))
+            skip = core.Ds.float().unflatten(0, (core.routes, core.inner))
+            tensors = [core.x_proj_weight.flatten(0, 1), core.dt_projs_weight, core.dt_projs_bias, decay, skip]
+        self.K, self.R, self.N = sizes
+        self.chunk = 256  # positions whose recurrence is solved together; bounds the memory
+        for name, tensor in zip(("x_proj", "dt_proj", "dt_bias", "decay", "skip"), tensors, strict=True):
+            self.register_buffer(name, tensor.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, z = self.in_proj(x).chunk(2, -1)
+        u = F.silu(self.conv(u.movedim(-1, 1)).movedim(1, -1))
+        if self.scans:
+            grid = list(u.shape[1:-1])
+            u = self._scan(u.flatten(1, -2), self._table(grid, x.device)).reshape(u.shape)
+        return self.out_proj(self.out_norm(u) * F.silu(z))
+
+    def _table(self, grid: list[int], device: torch.device) -> Tensor:
+        """(K, L): the tokens in the order in which each route visits them."""
+        count = 1
+        for size in grid:
+            count *= size
+        index = torch.arange(count, device=device).reshape(grid)
+        orders: list[Tensor] = []
+        for number in range(self.K):
+            order = index.permute(self.axes[number]).reshape(-1)
+            orders.append(order.flip(0) if self.backwards[number] else order)
+        return torch.stack(orders)
+
+    def _scan(self, x: Tensor, table: Tensor) -> Tensor:
+        """(B, L, E) to (B, L, E), summed over the routes."""
+        batch, length, inner = x.shape
+        parts = F.linear(x, self.x_proj).reshape(batch, length, self.K, self.R + 2 * self.N)
+        low, write, read = torch.split(parts, [self.R, self.N, self.N], dim=-1)
+        step = F.softplus(torch.einsum("blkr,ker->blke", low, self.dt_proj) + self.dt_bias)
+        tokens = x.unsqueeze(2).expand(-1, -1, self.K, -1)
+        skip = tokens * self.skip
+        step, tokens = self._visited(step, table), self._visited(tokens, table)
+        write, read = self._visited(write, table), self._visited(read, table)
+        state = torch.zeros([batch, self.K, inner, self.N], device=x.device, dtype=x.dtype)
+        found: list[Tensor] = []
+        start = 0
+        while start < length:
+            size = min(self.chunk, length - start)
+            d = step.narrow(1, start, size)
+            a = torch.exp(d.unsqueeze(-1) * self.decay)  # (B, T, K, E, N)
+            b = (d * tokens.narrow(1, start, size)).unsqueeze(-1) * write.narrow(1, start, size).unsqueeze(3)
+            b = torch.cat([b[:, :1] + a[:, :1] * state.unsqueeze(1), b[:, 1:]], 1)
+            reach = 1
+            while reach < size:  # after each round (a, b) describe twice as many positions
+                b = torch.cat([b[:, :reach], b[:, reach:] + a[:, reach:] * b[:, :-reach]], 1)
+                a = torch.cat([a[:, :reach], a[:, reach:] * a[:, :-reach]], 1)
+                reach *= 2
+            found.append((b * read.narrow(1, start, size).unsqueeze(3)).sum(-1))
+            state = b[:, -1]
+            start += size
+        y = self._visited(torch.cat(found, 1), table.argsort(1)) + skip
+        return y.sum(2)
+
+    def _visited(self, value: Tensor, table: Tensor) -> Tensor:
+        """Rows of (B, L, K, ...) in the order of the routes."""
+        index = table.t().reshape(1, table.shape[1], table.shape[0], 1)
+        return value.gather(1, index.expand(value.shape))
+
+
+def rasters(name: str, dims: int) -> tuple[list[list[int]], list[bool]]:
+    """Each route of a set as an order of the axes, slowest first, and whether it runs backwards.
+
+    Raises NotScriptable for sets that are no rasters (snakes, diagonals, curves).
+    """
+    shape = (2, 3, 5)[:dims]
+    index = torch.arange(2 * 3 * (5 if dims == 3 else 1)).reshape(shape)
+    axes, backwards = [], []
+    for order in routes(name, shape).long():
+        for candidate in permutations(range(dims)):
+            raster = index.permute(candidate).reshape(-1)
+            if torch.equal(order, raster) or torch.equal(order, raster.flip(0)):
+                axes.append(list(candidate))
+                backwards.append(not torch.equal(order, raster))
+                break
+        else:
+            raise NotScriptable(f"route set {name}")
+    return axes, backwards

@@ -1,0 +1,163 @@
+"""One series out of whatever an archive hands over: a folder, a tree of folders, or a zip of either.
+
+The series is found by its SeriesInstanceUID, not by its folder. One series of images is taken; among several the
+caller chooses, and the error lists them. Objects without a place in space (reports, segmentations, structure sets,
+secondary captures) are left aside.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from medmamba.errors import InputError, unknown_name
+from medmamba.images.archive import is_zip, unpack
+from medmamba.images.dicom import COLUMNS, ORIENTATION, POSITION, ROWS, SERIES, dicom_files, header_tags
+from medmamba.images.gate import brief, shown
+
+MODALITY, NUMBER, DESCRIPTION = "0008|0060", "0020|0011", "0008|103e"
+MOST_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one series: its UID, modality, number, description, size of a slice, and the files."""
+
+    uid: str
+    modality: str
+    number: str
+    description: str
+    size: tuple[int, int]
+    files: tuple[Path, ...]
+
+    def sentence(self) -> str:
+        """For a list to choose from; the description is what the scanner's operator typed."""
+        words = f" {shown(self.description)[:40]!r}" if self.description else ""
+        columns, rows = self.size
+        return f"{self.number or '-'}: {self.modality}{words} {len(self.files)} images {columns} x {rows}"
+
+
+@contextmanager
+def one_series(source: Path | str, choice: str | None = None, *, where: str | None = None) -> Iterator[Path]:
+    """The folder of one series of ``source``, for as long as the block lasts.
+
+    Args:
+        source: a folder, a folder of folders, or a zip.
+        choice: number of the series, or (the end of) its UID; needed when there are several.
+
+    Raises InputError when there is no series, or several and no choice.
+    """
+    name = where or brief(str(source))
+    with TemporaryDirectory(prefix="medmamba-") as scratch:
+        root = Path(source)
+        if is_zip(root):
+            root = Path(scratch, "unpacked")
+            root.mkdir()
+            unpack(source, root, where=name)
+        found = series_below(root)
+        if not found:
+            raise InputError(f"{name}: no DICOM images in it. Give the folder or the zip of a series.")
+        chosen = _choose(found, choice, name)
+        if len(found) == 1 and {path.parent for path in chosen.files} == {root} and root == Path(source):
+            yield root
+            return
+        stem = Path(source).resolve().name
+        folder = Path(scratch, "series", stem[:-4] if stem.lower().endswith(".zip") else stem)
+        folder.mkdir(parents=True)
+        for count, path in enumerate(chosen.files):
+            _place(path, folder / f"{count:06d}.dcm")
+        yield folder
+
+
+@contextmanager
+def opened(source: Path | str, series: str | None = None) -> Iterator[Path]:
+    """A path that prediction can read: zips unpacked, one series chosen, everything else as it is.
+
+    Several series in folders of their own are several cases, unless one is chosen; a zip of DICOM is one case.
+    """
+    path = Path(source)
+    if series is not None:
+        with one_series(path, series) as folder:
+            yield folder
+    elif is_zip(path):
+        with TemporaryDirectory(prefix="medmamba-") as scratch:
+            stem = path.name[:-4] if path.name.lower().endswith(".zip") else path.name
+            folder = Path(scratch, stem)
+            folder.mkdir()
+            unpack(path, folder)
+            if not series_below(folder):
+                yield _innermost(folder)
+            else:
+                with one_series(folder, where=brief(str(source))) as one:
+                    yield one
+    else:
+        yield path
+
+
+def _innermost(folder: Path) -> Path:
+    """Zips often hold one folder that holds everything."""
+    inside = list(folder.iterdir())
+    return _innermost(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def series_below(root: Path) -> list[Series]:
+    """The image series in a folder and all folders below it, by number."""
+    files: dict[str, list[Path]] = defaultdict(list)
+    facts: dict[str, dict[str, str]] = {}
+    for folder, inner, _ in os.walk(root):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for path in dicom_files(Path(folder)):
+            tags = header_tags(path, shown(path.name), extra=(MODALITY, NUMBER, DESCRIPTION))
+            if POSITION not in tags or ORIENTATION not in tags:
+                continue
+            uid = tags.get(SERIES, "").strip(" \0")
+            files[uid].append(path)
+            facts.setdefault(uid, {tag: text.strip(" \0") for tag, text in tags.items()})
+    found = [
+        Series(
+            uid,
+            tags.get(MODALITY, "?"),
+            tags.get(NUMBER, ""),
+            tags.get(DESCRIPTION, ""),
+            (_whole(tags.get(COLUMNS)), _whole(tags.get(ROWS))),
+            tuple(files[uid]),
+        )
+        for uid, tags in facts.items()
+    ]
+    return sorted(found, key=lambda series: (_whole(series.number), series.uid))
+
+
+def _choose(found: list[Series], choice: str | None, name: str) -> Series:
+    if choice is None:
+        if len(found) == 1:
+            return found[0]
+        lines = "; ".join(series.sentence() for series in found[:MOST_LISTED])
+        more = f"; and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
+        raise InputError(f"{name}: {len(found)} series ({lines}{more}). Choose one with --series NUMBER or its UID.")
+    matching = [series for series in found if choice in (series.number, series.uid)]
+    matching = matching or [series for series in found if series.uid.endswith(choice)]
+    if not matching:
+        raise unknown_name("series", choice, [series.number or series.uid for series in found])
+    if len(matching) > 1:
+        uids = ", ".join(series.uid[-24:] for series in matching)
+        raise InputError(
+            f"{name}: {len(matching)} series have the number {choice}. Choose by the end of a UID: {uids}."
+        )
+    return matching[0]
+
+
+def _place(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.strip().isdigit() else 0

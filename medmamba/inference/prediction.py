@@ -1,0 +1,122 @@
+"""What a prediction gives back: the mask, what is known about it, and ways to write it down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmamba.atomic import write_json, write_text
+from medmamba.errors import InputError, MedmambaError
+from medmamba.geometry import Grid
+from medmamba.images import MedicalImage, write_label_map
+from medmamba.inference.quality import Finding, status_of
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A mask on the image's own grid, and how far it can be trusted.
+
+    Attributes:
+        labels: (i, j, k), the dataset's label values.
+        grid: shape and affine (RAS+ mm) of the image.
+        volumes_ml: by label; None for images without millimetres.
+        voxels: count by label.
+        findings: what is unusual about image or mask; :attr:`status` is the most serious of them.
+        entropy: mean entropy of the foreground as a share of the largest possible; None if not measured.
+        agreement: Dice of the least agreeing fold with the mean of all; None for one fold.
+        seconds: by stage.
+        probabilities: float32 (classes, i, j, k) if asked for.
+        like: the image, as it was read.
+        provenance: what made the mask (see :meth:`medmamba.Predictor.provenance`).
+    """
+
+    labels: NDArray[Any]
+    grid: Grid
+    volumes_ml: dict[str, float | None]
+    voxels: dict[str, int]
+    findings: tuple[Finding, ...] = ()
+    entropy: float | None = None
+    agreement: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    probabilities: NDArray[np.float32] | None = None
+    like: MedicalImage | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``review`` or ``reject``."""
+        return status_of(self.findings)
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask on the image's own grid, in the kind of file that the ending asks for."""
+        write_label_map(path, self.labels, like=self.grid if self.like is None else self.like)
+
+    def save_dicom_seg(
+        self, path: str | Path, *, series: str | Path | None = None, codes: str | Path | None = None
+    ) -> None:
+        """Write the mask as DICOM SEG beside its series, and read it back.
+
+        Args:
+            series: folder of the DICOM series; the one that was predicted if left out.
+            codes: labels.json with code and colour of each label.
+
+        Raises InputError when the image did not come from a DICOM series, or the mask is empty.
+        """
+        from medmamba.dicom.codes import read_codes
+        from medmamba.dicom.segmentation import write_segmentation
+
+        source = series if series is not None else (None if self.like is None else self.like.path)
+        if source is None or not Path(source).exists():
+            raise InputError(
+                "A DICOM SEG refers to the series it was made from. Predict the folder of a series, or name it: "
+                "save_dicom_seg(path, series=FOLDER)."
+            )
+        names = self.provenance["labels"]
+        write_segmentation(path, self.labels, self.grid, source, names, read_codes(codes, list(names)))
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the voxels, as JSON; no name of a case, patient or file."""
+        return {
+            "status": self.status,
+            "findings": [asdict(finding) for finding in self.findings],
+            "voxels": self.voxels,
+            "volume_ml": self.volumes_ml,
+            "empty": not any(self.voxels.values()),
+            "entropy": self.entropy,
+            "fold_agreement": self.agreement,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+    def save_report(self, path: str | Path) -> None:
+        """Write :meth:`record` and the provenance as .json, or as one .html page with a picture of the mask."""
+        path = Path(path)
+        if path.suffix == ".json":
+            write_json(path, {**self.record(), "model": self.provenance})
+        elif path.suffix == ".html":
+            from medmamba.inference.report_page import prediction_page
+
+            write_text(path, prediction_page(self))
+        else:
+            raise InputError(f"{path}: a report is .json or .html. Choose one of the two endings.")
+
+
+@dataclass(frozen=True)
+class FailedPrediction:
+    """A case of :meth:`medmamba.Predictor.predict_many` that could not be predicted, and why."""
+
+    case: str
+    reason: str
+    error: MedmambaError | FloatingPointError | MemoryError
+
+    status = "failed"
+
+
+def shown_case(image: Any) -> str:
+    """How a case of several is called: its file name, else its type."""
+    first = image[0] if isinstance(image, Sequence) and not isinstance(image, str) and len(image) else image
+    return Path(first).name if isinstance(first, str | Path) else type(image).__name__

@@ -1,0 +1,158 @@
+"""What each trained fold says about the cases it never saw, on the plan's grid, and the cases worth looking at."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medmamba.errors import InputError
+from medmamba.evaluation.dice import dice
+from medmamba.inference.member import Member
+from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.plans.schema import Plan
+from medmamba.preprocessing.store import CaseReader, stored_cases
+from medmamba.run_folder import RunFolder
+from medmamba.training.trainer import choose_device
+from medmamba.training.validation import spread_subset
+
+SHOWN = 3
+"""Worst cases, and best cases, that are kept with their voxels."""
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """Dice of every structure in one case; nan where it is absent from truth and prediction."""
+
+    case_id: str
+    fold: str
+    dice: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the structures that are there."""
+        known = [value for value in self.dice.values() if not math.isnan(value)]
+        return fmean(known) if known else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class ShownCase:
+    """The voxels of one case on the plan's grid: first channel, truth and prediction as label indices (I, J, K)."""
+
+    score: CaseScore
+    image: NDArray[np.float32]
+    truth: NDArray[np.integer]
+    prediction: NDArray[np.integer]
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass
+class CrossValidation:
+    """All scores, and the worst and best cases, the worst first. ``held_out``: no case was seen in training."""
+
+    configuration: str
+    held_out: bool
+    scores: list[CaseScore] = field(default_factory=list)
+    worst: list[ShownCase] = field(default_factory=list)
+    best: list[ShownCase] = field(default_factory=list)
+
+    def add(self, shown: ShownCase) -> None:
+        """Count a case, and keep its voxels if it is among the worst or the best."""
+        self.scores.append(shown.score)
+        if math.isnan(shown.score.mean):
+            return
+        self.worst = sorted([*self.worst, shown], key=lambda case: case.score.mean)[:SHOWN]
+        self.best = sorted([*self.best, shown], key=lambda case: -case.score.mean)[:SHOWN]
+
+    def folds(self) -> list[str]:
+        """Names of the folds, in order."""
+        return sorted({score.fold for score in self.scores})
+
+    def mean(self, structure: str | None = None, fold: str | None = None) -> tuple[float, float, int]:
+        """Mean, standard deviation and count of the Dice of a structure (or of the case means), in one or all folds."""
+        chosen = [score for score in self.scores if fold in (None, score.fold)]
+        values = [score.mean if structure is None else score.dice[structure] for score in chosen]
+        known = [value for value in values if not math.isnan(value)]
+        if not known:
+            return math.nan, math.nan, 0
+        return fmean(known), float(np.std(known)), len(known)
+
+
+def cross_validate(
+    run: RunFolder,
+    *,
+    device: str = "auto",
+    mirror: bool = False,
+    cases: int | None = None,
+    on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> CrossValidation:
+    """Predict the validation cases of every trained fold of the default configuration, at most ``cases`` per fold.
+
+    Where only a model of all cases is trained, some of its training cases are shown and said to be that.
+
+    Raises InputError when nothing is trained, or the preprocessed cases are gone.
+    """
+    plan = run.read_plan()
+    name = plan.default_configuration
+    readers = stored_cases(run.preprocessed(name))
+    if not readers:
+        raise InputError(f"{run.preprocessed(name)}: no preprocessed cases. Run `medmamba plan` again.")
+    work = _work(run, name, readers, cases)
+    found = CrossValidation(name, held_out=all(folder.name != "fold_all" for folder, _ in work))
+    total = sum(len(chosen) for _, chosen in work)
+    done = 0
+    for folder, chosen in work:
+        window = Window((), mirror_axes=(0,) if mirror else (), skip_empty=True)
+        member = Member(name, [folder], choose_device(device), window, threading.Lock())
+        for reader in chosen:
+            on_item("validate", done, total)
+            found.add(_predicted(member, plan, reader, folder.name))
+            done += 1
+    on_item("validate", total, total)
+    return found
+
+
+def _work(
+    run: RunFolder, name: str, readers: dict[str, CaseReader], most: int | None
+) -> list[tuple[Path, Sequence[CaseReader]]]:
+    """Each fold's folder with the cases it is asked about."""
+    trained = {folder.name: folder for folder in run.trained_folds(name)}
+    if not trained:
+        raise InputError(f"{run.path}: no trained fold of {name}. Run `medmamba train {run.path}` first.")
+    splits = run.read_splits() if run.splits_path.is_file() else []
+    numbered = [
+        (trained[f"fold_{number}"], [readers[case] for case in split["val"] if case in readers])
+        for number, split in enumerate(splits)
+        if f"fold_{number}" in trained
+    ]
+    if numbered:
+        return [(folder, spread_subset(chosen, most)) for folder, chosen in numbered]
+    folder = next(iter(trained.values()))
+    return [(folder, spread_subset(list(readers.values()), most or 2 * SHOWN))]
+
+
+@torch.no_grad()
+def _predicted(member: Member, plan: Plan, case: CaseReader, fold: str) -> ShownCase:
+    image, truth = case.read_whole()
+    heads = member.heads
+    planes = stream_logits(member.runners, torch.from_numpy(image), member.window)
+    prediction = np.stack([heads.label_map(plane).numpy() for plane in planes]).astype(np.uint8)
+    known = np.ones(truth.shape, bool) if heads.ignore is None else truth != heads.ignore
+    first = 0 if heads.sigmoid else 1
+    scores = {
+        name: dice(np.isin(truth[known], joined), np.isin(prediction[known], joined)) if looked_for else math.nan
+        for name, joined, looked_for in list(
+            zip(heads.names, heads.members, heads.annotated(case.annotated), strict=True)
+        )[first:]
+    }
+    wanted = member.configuration.spacing_mm
+    spacing = tuple(wanted) if wanted is not None and len(wanted) == 3 else (1.0, *(wanted or (1.0, 1.0)))
+    score = CaseScore(case.case_id, fold, scores)
+    return ShownCase(score, image[0], truth, prediction, (spacing[0], spacing[1], spacing[2]))

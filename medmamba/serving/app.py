@@ -1,0 +1,195 @@
+"""The HTTP side: ``POST /predict``, ``GET /info``, ``GET /health``.
+
+    curl --data-binary @case.nii.gz 'http://127.0.0.1:8000/predict?name=case.nii.gz' -o answer.zip
+
+The body is one file: an image of a known kind, or a zip of a DICOM series, or of one file per channel. The answer is a
+zip of ``mask`` and ``report.json``, or one of the two (``&answer=mask``, ``&answer=report``). Only the ending of
+``name`` is used; no name is logged, kept or sent back, and every file is gone when the answer has been made.
+
+    400  the body is empty                    413  too large, as a file or in memory
+    415  not a kind of file that is known     422  read, but not usable: the reason is in "error"
+    503  too many images are waiting
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from medmamba.errors import InputError, MedmambaError, ResourceError
+from medmamba.images import ENDINGS
+from medmamba.inference.predictor import Predictor
+from medmamba.serving.desk import Busy, Desk
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+Wanted = Literal["zip", "mask", "report"]
+HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """What one request may cost: bytes of its body, and of the files that a zip unpacks to; jobs per device."""
+
+    upload_bytes: int = 512 * 2**20
+    unpacked_bytes: int = 4 * 2**30
+    waiting: int = 8
+
+
+@dataclass(frozen=True)
+class Refusal(Exception):
+    """An answer of 4xx or 503 with its reason."""
+
+    code: int
+    reason: str
+
+
+def make_app(
+    predictors: Sequence[Predictor], limits: ServiceLimits | None = None, *, hosts: Sequence[str] = HOSTS
+) -> FastAPI:
+    """The application; ``predictors`` hold the same model, one for each device.
+
+    ``hosts``: names under which it may be addressed, so that a page in a browser cannot reach it by a name of its own.
+    """
+    from fastapi import FastAPI
+    from fastapi.responses import JSONResponse, Response
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from medmamba import __version__
+
+    allowed = limits or ServiceLimits()
+    desk = Desk(predictors, allowed.waiting)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        desk.close()
+
+    app = FastAPI(title="medmamba", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+
+    @app.get("/health")
+    def health() -> dict[str, Any]:
+        return {"status": "ok", "waiting": desk.lengths}
+
+    @app.get("/info")
+    def info() -> dict[str, Any]:
+        plan = predictors[0].plan
+        return {
+            "channels": plan.channel_names,
+            "labels": plan.labels,
+            "endings": [*ENDINGS, ".zip"],
+            "upload_bytes": allowed.upload_bytes,
+            "model": predictors[0].provenance(),
+        }
+
+    # Annotations of this module are strings, and FastAPI looks them up at module level: so the request is given.
+    async def predict(request: Request) -> Response:
+        query = request.query_params
+        try:
+            wanted = _wanted(query.get("answer", "zip"))
+            with TemporaryDirectory(prefix="medmamba-serve-") as folder:
+                path = Path(folder, "image" + _ending(query.get("name", "")))
+                await _receive(request, path, allowed.upload_bytes)
+                future = desk.submit(lambda predictor: _answer(predictor, path, wanted, allowed))
+                content, kind = await asyncio.wrap_future(future)
+            return Response(content, media_type=kind)
+        except Refusal as refusal:
+            headers = {"Retry-After": "10"} if refusal.code == 503 else None
+            return JSONResponse({"error": refusal.reason}, refusal.code, headers)
+        except Busy as error:
+            return JSONResponse({"error": str(error)}, 503, {"Retry-After": "10"})
+
+    app.add_route("/predict", predict, methods=["POST"])
+    app.state.desk = desk
+    return app
+
+
+def _answer(predictor: Predictor, path: Path, wanted: Wanted, limits: ServiceLimits) -> tuple[bytes, str]:
+    """Predict the file at ``path`` and pack what was asked for; runs in the thread of the device."""
+    try:
+        image, ending = _read(path, limits)
+        result = predictor.predict(image)
+        mask = path.parent / f"mask{ending}"
+        result.save(mask)
+    except ResourceError as error:
+        raise Refusal(413, _anonymous(error, path)) from error
+    except MedmambaError as error:
+        raise Refusal(422, _anonymous(error, path)) from error
+    except MemoryError as error:
+        raise Refusal(413, "out of memory; send a smaller image") from error
+    except FloatingPointError as error:
+        raise Refusal(422, str(error)) from error
+    report = json.dumps({**result.record(), "model": result.provenance}, indent=2).encode()
+    if wanted == "mask":
+        return mask.read_bytes(), "application/octet-stream"
+    if wanted == "report":
+        return report, "application/json"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:  # masks are packed already
+        archive.write(mask, mask.name)
+        archive.writestr("report.json", report)
+    return packed.getvalue(), "application/zip"
+
+
+def _read(path: Path, limits: ServiceLimits) -> tuple[Any, str]:
+    from medmamba.dicom.study import one_series, series_below
+    from medmamba.images import mask_ending, read_image
+    from medmamba.images.archive import unpack
+    from medmamba.inference.cases import find_cases, read_case
+
+    if path.suffix != ".zip":
+        return read_image(path, where="image"), mask_ending(path)
+    folder = path.parent / "unpacked"
+    folder.mkdir()
+    unpack(path, folder, largest_bytes=limits.unpacked_bytes, where="the zip")
+    if series_below(folder):
+        with one_series(folder, where="the zip") as series:
+            return read_image(series, where="the series"), ".nii.gz"
+    inside = [entry for entry in folder.iterdir() if entry.is_dir()]
+    cases = find_cases(inside[0] if len(inside) == 1 and len(list(folder.iterdir())) == 1 else folder)
+    if len(cases) != 1:
+        raise InputError(f"the zip holds {len(cases)} cases. Send one at a time.")
+    return read_case(cases[0]), cases[0].output_name[len(cases[0].case_id) :]
+
+
+async def _receive(request: Request, path: Path, most: int) -> None:
+    """The body into a file, and no more of it than allowed."""
+    size = 0
+    with open(path, "wb") as file:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > most:
+                raise Refusal(413, f"larger than {most} bytes, the limit of this service")
+            file.write(piece)
+    if not size:
+        raise Refusal(400, "the body is empty; send the file itself: curl --data-binary @FILE")
+
+
+def _ending(name: str) -> str:
+    for ending in (*ENDINGS, ".zip"):
+        if name.lower().endswith(ending) and ending not in (".hdr", ".img", ".mhd", ".nhdr"):
+            return ending
+    if name:
+        raise Refusal(415, f"not a kind of file that is known; give name=X with one of {', '.join(ENDINGS)}, .zip")
+    raise Refusal(415, "say what kind of file it is: /predict?name=image.nii.gz")
+
+
+def _wanted(text: str) -> Wanted:
+    if text in ("zip", "mask", "report"):
+        return text  # type: ignore[return-value]
+    raise Refusal(400, "answer is zip, mask or report")
+
+
+def _anonymous(error: Exception, path: Path) -> str:
+    """The reason without the folder that only this service has."""
+    return str(error).replace(f"{path.parent}/", "").replace(str(path.parent), "the request")

@@ -1,0 +1,48 @@
+"""DICOM series written on the spot, one file per slice, with a name in them that must never be shown."""
+
+from __future__ import annotations
+
+import locale
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+IDENTITY = np.eye(3)
+
+
+def write_slice(
+    path: Path, pixels: np.ndarray, position, direction=IDENTITY, series: str = "1.2.3", **tags: str
+) -> None:
+    """One file: pixels (rows, columns), position of the first pixel in LPS mm, columns of ``direction`` its axes."""
+    image = sitk.GetImageFromArray(pixels)
+    image.SetSpacing((0.5, 0.75))
+    texts = {
+        "0008|0060": "MR",
+        "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+        "0010|0010": "PHI_CANARY",
+        "0020|000d": "1.2",
+        "0020|000e": series,
+        "0008|0018": f"{series}.{abs(hash(path.name)) % 10**8}",
+        "0020|0032": "\\".join(f"{x:.6f}" for x in position),
+        "0020|0037": "\\".join(f"{x:.9f}" for x in direction[:, :2].T.ravel()),
+        **{tag.replace("_", "|"): text for tag, text in tags.items()},
+    }
+    for tag, text in texts.items():
+        image.SetMetaData(tag, text)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetImageIO("GDCMImageIO")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer.SetFileName(str(path))
+    before = locale.setlocale(locale.LC_ALL)
+    writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM's writer leaves the C locale behind
+
+
+def write_series(folder: Path, volume: np.ndarray, direction=IDENTITY, thickness: float = 2.0, **options) -> Path:
+    """A volume (slices, rows, columns); file names do not follow the order of the slices."""
+    for k, pixels in enumerate(volume):
+        position = np.array([10.0, -20.0, 30.0]) + direction[:, 2] * k * thickness
+        write_slice(folder / f"{(k * 7) % len(volume)}.dcm", pixels, position, direction, **options)
+    return folder

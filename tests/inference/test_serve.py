@@ -1,0 +1,209 @@
+"""The service: real clients over HTTP, several at once; what it refuses it refuses with the reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_series import write_series
+
+pytest.importorskip("fastapi", reason="needs the extra 'serve'")
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
+
+from medmamba.errors import InputError  # noqa: E402
+from medmamba.inference.predictor import Predictor  # noqa: E402
+from medmamba.serving.app import ServiceLimits, make_app  # noqa: E402
+from medmamba.serving.desk import Busy, Desk  # noqa: E402
+from medmamba.serving.run import run_service  # noqa: E402
+
+SHAPE = (18, 22, 17)
+
+
+class Service:
+    """The application behind a real socket, in a thread."""
+
+    def __init__(self, predictor, limits):
+        self.app = make_app([predictor], limits)
+        self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning", access_log=False))
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        while not self.server.started:
+            pass
+        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+    def call(self, path, body=None, **headers):
+        """Status, body of a request."""
+        request = urllib.request.Request(self.url + path, data=body, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def refused(self, path, body=b"x", **headers):
+        code, text = self.call(path, body, **headers)
+        return code, json.loads(text)["error"]
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run):
+    return Predictor(tiny_run, folds=[0], mirror=False, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def service(tiny_run):
+    own = Predictor(tiny_run, folds=[0], mirror=False, device="cpu")
+    running = Service(own, ServiceLimits(upload_bytes=2_000_000, unpacked_bytes=4_000_000, waiting=8))
+    yield running
+    running.stop()
+
+
+def volume(path, seed=0, shape=SHAPE):
+    pixels = np.random.default_rng(seed).normal(200, 60, shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(pixels, np.diag([1.0, 1.0, 1.0, 1.0])), path)
+    return path
+
+
+def test_a_volume_gives_the_mask_and_report_of_the_api(service, predictor, tmp_path):
+    path = volume(tmp_path / "Miller^Anna.nii.gz")
+    code, body = service.call("/predict?name=Miller^Anna.nii.gz", path.read_bytes())
+    assert code == 200
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        assert set(archive.namelist()) == {"mask.nii.gz", "report.json"}
+        archive.extractall(tmp_path / "answer")
+    expected = predictor.predict(path)
+    expected.save(tmp_path / "expected.nii.gz")
+    assert (tmp_path / "answer" / "mask.nii.gz").read_bytes() == (tmp_path / "expected.nii.gz").read_bytes()
+    report = json.loads((tmp_path / "answer" / "report.json").read_text())
+    assert report["volume_ml"] == expected.volumes_ml
+    assert report["model"]["weights_sha256"] == expected.provenance["weights_sha256"]
+    assert "Anna" not in json.dumps(report)
+
+
+def test_mask_and_report_can_be_asked_for_alone(service, tmp_path):
+    body = volume(tmp_path / "a.nii").read_bytes()
+    code, mask = service.call("/predict?name=a.nii&answer=mask", body)
+    (tmp_path / "mask.nii").write_bytes(mask)
+    assert (code, nib.load(tmp_path / "mask.nii").shape) == (200, SHAPE)
+    code, report = service.call("/predict?name=a.nii&answer=report", body)
+    assert json.loads(report)["status"] in ("ok", "review")
+
+
+def test_parallel_requests_all_get_their_own_mask(service, predictor, tmp_path):
+    paths = [volume(tmp_path / f"{seed}.nii.gz", seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda p: service.call("/predict?name=x.nii.gz&answer=mask", p.read_bytes()), paths))
+    for path, (code, body) in zip(paths, answers, strict=True):
+        assert code == 200
+        predictor.predict(path).save(tmp_path / "expected.nii.gz")
+        assert body == (tmp_path / "expected.nii.gz").read_bytes()
+    assert json.loads(service.call("/health")[1]) == {"status": "ok", "waiting": {"0:cpu": 0}}
+
+
+def test_a_zipped_series_and_zipped_channels_are_read(service, tmp_path):
+    series = write_series(tmp_path / "s", np.random.default_rng(0).integers(0, 900, (17, 22, 18)).astype(np.int16))
+    packed = shutil.make_archive(str(tmp_path / "series"), "zip", series)
+    code, body = service.call("/predict?name=series.zip&answer=mask", Path(packed).read_bytes())
+    assert code == 200
+    (tmp_path / "m.nii.gz").write_bytes(body)
+    assert nib.load(tmp_path / "m.nii.gz").shape == (18, 22, 17)
+    volume(tmp_path / "c" / "x_0000.nii.gz") if (tmp_path / "c").mkdir() is None else None
+    packed = shutil.make_archive(str(tmp_path / "channels"), "zip", tmp_path / "c")
+    assert service.call("/predict?name=c.zip", Path(packed).read_bytes())[0] == 200
+
+
+def test_bad_input_is_answered_with_4xx_and_the_reason(service, tmp_path):
+    whole = volume(tmp_path / "a.nii.gz").read_bytes()
+    assert service.refused("/predict?name=a.nii.gz", b"") == (
+        400, "the body is empty; send the file itself: curl --data-binary @FILE"
+    )  # fmt: skip
+    assert service.refused("/predict?name=a.txt")[0] == 415
+    assert service.refused("/predict")[0] == 415
+    assert service.refused("/predict?name=a.nii.gz&answer=all", whole)[0] == 400
+    code, reason = service.refused("/predict?name=a.nii.gz", whole[:500])
+    assert code == 422
+    assert "medmamba-serve" not in reason
+    assert "image" in reason
+    code, reason = service.refused("/predict?name=a.nii.gz", b"x" * 2_000_001)
+    assert (code, reason) == (413, "larger than 2000000 bytes, the limit of this service")
+    code, reason = service.refused("/predict?name=a.zip", b"PK\x03\x04nonsense")
+    assert code == 422
+    nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 2), np.float32), np.eye(4)), tmp_path / "two.nii.gz")
+    code, reason = service.refused("/predict?name=two.nii.gz", (tmp_path / "two.nii.gz").read_bytes())
+    assert (code, "2 channel(s)" in reason) == (422, True)
+    assert service.call("/predict?name=../../etc/passwd.nii", whole)[0] == 200  # of a name only the ending is used
+
+
+def test_a_zip_that_unpacks_to_too_much_is_refused(service):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.nii", b"\0" * 8_000_000)
+    code, reason = service.refused("/predict?name=x.zip", packed.getvalue())
+    assert (code, "unpacks to more than 4000000 bytes" in reason) == (422, True)
+
+
+def test_another_host_name_is_refused(service):
+    assert service.call("/health", Host="evil.example")[0] == 400
+
+
+def test_info_tells_channels_labels_and_limits(service):
+    facts = json.loads(service.call("/info")[1])
+    assert facts["labels"]["background"] == 0
+    assert facts["upload_bytes"] == 2_000_000
+    assert ".nii.gz" in facts["endings"]
+
+
+def test_a_full_queue_refuses_and_an_emptied_one_takes_again(predictor):
+    desk = Desk([predictor, predictor], longest=1)
+    gate = threading.Event()
+    jobs = [desk.submit(lambda p: gate.wait()) for _ in range(2)]
+    assert list(desk.lengths.values()) == [1, 1]  # one at each device
+    with pytest.raises(Busy, match="2 images are waiting"):
+        desk.submit(lambda p: None)
+    gate.set()
+    assert all(job.result() for job in jobs)
+    assert desk.submit(lambda p: 7).result() == 7
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(service):
+    with pytest.raises(InputError, match=r"cannot listen there .* Choose another --port"):
+        run_service("nowhere", port=int(service.url.rpartition(":")[2]))
+
+
+@pytest.mark.slow
+def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "from medmamba.cli.main import run; run()",
+        "serve",
+        str(tiny_run),
+        "--port",
+        "0",
+        "--no-mirror",
+    ]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    url = child.stdout.readline().split()[2].rstrip(":")
+    with urllib.request.urlopen(f"{url}/health", timeout=60) as answer:
+        assert json.loads(answer.read())["status"] == "ok"
+    child.terminate()
+    _, errors = child.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert child.returncode in (0, 143)

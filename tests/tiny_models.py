@@ -1,0 +1,38 @@
+"""A model that predicts in milliseconds: a plan and a tiny U-Net with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from medmamba.atomic import write_json, write_text
+from medmamba.networks.registry import build_network
+from medmamba.plans.schema import Plan
+from medmamba.training.checkpoint import save_checkpoint
+
+TINY = {
+    "name": "plain_unet",
+    "spatial_dims": 3,
+    "in_channels": 1,
+    "out_channels": 3,
+    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+    "features_per_stage": [4, 8, 8],
+    "blocks_per_stage": [1, 1, 1],
+    "kernels": [[3, 3, 3]] * 3,
+    "stem": "conv",
+    "deep_supervision": False,
+}
+
+
+def make_fold(folder: Path, plan: Plan, seed: int) -> Path:
+    """A trained fold: plan, facts and one checkpoint of random weights."""
+    torch.manual_seed(seed)
+    network = build_network(**TINY)
+    write_text(folder / "plan.json", plan.to_json())
+    write_json(
+        folder / "model.json",
+        {"plan_sha256": plan.hash(), "configuration": "3d_fullres", "fold": str(seed), "network": TINY},
+    )
+    save_checkpoint(folder / "checkpoints", network, None, {"progress": {}})
+    return folder
