@@ -8,14 +8,16 @@ attention's, which is what matrix units and BLAS are good at (Dao and Gu 2024, a
 
 Decays between two positions are exponentials of sums over the positions between them. Those sums are formed as
 cumulative sums that start at each position (never as a difference of two long cumulative sums), so nothing cancels,
-overflows or becomes NaN however strong the decay. Plain differentiable torch operations: second derivatives,
-torch.compile and export need nothing special.
+overflows or becomes NaN however strong the decay. Plain differentiable torch operations here: second derivatives,
+torch.compile and export need nothing special. On CUDA and ROCm devices the kernels of `triton_ssd.py` run.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from medmamba.kernels.backends import choose_backend
 
 # Chunks whose states are passed on together; more than this many chunks are passed on in two levels.
 CHUNKS_PER_BLOCK = 64
@@ -28,6 +30,7 @@ def ssd_chunked(
     C: Tensor,
     *,
     chunk: int = 64,
+    backend: str = "auto",
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -37,7 +40,8 @@ def ssd_chunked(
         X: (batch, L, heads, p), already multiplied by the step size.
         A: (batch, L, heads), log decay: step size times the negative A of the head.
         B, C: (batch, L, groups, n); groups divides heads, and head h uses group h // (heads / groups).
-        chunk: positions per chunk; any L is accepted.
+        chunk: positions per chunk in torch operations; any L is accepted. The Triton kernels have their own.
+        backend: "auto" (Triton on a device that has it, else torch), "triton", "torch" or "reference" (a loop).
         initial_state: (batch, heads, p, n) or None for zero.
         return_last_state: whether the state after the last position is returned as well.
 
@@ -45,11 +49,29 @@ def ssd_chunked(
     """
     _check(X, A, B, C, chunk, initial_state)
     dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
+    chosen = _choose(backend, X.device.type, dtype)
+    if chosen == "triton":
+        from medmamba.kernels.triton_ssd import ssd_triton
+
+        Y, last = ssd_triton(X, A, B, C, initial_state)
+        return (Y, last) if return_last_state else Y
     with torch.autocast(X.device.type, enabled=False):
         X, A, B, C = (value.to(dtype) for value in (X, A, B, C))
         state = None if initial_state is None else initial_state.to(dtype)
-        Y, last = _scan(X, A, B, C, chunk, state)
+        if chosen == "reference":
+            Y, last = ssd_reference(X, A, B, C, state)
+        else:
+            Y, last = _scan(X, A, B, C, chunk, state)
     return (Y, last) if return_last_state else Y
+
+
+def _choose(backend: str, device: str, dtype: torch.dtype) -> str:
+    """The backend that runs. There is no C++ kernel: on the CPU the matrix products are BLAS's."""
+    if backend == "cpp":
+        raise RuntimeError("Backend 'cpp' cannot run: ssd_chunked has no C++ kernel; \"torch\" uses BLAS on the CPU.")
+    if backend == "auto" and device == "cpu":
+        return "torch"
+    return choose_backend(backend, device, dtype)
 
 
 def _scan(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, state: Tensor | None) -> tuple[Tensor, Tensor]:

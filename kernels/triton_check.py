@@ -36,7 +36,7 @@ class Kernel:
 
 def kernels() -> dict[str, Kernel]:
     """Every kernel, as it is launched."""
-    return {**_scan_kernels(), **_deform_kernels()}
+    return {**_scan_kernels(), **_deform_kernels(), **_ssd_kernels()}
 
 
 def _scan_kernels() -> dict[str, Kernel]:
@@ -71,6 +71,28 @@ def _deform_kernels() -> dict[str, Kernel]:
                 "triton_deform_kernels", constants, integers, half, kinds, launch.WARPS, ("channels",)
             )
     return found
+
+
+def _ssd_kernels() -> dict[str, Kernel]:
+    from medmamba.kernels import triton_ssd as launch
+
+    block, small = launch.block_of(64), launch.SMALL_BLOCK
+    constants: dict[str, object] = {"Q": launch.CHUNK, "BE": launch.ELEMENTS, "PRECISION": "tf32x3"}
+    constants |= dict.fromkeys(("BP", "BN", "BI", "BO"), block) | {"ADJOINT": False, "SWAPPED": False}
+    integers = ("length", "heads", "groups", "P", "N", "chunks")
+    half = ("X", "B", "C", "V", "M", "query", "key", "value")
+
+    def kernel(**changes: object) -> Kernel:
+        warps = launch.WARPS if "BE" not in changes else 4
+        return Kernel("triton_ssd_kernels", constants | changes, integers, half, {}, warps, ("P", "N"))
+
+    found = {
+        "ssd_states": kernel(),
+        "ssd_pass": kernel(BE=launch.ELEMENTS),
+        "ssd_decay_gradient": kernel(BP=small, BN=small),
+    }
+    uses = {"Y": (False, False), "dC": (False, True), "dX": (True, False), "dB": (True, True)}
+    return found | {f"ssd_outputs {name}": kernel(ADJOINT=a, SWAPPED=s) for name, (a, s) in uses.items()}
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,8 @@ def _compile(kernel: str, target: str, dtype: str, **changes: object) -> tuple[A
         if name in what.constants:
             kinds[name] = "constexpr"
             constants[(index,)] = (what.constants | changes)[name]
+            if name == "PRECISION" and TARGETS[target][0] == "hip":
+                constants[(index,)] = "ieee"
         elif name in what.integers:
             kinds[name] = "i32"
         else:

@@ -86,6 +86,24 @@ def outputs_and_gradients(inputs: dict[str, Tensor], backend: str, dtype: torch.
     return {"y": y.detach(), "last_state": last.detach(), **dict(zip(names, gradients, strict=True))}
 
 
+def ssd_inputs(
+    batch: int, length: int, heads: int, width: int, groups: int, states: int, seed: int = 0, decay: float = 0.3
+) -> dict[str, Tensor]:
+    """float64 inputs of `ssd_chunked`; log decays are negative with about this size."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "X": normal(batch, length, heads, width),
+        "A": -decay * normal(batch, length, heads).abs(),
+        "B": normal(batch, length, groups, states),
+        "C": normal(batch, length, groups, states),
+        "initial_state": normal(batch, heads, width, states),
+    }
+
+
 def errors(values: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
     """Relative L2 error of each tensor."""
     return {name: relative(values[name], truth[name]) for name in truth}

@@ -5,27 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_cases import golden, relative
+from scan_cases import ssd_inputs as inputs
 from torch.nn.functional import conv1d, silu, softplus
 
 from medmamba.kernels import ssd_chunked
 from medmamba.kernels.ssd import ssd_reference, sums_between
 
 MINIMAL, MINIMAL_INFO = golden("ssd_minimal.safetensors")
-
-
-def inputs(batch, length, heads, width, groups, states, seed=0, decay=0.3):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    return {
-        "X": normal(batch, length, heads, width),
-        "A": -decay * normal(batch, length, heads).abs(),
-        "B": normal(batch, length, groups, states),
-        "C": normal(batch, length, groups, states),
-        "initial_state": normal(batch, heads, width, states),
-    }
 
 
 @pytest.mark.parametrize("case", sorted(MINIMAL_INFO["cases"]))
@@ -155,3 +141,15 @@ def test_wrong_shapes_are_explained():
         ssd_chunked(**{**values, "initial_state": torch.ones(1, 2, 4, 3)})
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         ssd_chunked(**values, chunk=0)
+    with pytest.raises(RuntimeError, match="'cpp' cannot run: ssd_chunked has no"):
+        ssd_chunked(**values, backend="cpp")
+    with pytest.raises(RuntimeError, match="'triton' cannot run: the Triton kernels run on CUDA and ROCm tensors"):
+        ssd_chunked(**values, backend="triton")
+
+
+def test_the_loop_runs_when_it_is_asked_for():
+    values = inputs(1, 20, 2, 3, 1, 4)
+    Y, last = ssd_chunked(**values, backend="reference", return_last_state=True)
+    truth, end = ssd_reference(**values)
+    assert torch.equal(Y, truth)
+    assert torch.equal(last, end)

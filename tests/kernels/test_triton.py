@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import errors, outputs_and_gradients, relative, scan_inputs
+from scan_cases import errors, outputs_and_gradients, relative, scan_inputs, ssd_inputs
 
-from medmamba.kernels import backend_report, deformable_conv, routed_scan
+from medmamba.kernels import backend_report, deformable_conv, routed_scan, ssd_chunked
 from medmamba.kernels.backends import why_not
 from medmamba.kernels.deform import geometry_of
 from medmamba.kernels.triton_check import TARGETS, compile_kernel, kernels
@@ -37,7 +37,9 @@ def test_every_kernel_compiles_ahead_of_time_without_spills(kernel, target, dtyp
 
 
 @needs_triton
-@pytest.mark.parametrize("what", ["scan", "deform", pytest.param("deform_golden", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "what", ["scan", "deform", "ssd", *(pytest.param(w, marks=pytest.mark.slow) for w in ("deform_golden", "ssd_all"))]
+)
 def test_the_interpreted_kernels_equal_the_float64_truth(what):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, sys.path), str(here)])}
@@ -137,3 +139,24 @@ def test_on_the_device_the_deformable_convolution_equals_float64(image, options,
         assert torch.equal(found, again)
         limit = 1e-4 if found.dtype == torch.float32 else 1e-2  # gradients have the dtype of their inputs
         assert relative(found.cpu(), truth) <= limit
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
+@pytest.mark.parametrize("shape", [(2, 300, 4, 64, 1, 128), (1, 1000, 6, 40, 3, 20), (1, 63, 2, 80, 2, 64)], ids=str)
+@pytest.mark.parametrize("decay", [1e-6, 0.3, 50.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_device_state_space_duality_equals_float64(shape, decay, dtype):
+    values = {name: value.to(dtype) for name, value in ssd_inputs(*shape, decay=decay).items()}
+    results = []
+    for device, kind, backend in [("cpu", torch.float64, "torch"), *[("cuda", dtype, "triton")] * 2]:
+        leaves = {name: value.to(device, kind, copy=True).requires_grad_() for name, value in values.items()}
+        outputs = ssd_chunked(**leaves, backend=backend, return_last_state=True)
+        cotangents = [torch.linspace(-1, 1, v.numel(), dtype=v.dtype, device=device).reshape(v.shape) for v in outputs]
+        gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+        results.append([v.detach() for v in (*outputs, *gradients)])
+    for truth, found, again in zip(*results, strict=True):
+        assert torch.equal(found, again)
+        # Where the decay is strong the gradient of the log decay is a remainder of nothing: nothing to be relative to.
+        size = max(truth.norm().item(), 1e-3)
+        assert (found.cpu().double() - truth).norm().item() <= (2e-5 if found.dtype == torch.float32 else 1e-2) * size

@@ -1,6 +1,6 @@
 """Runs the Triton kernels in Triton's interpreter on the CPU and prints the errors against float64 as JSON.
 
-    python triton_interpreted.py [scan | deform | deform_golden]
+    python triton_interpreted.py [scan | deform | deform_golden | ssd | ssd_all]
 
 A program of its own, because the interpreter is chosen before Triton is imported. Tiny sizes: it takes milliseconds per
 position.
@@ -13,10 +13,11 @@ import sys
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from scan_cases import golden, outputs_and_gradients, relative, scan_inputs
+from scan_cases import golden, outputs_and_gradients, relative, scan_inputs, ssd_inputs
 
-from medmamba.kernels import deformable_conv, triton_deform, triton_scan
+from medmamba.kernels import deformable_conv, triton_deform, triton_scan, triton_ssd
 from medmamba.kernels.deform import geometry_of, operator_options
+from medmamba.kernels.ssd import ssd_reference
 
 SCANS = {
     "routes, ragged": ((1, 11, 2, 5, 2), {}, {}),
@@ -94,7 +95,54 @@ def deform_golden(case):
     return deform(value, offset_mask, options, dout, truth)
 
 
+# batch, L, heads, p, groups, n; strength of the decay
+SSDS = {
+    "ragged, blocks of n": ((1, 19, 1, 2, 1, 18), 0.3),
+    "groups, blocks of p": ((1, 17, 2, 17, 2, 4), 0.3),
+    "total decay": ((1, 33, 1, 3, 1, 4), 50.0),
+    "zero decay after total decay": ((1, 20, 1, 2, 1, 2), 1e4),
+    "hardly any decay": ((1, 33, 1, 3, 1, 4), 1e-6),
+    "more chunks than are in flight": ((1, 146, 1, 2, 1, 2), 0.3),
+}
+
+
+def ssd_errors(values, dY, dlast, truth):
+    triton_ssd.CHUNK, triton_ssd.WIDEST_BLOCK = 16, 16
+    values, dY, dlast = [value.float() for value in values], dY.float(), dlast.float()
+    found = (*triton_ssd.forward(*values), *triton_ssd.backward(dY, dlast, *values))
+    names = ("Y", "last", "X", "A", "B", "C", "initial_state")
+    return {name: relative(*both) for name, *both in zip(names, found, truth, strict=True) if both[1] is not None}
+
+
+def ssd(shape, decay):
+    values = [value.requires_grad_() for value in ssd_inputs(*shape, decay=decay).values()]
+    outputs = ssd_reference(*values)
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(v.shape, generator=generator, dtype=torch.float64) for v in outputs]
+    gradients = torch.autograd.grad(outputs, values, cotangents)
+    truth = [v.detach() for v in (*outputs, *gradients)]
+    return ssd_errors([v.detach() for v in values], *cotangents, truth)
+
+
+def ssd_golden():
+    tensors, told = golden("ssd_minimal.safetensors")
+    found = {}
+    for case in told["cases"]:
+        told_state = f"{case}/initial_states" in tensors
+        state = (
+            tensors[f"{case}/initial_states"][:, 0] if told_state else torch.zeros_like(tensors[f"{case}/final_state"])
+        )
+        values = [*(tensors[f"{case}/{name}"] for name in "XABC"), state]
+        truth = [tensors[f"{case}/{name}"] for name in ("output", "final_state", *(f"grad/{n}" for n in "XABC"))]
+        truth.append(tensors[f"{case}/grad/initial_states"][:, 0] if told_state else None)
+        cotangents = (tensors[f"{case}/cotangent"], tensors[f"{case}/cotangent_final_state"])
+        found[case] = ssd_errors(values, *cotangents, truth)
+    return found
+
+
 WHAT = {
+    "ssd": lambda: {"zero decay": ssd(*SSDS["zero decay after total decay"])},
+    "ssd_all": lambda: {name: ssd(*case) for name, case in SSDS.items()} | ssd_golden(),
     "scan": lambda: {name: scan(*case) for name, case in SCANS.items()},
     "deform": lambda: {name: deform_case(*case) for name, case in DEFORMS.items()},
     "deform_golden": lambda: {case: deform_golden(case) for case in ("case0", "case1", "case2")},
