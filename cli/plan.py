@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,14 @@ def plan(
     max_voxels: Annotated[
         int | None, typer.Option(help="Largest number of voxels of a file or case.", min=1, rich_help_panel=DATA)
     ] = None,
+    pilot: Annotated[
+        float | None,
+        typer.Option(
+            help="Train candidate networks for so many minutes in all on one fold, and plan the best. --network a,b "
+            "names the candidates.",
+            rich_help_panel=DECISIONS,
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Cases in memory at the same time.", min=1, rich_help_panel=MACHINE)
     ] = None,
@@ -79,11 +88,16 @@ def plan(
     from medmamba.plans.explain import summary_lines
 
     warnings: list[str] = []
+    table: list[str] = []
+    if pilot is None:
+        make = partial(pipeline.plan, dataset, output, network=network)
+    else:
+        from medmamba.pilot import CANDIDATES, plan_with_pilot
+
+        candidates = names(network) or [] if "," in network else CANDIDATES
+        make = partial(plan_with_pilot, dataset, output, pilot, candidates=candidates, on_event=table.append)
     with stages() as on_item:
-        made = pipeline.plan(
-            dataset,
-            output,
-            network=network,
+        made = make(
             device_memory_gb=gigabytes(device_memory, "--device-memory"),
             spacing=numbers(spacing, float, "--spacing"),
             patch_size=numbers(patch_size, int, "--patch-size"),
@@ -100,7 +114,9 @@ def plan(
             on_item=on_item,
             on_warning=warnings.append,
         )
-    report_warnings(warnings)
+    report_warnings(list(dict.fromkeys(warnings)))
+    for line in table:
+        console.print(line, markup=False)
     for line in summary_lines(made):
         console.print(line, markup=False)
     console.print(

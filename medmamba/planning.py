@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medmamba.datasets import DatasetSpec
     from medmamba.plans.fingerprint import Fingerprint
     from medmamba.plans.folds import Fold
-    from medmamba.plans.schema import Plan
+    from medmamba.plans.schema import Decision, Plan
 
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
@@ -42,6 +42,7 @@ def plan(
     prefer: Literal["sform", "qform"] | None = None,
     match_labels: bool = False,
     max_voxels: int | None = None,
+    network_decision: Decision | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_warning: Callable[[str], None] = lambda line: None,
 ) -> Plan:
@@ -60,6 +61,7 @@ def plan(
         splits: a split file in nnU-Net's layout instead of the dataset's own or our folds; one that leaks is refused.
         workers: cases read at the same time; the results do not depend on it. Default: one a core, at most 8.
         nonfinite, prefer, match_labels: as of :func:`medmamba.datasets.load_case`.
+        network_decision: how the network was chosen, for the plan to carry; see :mod:`medmamba.pilot`.
         max_voxels: largest number of voxels times channels of a file, and of a case on the plan's grid.
     """
     from medmamba.contact_sheet import Thumbnail, spread_over, thumbnail
@@ -108,6 +110,7 @@ def plan(
         ignore_label=spec.ignore,
         dataset_hash=_hash_of(text for case in report.cases for text in (case.image_sha256, case.label_sha256 or "")),
         previous=previous,
+        network_decision=network_decision,
     )
     Heads.of_plan(made)  # refuses regions that cannot be written back
     stored = _to_store(made, configurations, handmade(made))

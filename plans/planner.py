@@ -46,6 +46,7 @@ def make_plan(
     file_ending: str = ".nii.gz",
     dataset_hash: str = "",
     previous: Plan | None = None,
+    network_decision: Decision | None = None,
 ) -> Plan:
     """Plan a dataset.
 
@@ -60,6 +61,7 @@ def make_plan(
         use_scan: False leaves the scans out of the network, for the comparison with and without.
         mirror: policy for labels with sides, see medmamba.plans.mirroring.
         regions, region_order, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries.
+        network_decision: how the network was chosen, when neither by option nor by rule.
         previous: an earlier plan of this dataset, whose hand-made configurations are kept.
 
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
@@ -77,7 +79,6 @@ def make_plan(
         use_scan=use_scan,
         mirror=mirror,
     )
-    network_decision = None
     if network == "auto":
         network, network_decision = _automatic(fingerprint, device_memory_gb, spacing)
     chosen_family = family(network)

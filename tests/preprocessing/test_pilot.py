@@ -1,0 +1,65 @@
+"""Pilot trainings: the candidates are compared case by case, and the plan says which one was taken and why."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from medmamba.errors import ConfigError
+from medmamba.pilot import Trial, choose, plan_with_pilot, table_lines
+
+
+def trial(network: str, *dice: float) -> Trial:
+    return Trial(network, 100, 1.0, {f"case_{number}": value for number, value in enumerate(dice)})
+
+
+def test_the_best_is_chosen_and_named_with_the_others():
+    decision = choose([trial("vm_unet", 0.5, 0.7), trial("plain_unet", 0.6, 0.8), trial("hrvmamba", 0.1, 0.1)], 6)
+    assert decision.value == "plain_unet"
+    assert decision.reason == "After 2 minutes each, plain_unet has Dice 0.700 (vm_unet 0.600, hrvmamba 0.100)."
+
+
+def test_the_first_is_kept_when_the_best_is_hardly_better():
+    decision = choose([trial("vm_unet", 0.600), trial("plain_unet", 0.604)], 6)
+    assert decision.value == "vm_unet"
+    assert "too close to leave the default" in decision.reason
+
+
+def test_a_network_that_found_nothing_loses_against_one_that_found_something():
+    assert choose([trial("vm_unet", math.nan), trial("plain_unet", 0.1)], 1).value == "plain_unet"
+    assert choose([trial("vm_unet", math.nan), trial("plain_unet", math.nan)], 1).value == "vm_unet"
+
+
+def test_the_table_is_paired_with_the_first():
+    lines = table_lines([trial("vm_unet", 0.5, 0.7), trial("plain_unet", 0.6, 0.6)])
+    assert lines[0].split()[:4] == ["network", "steps", "Dice", "difference"]
+    assert lines[1].split() == ["vm_unet", "100", "0.6000"]
+    assert lines[2].split()[:4] == ["plain_unet", "100", "0.6000", "+0.0000"]
+    assert lines[2].split()[-2:] == ["1", "1"]
+
+
+def test_what_cannot_be_compared_is_refused(small_dataset, tmp_path):
+    with pytest.raises(ConfigError, match="number of minutes above 0"):
+        plan_with_pilot(small_dataset, tmp_path / "run", 0)
+    with pytest.raises(ConfigError, match="compares networks, and got 1"):
+        plan_with_pilot(small_dataset, tmp_path / "run", 1, candidates=["vm_unet"])
+    with pytest.raises(ConfigError, match="Did you mean 'vm_unet'"):
+        plan_with_pilot(small_dataset, tmp_path / "run", 1, candidates=["vmunet", "plain_unet"])
+    with pytest.raises(ConfigError, match="needs two patients or more"):
+        plan_with_pilot(small_dataset, tmp_path / "run", 1, group_by="hippocampus")
+
+
+def test_a_pilot_trains_both_and_writes_the_chosen_plan(small_dataset, tmp_path):
+    run, told = tmp_path / "run", []
+    choices = {"patch_size": (16, 24, 16), "batch_size": 2, "on_event": told.append}
+    plan = plan_with_pilot(small_dataset, run, 0.02, candidates=["plain_unet", "vm_unet"], **choices)
+    record = json.loads((run / "report" / "pilot.json").read_text())
+    assert record["chosen"] == plan.default.network.name
+    assert [row["network"] for row in record["trials"]] == ["plain_unet", "vm_unet"]
+    assert all(row["steps"] >= 1 and len(row["dice"]) == 1 for row in record["trials"])
+    decision = next(decision for decision in plan.decisions if decision.name == "network")
+    assert decision.value == plan.default.network.name == plan.options.network
+    assert not (run / "pilot").exists()
+    assert any(line.startswith("vm_unet") for line in told)
