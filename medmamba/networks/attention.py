@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
+from medmamba.networks.linear import Linear
 
 
 class WindowAttention(nn.Module):
@@ -39,8 +40,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window, self.shifted = heads, tuple(window), shifted
         self.relative_position_bias_table = nn.Parameter(torch.zeros(prod(2 * w - 1 for w in window), heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         grid = tuple(x.shape[1:-1])
@@ -118,8 +119,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -6,7 +6,8 @@ Here the products are counted where they are computed (torch's own counter), and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from medmamba.networks.scan import count_scans
 
 FLOPS_PER_SCAN_STEP = 9  # of one state of one channel at one token, the figure of Mamba's author (mamba issue 110)
+
+
+def _count_product(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
+    return 2 * math.prod(a) * b[0]
+
+
+def _counted_products() -> dict[object, Callable[..., int]]:
+    """oneDNN's product (``linear.py``), which torch's counter does not know."""
+    return (
+        {torch.ops.mkldnn._linear_pointwise: _count_product} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
+    )
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,11 @@ def network_cost(network: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
     network.eval()
     device = next(network.parameters()).device
     try:
-        with torch.no_grad(), count_scans() as scans, FlopCounterMode(display=False) as counter:
+        with (
+            torch.no_grad(),
+            count_scans() as scans,
+            FlopCounterMode(display=False, custom_mapping=_counted_products()) as counter,
+        ):
             network(torch.zeros(tuple(input_shape), device=device))
     finally:
         network.train(training)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
 from medmamba.kernels import deformable_conv, offset_mask_width
+from medmamba.networks.linear import Linear
 from medmamba.networks.vss import channels_first, channels_last, depthwise
 
 
@@ -43,9 +44,9 @@ class DeformableConv(nn.Module):
             raise ConfigError(f"{channels} channels do not divide among {groups} deformable groups; use {nearest}.")
         self.groups, self.kernel = groups, (kernel,) * spatial_dims
         self.offset_mask_dw = depthwise(channels, (offset_kernel,) * spatial_dims) if offset_kernel else None
-        self.offset_mask = nn.Linear(channels, offset_mask_width(groups, prod(self.kernel), spatial_dims))
-        self.value_proj = nn.Linear(channels, channels) if pointwise else None
-        self.output_proj = nn.Linear(channels, channels, bias=output_bias) if pointwise else None
+        self.offset_mask = Linear(channels, offset_mask_width(groups, prod(self.kernel), spatial_dims))
+        self.value_proj = Linear(channels, channels) if pointwise else None
+        self.output_proj = Linear(channels, channels, bias=output_bias) if pointwise else None
         nn.init.trunc_normal_(self.offset_mask.weight, std=0.02)
         nn.init.zeros_(self.offset_mask.bias)
 

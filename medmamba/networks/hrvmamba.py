@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from medmamba.errors import ConfigError
 from medmamba.networks.attention import MLP
 from medmamba.networks.deformable import DeformableConv
+from medmamba.networks.linear import Linear
 from medmamba.networks.routes import route_count, routes
 from medmamba.networks.scan import ScanCore, auto_dt_rank
 from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise, per_axis, rising_rates
@@ -40,9 +41,9 @@ class SqueezeExcite(nn.Module):
     def __init__(self, width: int, reduction: int = 8) -> None:
         super().__init__()
         self.fc = nn.Sequential(
-            nn.Linear(width, width // reduction, bias=False),
+            Linear(width, width // reduction, bias=False),
             nn.ReLU(),
-            nn.Linear(width // reduction, width, bias=False),
+            Linear(width // reduction, width, bias=False),
             nn.Sigmoid(),
         )
 
@@ -76,7 +77,7 @@ class DSS(nn.Module):
         super().__init__()
         inner, rank = int(expand * width), auto_dt_rank(width)
         self.route = route
-        self.in_proj = nn.Linear(width, inner, bias=False)
+        self.in_proj = Linear(width, inner, bias=False)
         self.conv = local or DeformableConv(
             inner,
             rank,
@@ -88,7 +89,7 @@ class DSS(nn.Module):
         self.scan = ScanCore(inner, route_count(route, spatial_dims), state_size, rank) if use_scan else None
         self.out_norm = nn.LayerNorm(inner)
         self.se = SqueezeExcite(inner) if squeeze_excite else None
-        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.out_proj = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
@@ -351,7 +352,7 @@ class HRVMambaClassifier(nn.Module):
             nn.Sequential(*conv_norm(a, b, 3, 2), nn.ReLU()) for a, b in pairwise(outs)
         )
         self.final_layer = nn.Sequential(*conv_norm(outs[-1], self.FEATURES, 1), nn.ReLU())
-        self.head = nn.Linear(self.FEATURES, classes)
+        self.head = Linear(self.FEATURES, classes)
 
     def forward(self, image: Tensor) -> Tensor:
         maps = self.backbone(image)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks.attention import MLP, WindowAttention
+from medmamba.networks.linear import Linear
 from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
 from medmamba.networks.vss import SS2D, DropPath
 
@@ -51,8 +52,8 @@ class LaMambaBlock(nn.Module):
         self.condition_projection: nn.Module | None = None
         self.adaLN_modulation: nn.Module | None = None
         if condition_width is not None:
-            self.condition_projection = nn.Linear(condition_width, width)
-            self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width))
+            self.condition_projection = Linear(condition_width, width)
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 9 * width))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         modulation = self._modulation(condition, x.ndim)
@@ -168,7 +169,7 @@ class PublishedLaMamba(nn.Module):
         )
         self.final_up = PatchExpand(width, width, (patch, patch))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_linear = nn.Linear(width, out_channels)
+        self.final_linear = Linear(width, out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embed(image)

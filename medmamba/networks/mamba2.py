@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.kernels import ssd_chunked
+from medmamba.networks.linear import Linear
 from medmamba.networks.routes import routes
 from medmamba.networks.scan import at_least_float32, initial_dt_bias, scanned
 
@@ -104,11 +105,11 @@ class Mamba2(nn.Module):
         self.parts = [inner, inner, groups * state_size, groups * state_size, inner // head_width]  # z, x, B, C, dt
         mixed = inner + 2 * groups * state_size
         self.chunked, self.block = chunked, block
-        self.in_proj = nn.Linear(width, sum(self.parts), bias=False)
+        self.in_proj = Linear(width, sum(self.parts), bias=False)
         self.conv1d = nn.Conv1d(mixed, mixed, kernel, groups=mixed, padding=kernel - 1)
         self.scan = HeadScan(inner, head_width, groups)
         self.norm = GatedRMSNorm(inner)
-        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.out_proj = Linear(inner, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]

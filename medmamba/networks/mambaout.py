@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medmamba.networks.linear import Linear
 from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise, per_axis, rising_rates
 
 EPS = 1e-6  # of every LayerNorm of the original
@@ -54,9 +55,9 @@ class GatedCNNBlock(nn.Module):
         hidden, seen = int(expansion * width), int(conv_ratio * width)
         self.parts = (hidden, hidden - seen, seen)
         self.norm = nn.LayerNorm(width, eps=EPS)
-        self.fc1 = nn.Linear(width, 2 * hidden)
+        self.fc1 = Linear(width, 2 * hidden)
         self.conv = depthwise(seen, per_axis(kernel, spatial_dims))
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,9 +98,9 @@ class Head(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc1 = Linear(width, 4 * width)
         self.norm = nn.LayerNorm(4 * width, eps=EPS)
-        self.fc2 = nn.Linear(4 * width, classes)
+        self.fc2 = Linear(4 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.norm(F.gelu(self.fc1(x))))

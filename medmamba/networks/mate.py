@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medmamba.networks.linear import Linear, linear
 from medmamba.networks.mamba2 import GatedRMSNorm, HeadScan
 from medmamba.networks.routes import route_count, routes
 from medmamba.networks.vss import DropPath, channels_first, channels_last, depthwise, per_axis
@@ -61,13 +62,13 @@ class MATEMixer(nn.Module):
         self.route = f"rotary:{first}-{first + 2}"
         self.inner, self.state_size = inner, state_size
         self.review_size = review if use_scan else 0
-        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.in_proj = Linear(width, 2 * inner, bias=False)
         self.conv = depthwise(inner, per_axis(kernel, spatial_dims))
         self.scan: SelectiveHeads | None = None
         if use_scan:
             self.scan = SelectiveHeads(width, inner, head_width, state_size, review=review > 0)
         self.norm = GatedRMSNorm(inner)
-        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.out_proj = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
@@ -81,7 +82,7 @@ class MATEMixer(nn.Module):
                 seen = self.scan.look_back(overview)  # (B, R, C)
                 skip = seen.shape[1]
                 tokens = torch.cat([seen, tokens], dim=1)
-                y = torch.cat([F.silu(F.linear(seen, self.in_proj.weight[self.inner :])), y], dim=1)
+                y = torch.cat([F.silu(linear(seen, self.in_proj.weight[self.inner :])), y], dim=1)
                 table = torch.cat([routes(self.route, review_grid, x.device), table + skip], dim=1)
             y = self.scan(tokens, y, table)[:, y.shape[1] - grid.numel() :]
             u = y.unflatten(1, grid)
@@ -103,9 +104,9 @@ class SelectiveHeads(nn.Module):
         super().__init__()
         heads = inner // head_width
         self.parts = [state_size, state_size, heads]
-        self.select = nn.Linear(width, sum(self.parts), bias=False)
+        self.select = Linear(width, sum(self.parts), bias=False)
         self.heads = HeadScan(inner, head_width, directions=2)
-        self.review = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) if review else None
+        self.review = nn.Sequential(nn.LayerNorm(width), Linear(width, width)) if review else None
 
     def look_back(self, overview: Tensor) -> Tensor:
         """Review tokens (B, R, C) from the pooled map."""

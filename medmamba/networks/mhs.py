@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
+from medmamba.networks.linear import Linear
 from medmamba.networks.routes import route_count, routes
 from medmamba.networks.scan import ScanCore, at_least_float32, auto_dt_rank
 from medmamba.networks.vss import channels_first, channels_last, depthwise, per_axis
@@ -30,7 +31,11 @@ FUSION_EPS = 1e-5
 def fuse_routes(y: Tensor, threshold: float, dim: int) -> Tensor:
     """Sum over the routes along ``dim``, weighted per value by how much the routes disagree."""
     y = at_least_float32(y)
-    spread = y.std(dim) / ((y - y.amin(dim, keepdim=True)).mean(dim) + FUSION_EPS)
+    centred = y - y.mean(dim, keepdim=True)
+    # torch's own std takes 20 times as long over so few routes. The smallest float keeps the root's slope finite.
+    variance = centred.square().sum(dim) / (y.shape[dim] - 1)
+    deviation = variance.clamp_min(torch.finfo(y.dtype).tiny).sqrt()
+    spread = deviation / ((y - y.amin(dim, keepdim=True)).mean(dim) + FUSION_EPS)
     return y.sum(dim) * F.relu(spread - threshold)
 
 
@@ -78,13 +83,13 @@ class MultiHeadScan(nn.Module):
         if joined == 0 or (joined != width and not projection):
             nearest = max(width // len(heads), 1) * len(heads)
             raise ConfigError(f"{width} channels do not divide among {len(heads)} MHS heads; use {nearest}.")
-        self.x_ssproj = nn.Linear(width, joined, bias=False)
+        self.x_ssproj = Linear(width, joined, bias=False)
         self.heads = nn.ModuleDict()
         if use_scan:
             for letter in heads:
                 self.heads[letter] = ScanHead(self.head_width, HEADS[letter], spatial_dims, state_size, threshold)
         self.cat_norm = nn.LayerNorm(joined) if projection else None
-        self.y_proj = nn.Linear(joined, width, bias=False) if projection else None
+        self.y_proj = Linear(joined, width, bias=False) if projection else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.x_ssproj(x)
@@ -109,7 +114,7 @@ class MHSMixer(nn.Module):
         gated: bool = True,
     ) -> None:
         super().__init__()
-        self.in_proj = nn.Linear(width, 2 * width, bias=False) if gated else None
+        self.in_proj = Linear(width, 2 * width, bias=False) if gated else None
         self.conv = depthwise(width, per_axis(kernel, spatial_dims))
         self.mhs = mhs
         self.out_norm = nn.LayerNorm(width)

@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from medmamba.networks.linear import Linear
 from medmamba.networks.vss import CONV, channels_last
 
 
@@ -39,7 +40,7 @@ class PatchMerging(nn.Module):
         self.stride = tuple(stride)
         cells = prod(self.stride)
         self.norm = nn.LayerNorm(cells * width)
-        self.reduction = nn.Linear(cells * width, out_width, bias=False)
+        self.reduction = Linear(cells * width, out_width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         whole = [n // s * s for n, s in zip(x.shape[1:-1], self.stride, strict=True)]
@@ -56,7 +57,7 @@ class PatchExpand(nn.Module):
     def __init__(self, width: int, out_width: int, stride: Sequence[int]) -> None:
         super().__init__()
         self.stride = tuple(stride)
-        self.expand = nn.Linear(width, prod(self.stride) * out_width, bias=False)
+        self.expand = Linear(width, prod(self.stride) * out_width, bias=False)
         self.norm = nn.LayerNorm(out_width)
 
     def forward(self, x: Tensor) -> Tensor:

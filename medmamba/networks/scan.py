@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medmamba.kernels import routed_scan
+from medmamba.networks.linear import linear
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes, Mamba's defaults
 
@@ -62,7 +62,7 @@ class ScanCore(nn.Module):
         Returns (B, L, E), or (B, L, K, E) if not ``merge``, in spatial order and at least in float32.
         """
         K, N, R = self.routes, self.state_size, self.dt_rank
-        projected = F.linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (K, R + 2 * N))
+        projected = linear(x, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (K, R + 2 * N))
         dt, B, C = projected.split([R, N, N], dim=-1)  # (B, L, K, R), (B, L, K, N) twice
         return scanned(
             x,
@@ -113,7 +113,7 @@ def grouped_linear(x: Tensor, weight: Tensor) -> Tensor:
     """
     K, E, R = weight.shape
     if K * R <= 64:
-        return F.linear(x.flatten(2), torch.block_diag(*weight.unbind(0))).unflatten(-1, (K, E))
+        return linear(x.flatten(2), torch.block_diag(*weight.unbind(0))).unflatten(-1, (K, E))
     return torch.einsum("blkr,ker->blke", x, weight)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
+from medmamba.networks.linear import Linear, linear
 from medmamba.networks.routes import routes
 from medmamba.networks.scan import at_least_float32, auto_dt_rank, initial_dt_bias, scanned
 from medmamba.networks.vss import DropPath, channels_last, rising_rates
@@ -39,8 +40,8 @@ class SelectiveDirection(nn.Module):
         super().__init__()
         self.dt_rank, self.state_size = dt_rank, state_size
         if own_inputs:
-            self.x_proj = nn.Linear(inner, dt_rank + 2 * state_size, bias=False)
-            self.dt_proj = nn.Linear(dt_rank, inner)
+            self.x_proj = Linear(inner, dt_rank + 2 * state_size, bias=False)
+            self.dt_proj = Linear(dt_rank, inner)
             bound = dt_rank**-0.5
             nn.init.uniform_(self.dt_proj.weight, -bound, bound)
             with torch.no_grad():
@@ -51,7 +52,7 @@ class SelectiveDirection(nn.Module):
     def select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt (B, L, E) without its bias, B and C (B, L, N)."""
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        return F.linear(dt, self.dt_proj.weight), B, C
+        return linear(dt, self.dt_proj.weight), B, C
 
 
 class Direction(nn.Module):
@@ -108,14 +109,14 @@ class BidirectionalMamba(nn.Module):
             return SelectiveDirection(inner, state_size, rank, own_inputs=own_inputs) if use_scan else None
 
         self.divide = divide and directions == "v2"
-        self.in_proj = nn.Linear(width, 2 * inner, bias=bias)
+        self.in_proj = Linear(width, 2 * inner, bias=bias)
         self.forwards = Direction(inner, kernel, scan(), backwards=False)
         self.backwards: Direction | None = None
         if directions == "v2":
             self.backwards = Direction(inner, kernel, scan(), backwards=True)
         elif directions == "v1" and use_scan:
             self.backwards = Direction(inner, 0, scan(own_inputs=False), backwards=True)
-        self.out_proj = nn.Linear(inner, width, bias=bias)
+        self.out_proj = Linear(inner, width, bias=bias)
         self.gamma = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale is not None else None
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -227,7 +228,7 @@ class PublishedVim(nn.Module):
         self.layers = nn.ModuleList(VimBlock(norm(), mixers[i], rates[i]) for i in range(depth))
         self.drop_path = DropPath(drop_path)
         self.norm_f = norm()
-        self.head = nn.Linear(width, classes)
+        self.head = Linear(width, classes)
         for parameter in (self.pos_embed, self.cls_token, self.head.weight):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)

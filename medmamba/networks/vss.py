@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
+from medmamba.networks.linear import Linear
 from medmamba.networks.routes import route_count, routes
 from medmamba.networks.scan import ScanCore, auto_dt_rank
 
@@ -97,13 +98,13 @@ class SS2D(nn.Module):
         inner = int(expand * width)
         kernels = per_axis(kernel, spatial_dims)
         self.route = route
-        self.in_proj = nn.Linear(width, 2 * inner, bias=bias)
+        self.in_proj = Linear(width, 2 * inner, bias=bias)
         self.conv = depthwise(inner, kernels, bias=conv_bias)
         self.scan = (
             ScanCore(inner, route_count(route, spatial_dims), state_size, auto_dt_rank(width)) if use_scan else None
         )
         self.out_norm = nn.LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, width, bias=bias)
+        self.out_proj = Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
