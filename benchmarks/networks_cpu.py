@@ -4,7 +4,7 @@
 
 C9: VM-UNet 256 x 256 against its official code with our scan dropped in (checkout `VM-UNet`, JCruan519/VM-UNet: its
 blocks with their permutations, calling `selective_scan` where they call mamba_ssm's). Both get the same weights, and no
-speed is printed unless outputs and gradients agree. C10: against nnU-Net's 2D network of 33.5 M parameters (PyPI package
+speed is printed unless outputs and gradients agree. C10: against nnU-Net's 2D network of 33.5 M parameters (package
 dynamic_network_architectures). CPU time of one thread and wall time of two; medians of rounds in which all take turns.
 """
 

@@ -36,12 +36,18 @@ def channels_last(x: Tensor) -> Tensor:
 class _NeverHalf:
     """A convolution that autocast on a CPU leaves in float32: torch's grouped ones are several times slower in bf16."""
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        convolve = super()._conv_forward  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._conv_forward(x, self.weight, self.bias)  # type: ignore[attr-defined]
+        return self._outside_autocast(x)
+
+    @torch.jit.unused
+    def _outside_autocast(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return convolve(x, weight, bias)
+            return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined]
         with torch.autocast("cpu", enabled=False):
-            return convolve(x.float(), weight, bias)
+            return self._conv_forward(x.float(), weight, bias)  # type: ignore[attr-defined]
 
 
 class DepthwiseConv2d(_NeverHalf, nn.Conv2d):

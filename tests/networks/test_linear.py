@@ -13,7 +13,7 @@ from medmamba.networks.linear import Linear, linear
 def values_and_gradients(function, x, weight, bias):
     leaves = [value for value in (x, weight, bias) if value is not None]
     y = function(x, weight, bias)
-    cotangent = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
+    cotangent = torch.arange(y.numel()).remainder(7).sub(3).reshape(y.shape)  # the same numbers in every type
     return [y.detach(), *torch.autograd.grad((y * cotangent).sum(), leaves)]
 
 
