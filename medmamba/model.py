@@ -10,6 +10,7 @@ from medmamba.networks.registry import build_network, network_facts, network_opt
 from medmamba.plans.families import family
 from medmamba.plans.mirroring import choose_mirroring
 from medmamba.plans.schema import Configuration, Mirroring, Plan
+from medmamba.preprocessing.labels import label_names
 
 
 def network_arguments(
@@ -24,7 +25,7 @@ def network_arguments(
     arguments: dict[str, Any] = {
         "name": name,
         "spatial_dims": numbers.spatial_dims,
-        "in_channels": len(plan.channel_names),
+        "in_channels": len(plan.channel_names) + previous_labels(plan, configuration),
         "out_channels": plan.out_channels,
         "strides": numbers.strides,
         "features_per_stage": numbers.features_per_stage,
@@ -44,6 +45,11 @@ def network_arguments(
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none
         arguments["use_scan"] = use_scan and numbers.use_scan
     return arguments
+
+
+def previous_labels(plan: Plan, configuration: Configuration) -> int:
+    """Channels that a second stage of a cascade gets from its first: one a foreground label; else none."""
+    return 0 if configuration.previous_stage is None else len(label_names(plan))
 
 
 def build_planned_network(plan: Plan, configuration: Configuration, **choices: Any) -> nn.Module:

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from medmamba.atomic import write_text
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice, dice_per_label
+from medmamba.inference.cascade import one_hot
 from medmamba.inference.cleaning import clean_one
 from medmamba.inference.member import Member
 from medmamba.inference.postprocess import RECIPE, Cleaning, Recipe
 from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.model import previous_labels
 from medmamba.preprocessing.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
 from medmamba.preprocessing.store import CaseReader, stored_cases
@@ -141,6 +143,8 @@ def _member(name: str, folder: Path, device: str, mirror: bool) -> Member:
 def _validate(member: Member, case: CaseReader, candidate: _Candidate) -> torch.Tensor:
     """Probabilities (classes, I, J, K) of a stored case; its label map and sampled logits go to the candidate."""
     image, truth = case.read_whole()
+    if before := previous_labels(member.plan, member.configuration):
+        image = np.concatenate([image, one_hot(case.read_previous(), before)])
     logits = torch.stack(list(stream_logits(member.runners, torch.from_numpy(image), member.window)), dim=1)
     labels = logits.argmax(0).numpy().astype(np.int16)
     spacing = member.configuration.spacing_mm

@@ -7,19 +7,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from medmamba.errors import ConfigError
 from medmamba.heads import Heads
 from medmamba.images import MedicalImage
+from medmamba.inference.cascade import labels_on_next_grid, one_hot
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.memory import MemoryEstimate, estimate_memory
 from medmamba.inference.models import hash_of_weights, load_weights, read_model_facts
 from medmamba.inference.restore import Block, native_blocks
 from medmamba.inference.runner import NetworkRunner
 from medmamba.inference.sliding_window import Window, stream_logits
-from medmamba.model import mirroring_of
+from medmamba.model import mirroring_of, previous_labels
 from medmamba.networks.registry import build_network
+from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case, trail_of_shape
 from medmamba.run_folder import read_plan
 from medmamba.trail import Resample, SpatialTrail
@@ -38,12 +41,16 @@ class Member:
         self.configuration = self.plan.configurations[name]
         self.heads = Heads.of_plan(self.plan)
         mirroring = mirroring_of(self.plan, self.configuration)
+        self.previous = _first_stage(self.configuration, folders[0], device, window, lock)
+        own, extra = len(self.plan.channel_names), previous_labels(self.plan, self.configuration)
+        sides = tuple(own + self.heads.label_swap[label] - 1 for label in range(1, extra + 1))
         self.window = replace(
             window,
             patch_size=window.patch_size or tuple(self.configuration.patch_size),
             mirror_axes=tuple(mirroring.axes) if window.mirror_axes else (),
             swap_axis=mirroring.swap_axis,
             channel_swap=self.heads.channel_swap,
+            input_swap=(*range(own), *sides) if extra else (),
             sigmoid=self.heads.sigmoid,
         )
         if len(self.window.patch_size) != len(self.configuration.patch_size):
@@ -60,11 +67,28 @@ class Member:
 
     def weights(self) -> dict[str, str]:
         """SHA-256 of the weights of each fold."""
-        return {folder.name: hash_of_weights(folder) for folder in self.folders}
+        found = {folder.name: hash_of_weights(folder) for folder in self.folders}
+        if self.previous is not None:
+            found |= {f"{self.previous.name}/{name}": value for name, value in self.previous.weights().items()}
+        return found
 
     def prepare(self, image: MedicalImage, name: str) -> PreprocessedCase:
-        """The image on this configuration's grid."""
-        return preprocess_case(name, image.array, image.grid, self.plan, self.configuration)
+        """The image on this configuration's grid; behind its channels what the first stage of a cascade found."""
+        case = preprocess_case(name, image.array, image.grid, self.plan, self.configuration)
+        if self.previous is None:
+            return case
+        before = self.previous.prepare(image, name)
+        first, second = before.trail.steps[-1], case.trail.steps[-1]
+        assert isinstance(first, Resample)
+        assert isinstance(second, Resample)
+        labels = labels_on_next_grid(
+            stream_logits(self.previous.runners, torch.from_numpy(before.image), self.previous.window),
+            self.previous.heads,
+            (first.shape_after, first.spacing_after_mm),
+            (second.shape_after, second.spacing_after_mm),
+        )
+        channels = one_hot(labels, previous_labels(self.plan, self.configuration))
+        return replace(case, image=np.concatenate([case.image, channels]))
 
     def estimate(self, case: PreprocessedCase, budget: int | None = None) -> MemoryEstimate:
         """What predicting the case will need; ``budget`` in bytes decides what goes to disk."""
@@ -111,3 +135,19 @@ class Member:
         if facts["plan_sha256"] != read_plan(folder / "plan.json").hash():
             raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
         return NetworkRunner(network, device, lock)
+
+
+def _first_stage(
+    configuration: Configuration, folder: Path, device: torch.device, window: Window, lock: threading.Lock
+) -> Member | None:
+    """The first stage of a cascade: all its trained folds in the run that ``folder`` belongs to."""
+    name = configuration.previous_stage
+    if name is None:
+        return None
+    trained = sorted(path.parent.parent for path in folder.parent.parent.glob(f"{name}/fold_*/checkpoints/last"))
+    if not trained:
+        raise ConfigError(
+            f"{folder}: the second stage of a cascade whose first, {name}, is not in {folder.parent.parent}. Keep the "
+            "folders of both stages together."
+        )
+    return Member(name, trained, device, replace(window, patch_size=()), lock)

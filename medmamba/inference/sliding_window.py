@@ -67,6 +67,7 @@ class Window:
             become background.
         sigmoid: whether channels are independent, so that the background is the absence of all.
         scratch: folder for planes that do not fit into memory; None keeps them in memory.
+        input_swap: channels of the image after a flip along ``swap_axis``, where some belong to one side (cascades).
     """
 
     patch_size: tuple[int, ...]
@@ -78,6 +79,7 @@ class Window:
     skip_empty: bool = False
     sigmoid: bool = False
     scratch: Path | None = None
+    input_swap: tuple[int, ...] = ()
 
     @property
     def box(self) -> tuple[int, int, int]:
@@ -203,8 +205,10 @@ def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tens
     _, *flips = _subsets([axis + 2 for axis in window.mirror_axes])
     total = network(patch)
     for flip in flips:
-        logits = torch.flip(network(torch.flip(patch, flip)), flip)
-        if window.swap_axis is not None and window.swap_axis + 2 in flip:
+        sides = window.swap_axis is not None and window.swap_axis + 2 in flip
+        seen = torch.flip(patch, flip)
+        logits = torch.flip(network(seen[:, list(window.input_swap)] if sides and window.input_swap else seen), flip)
+        if sides:
             logits = logits[:, list(window.channel_swap)]
         total = total + logits.to(total.device) if flip is flips[0] else total.add_(logits.to(total.device))
     return total.div_(1 + len(flips)) if flips else total

@@ -4,6 +4,7 @@
     <case>/labels.b2nd    int16 (I, J, K), the plan's label order (0 = background)
     <case>/locations.safetensors   per label an (n, 3) int16/int32 table of voxel coordinates
                                    and an (n,) table of its connected components
+    <case>/previous.b2nd  int16 (I, J, K), second stage of a cascade only: what the first stage says of the case
     <case>/case.json      schema, case id, shape, annotated labels
 
 A case is either whole or absent: its folder is renamed into place when it is complete, alone (:func:`write_case`) or
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from medmamba.atomic import replace_folder
+from medmamba.atomic import replace_folder, write_bytes
 from medmamba.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -121,6 +122,31 @@ class CaseReader:
     def _labels(self) -> blosc2.NDArray:
         return blosc2.open(str(self.folder / "labels.b2nd"), mode="r")
 
+    @cached_property
+    def _previous(self) -> blosc2.NDArray:
+        path = self.folder / "previous.b2nd"
+        if not path.is_file():
+            raise InputError(f"{path}: not found. Train the first stage of the cascade again.")
+        return blosc2.open(str(path), mode="r")
+
+    def write_previous(self, labels: NDArray[np.integer]) -> None:
+        """Store the first stage's label map (I, J, K) of this case."""
+        if tuple(labels.shape) != self.shape:
+            raise ValueError(f"labels of shape {labels.shape} for a case of shape {self.shape}")
+        self.__dict__.pop("_previous", None)
+        write_bytes(self.folder / "previous.b2nd", _compressed(labels.astype(np.int16), self._labels.chunks))
+
+    def read_previous(self) -> NDArray[np.int16]:
+        """The first stage's whole label map (I, J, K)."""
+        return self._previous[:]
+
+    def read_previous_patch(self, start: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.int16]:
+        """The first stage's labels (1, *size) from voxel ``start``; 0 outside the volume."""
+        inside, target = self._boxes(start, size)
+        labels = np.zeros((1, *size), np.int16)
+        labels[0][target] = self._previous[inside]
+        return labels
+
     def read_whole(self) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """The whole image (C, I, J, K) and label map (I, J, K)."""
         return self._image[:], self._labels[:]
@@ -129,17 +155,22 @@ class CaseReader:
         self, start: tuple[int, ...], size: tuple[int, ...]
     ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Image (C, *size) and labels (1, *size) from voxel ``start``; outside the volume both are 0."""
+        inside, target = self._boxes(start, size)
+        image = np.zeros((self._image.shape[0], *size), np.float32)
+        labels = np.zeros((1, *size), np.int16)
+        image[(slice(None), *target)] = self._image[(slice(None), *inside)]
+        labels[0][target] = self._labels[inside]
+        return image, labels
+
+    def _boxes(self, start: tuple[int, ...], size: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where a patch lies in the volume, and where that part lies in the patch."""
         inside: list[slice] = []
         target: list[slice] = []
         for first, edge, extent in zip(start, size, self.shape, strict=True):
             low, high = max(first, 0), min(first + edge, extent)
             inside.append(slice(low, max(high, low)))
             target.append(slice(low - first, max(high, low) - first))
-        image = np.zeros((self._image.shape[0], *size), np.float32)
-        labels = np.zeros((1, *size), np.int16)
-        image[(slice(None), *target)] = self._image[(slice(None), *inside)]
-        labels[0][tuple(target)] = self._labels[tuple(inside)]
-        return image, labels
+        return tuple(inside), tuple(target)
 
 
 def stored_cases(folder: Path) -> dict[str, CaseReader]:

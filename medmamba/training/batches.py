@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import blosc2
+import numpy as np
 import torch
 
 from medmamba.heads import Heads
+from medmamba.inference.cascade import one_hot
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training.augmentation import AugmentationPlan, augment, draw_spatial
+from medmamba.training.cascade import disturbed
 from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
 
 NOTE_BYTES = 256
@@ -40,7 +43,8 @@ class PatchSource:
 
     It also speaks batchgenerators' loader protocol: each worker holds a copy that yields every n-th step, and the
     supervisor collects them in turn. So the order of the batches never depends on timing. ``samples`` are the samples
-    of each batch that this process makes, when several share the work.
+    of each batch that this process makes, when several share the work. ``previous_labels`` are the labels of a
+    cascade's first stage, which become channels of the image.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class PatchSource:
         heads: Heads | None = None,
         sampling: str = "foreground",
         samples: range | None = None,
+        previous_labels: int = 0,
     ) -> None:
         self.cases = list(cases)
         self.augmentation = augmentation
@@ -62,6 +67,7 @@ class PatchSource:
         self.seed = seed
         self.first_step = first_step
         self.augmented = augmented
+        self.previous_labels = previous_labels
         self.lesion_aware = sampling == "lesion"
         self._annotated = annotated_heads(cases, heads)
         self.stride = 1
@@ -137,11 +143,18 @@ class PatchSource:
         case = self.cases[choice.case_index]
         self._note(f"case {case.case_id} (step {step}, sample {index})")
         image, label = case.read_patch(choice.start, size)
+        if self.previous_labels:  # travels as a second label map, so that it stays crisp
+            label = np.concatenate([label, case.read_previous_patch(choice.start, size)])
         if self._flat:
             image, label = image[:, 0], label[:, 0]
         image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).float()
         if self.augmented:
             image_tensor, label_tensor = augment(image_tensor, label_tensor, self.augmentation, spatial, rng)
+        if self.previous_labels:
+            label_tensor, before = label_tensor[:1], label_tensor[1].numpy()
+            channels = one_hot(before, self.previous_labels)
+            channels = disturbed(channels, rng) if self.augmented else channels
+            image_tensor = torch.cat([image_tensor, torch.from_numpy(channels)])
         return image_tensor, label_tensor, case.case_id
 
     def _note(self, text: str) -> None:

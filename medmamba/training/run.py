@@ -50,6 +50,7 @@ def train(
     from medmamba.networks.registry import available_networks, build_network
     from medmamba.preprocessing.store import stored_cases
     from medmamba.training import distributed
+    from medmamba.training.cascade import ensure_first_stage
     from medmamba.training.config import TrainConfig, refuse_another_recipe
     from medmamba.training.observers import observers
     from medmamba.training.trainer import train_fold
@@ -73,6 +74,15 @@ def train(
             f"{folder.preprocessed(name)}: {len(missing)} case(s) of the split are not preprocessed, the first is "
             f"{missing[0]}. Run `medmamba plan DATASET -o {folder.path} --configurations {name}`."
         )
+    if chosen.previous_stage is not None:
+
+        def first_stage(number: int, again: bool) -> None:
+            options: dict[str, Any] = {"network": network, "use_scan": use_scan, "resume": again}
+            options["config"] = None if again else config  # what stands goes on with its own recipe
+            train(run, fold=number, configuration=chosen.previous_stage, on_step=on_step, on_event=on_event, **options)
+
+        where = "auto" if config is None else config.device
+        ensure_first_stage(folder, made, chosen, first_stage, device=where, say=on_event)
     arguments = network_arguments(made, chosen, network=network, use_scan=use_scan)
     target = folder.fold(name, fold)
     stored = stored_config(run, fold=fold, configuration=name) if resume else None

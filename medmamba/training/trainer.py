@@ -20,7 +20,7 @@ from torch import nn
 from medmamba.atomic import write_text
 from medmamba.errors import ConfigError, ResourceError
 from medmamba.heads import Heads, class_weights
-from medmamba.model import mirroring_of
+from medmamba.model import mirroring_of, previous_labels
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training import distributed
@@ -88,6 +88,7 @@ class Training:
         self.device = choose_device(config.device)
         self.network = network.to(self.device)
         self.configuration = configuration
+        self.previous_labels = previous_labels(plan, configuration)
         self.mirroring = mirroring_of(plan, configuration)
         self.training, self.validation = training, validation
         self.folder, self.checkpoints = folder, folder / "checkpoints"
@@ -269,6 +270,7 @@ class Training:
             heads=self.heads,
             sampling=config.sampling,
             samples=distributed.own_samples(fit.batch_size),
+            previous_labels=self.previous_labels,
         )
         self.stream = SupervisedWorkers(source, config.workers, stall_seconds=config.stall_seconds, on_fault=self._tell)
 
@@ -283,7 +285,9 @@ class Training:
         found = None
         if distributed.rank() == 0:
             network = self.network if self.averaged is None else self.averaged.network
-            found = validate(network, cases, self.configuration, self.heads, self.device)
+            found = validate(
+                network, cases, self.configuration, self.heads, self.device, previous_labels=self.previous_labels
+            )
         dice = distributed.from_first(math.nan if found is None else found.mean)
         self.done.validation_dice = dice
         if found is not None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from medmamba.evaluation.dice import dice
 from medmamba.heads import Heads
+from medmamba.inference.cascade import one_hot
 from medmamba.inference.sliding_window import predict_logits
 from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.store import CaseReader
@@ -46,6 +47,8 @@ def validate(
     configuration: Configuration,
     heads: Heads,
     device: torch.device,
+    *,
+    previous_labels: int = 0,
 ) -> Validation:
     """Mean Dice over whole validation volumes; structures absent from truth and prediction do not count.
 
@@ -57,6 +60,8 @@ def validate(
     foreground = voxels = 0
     for case in cases:
         image, truth = case.read_whole()
+        if previous_labels:
+            image = np.concatenate([image, one_hot(case.read_previous(), previous_labels)])
         logits = predict_logits(network, torch.from_numpy(image), tuple(configuration.patch_size), device)
         prediction = heads.label_map(logits).cpu().numpy()
         known = np.ones(truth.shape, bool) if heads.ignore is None else truth != heads.ignore

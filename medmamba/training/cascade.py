@@ -1,0 +1,157 @@
+"""The second stage of a cascade in training: its first stage, trained fold by fold, and what it says of unseen cases.
+
+A case's first-stage labels come from the fold that has not trained on it, so that the second stage learns from mistakes
+like those it will meet. In training they are disturbed: grown or shrunk, and components left out (nnU-Net's figures).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medmamba.atomic import write_json
+from medmamba.errors import InputError
+from medmamba.plans.schema import Configuration, Plan
+from medmamba.preprocessing.store import CaseReader, stored_cases
+from medmamba.run_folder import RunFolder
+
+MORPHOLOGY_PROBABILITY = 0.4
+MORPHOLOGY_RADIUS = (1, 8)
+"""Smallest and largest radius, in voxels, of the ball that a channel is grown or shrunk with."""
+REMOVAL_PROBABILITY = 0.2
+LARGEST_REMOVED_SHARE = 0.15
+"""Components that fill more of the patch than this are never left out."""
+
+
+def disturbed(channels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """One-hot channels (labels, ...) of a patch as an imperfect first stage might have given them.
+
+    Source: nnU-Net v2, ``nnUNetTrainer.get_training_transforms`` (cascade part).
+    """
+    masks = channels > 0
+    if rng.random() < MORPHOLOGY_PROBABILITY:
+        for index in rng.permutation(len(masks)):
+            before = masks[index].copy()
+            masks[index] = _reshaped(before, rng)
+            masks[np.arange(len(masks)) != index] &= ~(masks[index] & ~before)  # a voxel has one label
+    if rng.random() < REMOVAL_PROBABILITY:
+        for mask in masks:
+            _remove_one_component(mask, rng)
+    return masks.astype(np.float32)
+
+
+def _reshaped(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
+    from scipy import ndimage
+
+    radius = int(rng.integers(MORPHOLOGY_RADIUS[0], MORPHOLOGY_RADIUS[1] + 1))
+    kind = int(rng.integers(4))
+    if not mask.any():
+        return mask
+
+    # distances instead of a ball as footprint: the same result in a fraction of the time
+    def grown(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return ndimage.distance_transform_edt(~part) <= radius if part.any() else part
+
+    def shrunk(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return ~grown(~part)
+
+    match kind:
+        case 0:
+            return grown(mask)
+        case 1:
+            return shrunk(mask)
+        case 2:
+            return grown(shrunk(mask))
+        case _:
+            return shrunk(grown(mask))
+
+
+def _remove_one_component(mask: NDArray[np.bool_], rng: np.random.Generator) -> None:
+    from scipy import ndimage
+
+    components, count = ndimage.label(mask)
+    if not count:
+        return
+    sizes = np.bincount(components.ravel())[1:]
+    small = np.flatnonzero(sizes <= LARGEST_REMOVED_SHARE * mask.size) + 1
+    if len(small):
+        mask[components == rng.choice(small)] = False
+
+
+def ensure_first_stage(
+    folder: RunFolder,
+    plan: Plan,
+    configuration: Configuration,
+    train_fold: Callable[[int, bool], None],
+    *,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train what is missing of the first stage and store its labels of every case beside the second stage's images.
+
+    Args:
+        train_fold: trains (and with True resumes) a fold of the first stage.
+
+    Raises InputError when either stage is not preprocessed.
+    """
+    first = configuration.previous_stage
+    assert first is not None
+    sources, targets = (stored_cases(folder.preprocessed(name)) for name in (first, configuration.name))
+    missing = [name for name, cases in ((first, sources), (configuration.name, targets)) if not cases]
+    if missing:
+        raise InputError(
+            f"{folder.path}: {missing[0]} is not preprocessed. Run `medmamba plan DATASET -o {folder.path} "
+            f"--configurations all` again."
+        )
+    splits = folder.read_splits()
+    for number, split in enumerate(splits):
+        fold = folder.fold(first, number)
+        if (fold / "checkpoints" / "last").is_dir() and all(_is_fresh(targets[name], fold) for name in split["val"]):
+            continue
+        say(f"First stage: {first}, fold {number} ({number + 1} of {len(splits)}).")
+        train_fold(number, (fold / "checkpoints" / "last").is_dir())
+        _store_labels(fold, plan, first, [(sources[name], targets[name]) for name in split["val"]], device)
+
+
+def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseReader, CaseReader]], device: str) -> None:
+    from medmamba.inference.cascade import labels_on_next_grid
+    from medmamba.inference.member import Member
+    from medmamba.inference.sliding_window import Window, stream_logits
+    from medmamba.training.trainer import choose_device
+
+    member = Member(first, [fold], choose_device(device), Window((), skip_empty=True), threading.Lock())
+    following = next(part for part in plan.configurations.values() if part.previous_stage == first)
+    for source, target in cases:
+        image, _ = source.read_whole()
+        planes = stream_logits(member.runners, torch.from_numpy(image), member.window)
+        grids = [
+            (case.shape, None if part.spacing_mm is None else tuple(part.spacing_mm))
+            for case, part in ((source, member.configuration), (target, following))
+        ]
+        labels = labels_on_next_grid(planes, member.heads, *grids)  # type: ignore[arg-type]
+        target.write_previous(labels)
+        write_json(_mark(target), {"weights_sha256": _weights(fold)})
+
+
+def _is_fresh(case: CaseReader, fold: Path) -> bool:
+    try:
+        return bool(json.loads(_mark(case).read_text())["weights_sha256"] == _weights(fold))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _mark(case: CaseReader) -> Path:
+    return case.folder / "previous.json"
+
+
+def _weights(fold: Path) -> str:
+    from medmamba.inference.models import generation_of
+    from medmamba.training.checkpoint import weights_sha256
+
+    return weights_sha256(fold / "checkpoints" / generation_of(fold))
