@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-gpu lint typecheck docs clean
+.PHONY: install demo test test-slow sanitize test-gpu lint typecheck docs clean
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# The C++ kernels under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/kernels/test_sanitizers.py
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu

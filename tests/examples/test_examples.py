@@ -15,9 +15,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from dicom_series import write_series
 from example_datasets import pictures, small_copy, volumes
 from PIL import Image
+from safetensors.torch import save_file
 from typer.main import get_command
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -37,6 +39,23 @@ def test_hippocampus_end_to_end(example, example_data, tmp_path):
     assert re.search(r"mean Dice of 1 test cases: 0\.\d{4}", printed)
     for name in ("run/report/index.html", "evaluation.html", "evaluation.json"):
         assert (tmp_path / "out" / name).is_file()
+
+
+def test_a_published_mamba_block(example, tmp_path):
+    shapes = {"in_proj.weight": (48, 12), "conv1d.weight": (24, 1, 4), "conv1d.bias": (24,), "x_proj.weight": (18, 24)}
+    shapes |= {
+        "dt_proj.weight": (24, 2),
+        "dt_proj.bias": (24,),
+        "A_log": (24, 8),
+        "D": (24,),
+        "out_proj.weight": (12, 24),
+    }
+    weights = {f"layers.3.mixer.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "mamba.safetensors")
+    printed = example("mamba_block.py", tmp_path / "mamba.safetensors", "layers.3.mixer")
+    assert "12 channels, 8 states, 1704 parameters" in printed
+    assert float(re.search(r"reference: (\S+);", printed)[1]) < 1e-5
+    assert printed.strip().endswith("True")
 
 
 @pytest.mark.slow

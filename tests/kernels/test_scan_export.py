@@ -47,6 +47,18 @@ def test_the_torch_backend_is_the_plain_operation_form_for_torchscript_and_onnx(
         torch.testing.assert_close(traced(other), Block.forward(block, other))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_plain_operation_form_runs_in_onnxruntime(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    block, x = Block("torch").eval(), torch.randn(2, 12, 6)
+    path = str(tmp_path / "block.onnx")
+    torch.onnx.export(block, (x,), path, dynamo=True, input_names=["x"], verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), block(x).detach(), rtol=1e-5, atol=1e-5)
+
+
 def test_the_plain_operation_form_equals_the_compiled_kernel():
     values = float32(scan_inputs(1, 40, 2, 6, 3))
     torch.testing.assert_close(routed_scan(**values, backend="torch"), routed_scan(**values), rtol=1e-5, atol=1e-5)

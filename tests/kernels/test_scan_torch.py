@@ -52,6 +52,15 @@ def test_compiled_without_graph_breaks_gives_the_same_bits(backend):
         assert torch.equal(value, truth)
 
 
+@pytest.mark.slow
+def test_inductor_compiles_a_block_around_the_scan():
+    inputs = leaves(2, 50, 2, 12, 4)
+    compiled = torch.compile(block, fullgraph=True)
+    (value,) = torch.autograd.grad(compiled(**inputs), [inputs["x"]])
+    (truth,) = torch.autograd.grad(block(**inputs), [inputs["x"]])
+    torch.testing.assert_close(value, truth, rtol=1e-4, atol=1e-4)
+
+
 def test_one_compiled_graph_serves_several_sizes():
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
     for length in (20, 33, 70):
