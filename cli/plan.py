@@ -94,7 +94,7 @@ def plan(
     else:
         from medmamba.pilot import CANDIDATES, plan_with_pilot
 
-        candidates = names(network) or [] if "," in network else CANDIDATES
+        candidates = CANDIDATES if network == "vm_unet" else names(network) or []
         make = partial(plan_with_pilot, dataset, output, pilot, candidates=candidates, on_event=table.append)
     with stages() as on_item:
         made = make(

@@ -28,9 +28,11 @@ def few_cases(source: Path, folder: Path, count: int) -> Path:
 def test_a_real_dataset_and_its_conversion_plan_to_the_same_numbers(shared_data, tmp_path, name):
     folder = few_cases(shared_data / name, tmp_path / name, 1 if name == "ms_lesion" else 4)
     converted = convert_dataset(folder, tmp_path / "nnunet", "nnunet").folder
-    plans = [medmamba.plan(source, tmp_path / f"run{n}") for n, source in enumerate((folder, converted))]
-    first, second = (plan.configurations[plan.default_configuration] for plan in plans)
-    assert plans[0].default_configuration == plans[1].default_configuration
-    assert first.patch_size == second.patch_size
-    assert first.spacing_mm == second.spacing_mm
-    assert first.batch_size == second.batch_size
+    back = convert_dataset(converted, tmp_path / "decathlon", "decathlon").folder
+    sources = (folder, converted, back)
+    first, *others = (medmamba.plan(source, tmp_path / f"run{n}") for n, source in enumerate(sources))
+    for other in others:
+        assert other.default_configuration == first.default_configuration
+        assert other.default.patch_size == first.default.patch_size
+        assert other.default.spacing_mm == first.default.spacing_mm
+        assert other.default.batch_size == first.default.batch_size

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import medmamba
 from medmamba.cli.main import app
-from medmamba.errors import ConfigError, InputError, InputErrors
+from medmamba.errors import ConfigError, InputError, InputErrors, ResourceError
 from medmamba.fingerprinting import places
 from medmamba.preprocessing.labels import index_in
 from medmamba.run_folder import RunFolder
@@ -135,6 +135,27 @@ def test_a_kill_between_the_cases_and_the_plan_loses_no_hand_made_plan(small_dat
     run.set_plan_aside()
     assert not run.plan_path.exists()
     assert run.previous_plan() == plan
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_planning_that_is_stopped_leaves_the_run_as_it_was(small_dataset, tmp_path, monkeypatch, fault):
+    from medmamba.preprocessing import dataset as cases
+
+    run = tmp_path / "run"
+    medmamba.plan(small_dataset, run)
+    before, written, fill = files(run), [], cases.fill_case
+
+    def fails_at_the_third(*arguments, **facts):
+        written.append(arguments[1])
+        if len(written) == 3:
+            raise fault
+        fill(*arguments, **facts)
+
+    monkeypatch.setattr(cases, "fill_case", fails_at_the_third)
+    with pytest.raises((KeyboardInterrupt, ResourceError)) as caught:
+        medmamba.plan(small_dataset, run, configurations=["all"], workers=1)
+    assert files(run) == before
+    assert isinstance(caught.value, KeyboardInterrupt) or "the disk is full" in str(caught.value)
 
 
 def test_components_and_centres_of_labels():
