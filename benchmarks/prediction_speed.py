@@ -95,13 +95,13 @@ def description(task: str, classes: int) -> dict[str, Any]:
     return {"channel_names": {"0": channel}, "labels": labels, "numTraining": 40, "file_ending": ".nii.gz"}
 
 
-def synthetic_ct(path: Path) -> None:
+def synthetic_ct(path: Path, slices: int) -> None:
     """A body of soft tissue with noise in air, int16."""
     import nibabel as nib
     import numpy as np
 
     rng = np.random.default_rng(0)
-    i, j, k = (np.linspace(-1, 1, n, dtype=np.float32) for n in CT_SHAPE)
+    i, j, k = (np.linspace(-1, 1, n, dtype=np.float32) for n in (*CT_SHAPE[:2], slices))
     body = (i[:, None, None] ** 2 / 0.7 + j[None, :, None] ** 2 / 0.45 + 0 * k[None, None]) < 1
     organs = 60 * np.sin(9 * i)[:, None, None] * np.sin(7 * j)[None, :, None] * np.sin(5 * k)[None, None]
     pixels = np.where(body, 40 + organs, -1000).astype(np.int16)
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("task", choices=["hippocampus", "ct"])
     parser.add_argument("--images", type=Path, help="folder of images, for hippocampus")
     parser.add_argument("--classes", type=int, default=3, help="with the background")
+    parser.add_argument("--slices", type=int, default=CT_SHAPE[2], help="of the CT")
     parser.add_argument("--peer", help="Python of an environment with nnunetv2; without it only medmamba is measured")
     parser.add_argument("--only-peer", action="store_true")
     parser.add_argument("-o", "--work", type=Path, required=True)
@@ -209,7 +210,7 @@ def main() -> None:
     (work / "dataset.json").write_text(json.dumps(description(choices.task, choices.classes)))
     if choices.task == "ct" and not images:
         (work / "images").mkdir(exist_ok=True)
-        synthetic_ct(work / "images" / "ct.nii.gz")
+        synthetic_ct(work / "images" / "ct.nii.gz", choices.slices)
     arguments = [__file__, choices.task, "-o", str(work)]
     arguments += ["--images", str(choices.images)] if choices.images else []
     if not choices.only_peer:

@@ -21,6 +21,8 @@ class Lesions:
     found: int
     in_prediction: int
     false: int
+    sizes: tuple[tuple[int, bool], ...] = ()
+    """Voxels of every true lesion, and whether it was found."""
 
     @property
     def sensitivity(self) -> float:
@@ -51,4 +53,12 @@ def count_lesions(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> Le
     predicted, in_prediction = label(prediction, touching)
     both = truth & prediction
     found, met = np.unique(true[both]).size, np.unique(predicted[both]).size
-    return Lesions(int(in_truth), int(found), int(in_prediction), int(in_prediction - met))
+    sizes = np.bincount(true.ravel(), minlength=in_truth + 1)[1:]
+    hit = np.isin(np.arange(1, in_truth + 1), true[both])
+    return Lesions(
+        int(in_truth),
+        int(found),
+        int(in_prediction),
+        int(in_prediction - met),
+        tuple((int(size), bool(was)) for size, was in zip(sizes, hit, strict=True)),
+    )

@@ -51,7 +51,7 @@ def evaluation_page(
     ]
     if evaluation.missing:
         parts.append(f"<p><b>{len(evaluation.missing)} cases without a prediction count as empty masks.</b></p>")
-    parts += ["<h2>Summary</h2>", _summary(evaluation)]
+    parts += ["<h2>Summary</h2>", _summary(evaluation), "<h2>Lesions by size</h2>", _lesions(evaluation)]
     if comparison is not None:
         parts += ["<h2>Comparison</h2>", _comparison(comparison)]
     if subgroups is not None:
@@ -81,6 +81,16 @@ def _summary(evaluation: Evaluation) -> str:
     for name in evaluation.structures:
         rows.append([escape(name), *(_interval(evaluation.summary(metric, name)) for metric in SHOWN)])
     return _table(["structure", *(METRICS[metric].title for metric in SHOWN)], rows)
+
+
+def _lesions(evaluation: Evaluation) -> str:
+    rows = []
+    for name in evaluation.structures:
+        for row in evaluation.lesions_by_size(name):
+            size = f"{row['from']:g} to {row['to']:g}" if row["to"] is not None else f"{row['from']:g} and more"
+            share = _number(math.nan if row["sensitivity"] is None else row["sensitivity"])
+            rows.append([escape(name), f"{size} {row['unit']}", str(row["lesions"]), str(row["found"]), share])
+    return _table(["structure", "size", "lesions", "found", "share"], rows)
 
 
 def _scores(scores: Mapping[str, Score]) -> str:

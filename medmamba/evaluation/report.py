@@ -25,6 +25,10 @@ from medmamba.images import read_label_map
 SCHEMA_VERSION = 2
 COUNTS = ("truth_voxels", "prediction_voxels", "overlap_voxels")
 VOLUMES = ("truth_ml", "prediction_ml")
+LESION_ML = (0.1, 1.0, 10.0)
+"""Limits between small and large lesions, in millilitres: spheres of 6, 12 and 27 mm."""
+LESION_VOXELS = (10.0, 100.0, 1000.0)
+"""The same where images have no millimetres."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,28 @@ class Evaluation:
             case_id: _mean([score.value(metric) for score in scores.values()]) for case_id, scores in self.cases.items()
         }
 
+    def lesions_by_size(self, structure: str) -> list[dict[str, Any]]:
+        """How many true lesions of each size there are over all cases and how many were found, small ones first.
+
+        Sizes are in millilitres; in voxels for images without millimetres.
+        """
+        voxels = any(scores[structure].voxel_ml is None for scores in self.cases.values())
+        limits = LESION_VOXELS if voxels else LESION_ML
+        rows: list[dict[str, Any]] = [
+            {"from": low, "to": high, "unit": "voxels" if voxels else "ml", "lesions": 0, "found": 0}
+            for low, high in zip((0.0, *limits), (*limits, None), strict=True)
+        ]
+        for scores in self.cases.values():
+            score = scores[structure]
+            for size, hit in score.lesions.sizes:
+                amount = size if voxels or score.voxel_ml is None else size * score.voxel_ml
+                row = rows[sum(amount >= limit for limit in limits)]
+                row["lesions"] += 1
+                row["found"] += hit
+        for row in rows:
+            row["sensitivity"] = row["found"] / row["lesions"] if row["lesions"] else None
+        return rows
+
     @property
     def mean_foreground(self) -> float:
         """Mean Dice over the structures of the mean over cases."""
@@ -88,6 +114,7 @@ class Evaluation:
             "summary": {
                 name: {metric: self.summary(metric, name).as_dict() for metric in METRICS} for name in self.structures
             },
+            "lesions_by_size": {name: self.lesions_by_size(name) for name in self.structures},
             "cases": {
                 case_id: {name: score.as_dict() for name, score in scores.items()}
                 for case_id, scores in self.cases.items()
@@ -106,6 +133,14 @@ class Evaluation:
                 extra = [getattr(score, key) for key in (*COUNTS, *VOLUMES)]
                 writer.writerow([case_id, name, *(_cell(number) for number in numbers), *(_cell(n) for n in extra)])
         write_text(folder / "evaluation.csv", text.getvalue())
+        sizes = io.StringIO()
+        writer = csv.writer(sizes, lineterminator="\n")
+        fields = ["from", "to", "unit", "lesions", "found", "sensitivity"]
+        writer.writerow(["structure", *fields])
+        for name in self.structures:
+            for row in self.lesions_by_size(name):
+                writer.writerow([name, *("" if row[key] is None else row[key] for key in fields)])
+        write_text(folder / "lesions.csv", sizes.getvalue())
         return folder / "evaluation.json", folder / "evaluation.csv"
 
 

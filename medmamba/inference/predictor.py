@@ -24,7 +24,7 @@ from medmamba.inference.member import Member
 from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
 from medmamba.inference.models import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
 from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
-from medmamba.inference.quality import Finding, check_image, check_result, status_of
+from medmamba.inference.quality import Finding, check_image, check_result, check_sides, status_of
 from medmamba.inference.restore import Block, undo_storage
 from medmamba.inference.sliding_window import STEP, Window
 from medmamba.largest import largest_channel
@@ -234,6 +234,8 @@ class Predictor:
         findings += check_result(
             image, indices > 0, volumes, voxels, self.fingerprint, entropy=entropy, agreement=agreement
         )
+        if self.fingerprint is not None:
+            findings += check_sides(indices, names, image.grid, self.fingerprint)
         if self.strict and status_of(findings) != "ok":
             raise InputError(f"{name}: {_reasons(findings, 'review')}. Look at the image, or leave out --strict.")
         done = time.perf_counter()

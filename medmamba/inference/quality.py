@@ -16,8 +16,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medmamba.geometry import Grid
 from medmamba.images import MedicalImage
 from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.sides import side_pairs
 from medmamba.trail import Reorient
 
 Level = Literal["note", "review", "reject"]
@@ -116,6 +118,35 @@ def check_result(
                 found.append(
                     Finding("review", f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml")
                 )
+    return found
+
+
+def check_sides(
+    labels: NDArray[np.integer], names: Sequence[str], grid: Grid, fingerprint: Fingerprint
+) -> list[Finding]:
+    """Pairs of left and right labels of a mask (i, j, k) that lie on each other's sides, where training had an order.
+
+    ``names`` are the labels of the indices 1, 2, ...
+    """
+    found: list[Finding] = []
+    if grid.affine is None:
+        return found
+    for pair in side_pairs(fingerprint):
+        if not pair.cases or pair.right_is_right not in (0, pair.cases) or pair.left not in names:
+            continue
+        places = []
+        for name in (pair.left, pair.right):
+            where = np.argwhere(labels == 1 + list(names).index(name))
+            if len(where):
+                places.append(float(grid.affine[0, :3] @ where.mean(0)))
+        if len(places) == 2 and (places[1] > places[0]) != (pair.right_is_right == pair.cases):
+            found.append(
+                Finding(
+                    "review",
+                    f"{pair.left} and {pair.right} lie on each other's sides, unlike all {pair.cases} training cases: "
+                    "are left and right exchanged in the header?",
+                )
+            )
     return found
 
 

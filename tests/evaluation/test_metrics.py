@@ -121,3 +121,19 @@ def test_volumes_are_in_millilitres_of_the_affine():
     truth, prediction = boxes()
     score = score_case(truth.astype(int), prediction.astype(int), grid, {"a": (1,)})["a"]
     assert score.truth_ml == pytest.approx(64 * 3 / 1000)
+
+
+def test_lesions_are_counted_by_size_over_all_cases():
+    from medmamba.evaluation.report import Evaluation
+
+    truth = np.zeros((40, 40, 40), int)
+    truth[1:3, 1:3, 1:3] = 1  # 0.008 ml, missed
+    truth[10:12, 1:3, 1:3] = 1  # 0.008 ml, found
+    truth[20:35, 20:35, 20:35] = 1  # 3.375 ml, found
+    prediction = np.zeros_like(truth)
+    prediction[10, 1, 1] = prediction[25, 25, 25] = 1
+    score = score_case(truth, prediction, Grid(truth.shape, np.eye(4)), {"lesion": [1]})
+    rows = Evaluation({"lesion": [1]}, {"a": score, "b": score}).lesions_by_size("lesion")
+    assert [(row["lesions"], row["found"]) for row in rows] == [(4, 2), (0, 0), (2, 2), (0, 0)]
+    assert [row["sensitivity"] for row in rows] == [0.5, None, 1.0, None]
+    assert rows[0] == {"from": 0.0, "to": 0.1, "unit": "ml", "lesions": 4, "found": 2, "sensitivity": 0.5}

@@ -11,7 +11,7 @@ from medmamba.geometry import Grid, affine_from
 from medmamba.images import MedicalImage, read_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.quality import check_image, check_result, status_of
+from medmamba.inference.quality import check_image, check_result, check_sides, status_of
 from medmamba.inference.runner import NetworkRunner
 from medmamba.plans.fingerprint import CaseStats, build_fingerprint
 
@@ -171,3 +171,27 @@ def test_out_of_memory_halves_the_batch_and_then_moves_to_the_cpu_with_the_same_
     runner = NetworkRunner(Small(), torch.device("cpu"), threading.Lock())
     patches = torch.randn(3, 1, 4, 4, 4)
     assert torch.equal(runner(patches), 2 * patches)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_pair_on_each_others_sides_is_named(flipped):
+    names = {"background": 0, "kidney_left": 1, "kidney_right": 2}
+    cases = [
+        CaseStats(
+            case_id=f"case_{number}",
+            shape=(60, 60, 20),
+            spacing_mm=(1.0, 1.0, 2.0),
+            orientation="RAS",
+            shape_after_crop=(60, 60, 20),
+            label_voxels={"background": 70000, "kidney_left": 2000, "kidney_right": 2000},
+            label_centre_mm={"kidney_left": (-40.0, 0.0, 0.0), "kidney_right": (40.0, 0.0, 0.0)},
+        )
+        for number in range(3)
+    ]
+    known = build_fingerprint("toy", ["T1"], names, cases, [np.random.default_rng(0).normal(100, 10, 500)])
+    labels = np.zeros((20, 10, 10), np.uint8)
+    labels[2:5, 4:6, 4:6], labels[15:18, 4:6, 4:6] = 1, 2
+    affine = np.diag([-1.0, 1.0, 1.0, 1.0]) if flipped else np.eye(4)
+    found = check_sides(labels, ["kidney_left", "kidney_right"], Grid(labels.shape, affine), known)
+    assert status_of(found) == ("review" if flipped else "ok")
+    assert not flipped or "each other's sides" in found[0].text
