@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from medmamba.geometry import Grid, affine_from, all_reorientations
 from medmamba.images import MedicalImage, read_image, read_label_map, write_image
@@ -153,3 +155,77 @@ def test_probabilities_lie_on_the_grid_sum_to_one_and_agree_with_the_mask(tiny_r
     assert found.probabilities.shape == (3, *found.labels.shape)
     assert np.abs(found.probabilities.sum(0) - 1).max() < 1e-3
     assert np.array_equal(found.probabilities.argmax(0), found.labels)
+
+
+@pytest.fixture(scope="module")
+def picture_fold(tmp_path_factory, small_run):
+    """A fold of a plan for pictures without millimetres: one channel as it is, patches of 16 x 16."""
+    import json
+
+    from medmamba.atomic import write_json, write_text
+    from medmamba.networks.registry import build_network
+    from medmamba.plans.schema import Plan
+    from medmamba.training.checkpoint import save_checkpoint
+
+    document = json.loads((small_run / "plan.json").read_text())
+    document["normalization"][0] |= {"scheme": "none", "use_mask": False}
+    document["axis_order"] = [2, 0, 1]
+    flat = document["configurations"]["2d"] | {"spacing_mm": None, "patch_size": [16, 16], "mirroring": None}
+    document["configurations"], document["default_configuration"] = {"2d": flat}, "2d"
+    plan = Plan.from_json(json.dumps(document))
+    folder = tmp_path_factory.mktemp("pictures") / "fold_0"
+    numbers = {
+        "name": "plain_unet",
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 3,
+        "strides": [[1, 1], [2, 2], [2, 2]],
+        "features_per_stage": [4, 8, 8],
+        "blocks_per_stage": [1, 1, 1],
+        "kernels": [[3, 3]] * 3,
+        "stem": "conv",
+        "deep_supervision": False,
+    }
+    torch.manual_seed(0)
+    write_text(folder / "plan.json", plan.to_json())
+    facts = {"plan_sha256": plan.hash(), "configuration": "2d", "fold": "0", "network": numbers}
+    write_json(folder / "model.json", facts)
+    save_checkpoint(folder / "checkpoints", build_network(**numbers), None, {"progress": {}})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.tiff"])
+@pytest.mark.parametrize("shape", [(40, 31), (9, 50), (16, 17)])
+def test_pictures_come_out_as_pictures_pixel_for_pixel(picture_fold, tmp_path, name, shape):
+    from PIL import Image
+
+    from medmamba import pipeline
+
+    (tmp_path / "in").mkdir()
+    rows, columns = np.indices(shape)
+    labels = ((rows // 5 + columns // 7) % 3).astype(np.uint8)
+    Image.fromarray(labels).save(tmp_path / "in" / name)
+    predictor = Predictor(picture_fold, mirror=False, confidence=False)
+    predictor.members[0].runners = [Identity()]
+    report = pipeline.predict(predictor, tmp_path / "in", tmp_path / "out")
+    assert not report.failed
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), labels)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.tuples(*[st.integers(1, 19)] * 3),
+    st.tuples(*[st.sampled_from([0.6, 1.0, 1.7, 4.0])] * 3),
+    st.integers(0, 10_000),
+)
+def test_any_shape_and_spacing_gives_a_mask_on_the_same_grid_with_known_labels(identity, shape, spacing, seed):
+    if max(shape) < 3:
+        return  # a few voxels are refused by the gate
+    labels = np.random.default_rng(seed).integers(0, 3, shape)
+    labels[0, 0, 0], labels[-1, -1, -1] = 1, 2  # the crop is the whole image
+    grid = Grid(shape, affine_from(spacing, origin_mm=(4.0, -7.0, 2.0), direction=OBLIQUE))
+    found = identity.predict(as_picture(labels, grid)).labels
+    assert found.shape == shape
+    assert set(np.unique(found)) <= {0, 1, 2}
+    if spacing == (1.0, 1.0, 1.0):
+        assert np.array_equal(found, labels)
