@@ -9,6 +9,7 @@ maps (B, *S, C) in, the same shape out. This one is a gated depthwise convolutio
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ import medmamba
 from medmamba.networks.registry import Rate, unet_family
 from medmamba.networks.unet import BlockFactory, Topology
 from medmamba.networks.vss import channels_first, channels_last, depthwise
+from medmamba.plans.families import FAMILIES
 from medmamba.training.config import TrainConfig
 
 
@@ -37,7 +39,11 @@ class GatedBlock(nn.Module):
         return x + self.out(value * F.silu(gate))
 
 
-@unet_family("gated_unet", has_scan=False)
+# Where its blocks stand in the frame: as those of MambaOut, the other family without a scan.
+FAMILIES["gated_unet"] = replace(FAMILIES["mambaout"], name="gated_unet", source="an example")
+
+
+@unet_family("gated_unet")
 def gated_unet(topology: Topology, rate: Rate) -> BlockFactory:
     """Gated depthwise convolutions: an example of a family of one's own."""
 
@@ -54,8 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
     run = options.output / "run"
-    medmamba.plan(options.dataset, run)
-    # the plan's strides, widths and patch; another block
+    medmamba.plan(options.dataset, run)  # the plan's strides, widths and patch; another block
     result = medmamba.train(run, fold=0, network="gated_unet", config=TrainConfig(steps=options.steps, workers=0))
     print(f"{result.steps} steps, last loss {result.final_loss:.3f}")
     image = sorted((options.dataset / "imagesTr").glob("*.nii.gz"))[0]

@@ -56,6 +56,7 @@ def _socket(host: str, port: int) -> socket.socket:
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen(64)  # whoever reads the line with the address can call at once
     except OSError as error:
         raise InputError(f"{host}:{port}: cannot listen there ({error.strerror}). Choose another --port.") from error
     return made

@@ -27,7 +27,7 @@ def case(name: str, dice: float, fold: str = "fold_0", shape=(12, 20, 16)) -> Sh
     truth = np.zeros(shape, np.int16)
     truth[4:8, 5:12, 4:9] = 1
     truth[4:8, 12:16, 4:9] = 2
-    prediction = np.roll(truth, round(4 * (1 - np.nan_to_num(dice))), axis=2)
+    prediction = np.roll(truth, round(4 * (1 - np.nan_to_num(dice))), axis=1)
     image = rng.normal(size=shape).astype(np.float32) + truth
     score = CaseScore(name, fold, {"Anterior": dice, "Posterior": math.nan})
     return ShownCase(score, image, truth, prediction, (2.0, 1.0, 1.0))
