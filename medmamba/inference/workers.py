@@ -76,10 +76,15 @@ class Workers:
 
     def provenance(self) -> dict[str, Any]:
         """What makes the masks, as the first worker that has loaded the model says."""
+        faults = 0
         while self._model is None:
             for worker, message in self._messages(lambda line: None):
-                if message is None:
+                if message is not None:
+                    continue
+                faults += 1
+                if faults > len(self._workers):
                     raise ResourceError(f"{worker.fault()} while it loaded the model. Use fewer --workers.")
+                self._workers[self._workers.index(worker)] = _Worker(*self._start)
         return self._model
 
     def records(self, cases: Sequence[ImageCase], job: Job, say: Say) -> Iterator[Finished]:

@@ -70,6 +70,14 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, images):
 
 
 @pytest.mark.slow
+def test_a_worker_killed_while_it_loads_the_model_is_started_again(tiny_run, images, tmp_path):
+    with Workers(tiny_run, CHOICES, 1) as workers:
+        os.kill(workers._workers[0]._process.pid, signal.SIGKILL)
+        report = predict_folder(workers, images, tmp_path / "out")
+    assert len(report.done) == 4
+
+
+@pytest.mark.slow
 def test_a_worker_that_gives_no_sign_is_ended_and_named(tiny_run, images, tmp_path):
     for path in sorted(images.iterdir())[1:]:
         path.unlink()
