@@ -44,13 +44,20 @@ def _scan_kernels() -> dict[str, Kernel]:
 
     flags = ("SOFTPLUS", "HAS_D", "HAS_BIAS", "HAS_ORDER", "KEEP_OUTPUT", "HAS_INITIAL", "HAS_DLAST", "HAS_DINITIAL")
     constants: dict[str, object] = dict.fromkeys(flags, True)
-    constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False}
-    constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE, "BD": launch.BLOCK}
+    constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False}
+    constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
     names = ("scan_forward", "scan_backward", "pass_spans", "adjoint_spans", "pass_adjoints")
-    half, kinds = ("x", "dt", "B", "C"), {"order": "*i32"}
+    half, kinds = ("x", "dt", "B", "C"), {"order": "*i32", "goes_on": "*i1"}
     module = "triton_kernels"
-    return {name: Kernel(module, constants, integers, half, kinds, launch.WARPS, (), launch.TILE) for name in names}
+
+    def kernel(name: str, **changes: object) -> Kernel:
+        block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
+        all_constants = constants | {"BD": block} | changes
+        return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, (), launch.TILE)
+
+    found = {name: kernel(name) for name in names}
+    return found | {f"{name} segments": kernel(name, HAS_SEGMENTS=True) for name in names[:2]}
 
 
 def _deform_kernels() -> dict[str, Kernel]:

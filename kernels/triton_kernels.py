@@ -18,6 +18,7 @@ afterwards: no atomics, the same bits every time. Offsets are 64 bit.
 import triton
 import triton.language as tl
 
+ENDLESS = tl.constexpr(1e30)
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Nothing is told about the divisibility of sizes: the compiler would widen loads to several channels per lane and
 # spread the positions of a tile over lanes, and the scan would leave the registers. 32 channels are 128 bytes anyhow.
@@ -60,12 +61,22 @@ def _step(dt, bias, rows, row_valid, d, d_valid, K, channels, SOFTPLUS: tl.const
     return tl.where(valid, step, 0.0), v
 
 
+@triton.jit
+def _lapse(goes_on, visits, row_valid, step, HAS_SEGMENTS: tl.constexpr):
+    """The steps (T, BD) by which the state decays: endless where a new segment starts, nothing is left of it."""
+    if HAS_SEGMENTS:
+        same = tl.load(goes_on + visits, mask=row_valid, other=1)
+        step = tl.where((same != 0)[:, None], step, ENDLESS)
+    return step
+
+
 @triton.jit(do_not_specialize=NO_HINTS)
 def scan_forward(
-    x, dt, A, B, C, D, dt_bias, order, states, sum_dt, y,
+    x, dt, A, B, C, D, dt_bias, order, goes_on, states, sum_dt, y,
     length, channels, N, K, span_saves, saves, spans,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, X_PER_ROUTE: tl.constexpr, KEEP_OUTPUT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    KEEP_OUTPUT: tl.constexpr,
 ):  # fmt: skip
     """states: (b, k, saves + 1, n, d) float32, the state before every M tiles and at the end.
     y: (b, l, k, d) float32. sum_dt: (b, k, spans, d) if not KEEP_OUTPUT."""
@@ -103,18 +114,19 @@ def scan_forward(
         rows = b * length + place
         both = valid[:, None] & d_valid[None, :]
         delta, _v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        lapse = _lapse(goes_on, (b * length + at) * K + k, valid, delta, HAS_SEGMENTS)
         if X_PER_ROUTE:
             u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
         else:
             u = tl.load(x + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
         du = delta * u
         out = u * skip[None, :]
-        total += tl.sum(delta, 0)
+        total += tl.sum(lapse, 0)
         for n in tl.range(0, N, loop_unroll_factor=4):
             h0 = tl.load(states + ((bk * (saves + 1) + row_in) * N + n) * channels + d, mask=d_valid, other=0.0)
             a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
             b_n = tl.load(B + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
-            a = tl.exp2(delta * a_n[None, :])
+            a = tl.exp2(lapse * a_n[None, :])
             added = du * b_n[:, None]
             added = tl.where(first[:, None], added + a * h0[None, :], added)
             _a, h = tl.associative_scan((a, added), 0, _combine)
@@ -161,10 +173,10 @@ def pass_spans(
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def adjoint_spans(
-    dt, A, C, dt_bias, order, dy, carries, sum_dt,
+    dt, A, C, dt_bias, order, goes_on, dy, carries, sum_dt,
     length, channels, N, K, span_saves, saves, spans,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_ORDER: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
+    HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
 ):  # fmt: skip
     """What each span adds to the adjoint that leaves it at its start, a_first g_first: carries (b, k, spans, n, d)."""
     bk = tl.program_id(2).to(tl.int64)
@@ -193,17 +205,18 @@ def adjoint_spans(
         rows = b * length + place
         both = valid[:, None] & d_valid[None, :]
         delta, _v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        lapse = _lapse(goes_on, (b * length + at) * K + k, valid, delta, HAS_SEGMENTS)
         if DY_PER_ROUTE:
             g_out = tl.load(dy + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
         else:
             g_out = tl.load(dy + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
-        total += tl.sum(delta, 0)
+        total += tl.sum(lapse, 0)
         for n in range(0, N):
             carry = tl.load(carries + base + n * channels + d, mask=d_valid, other=0.0)
             a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
             c_n = tl.load(C + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
             # G_l = a_l (G_{l+1} + C_l dy_l), so the element at l is (a_l, a_l C_l dy_l)
-            a = tl.exp2(delta * a_n[None, :])
+            a = tl.exp2(lapse * a_n[None, :])
             added = a * (g_out * c_n[:, None] + tl.where((t == T - 1)[:, None], carry[None, :], 0.0))
             _a, G = tl.associative_scan((a, added), 0, _combine, reverse=True)
             tl.store(
@@ -242,15 +255,16 @@ def pass_adjoints(
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def scan_backward(
-    x, dt, A, B, C, D, dt_bias, order, states, carries, dy,
+    x, dt, A, B, C, D, dt_bias, order, goes_on, states, carries, dy,
     dx, ddt, dA, dB, dC, dD, dbias, scratch,
     length, channels, N, K, span_saves, saves, spans, blocks,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, X_PER_ROUTE: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    DY_PER_ROUTE: tl.constexpr,
 ):  # fmt: skip
     """Gradients: dx, ddt (b, l, k, d); dA (b, k, spans, n, d) and dD, dbias (b, k, spans, d), to be summed;
     dB, dC (blocks, b, l, k, n), to be summed over the channel blocks. carries: (b, k, spans, n, d).
-    scratch: (programs, M, n, BD)."""
+    scratch: (b, k, spans, M, n, d)."""
     bk = tl.program_id(2).to(tl.int64)
     b = bk // K
     k = bk % K
@@ -274,8 +288,8 @@ def scan_backward(
     sum_skip = tl.zeros((BD,), tl.float32)
     last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
     sums = block.to(tl.int64) * (tl.num_programs(2) // K) * length
-    program = ((bk * spans + span) * blocks + block) * M * N * BD
-    lane = tl.arange(0, BD)
+    # Strides of the scratch are sizes, not constants: see NO_HINTS.
+    program = (bk * spans + span) * M * N * channels
     for back in range(0, last_tile - span * span_saves * M + 1):
         tile = last_tile - back
         save = tile // M
@@ -290,6 +304,7 @@ def scan_backward(
                 rows = b * length + place
                 both = valid[:, None] & d_valid[None, :]
                 delta, v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+                lapse = _lapse(goes_on, (b * length + at) * K + k, valid, delta, HAS_SEGMENTS)
                 if X_PER_ROUTE:
                     u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0)
                 else:
@@ -299,20 +314,21 @@ def scan_backward(
                     if forth == 0:
                         saved = ((bk * (saves + 1) + save) * N + n) * channels
                         h0 = tl.load(states + saved + d, mask=d_valid, other=0.0)
-                        tl.store(scratch + program + n * BD + lane, h0)
+                        tl.store(scratch + program + n * channels + d, h0, mask=d_valid)
                     else:
-                        h0 = tl.load(scratch + program + (forth * N + n) * BD + lane)
+                        at_h = program + (forth * N + n) * channels
+                        h0 = tl.load(scratch + at_h + d, mask=d_valid, other=0.0)
                     if forth < M - 1:
                         a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
                         b_n = tl.load(B + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
-                        a = tl.exp2(delta * a_n[None, :])
+                        a = tl.exp2(lapse * a_n[None, :])
                         added = du * b_n[:, None]
                         added = tl.where(begin[:, None], added + a * h0[None, :], added)
                         _a, h = tl.associative_scan((a, added), 0, _combine)
                         tl.store(
-                            scratch + program + ((forth + 1) * N + n) * BD
-                            + tl.zeros((T,), tl.int64)[:, None] + lane[None, :],
-                            h, mask=(t == T - 1)[:, None] & (lane >= 0)[None, :],
+                            scratch + program + ((forth + 1) * N + n) * channels
+                            + tl.zeros((T,), tl.int64)[:, None] + d[None, :],
+                            h, mask=(t == T - 1)[:, None] & d_valid[None, :],
                         )  # fmt: skip
                 tl.debug_barrier()
         at = tile * T + t
@@ -323,6 +339,7 @@ def scan_backward(
         rows = b * length + place
         both = valid[:, None] & d_valid[None, :]
         delta, v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        lapse = _lapse(goes_on, (b * length + at) * K + k, valid, delta, HAS_SEGMENTS)
         if X_PER_ROUTE:
             u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
         else:
@@ -335,12 +352,13 @@ def scan_backward(
         to_du = tl.zeros((T, BD), tl.float32)
         to_delta = tl.zeros((T, BD), tl.float32)
         for n in range(0, N):
-            h0 = tl.load(scratch + program + ((tile - save * M) * N + n) * BD + lane)
+            at_h = program + ((tile - save * M) * N + n) * channels
+            h0 = tl.load(scratch + at_h + d, mask=d_valid, other=0.0)
             carry = tl.load(carries + base + n * channels + d, mask=d_valid, other=0.0)
             a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
             b_n = tl.load(B + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
             c_n = tl.load(C + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
-            a = tl.exp2(delta * (a_n * LOG2_E)[None, :])
+            a = tl.exp2(lapse * (a_n * LOG2_E)[None, :])
             added = du * b_n[:, None]
             _a, h = tl.associative_scan((a, tl.where(begin[:, None], added + a * h0[None, :], added)), 0, _combine)
             seen = g_out * c_n[:, None] + tl.where((t == T - 1)[:, None], carry[None, :], 0.0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medmamba.kernels import triton_scan
+from medmamba.kernels.reference import passes_on
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -29,9 +30,8 @@ def routed_scan_triton(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state and, if `save`, the states that the backward pass needs. Routes must be permutations."""
-    if segments is not None:
-        raise NotImplementedError('The Triton kernels do not know segments yet: use backend="torch" for them.')
-    inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state)
+    goes_on = passes_on(segments, routes, dt.shape[2])
+    inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
     y, last, states = triton_scan.forward(*inputs, softplus, merge)  # type: ignore[arg-type, call-arg]
     return y, last, states if save else states.new_empty(0)
 
@@ -42,7 +42,9 @@ def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, softplus, mer
     return (
         dt.new_empty((batch, length, channels) if merge else dt.shape, dtype=torch.float32),
         dt.new_empty((batch, *A.shape), dtype=torch.float32),
-        dt.new_empty(triton_scan.launch_of(dt, A).saved_shape if save else (0,), dtype=torch.float32),
+        dt.new_empty(
+            triton_scan.launch_of(dt, A, triton_scan.BLOCK).saved_shape if save else (0,), dtype=torch.float32
+        ),
     )
 
 
@@ -59,12 +61,14 @@ def routed_scan_triton_backward(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    segments: Tensor | None,
     states: Tensor,
     softplus: bool,
     merge: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients in the dtype of their inputs; empty where the input is None."""
-    inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state)
+    goes_on = passes_on(segments, routes, dt.shape[2])
+    inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
     dy, dlast = _contiguous(dy, dlast)  # type: ignore[assignment]
     found = triton_scan.backward(dy, dlast, *inputs, states, softplus, merge)  # type: ignore[arg-type, call-arg]
     likes = (x, dt, A, B, C, D, dt_bias, initial_state)
@@ -75,7 +79,7 @@ def routed_scan_triton_backward(
 
 
 @routed_scan_triton_backward.register_fake
-def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, states, softplus, merge):
+def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, states, softplus, merge):
     likes = (x, dt, A, B, C, D, dt_bias, initial_state)
     return tuple(x.new_empty(0) if like is None else like.new_empty(like.shape) for like in likes)
 
@@ -89,7 +93,7 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dy, dlast, dstates):
-    *inputs, _, states = ctx.saved_tensors
+    *inputs, states = ctx.saved_tensors
     dt, D, dt_bias, initial_state = inputs[1], inputs[5], inputs[6], inputs[8]
     if dy is None:
         batch, length, _, channels = dt.shape

@@ -16,6 +16,7 @@ from torch import Tensor
 TILE = 8
 TILES_PER_SAVE = 8
 BLOCK = 32
+FORWARD_BLOCK = 64  # two channels per lane share the loads of B and C; the backward pass would spill
 WARPS = 1
 # Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
 WANTED_PROGRAMS = 2112
@@ -30,6 +31,7 @@ class Launch:
     K: int
     channels: int
     N: int
+    block: int
 
     @property
     def saves(self) -> int:
@@ -39,7 +41,7 @@ class Launch:
     @property
     def blocks(self) -> int:
         """Channel blocks."""
-        return -(-self.channels // BLOCK)
+        return -(-self.channels // self.block)
 
     @property
     def span_saves(self) -> int:
@@ -74,10 +76,10 @@ class Launch:
         return self.length, self.channels, self.N, self.K, self.span_saves, self.saves, self.spans
 
 
-def launch_of(dt: Tensor, A: Tensor) -> Launch:
-    """The launch for dt (batch, L, K, channels) and A (K, channels, N)."""
+def launch_of(dt: Tensor, A: Tensor, block: int) -> Launch:
+    """The launch for dt (batch, L, K, channels) and A (K, channels, N) with `block` channels per program."""
     batch, length, K, channels = dt.shape
-    return Launch(batch, length, K, channels, A.shape[-1])
+    return Launch(batch, length, K, channels, A.shape[-1], block)
 
 
 def forward(
@@ -90,26 +92,29 @@ def forward(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    goes_on: Tensor | None,
     softplus: bool,
     merge: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (float32), last state, saved states. Inputs may be float16, bfloat16 or float32, contiguous."""
+    """Output (float32), last state, saved states. Inputs may be float16, bfloat16 or float32, contiguous; goes_on:
+    (batch, L, K), in the order of the visits, 0 where a new segment starts (`reference.passes_on`)."""
     from medmamba.kernels.triton_kernels import pass_spans, scan_forward
 
-    cut = launch_of(dt, A)
+    cut = launch_of(dt, A, FORWARD_BLOCK)
     states = dt.new_empty(cut.saved_shape, dtype=torch.float32)
     y = dt.new_empty(dt.shape, dtype=torch.float32)
     nothing = states  # a pointer for arguments that are not read
-    pointers = [x, dt, A, B, C, D, dt_bias, routes]
+    pointers = [x, dt, A, B, C, D, dt_bias, routes, goes_on]
     pointers = [nothing if pointer is None else pointer for pointer in pointers]
     flags = {
         "T": TILE,
         "M": TILES_PER_SAVE,
-        "BD": BLOCK,
+        "BD": FORWARD_BLOCK,
         "SOFTPLUS": softplus,
         "HAS_D": D is not None,
         "HAS_BIAS": dt_bias is not None,
         "HAS_ORDER": routes is not None,
+        "HAS_SEGMENTS": goes_on is not None,
         "X_PER_ROUTE": x.dim() == 4,
         "num_warps": WARPS,
     }
@@ -119,7 +124,7 @@ def forward(
         chain = (A, sum_dt, states, nothing if initial_state is None else initial_state)
         sizes = (cut.channels, cut.N, cut.K, cut.span_saves, cut.saves, cut.spans)
         has_initial = initial_state is not None
-        pass_spans[cut.states_grid](*chain, *sizes, BD=BLOCK, HAS_INITIAL=has_initial, num_warps=WARPS)
+        pass_spans[cut.states_grid](*chain, *sizes, BD=FORWARD_BLOCK, HAS_INITIAL=has_initial, num_warps=WARPS)
     elif initial_state is None:
         states[:, :, 0] = 0
     else:
@@ -141,6 +146,7 @@ def backward(
     dt_bias: Tensor | None,
     routes: Tensor | None,
     initial_state: Tensor | None,
+    goes_on: Tensor | None,
     states: Tensor,
     softplus: bool,
     merge: bool,
@@ -148,16 +154,17 @@ def backward(
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
     from medmamba.kernels.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
 
-    cut = launch_of(dt, A)
+    cut = launch_of(dt, A, BLOCK)
     carries = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
     nothing = states
     flags = {"T": TILE, "M": TILES_PER_SAVE, "BD": BLOCK, "SOFTPLUS": softplus, "num_warps": WARPS}
     flags |= {"HAS_BIAS": dt_bias is not None, "HAS_ORDER": routes is not None, "DY_PER_ROUTE": not merge}
-    bias, order = (nothing if pointer is None else pointer for pointer in (dt_bias, routes))
+    flags["HAS_SEGMENTS"] = goes_on is not None
+    bias, order, same = (nothing if pointer is None else pointer for pointer in (dt_bias, routes, goes_on))
     dinitial = None if initial_state is None else states.new_empty(initial_state.shape)
     if cut.spans > 1 or dinitial is not None:
         sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
-        adjoint_spans[cut.grid](dt, A, C, bias, order, dy, carries, sum_dt, *cut.sizes, **flags)
+        adjoint_spans[cut.grid](dt, A, C, bias, order, same, dy, carries, sum_dt, *cut.sizes, **flags)
         chain = (A, sum_dt, carries, *(nothing if pointer is None else pointer for pointer in (dlast, dinitial)))
         has = {"HAS_DLAST": dlast is not None, "HAS_DINITIAL": dinitial is not None}
         pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=BLOCK, **has, num_warps=WARPS)
@@ -169,10 +176,10 @@ def backward(
     dA = states.new_empty(carries.shape)
     dB, dC = (states.new_empty(cut.blocks, *B.shape) for _ in range(2))
     dD, dbias = (states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
-    scratch = states.new_empty(cut.batch * cut.K * cut.spans * cut.blocks, TILES_PER_SAVE, cut.N, BLOCK)
+    scratch = states.new_empty(cut.batch, cut.K, cut.spans, TILES_PER_SAVE, cut.N, cut.channels)
     skip = nothing if D is None else D
     scan_backward[cut.grid](
-        *(x, dt, A, B, C, skip, bias, order, states, carries, dy),
+        *(x, dt, A, B, C, skip, bias, order, same, states, carries, dy),
         *(dx, ddt, dA, dB, dC, dD, dbias, scratch, *cut.sizes, cut.blocks),
         **flags,
         HAS_D=D is not None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import errors, outputs_and_gradients, relative, scan_inputs, ssd_inputs
+from scan_cases import errors, gated_in_segments, outputs_and_gradients, relative, scan_inputs, ssd_inputs
 
 from medmamba.kernels import backend_report, deformable_conv, routed_scan, ssd_chunked
 from medmamba.kernels.backends import why_not
@@ -66,11 +66,11 @@ def test_triton_is_refused_for_cpu_tensors_with_the_reason():
 def test_spans_fill_the_device_only_where_channels_do_not():
     from medmamba.kernels.triton_scan import Launch
 
-    wide = Launch(batch=8, length=4096, K=4, channels=192, N=16)
-    volume = Launch(batch=1, length=262144, K=1, channels=96, N=16)
+    wide = Launch(batch=8, length=4096, K=4, channels=192, N=16, block=32)
+    volume = Launch(batch=1, length=262144, K=1, channels=96, N=16, block=32)
     assert wide.spans <= 12
     assert volume.spans > 500
-    for cut in (wide, volume, Launch(1, 1, 1, 1, 1), Launch(1, 65, 1, 33, 3)):
+    for cut in (wide, volume, Launch(1, 1, 1, 1, 1, 32), Launch(1, 65, 1, 33, 3, 64)):
         assert cut.spans * cut.span_saves >= cut.saves > (cut.spans - 1) * cut.span_saves
 
 
@@ -80,11 +80,13 @@ def test_spans_fill_the_device_only_where_channels_do_not():
     "shape", [(2, 600, 4, 96, 16), (1, 5000, 1, 33, 16), (2, 70, 3, 40, 1), (1, 33, 2, 7, 24)], ids=str
 )
 @pytest.mark.parametrize("options", [{}, {"merge": False}, {"softplus": False}], ids=str)
-@pytest.mark.parametrize("per_route", [False, True])
-def test_on_the_device_everything_equals_the_float64_scan(shape, options, per_route):
+@pytest.mark.parametrize(("per_route", "gated"), [(False, False), (True, False), (False, True)])
+def test_on_the_device_everything_equals_the_float64_scan(shape, options, per_route, gated):
     inputs = scan_inputs(*shape, per_route=per_route)
     if options.get("softplus") is False:
         inputs["dt"], inputs["dt_bias"] = 0.1 * inputs["dt"].abs(), 0.01 * inputs["dt_bias"].abs()
+    if gated:
+        inputs = gated_in_segments(inputs, options.get("merge", True))
     truth = outputs_and_gradients(inputs, "torch", torch.float64, **options)
     found = outputs_and_gradients({n: v.cuda() for n, v in inputs.items()}, "triton", torch.float32, **options)
     found = {name: value.cpu() for name, value in found.items()}

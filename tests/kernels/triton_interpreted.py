@@ -17,6 +17,7 @@ from scan_cases import golden, outputs_and_gradients, relative, scan_inputs, ssd
 
 from medmamba.kernels import deformable_conv, triton_deform, triton_scan, triton_ssd
 from medmamba.kernels.deform import geometry_of, operator_options
+from medmamba.kernels.reference import passes_on
 from medmamba.kernels.ssd import ssd_reference
 
 SCANS = {
@@ -25,6 +26,7 @@ SCANS = {
     "spans in parallel": ((1, 21, 1, 3, 2), {}, {"WANTED_PROGRAMS": 3}),
     "spans, not merged, x per route": ((2, 17, 2, 3, 2), {"merge": False, "per_route": True}, {"WANTED_PROGRAMS": 8}),
     "no softplus": ((1, 8, 1, 4, 2), {"softplus": False}, {}),
+    "segments, spans": ((1, 21, 2, 3, 2), {"segments": True}, {"WANTED_PROGRAMS": 3}),
     "two channel blocks": ((1, 6, 1, 19, 1), {}, {}),
 }
 NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
@@ -32,17 +34,22 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
 
 def scan(shape, options, sizes):
     triton_scan.TILE, triton_scan.TILES_PER_SAVE, triton_scan.BLOCK = 2, 2, 16
+    triton_scan.FORWARD_BLOCK = 16
     triton_scan.WANTED_PROGRAMS = sizes.get("WANTED_PROGRAMS", 1)
     inputs = scan_inputs(*shape, per_route=options.get("per_route", False))
     softplus, merge = options.get("softplus", True), options.get("merge", True)
     if not softplus:
         inputs["dt"], inputs["dt_bias"] = 0.1 * inputs["dt"].abs(), 0.01 * inputs["dt_bias"].abs()
+    goes_on = None
+    if options.get("segments"):
+        inputs["segments"] = torch.arange(shape[1]).div(4, rounding_mode="floor").expand(shape[0], -1) % 2
+        goes_on = passes_on(inputs["segments"], inputs["routes"], shape[2])
     truth = outputs_and_gradients(inputs, "reference", torch.float64, softplus=softplus, merge=merge)
     values = [inputs[name].float() if name != "routes" else inputs[name].int() for name in NAMES]
-    y, last, states = triton_scan.forward(*values, softplus, merge)
+    y, last, states = triton_scan.forward(*values, goes_on, softplus, merge)
     generator = torch.Generator().manual_seed(99)
     dy, dlast = (torch.randn(v.shape, generator=generator, dtype=torch.float64).float() for v in (y, last))
-    gradients = triton_scan.backward(dy, dlast, *values, states, softplus, merge)
+    gradients = triton_scan.backward(dy, dlast, *values, goes_on, states, softplus, merge)
     found = {"y": y, "last_state": last}
     found |= dict(zip([n for n in NAMES if n != "routes"], gradients, strict=True))
     return {name: relative(found[name], truth[name]) for name in truth}
