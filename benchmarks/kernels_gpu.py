@@ -26,7 +26,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 from timing import machine  # noqa: E402
 
-from medmamba.kernels import routed_scan  # noqa: E402
+from medmamba.kernels import deformable_conv, offset_mask_width, routed_scan, ssd_chunked  # noqa: E402
 
 # batch, L, channels, K, N
 SHAPES = {
@@ -66,6 +66,58 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> 
     side = int(length**0.5)
     transpose = raster.reshape(side, side).t().reshape(-1) if side * side == length else raster
     return values, torch.stack([raster, transpose, raster.flip(0), transpose.flip(0)][:K]).int()
+
+
+# The other operators, in Triton and in torch operations.
+OPERATORS = (
+    "DCNv4 2D (8, 64, 64, 128), 8 groups",
+    "DCNv4 3D (1, 32, 32, 32, 64), 4 groups",
+    "SSD (8, 4096, 12, 64), n 128",
+)
+
+
+def operator(name: str) -> tuple[Callable[[str], Tensor], list[Tensor]]:
+    """One of OPERATORS as a function of the backend, and the tensors that want gradients."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device="cuda").requires_grad_()
+
+    if name.startswith("SSD"):
+        X, B, C = normal(8, 4096, 12, 64), normal(8, 4096, 1, 128), normal(8, 4096, 1, 128)
+        A = (-0.1 * normal(8, 4096, 12).abs()).detach().requires_grad_()
+        return lambda backend: ssd_chunked(X, A, B, C, backend=backend), [X, A, B, C]  # type: ignore[return-value]
+    shape, groups = ((8, 64, 64, 128), 8) if "2D" in name else ((1, 32, 32, 32, 64), 4)
+    dims = len(shape) - 2
+    value, offset_mask = normal(*shape), normal(*shape[:-1], offset_mask_width(groups, 3**dims, dims))
+    return lambda backend: deformable_conv(value, offset_mask, groups=groups, backend=backend), [value, offset_mask]
+
+
+def measure_operator(name: str) -> dict[str, Any]:
+    """Times of the Triton kernels and of torch operations on the same device, after their results agree."""
+    run, leaves = operator(name)
+    results = []
+    for backend in ("triton", "torch"):
+        y = run(backend)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+    error = max(((a - b).norm() / b.norm()).item() for a, b in zip(*results, strict=True))
+    if error > 1e-3:  # torch's own float32 products and sums are no better than this
+        raise SystemExit(f"{name}: wrong by {error:.1e}. No speed is reported for wrong results.")
+    del results
+
+    def training(backend: str) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(run(backend).sum(), leaves)
+
+    def forward(backend: str) -> Callable[[], object]:
+        def call() -> None:
+            with torch.no_grad():
+                run(backend)
+
+        return call
+
+    backends = ("triton", "torch")
+    found: dict[str, Any] = {"error": error, "forward": alternate({b: forward(b) for b in backends}, 6)}
+    return found | {"training": alternate({b: training(b) for b in backends}, 6)}
 
 
 def check_parity() -> dict[str, float]:
@@ -241,6 +293,10 @@ def table(result: dict[str, Any]) -> str:
             f"{moved / f / rates['copy']:.2f} |"
         )
     lines += ["", f"Gradients bit-equal when repeated: {all(v['bit equal'] for v in result['shapes'].values())}."]
+    lines += ["", "| operator, float32 | forward ms, Triton / torch | fwd+bwd ms, Triton / torch |", "|---|---|---|"]
+    for name, found in result["operators"].items():
+        f, both = found["forward"], found["training"]
+        lines.append(f"| {name} | {f['triton']:.3f} / {f['torch']:.3f} | {both['triton']:.3f} / {both['torch']:.3f} |")
     return "\n".join([*lines, *(f"Left out for time: {name}." for name in result["left out"])])
 
 
@@ -258,8 +314,13 @@ def main() -> None:
         "floor": floors(),
         "missing peers": missing,
         "shapes": {},
+        "operators": {},
         "left out": [],
     }
+    for name in OPERATORS:
+        print(f"timing {name}", file=sys.stderr, flush=True)
+        result["operators"][name] = measure_operator(name)
+        torch.cuda.empty_cache()
     for dtype in (torch.float32, torch.bfloat16):
         for name in SHAPES:
             key = f"{name} {str(dtype).removeprefix('torch.')}"
