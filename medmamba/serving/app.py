@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 Wanted = Literal["zip", "mask", "report"]
+ACCEPTED = (*(ending for ending in ENDINGS if ending not in (".hdr", ".img", ".mhd", ".nhdr")), ".zip")
+"""Endings of whole images in one file; a header without its voxels comes in a zip."""
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -87,7 +89,7 @@ def make_app(
         return {
             "channels": plan.channel_names,
             "labels": plan.labels,
-            "endings": [*ENDINGS, ".zip"],
+            "endings": list(ACCEPTED),
             "upload_bytes": allowed.upload_bytes,
             "model": predictors[0].provenance(),
         }
@@ -176,11 +178,11 @@ async def _receive(request: Request, path: Path, most: int) -> None:
 
 
 def _ending(name: str) -> str:
-    for ending in (*ENDINGS, ".zip"):
-        if name.lower().endswith(ending) and ending not in (".hdr", ".img", ".mhd", ".nhdr"):
+    for ending in ACCEPTED:
+        if name.lower().endswith(ending):
             return ending
     if name:
-        raise Refusal(415, f"not a kind of file that is known; give name=X with one of {', '.join(ENDINGS)}, .zip")
+        raise Refusal(415, f"not a kind of file that is known; give name=X with one of {', '.join(ACCEPTED)}")
     raise Refusal(415, "say what kind of file it is: /predict?name=image.nii.gz")
 
 
