@@ -72,14 +72,15 @@ def _lapse(goes_on, visits, row_valid, step, HAS_SEGMENTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def scan_forward(
-    x, dt, A, B, C, D, dt_bias, order, goes_on, states, sum_dt, y,
+    x, dt, A, B, C, D, dt_bias, order, goes_on, running, states, sum_dt, y,
     length, channels, N, K, span_saves, saves, spans,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
     KEEP_OUTPUT: tl.constexpr,
 ):  # fmt: skip
-    """states: (b, k, saves + 1, n, d) float32, the state before every M tiles and at the end.
-    y: (b, l, k, d) float32. sum_dt: (b, k, spans, d) if not KEEP_OUTPUT."""
+    """running: (b, k, spans, n, d) float32, the state at a span's start, here turned into that at its end; no other
+    program touches it. states: (b, k, saves, n, d), the state before every M tiles. y: (b, l, k, d) float32.
+    sum_dt: (b, k, spans, d). If not KEEP_OUTPUT, the spans start from zero, and only running and sum_dt are written."""
     bk = tl.program_id(2).to(tl.int64)
     b = bk // K
     k = bk % K
@@ -96,16 +97,13 @@ def scan_forward(
     if HAS_D:
         skip = tl.load(D + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
     total = tl.zeros((BD,), tl.float32)
+    own = (bk * spans + span) * N * channels
     if not KEEP_OUTPUT:
-        # The first pass starts from zero and uses the row of the state after the span as its own.
         for n in range(0, N):
-            start = ((bk * (saves + 1) + span * span_saves) * N + n) * channels
-            tl.store(states + start + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+            tl.store(running + own + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
     tl.debug_barrier()
     for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
-        # Between saved states the row of the next saved state holds the current one.
         save = tile // M
-        row_in = save + tl.minimum(tile - save * M, 1)
         at = tile * T + t
         valid = at < length
         place = at.to(tl.int64)
@@ -123,7 +121,10 @@ def scan_forward(
         out = u * skip[None, :]
         total += tl.sum(lapse, 0)
         for n in tl.range(0, N, loop_unroll_factor=4):
-            h0 = tl.load(states + ((bk * (saves + 1) + row_in) * N + n) * channels + d, mask=d_valid, other=0.0)
+            h0 = tl.load(running + own + n * channels + d, mask=d_valid, other=0.0)
+            if KEEP_OUTPUT:
+                saved = ((bk * saves + save) * N + n) * channels
+                tl.store(states + saved + d, h0, mask=d_valid & (tile == save * M))
             a_n = tl.load(A + (k * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
             b_n = tl.load(B + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
             a = tl.exp2(lapse * a_n[None, :])
@@ -134,8 +135,7 @@ def scan_forward(
                 c_n = tl.load(C + (rows * K + k) * N + n, mask=valid, other=0.0).to(tl.float32)
                 out += h * c_n[:, None]
             tl.store(
-                states + ((bk * (saves + 1) + save + 1) * N + n) * channels
-                + tl.zeros((T,), tl.int64)[:, None] + d[None, :],
+                running + own + n * channels + tl.zeros((T,), tl.int64)[:, None] + d[None, :],
                 h, mask=end[:, None] & d_valid[None, :],
             )  # fmt: skip
         if KEEP_OUTPUT:
@@ -147,10 +147,12 @@ def scan_forward(
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def pass_spans(
-    A, sum_dt, states, initial, channels, N, K, span_saves, saves, spans,
+    A, sum_dt, running, initial, channels, N, K, spans,
     BD: tl.constexpr, HAS_INITIAL: tl.constexpr,
 ):  # fmt: skip
-    """The true state at the start of every span: decays over whole spans are exp2(A * sum of the steps)."""
+    """Turns what spans add, each from zero, into the true state at their starts, in place.
+
+    The decay over a whole span is exp2(A * sum of the steps)."""
     bk = tl.program_id(2).to(tl.int64)
     k = bk % K
     n = tl.program_id(1)
@@ -160,13 +162,10 @@ def pass_spans(
     h = tl.zeros((BD,), tl.float32)
     if HAS_INITIAL:
         h = tl.load(initial + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
-    # The end of a span lies in the row of the next span's start: read it before that row gets its true state.
-    local = tl.zeros((BD,), tl.float32)
     for span in range(0, spans):
-        row = ((bk * (saves + 1) + span * span_saves) * N + n) * channels
-        after = ((bk * (saves + 1) + tl.minimum((span + 1) * span_saves, saves)) * N + n) * channels
-        local = tl.load(states + after + d, mask=d_valid, other=0.0)
-        tl.store(states + row + d, h, mask=d_valid)
+        row = ((bk * spans + span) * N + n) * channels
+        local = tl.load(running + row + d, mask=d_valid, other=0.0)
+        tl.store(running + row + d, h, mask=d_valid)
         decay = tl.exp2(a_n * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
         h = decay * h + local
 
@@ -312,7 +311,7 @@ def scan_backward(
                 du = delta * u.to(tl.float32)
                 for n in range(0, N):
                     if forth == 0:
-                        saved = ((bk * (saves + 1) + save) * N + n) * channels
+                        saved = ((bk * saves + save) * N + n) * channels
                         h0 = tl.load(states + saved + d, mask=d_valid, other=0.0)
                         tl.store(scratch + program + n * channels + d, h0, mask=d_valid)
                     else:

@@ -67,8 +67,8 @@ class Launch:
 
     @property
     def saved_shape(self) -> tuple[int, ...]:
-        """The state before every TILES_PER_SAVE tiles and after the last."""
-        return self.batch, self.K, self.saves + 1, self.N, self.channels
+        """The state before every TILES_PER_SAVE tiles."""
+        return self.batch, self.K, self.saves, self.N, self.channels
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -102,6 +102,7 @@ def forward(
 
     cut = launch_of(dt, A, FORWARD_BLOCK)
     states = dt.new_empty(cut.saved_shape, dtype=torch.float32)
+    running = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
     y = dt.new_empty(dt.shape, dtype=torch.float32)
     nothing = states  # a pointer for arguments that are not read
     pointers = [x, dt, A, B, C, D, dt_bias, routes, goes_on]
@@ -120,17 +121,17 @@ def forward(
     }
     if cut.spans > 1:
         sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
-        scan_forward[cut.grid](*pointers, states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
-        chain = (A, sum_dt, states, nothing if initial_state is None else initial_state)
-        sizes = (cut.channels, cut.N, cut.K, cut.span_saves, cut.saves, cut.spans)
+        scan_forward[cut.grid](*pointers, running, nothing, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
+        chain = (A, sum_dt, running, nothing if initial_state is None else initial_state)
+        sizes = (cut.channels, cut.N, cut.K, cut.spans)
         has_initial = initial_state is not None
         pass_spans[cut.states_grid](*chain, *sizes, BD=FORWARD_BLOCK, HAS_INITIAL=has_initial, num_warps=WARPS)
     elif initial_state is None:
-        states[:, :, 0] = 0
+        running.zero_()
     else:
-        states[:, :, 0] = initial_state.transpose(-1, -2)
-    scan_forward[cut.grid](*pointers, states, nothing, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
-    last = states[:, :, -1].transpose(-1, -2).contiguous()
+        running.copy_(initial_state.transpose(-1, -2).unsqueeze(2))
+    scan_forward[cut.grid](*pointers, running, states, nothing, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
+    last = running[:, :, -1].transpose(-1, -2).contiguous()
     return (y.sum(2) if merge else y), last, states
 
 
