@@ -145,6 +145,70 @@ def scan_forward(
         tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
 
 
+@triton.jit
+def scan_forward_one(
+    x, dt, A, B, C, D, dt_bias, order, goes_on, running, states, sum_dt, y,
+    length, channels, N, K, span_saves, saves, spans,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    KEEP_OUTPUT: tl.constexpr,
+):  # fmt: skip
+    """`scan_forward` for one state per channel, where memory is the limit and not arithmetic.
+
+    The state stays in registers from tile to tile, so nothing is waited for but the rows; a lane has four channels and
+    reads them as one vector, which is why sizes may be told to the compiler here (128 channels take every lane of a
+    warp, so the positions of a tile still lie in a lane's registers)."""
+    bk = tl.program_id(2).to(tl.int64)
+    b = bk // K
+    k = bk % K
+    span = tl.program_id(1)
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    d_valid = d < channels
+    t = tl.arange(0, T)
+    bias = tl.zeros((BD,), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(dt_bias + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    skip = tl.zeros((BD,), tl.float32)
+    if HAS_D:
+        skip = tl.load(D + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    rate = tl.load(A + k * channels + d, mask=d_valid, other=0.0).to(tl.float32) * LOG2_E
+    own = (bk * spans + span) * channels + d
+    total = tl.zeros((BD,), tl.float32)
+    state = tl.zeros((BD,), tl.float32)
+    if KEEP_OUTPUT:
+        state = tl.load(running + own, mask=d_valid, other=0.0)
+    for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
+        if KEEP_OUTPUT:
+            save = tile // M
+            tl.store(states + (bk * saves + save) * channels + d, state, mask=d_valid & (tile == save * M))
+        at = tile * T + t
+        valid = at < length
+        place = at.to(tl.int64)
+        if HAS_ORDER:
+            place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+        rows = b * length + place
+        both = valid[:, None] & d_valid[None, :]
+        delta, _v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        lapse = _lapse(goes_on, (b * length + at) * K + k, valid, delta, HAS_SEGMENTS)
+        if X_PER_ROUTE:
+            u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        else:
+            u = tl.load(x + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        total += tl.sum(lapse, 0)
+        added = delta * u * tl.load(B + rows * K + k, mask=valid, other=0.0).to(tl.float32)[:, None]
+        a = tl.exp2(lapse * rate[None, :])
+        added = tl.where((t == 0)[:, None], added + a * state[None, :], added)
+        _a, h = tl.associative_scan((a, added), 0, _combine)
+        state = tl.sum(tl.where((t == T - 1)[:, None], h, 0.0), 0)
+        if KEEP_OUTPUT:
+            seen = tl.load(C + rows * K + k, mask=valid, other=0.0).to(tl.float32)
+            out = u * skip[None, :] + h * seen[:, None]
+            tl.store(y + (rows * K + k)[:, None] * channels + d[None, :], out, mask=both)
+    tl.store(running + own, state, mask=d_valid)
+    if not KEEP_OUTPUT:
+        tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
+
+
 @triton.jit(do_not_specialize=NO_HINTS)
 def pass_spans(
     A, sum_dt, running, initial, channels, N, K, spans,

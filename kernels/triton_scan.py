@@ -16,6 +16,7 @@ from torch import Tensor
 TILE = 8
 TILES_PER_SAVE = 8
 BLOCK = 32
+ONE_BLOCK = 128  # with one state per channel: four channels per lane, one vector load
 FORWARD_BLOCK = 64  # two channels per lane share the loads of B and C; the backward pass would spill
 WARPS = 1
 # Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
@@ -98,9 +99,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (float32), last state, saved states. Inputs may be float16, bfloat16 or float32, contiguous; goes_on:
     (batch, L, K), in the order of the visits, 0 where a new segment starts (`reference.passes_on`)."""
-    from medmamba.kernels.triton_kernels import pass_spans, scan_forward
+    from medmamba.kernels import triton_kernels as kernels
 
-    cut = launch_of(dt, A, FORWARD_BLOCK)
+    one = A.shape[-1] == 1
+    scan, block = (kernels.scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
+    cut = launch_of(dt, A, block)
     states = dt.new_empty(cut.saved_shape, dtype=torch.float32)
     running = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
     y = dt.new_empty(dt.shape, dtype=torch.float32)
@@ -110,7 +113,7 @@ def forward(
     flags = {
         "T": TILE,
         "M": TILES_PER_SAVE,
-        "BD": FORWARD_BLOCK,
+        "BD": block,
         "SOFTPLUS": softplus,
         "HAS_D": D is not None,
         "HAS_BIAS": dt_bias is not None,
@@ -121,16 +124,16 @@ def forward(
     }
     if cut.spans > 1:
         sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
-        scan_forward[cut.grid](*pointers, running, nothing, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
+        scan[cut.grid](*pointers, running, nothing, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
         chain = (A, sum_dt, running, nothing if initial_state is None else initial_state)
         sizes = (cut.channels, cut.N, cut.K, cut.spans)
         has_initial = initial_state is not None
-        pass_spans[cut.states_grid](*chain, *sizes, BD=FORWARD_BLOCK, HAS_INITIAL=has_initial, num_warps=WARPS)
+        kernels.pass_spans[cut.states_grid](*chain, *sizes, BD=block, HAS_INITIAL=has_initial, num_warps=WARPS)
     elif initial_state is None:
         running.zero_()
     else:
         running.copy_(initial_state.transpose(-1, -2).unsqueeze(2))
-    scan_forward[cut.grid](*pointers, running, states, nothing, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
+    scan[cut.grid](*pointers, running, states, nothing, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
     last = running[:, :, -1].transpose(-1, -2).contiguous()
     return (y.sum(2) if merge else y), last, states
 

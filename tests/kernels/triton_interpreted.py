@@ -23,6 +23,7 @@ from medmamba.kernels.ssd import ssd_reference
 SCANS = {
     "routes, ragged": ((1, 11, 2, 5, 2), {}, {}),
     "one state": ((1, 9, 2, 3, 1), {}, {}),
+    "one state, segments, spans": ((1, 21, 2, 3, 1), {"segments": True}, {"WANTED_PROGRAMS": 4}),
     "spans in parallel": ((1, 21, 1, 3, 2), {}, {"WANTED_PROGRAMS": 3}),
     "spans, not merged, x per route": ((2, 17, 2, 3, 2), {"merge": False, "per_route": True}, {"WANTED_PROGRAMS": 8}),
     "no softplus": ((1, 8, 1, 4, 2), {"softplus": False}, {}),
@@ -34,7 +35,7 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
 
 def scan(shape, options, sizes):
     triton_scan.TILE, triton_scan.TILES_PER_SAVE, triton_scan.BLOCK = 2, 2, 16
-    triton_scan.FORWARD_BLOCK = 16
+    triton_scan.FORWARD_BLOCK = triton_scan.ONE_BLOCK = 16
     triton_scan.WANTED_PROGRAMS = sizes.get("WANTED_PROGRAMS", 1)
     inputs = scan_inputs(*shape, per_route=options.get("per_route", False))
     softplus, merge = options.get("softplus", True), options.get("merge", True)
