@@ -47,19 +47,22 @@ def _scan_kernels() -> dict[str, Kernel]:
     constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False}
     constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
-    names = ("scan_forward", "scan_forward_one", "scan_backward", "pass_spans", "adjoint_spans", "pass_adjoints")
+    names = ("scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one", "pass_spans", "adjoint_spans", "pass_adjoints")
     half, kinds = ("x", "dt", "B", "C"), {"order": "*i32", "goes_on": "*i1"}
     module = "triton_kernels"
 
     def kernel(name: str, **changes: object) -> Kernel:
         block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
-        one = name == "scan_forward_one"
+        one = name.endswith("_one")
         all_constants = constants | {"BD": launch.ONE_BLOCK if one else block} | changes
+        if name == "scan_backward_one":
+            shorter = launch.ONE_SHORTER
+            all_constants |= {"T": launch.TILE // shorter, "M": launch.TILES_PER_SAVE * shorter}
         hints = ("channels",) if one else ()
-        return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, hints, launch.TILE)
+        return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, hints, int(str(all_constants["T"])))
 
     found = {name: kernel(name) for name in names}
-    return found | {f"{name} segments": kernel(name, HAS_SEGMENTS=True) for name in names[:3]}
+    return found | {f"{name} segments": kernel(name, HAS_SEGMENTS=True) for name in names[:4]}
 
 
 def _deform_kernels() -> dict[str, Kernel]:

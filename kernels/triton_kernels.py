@@ -454,3 +454,115 @@ def scan_backward(
     row = (bk * spans + span) * channels + d
     tl.store(dD + row, sum_skip, mask=d_valid)
     tl.store(dbias + row, sum_bias, mask=d_valid)
+
+
+@triton.jit
+def scan_backward_one(
+    x, dt, A, B, C, D, dt_bias, order, goes_on, states, carries, dy,
+    dx, ddt, dA, dB, dC, dD, dbias, scratch,
+    length, channels, N, K, span_saves, saves, spans, blocks,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    DY_PER_ROUTE: tl.constexpr,
+):  # fmt: skip
+    """`scan_backward` for one state per channel: state, adjoint and the sum for A stay in registers, see
+    `scan_forward_one`."""
+    bk = tl.program_id(2).to(tl.int64)
+    b = bk // K
+    k = bk % K
+    span = tl.program_id(1)
+    block = tl.program_id(0)
+    d = block * BD + tl.arange(0, BD)
+    d_valid = d < channels
+    t = tl.arange(0, T)
+    first = (t == 0)[:, None]
+    last = (t == T - 1)[:, None]
+    bias = tl.zeros((BD,), tl.float32)
+    if HAS_BIAS:
+        bias = tl.load(dt_bias + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    skip = tl.zeros((BD,), tl.float32)
+    if HAS_D:
+        skip = tl.load(D + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    rate = tl.load(A + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
+    own = (bk * spans + span) * channels + d
+    carry = tl.load(carries + own, mask=d_valid, other=0.0)
+    sum_rate = tl.zeros((BD,), tl.float32)
+    sum_bias = tl.zeros((BD,), tl.float32)
+    sum_skip = tl.zeros((BD,), tl.float32)
+    last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
+    sums = block.to(tl.int64) * (tl.num_programs(2) // K) * length
+    program = (bk * spans + span) * M * channels + d
+    for back in range(0, last_tile - span * span_saves * M + 1):
+        tile = last_tile - back
+        save = tile // M
+        if tile == save * M + M - 1:
+            # Entering M tiles from behind: find the state before each of them from the saved one.
+            state = tl.load(states + (bk * saves + save) * channels + d, mask=d_valid, other=0.0)
+            tl.store(scratch + program, state, mask=d_valid)
+            for forth in range(0, M - 1):
+                at = (save * M + forth) * T + t
+                valid = at < length
+                place = at.to(tl.int64)
+                if HAS_ORDER:
+                    place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+                rows = b * length + place
+                both = valid[:, None] & d_valid[None, :]
+                delta, v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+                lapse = _lapse(goes_on, (b * length + at) * K + k, valid, delta, HAS_SEGMENTS)
+                if X_PER_ROUTE:
+                    u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0)
+                else:
+                    u = tl.load(x + rows[:, None] * channels + d[None, :], mask=both, other=0.0)
+                got = tl.load(B + rows * K + k, mask=valid, other=0.0).to(tl.float32)
+                a = tl.exp2(lapse * (rate * LOG2_E)[None, :])
+                added = delta * u.to(tl.float32) * got[:, None]
+                _a, h = tl.associative_scan((a, tl.where(first, added + a * state[None, :], added)), 0, _combine)
+                state = tl.sum(tl.where(last, h, 0.0), 0)
+                tl.store(scratch + program + (forth + 1) * channels, state, mask=d_valid)
+            tl.debug_barrier()
+        at = tile * T + t
+        valid = at < length
+        place = at.to(tl.int64)
+        if HAS_ORDER:
+            place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+        rows = b * length + place
+        both = valid[:, None] & d_valid[None, :]
+        delta, v = _step(dt + k * channels, bias, rows, valid, d, d_valid, K, channels, SOFTPLUS)
+        lapse = _lapse(goes_on, (b * length + at) * K + k, valid, delta, HAS_SEGMENTS)
+        if X_PER_ROUTE:
+            u = tl.load(x + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        else:
+            u = tl.load(x + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        if DY_PER_ROUTE:
+            g_out = tl.load(dy + (rows * K + k)[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        else:
+            g_out = tl.load(dy + rows[:, None] * channels + d[None, :], mask=both, other=0.0).to(tl.float32)
+        got = tl.load(B + rows * K + k, mask=valid, other=0.0).to(tl.float32)
+        seen = tl.load(C + rows * K + k, mask=valid, other=0.0).to(tl.float32)
+        before = tl.load(scratch + program + (tile - save * M) * channels, mask=d_valid, other=0.0)
+        a = tl.exp2(lapse * (rate * LOG2_E)[None, :])
+        added = delta * u * got[:, None]
+        _a, h = tl.associative_scan((a, tl.where(first, added + a * before[None, :], added)), 0, _combine)
+        entering = g_out * seen[:, None] + tl.where(last, carry[None, :], 0.0)
+        g, _m, _b = tl.associative_scan(
+            (entering, tl.full((T, BD), 1.0, tl.float32), a), 0, _combine_adjoint, reverse=True
+        )
+        carry = tl.sum(tl.where(first, a * g, 0.0), 0)
+        q = g * (h - added)  # h - added is a_l h_{l-1}
+        sum_rate += tl.sum(q * delta, 0)
+        tl.store(dB + (sums + rows) * K + k, tl.sum(g * delta * u, 1), mask=valid)
+        tl.store(dC + (sums + rows) * K + k, tl.sum(h * g_out, 1), mask=valid)
+        to_du = g * got[:, None]
+        to_x = to_du * delta + g_out * skip[None, :]
+        slope = tl.full((T, BD), 1.0, tl.float32)
+        if SOFTPLUS:
+            slope = 1.0 / (1.0 + tl.exp2(-v * LOG2_E))
+        to_dt = tl.where(both, (to_du * u + q * rate[None, :]) * slope, 0.0)
+        out = (rows * K + k)[:, None] * channels + d[None, :]
+        tl.store(dx + out, to_x, mask=both)
+        tl.store(ddt + out, to_dt, mask=both)
+        sum_bias += tl.sum(to_dt, 0)
+        sum_skip += tl.sum(g_out * u, 0)
+    tl.store(dA + own, sum_rate, mask=d_valid)
+    tl.store(dD + own, sum_skip, mask=d_valid)
+    tl.store(dbias + own, sum_bias, mask=d_valid)

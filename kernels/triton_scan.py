@@ -16,7 +16,10 @@ from torch import Tensor
 TILE = 8
 TILES_PER_SAVE = 8
 BLOCK = 32
-ONE_BLOCK = 128  # with one state per channel: four channels per lane, one vector load
+# With one state per channel: four channels per lane, read as one vector; the backward pass has shorter tiles, more of
+# them between two saved states, because it keeps more of each in registers.
+ONE_BLOCK = 128
+ONE_SHORTER = 2
 FORWARD_BLOCK = 64  # two channels per lane share the loads of B and C; the backward pass would spill
 WARPS = 1
 # Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
@@ -156,12 +159,14 @@ def backward(
     merge: bool,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
-    from medmamba.kernels.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
+    from medmamba.kernels.triton_kernels import adjoint_spans, pass_adjoints, scan_backward, scan_backward_one
 
-    cut = launch_of(dt, A, BLOCK)
+    one = A.shape[-1] == 1
+    block = ONE_BLOCK if one else BLOCK
+    cut = launch_of(dt, A, block)
     carries = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
     nothing = states
-    flags = {"T": TILE, "M": TILES_PER_SAVE, "BD": BLOCK, "SOFTPLUS": softplus, "num_warps": WARPS}
+    flags = {"T": TILE, "M": TILES_PER_SAVE, "BD": block, "SOFTPLUS": softplus, "num_warps": WARPS}
     flags |= {"HAS_BIAS": dt_bias is not None, "HAS_ORDER": routes is not None, "DY_PER_ROUTE": not merge}
     flags["HAS_SEGMENTS"] = goes_on is not None
     bias, order, same = (nothing if pointer is None else pointer for pointer in (dt_bias, routes, goes_on))
@@ -171,7 +176,7 @@ def backward(
         adjoint_spans[cut.grid](dt, A, C, bias, order, same, dy, carries, sum_dt, *cut.sizes, **flags)
         chain = (A, sum_dt, carries, *(nothing if pointer is None else pointer for pointer in (dlast, dinitial)))
         has = {"HAS_DLAST": dlast is not None, "HAS_DINITIAL": dinitial is not None}
-        pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=BLOCK, **has, num_warps=WARPS)
+        pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=block, **has, num_warps=WARPS)
     elif dlast is None:
         carries.zero_()
     else:
@@ -180,9 +185,11 @@ def backward(
     dA = states.new_empty(carries.shape)
     dB, dC = (states.new_empty(cut.blocks, *B.shape) for _ in range(2))
     dD, dbias = (states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
-    scratch = states.new_empty(cut.batch, cut.K, cut.spans, TILES_PER_SAVE, cut.N, cut.channels)
+    if one:
+        flags |= {"T": TILE // ONE_SHORTER, "M": TILES_PER_SAVE * ONE_SHORTER}
+    scratch = states.new_empty(cut.batch, cut.K, cut.spans, flags["M"], cut.N, cut.channels)
     skip = nothing if D is None else D
-    scan_backward[cut.grid](
+    (scan_backward_one if one else scan_backward)[cut.grid](
         *(x, dt, A, B, C, skip, bias, order, same, states, carries, dy),
         *(dx, ddt, dA, dB, dC, dD, dbias, scratch, *cut.sizes, cut.blocks),
         **flags,
