@@ -10,7 +10,6 @@ import functools
 import inspect
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
@@ -52,8 +51,7 @@ def answering(command: Callable[..., Answer]) -> Callable[..., None]:
 
 def show(found: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout."""
-    json.dump(plain(found), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print(flush=True)
+    print(json.dumps(plain(found), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def plain(value: Any) -> Any:

@@ -47,7 +47,8 @@ def _scan_kernels() -> dict[str, Kernel]:
     constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False}
     constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
-    names = ("scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one", "pass_spans", "adjoint_spans", "pass_adjoints")
+    names = ("scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one")
+    names += ("pass_spans", "adjoint_spans", "pass_adjoints")
     half, kinds = ("x", "dt", "B", "C"), {"order": "*i32", "goes_on": "*i1"}
     module = "triton_kernels"
 
