@@ -47,8 +47,8 @@ def _scan_kernels() -> dict[str, Kernel]:
     constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False}
     constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
-    names = ("scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one")
-    names += ("pass_spans", "adjoint_spans", "pass_adjoints")
+    scans = ["scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one"]
+    names = [*scans, "pass_spans", "adjoint_spans", "pass_adjoints"]
     half, kinds = ("x", "dt", "B", "C"), {"order": "*i32", "goes_on": "*i1"}
     module = "triton_kernels"
 
@@ -63,7 +63,7 @@ def _scan_kernels() -> dict[str, Kernel]:
         return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, hints, int(str(all_constants["T"])))
 
     found = {name: kernel(name) for name in names}
-    return found | {f"{name} segments": kernel(name, HAS_SEGMENTS=True) for name in names[:4]}
+    return found | {f"{name} segments": kernel(name, HAS_SEGMENTS=True) for name in scans}
 
 
 def _deform_kernels() -> dict[str, Kernel]:
