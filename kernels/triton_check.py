@@ -56,6 +56,8 @@ def _scan_kernels() -> dict[str, Kernel]:
         block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
         one = name.endswith("_one")
         all_constants = constants | {"BD": launch.ONE_BLOCK if one else block} | changes
+        if name == "adjoint_spans":
+            all_constants["BD"] = launch.SPANS_BLOCK
         if name == "scan_backward_one":
             shorter = launch.ONE_SHORTER
             all_constants |= {"T": launch.TILE // shorter, "M": launch.TILES_PER_SAVE * shorter}

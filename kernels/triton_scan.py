@@ -20,6 +20,7 @@ BLOCK = 32
 # them between two saved states, because it keeps more of each in registers.
 ONE_BLOCK = 128
 ONE_SHORTER = 2
+SPANS_BLOCK = 128  # of the adjoint's first pass, which spills a register with 32
 FORWARD_BLOCK = 64  # two channels per lane share the loads of B and C; the backward pass would spill
 WARPS = 1
 # Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
@@ -173,7 +174,9 @@ def backward(
     dinitial = None if initial_state is None else states.new_empty(initial_state.shape)
     if cut.spans > 1 or dinitial is not None:
         sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
-        adjoint_spans[cut.grid](dt, A, C, bias, order, same, dy, carries, sum_dt, *cut.sizes, **flags)
+        wide = (-(-cut.channels // SPANS_BLOCK), *cut.grid[1:])
+        arguments = (dt, A, C, bias, order, same, dy, carries, sum_dt, *cut.sizes)
+        adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
         chain = (A, sum_dt, carries, *(nothing if pointer is None else pointer for pointer in (dlast, dinitial)))
         has = {"HAS_DLAST": dlast is not None, "HAS_DINITIAL": dinitial is not None}
         pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=block, **has, num_warps=WARPS)

@@ -32,8 +32,9 @@ def test_every_kernel_compiles_ahead_of_time_without_spills(kernel, target, dtyp
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled = compile_kernel(kernel, target, dtype)
     assert compiled.seconds < 20
-    # ptxas gives one kernel 8 bytes of stack for alignment; spilled tiles take hundreds
-    assert compiled.stack_bytes is None or compiled.stack_bytes <= 8
+    # One register of Mamba-2's dX is spilled on sm_80 in float32; nothing else is, anywhere.
+    allowed = 8 if (compiled.kernel, compiled.target, compiled.dtype) == ("ssd_outputs dX", "sm_80", "fp32") else 0
+    assert (compiled.stack_bytes or 0) <= allowed
 
 
 @needs_triton

@@ -35,7 +35,7 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
 
 def scan(shape, options, sizes):
     triton_scan.TILE, triton_scan.TILES_PER_SAVE, triton_scan.BLOCK = 2, 2, 16
-    triton_scan.FORWARD_BLOCK = triton_scan.ONE_BLOCK = 16
+    triton_scan.FORWARD_BLOCK = triton_scan.ONE_BLOCK = triton_scan.SPANS_BLOCK = 16
     triton_scan.WANTED_PROGRAMS = sizes.get("WANTED_PROGRAMS", 1)
     inputs = scan_inputs(*shape, per_route=options.get("per_route", False))
     softplus, merge = options.get("softplus", True), options.get("merge", True)
