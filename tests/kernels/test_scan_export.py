@@ -49,8 +49,8 @@ def test_the_torch_backend_is_the_plain_operation_form_for_torchscript_and_onnx(
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_plain_operation_form_runs_in_onnxruntime(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
     block, x = Block("torch").eval(), torch.randn(2, 12, 6)
     path = str(tmp_path / "block.onnx")
     torch.onnx.export(block, (x,), path, dynamo=True, input_names=["x"], verbose=False)
