@@ -23,10 +23,10 @@ RESAMPLES = 10_000
 
 
 def queue(
-    networks: Sequence[str], seconds: float, seeds: Sequence[int], nnunet: dict[str, Any]
+    ours: Sequence[dict[str, Any]], seconds: float, seeds: Sequence[int], nnunet: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Every tool once for each seed, the first one changing."""
-    tools = [{"name": name, "network": name} for name in networks]
+    tools = list(ours)
     tools = [{"name": "nnU-Net", **nnunet}, *tools] if nnunet else tools
     runs = []
     for turn, seed in enumerate(seeds):
@@ -79,14 +79,18 @@ def main() -> None:
     parser.add_argument("--nnunet-configuration", default="3d_fullres")
     parser.add_argument("--nnunet-batch-size", type=int)
     parser.add_argument("--networks", nargs="+", default=["vm_unet", "residual_unet"])
+    parser.add_argument("--configuration", help="ours; the plan's default one without it")
     parser.add_argument("--seconds", type=float, default=360.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     choices = parser.parse_args()
     nnunet: dict[str, Any] = {"nnunet": choices.nnunet_configuration} if choices.nnunet_python else {}
     if nnunet and choices.nnunet_batch_size is not None:
         nnunet["batch_size"] = choices.nnunet_batch_size
+    ours: list[dict[str, Any]] = [{"name": name, "network": name} for name in choices.networks]
+    if choices.configuration:
+        ours = [{**run, "configuration": choices.configuration} for run in ours]
     wanted, results = choices.folder / "accuracy.queue.json", choices.folder / "accuracy.jsonl"
-    wanted.write_text(json.dumps(queue(choices.networks, choices.seconds, choices.seeds, nnunet), indent=1))
+    wanted.write_text(json.dumps(queue(ours, choices.seconds, choices.seeds, nnunet), indent=1))
     run_queue(choices.folder, wanted, results, choices.nnunet_python)
     found = table([run for run in read_runs(results) if "error" not in run])
     (choices.folder / "accuracy.md").write_text(found)
