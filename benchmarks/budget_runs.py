@@ -108,7 +108,9 @@ def call_nnunet(folder: Path, python: str, verb: str, *arguments: str, results: 
     folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     folders["nnUNet_results"] = str(results or folder / "nnUNet_results")
     command = [python, str(NNUNET), verb, str(DATASET_ID), *arguments]
-    own = {"nnUNet_compile": "false", "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    # Augmentation belongs into the timed process; planning refuses a number of zero.
+    workers = "1" if verb == "prepare" else "0"
+    own = {"nnUNet_compile": "false", "nnUNet_n_proc_DA": workers, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     done = subprocess.run(command, env={**os.environ, **folders, **own}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"nnU-Net failed ({verb}):\n{done.stderr[-3000:]}")
