@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--nnunet-batch-size", type=int)
     parser.add_argument("--networks", nargs="+", default=["vm_unet", "residual_unet"])
     parser.add_argument("--configuration", help="ours; the plan's default one without it")
+    parser.add_argument("--batch-size", type=int, help="ours; the plan's without it")
     parser.add_argument("--seconds", type=float, default=360.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     choices = parser.parse_args()
@@ -89,6 +90,8 @@ def main() -> None:
     ours: list[dict[str, Any]] = [{"name": name, "network": name} for name in choices.networks]
     if choices.configuration:
         ours = [{**run, "configuration": choices.configuration} for run in ours]
+    if choices.batch_size is not None:
+        ours = [{**run, "recipe": {"batch_size": choices.batch_size}} for run in ours]
     wanted, results = choices.folder / "accuracy.queue.json", choices.folder / "accuracy.jsonl"
     wanted.write_text(json.dumps(queue(ours, choices.seconds, choices.seeds, nnunet), indent=1))
     run_queue(choices.folder, wanted, results, choices.nnunet_python)

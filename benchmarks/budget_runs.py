@@ -55,11 +55,19 @@ DATASET_ID = 901
 NNUNET = Path(__file__).with_name("nnunet_timed.py")
 
 
-def prepare(dataset: Path, folder: Path, pattern: str | None = None, nnunet_python: str | None = None) -> list[str]:
+def prepare(
+    dataset: Path,
+    folder: Path,
+    pattern: str | None = None,
+    nnunet_python: str | None = None,
+    configurations: Sequence[str] | None = None,
+) -> list[str]:
     """Hold cases out, then plan and preprocess the rest, with nnU-Net too if its Python is given."""
     test = held_out(read_dataset(dataset), pattern)
     split_dataset(dataset, folder, test)
-    pipeline.plan(folder / "nnUNet_raw" / f"Dataset{DATASET_ID}_benchmark", folder / "run")
+    pipeline.plan(
+        folder / "nnUNet_raw" / f"Dataset{DATASET_ID}_benchmark", folder / "run", configurations=configurations
+    )
     if nnunet_python:
         call_nnunet(folder, nnunet_python, "prepare")
     return test
@@ -225,6 +233,7 @@ def main() -> None:
     first.add_argument("folder", type=Path)
     first.add_argument("--group-by", help="regular expression for the patient in a case id")
     first.add_argument("--nnunet-python")
+    first.add_argument("--configurations", nargs="+", help="ours, to be stored; the plan's default one without it")
     then = verbs.add_parser("run")
     then.add_argument("folder", type=Path)
     then.add_argument("queue", type=Path)
@@ -232,7 +241,7 @@ def main() -> None:
     then.add_argument("--nnunet-python")
     choices = parser.parse_args()
     if choices.verb == "prepare":
-        prepare(choices.dataset, choices.folder, choices.group_by, choices.nnunet_python)
+        prepare(choices.dataset, choices.folder, choices.group_by, choices.nnunet_python, choices.configurations)
     else:
         run_queue(choices.folder, choices.queue, choices.output, choices.nnunet_python)
 
