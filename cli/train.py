@@ -52,9 +52,13 @@ def train(
     ema: Annotated[
         float | None, typer.Option(help="Average the weights with this decay, e.g. 0.999.", rich_help_panel=RECIPE)
     ] = None,
-    no_augmentation: Annotated[
-        bool, typer.Option("--no-augmentation", help="Train on patches as they are.", rich_help_panel=RECIPE)
-    ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, cpu (a patch at a time), device (batches, on the GPU) or none; auto: a GPU if there is one.",
+            rich_help_panel=RECIPE,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of weights and patches.", min=0, rich_help_panel=RECIPE)
     ] = None,
@@ -116,7 +120,7 @@ def train(
         "class_weights": weights_by_name(class_weights),
         "sampling": sampling,
         "ema": ema,
-        "augment": False if no_augmentation else None,
+        "augment": augment,
         "seed": seed,
         "validation_cases": validation_cases,
         "workers": workers,

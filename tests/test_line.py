@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(small_run
 def test_the_loss_falls(small_run, tmp_path):
     run = _copied(small_run, tmp_path)
     losses: list[float] = []
-    config = TrainConfig(steps=60, learning_rate=3e-3, augment=False, **{**SHORT, "steps_per_epoch": 60})
+    config = TrainConfig(steps=60, learning_rate=3e-3, augment="none", **{**SHORT, "steps_per_epoch": 60})
     pipeline.train(run, fold="all", config=config, on_step=lambda r: losses.append(r.loss))
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:10])
 

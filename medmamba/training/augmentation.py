@@ -1,14 +1,16 @@
-"""Training augmentation: nnU-Net's set, order, probabilities and ranges, made of MONAI transforms.
+"""Training augmentation: nnU-Net's set, order, probabilities and ranges, made of MONAI transforms, a sample at a time.
 
 Every draw comes from the sample's own random stream, so the same (seed, step, sample) gives the same patch on any
-worker. Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
+worker. The same for whole batches on a GPU: :mod:`medmamba.training.device_augmentation`.
+Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import atan2, ceil, cos, radians, sin
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,28 @@ from monai.transforms import (
     RandSimulateLowResolution,
 )
 
+
+class Chance(NamedTuple):
+    """How often something happens to a sample, and the range of its strength."""
+
+    probability: float
+    low: float
+    high: float
+
+    def draw(self, rng: np.random.Generator) -> float | None:
+        """A strength, or None where it does not happen."""
+        return float(rng.uniform(self.low, self.high)) if rng.random() < self.probability else None
+
+
+NOISE = Chance(0.1, 0.0, 0.1)
+"""Standard deviation. nnU-Net calls the figure a variance and uses it as a deviation."""
+BLUR = Chance(0.2, 0.5, 1.0)
+"""Standard deviation in voxels, drawn for each axis."""
+BRIGHTNESS = Chance(0.15, 0.75, 1.25)
+CONTRAST = Chance(0.15, 0.75, 1.25)
+LOW_RESOLUTION = Chance(0.25, 0.5, 1.0)
+INVERTED_GAMMA = Chance(0.1, 0.7, 1.5)
+GAMMA = Chance(0.3, 0.7, 1.5)
 ROTATION_PROBABILITY = 0.2
 SCALING_PROBABILITY = 0.2
 SCALING_RANGE = (0.7, 1.4)
@@ -86,6 +110,10 @@ class SpatialDraw:
     rotation: tuple[float, ...]
     zoom: float
 
+    def zooms(self, plan: AugmentationPlan) -> tuple[float, ...]:
+        """The zoom of every axis."""
+        return (1.0, self.zoom, self.zoom) if plan.in_plane_only else (self.zoom,) * len(plan.patch_size)
+
 
 def draw_spatial(rng: np.random.Generator, plan: AugmentationPlan) -> SpatialDraw | None:
     """Decide before a patch is read whether it is rotated or scaled; None leaves it as it is."""
@@ -106,10 +134,12 @@ def augment(
     """Image (C, ...) and label map (1, ...) of ``plan.enlarged_size`` (or of the patch size without ``spatial``),
     augmented and of ``plan.patch_size``."""
     if spatial is not None:
-        zoom = (1.0, spatial.zoom, spatial.zoom) if plan.in_plane_only else (spatial.zoom,) * len(plan.patch_size)
-        angles = spatial.rotation if len(plan.patch_size) == 3 else spatial.rotation[0]
         turn = Affine(
-            rotate_params=angles, scale_params=zoom, spatial_size=plan.patch_size, padding_mode="zeros", image_only=True
+            rotate_params=spatial.rotation,
+            scale_params=spatial.zooms(plan),
+            spatial_size=plan.patch_size,
+            padding_mode="zeros",
+            image_only=True,
         )
         image, label = _plain(turn(image, mode="bilinear")), _plain(turn(label, mode="nearest"))
     image = _plain(_intensity(len(plan.patch_size)).set_random_state(seed=_seed(rng))(image))
@@ -117,11 +147,16 @@ def augment(
     return image.contiguous(), label.contiguous()
 
 
+def draw_flips(rng: np.random.Generator, plan: AugmentationPlan) -> list[int]:
+    """The axes along which a sample is mirrored: each allowed one with probability one half."""
+    return [axis for axis in plan.mirror_axes if rng.random() < 0.5]
+
+
 def _mirror(
     image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip each allowed axis with probability one half; a flip from left to right exchanges the labels of pairs."""
-    flips = [axis for axis in plan.mirror_axes if rng.random() < 0.5]
+    """Flip; a flip from left to right exchanges the labels of pairs."""
+    flips = draw_flips(rng, plan)
     if not flips:
         return image, label
     places = [axis + 1 for axis in flips]
@@ -132,19 +167,27 @@ def _mirror(
 
 
 def _intensity(dims: int) -> Compose:
-    sigma = (0.5, 1.0)
+    def limits(chance: Chance, relative_to: float = 0.0) -> tuple[float, float]:
+        return chance.low - relative_to, chance.high - relative_to
+
+    sigma = limits(BLUR)
     return Compose(
         [
-            # MONAI draws a standard deviation; nnU-Net draws a variance in [0, 0.1], so the deviation reaches 0.316.
-            RandGaussianNoise(prob=0.1, std=0.316),
-            RandGaussianSmooth(prob=0.2, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma),
-            RandScaleIntensity(prob=0.15, factors=0.25),
-            RandScaleIntensityFixedMean(prob=0.15, factors=0.25, fixed_mean=True, preserve_range=True),
-            RandSimulateLowResolution(
-                prob=0.25, zoom_range=(0.5, 1.0), upsample_mode="bilinear" if dims == 2 else "trilinear"
+            RandGaussianNoise(prob=NOISE.probability, std=NOISE.high),
+            RandGaussianSmooth(prob=BLUR.probability, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma),
+            RandScaleIntensity(prob=BRIGHTNESS.probability, factors=limits(BRIGHTNESS, 1.0)),
+            RandScaleIntensityFixedMean(
+                prob=CONTRAST.probability, factors=limits(CONTRAST, 1.0), fixed_mean=True, preserve_range=True
             ),
-            RandAdjustContrast(prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
-            RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+            RandSimulateLowResolution(
+                prob=LOW_RESOLUTION.probability,
+                zoom_range=limits(LOW_RESOLUTION),
+                upsample_mode="bilinear" if dims == 2 else "trilinear",
+            ),
+            RandAdjustContrast(
+                prob=INVERTED_GAMMA.probability, gamma=limits(INVERTED_GAMMA), invert_image=True, retain_stats=True
+            ),
+            RandAdjustContrast(prob=GAMMA.probability, gamma=limits(GAMMA), retain_stats=True),
         ]
     )
 
@@ -172,6 +215,12 @@ def _turned_edge(edge: int, across: int, limit: float) -> float:
     """Largest extent along ``edge`` of a rectangle turned by up to ``limit`` radians; widest along its diagonal."""
     angle = min(limit, atan2(across, edge))
     return cos(angle) * edge + sin(angle) * across
+
+
+def centre(frame: Sequence[int], patch_size: Sequence[int]) -> tuple[Any, ...]:
+    """Index of the voxels of a patch in the middle of a larger array, whatever its first axes."""
+    starts = [(edge - size) // 2 for edge, size in zip(frame, patch_size, strict=True)]
+    return (..., *(slice(start, start + size) for start, size in zip(starts, patch_size, strict=True)))
 
 
 def _seed(rng: np.random.Generator) -> int:

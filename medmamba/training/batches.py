@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ import torch
 from medmamba.heads import Heads
 from medmamba.inference.cascade import one_hot
 from medmamba.preprocessing.store import CaseReader
-from medmamba.training.augmentation import AugmentationPlan, augment, draw_spatial
+from medmamba.training.augmentation import AugmentationPlan, augment, centre, draw_spatial
 from medmamba.training.cascade import disturbed
+from medmamba.training.device_augmentation import augment_batch, draw_sample
 from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
 
+DEVICE_STREAM = 2_000_000
+"""Sample number from which the random streams of batches augmented as a whole count, apart from those of patches."""
 NOTE_BYTES = 256
 """Length of the note in which a worker says what it is at; always rewritten in place."""
 
@@ -44,7 +47,8 @@ class PatchSource:
     It also speaks batchgenerators' loader protocol: each worker holds a copy that yields every n-th step, and the
     supervisor collects them in turn. So the order of the batches never depends on timing. ``samples`` are the samples
     of each batch that this process makes, when several share the work. ``previous_labels`` are the labels of a
-    cascade's first stage, which become channels of the image.
+    cascade's first stage, which become channels of the image. With ``augmented="device"`` the patches leave the workers
+    as they were read, for :meth:`finished` to augment.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class PatchSource:
         *,
         seed: int,
         first_step: int = 0,
-        augmented: bool = True,
+        augmented: str = "cpu",
         heads: Heads | None = None,
         sampling: str = "foreground",
         samples: range | None = None,
@@ -66,7 +70,8 @@ class PatchSource:
         self.batch_size = batch_size
         self.seed = seed
         self.first_step = first_step
-        self.augmented = augmented
+        self.augmented = augmented == "cpu"
+        self.raw = augmented == "device"
         self.previous_labels = previous_labels
         self.lesion_aware = sampling == "lesion"
         self._annotated = annotated_heads(cases, heads)
@@ -117,17 +122,25 @@ class PatchSource:
         """The batch of one step."""
         samples = [self._sample(step, index) for index in self.samples]
         ids = tuple(case_id for _, _, case_id in samples)
-        return Batch(
-            step,
-            torch.stack([image for image, _, _ in samples]),
-            torch.stack([label for _, label, _ in samples]).long(),
-            ids,
-            self._annotated_in(ids),
-        )
+        images, labels = _framed([image for image, _, _ in samples]), _framed([label for _, label, _ in samples])
+        return Batch(step, images, labels.long(), ids, self._annotated_in(ids))
+
+    def finished(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch as the network gets it: augmented on the device if the workers left it raw."""
+        if not self.raw:
+            return batch
+        draws = []
+        for index in self.samples:
+            spatial = draw_spatial(sample_rng(self.seed, batch.step, index), self.augmentation)
+            rng = sample_rng(self.seed, batch.step, DEVICE_STREAM + index)
+            draws.append(draw_sample(rng, self.augmentation, spatial))
+        image, label = batch.image.to(device), batch.label.to(device)
+        image, label = augment_batch(image, label, self.augmentation, draws)
+        return replace(batch, image=image, label=label)
 
     def _sample(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor, str]:
         rng = sample_rng(self.seed, step, index)
-        spatial = draw_spatial(rng, self.augmentation) if self.augmented else None
+        spatial = draw_spatial(rng, self.augmentation) if self.augmented or self.raw else None
         size = self.augmentation.patch_size if spatial is None else self.augmentation.enlarged_size
         if self._flat:
             size = (1, *size)
@@ -163,6 +176,15 @@ class PatchSource:
             if self._notes_file is None:
                 self._notes_file = os.open(self.notes, os.O_WRONLY | os.O_CREAT)
             os.pwrite(self._notes_file, text.encode()[:NOTE_BYTES].ljust(NOTE_BYTES), 0)
+
+
+def _framed(patches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Patches (C, ...) of two sizes as one batch: the smaller ones in the centre of zeros."""
+    frame = [max(edges) for edges in zip(*(patch.shape[1:] for patch in patches), strict=True)]
+    batch = patches[0].new_zeros((len(patches), len(patches[0]), *frame))
+    for place, patch in zip(batch, patches, strict=True):
+        place[centre(frame, patch.shape[1:])] = patch
+    return batch
 
 
 def annotated_heads(cases: Sequence[CaseReader], heads: Heads | None) -> dict[str, list[bool]] | None:

@@ -43,12 +43,18 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=1e-2, ge=0)
     warmup_steps: int = Field(default=20, ge=0)
     gradient_clip: float = Field(default=12.0, gt=0)
-    augment: bool = True
+    augment: Literal["auto", "cpu", "device", "none"] = "auto"
     seed: int = Field(default=1, ge=0)
     workers: int = Field(default=1, ge=0)
     stall_seconds: float = Field(default=45.0, gt=0, description="silence after which a data worker counts as stuck")
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     device: str = "auto"
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _place_of_augmentation(cls, value: Any) -> Any:
+        """Recipes of before 0.2 said only whether there was any."""
+        return {True: "cpu", False: "none"}[value] if isinstance(value, bool) else value
 
     @field_validator("loss")
     @classmethod
@@ -76,6 +82,8 @@ class TrainConfig(BaseModel):
         return None if self.max_minutes is not None else DEFAULT_EPOCHS * self.steps_per_epoch
 
 
+SETTLED = ("precision", "augment")
+"""Choices whose ``auto`` a run settles when it begins, for the machine it begins on, and keeps wherever it goes on."""
 LENGTHS = ("epochs", "steps", "max_minutes")
 FREE_ON_RESUME = (
     *LENGTHS,
@@ -118,7 +126,9 @@ def refuse_another_recipe(stored: TrainConfig, wanted: TrainConfig) -> None:
     differences = [
         f"{name} was {getattr(stored, name)!r}, now {getattr(wanted, name)!r}"
         for name in TrainConfig.model_fields
-        if name not in FREE_ON_RESUME and getattr(stored, name) != getattr(wanted, name)
+        if name not in FREE_ON_RESUME
+        and getattr(stored, name) != getattr(wanted, name)
+        and not (name in SETTLED and getattr(wanted, name) == "auto")
     ]
     if differences:
         raise ConfigError(

@@ -37,8 +37,8 @@ from medmamba.training.config import TrainConfig
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
-from medmamba.training.step import make_optimizer
-from medmamba.training.trainer import choose_device, determinism, peak_memory_gib
+from medmamba.training.step import casting, make_optimizer
+from medmamba.training.trainer import choose_device, determinism, peak_memory_gib, settled
 from medmamba.training.workers import SupervisedWorkers
 
 HIDDEN_SHARE = 0.3
@@ -105,8 +105,13 @@ def pretrain(
             )
         write_text(target / "plan.json", plan.to_json())
         write_json(target / "model.json", facts)
+        device = choose_device(config.device)
+        if resume and (target / "train.json").is_file():
+            stored = TrainConfig.model_validate_json((target / "train.json").read_text())
+            config = config.model_copy(update={"precision": stored.precision})
+        config = settled(config, device, cascade=False)
         write_text(target / "train.json", config.model_dump_json(indent=1) + "\n")
-        return _run(arguments, chosen, cases, target, config, facts, resume, on_step, on_event)
+        return _run(device, arguments, chosen, cases, target, config, facts, resume, on_step, on_event)
 
 
 def hide_key_slices(image: torch.Tensor, step: int, seed: int, share: float = HIDDEN_SHARE) -> Masked:
@@ -136,6 +141,7 @@ def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
 
 
 def _run(
+    device: torch.device,
     arguments: dict[str, Any],
     chosen: Configuration,
     cases: Sequence[CaseReader],
@@ -146,7 +152,8 @@ def _run(
     on_step: Callable[[StepReport], None],
     on_event: Callable[[str], None],
 ) -> TrainingResult:
-    device = choose_device(config.device)
+    # fp16 would need a loss scale for its small gradients
+    precision = "fp32" if config.precision == "fp16" else config.precision
     torch.manual_seed(config.seed)
     network = build_network(**arguments).to(device)
     optimizer = make_optimizer(network, config)
@@ -156,7 +163,7 @@ def _run(
     patch = tuple(chosen.patch_size)
     batch_size = config.batch_size or chosen.batch_size
     source = PatchSource(
-        cases, augmentation_plan(patch, ()), batch_size, seed=config.seed, first_step=done.step, augmented=False
+        cases, augmentation_plan(patch, ()), batch_size, seed=config.seed, first_step=done.step, augmented="none"
     )
     budget = Budget(config.total_steps, config.max_minutes)
     started, before, loss_value = time.monotonic(), done.seconds, math.nan
@@ -174,7 +181,9 @@ def _run(
                 rate = warmed_up(rate, done.step, config.warmup_steps)
                 batch = next(stream)
                 masked = hide_key_slices(batch.image, batch.step, config.seed)
-                loss_value = _step(network, optimizer, masked, batch.image, rate, config.gradient_clip, device)
+                loss_value = _step(
+                    network, optimizer, masked, batch.image, rate, config.gradient_clip, device, precision
+                )
                 if not math.isfinite(loss_value):
                     raise MedmambaError(
                         f"Pretraining stopped at step {batch.step}: the loss is not finite with cases "
@@ -204,13 +213,15 @@ def _step(
     rate: float,
     clip: float,
     device: torch.device,
+    precision: str,
 ) -> float:
     network.train()
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     hidden = masked.hidden.to(device)
-    drawn = network(masked.image.to(device)).float()
+    with casting(precision, device):
+        drawn = network(masked.image.to(device)).float()
     loss = ((drawn - image.to(device)) ** 2 * hidden).sum() / (hidden.sum() * image.shape[1])
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip)

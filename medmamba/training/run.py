@@ -51,7 +51,7 @@ def train(
     from medmamba.preprocessing.store import stored_cases
     from medmamba.training import distributed
     from medmamba.training.cascade import ensure_first_stage
-    from medmamba.training.config import TrainConfig, refuse_another_recipe
+    from medmamba.training.config import SETTLED, TrainConfig, refuse_another_recipe
     from medmamba.training.observers import observers
     from medmamba.training.trainer import train_fold
     from medmamba.training.transfer import freeze, initialise
@@ -89,6 +89,7 @@ def train(
     config = config or stored or TrainConfig()
     if stored is not None:
         refuse_another_recipe(stored, config)
+        config = config.model_copy(update={name: getattr(stored, name) for name in SETTLED})
         refuse_another_plan(target, made, arguments)
     own_device = distributed.join(config.device)
     if own_device is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +36,26 @@ def choose_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+
+
+def casting(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which a network runs at this precision."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A line for the user when this machine has no instructions for a precision and imitates it; else None."""
+    if device.type == "cuda":
+        imitated = precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        imitated = precision == "fp16" or (precision == "bf16" and not cpu_multiplies_bf16())
+    if not imitated:
+        return None
+    return (
+        f"The run computes in {precision}, which this {'GPU' if device.type == 'cuda' else 'processor'} only imitates: "
+        f"the steps are slow. A precision cannot change on resuming; begin again with --restart --precision fp32, or "
+        f"go on where it began."
+    )
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -94,12 +114,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         image, label = batch.image.to(self.device), batch.label.to(self.device)
         annotated = None if batch.annotated is None else batch.annotated.to(self.device)
-        cast = (
-            nullcontext()
-            if self.precision == "fp32"
-            else torch.autocast(self.device.type, dtype=DTYPES[self.precision])
-        )
-        with cast:
+        with casting(self.precision, self.device):
             outputs = self.network(image)
         loss = self.loss(outputs, label, annotated)
         dice = self._dice(outputs, label) if measure else None

@@ -34,7 +34,7 @@ from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.memory import Fit, is_out_of_memory, smaller_fit
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
-from medmamba.training.step import StepOutcome, Stepper, make_optimizer
+from medmamba.training.step import StepOutcome, Stepper, choose_precision, make_optimizer, slow_precision
 from medmamba.training.validation import Validation, spread_subset, validate
 from medmamba.training.workers import SupervisedWorkers
 
@@ -86,6 +86,7 @@ class Training:
         observe: Observer,
     ) -> None:
         self.device = choose_device(config.device)
+        config = settled(config, self.device, previous_labels(plan, configuration) > 0)
         self.network = network.to(self.device)
         self.configuration = configuration
         self.previous_labels = previous_labels(plan, configuration)
@@ -117,6 +118,8 @@ class Training:
             self.fit = self.done.stored_fit() or self.fit
             if self.averaged is not None:
                 self.averaged.steps = state["averaged_steps"]
+            if (line := slow_precision(self.config.precision, self.device)) is not None:
+                self._tell(line)
         elif has_checkpoint(self.checkpoints):
             raise ConfigError(
                 f"{self.folder}: holds a trained fold. Use --resume to go on, or --restart to begin again."
@@ -211,8 +214,7 @@ class Training:
 
     def _step(self, rate: float) -> StepOutcome:
         """One step on the next batch; smaller when memory runs out, until it fits."""
-        assert self.stream is not None
-        batch = next(self.stream)
+        batch = self._next_batch()
         while True:
             short_of_memory: str | None = None
             try:
@@ -245,8 +247,11 @@ class Training:
         self._tell(f"Out of memory at step {self.done.step} ({reason}) with {before}; going on with {self.fit}.")
         self._close_stream()
         self._open_stream()
+        return self._next_batch()
+
+    def _next_batch(self) -> Batch:
         assert self.stream is not None
-        return next(self.stream)
+        return self.stream.source.finished(next(self.stream), self.device)
 
     def _open_stream(self) -> None:
         mirroring, config, fit = self.mirroring, self.config, self.fit
@@ -382,6 +387,18 @@ class _Epoch:
     def waiting(self) -> float:
         """Share of the epoch's time spent waiting for data."""
         return min(1.0, self.waited / self.seconds)
+
+
+def settled(config: TrainConfig, device: torch.device, cascade: bool) -> TrainConfig:
+    """The recipe with its ``auto`` decided for this machine; raises ConfigError for what cannot be."""
+    augment = config.augment
+    if augment == "auto":
+        augment = "device" if device.type == "cuda" and not cascade else "cpu"
+    if augment == "device" and cascade:
+        raise ConfigError(
+            "--augment device: the second stage of a cascade can only be augmented by the data workers. Use cpu."
+        )
+    return config.model_copy(update={"augment": augment, "precision": choose_precision(config.precision, device)})
 
 
 def choose_device(name: str) -> torch.device:

@@ -24,7 +24,7 @@ from medmamba import pipeline
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.run_folder import read_plan
-from medmamba.training import trainer
+from medmamba.training import step, trainer
 from medmamba.training.checkpoint import read_state
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
@@ -84,7 +84,11 @@ def test_everything_a_person_wants_to_see_is_on_disk(clinic_run):
     assert (fold / "checkpoints" / "last" / "training.safetensors").is_file()
 
 
-@pytest.mark.parametrize("extra", [{}, {"ema": 0.9}, {"precision": "bf16"}], ids=["plain", "ema", "bf16"])
+@pytest.mark.parametrize(
+    "extra",
+    [{}, {"ema": 0.9}, {"precision": "bf16"}, {"augment": "device"}],
+    ids=["plain", "ema", "bf16", "augmented in batches"],
+)
 def test_a_run_in_two_parts_equals_a_whole_one_to_the_bit(clinic_run, tmp_path, extra):
     import shutil
 
@@ -164,13 +168,13 @@ def test_a_case_with_nan_is_skipped_then_stops_training_with_its_name_and_batch(
 
 
 def test_out_of_memory_gives_up_batch_then_patch_and_says_so(clinic_run, monkeypatch):
-    step, shapes, events = trainer.Stepper.step, [], []
+    one_step, shapes, events = trainer.Stepper.step, [], []
 
     def tight(self, batch, rate, **options):
         if batch.image.numel() > 8 * 8 * 8 - 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         shapes.append(tuple(batch.image.shape))
-        return step(self, batch, rate, **options)
+        return one_step(self, batch, rate, **options)
 
     monkeypatch.setattr(trainer.Stepper, "step", tight)
     # each axis can be halved once
@@ -203,6 +207,25 @@ def test_a_resumed_run_keeps_its_recipe_and_refuses_another(clinic_run):
     assert pipeline.train(clinic_run, config=longer, resume=True).steps == 4
     with pytest.raises(ConfigError, match=r"another recipe: learning_rate was 0\.002, now 0\.1"):
         make_config({"learning_rate": 0.1}, stored)
+
+
+@pytest.mark.parametrize(("fast", "chosen"), [(False, "fp32"), (True, "bf16")])
+def test_a_run_keeps_the_precision_of_the_machine_it_began_on(clinic_run, monkeypatch, fast, chosen):
+    config = TrainConfig(steps=1, **SHORT)
+    assert config.precision == "auto"
+    monkeypatch.setattr(step, "cpu_multiplies_bf16", lambda: fast)
+    pipeline.train(clinic_run, config=config.model_copy(update={"device": "cpu"}))
+    assert (stored_config(clinic_run).precision, stored_config(clinic_run).augment) == (chosen, "cpu")
+    monkeypatch.setattr(step, "cpu_multiplies_bf16", lambda: not fast)  # "another machine"
+    events = []
+    longer = make_config({"steps": 2, "precision": "auto"}, stored_config(clinic_run))
+    pipeline.train(clinic_run, config=longer, resume=True, on_event=events.append)
+    state = read_state(_fold(clinic_run) / "checkpoints" / "last")
+    assert state["config"]["precision"] == stored_config(clinic_run).precision == chosen
+    told = [line for line in events if "only imitates" in line]
+    assert len(told) == (chosen == "bf16")
+    with pytest.raises(ConfigError, match=f"precision was '{chosen}', now 'fp16'"):
+        make_config({"precision": "fp16"}, stored_config(clinic_run))
 
 
 def test_a_resumed_run_refuses_another_plan_and_another_network_by_name(clinic_run):

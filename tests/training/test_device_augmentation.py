@@ -1,0 +1,202 @@
+"""Augmentation of whole batches: each operation is MONAI's, the chances those of samples augmented one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import AdjustContrast, Affine, GaussianSmooth, RandSimulateLowResolution, ScaleIntensityFixedMean
+
+from medmamba.preprocessing.store import CaseReader, write_case
+from medmamba.training.augmentation import (
+    AugmentationPlan,
+    SpatialDraw,
+    augment,
+    augmentation_plan,
+    centre,
+    draw_spatial,
+)
+from medmamba.training.batches import PatchSource
+from medmamba.training.device_augmentation import SampleDraw, augment_batch, draw_sample
+from medmamba.training.sampling import sample_rng
+
+NOTHING = SampleDraw(None, None, 0, None, None, None, None, None, None, ())
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def _batch(size, count=3, channels=2):
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.normal(size=(count, channels, *size)).astype(np.float32))
+    return image, torch.from_numpy(rng.integers(0, 4, (count, 1, *size)))
+
+
+def _changed(size, draw, device="cpu"):
+    """What a draw makes of the middle one of three samples; the others must stay as they were."""
+    image, label = _batch(size)
+    made, labels = augment_batch(
+        image.to(device), label.to(device), augmentation_plan(size, ()), [NOTHING, draw, NOTHING]
+    )
+    assert torch.equal(made[::2].cpu(), image[::2])
+    assert torch.equal(labels.cpu(), label)
+    return image[1], made[1].cpu()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [(9, 12, 10), (14, 11)])
+def test_each_change_of_intensity_is_that_of_monai(size, device):
+    def low_resolution(image):
+        transform = RandSimulateLowResolution(prob=1, upsample_mode="bilinear" if len(size) == 2 else "trilinear")
+        transform.randomize()
+        transform.zoom_factor = 0.6
+        return transform(image, randomize=False)
+
+    sigma = (0.5, 0.9, 0.7)[: len(size)]
+    pairs = [
+        (replace(NOTHING, blur=sigma), GaussianSmooth(sigma)),
+        (replace(NOTHING, brightness=1.2), lambda image: image * 1.2),
+        (replace(NOTHING, contrast=1.2), ScaleIntensityFixedMean(0.2, fixed_mean=True, preserve_range=True)),
+        (replace(NOTHING, low_resolution=0.6), low_resolution),
+        (replace(NOTHING, inverted_gamma=0.8), AdjustContrast(0.8, invert_image=True, retain_stats=True)),
+        (replace(NOTHING, gamma=1.4), AdjustContrast(1.4, retain_stats=True)),
+    ]
+    for draw, reference in pairs:
+        image, made = _changed(size, draw, device)
+        assert not torch.equal(image, made)
+        torch.testing.assert_close(made, torch.as_tensor(reference(image)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_has_the_deviation_drawn_and_comes_from_the_samples_own_seed(device):
+    draw = replace(NOTHING, noise=0.08, noise_seed=5)
+    image, made = _changed((24, 24, 24), draw, device)
+    assert float((made - image).std()) == pytest.approx(0.08, rel=0.03)
+    assert torch.equal(made, _changed((24, 24, 24), draw, device)[1])
+    assert not torch.equal(made, _changed((24, 24, 24), replace(draw, noise_seed=6), device)[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("patch", "angles"), [((16, 20, 13), (0.4, -0.3, 0.2)), ((4, 20, 17), (1.0, 0.0, 0.0)), ((18, 15), (2.5,))]
+)
+def test_a_turn_is_that_of_monai_and_a_patch_that_does_not_turn_is_the_centre(patch, angles, device):
+    plan = augmentation_plan(patch, ())
+    spatial = SpatialDraw(angles, 0.8)
+    image, label = _batch(plan.enlarged_size)
+    made, labels = augment_batch(
+        image.to(device), label.to(device), plan, [NOTHING, replace(NOTHING, spatial=spatial), NOTHING]
+    )
+    turn = Affine(
+        rotate_params=angles if len(patch) == 3 else angles[0],
+        scale_params=spatial.zooms(plan),
+        spatial_size=patch,
+        padding_mode="zeros",
+        image_only=True,
+    )
+    torch.testing.assert_close(made[1].cpu(), turn(image[1]).as_tensor(), rtol=1e-3, atol=1e-3)
+    wanted = turn(label[1].float(), mode="nearest").as_tensor().long()
+    assert (labels[1].cpu() == wanted).float().mean() > 0.999  # voxels half way between two may fall either way
+    assert labels.dtype == torch.int64
+    middle = centre(plan.enlarged_size, patch)
+    assert torch.equal(made[0].cpu(), image[0][middle])
+    assert torch.equal(labels[2].cpu(), label[2][middle])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_mirroring_from_left_to_right_exchanges_the_labels_of_pairs_in_its_own_sample_only(device):
+    plan = AugmentationPlan((6, 5, 4), (0.0,) * 3, (0, 1, 2), swap_axis=0, label_swap=(0, 2, 1, 3))
+    image, label = _batch(plan.patch_size)
+    draws = [replace(NOTHING, flips=flips) for flips in ((0, 2), (1,), ())]
+    made, labels = (out.cpu() for out in augment_batch(image.to(device), label.to(device), plan, draws))
+    assert torch.equal(made[0], image[0].flip(1, 3))
+    assert torch.equal(labels[0], torch.tensor(plan.label_swap)[label[0]].flip(1, 3))
+    assert torch.equal(labels[1], label[1].flip(2))
+    assert torch.equal(labels[2], label[2])
+
+
+def test_everything_happens_as_often_and_as_strongly_as_planned():
+    plan = augmentation_plan((16, 16, 16), (0, 2))
+    count = 6000
+    draws = [draw_sample(sample_rng(3, step, 0), plan, None) for step in range(count)]
+    ranges = {
+        "noise": (0.1, 0, 0.1),
+        "brightness": (0.15, 0.75, 1.25),
+        "contrast": (0.15, 0.75, 1.25),
+        "low_resolution": (0.25, 0.5, 1.0),
+        "inverted_gamma": (0.1, 0.7, 1.5),
+        "gamma": (0.3, 0.7, 1.5),
+    }
+    drawn = {name: [value for d in draws if (value := getattr(d, name)) is not None] for name in ranges}
+    drawn["blur"] = [sigma for d in draws if d.blur is not None for sigma in d.blur]
+    ranges["blur"] = (0.2 * 3, 0.5, 1.0)
+    for name, (probability, low, high) in ranges.items():
+        values = np.array(drawn[name])
+        # four standard errors of a binomial count, and of the mean of a uniform range
+        slack = 4 * (count * probability) ** 0.5 * (3 if name == "blur" else 1)
+        assert abs(len(values) - count * probability) < slack, name
+        assert low <= values.min() <= values.max() <= high, name
+        assert values.mean() == pytest.approx((low + high) / 2, abs=4 * (high - low) / (12 * len(values)) ** 0.5), name
+    for axis in (0, 1, 2):
+        share = np.mean([axis in draw.flips for draw in draws])
+        assert share == pytest.approx(0.5 if axis in plan.mirror_axes else 0.0, abs=4 * 0.5 / count**0.5)
+
+
+def test_batches_and_single_samples_agree_in_distribution():
+    """Mean, deviation, extremes and roughness of what both ways make of one image."""
+    plan = augmentation_plan((12, 12, 12), (0, 1, 2))
+    image, label = _batch(plan.enlarged_size, 1, 1)
+    image = torch.nn.functional.avg_pool3d(image, 3, 1, 1) * 3  # with structure, so that blur and turns matter
+    middle = centre(plan.enlarged_size, plan.patch_size)
+
+    def facts(made):
+        return [made.mean(), made.std(), made.amin(), made.amax(), made.diff(dim=-1).abs().mean()]
+
+    one, whole = [], []
+    for step in range(500):
+        rng = sample_rng(1, step, 0)
+        spatial = draw_spatial(rng, plan)
+        size = ... if spatial is not None else middle
+        one.append(facts(augment(image[0][size], label[0][size].float(), plan, spatial, rng)[0]))
+        draw = draw_sample(sample_rng(1, step, 10), plan, spatial)
+        whole.append(facts(augment_batch(image, label, plan, [draw])[0]))
+    first, second = torch.tensor(one), torch.tensor(whole)
+    error = ((first.var(0) + second.var(0)) / len(first)).sqrt()
+    assert ((first.mean(0) - second.mean(0)).abs() < 4 * error).all()
+    torch.testing.assert_close(first.std(0), second.std(0), rtol=0.25, atol=1e-3)
+
+
+@pytest.fixture
+def cases(tmp_path):
+    rng = np.random.default_rng(2)
+    for number in range(2):
+        labels = np.zeros((20, 22, 24), np.int16)
+        labels[4:9, 5:12, 6:14], labels[12:16, 5:12, 6:14] = 1, 2
+        image = rng.normal(size=(1, 20, 22, 24)).astype(np.float32) + labels
+        write_case(tmp_path / str(number), f"c_{number}", image, labels, chunk=(8, 8, 8))
+    return [CaseReader(tmp_path / str(number)) for number in range(2)]
+
+
+def test_a_step_gives_the_same_batch_again_and_shows_the_place_that_the_other_way_shows(cases):
+    plan = augmentation_plan((8, 8, 8), (0, 1, 2))
+
+    def finished(augmented, step, samples=None):
+        source = PatchSource(cases, plan, 2, seed=7, augmented=augmented, samples=samples)
+        return source.finished(source.batch(step), torch.device("cpu"))
+
+    raw = PatchSource(cases, plan, 2, seed=7, augmented="device")
+    sizes = {tuple(raw.batch(step).image.shape[2:]) for step in range(12)}
+    assert sizes == {plan.patch_size, plan.enlarged_size}  # read no larger than needed
+    for step in range(12):
+        batch, again = finished("device", step), finished("device", step)
+        assert batch.image.shape == (2, 1, 8, 8, 8)
+        assert torch.equal(batch.image, again.image)
+        assert torch.equal(batch.label, again.label)
+        assert set(batch.label.unique().tolist()) <= {0, 1, 2}
+        own = finished("device", step, range(1, 2))  # a rank's share of the batch is the share of the whole
+        torch.testing.assert_close(own.image[0], batch.image[1])
+        other = finished("cpu", step)
+        assert batch.case_ids == other.case_ids
+        for index in range(2):  # the same voxels, however they were mirrored
+            if draw_spatial(sample_rng(7, step, index), plan) is None:
+                assert torch.equal(batch.label[index].sum(), other.label[index].sum())
