@@ -46,7 +46,7 @@ class TrainConfig(BaseModel):
     augment: Literal["auto", "cpu", "device", "none"] = "auto"
     seed: int = Field(default=1, ge=0)
     workers: int = Field(default=1, ge=0)
-    stall_seconds: float = Field(default=45.0, gt=0, description="silence after which a data worker counts as stuck")
+    stall_seconds: float = Field(default=28.0, gt=0, description="silence after which a data worker counts as stuck")
     checkpoint_minutes: float = Field(default=10.0, gt=0)
     device: str = "auto"
 

@@ -198,7 +198,8 @@ def _run(
                     write_metrics(target, done)
                     losses = []
                     save()
-                on_step(step_report(done, config, budget, loss_value, rate, 0.0))
+                used = budget.progress(done.step, done.seconds)
+                on_step(step_report(done, config, used, loss_value, rate, 0.0))
         finally:
             if done.step and math.isfinite(loss_value):
                 save()

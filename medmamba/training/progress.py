@@ -11,7 +11,6 @@ from typing import Any
 from medmamba.atomic import write_text
 from medmamba.training.config import TrainConfig
 from medmamba.training.memory import Fit
-from medmamba.training.schedule import Budget
 
 COLUMNS = (
     "epoch",
@@ -97,10 +96,9 @@ def write_metrics(folder: Path, done: Progress) -> None:
 
 
 def step_report(
-    done: Progress, config: TrainConfig, budget: Budget, loss: float, rate: float, waiting: float
+    done: Progress, config: TrainConfig, share: float, loss: float, rate: float, waiting: float
 ) -> StepReport:
-    """The progress line of this step."""
-    share = budget.progress(done.step, done.seconds)
+    """The progress line of this step, after which ``share`` of the budget is used."""
     left = done.seconds * (1 - share) / share if share > 0 else math.inf
     return StepReport(
         done.step, config.total_steps, loss, rate, done.validation_dice, share, done.seconds, left, waiting

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 
+CLOSING_SHARE = 0.25
+"""Largest share of a budget of time that is kept free for what follows the last step."""
 POLY_EXPONENT = 0.9
 """Exponent of nnU-Net's polynomial decay."""
 
@@ -22,10 +24,17 @@ class Budget:
         if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
             raise ValueError("a budget must be positive")
 
-    def progress(self, step: int, seconds: float) -> float:
-        """Share of the budget used after ``step`` steps and ``seconds`` of training, 0 to 1."""
+    def progress(self, step: int, seconds: float, closing: float = 0.0) -> float:
+        """Share of the budget used after ``step`` steps and ``seconds`` of training, 0 to 1.
+
+        ``closing`` are the seconds that the end will take (validation, checkpoint); of the minutes at most a quarter is
+        kept free for them.
+        """
         by_steps = step / self.steps if self.steps is not None else 0.0
-        by_time = seconds / (60 * self.minutes) if self.minutes is not None else 0.0
+        by_time = 0.0
+        if self.minutes is not None:
+            limit = 60 * self.minutes
+            by_time = seconds / (limit - min(closing, CLOSING_SHARE * limit))
         return min(1.0, max(by_steps, by_time))
 
 

@@ -1,8 +1,13 @@
-"""TensorBoard, MLflow and Weights & Biases, each behind one name and imported only when asked for."""
+"""TensorBoard, MLflow and Weights & Biases, each behind one name and imported only when asked for.
+
+A tracker that fails when it is opened is an error before training begins; one that fails later is left out with a
+warning, because no server is worth a training.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,27 +21,46 @@ class Tracker:
 
     def __init__(self, log: Callable[[dict[str, float], int], None], close: Callable[[], None]) -> None:
         self._log = log
-        self.close = close
+        self._close = close
+        self._failed = False
 
     def __call__(self, what: str, value: Any) -> None:
-        if what != "epoch":
+        if what != "epoch" or self._failed:
             return
         numbers = {
             key: float(number)
             for key, number in value.items()
             if isinstance(number, int | float) and key not in ("epoch", "step") and math.isfinite(number)
         }
-        self._log(numbers, int(value["step"]))
+        try:
+            self._log(numbers, int(value["step"]))
+        except Exception as error:
+            self._failed = True
+            warnings.warn(f"{_reason(error)} Training goes on without this tracker.", stacklevel=2)
+
+    def close(self) -> None:
+        """Write what is left."""
+        try:
+            self._close()
+        except Exception as error:
+            warnings.warn(_reason(error), stacklevel=2)
 
 
 def open_tracker(name: str, run: Path, fold: Path, config: TrainConfig) -> Tracker:
-    """The tracker called ``name``; raises ConfigError with the command that installs what is missing."""
+    """The tracker called ``name``; raises ConfigError with what is missing: a package, a server, an account."""
     if name not in TRACKERS:
         raise unknown_name("tracker", name, list(TRACKERS))
     try:
         return TRACKERS[name](run, fold, config)
     except ImportError as error:
         raise ConfigError(f"--{name} needs a package that is not installed. Run: pip install {name}") from error
+    except Exception as error:
+        raise ConfigError(f"--{name}: {_reason(error)} Mend that, or leave --{name} out.") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"The tracker failed ({type(error).__name__}: {lines[0][:160]})."
 
 
 def _tensorboard(run: Path, fold: Path, config: TrainConfig) -> Tracker:

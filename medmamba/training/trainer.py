@@ -106,6 +106,10 @@ class Training:
         batch = config.batch_size or configuration.batch_size
         self.fit = Fit(batch, tuple(configuration.patch_size), config.recompute)
         self.stream: SupervisedWorkers | None = None
+        self.seconds_per_volume: float | None = None
+        self.seconds_per_save = 0.0
+        self.ends = math.inf
+        """When the minutes are used up, on the monotonic clock."""
 
     def begin(self, resume: bool) -> None:
         """Load the last checkpoint, or make sure that there is none."""
@@ -137,11 +141,13 @@ class Training:
         """Steps until the budget is used up, then a last validation and a last checkpoint."""
         config, done = self.config, self.done
         started, before = time.monotonic(), done.seconds
+        if config.max_minutes is not None:
+            self.ends = started + 60 * config.max_minutes - before
         last_saved, loss, found = started, math.nan, None
         epoch = _Epoch()
         stopped_early = False
         try:
-            while (share := distributed.from_first(self.budget.progress(done.step, done.seconds))) < 1.0:
+            while (share := distributed.from_first(self._share_used(epoch))) < 1.0:
                 rate = warmed_up(
                     SCHEDULES[config.schedule](config.learning_rate, share) * self.guard.rate_factor,
                     done.step,
@@ -161,7 +167,7 @@ class Training:
                 if time.monotonic() - last_saved > 60 * config.checkpoint_minutes:
                     self.save()
                     last_saved = time.monotonic()
-                on_step(step_report(done, config, self.budget, loss, rate, epoch.waiting))
+                on_step(step_report(done, config, self._share_used(epoch), loss, rate, epoch.waiting))
                 if stopped_early:
                     break
             if self.validation and (found is None or self._validated_a_part or done.step % config.steps_per_epoch):
@@ -192,10 +198,21 @@ class Training:
             events=tuple(done.events),
         )
 
+    def _share_used(self, epoch: _Epoch) -> float:
+        """Of the budget; what the last validation and checkpoint will take counts as used."""
+        volumes = len(self.validation)
+        if self.seconds_per_volume is not None:
+            closing = volumes * self.seconds_per_volume
+        else:  # nothing measured yet
+            closing = 6 * (self.config.max_minutes or 0.0) if volumes else 0.0
+        closing += self.seconds_per_save + epoch.seconds / max(epoch.steps, 1)
+        return self.budget.progress(self.done.step, self.done.seconds, closing)
+
     def save(self, generation: str = "last") -> None:
         """Write a generation of checkpoints; only the first of several processes does."""
         if distributed.rank() != 0:
             return
+        started = time.monotonic()
         state = {
             **self.facts,
             "config": self.config.model_dump(),
@@ -206,6 +223,7 @@ class Training:
         averaged = None if self.averaged is None else self.averaged.network
         optimizer = self.optimizer if generation == "last" else None
         save_checkpoint(self.checkpoints, self.network, optimizer, state, generation=generation, averaged=averaged)
+        self.seconds_per_save = time.monotonic() - started
 
     @property
     def _validated_a_part(self) -> bool:
@@ -290,9 +308,19 @@ class Training:
         found = None
         if distributed.rank() == 0:
             network = self.network if self.averaged is None else self.averaged.network
+            started = time.monotonic()
             found = validate(
-                network, cases, self.configuration, self.heads, self.device, previous_labels=self.previous_labels
+                network,
+                cases,
+                self.configuration,
+                self.heads,
+                self.device,
+                previous_labels=self.previous_labels,
+                until=self.ends,
             )
+            self.seconds_per_volume = (time.monotonic() - started) / found.cases
+            if found.cases < len(cases):
+                self._tell(f"The minutes were used up after {found.cases} of {len(cases)} validation volumes.")
         dice = distributed.from_first(math.nan if found is None else found.mean)
         self.done.validation_dice = dice
         if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,11 +24,12 @@ EXAMPLES = 4
 
 
 class Validation(NamedTuple):
-    """Mean Dice over heads and cases, the mean of each head, the share of voxels predicted as foreground, pictures."""
+    """Mean Dice over heads and cases, that of each head, share of voxels called foreground, case count, pictures."""
 
     mean: float
     by_name: dict[str, float]
     foreground_share: float
+    cases: int
     examples: tuple[Example, ...] = ()
 
 
@@ -49,16 +51,22 @@ def validate(
     device: torch.device,
     *,
     previous_labels: int = 0,
+    until: float = math.inf,
 ) -> Validation:
     """Mean Dice over whole validation volumes; structures absent from truth and prediction do not count.
 
-    Ignored voxels are left out, and so are heads whose labels were not looked for in a case.
+    Ignored voxels are left out, and so are heads whose labels were not looked for in a case. After the time ``until``
+    (on the monotonic clock) no further volume is begun; the first always is.
     """
     first = 0 if heads.sigmoid else 1
     examples: list[Example] = []
     scores: dict[str, list[float]] = {name: [] for name in heads.names[first:]}
     foreground = voxels = 0
+    seen = 0
     for case in cases:
+        if seen and time.monotonic() >= until:
+            break
+        seen += 1
         image, truth = case.read_whole()
         if previous_labels:
             image = np.concatenate([image, one_hot(case.read_previous(), previous_labels)])
@@ -77,7 +85,7 @@ def validate(
             scores[name].append(dice(np.isin(truth[known], members), np.isin(prediction[known], members)))
     every = [score for values in scores.values() for score in values]
     by_name = {name: _mean(values) for name, values in scores.items()}
-    return Validation(_mean(every), by_name, foreground / max(voxels, 1), tuple(examples))
+    return Validation(_mean(every), by_name, foreground / max(voxels, 1), seen, tuple(examples))
 
 
 def spread_subset(cases: Sequence[CaseReader], count: int | None) -> list[CaseReader]:

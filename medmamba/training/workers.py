@@ -1,8 +1,9 @@
 """Processes that make batches, under supervision.
 
 The workers run batchgenerators' loop; each makes every n-th batch, and they are asked in turn, so the order of the
-batches never depends on timing. A worker that dies or falls silent is named (case, signal, memory), its batch is made
-again in this process, and it is started anew; after too many faults training stops instead of limping on.
+batches never depends on timing. A worker that dies or falls silent is named (case, signal, memory), and a new one makes
+its batch again; when that fails too, or after too many faults, training stops instead of limping on. The training
+process itself makes no batch that a worker could not make: it would die or hang in its turn.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class SupervisedWorkers:
         self.on_fault = on_fault
         self.last_wait = 0.0
         self.faults = 0
+        self._failed_step: int | None = None
         self._step = source.first_step
         self._notes = Path(tempfile.mkdtemp(prefix="medmamba-workers-"))
         self._workers = [_Worker(source, self._step + n, workers, self._notes / str(n)) for n in range(workers)]
@@ -69,9 +71,9 @@ class SupervisedWorkers:
 
     def _from_worker(self) -> Batch:
         index = (self._step - self.source.first_step) % len(self._workers)
-        worker = self._workers[index]
         asked = time.monotonic()
         while True:
+            worker = self._workers[index]
             made = worker.poll()
             if isinstance(made, dict) and "error" in made:
                 raise InputError(f"{made['error']} (met while batch {self._step} was made)")
@@ -79,21 +81,22 @@ class SupervisedWorkers:
                 return self.source.as_batch(made)
             fault = worker.fault(max(asked, worker.last_sign()), self.stall_seconds)
             if fault is not None:
-                return self._redo(index, fault)
+                self._replace(index, fault)
+                asked = time.monotonic()
 
-    def _redo(self, index: int, fault: str) -> Batch:
+    def _replace(self, index: int, fault: str) -> None:
         self.faults += 1
         old = self._workers[index]
         old.end()
-        if self.faults > MAX_FAULTS:
+        if self.faults > MAX_FAULTS or self._failed_step == self._step:
+            what = "the second for this batch" if self._failed_step == self._step else f"number {self.faults}"
             raise ResourceError(
-                f"{fault} This was fault number {self.faults} of the data workers. Give the run more memory, use fewer "
-                f"--workers, or make batches in the main process (--workers 0); --resume goes on."
+                f"{fault} This fault of the data workers was {what}. Look at that case and its disk, give the run more "
+                f"memory, use fewer --workers or none (--workers 0); --resume goes on."
             )
-        self.on_fault(f"{fault} Batch {self._step} is made again here, and the worker is started anew.")
-        count = len(self._workers)
-        self._workers[index] = _Worker(self.source, self._step + count, count, old.notes)
-        return self.source.batch(self._step)
+        self._failed_step = self._step
+        self.on_fault(f"{fault} Batch {self._step} is made again by a new worker.")
+        self._workers[index] = _Worker(self.source, self._step, len(self._workers), old.notes)
 
 
 class _Worker:

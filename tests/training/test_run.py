@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -21,10 +21,11 @@ import torch
 
 import medmamba
 from medmamba import pipeline
-from medmamba.errors import ConfigError, InputError, MedmambaError
+from medmamba.atomic import FolderLock
+from medmamba.errors import ConfigError, InputError, MedmambaError, PartialError, ResourceError
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.run_folder import read_plan
-from medmamba.training import step, trainer
+from medmamba.training import step, trainer, validation
 from medmamba.training.checkpoint import read_state
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
@@ -188,6 +189,34 @@ def test_out_of_memory_gives_up_batch_then_patch_and_says_so(clinic_run, monkeyp
     assert any("going on with batch 1" in line for line in events)
 
 
+@pytest.mark.parametrize(("steps_per_epoch", "cut"), [(10, False), (10_000, True)], ids=["measured", "not measured"])
+def test_the_last_validation_ends_inside_the_minutes_too(clinic_run, monkeypatch, steps_per_epoch, cut):
+    splits = json.loads((clinic_run / "splits.json").read_text())
+    splits[0] = {"train": ["k_0"], "val": ["k_1", "k_2", "k_3", "k_4"]}
+    (clinic_run / "splits.json").write_text(json.dumps(splits))
+    predict, one_step, now = validation.predict_logits, trainer.Stepper.step, [0.0]
+
+    def taking(seconds, work):
+        def timed(*arguments, **options):
+            now[0] += seconds
+            return work(*arguments, **options)
+
+        return timed
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(validation, "time", clock)
+    monkeypatch.setattr(validation, "predict_logits", taking(2.5, predict))
+    monkeypatch.setattr(trainer.Stepper, "step", taking(1.0, one_step))
+    rates = []
+    config = TrainConfig(max_minutes=0.5, warmup_steps=0, workers=0, steps_per_epoch=steps_per_epoch)
+    result = pipeline.train(clinic_run, config=config, on_step=lambda report: rates.append(report.learning_rate))
+    assert result.seconds <= 30 + cut * 2.5  # a volume under way is finished
+    assert rates[-1] < 0.2 * rates[0]
+    assert result.validation_dice is not None
+    assert any("minutes were used up after" in line for line in result.events) == cut
+
+
 def test_patience_ends_a_training_that_gets_no_better(clinic_run):
     config = TrainConfig(
         steps=40, patience=2, learning_rate=1e-12, validation_cases=1, **{**SHORT, "steps_per_epoch": 1}
@@ -204,7 +233,10 @@ def test_a_resumed_run_keeps_its_recipe_and_refuses_another(clinic_run):
     stored = stored_config(clinic_run)
     longer = make_config({"steps": 4}, stored)
     assert (longer.learning_rate, longer.seed, longer.steps) == (2e-3, 5, 4)
-    assert pipeline.train(clinic_run, config=longer, resume=True).steps == 4
+    rates = []
+    again = pipeline.train(clinic_run, config=longer, resume=True, on_step=lambda r: rates.append(r.learning_rate))
+    assert again.steps == 4
+    assert rates == pytest.approx([2e-3 * 0.5**0.9, 2e-3 * 0.25**0.9])  # the schedule of 4 steps from its middle on
     with pytest.raises(ConfigError, match=r"another recipe: learning_rate was 0\.002, now 0\.1"):
         make_config({"learning_rate": 0.1}, stored)
 
@@ -257,14 +289,14 @@ def _kill_a_child_worker(number):
     os.kill(victim.pid, number)
 
 
-@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "gave no sign for 1 s")])
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "gave no sign for 4 s")])
 def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tmp_path, number, words):
     import shutil
 
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)
     losses, undisturbed, events = [], [], []
-    config = TrainConfig(steps=8, workers=1, stall_seconds=1.0, warmup_steps=0, steps_per_epoch=100, deterministic=True)
+    config = TrainConfig(steps=8, workers=1, stall_seconds=4.0, warmup_steps=0, steps_per_epoch=100, deterministic=True)
 
     def disturb(report):
         losses.append(report.loss.hex())
@@ -277,6 +309,30 @@ def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tm
     assert any(words in line and "case k_" in line and "made again" in line for line in events), events
     pipeline.train(other, fold="all", config=config, on_step=lambda r: undisturbed.append(r.loss.hex()))
     assert losses == undisturbed
+
+
+def test_a_case_that_hangs_every_time_stops_training_and_is_named(clinic_run, monkeypatch):
+    read = CaseReader.read_patch
+
+    def hang(self, *arguments):
+        if self.case_id == "k_2":
+            time.sleep(600)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(CaseReader, "read_patch", hang)  # inherited by the workers
+    config = TrainConfig(steps=200, workers=1, stall_seconds=4.0, warmup_steps=0, steps_per_epoch=1000)
+    events, last = [], [0.0]
+    with pytest.raises(ResourceError, match=r"gave no sign for 4 s at case k_2.*second for this batch"):
+        pipeline.train(
+            clinic_run,
+            fold="all",
+            config=config,
+            on_event=events.append,
+            on_step=lambda report: last.__setitem__(0, time.monotonic()),
+        )
+    assert time.monotonic() - last[0] < 60
+    assert any("case k_2" in line and "made again" in line for line in events)
+    assert 2 * TrainConfig().stall_seconds < 60
 
 
 def test_an_error_inside_a_worker_names_the_case(clinic_run):
@@ -292,12 +348,32 @@ def test_several_folds_train_in_one_command(clinic_run):
     assert all((_fold(clinic_run, fold) / "checkpoints" / "last").is_dir() for fold in (0, 1))
 
 
-def test_a_missing_tracker_is_named_with_its_install_command(clinic_run):
-    pytest.importorskip("pip")
-    try:
-        import mlflow  # noqa: F401
-    except ImportError:
-        with pytest.raises(ConfigError, match="pip install mlflow"):
-            pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT), trackers=["mlflow"])
-    else:
-        warnings.warn("mlflow is installed here", stacklevel=1)
+@pytest.mark.slow
+def test_folds_side_by_side_are_those_one_after_the_other_and_a_killed_one_is_named(clinic_run, tmp_path):
+    import multiprocessing
+    import shutil
+    import threading
+
+    other, third = tmp_path / "other", tmp_path / "third"
+    shutil.copytree(clinic_run, other)
+    shutil.copytree(clinic_run, third)
+    choices = {"steps": 2, "deterministic": True, **SHORT}
+    train_folds(clinic_run, [0, 1, "all"], choices)
+    results = train_folds(other, [0, 1, "all"], choices, devices=["cpu", "cpu"])
+    assert list(results) == [0, 1, "all"]
+    assert all(_hashes(other, fold) == _hashes(clinic_run, fold) for fold in results)
+
+    def kill_the_first(line):
+        if line.startswith("Fold 0 trains"):
+            victim = multiprocessing.active_children()[0]
+            threading.Timer(1.0, os.kill, (victim.pid, signal.SIGKILL)).start()
+
+    with pytest.raises(PartialError, match=r"1 folds trained, 1 failed: fold 0: its process was killed"):
+        train_folds(third, [0, 1], choices, devices=["cpu", "cpu"], on_event=kill_the_first)
+    assert _hashes(third, 1) == _hashes(clinic_run, 1)
+
+
+def test_a_second_training_in_the_same_folder_is_refused(clinic_run):
+    _fold(clinic_run).mkdir(parents=True)
+    with FolderLock(_fold(clinic_run)), pytest.raises(InputError, match="in use by process"):
+        pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT))
