@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import Any, TypeVar
 
 import torch
 
 from medmamba.kernels.library import instruction_set, library_path, missing_reason
 
+F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("cpp", "triton", "torch", "reference")
 
 
@@ -70,7 +73,17 @@ def available_backends(device: str = "cpu") -> list[str]:
     return [name for name in BACKENDS if why_not(name, device) is None]
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once and keeps the name
+def asked_once(function: F) -> F:
+    """Mark a function whose answer ``torch.compile`` asks for once and keeps.
+
+    What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler: 150 MB of a process and two
+    seconds that a prediction has no use for.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@asked_once
 def choose_backend(backend: str, device: str, dtype: torch.dtype) -> str:
     """The backend that runs: the one asked for, or under "auto" the first that can.
 

@@ -80,7 +80,7 @@ def measure_case(
     """
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     array, truth = trail.apply(image), trail.apply(labels[None])[0]
-    start, stop = bounding_box(array[0] != 0 if len(array) == 1 else (array != 0).any(axis=0))
+    start, stop = bounding_box(array)
     by_value = label_counts(labels) if counts is None else counts
     structures = {name: value for name, value in label_values.items() if value != 0 and by_value.get(value)}
     indices = index_in(np.array([0, *structures.values()]), truth)  # 1, 2, ... in the order of the structures

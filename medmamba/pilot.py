@@ -156,6 +156,7 @@ def table_lines(trials: Sequence[Trial]) -> list[str]:
 def _try(folder: RunFolder, name: str, minutes: float, fold: int, held_out: Sequence[str]) -> Trial:
     import torch
 
+    from medmamba.device import choose_device
     from medmamba.heads import Heads
     from medmamba.networks.registry import build_network
     from medmamba.planning import what_if
@@ -163,7 +164,6 @@ def _try(folder: RunFolder, name: str, minutes: float, fold: int, held_out: Sequ
     from medmamba.training.checkpoint import load_checkpoint
     from medmamba.training.config import TrainConfig
     from medmamba.training.run import train
-    from medmamba.training.trainer import choose_device
     from medmamba.training.validation import validate
 
     now, plan = what_if(folder.path, network=name)

@@ -103,3 +103,23 @@ def test_an_installed_wheel_holds_the_four_packages_and_no_bare_ones(tmp_path):
         assert (tmp_path / "site" / "medmamba" / name).is_file()
     size = sum(path.stat().st_size for path in (tmp_path / "site" / "medmamba").rglob("*") if path.is_file())
     assert size < 15 * 2**20
+
+
+def test_a_predictor_loads_neither_monai_nor_the_compiler_of_torch():
+    code = (
+        "import sys, medmamba.inference.batch, medmamba.networks.registry as r; r.available_networks()\n"
+        "heavy = {'monai', 'matplotlib', 'pandas', 'skimage', 'triton', 'torch._dynamo', 'blosc2'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_torch_marks_a_function_that_is_asked_once_as_we_do():
+    import torch
+
+    from medmamba.kernels.backends import choose_backend
+
+    def other() -> None: ...
+
+    torch.compiler.assume_constant_result(other)
+    assert set(vars(other)) <= set(vars(choose_backend))

@@ -71,7 +71,7 @@ def whole_numbers(stored: Stored, slope: float, inter: float, where: str) -> tup
         InputError: a value is not finite, or farther than 1e-3 from a whole number.
     """
     if stored.dtype.kind in "iu" and (slope, inter) == (1.0, 0.0):
-        return stored.astype(smallest_type(int(stored.min()), int(stored.max())), order="K"), []
+        return stored.astype(smallest_type(int(stored.min()), int(stored.max())), order="K", copy=False), []
     rounded = np.empty(stored.shape, dtype=np.int32, order="F")
     largest = 0.0
     for slab in _slabs((1, *stored.shape)):

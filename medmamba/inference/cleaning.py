@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from medmamba.preprocessing.case import bounding_box
+
 
 class Step(Protocol):
     """One step: ``action`` is largest_component or remove_small, the volume in mm3 (voxels without millimetres)."""
@@ -43,7 +45,11 @@ def clean_one(labels: NDArray[Any], step: Step, index: int, voxel_mm3: float | N
     """One cleaning step; components touch by face, edge or corner; ties keep the first in the array's order."""
     from scipy.ndimage import label
 
-    components, count = label(labels == index, np.ones((3, 3, 3)))
+    here = labels == index
+    if not here.any():
+        return labels
+    box = tuple(slice(first, end) for first, end in zip(*bounding_box(here[None]), strict=True))
+    components, count = label(here[box], np.ones((3, 3, 3)))
     if count < 2 and step.action == "largest_component":
         return labels
     sizes = np.bincount(components.ravel())
@@ -53,4 +59,7 @@ def clean_one(labels: NDArray[Any], step: Step, index: int, voxel_mm3: float | N
     else:
         kept = sizes * (voxel_mm3 or 1.0) >= step.smallest_voxels_mm3
     kept[0] = True
-    return np.where(kept[components], labels, labels.dtype.type(0))
+    cleaned = labels.copy(order="K")
+    for plane, found in zip(cleaned[box], components, strict=True):  # numpy looks up with eight bytes an index
+        plane[~kept[found]] = 0
+    return cleaned

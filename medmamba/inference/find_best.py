@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmamba.atomic import write_text
+from medmamba.device import choose_device
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice, dice_per_label
 from medmamba.inference.cascade import one_hot
@@ -31,7 +32,6 @@ from medmamba.preprocessing.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.run_folder import RunFolder
-from medmamba.training.trainer import choose_device
 
 TEMPERATURES = np.geomspace(0.5, 4.0, 25)
 SAMPLED_VOXELS = 4000

@@ -76,15 +76,17 @@ def estimate_memory(
     ``passes`` through the network (flips, members) are averaged; ``budget`` is in bytes (default: :func:`budget_of`).
     """
     planned, cropped = trail.grid.shape, trail.steps[-1].shape_before
+    between = cropped[0] * planned[1] * planned[2]
     padded = [max(extent, edge) for extent, edge in zip(planned, box, strict=True)]
     label_bytes = 1 if classes <= 256 else 2
     return MemoryEstimate(
-        planes=4 * classes * min(box[0], padded[0]) * padded[1] * padded[2],
-        image=4 * channels * (prod(trail.native.shape) + 2 * prod(padded)),
+        planes=4 * classes * min(box[0], planned[0]) * planned[1] * planned[2],
+        # as it was read, and on the plan's grid, before its last step or with the padding behind it
+        image=4 * channels * (prod(trail.native.shape) + prod(planned) + max(between, prod(padded))),
         # one pass; of several their sum and the sum with the first
         tile=4 * classes * prod(box) * batch * (1 if passes == 1 else 3),
         # labels on both sides of the last step, and three planes between accumulation and interpolation
-        output=2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * padded[1] * padded[2],
+        output=2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * planned[1] * planned[2],
         naive=4 * classes * prod(cropped),
         budget=budget_of() if budget is None else budget,
     )

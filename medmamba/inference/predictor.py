@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmamba.device import choose_device
 from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
 from medmamba.images import label_counts, read_channels
 from medmamba.images.image import smallest_type
@@ -30,7 +31,6 @@ from medmamba.inference.sliding_window import STEP, Window
 from medmamba.largest import largest_channel
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.labels import label_names, label_values
-from medmamba.training.trainer import choose_device
 
 FAST_STEP = 0.75
 """Distance of patches of ``fast``, as a share of the patch edge."""
@@ -232,7 +232,7 @@ class Predictor:
         volumes = {label: None if volume is None else count * volume / 1000 for label, count in voxels.items()}
         entropy, agreement = (None, None) if judge is None else (judge.entropy, judge.agreement)
         findings += check_result(
-            image, indices > 0, volumes, voxels, self.fingerprint, entropy=entropy, agreement=agreement
+            image, indices, volumes, voxels, self.fingerprint, entropy=entropy, agreement=agreement
         )
         if self.fingerprint is not None:
             findings += check_sides(indices, names, image.grid, self.fingerprint)
@@ -245,10 +245,8 @@ class Predictor:
             "network": predicted - prepared,
             "finish": done - predicted,
         }
-        values = label_values(self.plan)
-        labels = values.astype(smallest_type(0, int(values.max())))[indices]
         return Prediction(
-            labels,
+            _written(indices, label_values(self.plan)),
             image.grid,
             volumes,
             voxels,
@@ -347,6 +345,17 @@ class Predictor:
             for _, _, logits in blocks[1:]:
                 chances += self.heads.probabilities(logits / temperature)
             yield plane, rows, chances.div_(len(blocks))
+
+
+def _written(indices: NDArray[Any], values: NDArray[np.integer]) -> NDArray[Any]:
+    """The dataset's values of label indices, plane by plane: numpy looks up with eight bytes an index."""
+    if np.array_equal(values, np.arange(len(values))):
+        return indices
+    table = values.astype(smallest_type(0, int(values.max())))
+    labels = np.empty_like(indices, dtype=table.dtype)
+    for given, wanted in zip(indices, labels, strict=True):
+        wanted[...] = table[given]
+    return labels
 
 
 def _share(on_tile: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:

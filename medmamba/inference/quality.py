@@ -78,7 +78,7 @@ def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> list[Fi
 
 def check_result(
     image: MedicalImage,
-    foreground: NDArray[np.bool_],
+    labels: NDArray[np.integer],
     volumes_ml: Mapping[str, float | None],
     voxels: Mapping[str, int],
     fingerprint: Fingerprint | None,
@@ -104,8 +104,8 @@ def check_result(
         )
     if fingerprint is None:
         return found
-    if foreground.any():
-        found += _intensities(image, foreground, fingerprint)
+    if count := sum(voxels.values()):
+        found += _intensities(image, labels, count, fingerprint)
     for name, count in voxels.items():
         of_training = [case.label_voxels.get(name, 0) for case in fingerprint.cases]
         if count == 0 and of_training and min(of_training) > 0:
@@ -136,9 +136,9 @@ def check_sides(
             continue
         places = []
         for name in (pair.left, pair.right):
-            where = np.argwhere(labels == 1 + list(names).index(name))
-            if len(where):
-                places.append(float(grid.affine[0, :3] @ where.mean(0)))
+            centre = _centre(labels, 1 + list(names).index(name))
+            if centre is not None:
+                places.append(float(grid.affine[0, :3] @ centre))
         if len(places) == 2 and (places[1] > places[0]) != (pair.right_is_right == pair.cases):
             found.append(
                 Finding(
@@ -209,8 +209,24 @@ def _scale(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
     return found
 
 
-def _intensities(image: MedicalImage, foreground: NDArray[np.bool_], fingerprint: Fingerprint) -> list[Finding]:
-    medians = [float(np.median(_sample(channel[foreground]))) for channel in image.array]
+def _centre(labels: NDArray[np.integer], index: int) -> NDArray[np.float64] | None:
+    """Mean voxel (i, j, k) of a label; None where it is not. No list of voxels is made."""
+    counts = [np.zeros(extent) for extent in labels.shape]
+    for i, plane in enumerate(labels):
+        here = plane == index
+        counts[0][i] = here.sum()
+        counts[1] += here.sum(1)
+        counts[2] += here.sum(0)
+    count = counts[0].sum()
+    return np.array([np.arange(len(n)) @ n / count for n in counts]) if count else None
+
+
+def _intensities(
+    image: MedicalImage, labels: NDArray[np.integer], count: int, fingerprint: Fingerprint
+) -> list[Finding]:
+    step = max(1, math.ceil(count / SAMPLE))
+    drawn = [image.array[..., k][:, labels[..., k] > 0][:, ::step] for k in range(labels.shape[2])]
+    medians = [float(np.median(channel)) for channel in np.concatenate(drawn, axis=1)]
     known = fingerprint.intensities[: len(medians)]
     if len(medians) > 1 and len(known) == len(medians):
         order = _likely_order(medians, [k.median for k in known], [max(k.std, 1e-6) for k in known])

@@ -111,16 +111,16 @@ def stream_logits(
     Several networks are averaged. ``judge`` sees what each of them says about every batch of patches.
     Images smaller than the patch are padded with zeros and cropped again.
     """
-    padded, inside = _pad(image, window.box)
+    padded, before = _pad(image, window.box)
     rows, *columns = (window_starts(n, edge, window.step) for n, edge in zip(padded.shape[1:], window.box, strict=True))
     places = list(product(*columns))
     weight = gaussian_weight(window.patch_size)
     thick = window.box[0]
     store: PlaneStore | None = None
-    weights = torch.zeros((thick, *padded.shape[2:]))
-    planes = range(inside[0].start, inside[0].stop)
+    kept = min(thick, image.shape[1])  # no patch is thicker than what is kept of it: padding is thrown away
+    weights = torch.zeros((kept, *image.shape[2:]))
     done, total = 0, len(rows) * len(places)
-    background: list[int] = []  # planes of skipped rows before the number of classes is known
+    background = 0  # planes of skipped rows before the number of classes is known
     try:
         for number, first in enumerate(rows):
             for batch in _batches(places, window.batch):
@@ -132,26 +132,24 @@ def stream_logits(
                     logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, judge)
                     if store is None:
                         classes = logits.shape[1]
-                        store = PlaneStore(thick, (classes, padded.shape[2], padded.shape[3]), window.scratch)
-                        yield from (_background((classes, *image.shape[2:]), window) for _ in background)
+                        store = PlaneStore(kept, (classes, image.shape[2], image.shape[3]), window.scratch)
+                        yield from (_background((classes, *image.shape[2:]), window) for _ in range(background))
                     for box, patch in zip(boxes, logits, strict=True):
-                        _add(store, weights, box, patch, weight)
+                        _add(store, weights, _Overlap.of(box, before, image.shape[1:]), patch, weight)
                     del logits
                 done += len(batch)
                 on_tile(done, total)
-            ready = range(first, rows[number + 1] if number + 1 < len(rows) else first + thick)
-            for plane in ready:
-                if plane in planes:
-                    if store is None:
-                        background.append(plane)
-                    else:
-                        finished = store.take(plane)
-                        yield _normalised(finished, weights[plane % thick], window)[:, inside[1], inside[2]]
-                weights[plane % thick] = 0
+            last = number + 1 == len(rows)
+            for plane in range(first, image.shape[1] if last else rows[number + 1]):
+                if store is None:
+                    background += 1
+                else:
+                    yield _normalised(store.take(plane), weights[plane % kept], window)
+                weights[plane % kept] = 0
         if store is None:  # nothing but air: ask once, to learn the number of classes
             patches = padded[(slice(None), *_box((0, 0, 0), window.box))][None]
             logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, None)
-            yield from (_background((logits.shape[1], *image.shape[2:]), window) for _ in background)
+            yield from (_background((logits.shape[1], *image.shape[2:]), window) for _ in range(background))
     finally:
         if store is not None:
             store.close()
@@ -214,16 +212,35 @@ def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tens
     return total.div_(1 + len(flips)) if flips else total
 
 
+@dataclass(frozen=True)
+class _Overlap:
+    """What of a patch lies on the image: by axis, the voxels of the image and those of the patch."""
+
+    image: tuple[slice, ...]
+    patch: tuple[slice, ...]
+
+    @classmethod
+    def of(cls, box: Sequence[slice], before: Sequence[int], shape: Sequence[int]) -> _Overlap:
+        """``box`` in the padded image, ``before`` its padding at the lower ends, ``shape`` of the image."""
+        image, patch = [], []
+        for part, padding, extent in zip(box, before, shape, strict=True):
+            start = part.start - padding
+            low, high = max(start, 0), min(part.stop - padding, extent)
+            image.append(slice(low, high))
+            patch.append(slice(low - start, high - start))
+        return cls(tuple(image), tuple(patch))
+
+
 def _add(
-    store: PlaneStore, weights: torch.Tensor, box: tuple[slice, ...], patch: torch.Tensor, weight: torch.Tensor
+    store: PlaneStore, weights: torch.Tensor, overlap: _Overlap, patch: torch.Tensor, weight: torch.Tensor
 ) -> None:
-    thick = box[0].stop - box[0].start
-    weight = weight.reshape(thick, *weight.shape[-2:])
-    patch = patch.reshape(patch.shape[0], thick, *patch.shape[-2:])
-    for depth in range(thick):
-        plane = store.plane(box[0].start + depth)
-        plane[:, box[1], box[2]].addcmul_(patch[:, depth], weight[depth])  # no array in between: it would cost most
-        weights[(box[0].start + depth) % len(weights), box[1], box[2]] += weight[depth]
+    planes, rows, columns = overlap.image
+    weight = weight.reshape(-1, *weight.shape[-2:])[overlap.patch]
+    patch = patch.reshape(len(patch), -1, *patch.shape[-2:])[(slice(None), *overlap.patch)]
+    for depth, index in enumerate(range(planes.start, planes.stop)):
+        plane = store.plane(index)
+        plane[:, rows, columns].addcmul_(patch[:, depth], weight[depth])  # no array in between: it would cost most
+        weights[index % len(weights), rows, columns] += weight[depth]
 
 
 def _normalised(plane: torch.Tensor, weights: torch.Tensor, window: Window) -> torch.Tensor:
@@ -263,12 +280,12 @@ def _subsets(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
     return chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1))
 
 
-def _pad(image: torch.Tensor, window: tuple[int, ...]) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    padding: list[int] = []
-    inside = []
-    for extent, edge in zip(image.shape[1:], window, strict=True):
-        missing = max(edge - extent, 0)
-        before = missing // 2
-        padding = [before, missing - before, *padding]  # torch counts from the last axis
-        inside.append(slice(before, before + extent))
-    return nn.functional.pad(image, padding), tuple(inside)
+def _pad(image: torch.Tensor, window: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """The image, no smaller than the window, and how much was put before each axis."""
+    missing = [max(edge - extent, 0) for extent, edge in zip(image.shape[1:], window, strict=True)]
+    before = tuple(count // 2 for count in missing)
+    if not any(missing):
+        return image, before
+    ends = zip(before, missing, strict=True)
+    padding = [part for first, count in reversed(list(ends)) for part in (first, count - first)]  # last axis first
+    return nn.functional.pad(image, padding), before

@@ -1,16 +1,21 @@
 """The convolution networks that every comparison is made against, from the same plan.
 
-nnU-Net's topology (Isensee et al. 2021, arXiv:1904.08128), plain or with residual blocks, built from the blocks of
-MONAI's DynUNet with the plan's strides, widths and kernels. DynUNet itself is only the workshop: it registers every
-block twice, and it upsamples its deep-supervision outputs into one tensor, where the planned networks return a list
-from fine to coarse, each at its own resolution.
+nnU-Net's topology (Isensee et al. 2021, arXiv:1904.08128), plain or with residual blocks, with the plan's strides,
+widths and kernels. The blocks are those of MONAI's DynUNet, name by name, so that weights pass from one to the other
+(tests/networks/test_baselines.py compares the two); written here, because importing MONAI takes a process of a
+prediction as much memory as torch itself, and DynUNet registers every block twice and upsamples its deep-supervision
+outputs into one tensor, where the planned networks return a list from fine to coarse, each at its own resolution.
 """
 
 from __future__ import annotations
 
-from monai.networks.nets import DynUNet
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
+from medmamba.networks.convolution import SLOPE, TRANSPOSED
 from medmamba.networks.padding import crop_to, pad_to_multiple
 from medmamba.networks.registry import network
 from medmamba.networks.unet import Topology
@@ -29,6 +34,9 @@ def residual_unet(topology: Topology) -> nn.Module:
     return ConvUNet(topology, residual=True)
 
 
+NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
 class ConvUNet(nn.Module):
     """nnU-Net's topology with the interface of :class:`~medmamba.networks.unet.PlannedUNet`."""
 
@@ -39,19 +47,14 @@ class ConvUNet(nn.Module):
         self.out_channels = t.out_channels
         self.total_stride = t.total_stride
         self.deep_supervision = t.deep_supervision
-        parts = DynUNet(
-            spatial_dims=t.spatial_dims,
-            in_channels=t.in_channels,
-            out_channels=t.out_channels,
-            kernel_size=t.kernels,
-            strides=t.strides,
-            upsample_kernel_size=t.strides[1:],
-            filters=t.features_per_stage,
-            norm_name=("INSTANCE", {"affine": True}),
-            res_block=residual,
-        )
-        self.encoder = nn.ModuleList([parts.input_block, *parts.downsamples, parts.bottleneck])
-        self.decoder = parts.upsamples  # deep to shallow
+        dims, widths = t.spatial_dims, t.features_per_stage
+        block = ResidualBlock if residual else PlainBlock
+        before = (t.in_channels, *widths[:-1])
+        down = zip(before, widths, t.kernels, t.strides, strict=True)
+        self.encoder = nn.ModuleList(block(dims, *numbers) for numbers in down)
+        up = zip(widths[1:], widths[:-1], t.kernels[1:], t.strides[1:], strict=True)
+        self.decoder = nn.ModuleList([UpBlock(dims, *numbers) for numbers in up][::-1])  # deep to shallow
+        self.apply(_initialise)
         heads = t.features_per_stage[:-1] if t.deep_supervision else t.features_per_stage[:1]
         self.heads = nn.ModuleList(CONV[t.spatial_dims](width, t.out_channels, 1) for width in heads)
 
@@ -79,6 +82,63 @@ class ConvUNet(nn.Module):
             scale = [n // f for n, f in zip(padded.shape[2:], feature.shape[2:], strict=True)]
             outputs.append(crop_to(head(feature), [-(-n // s) for n, s in zip(image.shape[2:], scale, strict=True)]))
         return outputs
+
+
+class PlainBlock(nn.Module):
+    """Twice convolution, instance norm and leaky ReLU; the first convolution strides."""
+
+    def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        self.conv1 = _convolution(dims, before, width, kernel, stride)
+        self.conv2 = _convolution(dims, width, width, kernel, [1] * dims)
+        self.lrelu = nn.LeakyReLU(SLOPE, inplace=True)
+        self.norm1, self.norm2 = (NORM[dims](width, affine=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lrelu(self.norm1(self.conv1(x)))
+        return self.lrelu(self.norm2(self.conv2(x)))
+
+
+class ResidualBlock(PlainBlock):
+    """The same around a shortcut, which is a convolution of one voxel where width or grid change."""
+
+    def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__(dims, before, width, kernel, stride)
+        self.conv3: nn.Module = nn.Identity()
+        self.norm3: nn.Module = nn.Identity()
+        if before != width or max(stride) > 1:
+            self.conv3, self.norm3 = (
+                _convolution(dims, before, width, [1] * dims, stride),
+                NORM[dims](width, affine=True),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm2(self.conv2(self.lrelu(self.norm1(self.conv1(x)))))
+        inner += self.norm3(self.conv3(x))
+        return self.lrelu(inner)
+
+
+class UpBlock(nn.Module):
+    """A transposed convolution to the skip's grid, then a plain block of both."""
+
+    def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        whole = TRANSPOSED[dims](before, width, tuple(stride), tuple(stride), bias=False)
+        self.transp_conv = nn.Sequential(OrderedDict(conv=whole))
+        self.conv_block = PlainBlock(dims, 2 * width, width, kernel, [1] * dims)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.conv_block(torch.cat((self.transp_conv(x), skip), dim=1))
+
+
+def _convolution(dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Module:
+    padding = tuple((edge - step + 1) // 2 for edge, step in zip(kernel, stride, strict=True))
+    return nn.Sequential(OrderedDict(conv=CONV[dims](before, width, tuple(kernel), tuple(stride), padding, bias=False)))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
 
 
 def _with_variance(x: Tensor, stride: tuple[int, ...]) -> Tensor:

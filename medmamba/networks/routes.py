@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from medmamba.errors import ConfigError, unknown_name
+from medmamba.kernels.backends import asked_once
 
 Shape = tuple[int, ...]
 RouteSet = Callable[[Shape], list[np.ndarray]]
@@ -71,7 +72,7 @@ def _(name: str, shape: list[int], device: str, count: int) -> Tensor:
     return torch.empty((count, prod(shape)), dtype=torch.int32, device=device)
 
 
-@torch.compiler.assume_constant_result
+@asked_once
 def _count(name: str, spatial_dims: int) -> int:
     return len(_orders(name, (2,) * spatial_dims))
 

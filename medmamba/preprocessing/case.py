@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.plans.schema import Configuration, Plan
-from medmamba.preprocessing.normalize import normalize
-from medmamba.preprocessing.resample import resample_image, resample_labels, separate_axis
+from medmamba.preprocessing.normalize import normalized_slabs
+from medmamba.preprocessing.resample import resample_labels, resample_slabs, separate_axis
 from medmamba.trail import Crop, Reorient, Resample, SpatialTrail
 
 
@@ -43,19 +43,20 @@ def preprocess_case(
     """Bring an image (C, i, j, k) and its label map (i, j, k) onto the configuration's grid."""
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     array = trail.apply(image)
-    inside = (array != 0).any(axis=0, keepdims=True)  # (1, i, j, k)
-    crop = Crop(trail.grid.shape, *bounding_box(inside[0]))
-    array, inside = crop.apply(array), crop.apply(inside)
-    channels = [
-        normalize(channel, scheme, inside[0]) for channel, scheme in zip(array, plan.normalization, strict=True)
-    ]
+    crop = Crop(trail.grid.shape, *bounding_box(array))
     order = Reorient(crop.shape_after, _three(plan.axis_order))
+    array = order.apply(crop.apply(array))  # (C, I, J, K), the image's own memory still
     trail = trail.then(crop, order)
     resample = _resample_step(trail.grid, configuration)
-    array = resample.apply(order.apply(np.stack(channels)), resample=resample_images)
+    resampled = resample_slabs(
+        normalized_slabs(array, plan.normalization),
+        array.shape,
+        resample.shape_after,
+        _coarse_axis(resample.spacing_before_mm, resample.spacing_after_mm),
+    )
     trail = trail.then(resample)
     truth = None if labels is None else trail.apply(labels[None], resample=resample_label_maps)[0].astype(np.int16)
-    return PreprocessedCase(case_id, np.ascontiguousarray(array, dtype=np.float32), truth, trail)
+    return PreprocessedCase(case_id, resampled, truth, trail)
 
 
 def trail_of_shape(
@@ -75,26 +76,30 @@ def trail_of_shape(
     return trail.then(_resample_step(trail.grid, configuration))
 
 
-def bounding_box(inside: NDArray[np.bool_]) -> tuple[Shape, Shape]:
-    """First voxel and one past the last voxel that are True along each axis; the whole box when none is."""
-    if not inside.any():
-        return (0, 0, 0), _three(inside.shape)
-    start, stop = [], []
-    for axis in range(3):
-        used = np.flatnonzero(inside.any(axis=tuple(other for other in range(3) if other != axis)))
-        start.append(int(used[0]))
-        stop.append(int(used[-1]) + 1)
-    return _three(start), _three(stop)
+def bounding_box(image: NDArray[np.generic]) -> tuple[Shape, Shape]:
+    """First voxel and one past the last voxel along each axis where a channel of (C, I, J, K) is not 0.
+
+    The whole box when none is.
+    """
+    strides = [abs(stride) for stride in image.strides[1:]]
+    axis = strides.index(max(strides))  # whose planes lie together in memory
+    flat = np.zeros([extent for other, extent in enumerate(image.shape[1:]) if other != axis], bool)
+    used = []
+    for plane in np.moveaxis(image, 1 + axis, 0):
+        here = (plane != 0).any(axis=0)
+        used.append(bool(here.any()))
+        flat |= here
+    if not any(used):
+        return (0, 0, 0), _three(image.shape[1:])
+    marks = [flat.any(axis=1), flat.any(axis=0)]
+    marks.insert(axis, np.array(used))
+    places = [np.flatnonzero(mark) for mark in marks]
+    return _three(place[0] for place in places), _three(place[-1] + 1 for place in places)
 
 
 def shape_at_spacing(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> Shape:
     """Voxels needed to keep the field of view at another spacing, rounded half to even, at least 1."""
     return _three(max(1, round(old / new * size)) for size, old, new in zip(shape, spacing, new_spacing, strict=True))
-
-
-def resample_images(array: NDArray, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None) -> NDArray:
-    """The :class:`~medmamba.trail.Resampler` of images: cubic spline."""
-    return resample_image(array, shape, _coarse_axis(from_mm, to_mm))
 
 
 def resample_label_maps(array: NDArray, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None) -> NDArray:

@@ -120,10 +120,10 @@ def ensure_first_stage(
 
 
 def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseReader, CaseReader]], device: str) -> None:
+    from medmamba.device import choose_device
     from medmamba.inference.cascade import labels_on_next_grid
     from medmamba.inference.member import Member
     from medmamba.inference.sliding_window import Window, stream_logits
-    from medmamba.training.trainer import choose_device
 
     member = Member(first, [fold], choose_device(device), Window((), skip_empty=True), threading.Lock())
     following = next(part for part in plan.configurations.values() if part.previous_stage == first)

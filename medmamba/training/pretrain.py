@@ -23,6 +23,7 @@ import torch
 from torch.nn import functional as F
 
 from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_json, write_text
+from medmamba.device import choose_device
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.model import network_arguments
 from medmamba.networks.density import automatic_bandwidth, key_tokens
@@ -38,7 +39,7 @@ from medmamba.training.progress import Progress, StepReport, TrainingResult, ste
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
 from medmamba.training.step import casting, make_optimizer
-from medmamba.training.trainer import choose_device, determinism, peak_memory_gib, settled
+from medmamba.training.trainer import determinism, peak_memory_gib, settled
 from medmamba.training.workers import SupervisedWorkers
 
 HIDDEN_SHARE = 0.3

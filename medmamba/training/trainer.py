@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from medmamba.atomic import write_text
+from medmamba.device import choose_device
 from medmamba.errors import ConfigError, ResourceError
 from medmamba.heads import Heads, class_weights
 from medmamba.model import mirroring_of, previous_labels
@@ -427,19 +428,6 @@ def settled(config: TrainConfig, device: torch.device, cascade: bool) -> TrainCo
             "--augment device: the second stage of a cascade can only be augmented by the data workers. Use cpu."
         )
     return config.model_copy(update={"augment": augment, "precision": choose_precision(config.precision, device)})
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is the GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"Unknown device {name!r}. Use auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"Device {name!r} was asked for, but torch sees no GPU. Use --device cpu or auto.")
-    return device
 
 
 @contextmanager

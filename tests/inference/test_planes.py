@@ -43,7 +43,7 @@ def naive(network, pixels, patch):
 
     flat = len(patch) == 2
     box = (1, *patch) if flat else patch
-    padded, inside = _pad(pixels, box)
+    padded, before = _pad(pixels, box)
     weight = gaussian_weight(patch)
     total, weights = torch.zeros((4, *padded.shape[1:])), torch.zeros(padded.shape[1:])
     for start in product(*(window_starts(n, edge) for n, edge in zip(padded.shape[1:], box, strict=True))):
@@ -52,6 +52,7 @@ def naive(network, pixels, patch):
         logits = network(piece[:, :, 0] if flat else piece)[0]
         total[(slice(None), *where)].addcmul_(logits[:, None] if flat else logits, weight[None] if flat else weight)
         weights[where] += weight
+    inside = [slice(first, first + extent) for first, extent in zip(before, pixels.shape[1:], strict=True)]
     return (total / weights)[(slice(None), *inside)]
 
 

@@ -54,7 +54,7 @@ def inside(image):
 def result(image, fingerprint, *, voxels=2000, entropy=0.1, agreement=0.95):
     return check_result(
         image,
-        inside(image) if voxels else inside(image) & False,
+        (inside(image) if voxels else inside(image) & False).astype(np.uint8),
         {"organ": voxels * 0.002},
         {"organ": voxels},
         fingerprint,

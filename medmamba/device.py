@@ -1,0 +1,20 @@
+"""Where a network runs."""
+
+from __future__ import annotations
+
+import torch
+
+from medmamba.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; ``auto`` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {name!r}. Use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"Device {name!r} was asked for, but torch sees no GPU. Use --device cpu or auto.")
+    return device
