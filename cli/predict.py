@@ -120,7 +120,7 @@ def find_best(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring.")] = False,
 ) -> Answer:
-    """Choose configurations, cleaning and calibration by cross-validation; predict uses them from then on."""
+    """Choose configurations, thresholds, cleaning and limits of doubt by cross-validation; predict then uses them."""
     from medmamba.cli.console import console, stages
     from medmamba.inference.find_best import find_best as choose
 
@@ -133,5 +133,14 @@ def find_best(
     console.print(f"{recipe.cases} validation cases, folds {used}", markup=False)
     for step in recipe.cleaning:
         console.print(f"{step.label}: {step.action.replace('_', ' ')}, Dice +{step.gain:.4f}", markup=False)
+    for name, threshold in recipe.thresholds.items():
+        console.print(f"{name}: above probability {threshold:g}", markup=False)
+    if recipe.limits is None:
+        console.print("too few usual cases to measure limits of doubt: the fixed ones stay")
+    else:
+        console.print(
+            f"review above entropy {recipe.limits.max_entropy:.3f} or below fold agreement "
+            f"{recipe.limits.min_agreement:.3f}, from {recipe.limits.cases} cases"
+        )
     console.print(f"temperature {recipe.temperature:g}. Written: {run / 'best.json'}", markup=False)
     return {"recipe": recipe, "written": run / "best.json"}

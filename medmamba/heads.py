@@ -83,27 +83,22 @@ class Heads:
         """Logits (C, ...) to the probability of each channel."""
         return torch.sigmoid(logits) if self.sigmoid else torch.softmax(logits, dim=0)
 
-    def label_map(self, logits: torch.Tensor, *, threshold: float = 0.0) -> torch.Tensor:
-        """Logits (C, ...) to label indices (...), int64; of sigmoid heads those above ``threshold``.
+    def label_map(self, scores: torch.Tensor, thresholds: Sequence[float] | None = None) -> torch.Tensor:
+        """Scores (C, ...) to label indices (...), int64; of sigmoid heads those above the threshold of their channel.
 
-        Logit 0 is probability one half; for probabilities give 0.5.
+        Without thresholds scores are logits, and 0 is probability one half.
         """
         if not self.sigmoid:
-            return logits.argmax(0)
-        labels = torch.zeros(logits.shape[1:], dtype=torch.int64, device=logits.device)
-        best = torch.full(logits.shape[1:], threshold, device=logits.device)
-        for channel, volume in enumerate(logits):
-            best = self.write(channel, volume, labels, best)
+            return scores.argmax(0)
+        labels = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
+        best = torch.full(scores.shape[1:], -torch.inf, device=scores.device)
+        limits = [0.0] * len(scores) if thresholds is None else thresholds
+        for volume, limit, written in zip(scores, limits, self.written, strict=True):
+            inside = (volume > limit) & (volume > best)
+            labels[inside] = written
+            if self.disjoint:  # the larger decides; of nested regions the later
+                best = torch.where(inside, volume, best)
         return labels
-
-    def write(self, channel: int, volume: torch.Tensor, labels: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-        """Enter one channel's logits into ``labels`` (changed in place); returns the new threshold of each voxel.
-
-        Start with labels 0 and ``best`` = -inf for softmax heads, 0 for sigmoid heads.
-        """
-        inside = volume > best
-        labels[inside] = self.written[channel]
-        return torch.where(inside, volume, best) if not self.sigmoid or self.disjoint else best
 
     def annotated(self, labels: Sequence[int] | None) -> list[bool]:
         """Which channels a case with these annotated label indices can teach (None: all were looked for)."""

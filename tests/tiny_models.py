@@ -28,11 +28,12 @@ TINY = {
 def make_fold(folder: Path, plan: Plan, seed: int) -> Path:
     """A trained fold: plan, facts and one checkpoint of random weights."""
     torch.manual_seed(seed)
-    network = build_network(**TINY)
+    numbers = TINY | {"out_channels": plan.out_channels}
+    network = build_network(**numbers)
     write_text(folder / "plan.json", plan.to_json())
     write_json(
         folder / "model.json",
-        {"plan_sha256": plan.hash(), "configuration": "3d_fullres", "fold": str(seed), "network": TINY},
+        {"plan_sha256": plan.hash(), "configuration": "3d_fullres", "fold": str(seed), "network": numbers},
     )
     save_checkpoint(folder / "checkpoints", network, None, {"progress": {}})
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,6 +12,8 @@ from medmamba.errors import ConfigError
 from medmamba.plans.record import Record
 
 RECIPE = "best.json"
+EVEN = 0.5
+"""The probability above which a voxel belongs to a region, if nothing else was learnt."""
 
 
 class Cleaning(Record):
@@ -26,8 +29,21 @@ class Cleaning(Record):
     """Mean Dice gained in cross-validation."""
 
 
+class Limits(Record):
+    """Where quality control asks a person to look at a mask."""
+
+    kind: ClassVar[str] = "limits of quality control"
+
+    max_entropy: float = Field(gt=0)
+    """Mean entropy of the foreground, as a share of the largest possible."""
+    min_agreement: float = Field(ge=0, le=1)
+    """Dice of the least agreeing fold with the mean of all."""
+    cases: int | None = Field(ge=1)
+    """Cross-validated cases of usual Dice that they were measured on; None: fixed numbers."""
+
+
 class Recipe(Record):
-    """Configurations that answer together, cleaning steps, and the temperature of their probabilities."""
+    """Configurations that answer together, thresholds, cleaning steps, temperature, and limits of quality control."""
 
     kind: ClassVar[str] = "recipe of find-best"
 
@@ -38,9 +54,18 @@ class Recipe(Record):
     dice: dict[str, float]
     """Mean cross-validated Dice of every candidate, configurations joined by "+"."""
     cases: int
+    thresholds: dict[str, float] = Field(default_factory=dict)
+    """Of regions: the probability above which a voxel belongs to them; one half for those that are not named."""
     cleaning: list[Cleaning]
     temperature: float = Field(default=1.0, gt=0)
-    """Logits are divided by it before they become probabilities; masks do not depend on it."""
+    """Logits of labels are divided by it before they become probabilities; of one configuration, masks do not depend
+    on it."""
+    limits: Limits | None = None
+    """None: too few cases to measure them."""
+
+    def thresholds_of(self, regions: Sequence[str]) -> list[float]:
+        """One probability for each region."""
+        return [self.thresholds.get(name, EVEN) for name in regions]
 
 
 def read_recipe(run: Path) -> Recipe | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import threading
 import time
@@ -24,6 +25,7 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.member import Member
 from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
 from medmamba.inference.models import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
+from medmamba.inference.postprocess import EVEN
 from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
 from medmamba.inference.quality import Finding, check_image, check_result, check_sides, status_of
 from medmamba.inference.restore import Block, undo_storage
@@ -232,7 +234,14 @@ class Predictor:
         volumes = {label: None if volume is None else count * volume / 1000 for label, count in voxels.items()}
         entropy, agreement = (None, None) if judge is None else (judge.entropy, judge.agreement)
         findings += check_result(
-            image, indices, volumes, voxels, self.fingerprint, entropy=entropy, agreement=agreement
+            image,
+            indices,
+            volumes,
+            voxels,
+            self.fingerprint,
+            entropy=entropy,
+            agreement=agreement,
+            limits=None if self.recipe is None else self.recipe.limits,
         )
         if self.fingerprint is not None:
             findings += check_sides(indices, names, image.grid, self.fingerprint)
@@ -318,9 +327,10 @@ class Predictor:
         labels = np.empty(shape, smallest_type(0, max(len(self.plan.labels) - 1, 1)))
         chances = np.empty((classes, *shape), np.float32) if probabilities else None
         as_chances = probabilities or len(streams) > 1
+        thresholds = self._thresholds(as_chances=as_chances)
         for plane, rows, scores in self._scores(streams, as_chances):
             if self.heads.sigmoid:
-                labels[plane, rows] = self.heads.label_map(scores, threshold=0.5 if as_chances else 0.0).numpy()
+                labels[plane, rows] = self.heads.label_map(scores, thresholds).numpy()
             else:
                 labels[plane, rows] = largest_channel(scores).numpy()
             if chances is not None:
@@ -332,6 +342,12 @@ class Predictor:
         if not self.heads.sigmoid:
             background[0] = 1.0
         return native, undo_storage(chances, trail, fill=background)
+
+    def _thresholds(self, *, as_chances: bool) -> list[float]:
+        """Of each region, as a probability or as a logit."""
+        names = self.heads.names
+        chances = [EVEN] * len(names) if self.recipe is None else self.recipe.thresholds_of(names)
+        return chances if as_chances else [math.log(chance / (1 - chance)) for chance in chances]
 
     def _scores(self, streams: list[Iterator[Block]], as_chances: bool) -> Iterator[Block]:
         """Blocks whose largest channel is the answer: logits of one configuration, or mean probabilities."""

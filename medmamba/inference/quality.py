@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage
+from medmamba.inference.postprocess import Limits
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.sides import side_pairs
 from medmamba.trail import Reorient
@@ -32,10 +33,9 @@ SPREAD = 3.0
 """Intensities may lie this many interquartile ranges outside the training's 0.5th and 99.5th percentile."""
 AIR_HU = -500.0
 """A CT whose training images went below this and that itself holds nothing negative has another scale."""
-MAX_ENTROPY = 0.5
-"""Mean entropy of the predicted foreground, as a share of the largest possible, above which a network is undecided."""
-MIN_AGREEMENT = 0.7
-"""Dice of the least agreeing member with the ensemble below which the members contradict each other."""
+FIXED_LIMITS = Limits(max_entropy=0.5, min_agreement=0.7, cases=None)
+"""Where a network counts as undecided, and the folds as contradicting each other, for a run without find-best, or with
+too few cases for it to measure (see calibration.py)."""
 SAMPLE = 200_000
 """Voxels that intensity statistics are taken from."""
 
@@ -85,23 +85,23 @@ def check_result(
     *,
     entropy: float | None,
     agreement: float | None,
+    limits: Limits | None = None,
 ) -> list[Finding]:
-    """What is unusual about a mask: intensities inside it, its volumes, and how sure the networks were."""
+    """What is unusual about a mask: intensities inside it, its volumes, and how sure the networks were.
+
+    Args:
+        labels: label indices (i, j, k).
+        limits: of entropy and agreement, from find-best; the fixed ones if there are none.
+    """
     found = []
-    if entropy is not None and entropy > MAX_ENTROPY:
-        found.append(
-            Finding(
-                "review",
-                f"the network is undecided: mean entropy {entropy:.2f} of the foreground (limit {MAX_ENTROPY})",
-            )
-        )
-    if agreement is not None and agreement < MIN_AGREEMENT:
-        found.append(
-            Finding(
-                "review",
-                f"the ensemble contradicts itself: a member has Dice {agreement:.2f} with it (limit {MIN_AGREEMENT})",
-            )
-        )
+    limits = limits or FIXED_LIMITS
+    source = "a fixed limit" if limits.cases is None else f"from {limits.cases} validation cases"
+    if entropy is not None and entropy > limits.max_entropy:
+        text = f"mean entropy {entropy:.2f} of the foreground (limit {limits.max_entropy:.2f}, {source})"
+        found.append(Finding("review", f"the network is undecided: {text}"))
+    if agreement is not None and agreement < limits.min_agreement:
+        text = f"a member has Dice {agreement:.2f} with it (limit {limits.min_agreement:.2f}, {source})"
+        found.append(Finding("review", f"the ensemble contradicts itself: {text}"))
     if fingerprint is None:
         return found
     if count := sum(voxels.values()):

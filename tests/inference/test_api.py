@@ -8,6 +8,7 @@ import locale
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def test_the_estimate_before_is_the_estimate_of_the_case(predictor):
     case = predictor.members[0].prepare(
         medmamba.images.as_image((np.ones(grid.shape, np.float32), grid.affine)), "solid block"
     )
-    assert predictor.estimate(grid.shape, grid.spacing_mm) == predictor.members[0].estimate(case)
+    told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.members[0].estimate(case)
+    assert replace(told, budget=0) == replace(found, budget=0)  # what is free changes from moment to moment
     assert predictor.estimate((400, 400, 400)).peak > predictor.estimate((40, 40, 40)).peak
 
 

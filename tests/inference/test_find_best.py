@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from tiny_models import make_fold
 
 from medmamba.errors import InputError
+from medmamba.heads import Heads
+from medmamba.inference.calibration import Doubt, quality_limits, softmax_temperature
+from medmamba.inference.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.inference.cleaning import clean
-from medmamba.inference.find_best import _Candidate, _cleaning, _temperature, _Validated, find_best
-from medmamba.inference.postprocess import Cleaning, read_recipe
+from medmamba.inference.find_best import find_best
+from medmamba.inference.postprocess import Cleaning, Limits, read_recipe
 from medmamba.inference.predictor import Predictor
+from medmamba.plans.schema import Plan
+
+ORGAN = Heads.of_labels(["background", "organ"])
+NESTED = Heads.of_plan(
+    SimpleNamespace(
+        labels={"background": 0, "rim": 1, "core": 2},
+        regions={"whole": ["rim", "core"], "core": ["core"]},
+        region_order=["rim", "core"],
+        ignore_label=None,
+        left_right_pairs=[],
+    )
+)
 
 
-def candidate(labels, truth):
-    return _Candidate({"a": _Validated(labels, truth, 1.0)})
+def candidate(labels, truth, heads=ORGAN):
+    case = ValidatedCase(truth, (True,) * len(heads.names), 1.0, labels=labels)
+    return Candidate(heads, {"a": case})
 
 
 def ball_and_speck():
@@ -28,13 +49,23 @@ def ball_and_speck():
 
 def test_a_speck_is_cleaned_away_and_only_where_it_helps():
     found, truth = ball_and_speck()
-    (step,) = _cleaning(candidate(found, truth), ["organ"])
+    (step,) = choose_cleaning(candidate(found, truth), ["organ"])
     assert step.label == "organ"
     assert step.gain > 0
     assert np.array_equal(clean(found, [step], {"organ": 1}, 1.0), truth)
     two_organs = truth.copy()
     two_organs[16:19, 16:19, 16:19] = 1
-    assert list(_cleaning(candidate(two_organs, two_organs), ["organ"])) == []
+    assert choose_cleaning(candidate(two_organs, two_organs), ["organ"]) == []
+
+
+def test_a_step_that_helps_one_region_and_harms_another_is_left_out():
+    """Without the second core the region core gains, but background in its place is a hole in the whole."""
+    truth = np.zeros((20, 20, 20), np.int16)
+    truth[4:16, 4:16, 4:16] = 1
+    truth[5:8, 5:8, 5:8] = 2
+    found = truth.copy()
+    found[12:14, 12:14, 12:14] = 2
+    assert choose_cleaning(candidate(found, truth, NESTED), ["rim", "core"]) == []
 
 
 def test_small_objects_are_measured_in_cubic_millimetres():
@@ -44,28 +75,126 @@ def test_small_objects_are_measured_in_cubic_millimetres():
     assert np.array_equal(clean(found, [step], {"organ": 1}, 6.0), found)
 
 
-def test_overconfident_logits_get_a_temperature_above_one():
-    import torch
+def test_a_case_that_was_not_looked_at_for_a_structure_and_ignored_voxels_do_not_count():
+    found, truth = ball_and_speck()
+    unseen = ValidatedCase(0 * truth, (True, False), 1.0, labels=found)
+    both = Candidate(ORGAN, {"a": candidate(found, truth).cases["a"], "b": unseen})
+    assert both.dice() == candidate(found, truth).dice()
+    ignoring = Heads.of_plan(
+        SimpleNamespace(
+            labels={"background": 0, "organ": 1}, regions=None, region_order=None, ignore_label=9, left_right_pairs=[]
+        )
+    )
+    truth[17, 17, 17] = 2  # the index of the ignored voxels
+    assert candidate(found, truth, ignoring).dice() == {1: 1.0}
 
+
+def shy(tmp_path, *, harmful=False):
+    """Regions that a network finds with probability 0.35; ``harmful``: a lower threshold of core breaks the whole."""
+    truth = np.zeros((12, 12, 12), np.int16)
+    truth[2:9, 2:9, 2:9] = 1
+    truth[4:7, 4:7, 4:7] = 2
+    chances = torch.full((2, *truth.shape), 0.01)
+    chances[0][torch.from_numpy(truth > 0)] = 0.9
+    chances[1][torch.from_numpy(truth == 2)] = 0.35
+    if harmful:
+        chances[1, 10, 10, :5] = 0.35  # outside the whole, which core is a part of
+    found = Candidate(NESTED)
+    found.add("a", chances, ValidatedCase(truth, (True, True), 1.0), tmp_path / "a.npy")
+    return found, truth
+
+
+def test_a_region_gets_the_threshold_that_finds_it(tmp_path):
+    found, truth = shy(tmp_path)
+    assert found.dice() == {0: 1.0, 1: 0.0}
+    assert choose_thresholds(found) == {"core": 0.1}
+    assert np.array_equal(found.cases["a"].labels, truth)
+
+
+def test_a_threshold_that_harms_another_region_is_left_out(tmp_path):
+    found, _ = shy(tmp_path, harmful=True)
+    assert choose_thresholds(found) == {}
+
+
+def test_overconfident_logits_get_a_temperature_above_one():
     torch.manual_seed(0)
     logits = torch.randn(5000, 3)
     targets = torch.distributions.Categorical(logits=logits).sample()
-    honest, loud = _Candidate(logits=[logits], targets=[targets]), _Candidate(logits=[2 * logits], targets=[targets])
-    assert _temperature(honest) == pytest.approx(1, abs=0.15)
-    assert _temperature(loud) == pytest.approx(2, abs=0.3)
+    assert softmax_temperature([logits], [targets]) == pytest.approx(1, abs=0.15)
+    assert softmax_temperature([3 * logits], [targets]) == pytest.approx(3, abs=0.5)
+    assert softmax_temperature([], []) == 1.0
+
+
+def test_a_temperature_that_costs_one_class_is_not_taken():
+    logits = torch.tensor([[4.0, 0.0]] * 90 + [[0.0, 1.0]] * 10)
+    wrong = torch.tensor([1] * 40 + [0] * 50 + [1] * 10)
+    loud = torch.tensor([0] * 90 + [1] * 10)
+    assert softmax_temperature([logits], [loud]) < 1  # always right: sharper is better for both
+    assert softmax_temperature([logits], [wrong]) == 1.0  # flatter would cost class 0
+
+
+def test_limits_of_doubt_come_from_usual_cases_and_pass_nearly_all_of_them():
+    random = np.random.default_rng(0)
+    usual = [
+        Doubt(float(e), float(d))
+        for e, d in zip(random.uniform(0.05, 0.2, 40), random.uniform(0.85, 0.95, 40), strict=True)
+    ]
+    limits = quality_limits([*usual, Doubt(0.9, 0.1), Doubt(None, 0.9), Doubt(0.1, math.nan)])
+    assert limits is not None
+    assert limits.cases == 40
+    assert 0.15 < limits.max_entropy < 0.21
+    assert 0.85 <= limits.min_agreement < 0.87
+    assert sum(case.entropy > limits.max_entropy for case in usual) <= 2
+    assert quality_limits(usual[:9]) is None
+
+
+def runs_with(plan, tiny_run, small_run, run):
+    shutil.copytree(tiny_run, run)
+    shutil.copytree(small_run / "preprocessed", run / "preprocessed")
+    if plan is not None:
+        (run / "plan.json").write_text(plan.to_json())
+        shutil.rmtree(run / "models")
+        for seed in (0, 1):
+            make_fold(run / "models" / "3d_fullres" / f"fold_{seed}", plan, seed)
+    return run
 
 
 def test_the_recipe_is_stored_says_its_folds_and_is_applied_by_predict(tiny_run, small_run, small_dataset, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
-    shutil.copytree(small_run / "preprocessed", run / "preprocessed")
+    run = runs_with(None, tiny_run, small_run, tmp_path / "run")
     recipe = find_best(run, mirror=False)
     assert recipe == read_recipe(run)
     assert recipe.folds == {"3d_fullres": ["fold_0", "fold_1"]}
+    assert recipe.limits is None  # two cases are not enough
+    image = sorted((small_dataset / "imagesTs").iterdir())[0]
     predictor = Predictor(run, mirror=False)
     assert predictor.recipe == recipe
     assert predictor.provenance()["recipe_sha256"] == recipe.hash()
-    assert predictor.predict(sorted((small_dataset / "imagesTs").iterdir())[0]).labels.any() in (True, False)
+    strict = recipe.model_copy(update={"limits": Limits(max_entropy=1e-6, min_agreement=1.0, cases=12)})
+    (run / "best.json").write_text(strict.to_json())
+    doubts = " ".join(finding.text for finding in Predictor(run, mirror=False).predict(image).findings)
+    assert "undecided" in doubts
+    assert "(limit 1.00, from 12 validation cases)" in doubts
+
+
+def test_regions_are_compared_and_their_thresholds_applied_by_predict(tiny_run, small_run, small_dataset, tmp_path):
+    document = json.loads((small_run / "plan.json").read_text())
+    first, second = [name for name, value in document["labels"].items() if value]
+    document |= {"regions": {"whole": [first, second], second: [second]}, "region_order": [first, second]}
+    run = runs_with(Plan.from_json(json.dumps(document)), tiny_run, small_run, tmp_path / "run")
+    recipe = find_best(run, mirror=False)
+    assert set(recipe.dice) == {"3d_fullres"}
+    assert recipe.temperature == 1.0
+    image = sorted((small_dataset / "imagesTs").iterdir())[0]
+    masks = {}
+    for limit in (1e-6, 0.5, 1 - 1e-6):
+        changed = recipe.model_copy(update={"thresholds": {second: limit}, "cleaning": []})
+        (run / "best.json").write_text(changed.to_json())
+        masks[limit] = Predictor(run, mirror=False).predict(image)
+    assert masks[1e-6].voxels[second] > masks[0.5].voxels[second] > masks[1 - 1e-6].voxels[second] == 0
+    (run / "best.json").write_text(changed.model_copy(update={"thresholds": {second: 0.3}}).to_json())
+    chances = Predictor(run, mirror=False).predict(image, probabilities=True)
+    assert chances.probabilities is not None
+    assert chances.voxels[second] == int((chances.probabilities[1] > 0.3).sum())
 
 
 def test_a_run_without_trained_folds_says_what_to_do(small_run, tmp_path):
