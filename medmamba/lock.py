@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,17 @@ class FolderLock:
 
     Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
     no locks, a file that exists only while the folder is in use takes their place; ``break_lock`` removes a stale one.
+    ``patience_seconds``: wait so long for the other one to finish. ``shared``: for runs that may be in the folder at
+    once, but not beside one that is not shared.
     """
 
-    def __init__(self, folder: Path | str, *, break_lock: bool = False) -> None:
+    def __init__(
+        self, folder: Path | str, *, break_lock: bool = False, patience_seconds: float = 0.0, shared: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.break_lock = break_lock
+        self.shared = shared
+        self.patience_seconds = patience_seconds
         self._file: int | None = None
         self._exclusive: Path | None = None
 
@@ -38,8 +45,7 @@ class FolderLock:
         with explained(path):
             file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
             try:
-                if not _flock(file):
-                    self._take_exclusive()
+                self._take(file)
             except BlockingIOError:
                 owner = _owner(os.pread(file, 4096, 0))
                 os.close(file)
@@ -49,23 +55,37 @@ class FolderLock:
             except BaseException:
                 os.close(file)
                 raise
-            record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-            os.ftruncate(file, 0)
-            os.pwrite(file, record, 0)
+            if not self.shared:
+                record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+                os.ftruncate(file, 0)
+                os.pwrite(file, record, 0)
         self._file = file
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._file is None:
             return
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._file, 0)
+        if not self.shared:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, 0)
         if self._exclusive is not None:
             self._exclusive.unlink(missing_ok=True)
         else:
             _flock(self._file, release=True)
         os.close(self._file)
         self._file = self._exclusive = None
+
+    def _take(self, file: int) -> None:
+        end = time.monotonic() + self.patience_seconds
+        while True:
+            try:
+                if not _flock(file, shared=self.shared) and not self.shared:
+                    self._take_exclusive()
+                return
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.05)
 
     def _take_exclusive(self) -> None:
         path = self.folder / ".lock.exclusive"
@@ -78,14 +98,15 @@ class FolderLock:
         self._exclusive = path
 
 
-def _flock(file: int, *, release: bool = False) -> bool:
+def _flock(file: int, *, release: bool = False, shared: bool = False) -> bool:
     """Takes or releases the lock; False where there are no locks; BlockingIOError when somebody else has it."""
     try:
         import fcntl
     except ImportError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        fcntl.flock(file, fcntl.LOCK_UN if release else take)
     except BlockingIOError:
         raise
     except OSError as error:

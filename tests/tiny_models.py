@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from medmamba.atomic import write_json, write_text
+from medmamba.model import previous_labels
 from medmamba.networks.registry import build_network
 from medmamba.plans.schema import Plan
 from medmamba.training.checkpoint import save_checkpoint
@@ -25,15 +26,16 @@ TINY = {
 }
 
 
-def make_fold(folder: Path, plan: Plan, seed: int) -> Path:
+def make_fold(folder: Path, plan: Plan, seed: int, configuration: str = "3d_fullres") -> Path:
     """A trained fold: plan, facts and one checkpoint of random weights."""
     torch.manual_seed(seed)
-    numbers = TINY | {"out_channels": plan.out_channels}
+    extra = previous_labels(plan, plan.configurations[configuration])
+    numbers = TINY | {"in_channels": 1 + extra, "out_channels": plan.out_channels}
     network = build_network(**numbers)
     write_text(folder / "plan.json", plan.to_json())
     write_json(
         folder / "model.json",
-        {"plan_sha256": plan.hash(), "configuration": "3d_fullres", "fold": str(seed), "network": numbers},
+        {"plan_sha256": plan.hash(), "configuration": configuration, "fold": str(seed), "network": numbers},
     )
     save_checkpoint(folder / "checkpoints", network, None, {"progress": {}})
     return folder

@@ -3,6 +3,7 @@
 from medmamba.images.formats import (
     ENDINGS,
     ending_of,
+    files_of,
     list_images,
     mask_ending,
     read_channels,
@@ -11,6 +12,7 @@ from medmamba.images.formats import (
     stem_of,
     write_image,
     write_label_map,
+    written_files,
 )
 from medmamba.images.gate import Limits
 from medmamba.images.image import LabelMap, MedicalImage, label_counts
@@ -23,6 +25,7 @@ __all__ = [
     "MedicalImage",
     "as_image",
     "ending_of",
+    "files_of",
     "label_counts",
     "list_images",
     "mask_ending",
@@ -34,4 +37,5 @@ __all__ = [
     "to_simpleitk",
     "write_image",
     "write_label_map",
+    "written_files",
 ]

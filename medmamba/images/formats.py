@@ -166,6 +166,33 @@ def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | 
     format_of(path).load().write_image(path, array, like)
 
 
+def files_of(path: Path | str) -> list[Path]:
+    """The files that an image is in: itself, its other half, the voxels its header names, or the files of a series.
+
+    Raises:
+        InputError: the header of detached voxels cannot be read.
+    """
+    from medmamba.images.text_header import voxel_file
+
+    path = Path(path)
+    if path.is_dir():
+        return sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    if ending_of(path) in (".mhd", ".nhdr"):
+        beside = voxel_file(path)
+        return [path] if beside is None else [path, beside]
+    return written_files(path)
+
+
+def written_files(path: Path | str) -> list[Path]:
+    """The files that writing an image or a label map to ``path`` makes."""
+    from medmamba.images.nifti import pair_of
+
+    path = Path(path)
+    if ending_of(path) == ".mhd":
+        return [path, path.with_suffix(".zraw")]
+    return list(pair_of(path) or [path])
+
+
 def mask_ending(path: Path | str) -> str:
     """The ending of the mask of an image: its own, or the nearest kind that holds labels without loss.
 

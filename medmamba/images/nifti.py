@@ -130,7 +130,7 @@ def _read(path: Path | str, where: str, limits: Limits, prefer: Prefer | None) -
     """Header, stored numbers (C, i, j, k) and warnings of one file, or of a pair of files."""
     path = Path(path)
     found: list[NiftiHeader] = []
-    pair = _pair(path)
+    pair = pair_of(path)
 
     def size_of(head: bytes) -> int:
         header = parse_header(head, where, limits, prefer)
@@ -154,7 +154,7 @@ def _read(path: Path | str, where: str, limits: Limits, prefer: Prefer | None) -
     return header, np.moveaxis(stored, -1, 0), warnings
 
 
-def _pair(path: Path) -> tuple[Path, Path] | None:
+def pair_of(path: Path) -> tuple[Path, Path] | None:
     """Header and voxel file, if ``path`` names either of a pair; endings in the case of its own."""
     ending = path.suffix.lower()
     if ending not in (".hdr", ".img"):
@@ -184,7 +184,7 @@ def _write(
 ) -> None:
     """Writes numbers in the file's order, (i, j, k) or (i, j, k, C), behind the geometry of ``header``."""
     path = Path(path)
-    pair = _pair(path)
+    pair = pair_of(path)
     fields = header.fields
     order = fields.dtype["dim"].base.byteorder
     code = CODE_OF[stored.dtype.newbyteorder("=")]

@@ -10,7 +10,7 @@ import numpy as np
 
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, Shape, affine_problem
-from medmamba.images.gate import Limits
+from medmamba.images.gate import Limits, open_regular, shown
 
 LONGEST_HEADER = 1 << 20
 LONGEST_LINE = 1 << 16
@@ -94,3 +94,14 @@ def data_file(header: Path, name: str, where: str) -> Path:
     if not name or name in (".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
         raise InputError(f"{where}: it names its voxels {name[:60]!r}. They must be in a file beside it.")
     return header.with_name(name)
+
+
+def voxel_file(path: Path) -> Path | None:
+    """The file beside a text header that holds its voxels; None where they follow the header itself."""
+    file, _ = open_regular(path)
+    with file:
+        for line in header_lines(file, shown(path)):
+            name, _, value = line.replace("=", ":", 1).partition(":")
+            if name.replace(" ", "").lower() in ("elementdatafile", "datafile"):
+                return None if value.strip().upper() == "LOCAL" else data_file(path, value.strip(), shown(path))
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from medmamba.inference.pseudonyms import Pseudonyms
 from medmamba.inference.workers import Engine, InProcess
 
 OnItem = Callable[[str, int, int], None]
+PATIENCE = 60.0
+"""Seconds that a part waits for another one to write the report; it takes far less."""
 
 
 @dataclass
@@ -84,8 +87,10 @@ def predict_folder(
     codes = None if codes is None else Path(codes).resolve()
     job = Job(target, probabilities, pseudonyms or Pseudonyms.none(), dicom_seg, codes)
     make_folder(target)
-    lock = target if part is None else target / f".part-{part[0]}-of-{part[1]}"
-    with FolderLock(lock):
+    with ExitStack() as locks:
+        locks.enter_context(FolderLock(target, shared=part is not None))
+        if part is not None:
+            locks.enter_context(FolderLock(target / f".part-{part[0]}-of-{part[1]}"))
         remove_leftovers(target)
         model = engine.provenance()
         report = PredictionReport(target)
@@ -106,8 +111,9 @@ def predict_folder(
                 report.done[case.case_id] = record
             on_item("predict", len(report.done) + len(report.failed), len(cases))
         remove_leftovers(target)  # of workers that were killed
-        job.shown.write_key(target, [case.case_id for case in everything])
-        _write_report(everything, job, model)
+        with FolderLock(target / "reports", patience_seconds=PATIENCE):  # of parts that end together the last sees all
+            job.shown.write_key(target, [case.case_id for case in everything])
+            _write_report(everything, job, model)
     return report
 
 

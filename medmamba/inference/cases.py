@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmamba.errors import InputError
-from medmamba.images import ENDINGS, MedicalImage, ending_of, list_images, mask_ending, read_channels, stem_of
+from medmamba.images import (
+    ENDINGS,
+    MedicalImage,
+    ending_of,
+    list_images,
+    mask_ending,
+    read_channels,
+    stem_of,
+    written_files,
+)
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -22,10 +31,8 @@ class ImageCase:
     output_name: str
 
     def outputs(self, folder: Path) -> list[Path]:
-        """Where its mask stands: one file, or header and voxels of a pair."""
-        path = folder / self.output_name
-        other = {".hdr": ".img", ".img": ".hdr"}.get(path.suffix.lower())
-        return [path] if other is None else [path, path.with_suffix(other)]
+        """Where its mask stands: one file, or header and voxels."""
+        return written_files(folder / self.output_name)
 
 
 def find_cases(source: str | Path | Sequence[Path]) -> list[ImageCase]:

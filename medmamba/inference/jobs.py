@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.errors import InputError, MedmambaError
-from medmamba.images import MedicalImage, write_image
+from medmamba.images import MedicalImage, files_of, write_image, written_files
 from medmamba.inference.cases import ImageCase, read_case
 from medmamba.inference.prediction import Prediction
 from medmamba.inference.predictor import Predictor
@@ -61,8 +61,8 @@ class Job:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
         started = time.perf_counter()
         try:
-            inputs = [file_sha256(path) for path in case.paths]
-            image = read_case(case)
+            image = read_case(case)  # first: it says best what is wrong with a file
+            inputs = [input_sha256(path) for path in case.paths]
             result = self._predict(predictor, image, lambda line: say(self.shown.hide(line, case)))
             result.save(self.target / case.output_name)
             if result.probabilities is not None:
@@ -116,10 +116,10 @@ class Job:
                 record["status"] != "failed"
                 and record["schema_version"] == SCHEMA_VERSION
                 and record["request"] == digest(self.request(model))
-                and record["input_sha256"] == [file_sha256(path) for path in case.paths]
+                and record["input_sha256"] == [input_sha256(path) for path in case.paths]
                 and record["mask_sha256"] == [file_sha256(path) for path in case.outputs(self.target)]
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (InputError, OSError, ValueError, KeyError, TypeError):
             return None
         return record if same else None
 
@@ -143,8 +143,8 @@ def segmentation_path(target: Path, case: ImageCase) -> Path:
 
 def remove_old(target: Path, case: ImageCase) -> None:
     """Remove what an earlier run wrote for a case, so that nothing stale looks like a result."""
-    also = (probability_path(target, case), segmentation_path(target, case), record_path(target, case))
-    for path in (*case.outputs(target), *also):
+    also = (segmentation_path(target, case), record_path(target, case))
+    for path in (*case.outputs(target), *written_files(probability_path(target, case)), *also):
         path.unlink(missing_ok=True)
 
 
@@ -153,13 +153,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def input_sha256(path: Path) -> str:
+    """SHA-256 of an image's file, or of the hashes of its files (header and voxels, a DICOM series)."""
+    files = files_of(path)
+    if files == [path]:
+        return file_sha256(path)
+    return hashlib.sha256("".join(f"{file_sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files (a DICOM series)."""
-    if path.is_dir():
-        found = hashlib.sha256()
-        for file in sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith(".")):
-            found.update(f"{file_sha256(file)}\n".encode())
-        return found.hexdigest()
+    """SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

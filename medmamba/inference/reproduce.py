@@ -12,7 +12,7 @@ from typing import Any
 from medmamba.errors import ConfigError, InputError
 from medmamba.inference.batch import predict_folder
 from medmamba.inference.cases import find_cases
-from medmamba.inference.jobs import file_sha256
+from medmamba.inference.jobs import input_sha256
 from medmamba.inference.predictor import Predictor
 
 
@@ -59,7 +59,7 @@ def reproduce(
         if case_id not in record["cases"] or case_id not in inputs:
             where = report if case_id not in record["cases"] else images
             raise InputError(f"{case_id}: not in {where}. Check the name, or give the images of the report.")
-        if [file_sha256(path) for path in inputs[case_id].paths] != record["cases"][case_id]["input_sha256"]:
+        if [input_sha256(path) for path in inputs[case_id].paths] != record["cases"][case_id]["input_sha256"]:
             raise InputError(f"{case_id}: the image is not the one of the report (SHA-256). Give the same file.")
     with tempfile.TemporaryDirectory(prefix="medmamba-") as folder:
         paths = [path for case_id in wanted for path in inputs[case_id].paths]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from medmamba.errors import InputError
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.run_folder import RunFolder
+from medmamba.training import distributed
 
 MORPHOLOGY_PROBABILITY = 0.4
 MORPHOLOGY_RADIUS = (1, 8)
@@ -27,6 +29,8 @@ MORPHOLOGY_RADIUS = (1, 8)
 REMOVAL_PROBABILITY = 0.2
 LARGEST_REMOVED_SHARE = 0.15
 """Components that fill more of the patch than this are never left out."""
+WAIT_SECONDS = 1.0
+"""Between two looks whether the other ranks have stored their labels."""
 
 
 def disturbed(channels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -98,7 +102,10 @@ def ensure_first_stage(
     Args:
         train_fold: trains (and with True resumes) a fold of the first stage.
 
-    Raises InputError when either stage is not preprocessed.
+    Started by torchrun, each process stores its share of the labels and waits for the others; the first stage must be
+    trained then, because ranks that found different folds missing would wait for each other for ever.
+
+    Raises InputError when either stage is not preprocessed, or a fold is missing under torchrun.
     """
     first = configuration.previous_stage
     assert first is not None
@@ -109,14 +116,26 @@ def ensure_first_stage(
             f"{folder.path}: {missing[0]} is not preprocessed. Run `medmamba plan DATASET -o {folder.path} "
             f"--configurations all` again."
         )
-    splits = folder.read_splits()
-    for number, split in enumerate(splits):
+    rank, ranks = distributed.place()
+    stored: list[tuple[CaseReader, Path]] = []
+    for number, split in enumerate(folder.read_splits()):
         fold = folder.fold(first, number)
-        if (fold / "checkpoints" / "last").is_dir() and all(_is_fresh(targets[name], fold) for name in split["val"]):
+        cases = [(sources[name], targets[name]) for name in split["val"]]
+        stored += [(target, fold) for _, target in cases]
+        trained = (fold / "checkpoints" / "last").is_dir()
+        if trained and all(_is_fresh(target, fold) for _, target in cases):
             continue
-        say(f"First stage: {first}, fold {number} ({number + 1} of {len(splits)}).")
-        train_fold(number, (fold / "checkpoints" / "last").is_dir())
-        _store_labels(fold, plan, first, [(sources[name], targets[name]) for name in split["val"]], device)
+        if ranks == 1:
+            say(f"First stage: {first}, fold {number} of the cross-validation.")
+            train_fold(number, trained)
+        elif not trained:
+            raise InputError(
+                f"{folder.path}: fold {number} of the first stage, {first}, is not trained. With torchrun train "
+                f"all of them first: torchrun ... medmamba train {folder.path} --configuration {first} --fold {number}."
+            )
+        _store_labels(fold, plan, first, cases[rank::ranks], device)
+    while ranks > 1 and not all(_is_fresh(target, fold) for target, fold in stored):
+        time.sleep(WAIT_SECONDS)  # a rank that dies takes all others with it
 
 
 def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseReader, CaseReader]], device: str) -> None:

@@ -24,6 +24,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def place() -> tuple[int, int]:
+    """This process's number and how many there are, before any of them has joined."""
+    return (int(os.environ.get("RANK", "0")), int(os.environ["WORLD_SIZE"])) if launched() else (0, 1)
+
+
 def join(device: str) -> torch.device | None:
     """Join the other ranks; returns the device of this rank where there is a GPU for each, else None."""
     if not launched() or dist.is_initialized():

@@ -156,6 +156,60 @@ def test_two_runs_on_one_folder_are_refused(predictor, images, tmp_path):
     assert bytes_of(tmp_path / "out") == before
 
 
+def test_parts_may_run_beside_each_other_but_not_beside_the_whole(predictor, images, tmp_path):
+    out = tmp_path / "out"
+    with FolderLock(out, shared=True):  # as a part holds it
+        pipeline.predict(predictor, images, out, part=(1, 2))
+        with pytest.raises(InputError, match="in use by another process"):
+            pipeline.predict(predictor, images, out)
+    with FolderLock(out / ".part-2-of-2"), pytest.raises(InputError, match="in use by process"):
+        pipeline.predict(predictor, images, out, part=(2, 2))
+    with FolderLock(out), pytest.raises(InputError, match="in use by process"):
+        pipeline.predict(predictor, images, out, part=(2, 2))
+
+
+def test_parts_that_end_together_leave_one_whole_report(predictor, images, tmp_path):
+    out = tmp_path / "out"
+    parts = [
+        threading.Thread(target=pipeline.predict, args=(predictor, images, out), kwargs={"part": (number, 3)})
+        for number in (1, 2, 3)
+    ]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+    assert report_of(out)["summary"] == {"cases": 3, "done": 3, "failed": 0, "waiting": 0}
+
+
+def test_torchrun_gives_every_process_its_part(predictor, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = {}
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        done[rank] = set(pipeline.predict(predictor, images, tmp_path / "out").done)
+    assert done == {0: {"patient_0", "patient_2"}, 1: {"patient_1"}}
+
+
+def test_voxels_beside_a_header_are_part_of_input_and_mask(predictor, tmp_path):
+    import SimpleITK as sitk
+
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(200, 60, (17, 22, 18)).astype(np.float32))
+    sitk.WriteImage(image, str(source / "a.mhd"))
+    pipeline.predict(predictor, source, out)
+    assert len(report_of(out)["cases"]["a"]["mask_sha256"]) == 2
+    assert pipeline.predict(predictor, source, out, resume=True).resumed == ["a"]
+    voxels = source / "a.raw"
+    voxels.write_bytes(voxels.read_bytes()[::-1])
+    assert pipeline.predict(predictor, source, out, resume=True).resumed == []
+    voxels.unlink()
+    report = pipeline.predict(predictor, source, out)
+    assert "its voxel file" in report.failed["a"]
+    assert {path.name for path in out.iterdir() if path.name[0] != "."} == {"report.json", "reports"}
+
+
 def test_a_full_disk_ends_with_one_line_and_no_half_file(predictor, images, tmp_path, monkeypatch):
     import errno
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medmamba.geometry import Grid, affine_from, all_reorientations
-from medmamba.images import MedicalImage, read_image, read_label_map, write_image
+from medmamba.images import MedicalImage, read_image, read_label_map, written_files
 from medmamba.inference.predictor import Predictor
 from medmamba.trail import Reorient
 
@@ -103,24 +103,34 @@ def test_another_patch_size_of_the_same_checkpoint_agrees(tiny_run):
     assert (masks[0] == masks[1]).mean() > 0.8  # random weights: no structure to agree on, borders differ
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.nrrd", "a.mha"])
-def test_the_mask_has_the_grid_of_its_image_in_every_kind_of_file(tiny_run, tmp_path, name):
-    grid = Grid((18, 20, 14), affine_from((1.0, 1.25, 2.0), origin_mm=(-10, 4, 7), direction=OBLIQUE))
-    pixels = np.random.default_rng(1).normal(200, 50, (1, *grid.shape)).astype(np.float32)
-    (tmp_path / "in").mkdir()
-    write_image(tmp_path / "in" / name, pixels, like=grid)
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.hdr", "a.img", "a.nrrd", "a.nhdr", "a.mha", "a.mhd"])
+def test_the_mask_has_the_grid_of_its_image_in_every_kind_of_file(tiny_run, tmp_path, name, dtype):
+    """Written and read again by ITK, which knows nothing of ours; kind, grid and header are the image's own."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    made = sitk.GetImageFromArray(np.random.default_rng(1).normal(200, 50, (14, 20, 18)).astype(dtype))
+    made.SetSpacing((1.0, 1.25, 2.0))
+    made.SetOrigin((10.0, -4.0, 7.0))
+    made.SetDirection(OBLIQUE.ravel().tolist())
+    sitk.WriteImage(made, str(source / name))
     from medmamba import pipeline
 
-    report = pipeline.predict(tiny_run, tmp_path / "in", tmp_path / "out", folds=[0], mirror=False)
+    report = pipeline.predict(tiny_run, source / name, out, folds=[0], mirror=False)
     assert not report.failed
-    image, mask = read_image(tmp_path / "in" / name), read_label_map(tmp_path / "out" / name)
+    wanted = name.replace(".nhdr", ".nrrd")  # labels in one file
+    written = {path.name for path in out.iterdir() if path.is_file() and path.name[0] != "."} - {"report.json"}
+    assert written == {path.name for path in written_files(out / wanted)}
+    image, mask = read_image(source / name), read_label_map(out / wanted)
     assert mask.grid.shape == image.grid.shape
     assert mask.grid.affine.tobytes() == image.grid.affine.tobytes()
-    if name not in ("a.hdr",):
-        first, second = (sitk.ReadImage(str(tmp_path / folder / name)) for folder in ("in", "out"))
-        assert first.GetOrigin() == second.GetOrigin()
-        assert first.GetDirection() == second.GetDirection()
-        assert first.GetSpacing() == second.GetSpacing()
+    first, second = sitk.ReadImage(str(source / name)), sitk.ReadImage(str(out / wanted))
+    assert first.GetOrigin() == second.GetOrigin()
+    assert first.GetDirection() == second.GetDirection()
+    assert first.GetSpacing() == second.GetSpacing()
+    labels = sitk.GetArrayFromImage(second).transpose(2, 1, 0)
+    assert np.array_equal(labels, mask.array)
+    assert [int((labels == value).sum()) for value in (1, 2)] == list(report.done["a"]["voxels"].values())
 
 
 def test_nifti2_comes_out_as_nifti2(tiny_run, tmp_path):

@@ -251,7 +251,7 @@ def test_a_second_run_in_one_folder_is_told_who_has_it(tmp_path):
 
 
 def test_where_the_file_system_has_no_locks_a_file_takes_their_place(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "_flock", lambda file, release=False: False)
+    monkeypatch.setattr(lock, "_flock", lambda file, **how: False)
     with FolderLock(tmp_path), pytest.raises(InputError, match="in use by process"), FolderLock(tmp_path):
         pass
     assert names(tmp_path) == [".lock"]

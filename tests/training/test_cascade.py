@@ -10,13 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import make_fold
 
 import medmamba
-from medmamba.errors import ConfigError
+from medmamba import pipeline
+from medmamba.errors import ConfigError, InputError
 from medmamba.heads import Heads
 from medmamba.inference.cascade import labels_on_next_grid, one_hot
 from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import stored_cases
+from medmamba.run_folder import RunFolder
 from medmamba.training import cascade as cascade_module
 from medmamba.training.cascade import LARGEST_REMOVED_SHARE, disturbed
 from medmamba.training.config import TrainConfig
@@ -90,6 +94,59 @@ def test_a_flip_that_exchanges_sides_exchanges_the_first_stage_too():
     list(stream_logits([network], image, window))
     assert torch.equal(seen[0], image[None])
     assert torch.equal(seen[1], image[None])  # mirrored and renamed, it is the same body
+
+
+@pytest.fixture
+def tiny_cascade(cascade_run):
+    """Both stages with random weights, every fold of the first."""
+    plan = Plan.from_json((cascade_run / "plan.json").read_text())
+    for number in range(len(json.loads((cascade_run / "splits.json").read_text()))):
+        make_fold(cascade_run / f"models/coarse/fold_{number}", plan, number, "coarse")
+    make_fold(cascade_run / "models/cascade/fold_0", plan, 7, "cascade")
+    return cascade_run
+
+
+def test_parts_of_a_folder_through_a_cascade_are_the_masks_of_the_whole(tiny_cascade, clinic_dataset, tmp_path):
+    predictor = medmamba.Predictor(tiny_cascade, configuration="cascade", folds=[0], mirror=False)
+    images = clinic_dataset / "imagesTr"
+    pipeline.predict(predictor, images, tmp_path / "whole")
+    for number in (1, 2):
+        pipeline.predict(predictor, images, tmp_path / "parts", part=(number, 2))
+    whole, parts = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.nii.gz")} for name in ("whole", "parts")
+    )
+    assert len(whole) > 1
+    assert parts == whole
+
+
+def test_under_torchrun_each_rank_stores_its_share_and_a_missing_fold_is_refused(tiny_cascade, monkeypatch):
+    folder = RunFolder(tiny_cascade)
+    plan = folder.read_plan()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(cascade_module, "WAIT_SECONDS", 0.01)
+
+    def rank(number):
+        monkeypatch.setattr(cascade_module.distributed, "place", lambda: (number, 2))
+        cascade_module.ensure_first_stage(folder, plan, plan.configurations["cascade"], untouched, device="cpu")
+
+    def untouched(fold, resume):
+        raise AssertionError("nothing is trained under torchrun")
+
+    class Waits(Exception):
+        pass
+
+    def waits(seconds):
+        raise Waits
+
+    monkeypatch.setattr(cascade_module.time, "sleep", waits)
+    with pytest.raises(Waits):  # the first rank has stored its share and waits for the second
+        rank(0)
+    rank(1)
+    for case in stored_cases(folder.preprocessed("cascade")).values():
+        assert case.read_previous().shape == case.shape
+    shutil.rmtree(folder.fold("coarse", 1))
+    with pytest.raises(InputError, match=r"fold 1 of the first stage, coarse, is not trained. With torchrun"):
+        rank(0)
 
 
 @pytest.mark.slow
