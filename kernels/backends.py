@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, TypeVar
 
 import torch
 
 from medmamba.kernels.library import instruction_set, library_path, missing_reason
+from medmamba.kernels.once import asked_once
 
-F = TypeVar("F", bound=Callable[..., Any])
 BACKENDS = ("cpp", "triton", "torch", "reference")
 
 
@@ -71,16 +69,6 @@ def _why_not_triton(device: str, dtype: torch.dtype) -> str | None:
 def available_backends(device: str = "cpu") -> list[str]:
     """Backends that can run float32 on this device, the preferred one first."""
     return [name for name in BACKENDS if why_not(name, device) is None]
-
-
-def asked_once(function: F) -> F:
-    """Mark a function whose answer ``torch.compile`` asks for once and keeps.
-
-    What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler: 150 MB of a process and two
-    seconds that a prediction has no use for.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @asked_once
