@@ -8,6 +8,7 @@ the linear maps around it. The weights are used as they are: no softmax, no boun
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class DeformableConv(nn.Module):
         groups: G; must divide C.
         offset_kernel: edge of a depthwise convolution before ``offset_mask``; none if None.
         pointwise: linear maps of the values before and of the sum after; HRVMamba was trained without.
+        geometry: stride, padding, dilation, offset_scale and remove_center of the sampling.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class DeformableConv(nn.Module):
         offset_kernel: int | None = None,
         pointwise: bool = False,
         output_bias: bool = True,
+        **geometry: Any,
     ) -> None:
         super().__init__()
         if channels % groups:
@@ -44,7 +47,9 @@ class DeformableConv(nn.Module):
             raise ConfigError(f"{channels} channels do not divide among {groups} deformable groups; use {nearest}.")
         self.groups, self.kernel = groups, (kernel,) * spatial_dims
         self.offset_mask_dw = depthwise(channels, (offset_kernel,) * spatial_dims) if offset_kernel else None
-        self.offset_mask = Linear(channels, offset_mask_width(groups, prod(self.kernel), spatial_dims))
+        self.geometry = {"padding": kernel // 2, **geometry}
+        taps = prod(self.kernel) - bool(geometry.get("remove_center"))
+        self.offset_mask = Linear(channels, offset_mask_width(groups, taps, spatial_dims))
         self.value_proj = Linear(channels, channels) if pointwise else None
         self.output_proj = Linear(channels, channels, bias=output_bias) if pointwise else None
         nn.init.trunc_normal_(self.offset_mask.weight, std=0.02)
@@ -53,6 +58,5 @@ class DeformableConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = x if self.offset_mask_dw is None else channels_last(self.offset_mask_dw(channels_first(x)))
         value = x if self.value_proj is None else self.value_proj(x)
-        padding = tuple(k // 2 for k in self.kernel)
-        y = deformable_conv(value, self.offset_mask(seen), kernel_size=self.kernel, padding=padding, groups=self.groups)
+        y = deformable_conv(value, self.offset_mask(seen), kernel_size=self.kernel, groups=self.groups, **self.geometry)
         return y if self.output_proj is None else self.output_proj(y)

@@ -59,6 +59,7 @@ class DSS(nn.Module):
         width: C; E = expand * C is the inner width; the convolution has as many groups as the step size has ranks.
         local: the convolution before the scan, (B, *S, E) to itself; deformable if None.
         squeeze_excite: gate the channels after the scan.
+        dt_rank: R; ceil(C / 16) if None.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class DSS(nn.Module):
         local: nn.Module | None = None,
         pointwise: bool = False,
         squeeze_excite: bool = False,
+        dt_rank: int | None = None,
         use_scan: bool = True,
     ) -> None:
         super().__init__()
-        inner, rank = int(expand * width), auto_dt_rank(width)
+        inner, rank = int(expand * width), dt_rank or auto_dt_rank(width)
         self.route = route
         self.in_proj = Linear(width, inner, bias=False)
         self.conv = local or DeformableConv(
@@ -166,8 +168,6 @@ SIZES: dict[str, tuple[bool, int, int, int]] = {
 MODULES = (1, 4, 2)  # fusion modules of the stages with 2, 3 and 4 branches
 STEM, EXPANSION = 64, 4
 
-BlockFactory = Callable[[int, float], nn.Module]  # (width, stochastic depth) -> block on channels-last maps
-
 
 def conv_norm(in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """Convolution without bias and batch norm, as a list to put into a sequence."""
@@ -254,9 +254,12 @@ class PublishedHRVMamba(nn.Module):
 
     Args:
         stage1_width: middle width of the bottlenecks at stride 4.
-        width: c.
+        width: c; or the widths of the four branches, if they do not double.
         se_lpu: which variant of the block.
-        modules, blocks: fusion modules per stage, blocks per branch and module.
+        bottlenecks: how many there are.
+        modules, blocks: fusion modules per stage; blocks per branch and module, one number or one per stage.
+        mlp_ratio: of the blocks.
+        mixer: width -> scan mixer; the published one by default.
         output_norms: a channel LayerNorm on each output, as dense heads expect.
     """
 
@@ -264,36 +267,38 @@ class PublishedHRVMamba(nn.Module):
         self,
         in_channels: int = 3,
         stage1_width: int = 64,
-        width: int = 32,
+        width: int | Sequence[int] = 32,
         *,
         se_lpu: bool = False,
+        bottlenecks: int = 2,
         modules: Sequence[int] = MODULES,
-        blocks: int = 2,
-        state_size: int = 1,
-        pointwise: bool = False,
+        blocks: int | Sequence[int] = 2,
+        mlp_ratio: float = 2.0,
+        mixer: Callable[[int], nn.Module] | None = None,
         drop_path: float = 0.0,
         output_norms: bool = True,
     ) -> None:
         super().__init__()
-        rates = iter(rising_rates(drop_path, blocks * sum(modules)))
+        depths = per_axis(blocks, len(modules))
+        rates = iter(rising_rates(drop_path, sum(d * m for d, m in zip(depths, modules, strict=True))))
+        mixer = mixer or (lambda c: DSS(c, squeeze_excite=se_lpu))
 
         def block(c: int, rate: float) -> nn.Module:
-            mixer = DSS(c, state_size=state_size, pointwise=pointwise, squeeze_excite=se_lpu)
-            return DVSSBlock(c, mixer, se_lpu=se_lpu, drop_path=rate)
+            return DVSSBlock(c, mixer(c), mlp_ratio=mlp_ratio, se_lpu=se_lpu, drop_path=rate)
 
         self.conv1, self.bn1 = conv_norm(in_channels, STEM, 3, 2)
         self.conv2, self.bn2 = conv_norm(STEM, STEM, 3, 2)
         layer1_out = EXPANSION * stage1_width
-        self.layer1 = nn.Sequential(Bottleneck(STEM, stage1_width), Bottleneck(layer1_out, stage1_width))
-        widths = [width * 2**i for i in range(4)]
+        self.layer1 = nn.Sequential(*(Bottleneck(layer1_out if i else STEM, stage1_width) for i in range(bottlenecks)))
+        widths = [width * 2**i for i in range(4)] if isinstance(width, int) else list(width)
         before = [layer1_out]
         for stage in range(2, 5):
             after = widths[:stage]
             self.add_module(f"transition{stage - 1}", _transition(before, after))
             stack = []
             for _ in range(modules[stage - 2]):
-                depths = [next(rates) for _ in range(blocks)]  # shared by the branches
-                stack.append(HRModule(after, [[block(c, rate) for rate in depths] for c in after]))
+                shared = [next(rates) for _ in range(depths[stage - 2])]  # by the branches
+                stack.append(HRModule(after, [[block(c, rate) for rate in shared] for c in after]))
             self.add_module(f"stage{stage}", nn.Sequential(*stack))
             before = after
         self.output_norms = output_norms

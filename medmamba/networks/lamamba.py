@@ -10,7 +10,7 @@ segmentation network has none: shift 0, scale 0, gate 1, an ordinary pre-norm bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +114,10 @@ class PublishedLaMamba(nn.Module):
     Args:
         width: d.
         resolution: R, tokens per axis.
+        extra_decoder_blocks: how much deeper the decoder's levels are.
         heads: attention heads per level.
-        continuous: snake routes (the original's default) or the cross scan.
+        mlp_ratio: of the blocks.
+        scan: width -> scan mixer; the original's, along snakes, by default.
     """
 
     def __init__(
@@ -128,15 +130,16 @@ class PublishedLaMamba(nn.Module):
         patch: int = 1,
         depths: Sequence[int] = (2, 2, 2, 2),
         middle_depth: int = 2,
+        extra_decoder_blocks: int = 1,
         heads: Sequence[int] = (16, 16, 16, 16),
         window: int = 8,
-        state_size: int = 1,
-        continuous: bool = True,
+        mlp_ratio: float = 4.0,
+        scan: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        scan = scan or (lambda c: SS2D(c, state_size=1, conv_bias=False, route="continuous"))
         widths = [width, 2 * width, 4 * width, 4 * width]
         grids = [resolution, resolution // 2, resolution // 4, resolution // 4]
-        route = "continuous" if continuous else "cross"
 
         def blocks(level: int, count: int) -> list[nn.Module]:
             c, edge = widths[level], min(window, grids[level])
@@ -144,8 +147,9 @@ class PublishedLaMamba(nn.Module):
             return [
                 LaMambaBlock(
                     c,
-                    SS2D(c, state_size=state_size, conv_bias=False, route=route),
+                    scan(c),
                     WindowAttention(c, heads[level], (edge, edge), shifted=shift and i % 2 == 1),
+                    mlp_ratio=mlp_ratio,
                 )
                 for i in range(count)
             ]
@@ -162,7 +166,7 @@ class PublishedLaMamba(nn.Module):
         self.mid_layer = Level(blocks(3, middle_depth))
         self.layers_up = nn.ModuleList(
             Level(
-                blocks(i, depths[i] + 1),
+                blocks(i, depths[i] + extra_decoder_blocks),
                 upsample=PatchExpand(widths[i + 1], widths[i], (2, 2)) if i < 2 else None,
             )
             for i in reversed(range(4))

@@ -85,6 +85,7 @@ class Mamba2(nn.Module):
         width: d; the inner width is ``expand`` times as large.
         head_width: p; must divide the inner width.
         groups: g.
+        bias, conv_bias: whether the projections and the convolution have one.
         chunked: compute in blocks of ``block`` tokens instead of with the scan kernel; the result is the same.
     """
 
@@ -97,6 +98,8 @@ class Mamba2(nn.Module):
         expand: float = 2.0,
         head_width: int = 64,
         groups: int = 1,
+        bias: bool = False,
+        conv_bias: bool = True,
         chunked: bool = False,
         block: int = 64,
     ) -> None:
@@ -105,11 +108,11 @@ class Mamba2(nn.Module):
         self.parts = [inner, inner, groups * state_size, groups * state_size, inner // head_width]  # z, x, B, C, dt
         mixed = inner + 2 * groups * state_size
         self.chunked, self.block = chunked, block
-        self.in_proj = Linear(width, sum(self.parts), bias=False)
-        self.conv1d = nn.Conv1d(mixed, mixed, kernel, groups=mixed, padding=kernel - 1)
+        self.in_proj = Linear(width, sum(self.parts), bias=bias)
+        self.conv1d = nn.Conv1d(mixed, mixed, kernel, groups=mixed, padding=kernel - 1, bias=conv_bias)
         self.scan = HeadScan(inner, head_width, groups)
         self.norm = GatedRMSNorm(inner)
-        self.out_proj = Linear(inner, width, bias=False)
+        self.out_proj = Linear(inner, width, bias=bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]

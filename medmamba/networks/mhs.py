@@ -42,10 +42,12 @@ def fuse_routes(y: Tensor, threshold: float, dim: int) -> Tensor:
 class ScanHead(nn.Module):
     """One head: (B, *S, width) scanned along one family of routes, then fused."""
 
-    def __init__(self, width: int, route: str, spatial_dims: int, state_size: int, threshold: float) -> None:
+    def __init__(
+        self, width: int, route: str, spatial_dims: int, state_size: int, threshold: float, dt_rank: int | None = None
+    ) -> None:
         super().__init__()
         self.route, self.threshold = route, threshold
-        self.scan = ScanCore(width, route_count(route, spatial_dims), state_size, auto_dt_rank(width))
+        self.scan = ScanCore(width, route_count(route, spatial_dims), state_size, dt_rank or auto_dt_rank(width))
 
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
@@ -61,6 +63,7 @@ class MultiHeadScan(nn.Module):
         width: C.
         heads: which routes, by letter, e.g. "CXS" or "CXSZ".
         projection: normalise and mix the joined heads; without it C must be divisible by the number of heads.
+        dt_rank: R of each head; ceil(S / 16) if None.
         use_scan: False leaves the scans and their fusion out.
     """
 
@@ -73,6 +76,7 @@ class MultiHeadScan(nn.Module):
         threshold: float = 0.0,
         projection: bool = True,
         state_size: int = 16,
+        dt_rank: int | None = None,
         use_scan: bool = True,
     ) -> None:
         super().__init__()
@@ -87,7 +91,8 @@ class MultiHeadScan(nn.Module):
         self.heads = nn.ModuleDict()
         if use_scan:
             for letter in heads:
-                self.heads[letter] = ScanHead(self.head_width, HEADS[letter], spatial_dims, state_size, threshold)
+                route = HEADS[letter]
+                self.heads[letter] = ScanHead(self.head_width, route, spatial_dims, state_size, threshold, dt_rank)
         self.cat_norm = nn.LayerNorm(joined) if projection else None
         self.y_proj = Linear(joined, width, bias=False) if projection else None
 

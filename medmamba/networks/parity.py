@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medmamba.errors import ConfigError, MedmambaError
+from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.networks.golden import Golden, formula_input, formula_tensor, read_golden
 from medmamba.networks.parity_models import Subject, rebuild
 from medmamba.networks.parity_operators import operator_checks
@@ -47,8 +47,18 @@ class Check:
 
 
 def compare(path: str | Path) -> list[Check]:
-    """All comparisons of one golden file. Raises ConfigError for a model that is not known here."""
+    """All comparisons of one golden file.
+
+    Raises ConfigError for a model or an option that is not known here, InputError for a file that lacks something.
+    """
     golden = read_golden(path)
+    try:
+        return _compare(golden)
+    except KeyError as lacking:
+        raise InputError(f"{golden.path.name}: the golden file has no {lacking}.") from None
+
+
+def _compare(golden: Golden) -> list[Check]:
     checks = operator_checks(golden)
     if checks is not None:
         return [Check(*check) for check in checks]
@@ -186,7 +196,10 @@ def _watch(subject: Subject, names: Iterable[str]) -> dict[str, Tensor]:
         def keep(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
             seen[name] = subject.intermediate(name, output).detach()
 
-        subject.module.get_submodule(subject.module_name(name)).register_forward_hook(keep)
+        try:
+            subject.module.get_submodule(subject.module_name(name)).register_forward_hook(keep)
+        except AttributeError:
+            raise ConfigError(f"The rebuilt model has no part {name!r}, of which the file holds the output.") from None
     return seen
 
 

@@ -73,25 +73,71 @@ Shapes = dict[str, tuple[int, ...]]
 Rebuilder = Callable[[dict[str, Any], Shapes], Subject]
 _MODELS: list[tuple[re.Pattern[str], Rebuilder]] = []
 
+# What a description may say and a rebuilder need not read: bookkeeping, arguments of the originals that matter in
+# training or at initialisation only (golden files are made in evaluation mode), and what the parameters' shapes tell.
+_ABOUT = (
+    r"model|what|notes?|source|licen[cs]e|repo\w*|commit|date|version|format|\w*seed|salt|layout|config|ctor|extra|"
+    r"allow_none|\w*(shape|resolution|img_size)|num_param\w*|param_count\w*|\w*(_abs|_max|_rms|_l2|_mean|_std)|"
+    r"official_\w+|f32_vs_f64_\w+|torch\w*"
+)
+_TRAINING = (
+    r"\w*drop\w*|\w*init|dt_(min|max|scale|init_floor)|use_checkpoint|load_ckpt_path|device|dtype|norm_cfg|conv_cfg|"
+    r"norm_eval|with_cp|fused_add_norm|residual_in_fp32|use_fast_path|use_mem_eff_path|layer_idx"
+)
+_SHAPED = (
+    r"(ssm_)?(d_model|d_state|d_conv|conv|expand|ratio|dt_rank|bias|conv_bias)|hidden_dim|dims?|dim_scale|depths?|"
+    r"depths_decoder|embed_dim|in_chans|(in_|input_)?channels|num_classes|patch_size|bottleneck_depth|condition_dim|"
+    r"unconditional|mlp_ratio|num_(modules|branches|blocks|channels|heads)|dw_kernel_size|output_bias|"
+    r"(dcn_)?without_pointwise|if_cls_token|use_double_cls_token|rms_norm|bimamba_type|init_layer_scale|kernel_size|"
+    r"expansion_ratio|conv_ratio|head_num|with_proj|headdim|window_size|sd_unet_decoder_design|multiscale_output"
+)
+_UNREAD = re.compile(f"{_ABOUT}|{_TRAINING}|{_SHAPED}")
 
-def model(pattern: str) -> Callable[[Rebuilder], Rebuilder]:
-    """Register a rebuilder for the model names that match ``pattern`` completely."""
+
+def model(pattern: str, *takes: str, **only: tuple[object, ...]) -> Callable[[Rebuilder], Rebuilder]:
+    """Register a rebuilder for the model names that match ``pattern`` completely.
+
+    Args:
+        takes: options that the rebuilder reads from the description.
+        only: options of which only these values are known here.
+    """
 
     def register(function: Rebuilder) -> Rebuilder:
-        _MODELS.append((re.compile(pattern), function))
+        def checked(info: dict[str, Any], shapes: Shapes) -> Subject:
+            _check_options(info, {*takes, *only}, only)
+            return function(info, shapes)
+
+        _MODELS.append((re.compile(pattern), checked))
         return function
 
     return register
 
 
+def _check_options(info: dict[str, Any], takes: set[str], only: dict[str, tuple[object, ...]]) -> None:
+    """An option that would be ignored is an error: the numbers would be compared with those of another model."""
+    name, extra = info["model"], info.get("extra", {})
+    stages = [stage for stage in extra.values() if isinstance(stage, dict) and "block" in stage]
+    for key, value in (item for part in (info, info.get("ctor", {}), extra, *stages) for item in part.items()):
+        if key in only and value not in only[key]:
+            valid = " or ".join(repr(one) for one in only[key])
+            raise ConfigError(f"Option {key!r} of golden model {name!r} is {value!r}; known here is {valid}.")
+        if key not in takes and not _UNREAD.fullmatch(key) and value not in stages:
+            raise ConfigError(f"Golden model {name!r} has the option {key!r} ({value!r}), which is not known here.")
+
+
 def rebuild(golden: Golden) -> Subject:
-    """The model of a golden file. Raises ConfigError for an unknown model name."""
+    """The model of a golden file. Raises ConfigError for an unknown model, an unknown option, or a lacking one."""
     import medmamba.networks.parity_hybrids  # noqa: F401 - registers its models
 
     shapes = {name: tuple(t.shape) for name, t in golden.parameters.items()}
     for pattern, function in _MODELS:
         if pattern.fullmatch(golden.model):
-            return function({**_from_tensors(golden), **golden.info}, shapes)
+            try:
+                return function({**_from_tensors(golden), **golden.info}, shapes)
+            except (KeyError, IndexError, StopIteration, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{golden.model} cannot be rebuilt: {type(error).__name__} {error} in what the file says of it."
+                ) from None
     raise unknown_name("golden model", golden.model, [pattern.pattern for pattern, _ in _MODELS])
 
 
@@ -128,7 +174,7 @@ def preset(family: str) -> Callable[[Callable[[Shapes], Described]], Callable[[S
 
 def count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest number that the pattern's group takes in the parameter names."""
-    return 1 + max(int(found[1]) for found in (re.match(pattern, name) for name in shapes) if found)
+    return 1 + max((int(found[1]) for found in (re.match(pattern, name) for name in shapes) if found), default=-1)
 
 
 @preset("vm_unet")
@@ -138,32 +184,24 @@ def _(shapes: Shapes) -> Described:
 
 @preset("mhs_vm")
 def _(shapes: Shapes) -> Described:
-    heads = len({found[1] for found in (re.search(r"scanhead_(\w)\.", name) for name in shapes) if found})
-    info = {
-        "num_classes": first(shapes, "final_conv.weight")[0],
-        "head_num": heads,
-        "gfu_t": 0.5,  # not stored in checkpoints; the published value for ISIC 2018
-        "with_proj": any(name.endswith("y_proj.weight") for name in shapes),
-    }
-    return "VMUNet with MHS", info
+    threshold = 0.5  # not stored in checkpoints; the published value for ISIC 2018
+    return "VMUNet with MHS", {"num_classes": first(shapes, "final_conv.weight")[0], "gfu_t": threshold}
 
 
 @preset("vim")
 def _(shapes: Shapes) -> Described:
-    return "VisionMamba", {"if_divide_out": True}
+    return "VisionMamba", {"if_divide_out": True, "use_middle_cls_token": True, "final_pool_type": "mean"}
 
 
 @preset("mambaout")
 def _(shapes: Shapes) -> Described:
-    widths = [first(shapes, f"downsample_layers.{i}.norm{'2' if i == 0 else ''}.weight")[0] for i in range(4)]
-    hidden, seen = shapes["stages.0.0.fc2.weight"][1], shapes["stages.0.0.conv.weight"][0]
+    stages = count(shapes, r"downsample_layers\.(\d+)\.")
     info = {
         "num_classes": shapes["head.fc2.weight"][0],
         "in_chans": shapes["downsample_layers.0.conv1.weight"][1],
-        "dims": widths,
-        "depths": [count(shapes, rf"stages\.{i}\.(\d+)\.") for i in range(4)],
-        "conv_ratio": seen / widths[0],
-        "expansion_ratio": 8 / 3 if int(8 / 3 * widths[0]) == hidden else hidden / widths[0],
+        "dims": [first(shapes, f"downsample_layers.{i}.norm{'' if i else '2'}.weight")[0] for i in range(stages)],
+        "depths": [count(shapes, rf"stages\.{i}\.(\d+)\.") for i in range(stages)],
+        **_gated_shape(shapes, "stages.0.0."),
     }
     return "MambaOut", info
 
@@ -204,7 +242,14 @@ def sigmoid_if_binary(module: nn.Module, info: dict[str, Any]) -> nn.Module:
     return module
 
 
-def _ss2d(shapes: Shapes, prefix: str = "") -> SS2D:
+def by_width(shapes: Shapes, norm: str, mixer: str) -> dict[int, str]:
+    """Prefix of one block's mixer for every width among the blocks; ``norm`` and ``mixer`` are names in a block."""
+    blocks = {name.partition(f".{mixer}.")[0] for name in shapes if f".{mixer}." in name}
+    return {shapes[f"{block}.{norm}.weight"][0]: f"{block}.{mixer}." for block in blocks}
+
+
+def ss2d(shapes: Shapes, prefix: str = "", **options: Any) -> SS2D:
+    """The mixer whose parameters begin with ``prefix``."""
     inner, width = shapes[prefix + "out_norm.weight"][0], shapes[prefix + "in_proj.weight"][1]
     return SS2D(
         width,
@@ -212,17 +257,20 @@ def _ss2d(shapes: Shapes, prefix: str = "") -> SS2D:
         state_size=shapes[prefix + "A_logs"][1],
         kernel=shapes[prefix + "conv2d.weight"][-1],
         bias=prefix + "in_proj.bias" in shapes,
+        conv_bias=prefix + "conv2d.bias" in shapes,
+        dt_rank=shapes[prefix + "dt_projs_weight"][-1],
+        **options,
     )
 
 
 @model("SS2D")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    return Subject(_ss2d(shapes), "vm_unet")
+    return Subject(ss2d(shapes), "vm_unet")
 
 
 @model("VSSBlock")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    return Subject(VSSBlock(shapes["ln_1.weight"][0], _ss2d(shapes, "self_attention."), eps=1e-6), "vm_unet")
+    return Subject(VSSBlock(shapes["ln_1.weight"][0], ss2d(shapes, "self_attention."), eps=1e-6), "vm_unet")
 
 
 @model("PatchEmbed2D")
@@ -247,28 +295,28 @@ def _(info: dict[str, Any], shapes: Shapes) -> Subject:
 
 @model("VMUNet")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    state_size = first(shapes, "A_logs")[1] if shapes else int(info.get("d_state", 16))
-    net = PublishedVMUNet(**_unet_arguments(info, shapes), state_size=state_size)
-    return Subject(sigmoid_if_binary(net, info), "vm_unet", network=True, original=_original_vm_unet)
+    prefixes = by_width(shapes, "ln_1", "self_attention")
+    state_size = int(info.get("d_state", 16))  # of a published size, whose parameters are not stored
+    net = _u_shape(
+        info,
+        shapes,
+        lambda width: ss2d(shapes, prefixes[width]) if shapes else SS2D(width, state_size=state_size),
+    )
+    return Subject(net, "vm_unet", network=True, original=_original_vm_unet)
 
 
-def _unet_arguments(info: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
-    """Arguments of the U shape, from the parameters or, at published size, from the description."""
-    if not shapes:
-        return {
-            "in_channels": 3,
-            "out_channels": info["num_classes"],
-            "depths": info["depths"],
-            "decoder_depths": info["depths_decoder"],
-        }
-    widths, depths = widths_and_depths(shapes, "layers")
-    return {
-        "in_channels": first(shapes, "patch_embed.proj.weight")[1],
-        "out_channels": info["num_classes"],
-        "widths": widths,
-        "depths": depths,
-        "decoder_depths": widths_and_depths(shapes, "layers_up")[1],
-    }
+def _u_shape(info: dict[str, Any], shapes: Shapes, mixer: Callable[[int], nn.Module]) -> nn.Module:
+    """The U shape, with numbers from the parameters or, at published size, from the description."""
+    if shapes:
+        widths, depths = widths_and_depths(shapes, "layers")
+        decoder_depths = widths_and_depths(shapes, "layers_up")[1]
+        channels = first(shapes, "patch_embed.proj.weight")[1]
+    else:
+        channels, widths = 3, info.get("dims", [96, 192, 384, 768])
+        depths, decoder_depths = info["depths"], info["depths_decoder"]
+    net = PublishedVMUNet(channels, info["num_classes"], widths, depths, decoder_depths, mixer=mixer)
+    net.stride = 1  # the original pads nothing: what the strides leave over is cut
+    return sigmoid_if_binary(net, info)
 
 
 def _original_vm_unet(name: str) -> str:
@@ -291,25 +339,40 @@ class _MHSSubject(Subject):
         return output
 
 
-def _mhs(info: dict[str, Any], width: int, joined: bool) -> MultiHeadScan:
-    heads = "".join(HEADS)[: info["head_num"]]
-    return MultiHeadScan(width, heads=heads, threshold=info["gfu_t"], projection=joined)
-
-
-@model("VSS(Un)?Gated?")
-def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    width = shapes["out_norm.weight"][0]
-    mhs = _mhs(info, width, "mhs.y_proj.weight" in shapes)
-    return _MHSSubject(MHSMixer(width, mhs, gated="in_proj.weight" in shapes), "mhs_vm")
-
-
-@model("VMUNet with MHS( module)?")
-def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    joined = info.get("with_proj", True)
-    net = PublishedVMUNet(
-        **_unet_arguments(info, shapes), mixer=lambda width: MHSMixer(width, _mhs(info, width, joined))
+def _mhs_mixer(shapes: Shapes, prefix: str, threshold: float) -> MHSMixer:
+    """The mixer whose parameters begin with ``prefix``."""
+    width = shapes[prefix + "out_norm.weight"][0]
+    heads = "".join(h for h in HEADS if f"{prefix}mhs.scanhead_{h}.mambaeng.A_logs" in shapes)
+    engine = f"{prefix}mhs.scanhead_{heads[0]}.mambaeng."
+    mhs = MultiHeadScan(
+        width,
+        heads=heads,
+        threshold=threshold,
+        projection=prefix + "mhs.y_proj.weight" in shapes,
+        state_size=shapes[engine + "A_logs"][1],
+        dt_rank=shapes[engine + "dt_projs_weight"][-1],
     )
-    return _MHSSubject(sigmoid_if_binary(net, info), "mhs_vm", network=True, original=_original_mhs)
+    kernel = shapes[prefix + "conv2d.weight"][-1]
+    return MHSMixer(width, mhs, kernel=kernel, gated=prefix + "in_proj.weight" in shapes)
+
+
+@model("VSS(Un)?Gated?", "gfu_t")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    return _MHSSubject(_mhs_mixer(shapes, "", info["gfu_t"]), "mhs_vm")
+
+
+@model("VMUNet with MHS( module)?", "gfu_t")
+def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    prefixes = by_width(shapes, "ln_1", "self_attention")
+
+    def mixer(width: int) -> nn.Module:
+        if shapes:
+            return _mhs_mixer(shapes, prefixes[width], info["gfu_t"])
+        heads = "".join(HEADS)[: info["head_num"]]
+        joined = info.get("with_proj", True)
+        return MHSMixer(width, MultiHeadScan(width, heads=heads, threshold=info["gfu_t"], projection=joined))
+
+    return _MHSSubject(_u_shape(info, shapes, mixer), "mhs_vm", network=True, original=_original_mhs)
 
 
 def _original_mhs(name: str) -> str:
@@ -319,45 +382,63 @@ def _original_mhs(name: str) -> str:
 
 @model("GatedCNNBlock")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    width = shapes["norm.weight"][0]
-    return Subject(GatedCNNBlock(width, **_gated_arguments(info, shapes)), "mambaout")
+    return Subject(GatedCNNBlock(shapes["norm.weight"][0], **_gated({**_gated_shape(shapes), **info})), "mambaout")
 
 
-def _gated_arguments(info: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
-    arguments = {"expansion": info.get("expansion_ratio", 8 / 3), "conv_ratio": info.get("conv_ratio", 1.0)}
-    kernels = [shape[-1] for name, shape in shapes.items() if re.search(r"(^|stages\S*\.)conv\.weight$", name)]
-    return arguments | {"kernel": kernels[0] if kernels else info.get("kernel_size", 7)}
+def _gated_shape(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
+    """A gated block's options from its parameters; 8/3 if that is what they were cut from."""
+    width, hidden = shapes[prefix + "fc2.weight"]
+    seen, *_, kernel = shapes[prefix + "conv.weight"]
+    expansion = 8 / 3 if int(8 / 3 * width) == hidden else _ratio(hidden, width)
+    return {"expansion_ratio": expansion, "conv_ratio": _ratio(seen, width), "kernel_size": kernel}
+
+
+def _ratio(part: int, whole: int) -> float:
+    """A factor of which ``int(factor * whole)`` is ``part``."""
+    return part / whole if int(part / whole * whole) == part else (part + 0.5) / whole
+
+
+def _gated(info: dict[str, Any]) -> dict[str, Any]:
+    names = {"expansion": "expansion_ratio", "conv_ratio": "conv_ratio", "kernel": "kernel_size"}
+    return {ours: info[original] for ours, original in names.items() if original in info}
 
 
 @model("MambaOut.*")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
+    if shapes:
+        info = {**_PRESETS["mambaout"](shapes)[1], **info}
     size = next((size for size in SIZES if size in info["model"].lower()), "tiny")
+    depths, widths, _ = SIZES[size]
     net = PublishedMambaOut(
         info.get("in_chans", 3),
         info["num_classes"],
-        info.get("dims", SIZES[size][1]),
-        info.get("depths", SIZES[size][0]),
-        **_gated_arguments(info, shapes),
+        info.get("dims", widths),
+        info.get("depths", depths),
+        **_gated(info),
     )
     return Subject(net, "mambaout", network=True)
 
 
-@model("Mamba mixer.*")
+def _mixer(info: dict[str, Any], shapes: Shapes, prefix: str = "") -> dict[str, Any]:
+    """Arguments of the Mamba mixer whose parameters begin with ``prefix``."""
+    width, inner = shapes[prefix + "out_proj.weight"]
+    both = "v2" if prefix + "conv1d_b.weight" in shapes else "v1"
+    return {
+        "state_size": shapes[prefix + "A_log"][1],
+        "expand": inner / width,
+        "kernel": shapes[prefix + "conv1d.weight"][-1],
+        "directions": both if prefix + "A_b_log" in shapes else "none",
+        "divide": info.get("if_divide_out", False),
+        "layer_scale": 0.0 if prefix + "gamma" in shapes else None,
+        "bias": prefix + "in_proj.bias" in shapes,
+        "conv_bias": prefix + "conv1d.bias" in shapes,
+        "dt_rank": shapes[prefix + "dt_proj.weight"][1],
+    }
+
+
+@model("Mamba mixer.*", "if_divide_out")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    width = shapes["out_proj.weight"][0]
-    return Subject(
-        BidirectionalMamba(
-            width,
-            state_size=shapes["A_log"][1],
-            expand=shapes["out_proj.weight"][1] / width,
-            kernel=shapes["conv1d.weight"][-1],
-            directions=info.get("bimamba_type", "none"),
-            divide=info.get("if_divide_out", False),
-            layer_scale=0.0 if "gamma" in shapes else None,
-            bias="in_proj.bias" in shapes,
-        ),
-        "vim",
-    )
+    return Subject(BidirectionalMamba(shapes["out_proj.weight"][0], **_mixer(info, shapes)), "vim")
 
 
 class _VimSubject(Subject):
@@ -367,23 +448,35 @@ class _VimSubject(Subject):
         return output[0] if isinstance(output, tuple) else output
 
 
-@model("VisionMamba")
+@model(
+    "VisionMamba",
+    "stride",
+    "if_divide_out",
+    "use_middle_cls_token",
+    final_pool_type=("mean", "none"),
+    if_bidirectional=(False,),
+    if_abs_pos_embed=(True,),
+    if_rope=(False,),
+    norm_epsilon=(1e-5,),
+)
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
-    classed = "cls_token" in shapes
+    if "cls_token" in shapes:
+        token, extra = "middle" if info.get("use_middle_cls_token", False) else "head", 1
+    else:
+        token, extra = ("both", 2) if "cls_token_head" in shapes else ("none", 0)
     net = PublishedVim(
         channels,
         shapes["head.weight"][0],
         width,
         count(shapes, r"layers\.(\d+)\."),
-        tokens=shapes["pos_embed"][1] - int(classed),
+        tokens=shapes["pos_embed"][1] - extra,
         patch=patch,
         stride=info.get("stride", patch),
-        state_size=first(shapes, "A_log")[1],
-        class_token=classed,
+        class_token=token,
+        pool="mean" if info.get("final_pool_type", "none") == "mean" else "last",
         rms_norm="norm_f.bias" not in shapes,
-        divide=info.get("if_divide_out", False),
-        directions=info.get("bimamba_type", "v2"),
+        **_mixer(info, shapes, "layers.0.mixer."),
     )
     return _VimSubject(net, "vim", network=True)
 

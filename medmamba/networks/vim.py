@@ -18,7 +18,8 @@ sequence is the mirrored convolution of the sequence.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,12 @@ class SelectiveDirection(nn.Module):
 class Direction(nn.Module):
     """One direction: depthwise causal convolution, then the scan's parameters; either may be absent."""
 
-    def __init__(self, inner: int, kernel: int, scan: SelectiveDirection | None, *, backwards: bool) -> None:
+    def __init__(
+        self, inner: int, kernel: int, scan: SelectiveDirection | None, *, backwards: bool, bias: bool = True
+    ) -> None:
         super().__init__()
         self.kernel, self.backwards = kernel, backwards
-        self.conv1d = nn.Conv1d(inner, inner, kernel, groups=inner) if kernel else None
+        self.conv1d = nn.Conv1d(inner, inner, kernel, groups=inner, bias=bias) if kernel else None
         self.scan = scan
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +85,8 @@ class BidirectionalMamba(nn.Module):
         directions: "v2", "v1" or "none", see above.
         divide: halve the sum of the two directions (v2 only).
         layer_scale: initial value of ``gamma``; none if None.
-        bias: whether in_proj and out_proj have one.
+        bias, conv_bias: whether in_proj and out_proj, and the convolutions, have one.
+        dt_rank: R; ceil(d / 16) if None.
         use_scan: False leaves the scans out (identity); everything around them stays.
     """
 
@@ -97,23 +101,25 @@ class BidirectionalMamba(nn.Module):
         divide: bool = True,
         layer_scale: float | None = None,
         bias: bool = False,
+        conv_bias: bool = True,
+        dt_rank: int | None = None,
         use_scan: bool = True,
     ) -> None:
         super().__init__()
         if directions not in ("none", "v1", "v2"):
             raise ConfigError(f"directions must be none, v1 or v2, got {directions!r}.")
         inner = int(expand * width)
-        rank = auto_dt_rank(width)
+        rank = dt_rank or auto_dt_rank(width)
 
         def scan(own_inputs: bool = True) -> SelectiveDirection | None:
             return SelectiveDirection(inner, state_size, rank, own_inputs=own_inputs) if use_scan else None
 
         self.divide = divide and directions == "v2"
         self.in_proj = Linear(width, 2 * inner, bias=bias)
-        self.forwards = Direction(inner, kernel, scan(), backwards=False)
+        self.forwards = Direction(inner, kernel, scan(), backwards=False, bias=conv_bias)
         self.backwards: Direction | None = None
         if directions == "v2":
-            self.backwards = Direction(inner, kernel, scan(), backwards=True)
+            self.backwards = Direction(inner, kernel, scan(), backwards=True, bias=conv_bias)
         elif directions == "v1" and use_scan:
             self.backwards = Direction(inner, 0, scan(own_inputs=False), backwards=True)
         self.out_proj = Linear(inner, width, bias=bias)
@@ -186,13 +192,29 @@ class PatchTokens(nn.Module):
         return channels_last(self.proj(image)).flatten(1, 2)
 
 
+# Where class tokens go in a sequence of M patch tokens, in the order in which they are put there, and their names.
+CLASS_TOKENS: dict[str, Callable[[int], tuple[list[int], list[str]]]] = {
+    "middle": lambda tokens: ([tokens // 2], ["cls_token"]),
+    "head": lambda _: ([0], ["cls_token"]),
+    "both": lambda tokens: ([0, tokens + 1], ["cls_token_head", "cls_token_tail"]),
+    "none": lambda _: ([], []),
+}
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.mean(1),
+    "last": lambda x: x[:, -1],
+}
+
+
 class PublishedVim(nn.Module):
     """(B, in, H, W) of the size it was built for to class logits.
 
     Args:
         tokens: number of patch tokens; the position table is as long, plus one for the class token.
-        class_token: put a class token in the middle of the sequence and read it out; otherwise the mean is read out.
+        class_token: where class tokens are put and read out: one in the "middle" (published) or at the "head", "both"
+            one at each end, averaged, or "none".
+        pool: what is read out without class tokens: the "mean" or the "last" token.
         rms_norm: RMSNorm or LayerNorm.
+        mixer: further arguments of :class:`BidirectionalMamba`.
     """
 
     def __init__(
@@ -205,46 +227,45 @@ class PublishedVim(nn.Module):
         tokens: int = 196,
         patch: int = 16,
         stride: int = 16,
-        state_size: int = 16,
-        class_token: bool = True,
+        class_token: str = "middle",
+        pool: str = "mean",
         rms_norm: bool = True,
-        divide: bool = True,
-        directions: Directions = "v2",
         drop_path: float = 0.0,
+        **mixer: Any,
     ) -> None:
         super().__init__()
-        self.middle = tokens // 2
+        self.places, names = CLASS_TOKENS[class_token](tokens)
+        self.pool = POOLS[pool]
         self.patch_embed = PatchTokens(in_channels, width, patch, stride)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if class_token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens + int(class_token), width))
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.empty(1, 1, width)))
+        self.class_tokens = names
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens + len(names), width))
         rates = [0.0, *rising_rates(drop_path, depth)]
 
         def norm() -> nn.Module:
             return RMSNorm(width) if rms_norm else nn.LayerNorm(width)
 
-        mixers = [
-            BidirectionalMamba(width, state_size=state_size, directions=directions, divide=divide) for _ in range(depth)
-        ]
+        mixers = [BidirectionalMamba(width, **mixer) for _ in range(depth)]
         self.layers = nn.ModuleList(VimBlock(norm(), mixers[i], rates[i]) for i in range(depth))
         self.drop_path = DropPath(drop_path)
         self.norm_f = norm()
         self.head = Linear(width, classes)
-        for parameter in (self.pos_embed, self.cls_token, self.head.weight):
-            if parameter is not None:
-                nn.init.trunc_normal_(parameter, std=0.02)
+        for parameter in (self.pos_embed, *(self.get_parameter(name) for name in names), self.head.weight):
+            nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.zeros_(self.head.bias)
         convolution = self.patch_embed.proj
         nn.init.trunc_normal_(convolution.weight, std=math.sqrt(1 / convolution.weight[0].numel()))  # LeCun
         if convolution.bias is not None:
             nn.init.zeros_(convolution.bias)
-        for mixer in mixers:
-            mixer.out_proj.weight.data.div_(math.sqrt(depth))
+        for layer in mixers:
+            layer.out_proj.weight.data.div_(math.sqrt(depth))
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embed(image)  # (B, M, d)
-        if self.cls_token is not None:
-            token = self.cls_token.expand(x.shape[0], -1, -1)
-            x = torch.cat([x[:, : self.middle], token, x[:, self.middle :]], dim=1)
+        for place, name in zip(self.places, self.class_tokens, strict=True):
+            token = self.get_parameter(name).expand(x.shape[0], -1, -1)
+            x = torch.cat([x[:, :place], token, x[:, place:]], dim=1)
         if x.shape[1] != self.pos_embed.shape[1]:
             raise ConfigError(
                 f"This Vim was built for {self.pos_embed.shape[1]} tokens and got {x.shape[1]} from an image of "
@@ -254,4 +275,4 @@ class PublishedVim(nn.Module):
         for block in self.layers:
             hidden, residual = block(hidden, residual)
         x = self.norm_f(residual + self.drop_path(hidden))
-        return self.head(x[:, self.middle] if self.cls_token is not None else x.mean(1))
+        return self.head(x[:, self.places].mean(1) if self.places else self.pool(x))

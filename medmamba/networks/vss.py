@@ -84,6 +84,7 @@ class SS2D(nn.Module):
         kernel: edge of the depthwise convolution.
         bias, conv_bias: whether in_proj and out_proj, and the convolution, have one.
         route: name of the route set (see ``routes.py``).
+        dt_rank: R; ceil(C / 16) if None.
         use_scan: False leaves the scan out (identity) and keeps everything around it: the control network.
     """
 
@@ -98,17 +99,16 @@ class SS2D(nn.Module):
         bias: bool = False,
         conv_bias: bool = True,
         route: str = "cross",
+        dt_rank: int | None = None,
         use_scan: bool = True,
     ) -> None:
         super().__init__()
-        inner = int(expand * width)
+        inner, rank = int(expand * width), dt_rank or auto_dt_rank(width)
         kernels = per_axis(kernel, spatial_dims)
         self.route = route
         self.in_proj = Linear(width, 2 * inner, bias=bias)
         self.conv = depthwise(inner, kernels, bias=conv_bias)
-        self.scan = (
-            ScanCore(inner, route_count(route, spatial_dims), state_size, auto_dt_rank(width)) if use_scan else None
-        )
+        self.scan = ScanCore(inner, route_count(route, spatial_dims), state_size, rank) if use_scan else None
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = Linear(inner, width, bias=bias)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_names import mhs_original, ss2d_original, vim_original
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,34 +31,18 @@ def mhs_vm() -> nn.Module:
     return PublishedVMUNet(mixer=lambda w: MHSMixer(w, MultiHeadScan(w, heads="CXS")), **SMALL)  # type: ignore[arg-type]
 
 
-def original_ss2d(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names of a VM-UNet or HRVMamba state dict back to the originals."""
-    names = {key: re.sub(r"\.scan\.([^.]+)$", r".\1", key) for key in state}
-    return {re.sub(r"(^|\.)conv\.", r"\1conv2d.", new): state[key] for key, new in names.items()}
-
-
-def vim_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    out = {}
-    for key, tensor in state.items():
-        key = re.sub(r"forwards\.(scan\.)?", "", key)
-        key = re.sub(r"backwards\.(?:scan\.)?(x_proj|dt_proj|conv1d)\.", r"\1_b.", key)
-        out[key.replace("backwards.scan.A_log", "A_b_log").replace("backwards.scan.D", "D_b")] = tensor
-    return out
-
-
-def mhs_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    state = {re.sub(r"heads\.(\w)\.scan\.", r"scanhead_\1.mambaeng.", key): t for key, t in state.items()}
-    out = {f"vmunet.{key}": t for key, t in original_ss2d(state).items()}
+def wrapped_mhs(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    out = {f"vmunet.{key}": t for key, t in mhs_original(state).items()}
     aliases = {k.replace(".mambaeng.", ".scanning.seq2seq_engine."): t for k, t in out.items() if ".mambaeng." in k}
     return out | aliases
 
 
 CASES = {
-    "vm_unet": (vm_unet, lambda s: {f"vmunet.{k}": v for k, v in original_ss2d(s).items()}),
-    "mhs_vm": (mhs_vm, mhs_original),
+    "vm_unet": (vm_unet, lambda s: {f"vmunet.{k}": v for k, v in ss2d_original(s).items()}),
+    "mhs_vm": (mhs_vm, wrapped_mhs),
     "vim": (lambda: PublishedVim(3, 5, 16, 2, tokens=16), vim_original),
     "mambaout": (lambda: PublishedMambaOut(3, 5, (8, 12, 16, 24), (1, 2, 1, 1)), dict),
-    "hrvmamba": (lambda: PublishedHRVMamba(3, 16, 8, se_lpu=True, modules=(1, 1, 1), blocks=1), original_ss2d),
+    "hrvmamba": (lambda: PublishedHRVMamba(3, 16, 8, se_lpu=True, modules=(1, 1, 1), blocks=1), ss2d_original),
 }
 
 
@@ -87,7 +72,7 @@ def test_a_published_checkpoint_converts_completely(family: str, suffix: str, tm
 
 def test_pretraining_fills_encoder_and_mirrored_decoder() -> None:
     net = vm_unet()
-    state = {k: torch.full_like(t, 7.0) for k, t in original_ss2d(net.state_dict()).items() if k.startswith("layers.")}
+    state = {k: torch.full_like(t, 7.0) for k, t in ss2d_original(net.state_dict()).items() if k.startswith("layers.")}
     report = load_published(net, state | {"classifier.head.weight": torch.zeros(2, 2)}, "vmamba_v0")
     assert net.get_parameter("layers.1.blocks.1.ln_1.weight").eq(7).all()
     assert net.get_parameter("layers_up.2.blocks.0.self_attention.scan.A_logs").eq(7).all()
@@ -126,7 +111,7 @@ def test_the_timm_layout_of_mambaout_gives_the_same_network() -> None:
 
 def test_a_wrong_shape_is_left_over_with_both_shapes() -> None:
     net = vm_unet()
-    state = original_ss2d(net.state_dict())
+    state = ss2d_original(net.state_dict())
     state["final_conv.weight"] = torch.zeros(9, 2, 1, 1)
     report = load_published(net, state, "vm_unet")
     assert report.left_over == ("final_conv.weight (is (9, 2, 1, 1), (4, 2, 1, 1) is needed)",)
