@@ -10,18 +10,10 @@ from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
 from medmamba.networks.attention import WindowAttention
 from medmamba.networks.families import routes_per_stage
-from medmamba.networks.hrvmamba import SIZES as HRV_SIZES
-from medmamba.networks.hrvmamba import HRVMambaClassifier
-from medmamba.networks.lamamba import PublishedLaMamba
 from medmamba.networks.mamba2 import Mamba2
-from medmamba.networks.mambaout import SIZES as OUT_SIZES
-from medmamba.networks.mambaout import PublishedMambaOut
 from medmamba.networks.mate import MATEMixer
-from medmamba.networks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.registry import network_facts, network_options
 from medmamba.networks.unet import Topology
-from medmamba.networks.vim import PublishedVim
-from medmamba.networks.vm_unet import DEPTHS, PublishedVMUNet
 
 torch.set_num_threads(2)
 
@@ -214,45 +206,6 @@ def test_windows_attend_only_inside_their_region() -> None:
         edge = 2 if shifted else 4  # the shifted corner window is what the roll leaves of it
         assert seen[:edge, :edge].all()
         assert seen.sum() == edge * edge
-
-
-@pytest.mark.parametrize(("size", "count"), [(size, numbers[-1]) for size, numbers in HRV_SIZES.items()])
-def test_hrvmamba_has_the_published_number_of_parameters(size: str, count: int) -> None:
-    with torch.device("meta"):
-        assert sum(p.numel() for p in HRVMambaClassifier(size).parameters()) == count
-
-
-@pytest.mark.parametrize(("size", "count"), [(size, numbers[-1]) for size, numbers in OUT_SIZES.items()])
-def test_mambaout_has_the_published_number_of_parameters(size: str, count: int) -> None:
-    depths, widths, _ = OUT_SIZES[size]
-    with torch.device("meta"):
-        assert sum(p.numel() for p in PublishedMambaOut(widths=widths, depths=depths).parameters()) == count
-
-
-@pytest.mark.parametrize(("depths", "count"), [("released", 27_427_561), ("large", 44_273_833)])
-def test_vm_unet_has_the_published_number_of_parameters(depths: str, count: int) -> None:
-    encoder, decoder = DEPTHS[depths]
-    with torch.device("meta"):
-        assert sum(p.numel() for p in PublishedVMUNet(depths=encoder, decoder_depths=decoder).parameters()) == count
-
-
-@pytest.mark.parametrize(("heads", "count"), [("CXS", 17_386_153), ("CXSZ", 17_257_129)])
-def test_mhs_vm_has_the_published_number_of_parameters(heads: str, count: int) -> None:
-    with torch.device("meta"):
-        net = PublishedVMUNet(mixer=lambda width: MHSMixer(width, MultiHeadScan(width, heads=heads)))
-    assert sum(p.numel() for p in net.parameters()) == count
-
-
-def test_vim_tiny_has_the_published_number_of_parameters() -> None:
-    with torch.device("meta"):
-        assert sum(p.numel() for p in PublishedVim().parameters()) == 7_148_008
-
-
-@pytest.mark.parametrize(("width", "count"), [(96, 39_400_000), (128, 69_700_000)])
-def test_lamamba_has_the_published_number_of_parameters(width: int, count: int) -> None:
-    with torch.device("meta"):
-        net = PublishedLaMamba(width=width, resolution=32)
-    assert round(sum(p.numel() for p in net.parameters()), -5) == count
 
 
 @pytest.mark.parametrize(
