@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from budget_runs import read_runs, run_queue
 
+from medmamba.networks import available_networks
 from medmamba.run_folder import RunFolder
-
-FAMILIES = ("vm_unet", "vim", "mambaout", "u_mamba_bot", "u_mamba_enc", "segmamba", "plain_unet", "residual_unet")
 
 
 def variants(widths: Sequence[int]) -> list[dict[str, Any]]:
@@ -33,7 +32,7 @@ def variants(widths: Sequence[int]) -> list[dict[str, Any]]:
         return {"name": f"vm_unet, {name}", "network": "vm_unet", **changes}
 
     return [
-        *({"name": name, "network": name} for name in FAMILIES),
+        *({"name": name, "network": name} for name in available_networks()),
         vm_unet("no scan", scan=False),
         vm_unet("scan from the second downsampled stage on", arguments={"blocks_per_stage": [2, 0, *blocks[2:]]}),
         vm_unet("one state", arguments={"state_size": 1}),

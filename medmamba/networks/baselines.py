@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.networks.convolution import SLOPE, TRANSPOSED
-from medmamba.networks.padding import crop_to, pad_to_multiple
+from medmamba.networks.padding import pad_to_multiple
 from medmamba.networks.registry import network
-from medmamba.networks.unet import Topology
+from medmamba.networks.unet import PlannedNetwork, Topology
 from medmamba.networks.vss import CONV
 
 
@@ -37,16 +37,12 @@ def residual_unet(topology: Topology) -> nn.Module:
 NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
-class ConvUNet(nn.Module):
+class ConvUNet(PlannedNetwork):
     """nnU-Net's topology with the interface of :class:`~medmamba.networks.unet.PlannedUNet`."""
 
     def __init__(self, topology: Topology, *, residual: bool) -> None:
-        super().__init__()
+        super().__init__(topology)
         t = topology
-        self.topology = t
-        self.out_channels = t.out_channels
-        self.total_stride = t.total_stride
-        self.deep_supervision = t.deep_supervision
         dims, widths = t.spatial_dims, t.features_per_stage
         block = ResidualBlock if residual else PlainBlock
         before = (t.in_channels, *widths[:-1])
@@ -57,11 +53,6 @@ class ConvUNet(nn.Module):
         self.apply(_initialise)
         heads = t.features_per_stage[:-1] if t.deep_supervision else t.features_per_stage[:1]
         self.heads = nn.ModuleList(CONV[t.spatial_dims](width, t.out_channels, 1) for width in heads)
-
-    @property
-    def output_count(self) -> int:
-        """Number of logits that training returns: 1 without deep supervision."""
-        return len(self.heads)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         x = padded = _with_variance(pad_to_multiple(image, self.total_stride), self.total_stride)
@@ -74,14 +65,7 @@ class ConvUNet(nn.Module):
         for stage in self.decoder:
             x = stage(x, skips.pop())
             features.append(x)
-        features.reverse()
-        if not (self.training and self.deep_supervision):
-            return crop_to(self.heads[0](features[0]), image.shape[2:])
-        outputs = []
-        for head, feature in zip(self.heads, features, strict=True):
-            scale = [n // f for n, f in zip(padded.shape[2:], feature.shape[2:], strict=True)]
-            outputs.append(crop_to(head(feature), [-(-n // s) for n, s in zip(image.shape[2:], scale, strict=True)]))
-        return outputs
+        return self._logits(features[::-1], image, padded)
 
 
 class PlainBlock(nn.Module):

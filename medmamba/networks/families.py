@@ -6,7 +6,8 @@ sets are named as in ``routes.py``, one for all stages or one for each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,6 +58,40 @@ def local_kernel(topology: Topology, stage: int, edge: int) -> tuple[int, ...]:
     return tuple(edge if k > 1 else 1 for k in topology.kernels[stage])
 
 
+def scan_mixers(
+    topology: Topology, routes: str | Sequence[str], schedule: str = "constant", **options: Any
+) -> Callable[[int, int], SS2D]:
+    """(stage, width) to a gated scan along that stage's routes; ``options`` as of :class:`SS2D`."""
+    names = routes_per_stage(topology, routes, schedule)
+
+    def mixer(stage: int, width: int) -> SS2D:
+        kernel = topology.kernels[stage]
+        return SS2D(width, spatial_dims=topology.spatial_dims, kernel=kernel, route=names[stage], **options)
+
+    return mixer
+
+
+def window_attentions(
+    topology: Topology, window: int | None, head_width: int
+) -> Callable[[int, int, int], WindowAttention]:
+    """(stage, index, width) to attention in windows, 8 in 2D and 4 in 3D if None; every second block shifts them."""
+    edge = window or {2: 8, 3: 4}[topology.spatial_dims]
+    places = block_places(topology)
+
+    def attention(stage: int, index: int, width: int) -> WindowAttention:
+        shifted = places.index((stage, index)) % 2 == 1
+        return WindowAttention(
+            width, fitting_heads(width, head_width), (edge,) * topology.spatial_dims, shifted=shifted
+        )
+
+    return attention
+
+
+def fitting_heads(width: int, head_width: int) -> int:
+    """Number of heads that divides ``width`` and makes them at least ``head_width`` wide (or one)."""
+    return max(h for h in range(1, max(width // head_width, 1) + 1) if width % h == 0)
+
+
 @unet_family("vm_unet")
 def vm_unet(
     topology: Topology,
@@ -77,21 +112,8 @@ def vm_unet(
         expand: inner width of the scan over the stage's width.
         use_scan: False leaves every scan out.
     """
-    names = routes_per_stage(topology, routes, schedule)
-
-    def block(stage: int, index: int, width: int) -> nn.Module:
-        mixer = SS2D(
-            width,
-            spatial_dims=topology.spatial_dims,
-            expand=expand,
-            state_size=state_size,
-            kernel=topology.kernels[stage],
-            route=names[stage],
-            use_scan=use_scan,
-        )
-        return VSSBlock(width, mixer, drop_path=rate(stage, index))
-
-    return block
+    mixer = scan_mixers(topology, routes, schedule, state_size=state_size, expand=expand, use_scan=use_scan)
+    return lambda stage, index, width: VSSBlock(width, mixer(stage, width), drop_path=rate(stage, index))
 
 
 @unet_family("mhs_vm")
@@ -101,6 +123,7 @@ def mhs_vm(
     *,
     state_size: int = 8,
     heads: str = "".join(HEADS),
+    schedule: str = "constant",
     threshold: float = 0.0,
     gated: bool = True,
     use_scan: bool = True,
@@ -110,16 +133,19 @@ def mhs_vm(
     Args:
         state_size: N of the scans.
         heads: letters of the heads: C snake, X diagonal, S spiral, Z raster.
+        schedule: of the routes of each head, as for ``vm_unet``.
         threshold: of the fusion of a head's routes; see ``mhs.py`` for the range in which it screens.
         gated: with the gate beside the scan (VSSGate) or without (VSSUnGated).
         use_scan: False leaves scans and fusion out.
     """
+    names = routes_per_stage(topology, HEADS["C"], schedule)  # every head has as many
 
     def block(stage: int, index: int, width: int) -> nn.Module:
         mhs = MultiHeadScan(
             width,
             spatial_dims=topology.spatial_dims,
             heads=heads,
+            routes=route_count(names[stage], topology.spatial_dims),
             threshold=threshold,
             state_size=state_size,
             use_scan=use_scan,
@@ -161,6 +187,7 @@ def vim(
     state_size: int = 8,
     expand: float = 1.0,
     directions: Directions = "v2",
+    schedule: str = "constant",
     use_scan: bool = True,
 ) -> BlockFactory:
     """Vim's bidirectional Mamba on the flattened map (arXiv:2401.09417).
@@ -169,13 +196,14 @@ def vim(
         state_size: N of the scans.
         expand: inner width of the scan over the stage's width.
         directions: "v2" (own parameters per direction), "v1" (shared) or "none" (forward only).
+        schedule: as for ``vm_unet``; a stage with one route scans forward only.
         use_scan: False leaves the scans out.
     """
+    names = routes_per_stage(topology, "bidirectional", schedule)
 
     def block(stage: int, index: int, width: int) -> nn.Module:
-        mixer = BidirectionalMamba(
-            width, state_size=state_size, expand=expand, directions=directions, use_scan=use_scan
-        )
+        ways = directions if route_count(names[stage], topology.spatial_dims) > 1 else "none"
+        mixer = BidirectionalMamba(width, state_size=state_size, expand=expand, directions=ways, use_scan=use_scan)
         return PreNorm(RMSNorm(width), FlatMixer(mixer), rate(stage, index))
 
     return block
@@ -207,11 +235,6 @@ def mambaout(
     return block
 
 
-def fitting_heads(width: int, head_width: int) -> int:
-    """Number of heads that divides ``width`` and makes them at least ``head_width`` wide (or one)."""
-    return max(h for h in range(1, max(width // head_width, 1) + 1) if width % h == 0)
-
-
 @unet_family("lamamba", min_feature_edge=4)
 def lamamba(
     topology: Topology,
@@ -235,24 +258,12 @@ def lamamba(
         mlp_ratio: hidden width of the perceptron over the stage's width.
         use_scan: False leaves the scans out and keeps the attention.
     """
-    names = routes_per_stage(topology, routes, schedule)
-    edge = window or {2: 8, 3: 4}[topology.spatial_dims]
-    places = block_places(topology)
+    scan = scan_mixers(topology, routes, schedule, state_size=state_size, expand=expand, use_scan=use_scan)
+    attention = window_attentions(topology, window, head_width)
 
     def block(stage: int, index: int, width: int) -> nn.Module:
-        scan = SS2D(
-            width,
-            spatial_dims=topology.spatial_dims,
-            expand=expand,
-            state_size=state_size,
-            kernel=topology.kernels[stage],
-            route=names[stage],
-            use_scan=use_scan,
-        )
-        shifted = places.index((stage, index)) % 2 == 1
-        heads = fitting_heads(width, head_width)
-        attention = WindowAttention(width, heads, (edge,) * topology.spatial_dims, shifted=shifted)
-        return LaMambaBlock(width, scan, attention, mlp_ratio=mlp_ratio, drop_path=rate(stage, index))
+        near = attention(stage, index, width)
+        return LaMambaBlock(width, scan(stage, width), near, mlp_ratio=mlp_ratio, drop_path=rate(stage, index))
 
     return block
 
@@ -266,6 +277,7 @@ def mate(
     expand: float = 1.0,
     head_width: int = 8,
     review: int = 4,
+    schedule: str = "constant",
     window: int | None = None,
     mlp_ratio: float = 2.0,
     use_scan: bool = True,
@@ -277,15 +289,16 @@ def mate(
         expand: inner width of the scan over the stage's width.
         head_width: channels per scan head and per attention head, at least.
         review: edge of the pooled grid of review tokens; 0 for none.
+        schedule: as for ``vm_unet``; a stage with one route scans its rotary order forward only.
         window: edge of the attention windows; 8 in 2D and 4 in 3D if None. Every second block shifts them.
         mlp_ratio: hidden width of the perceptron over the stage's width.
         use_scan: False leaves the scans (and the review tokens) out and keeps the attention.
     """
-    edge = window or {2: 8, 3: 4}[topology.spatial_dims]
+    names = routes_per_stage(topology, "bidirectional", schedule)
     places = block_places(topology)
+    attention = window_attentions(topology, window, 2 * head_width)
 
     def block(stage: int, index: int, width: int) -> nn.Module:
-        layer = places.index((stage, index))
         mixer = MATEMixer(
             width,
             spatial_dims=topology.spatial_dims,
@@ -293,13 +306,13 @@ def mate(
             expand=expand,
             head_width=head_width,
             kernel=topology.kernels[stage],
-            layer=layer,
+            layer=places.index((stage, index)),
             review=review,
+            directions=route_count(names[stage], topology.spatial_dims),
             use_scan=use_scan,
         )
-        heads = fitting_heads(width, 2 * head_width)
-        attention = WindowAttention(width, heads, (edge,) * topology.spatial_dims, shifted=layer % 2 == 1)
-        return MATEBlock(width, mixer, attention, MLP(width, int(mlp_ratio * width)), drop_path=rate(stage, index))
+        near, mlp = attention(stage, index, width), MLP(width, int(mlp_ratio * width))
+        return MATEBlock(width, mixer, near, mlp, drop_path=rate(stage, index))
 
     return block
 
@@ -362,6 +375,7 @@ def segmamba(
     *,
     state_size: int = 16,
     routes: str | Sequence[str] = "tri",
+    schedule: str = "constant",
     expand: float = 1.0,
     mlp_ratio: float = 2.0,
     use_scan: bool = True,
@@ -369,25 +383,16 @@ def segmamba(
     """Gated spatial convolution, a tri-orientated scan and a perceptron, like SegMamba (arXiv:2401.13560).
 
     Args:
-        state_size, routes, expand: of the scans, as for ``vm_unet``.
+        state_size, routes, schedule, expand: of the scans, as for ``vm_unet``.
         mlp_ratio: hidden width of the perceptron over the stage's width.
         use_scan: False leaves the scans out.
     """
-    names = routes_per_stage(topology, routes)
+    mixer = scan_mixers(topology, routes, schedule, state_size=state_size, expand=expand, use_scan=use_scan)
 
     def block(stage: int, index: int, width: int) -> nn.Module:
-        mixer = SS2D(
-            width,
-            spatial_dims=topology.spatial_dims,
-            expand=expand,
-            state_size=state_size,
-            kernel=topology.kernels[stage],
-            route=names[stage],
-            use_scan=use_scan,
-        )
         return nn.Sequential(
             GatedSpatialConvolution(width, topology.kernels[stage]),
-            VSSBlock(width, mixer, drop_path=rate(stage, index)),
+            VSSBlock(width, mixer(stage, width), drop_path=rate(stage, index)),
             PreNorm(nn.LayerNorm(width), MLP(width, int(mlp_ratio * width)), rate(stage, index)),
         )
 

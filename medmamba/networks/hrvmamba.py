@@ -308,7 +308,10 @@ class PublishedHRVMamba(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if any(n % 32 for n in image.shape[2:]):
-            raise ConfigError(f"The published HRVMamba needs sides divisible by 32, got {tuple(image.shape[2:])}.")
+            nearest = tuple(max(32, round(n / 32) * 32) for n in image.shape[2:])
+            raise ConfigError(
+                f"The published HRVMamba needs sides divisible by 32, got {tuple(image.shape[2:])}; use {nearest}."
+            )
         x = F.relu(self.bn1(self.conv1(image)))
         x = F.relu(self.bn2(self.conv2(x)))
         maps = [self.layer1(x)]

@@ -38,6 +38,7 @@ class MATEMixer(nn.Module):
         kernel: edge of the depthwise convolution before the scan (on the grid, where Mamba-2 has a causal one).
         layer: number of the layer, which decides its rotary order.
         review: r; 0 for no review tokens.
+        directions: 2, there and back, or 1.
         use_scan: False leaves the scan and all that only serves it out.
     """
 
@@ -52,6 +53,7 @@ class MATEMixer(nn.Module):
         kernel: int | Sequence[int] = 3,
         layer: int = 0,
         review: int = 4,
+        directions: int = 2,
         use_scan: bool = True,
     ) -> None:
         super().__init__()
@@ -59,14 +61,14 @@ class MATEMixer(nn.Module):
         head_width = max(p for p in range(1, min(head_width, inner) + 1) if inner % p == 0)
         pairs = route_count("rotary", spatial_dims) // 2
         first = 2 * (layer % pairs)
-        self.route = f"rotary:{first}-{first + 2}"
+        self.route = f"rotary:{first}-{first + directions}"
         self.inner, self.state_size = inner, state_size
         self.review_size = review if use_scan else 0
         self.in_proj = Linear(width, 2 * inner, bias=False)
         self.conv = depthwise(inner, per_axis(kernel, spatial_dims))
         self.scan: SelectiveHeads | None = None
         if use_scan:
-            self.scan = SelectiveHeads(width, inner, head_width, state_size, review=review > 0)
+            self.scan = SelectiveHeads(width, inner, head_width, state_size, directions, review=review > 0)
         self.norm = GatedRMSNorm(inner)
         self.out_proj = Linear(inner, width, bias=False)
 
@@ -100,12 +102,14 @@ class MATEMixer(nn.Module):
 class SelectiveHeads(nn.Module):
     """Selection (B, C and step size from the tokens), decay per head, and the projection of the review tokens."""
 
-    def __init__(self, width: int, inner: int, head_width: int, state_size: int, *, review: bool) -> None:
+    def __init__(
+        self, width: int, inner: int, head_width: int, state_size: int, directions: int, *, review: bool
+    ) -> None:
         super().__init__()
         heads = inner // head_width
         self.parts = [state_size, state_size, heads]
         self.select = Linear(width, sum(self.parts), bias=False)
-        self.heads = HeadScan(inner, head_width, directions=2)
+        self.heads = HeadScan(inner, head_width, directions=directions)
         self.review = nn.Sequential(nn.LayerNorm(width), Linear(width, width)) if review else None
 
     def look_back(self, overview: Tensor) -> Tensor:
@@ -113,7 +117,7 @@ class SelectiveHeads(nn.Module):
         return overview if self.review is None else self.review(overview)
 
     def forward(self, tokens: Tensor, u: Tensor, table: Tensor) -> Tensor:
-        """tokens (B, L, C) select, u (B, L, E) is scanned along both routes of the table (2, L): (B, L, E)."""
+        """tokens (B, L, C) select, u (B, L, E) is scanned along the routes of the table (K, L): (B, L, E)."""
         B, C, dt = self.select(tokens).split(self.parts, dim=-1)
         return self.heads(u, dt, B, C, table)
 

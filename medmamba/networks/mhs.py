@@ -29,8 +29,10 @@ FUSION_EPS = 1e-5
 
 
 def fuse_routes(y: Tensor, threshold: float, dim: int) -> Tensor:
-    """Sum over the routes along ``dim``, weighted per value by how much the routes disagree."""
+    """Sum over the routes along ``dim``, weighted per value by how much the routes disagree (a single one by 1)."""
     y = at_least_float32(y)
+    if y.shape[dim] == 1:
+        return y.squeeze(dim)
     centred = y - y.mean(dim, keepdim=True)
     # torch's own std takes 20 times as long over so few routes. The smallest float keeps the root's slope finite.
     variance = centred.square().sum(dim) / (y.shape[dim] - 1)
@@ -62,6 +64,7 @@ class MultiHeadScan(nn.Module):
     Args:
         width: C.
         heads: which routes, by letter, e.g. "CXS" or "CXSZ".
+        routes: the first so many of each head's routes; all if None.
         projection: normalise and mix the joined heads; without it C must be divisible by the number of heads.
         dt_rank: R of each head; ceil(S / 16) if None.
         use_scan: False leaves the scans and their fusion out.
@@ -73,6 +76,7 @@ class MultiHeadScan(nn.Module):
         *,
         spatial_dims: int = 2,
         heads: str = "CXS",
+        routes: int | None = None,
         threshold: float = 0.0,
         projection: bool = True,
         state_size: int = 16,
@@ -91,7 +95,7 @@ class MultiHeadScan(nn.Module):
         self.heads = nn.ModuleDict()
         if use_scan:
             for letter in heads:
-                route = HEADS[letter]
+                route = HEADS[letter] if routes is None else f"{HEADS[letter]}:{routes}"
                 self.heads[letter] = ScanHead(self.head_width, route, spatial_dims, state_size, threshold, dt_rank)
         self.cat_norm = nn.LayerNorm(joined) if projection else None
         self.y_proj = Linear(joined, width, bias=False) if projection else None

@@ -175,6 +175,7 @@ def build_network(
     elif not use_scan:
         raise ConfigError(f"Network {name!r} has no scan to leave out; train it as it is.")
     _check(name, facts, topology)
+    _check_options(options, topology)
     return builder(topology, **options)
 
 
@@ -196,6 +197,41 @@ def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:
                 f"Network {name!r} needs channels divisible by {multiple}; features_per_stage[{stage}] is {width}, "
                 f"the nearest valid number is {nearest}."
             )
+
+
+# The lowest value of the options that are counts or edges.
+_LOWEST = {
+    "state_size": 1,
+    "conv_blocks": 0,
+    "decoder_convs": 1,
+    "review": 0,
+    "window": 1,
+    "head_width": 1,
+    "kernel": 1,
+    "threshold": 0,
+}
+_RATIOS = ("expand", "expansion", "mlp_ratio", "conv_ratio")  # of a stage's width: at least one channel
+
+
+def _check_options(options: dict[str, Any], topology: Topology) -> None:
+    """What no family can build, with the nearest value that it can."""
+    for key, lowest in _LOWEST.items():
+        value = options.get(key)
+        if value is not None and value < lowest:
+            raise ConfigError(f"{key} must be at least {lowest}, got {value}.")
+    kernel = options.get("kernel")
+    if kernel is not None and kernel % 2 == 0:
+        raise ConfigError(f"kernel must be odd, got {kernel}; use {kernel + 1}.")
+    widths = topology.features_per_stage[0 if topology.stem == "patch" else 1 :]
+    for key in _RATIOS:
+        if key in options and int(options[key] * min(widths)) < 1:
+            raise ConfigError(
+                f"{key} {options[key]} leaves no channel of {min(widths)}; use at least {1 / min(widths):.3g}."
+            )
+    if options.get("conv_ratio", 0) > options.get("expansion", 2):
+        raise ConfigError(
+            f"conv_ratio {options['conv_ratio']} is more than the expansion; use at most {options.get('expansion', 2)}."
+        )
 
 
 def _registered(name: str) -> tuple[Builder, NetworkFacts]:

@@ -99,7 +99,35 @@ class Topology:
 BlockFactory = Callable[[int, int, int], nn.Module | None]
 
 
-class PlannedUNet(nn.Module):
+class PlannedNetwork(nn.Module):
+    """What training and prediction know of every planned network; the heads are listed fine to coarse."""
+
+    heads: nn.ModuleList
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__()
+        self.topology = topology
+        self.out_channels = topology.out_channels
+        self.total_stride = topology.total_stride
+        self.deep_supervision = topology.deep_supervision
+
+    @property
+    def output_count(self) -> int:
+        """Number of logits that training returns: 1 without deep supervision."""
+        return len(self.heads)
+
+    def _logits(self, features: Sequence[Tensor], image: Tensor, padded: Tensor) -> Tensor | list[Tensor]:
+        """Logits of the finest feature, or in training those of all, cropped to what the image covers."""
+        if not (self.training and self.deep_supervision):
+            return crop_to(self.heads[0](features[0]), image.shape[2:])
+        outputs = []
+        for head, feature in zip(self.heads, features, strict=False):
+            scale = [n // f for n, f in zip(padded.shape[2:], feature.shape[2:], strict=True)]
+            outputs.append(crop_to(head(feature), [-(-n // s) for n, s in zip(image.shape[2:], scale, strict=True)]))
+        return outputs
+
+
+class PlannedUNet(PlannedNetwork):
     """(B, in, *S) to logits (B, out, *S), any S.
 
     In training with deep supervision a list of logits, fine to coarse: the first at full resolution, number i at the
@@ -122,12 +150,8 @@ class PlannedUNet(nn.Module):
         decoder_convs: int = 1,
         checkpoint_blocks: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(topology)
         t = topology
-        self.topology = t
-        self.out_channels = t.out_channels
-        self.total_stride = t.total_stride
-        self.deep_supervision = t.deep_supervision
         self.checkpoint_blocks = checkpoint_blocks
         widths = t.features_per_stage
         self.stem = stem
@@ -151,22 +175,10 @@ class PlannedUNet(nn.Module):
             self.heads.extend(head(width, t.out_channels, 1) for width in coarse)
         self.to(memory_format=MEMORY_FORMAT[t.spatial_dims])  # type: ignore[call-overload]
 
-    @property
-    def output_count(self) -> int:
-        """Number of logits that training returns: 1 without deep supervision."""
-        return len(self.heads)
-
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         x = pad_to_multiple(image, self.total_stride)
         x = x.contiguous(memory_format=MEMORY_FORMAT[self.topology.spatial_dims])
-        features = self._features(x)
-        if not (self.training and self.deep_supervision):
-            return crop_to(self.heads[0](features[0]), image.shape[2:])
-        outputs = []
-        for head, feature in zip(self.heads, features, strict=False):
-            scale = [n // f for n, f in zip(x.shape[2:], feature.shape[2:], strict=True)]
-            outputs.append(crop_to(head(feature), [-(-n // s) for n, s in zip(image.shape[2:], scale, strict=True)]))
-        return outputs
+        return self._logits(self._features(x), image, x)
 
     def _features(self, image: Tensor) -> list[Tensor]:
         """Decoder features (B, C, *S), fine to coarse, the bottleneck not among them."""

@@ -13,6 +13,7 @@ from medmamba.networks.families import routes_per_stage
 from medmamba.networks.mamba2 import Mamba2
 from medmamba.networks.mate import MATEMixer
 from medmamba.networks.registry import network_facts, network_options
+from medmamba.networks.scan import count_scans
 from medmamba.networks.unet import Topology
 
 torch.set_num_threads(2)
@@ -131,8 +132,9 @@ def test_a_patch_stem_still_answers_at_full_resolution() -> None:
     assert [tuple(o.shape[2:]) for o in outputs] == [(7, 9, 5), (4, 3, 2)]
 
 
-def test_recomputing_blocks_gives_the_same_gradients() -> None:
-    nets = [tiny("vm_unet", 2, deep_supervision=False, checkpoint_blocks=flag) for flag in (False, True)]
+@pytest.mark.parametrize("name", [n for n in available_networks() if "checkpoint_blocks" in network_options(n)])
+def test_recomputing_blocks_gives_the_same_gradients(name: str) -> None:
+    nets = [tiny(name, 2, deep_supervision=False, checkpoint_blocks=flag) for flag in (False, True)]
     for net in nets:
         net(odd_image(2)).square().mean().backward()
     for (key, a), b in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):
@@ -175,6 +177,20 @@ def test_falling_schedule_has_one_route_at_the_bottleneck_and_two_more_per_level
     topology = Topology(3, 1, 2, ((1, 1, 1),) + ((2, 2, 2),) * 3, (8, 16, 24, 32), (2, 1, 1, 1))
     assert routes_per_stage(topology, "raster", "falling") == ["raster", "raster:5", "raster:3", "raster:1"]
     assert routes_per_stage(topology, "raster", "rising") == ["raster", "raster:1", "raster:3", "raster:5"]
+
+
+@pytest.mark.parametrize("name", [n for n in available_networks() if "schedule" in network_options(n)])
+@both_dimensions
+def test_with_the_falling_schedule_the_bottleneck_has_one_route(name: str, dims: int) -> None:
+    net, whole = tiny(name, dims, schedule="falling"), tiny(name, dims)
+    torch.stack([out.square().mean() for out in net(odd_image(dims))]).sum().backward()
+    assert [key for key, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    steps = []
+    for network in (net, whole):
+        with torch.no_grad(), count_scans() as scans:
+            network.eval()(torch.zeros(1, 2, *(8,) * dims))
+        steps.append(scans[-1])  # the last block to run is at the bottleneck
+    assert steps[1] == {"vim": 2, "mate": 2, "segmamba": 3}.get(name, 2 * dims) * steps[0]
 
 
 def test_review_tokens_change_the_scan_and_zero_of_them_do_not() -> None:
@@ -223,6 +239,11 @@ def test_windows_attend_only_inside_their_region() -> None:
         ("hrvmamba", {"deformable": "sometimes"}, r"deformable must be one of auto, always, never"),
         ("vim", {"directions": "v3"}, r"directions must be none, v1 or v2, got 'v3'"),
         ("vm_unet", {"drop_path": 1.5}, r"drop_path must lie in \[0, 1\), got 1.5"),
+        ("vm_unet", {"state_size": 0}, r"state_size must be at least 1, got 0"),
+        ("vm_unet", {"expand": 0.05}, r"expand 0.05 leaves no channel of 16; use at least 0.0625"),
+        ("lamamba", {"window": 0}, r"window must be at least 1, got 0"),
+        ("mambaout", {"kernel": 4}, r"kernel must be odd, got 4; use 5"),
+        ("mambaout", {"conv_ratio": 3.0}, r"conv_ratio 3.0 is more than the expansion; use at most 2"),
     ],
 )
 def test_what_a_family_asks_for_is_said(name: str, changes: dict[str, object], message: str) -> None:

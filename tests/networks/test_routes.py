@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from medmamba.errors import ConfigError
 from medmamba.networks.routes import available_routes, route_count, routes
+from medmamba.networks.scan import ScanCore
 
 shapes = st.one_of(
     st.tuples(*[st.integers(1, 9)] * 2),
@@ -108,3 +109,23 @@ def test_unknown_or_impossible_routes_name_the_value_and_the_valid_ones() -> Non
         routes("raster:7", (2, 2, 2))
     with pytest.raises(ConfigError, match=r"at least one token, got \(0, 2\)"):
         routes("cross", (0, 2))
+
+
+@pytest.mark.parametrize("name", available_routes())
+@pytest.mark.parametrize("grid", [(3, 5), (2, 3, 4)], ids=str)
+def test_what_a_scan_returns_lies_where_it_was_read_and_knows_only_what_came_before(name: str, grid: tuple) -> None:
+    table = routes(name, grid)
+    count, tokens = table.shape
+    torch.manual_seed(0)
+    core = ScanCore(2, count, 3, 1).double()
+    x = torch.randn(1, tokens, 2, dtype=torch.float64)
+    touched = x + torch.eye(tokens, dtype=torch.float64)[:, :, None]  # sample i: token i is another one
+    with torch.no_grad():
+        difference = core(touched, table, merge=False) - core(x, table, merge=False)  # (i, L, K, 2)
+        changed = difference.abs().amax(-1) > 1e-12
+        rank = torch.argsort(table.long(), dim=1)  # when each token is visited
+        for k in range(count):
+            assert torch.equal(changed[:, :, k], rank[k][:, None] <= rank[k][None, :])
+        core.dt_projs_weight.zero_()
+        core.dt_projs_bias.fill_(-1e4)  # no step: every route returns its input
+        torch.testing.assert_close(core(x, table), count * x)
