@@ -20,6 +20,7 @@ from medmamba.networks.registry import available_networks
 from medmamba.plans.families import family
 from medmamba.plans.memory import training_memory
 from medmamba.plans.network import network_plan
+from medmamba.plans.schema import NetworkPlan
 from medmamba.plans.topology import plan_topology
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "plans"))
@@ -30,14 +31,18 @@ SIZES = {"batch_size": 2, "in_channels": 1, "out_channels": 3}
 TOO_MUCH, TOO_LITTLE = 0.15, 0.05
 
 
-def compare(name: str, patch: tuple[int, ...]) -> dict[str, object]:
-    """Predicted and measured bytes of one family on one patch."""
+def planned(name: str, patch: tuple[int, ...]) -> tuple[NetworkPlan, list[int]]:
+    """The planned network of a family and the patch as its strides want it; thin patches have slices 5 mm apart."""
     chosen = family(name)
     thick = len(patch) == 3 and 4 * patch[0] <= patch[1]
     spacing = (5.0, 1.0, 1.0) if thick else (1.0,) * len(patch)
     topology = plan_topology(spacing, patch, max_pools=chosen.max_pools)
-    network = network_plan(chosen, topology)
-    size = list(topology.patch_size)
+    return network_plan(chosen, topology), list(topology.patch_size)
+
+
+def compare(name: str, patch: tuple[int, ...]) -> dict[str, object]:
+    """Predicted and measured bytes of one family on one patch."""
+    network, size = planned(name, patch)
     measured = peak_bytes(network, size, **SIZES)
     return {
         "family": name,

@@ -50,6 +50,14 @@ def one_of(text: str, choices: Sequence[str], option: str) -> Any:
     return text
 
 
+def hours(text: str) -> float | None:
+    """``"1.5"`` as a number of hours; ``"none"``: no limit."""
+    try:
+        return None if text == "none" else float(text)
+    except ValueError as error:
+        raise InputError(f"--train-hours {text!r} is not a number of hours. Write for example 1.5, or none.") from error
+
+
 def planning_choices(text: str) -> dict[str, Any]:
     """``"--device-memory 6GB --network mhs_vm"`` as choices of the planner by name."""
     readers: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -60,6 +68,8 @@ def planning_choices(text: str) -> dict[str, Any]:
         "--batch-size": ("batch_size", lambda value: (numbers(value, int, "--batch-size") or [0])[0]),
         "--configurations": ("configurations", lambda value: None if value == "all" else names(value)),
         "--mirror": ("mirror", str),
+        "--machine": ("machine", str),
+        "--train-hours": ("train_hours", hours),
     }
     try:
         words = [part for word in shlex.split(text) for part in (word.split("=", 1) if "--" in word else [word])]

@@ -25,6 +25,20 @@ def plan(
     device_memory: Annotated[
         str, typer.Option(help="Memory to plan for: 8GB, 24GB.", rich_help_panel=DECISIONS)
     ] = "8GB",
+    train_hours: Annotated[
+        float | None,
+        typer.Option(
+            help="Hours to train for: configuration, patch and batch are chosen so that at least 500 steps fit.",
+            rich_help_panel=DECISIONS,
+        ),
+    ] = None,
+    machine: Annotated[
+        str,
+        typer.Option(
+            help="What will train, for the times: cpu, cpu-fp32 (cpu:4 for four threads), t4, rtx4090, a100, h100.",
+            rich_help_panel=DECISIONS,
+        ),
+    ] = "cpu",
     spacing: Annotated[str | None, typer.Option(help="Voxel spacing in mm: 1,1,2.5", rich_help_panel=DECISIONS)] = None,
     patch_size: Annotated[
         str | None, typer.Option(help="Patch size in voxels: 64,96,96", rich_help_panel=DECISIONS)
@@ -104,6 +118,8 @@ def plan(
             batch_size=batch_size,
             configurations=names(configurations),
             mirror=mirror,
+            machine=machine,
+            train_hours=train_hours,
             group_by=group_by,
             splits=splits,
             workers=workers,

@@ -111,12 +111,20 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 
 def _main_reasons(plan: Plan) -> list[str]:
-    """What a reader asks first: which spacing, which configurations, which patch, and how much memory."""
-    wanted = ("target_spacing", "configurations", "network", "heads", "left_right_pairs", "hand_made")
+    """What a reader asks first: which spacing, which configurations, which patch, and how much memory and time."""
+    wanted = (
+        "target_spacing",
+        "configurations",
+        "default_configuration",
+        "network",
+        "heads",
+        "left_right_pairs",
+        "hand_made",
+    )
     found = [decision.reason for decision in plan.decisions if decision.name in wanted]
     of_default = [d.reason for d in plan.default.decisions if d.name in ("patch_size", "batch_size")]
-    memory = [d.reason for d in plan.default.decisions if d.name == "training_memory_gb"]
-    return [*found, *(f"{plan.default.name}: {reason}" for reason in [*of_default, *memory])]
+    costs = [d.reason for d in plan.default.decisions if d.name in ("training_memory_gb", "step_seconds")]
+    return [*found, *(f"{plan.default.name}: {reason}" for reason in [*of_default, *costs])]
 
 
 def _labels(fingerprint: Fingerprint) -> str:

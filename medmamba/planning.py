@@ -35,6 +35,8 @@ def plan(
     batch_size: int | None = None,
     configurations: Sequence[str] | None = None,
     mirror: str = "auto",
+    machine: str = "cpu",
+    train_hours: float | None = None,
     group_by: str | None = None,
     splits: str | Path | None = None,
     workers: int | None = None,
@@ -54,7 +56,7 @@ def plan(
     kept.
 
     Args:
-        network, device_memory_gb, spacing, patch_size, batch_size, mirror: as of
+        network, device_memory_gb, spacing, patch_size, batch_size, mirror, machine, train_hours: as of
             :func:`medmamba.plans.planner.make_plan`; network "auto" is chosen by its rules.
         configurations: those to plan and preprocess, or ``["all"]``; default: plan all, preprocess the default one.
         group_by: how cases of one patient are known, see :func:`medmamba.datasets.groups.patients_of`.
@@ -105,6 +107,8 @@ def plan(
         batch_size=batch_size,
         configurations=None if every else configurations,
         mirror=mirror,
+        machine=machine,
+        train_hours=train_hours,
         regions=regions_by_label(spec) or None,
         region_order=[name_of[value] for value in spec.region_order] or None,
         ignore_label=spec.ignore,

@@ -19,18 +19,31 @@ DATASET_SHARE = 0.05
 
 
 def choose_batch_size(
-    patch_size: Sequence[int], dataset_voxels: float, bytes_for: Callable[[int], int], limit_bytes: int
+    patch_size: Sequence[int],
+    dataset_voxels: float,
+    bytes_for: Callable[[int], int],
+    limit_bytes: int,
+    in_time: Callable[[int], bool] | None = None,
 ) -> tuple[int, Decision]:
-    """The batch size of a patch; ``bytes_for(batch)`` is the memory of a training step."""
+    """The batch size of a patch; ``bytes_for(batch)`` is the memory of a training step.
+
+    ``in_time(batch)`` says whether enough steps fit into the hours, where there is a limit.
+    """
     dims = len(patch_size)
     largest = REFERENCE_BATCH[dims]
     fitting = max((size for size in range(1, largest + 1) if bytes_for(size) <= limit_bytes), default=0)
+    timed = {}
+    if in_time is not None:
+        timed = {"fits_in_hours": max((size for size in range(1, fitting + 1) if in_time(size)), default=0)}
+    most = min(fitting, *timed.values()) if timed else fitting
     share = round(dataset_voxels * DATASET_SHARE / math.prod(patch_size))
-    batch_size = max(min(fitting, share), MIN_BATCH)
+    batch_size = max(min(most, share), MIN_BATCH)
     if share < MIN_BATCH:
         reason = f"The dataset is small: {MIN_BATCH} is the least that a batch needs, although it is over 5 % of it."
-    elif share < fitting:
+    elif share < most:
         reason = "Five percent of the dataset's voxels: larger batches would show the same images again and again."
+    elif most < fitting:
+        reason = "As many patches as leave enough steps in the hours."
     elif fitting == largest:
         reason = f"Memory would allow more, but more steps with batches of {largest} serve better in the same time."
     else:
@@ -40,6 +53,7 @@ def choose_batch_size(
         value=batch_size,
         inputs={
             "fits_in_memory": fitting,
+            **timed,
             "five_percent_of_dataset": share,
             "largest": largest,
             "smallest": MIN_BATCH,

@@ -1,4 +1,4 @@
-"""What one block of each family costs: numbers kept for the backward pass per token, and weights.
+"""What one block of each family costs: numbers kept for the backward pass per token, weights, and work.
 
 VM-UNet's block is counted from its parts, because its routes and states vary; the others were measured at the options
 the planner gives them (saved tensors of a network with and without one more block, at widths of 48 and 96 channels).
@@ -17,6 +17,31 @@ CHANNEL_PAD = 16
 """The kept states are padded to a multiple of this many channels. Source: kernels/csrc/abi.h."""
 
 
+DEFORMABLE_TAP = 13
+"""Taps of a depthwise convolution that take as long as one neighbour read at a learned place, its gradients included.
+Source: docs/benchmarks/time_model.md."""
+
+DEFORMABLE_GROUP = 16
+"""Channels of a deformable convolution that share their offsets."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block; everything but the weights is per token."""
+
+    kept: float
+    """Numbers kept for the backward pass at the working precision."""
+    kept_float32: float
+    """Numbers kept that are always in float32."""
+    weights: int
+    products: float
+    """Multiply-accumulates between channels."""
+    taps: float
+    """Multiply-accumulates within a channel."""
+    updates: float
+    """State updates of the scans."""
+
+
 @dataclass(frozen=True)
 class BlockCost:
     """Linear in the width d: ``kept`` = (per channel, constant) numbers per token, ``weights`` = (per squared channel,
@@ -25,11 +50,21 @@ class BlockCost:
     kept: tuple[float, float]
     weights: tuple[float, float]
 
-    def kept_at(self, width: int) -> float:
-        return self.kept[0] * width + self.kept[1]
+    def at(self, width: int, without_scan: BlockCost, updates: float, window: int, deformable: int, dims: int) -> Block:
+        """The block of one width.
 
-    def weights_at(self, width: int) -> int:
-        return round(self.weights[0] * width**2 + self.weights[1] * width)
+        Weights per squared channel are products. Those per channel are the taps of depthwise convolutions, and with a
+        scan also its own, of which the selection (B and C: two numbers a state) is products. A window adds products of
+        each token with all others, twice; ``deformable`` taps read 2^dims corners each, where their offsets say.
+        """
+        square, line = self.weights[0] * width**2, self.weights[1] * width
+        taps = without_scan.weights[1] * width
+        kept, weights = self.kept[0] * width + self.kept[1], square + line
+        products = square + min(line - taps, 2 * updates) + 2 * window * width
+        if deformable and dims == 3:  # in 2D they are part of what was measured
+            offsets = deformable * (dims + 1) * math.ceil(width / DEFORMABLE_GROUP)
+            kept, weights, products = kept + 2 * offsets, weights + offsets * width, products + offsets * width
+        return Block(kept, 0.0, round(weights), products, taps + DEFORMABLE_TAP * 2**dims * deformable * width, updates)
 
 
 MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {
@@ -88,18 +123,25 @@ MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {
 }
 
 
-def gated_scan_block(width: int, kernel: int, routes: int, states: int, use_scan: bool) -> tuple[float, float, int]:
-    """VM-UNet's block: (numbers kept per token at the working precision, those always in float32, weights).
+def gated_scan_block(width: int, kernel: int, routes: int, states: int) -> Block:
+    """VM-UNet's block; no routes: without its scan.
 
     Around the scan: the norm's input and output, both halves of the projection, the convolution, the two gates, the
     output norm and the output projection. In the scan: its input, the step size of every route, B and C of every
     route, the low-rank steps, and the states at the tile borders. ``kernel`` is the convolution's number of taps.
     """
-    around = 9.0 * width + 4
-    weights = 3 * width**2 + (kernel + 5) * width
-    if not use_scan:
-        return around, 0.0, weights
+    around, projections, taps = 9.0 * width + 4, 3 * width**2, (kernel + 5) * width
+    if not routes:
+        return Block(around, 0.0, projections + taps, projections, taps, 0.0)
     rank = math.ceil(width / 16)
     padded = math.ceil(width / CHANNEL_PAD) * CHANNEL_PAD
     scan = width + routes * (width + 2 * states + rank) + routes * padded * states / TILE
-    return around, scan, weights + routes * width * (2 * rank + 3 * states + 2)
+    selection = routes * width * 2 * (rank + states)
+    return Block(
+        kept=around,
+        kept_float32=scan,
+        weights=projections + taps + selection + routes * width * (states + 2),
+        products=projections + selection,
+        taps=taps,
+        updates=float(routes * width * states),
+    )

@@ -30,11 +30,11 @@ def explain_lines(plan: Plan, *, configuration: str | None = None, inputs: bool 
 def summary(plan: Plan) -> list[tuple[str, ...]]:
     """A table of the configurations, header first: one row each, all cells text."""
     rows: list[tuple[str, ...]] = [
-        ("configuration", "spacing (mm)", "median shape", "patch", "batch", "stages", "memory (GB)")
+        ("configuration", "spacing (mm)", "median shape", "patch", "batch", "stages", "memory (GB)", "step (s)")
     ]
     for name, part in plan.configurations.items():
         spacing = "pixels" if part.spacing_mm is None else " x ".join(f"{value:.4g}" for value in part.spacing_mm)
-        memory = next((d.value for d in part.decisions if d.name == "training_memory_gb"), None)
+        known = {decision.name: decision.value for decision in part.decisions}
         rows.append(
             (
                 name + (" *" if name == plan.default_configuration else ""),
@@ -43,7 +43,8 @@ def summary(plan: Plan) -> list[tuple[str, ...]]:
                 " x ".join(str(size) for size in part.patch_size),
                 str(part.batch_size),
                 str(len(part.network.strides)),
-                "" if memory is None else f"{memory:.2f}",
+                f"{known['training_memory_gb']:.2f}" if "training_memory_gb" in known else "",
+                f"{known['step_seconds']:.2g}" if "step_seconds" in known else "",
             )
         )
     return rows
@@ -59,6 +60,8 @@ def summary_lines(plan: Plan) -> list[str]:
         *lines,
         *([existence] if existence else []),
         *(d.reason for d in plan.decisions if d.name == "heads"),
+        *(d.reason for d in plan.decisions if d.name == "default_configuration"),
+        *(d.reason for d in plan.default.decisions if d.name == "step_seconds"),
         *(d.reason for d in plan.default.decisions if d.name == "mirroring" and d.inputs["pairs"]),
         f"* is trained when no configuration is named: {plan.default.network.name}.",
     ]
@@ -100,7 +103,7 @@ def _configuration_facts(part: Configuration) -> Iterator[tuple[str, str]]:
     for field, value in part.network.model_dump(mode="json").items():
         yield f"network.{field}", _text(value)
     for decision in part.decisions:
-        if decision.name == "training_memory_gb":
+        if decision.name in ("training_memory_gb", "step_seconds"):
             yield decision.name, _text(decision.value)
 
 

@@ -50,6 +50,10 @@ class Family:
     """States per inner channel of the scan, in 2D and in 3D."""
     routes: str = "raster"
     """Route set of the scans, or a word for a fixed order."""
+    expand: int = 1
+    """Inner width of the scan over the block's."""
+    window: int = 0
+    """Tokens of an attention window; 0: none."""
     backward_maps: float = 1.5
     """Temporary maps of the widest layer at full resolution where the backward pass begins; measured."""
 
@@ -91,9 +95,16 @@ FAMILIES: dict[str, Family] = {
         Family(
             "mambaout", "scan", "MambaOut, arXiv:2405.07992: the block without a scan", has_scan=False, routes="none"
         ),
-        Family("lamamba", "scan", "LaMamba, arXiv:2408.02615: scan and window attention", routes="continuous"),
         Family(
-            "mate", "scan", "LinGen, arXiv:2412.09856: rotary-major scan and windows", states=(16, 16), routes="rotary"
+            "lamamba", "scan", "LaMamba, arXiv:2408.02615: scan and window attention", routes="continuous", window=64
+        ),
+        Family(
+            "mate",
+            "scan",
+            "LinGen, arXiv:2412.09856: rotary-major scan and windows",
+            states=(16, 16),
+            routes="rotary:2",
+            window=64,
         ),
         Family(
             "u_mamba_bot",
@@ -103,6 +114,7 @@ FAMILIES: dict[str, Family] = {
             conv_blocks=2,
             states=(16, 16),
             routes="forward",
+            expand=2,
         ),
         Family(
             "u_mamba_enc",
@@ -111,6 +123,7 @@ FAMILIES: dict[str, Family] = {
             conv_blocks=2,
             states=(16, 16),
             routes="forward",
+            expand=2,
         ),
         Family(
             "segmamba",
@@ -135,8 +148,14 @@ ROUTE_COUNT = {
     "raster": (4, 6),
     "raster_all": (4, 12),
     "snake": (4, 6),
+    "continuous": (4, 6),
+    "rotary": (4, 8),
+    "tri": (3, 3),
+    "heads": (4, 6),
+    "none": (0, 0),
 }
-"""Number of routes of a set, in 2D and in 3D (the sets themselves are medmamba.networks.routes)."""
+"""Number of routes of a set, in 2D and in 3D (the sets themselves are medmamba.networks.routes); "heads": every head of
+MHS-VM has a set of its own, of so many."""
 
 
 def family(name: str) -> Family:

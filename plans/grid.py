@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from medmamba.errors import ConfigError
 from medmamba.plans.batch import MIN_BATCH, choose_batch_size
 from medmamba.plans.families import Family
-from medmamba.plans.memory import training_memory
+from medmamba.plans.memory import Memory, training_memory
 from medmamba.plans.network import Stem, network_decisions, network_plan
 from medmamba.plans.patch import PatchSearch, initial_patch_size, search_patch
 from medmamba.plans.schema import Decision, NetworkPlan
+from medmamba.plans.step_time import LEAST_STEPS, STEP_SHARE, Machine, Work, least_hours, time_decision, training_work
 from medmamba.plans.topology import Topology, plan_topology
 
 USABLE_SHARE = 0.9
@@ -30,12 +32,14 @@ WORTH_STRIDING = 1.5
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of every grid: the network, the memory, and what the user fixed."""
+    """What is asked of every grid: the network, the memory, the time, and what the user fixed."""
 
     family: Family
     in_channels: int
     out_channels: int
     device_memory_gb: float
+    machine: Machine
+    train_hours: float | None = None
     use_scan: bool = True
     batch_size: int | None = None
 
@@ -43,15 +47,65 @@ class Task:
     def limit_bytes(self) -> int:
         return int(USABLE_SHARE * self.device_memory_gb * 1e9)
 
-    def step_bytes(self, network: NetworkPlan, patch_size: Sequence[int], batch_size: int) -> int:
-        """Memory of one training step."""
-        return training_memory(
-            network,
-            patch_size,
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            batch_size=batch_size,
-        ).total
+    @property
+    def least_batch(self) -> int:
+        """The smallest batch that a patch has to fit with."""
+        return MIN_BATCH if self.batch_size is None else self.batch_size
+
+    @property
+    def limits(self) -> str:
+        """What a patch has to fit, in words."""
+        return "the memory" if self.train_hours is None else "the memory and the hours"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step: a network on a patch, and what it takes with a batch of some size."""
+
+    task: Task
+    network: NetworkPlan
+    patch_size: tuple[int, ...]
+
+    @classmethod
+    def of(cls, task: Task, topology: Topology, stem: Stem) -> Step:
+        return cls(task, network_plan(task.family, topology, stem=stem, use_scan=task.use_scan), topology.patch_size)
+
+    def memory(self, batch: int) -> Memory:
+        return training_memory(self.network, self.patch_size, batch_size=batch, **self._channels)
+
+    def bytes(self, batch: int) -> int:
+        return self.memory(batch).total
+
+    def work(self, batch: int) -> Work:
+        return training_work(self.network, self.patch_size, batch_size=batch, **self._channels)
+
+    def hours(self, batch: int) -> float:
+        """Hours in which enough steps fit."""
+        return least_hours(self.work(batch).seconds(self.task.machine))
+
+    def in_time(self, batch: int) -> bool:
+        """Whether enough steps fit into the hours; always without a limit."""
+        return self.task.train_hours is None or self.hours(batch) <= self.task.train_hours
+
+    def refusal(self, batch: int) -> str | None:
+        """What it needs more of than there is, or None."""
+        needed, task = self.bytes(batch), self.task
+        if needed > task.limit_bytes:
+            return f"needs {needed / USABLE_SHARE / 1e9:.3g} GB, the device has {task.device_memory_gb:g} GB"
+        if task.train_hours is None or self.in_time(batch):
+            return None
+        return (
+            f"needs {up(self.hours(batch)):g} hours for {LEAST_STEPS} steps on {task.machine.name}, "
+            f"--train-hours is {task.train_hours:g}"
+        )
+
+    @property
+    def _channels(self) -> dict[str, Any]:
+        return {"in_channels": self.task.in_channels, "out_channels": self.task.out_channels}
+
+
+class TooSlow(ConfigError):
+    """Not even the smallest patch leaves enough steps in the hours."""
 
 
 @dataclass(frozen=True)
@@ -85,29 +139,31 @@ def plan_grid(
         search, stem, stem_reason = _fixed(task, spacing, median_shape, patch_size)
         patch_decision = _given("patch_size", list(patch_size), {"median_shape": list(median_shape)})
     topology = search.topology
-    patch = list(topology.patch_size)
-    network = network_plan(task.family, topology, stem=stem, use_scan=task.use_scan)
-
-    def step_bytes(batch: int) -> int:
-        return task.step_bytes(network, patch, batch)
-
+    step = Step.of(task, topology, stem)
     if task.batch_size is None:
-        batch, batch_decision = choose_batch_size(patch, dataset_voxels, step_bytes, task.limit_bytes)
+        timed = None if task.train_hours is None else step.in_time
+        batch, batch_decision = choose_batch_size(step.patch_size, dataset_voxels, step.bytes, task.limit_bytes, timed)
     else:
         batch = task.batch_size
-        _refuse_large_batch(task, patch, step_bytes(batch), max_batch=_largest_batch(step_bytes, task.limit_bytes))
-        batch_decision = _given("batch_size", batch, {"step_bytes": step_bytes(batch), "limit_bytes": task.limit_bytes})
+        if (refusal := step.refusal(batch)) is not None:
+            raise ConfigError(
+                f"batch size {batch}: a training step on {_times(step.patch_size)} {refusal}. "
+                f"Largest that fits: {_largest_batch(step)}."
+            )
+        inputs: dict[str, object] = {"step_bytes": step.bytes(batch), "limit_bytes": task.limit_bytes}
+        batch_decision = _given("batch_size", batch, inputs)
     return Grid(
         spacing=tuple(spacing),
         median_shape=tuple(median_shape),
-        patch_size=patch,
+        patch_size=list(step.patch_size),
         batch_size=batch,
-        network=network,
+        network=step.network,
         decisions=[
             patch_decision,
-            *network_decisions(network, task.family, topology, stem_reason),
+            *network_decisions(step.network, task.family, topology, stem_reason),
             batch_decision,
-            _memory_decision(task, network, patch, batch),
+            _memory_decision(task, step.memory(batch)),
+            time_decision(step.work(batch), task.machine),
         ],
     )
 
@@ -117,12 +173,12 @@ def _search(task: Task, spacing: Sequence[float], median: Sequence[float]) -> tu
     full = _search_with(task, spacing, median, "conv")
     view = math.prod(full.patch_size) / math.prod(median)
     if full.fits and (view >= SMALL_VIEW or task.family.kind != "scan"):
-        return full, "conv", f"A patch at full resolution fits the memory and sees {min(view, 1):.0%} of the image."
+        return full, "conv", f"A patch at full resolution fits {task.limits} and sees {min(view, 1):.0%} of the image."
     if task.family.kind == "scan":
         strided = _search_with(task, spacing, median, "patch")
         larger = math.prod(strided.patch_size) / math.prod(full.patch_size)
         if strided.fits and (not full.fits or larger >= WORTH_STRIDING):
-            seen = f"would see only {view:.1%} of the image" if full.fits else "does not fit the memory"
+            seen = f"would see only {view:.1%} of the image" if full.fits else f"does not fit {task.limits}"
             return (
                 strided,
                 "patch",
@@ -134,11 +190,18 @@ def _search(task: Task, spacing: Sequence[float], median: Sequence[float]) -> tu
                 "conv",
                 f"A patch at full resolution sees {view:.1%} of the image; a strided stem would add little.",
             )
-    smallest = _step_bytes(task, full.topology, "conv")
-    raise ConfigError(
-        f"device memory of {task.device_memory_gb:g} GB: cannot fit {task.family.name}; even a patch of "
-        f"{_times(full.patch_size)} with a batch of {_least_batch(task)} needs "
-        f"{smallest / USABLE_SHARE / 1e9:.2g} GB. Give more device memory or a smaller batch."
+    smallest = Step.of(task, full.topology, "conv")
+    asked = (
+        f"cannot fit {task.family.name}; even a patch of {_times(full.patch_size)} with a batch of {task.least_batch}"
+    )
+    needed = smallest.bytes(task.least_batch)
+    if needed > task.limit_bytes:
+        raise ConfigError(
+            f"device memory of {task.device_memory_gb:g} GB: {asked} needs {needed / USABLE_SHARE / 1e9:.2g} GB. Give "
+            f"more device memory or a smaller batch."
+        )
+    raise TooSlow(
+        f"--train-hours: {asked} {smallest.refusal(task.least_batch)}. Give more hours or a faster --machine."
     )
 
 
@@ -146,20 +209,12 @@ def _search_with(task: Task, spacing: Sequence[float], median: Sequence[float], 
     return search_patch(
         spacing,
         median,
-        cost=lambda topology: _step_bytes(task, topology, stem),
+        cost=lambda topology: Step.of(task, topology, stem).bytes(task.least_batch),
         limit=task.limit_bytes,
         max_pools=task.family.max_pools,
         least_edge=LEAST_EDGE,
+        in_time=lambda topology: Step.of(task, topology, stem).in_time(task.least_batch),
     )
-
-
-def _step_bytes(task: Task, topology: Topology, stem: Stem, batch_size: int | None = None) -> int:
-    network = network_plan(task.family, topology, stem=stem, use_scan=task.use_scan)
-    return task.step_bytes(network, topology.patch_size, batch_size or _least_batch(task))
-
-
-def _least_batch(task: Task) -> int:
-    return MIN_BATCH if task.batch_size is None else task.batch_size
 
 
 def _fixed(
@@ -175,38 +230,30 @@ def _fixed(
         )
     view = min(math.prod(patch) / math.prod(median), 1.0)
     stems: tuple[Stem, ...] = ("conv", "patch") if task.family.kind == "scan" else ("conv",)
-    for stem in stems:
-        cost = _step_bytes(task, topology, stem)
-        if cost <= task.limit_bytes:
-            search = PatchSearch(topology, cost, ((topology.patch_size, cost),), fits=True)
-            reason = f"The given patch fits the memory at full resolution; it sees {view:.0%} of the image."
+    steps = {stem: Step.of(task, topology, stem) for stem in stems}
+    for stem, step in steps.items():
+        if step.refusal(task.least_batch) is None:
+            reason = f"The given patch fits {task.limits} at full resolution; it sees {view:.0%} of the image."
             if stem == "patch":
-                reason = "The given patch fits the memory only with a strided stem."
-            return search, stem, reason
-    if task.batch_size is not None and _step_bytes(task, topology, "conv", 1) <= task.limit_bytes:
+                reason = f"The given patch fits {task.limits} only with a strided stem."
+            return _only(topology, step), stem, reason
+    if task.batch_size is not None and steps["conv"].refusal(1) is None:
         # The patch alone would fit: the batch is what has to change, and is refused by the caller.
-        return PatchSearch(topology, cost, ((topology.patch_size, cost),), fits=False), "conv", ""
+        return _only(topology, steps["conv"]), "conv", ""
     nearest, _, _ = _search(task, spacing, median)
     raise ConfigError(
-        f"patch size {_times(patch)}: a training step with a batch of {_least_batch(task)} needs "
-        f"{cost / USABLE_SHARE / 1e9:.3g} GB, the device has {task.device_memory_gb:g} GB. Nearest that fits: "
-        f"{_times(nearest.patch_size)}."
+        f"patch size {_times(patch)}: a training step with a batch of {task.least_batch} "
+        f"{step.refusal(task.least_batch)}. Nearest that fits: {_times(nearest.patch_size)}."
     )
 
 
-def _largest_batch(step_bytes: object, limit: int) -> int:
-    size = 0
-    while size < 4096 and step_bytes(size + 1) <= limit:  # type: ignore[operator]
-        size += 1
-    return size
+def _only(topology: Topology, step: Step) -> PatchSearch:
+    cost = step.bytes(step.task.least_batch)
+    return PatchSearch(topology, cost, ((topology.patch_size, cost),), fits=True)
 
 
-def _refuse_large_batch(task: Task, patch: Sequence[int], needed: int, max_batch: int) -> None:
-    if needed > task.limit_bytes:
-        raise ConfigError(
-            f"batch size {task.batch_size}: a training step on {_times(patch)} needs {needed / USABLE_SHARE / 1e9:.3g} "
-            f"GB, the device has {task.device_memory_gb:g} GB. Largest that fits: {max_batch}."
-        )
+def _largest_batch(step: Step) -> int:
+    return next((size for size in range(1, 4096) if step.refusal(size + 1) is not None), 4096)
 
 
 def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], median: Sequence[float]) -> Decision:
@@ -214,9 +261,19 @@ def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], m
     whole = all(edge >= size for edge, size in zip(search.patch_size, median, strict=True))
     view = min(math.prod(search.patch_size) / math.prod(median), 1.0)
     if whole:
-        reason = "The whole typical image fits the memory, so the network sees all of it at once."
+        reason = f"The whole typical image fits {task.limits}, so the network sees all of it at once."
     else:
-        reason = f"The largest patch in the image's proportions that fits the memory; it sees {view:.0%} of the image."
+        reason = (
+            f"The largest patch in the image's proportions that fits {task.limits}; it sees {view:.0%} of the image."
+        )
+    timed: dict[str, object] = {}
+    if task.train_hours is not None:
+        timed = {
+            "train_hours": task.train_hours,
+            "least_steps": LEAST_STEPS,
+            "machine": task.machine.name,
+            "patch_for_memory": list(search.within(task.limit_bytes)),
+        }
     return Decision(
         name="patch_size",
         value=list(search.patch_size),
@@ -226,18 +283,18 @@ def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], m
             "initial_patch": initial_patch_size(spacing, median),
             "patches_tried": tried,
             "device_memory_gb": task.device_memory_gb,
-            "step_bytes_at_batch": [search.cost, _least_batch(task)],
+            "step_bytes_at_batch": [search.cost, task.least_batch],
+            **timed,
         },
-        rule="equal edges in mm, clipped to the median image, the axis that covers most of it shortened until it fits",
+        rule="equal edges in mm, clipped to the median image, the axis that covers most of it shortened until it fits"
+        + (f" and {LEAST_STEPS} steps take {STEP_SHARE:.0%} of the hours" if timed else ""),
         reason=reason,
-        source="nnU-Net 2.8.1, with the memory model of medmamba.plans.memory",
+        source="nnU-Net 2.8.1, with the memory model of medmamba.plans.memory"
+        + (" and medmamba.plans.step_time" if timed else ""),
     )
 
 
-def _memory_decision(task: Task, network: NetworkPlan, patch: Sequence[int], batch: int) -> Decision:
-    memory = training_memory(
-        network, patch, in_channels=task.in_channels, out_channels=task.out_channels, batch_size=batch
-    )
+def _memory_decision(task: Task, memory: Memory) -> Decision:
     return Decision(
         name="training_memory_gb",
         value=round(memory.total / 1e9, 3),
@@ -265,6 +322,12 @@ def _given(name: str, value: object, inputs: dict[str, object]) -> Decision:
         reason="Chosen by hand; checked against the network's strides and the memory.",
         source="user",
     )
+
+
+def up(hours: float) -> float:
+    """Hours rounded up to three digits, so that what a message names is enough."""
+    size = 10 ** (math.floor(math.log10(hours)) - 2)
+    return float(f"{math.ceil(hours / size) * size:.3g}")
 
 
 def _times(numbers: Sequence[int]) -> str:

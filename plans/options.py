@@ -20,3 +20,5 @@ class PlanOptions(Record):
     configurations: list[str] | None = None
     use_scan: bool = True
     mirror: str = "auto"
+    machine: str = "cpu"
+    train_hours: float | None = None

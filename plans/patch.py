@@ -28,7 +28,11 @@ class PatchSearch:
     cost: float
     steps: tuple[tuple[tuple[int, ...], float], ...]
     fits: bool
-    """False if even the smallest patch costs more than the limit."""
+    """False if even the smallest patch costs or takes too much."""
+
+    def within(self, limit: float) -> tuple[int, ...]:
+        """The first patch that costs at most ``limit``, or the last of all."""
+        return next((patch for patch, cost in self.steps if cost <= limit), self.patch_size)
 
     @property
     def patch_size(self) -> tuple[int, ...]:
@@ -51,8 +55,9 @@ def search_patch(
     *,
     max_pools: int | None = None,
     least_edge: int = 1,
+    in_time: Callable[[Topology], bool] = lambda topology: True,
 ) -> PatchSearch:
-    """Shrink the initial patch until one sample costs at most ``limit``, no axis below ``least_edge`` voxels.
+    """Shrink the initial patch until it costs at most ``limit`` and is ``in_time``; no axis gets below ``least_edge``.
 
     Each round shortens the axis along which the patch covers most of the median image, by the smallest step that keeps
     the patch divisible by the strides of the shortened patch (so 256 becomes 224, not 192).
@@ -61,7 +66,7 @@ def search_patch(
     value = cost(topology)
     steps = [(topology.patch_size, value)]
     seen = {topology.patch_size}
-    while value > limit:
+    while value > limit or not in_time(topology):
         shorter = _shorten(topology, spacing, median_shape, max_pools, least_edge, seen)
         if shorter is None:
             return PatchSearch(topology, value, tuple(steps), fits=False)

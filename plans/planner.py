@@ -14,9 +14,10 @@ import numpy as np
 from medmamba import __version__
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.plans.axes import axis_order, reorder
+from medmamba.plans.default import choose_default
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
-from medmamba.plans.grid import LEAST_EDGE, Grid, Task, plan_grid
+from medmamba.plans.grid import LEAST_EDGE, Grid, Task, TooSlow, plan_grid
 from medmamba.plans.handmade import PLANNED, handmade, keep_handmade
 from medmamba.plans.heads import one_head_per_label, partly_annotated
 from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
@@ -26,6 +27,7 @@ from medmamba.plans.options import PlanOptions
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.sides import mirror_decision, side_pairs
 from medmamba.plans.spacing import median_shape, target_spacing
+from medmamba.plans.step_time import machine as machine_named
 from medmamba.plans.variant import DEFAULT, choose_network, target_spacing_of
 
 
@@ -42,6 +44,8 @@ def make_plan(
     regions: Mapping[str, Sequence[str]] | None = None,
     region_order: Sequence[str] | None = None,
     mirror: str = "auto",
+    machine: str = "cpu",
+    train_hours: float | None = None,
     ignore_label: int | None = None,
     file_ending: str = ".nii.gz",
     dataset_hash: str = "",
@@ -60,6 +64,9 @@ def make_plan(
         configurations: names of those to plan; default: all that apply. Hand-made ones stay without being named.
         use_scan: False leaves the scans out of the network, for the comparison with and without.
         mirror: policy for labels with sides, see medmamba.plans.mirroring.
+        machine: what will train, see medmamba.plans.step_time.MACHINES; "cpu:4" for four threads.
+        train_hours: choose patch, batch and default configuration so that enough steps fit into so many hours there;
+            None: time decides nothing.
         regions, region_order, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries.
         network_decision: how the network was chosen, when neither by option nor by rule.
         previous: an earlier plan of this dataset, whose hand-made configurations are kept.
@@ -67,7 +74,7 @@ def make_plan(
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
     that no plan can be made from.
     """
-    _refuse_bad_options(fingerprint, device_memory_gb, spacing, batch_size, patch_size)
+    _refuse_bad_options(fingerprint, device_memory_gb, spacing, batch_size, patch_size, train_hours)
     _refuse_bad_fingerprint(fingerprint)
     options = PlanOptions(
         network=network,
@@ -78,9 +85,11 @@ def make_plan(
         configurations=None if configurations is None else list(configurations),
         use_scan=use_scan,
         mirror=mirror,
+        machine=machine,
+        train_hours=train_hours,
     )
     if network == "auto":
-        network, network_decision = _automatic(fingerprint, device_memory_gb, spacing)
+        network, network_decision = _automatic(fingerprint, options)
     chosen_family = family(network)
     if not use_scan and not chosen_family.has_scan:
         raise ConfigError(f"network {network!r} has no scan to leave out. Plan it as it is.")
@@ -106,6 +115,8 @@ def make_plan(
         in_channels=len(fingerprint.channel_names),
         out_channels=len(regions) if regions else len(fingerprint.labels),
         device_memory_gb=device_memory_gb,
+        machine=machine_named(machine),
+        train_hours=train_hours,
         use_scan=use_scan,
         batch_size=batch_size,
     )
@@ -115,7 +126,7 @@ def make_plan(
     )
     names = [name for name in fingerprint.labels if name != "background"]
     made = {name: with_mirroring(configuration, names, order, mirror) for name, configuration in made.items()}
-    default = next(name for name in ("3d_fullres", "2d", *made) if name in made)
+    default, default_decisions = choose_default(made, train_hours)
     pairs = side_pairs(fingerprint)
     made_plan = Plan(
         medmamba_version=__version__,
@@ -142,19 +153,16 @@ def make_plan(
             mirror_decision(pairs, order),
             *([network_decision] if network_decision else []),
             *decisions,
+            *default_decisions,
         ],
     )
     return made_plan if previous is None else keep_handmade(made_plan, previous)
 
 
-def _automatic(
-    fingerprint: Fingerprint, device_memory_gb: float, spacing: Sequence[float] | None
-) -> tuple[str, Decision]:
-    """The family by the rules, from what a scan network and the baseline would see in this memory."""
-    scan, baseline = (
-        make_plan(fingerprint, network=name, device_memory_gb=device_memory_gb, spacing=spacing)
-        for name in (DEFAULT, "plain_unet")
-    )
+def _automatic(fingerprint: Fingerprint, options: PlanOptions) -> tuple[str, Decision]:
+    """The family by the rules, from what a scan network and the baseline would see in this memory and time."""
+    given = {name: getattr(options, name) for name in ("device_memory_gb", "spacing", "machine", "train_hours")}
+    scan, baseline = (make_plan(fingerprint, network=name, **given) for name in (DEFAULT, "plain_unet"))
     return choose_network(fingerprint, target_spacing_of(scan), scan.default, baseline.default)
 
 
@@ -172,26 +180,32 @@ def _configurations(
     patch_for = {dims: patch_size if patch_size and len(patch_size) == dims else None for dims in (2, 3)}
     made: dict[str, Configuration] = {}
     low: LowResolution[Grid] | None = None
-    volumes = median[0] != 1
+    volumes, slow = median[0] != 1, False
     if "2d" in wanted:
         grid = plan_grid(task, target[1:], median[1:], voxels, patch_for[2])
         made["2d"] = _configuration("2d", grid, batch_dice=True, has_millimetres=has_millimetres)
     if volumes and any(name.startswith("3d") for name in wanted):
-        full = plan_grid(task, target, median, voxels, patch_for[3])
-        low = search_low_resolution(
-            target,
-            median,
-            full.patch_size,
-            plan_grid=lambda s, m, v: plan_grid(task, s, m, v * n_cases),
-            patch_of=lambda grid: grid.patch_size,
-        )
-        candidates: dict[str, tuple[Grid, bool, str | None]] = {"3d_fullres": (full, low.grid is not None, None)}
-        if low.grid is not None:
-            candidates["3d_lowres"] = (low.grid, False, None)
-            candidates["3d_cascade_fullres"] = (full, True, "3d_lowres")
-        for name, (grid, batch_dice, previous) in candidates.items():
-            if name in wanted:
-                made[name] = _configuration(name, grid, batch_dice, has_millimetres, previous)
+        try:
+            full = plan_grid(task, target, median, voxels, patch_for[3])
+            low = search_low_resolution(
+                target,
+                median,
+                full.patch_size,
+                plan_grid=lambda s, m, v: plan_grid(task, s, m, v * n_cases),
+                patch_of=lambda grid: grid.patch_size,
+            )
+        except TooSlow:
+            if not made:
+                raise
+            slow = True
+        else:
+            candidates: dict[str, tuple[Grid, bool, str | None]] = {"3d_fullres": (full, low.grid is not None, None)}
+            if low.grid is not None:
+                candidates["3d_lowres"] = (low.grid, False, None)
+                candidates["3d_cascade_fullres"] = (full, True, "3d_lowres")
+            for name, (grid, batch_dice, previous) in candidates.items():
+                if name in wanted:
+                    made[name] = _configuration(name, grid, batch_dice, has_millimetres, previous)
     if "3d_cascade_fullres" in made and "3d_lowres" not in made:
         raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
     if not made:
@@ -202,7 +216,7 @@ def _configurations(
             f"patch size {'x'.join(map(str, patch_size))}: {len(patch_size)} numbers, but {', '.join(made)} is planned "
             f"in {dims} dimensions. Nearest: {'x'.join(map(str, next(iter(made.values())).patch_size))}."
         )
-    return made, [_existence(list(made), median, low)]
+    return made, [_existence(list(made), median, low, slow)]
 
 
 def _configuration(
@@ -240,9 +254,11 @@ def _configuration(
     )
 
 
-def _existence(names: list[str], median: Sequence[float], low: LowResolution[Grid] | None) -> Decision:
+def _existence(names: list[str], median: Sequence[float], low: LowResolution[Grid] | None, slow: bool) -> Decision:
     if median[0] == 1:
         reason = "The images have one slice, so only 2D is planned."
+    elif slow:
+        reason = "In the hours not even the smallest 3D patch leaves enough steps, so only 2D is planned."
     elif low is None:
         reason = "As asked for."
     elif low.steps == 0:
@@ -313,7 +329,10 @@ def _refuse_bad_options(
     spacing: Sequence[float] | None,
     batch_size: int | None,
     patch_size: Sequence[int] | None,
+    train_hours: float | None,
 ) -> None:
+    if train_hours is not None and not 0 < train_hours < math.inf:
+        raise ConfigError(f"training hours must be a number above 0, got {train_hours:g}.")
     if not device_memory_gb > 0 or math.isinf(device_memory_gb):
         raise ConfigError(f"device memory must be a number of GB above 0, got {device_memory_gb}.")
     if spacing is not None:
