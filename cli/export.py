@@ -24,7 +24,9 @@ def export(
     description: Annotated[str, typer.Option(help="What the model does.")] = "",
     data_licence: Annotated[str, typer.Option(help="Licence of the training data.")] = "",
     reference: Annotated[list[str] | None, typer.Option(help="A publication; repeat for several.")] = None,
-    configuration: Annotated[str | None, typer.Option(help="Configuration of the plan, default: its default.")] = None,
+    configuration: Annotated[
+        list[str] | None, typer.Option(help="Configuration; repeat for an ensemble. Default: that of find-best.")
+    ] = None,
     fold: Annotated[list[str] | None, typer.Option(help="Fold to use; repeat for several. Default: all.")] = None,
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring: 8x faster in 3D.")] = False,
     graph: Annotated[

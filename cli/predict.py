@@ -25,6 +25,9 @@ def predict(
     fast: Annotated[bool, typer.Option("--fast", help="No mirroring and less overlap of patches.")] = False,
     patch_size: Annotated[str | None, typer.Option(help="Other patch edges than the plan's, as 96,96,96.")] = None,
     tile_batch: Annotated[int, typer.Option(help="Patches that go through the network together.", min=1)] = 1,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto: the fastest here; scans are always fp32.")
+    ] = "fp32",
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write the probability of every class.")
     ] = False,
@@ -47,8 +50,11 @@ def predict(
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Also write each mask as DICOM SEG beside its series' own objects.")
     ] = False,
+    dicom_rtstruct: Annotated[
+        bool, typer.Option("--dicom-rtstruct", help="Also write each mask as contours (DICOM RTSTRUCT) of its series.")
+    ] = False,
     codes: Annotated[
-        Path | None, typer.Option(help="labels.json with code and colour of each label of the DICOM SEG.")
+        Path | None, typer.Option(help="labels.json with code and colour of each label of the DICOM objects.")
     ] = None,
 ) -> Answer:
     """Predict masks on the images' own grids, with a report of how each was made."""
@@ -69,6 +75,7 @@ def predict(
             fast=fast,
             patch_size=numbers(patch_size, int, "--patch-size"),
             tile_batch=tile_batch,
+            precision=precision,
             scratch=scratch,
             memory_gib=memory,
             strict=strict,
@@ -79,6 +86,7 @@ def predict(
             workers=workers,
             series=series,
             dicom_seg=dicom_seg,
+            dicom_rtstruct=dicom_rtstruct,
             codes=codes,
             on_item=on_item,
             on_message=lambda line: console.print(line, markup=False),

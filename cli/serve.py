@@ -22,6 +22,9 @@ def serve(
     fold: Annotated[list[str] | None, typer.Option(help="Fold to use; repeat for several. Default: all.")] = None,
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring: 8x faster in 3D.")] = False,
     fast: Annotated[bool, typer.Option("--fast", help="No mirroring and less overlap of patches.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto: the fastest here; scans are always fp32.")
+    ] = "fp32",
     max_upload: Annotated[int, typer.Option(help="Largest upload, in MB.", min=1)] = 512,
     max_memory: Annotated[
         float | None, typer.Option(help="Memory in GiB for one image; larger ones are refused.")
@@ -44,6 +47,7 @@ def serve(
         folds=None if fold is None else [fold_name(name) for name in fold],
         mirror=False if no_mirror else None,
         fast=fast,
+        precision=precision,
         memory_limit_gib=max_memory,
     )
     return {"stopped": True}

@@ -28,6 +28,7 @@ def predict(
     workers: int = 0,
     series: str | None = None,
     dicom_seg: bool = False,
+    dicom_rtstruct: bool = False,
     codes: str | Path | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_message: Callable[[str], None] = lambda line: None,
@@ -37,6 +38,7 @@ def predict(
 
     Args:
         workers: processes that share the cases; 0: this process does them.
+        dicom_seg, dicom_rtstruct: also write each mask as DICOM SEG, as contours.
         series: number or UID of the DICOM series to take, where a study holds several.
         choices: as of :class:`medmamba.Predictor`; the rest as of :func:`medmamba.inference.batch.predict_folder`.
     """
@@ -54,7 +56,8 @@ def predict(
         if isinstance(images, str | Path):
             images = stack.enter_context(opened(images, series))
         find_cases(images)  # a wrong path is told before a model is loaded
-        if dicom_seg:
+        dicom = ["seg"] * dicom_seg + ["rtstruct"] * dicom_rtstruct
+        if dicom:
             check_codes(codes)
         if isinstance(model, Predictor):
             engine: Predictor | Workers = model
@@ -70,7 +73,7 @@ def predict(
             resume=resume,
             probabilities=probabilities,
             pseudonyms=Pseudonyms.of_folder(Path(output)) if pseudonymise else None,
-            dicom_seg=dicom_seg,
+            dicom=dicom,
             codes=codes,
             on_item=on_item,
             on_message=on_message,

@@ -74,6 +74,7 @@ def metadata(
     divisor: Sequence[int],
     picture: bool,
     provenance: Mapping[str, Any],
+    further_channels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """configs/metadata.json.
 
@@ -81,6 +82,7 @@ def metadata(
         classes: labels, the background first.
         outputs, sigmoid: names of the network's channels, and whether they are independent (regions).
         divisor: per axis of the patch, what the network's strides multiply to.
+        further_channels: of the network, behind those of the image.
     """
     import monai
     import numpy
@@ -119,10 +121,10 @@ def metadata(
                     **common,
                     "format": "magnitude",
                     "modality": channels[0],
-                    "num_channels": len(channels),
+                    "num_channels": len(channels) + len(further_channels),
                     "value_range": [],
                     "is_patch_data": True,
-                    "channel_def": {str(index): name for index, name in enumerate(channels)},
+                    "channel_def": {str(index): name for index, name in enumerate([*channels, *further_channels])},
                 }
             },
             "outputs": {
@@ -159,6 +161,7 @@ def readme(card: BundleCard, facts: Mapping[str, Any]) -> str:
 | labels | {facts["label_classes"]} |
 | training data | {facts["data_source"]}; licence: {card.data_licence or "not stated"} |
 | network | {made["network"]}, {made["folds"]} fold(s), {made["parameters"]} parameters |
+| configurations | {" + ".join(made["settings"]["configuration"])}; held: {", ".join(made["stages"])} |
 | patch | {patch} ({prod(patch)} voxels), any shape ({shape}) works |
 
 ## Run

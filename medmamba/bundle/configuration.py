@@ -1,12 +1,14 @@
-"""configs/inference.json and logging.conf: the pipeline in MONAI's words, plain ``_target_`` wherever it can."""
+"""The files of configs/: the pipeline in MONAI's words, plain ``_target_`` wherever it can."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from medmamba.inference.postprocess import Cleaning
-from medmamba.inference.sliding_window import Window
+from medmamba.inference.member import Member
+from medmamba.inference.models import read_model_facts
+from medmamba.inference.postprocess import Recipe
+from medmamba.model import mirroring_of
 from medmamba.plans.schema import Configuration, Plan
 
 LOGGING = """[loggers]
@@ -49,16 +51,152 @@ def plan_numbers(plan: Plan, configuration: Configuration) -> dict[str, Any]:
     }
 
 
-def inference(
-    plan: Plan,
-    configuration: Configuration,
-    arguments: Mapping[str, Any],
-    *,
-    folds: int,
-    window: Window,
-    cleaning: Sequence[Cleaning] = (),
-) -> dict[str, Any]:
-    """The configuration that every client runs. ``arguments`` are those of ``build_network``."""
+def network_def(member: Member) -> dict[str, Any]:
+    """The network of a configuration, all its folds, with untrained weights."""
+    return {
+        "_target_": "scripts.network.SegmentationNetwork",
+        "folds": len(member.runners),
+        "arguments": read_model_facts(member.folders[0])["network"],
+    }
+
+
+def inferer(member: Member) -> dict[str, Any]:
+    """How patches move over an image in a configuration."""
+    window = member.window
+    return {
+        "_target_": "scripts.inferer.PlanInferer",
+        "patch_size": list(window.patch_size),
+        "mirror_axes": list(window.mirror_axes),
+        "swap_axis": window.swap_axis,
+        "channel_swap": list(window.channel_swap),
+        "sigmoid": window.sigmoid,
+        "input_swap": list(window.input_swap),
+    }
+
+
+def stage(member: Member, main: Member) -> dict[str, Any]:
+    """A configuration beside the main network, with its weights."""
+    return {
+        "_target_": "scripts.stage.Stage",
+        "plan": plan_numbers(member.plan, member.configuration),
+        "network": network_def(member),
+        "weights": f"$@bundle_root + {'/models/' + weights_file(member, main)!r}",
+        "inferer": inferer(member),
+        "device": "@device",
+        "previous": None if member.previous is None else stage(member.previous, main),
+    }
+
+
+def weights_file(member: Member, main: Member) -> str:
+    """Name of a configuration's weights below models/; ``model.pt`` is where clients look for the main network's."""
+    return "model.pt" if member.name == main.name else f"{member.name}.pt"
+
+
+def training(member: Member) -> dict[str, Any]:
+    """The configuration that continues the training of a single configuration, every fold on all cases.
+
+    Light augmentation; for all of it use `medmamba train --init`.
+    """
+    patch = member.configuration.patch_size
+    keys = ["image", "label"]
+    window, flat = member.window, [1] if member.window.flat else []
+    flips = [axis for axis in mirroring_of(member.plan, member.configuration).axes if axis != window.swap_axis]
+    return {
+        "imports": ["$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/data'",
+        "output_dir": "$@bundle_root + '/models'",
+        "epochs": 10,
+        "iterations": 250,
+        "learning_rate": 1e-4,
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "plan": plan_numbers(member.plan, member.configuration),
+        "network_def": network_def(member),
+        "network": "$@network_def.to(@device)",
+        "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": "@learning_rate"},
+        "loss": {"_target_": "scripts.finetune.FoldsLoss", "plan": "@plan"},
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True, "image_only": True},
+                {"_target_": "scripts.transforms.ToPlanGridd", "keys": "image", "plan": "@plan"},
+                {"_target_": "scripts.finetune.LabelToPlanGridd", "keys": "label", "plan": "@plan"},
+                {"_target_": "SpatialPadd", "keys": keys, "spatial_size": [*flat, *patch]},
+                {
+                    "_target_": "RandCropByPosNegLabeld",
+                    "keys": keys,
+                    "label_key": "label",
+                    "spatial_size": [*flat, *patch],
+                    "num_samples": 1,
+                },
+                *([{"_target_": "SqueezeDimd", "keys": keys, "dim": 1}] if flat else []),
+                *({"_target_": "RandFlipd", "keys": keys, "prob": 0.5, "spatial_axis": axis} for axis in flips),
+                {"_target_": "RandScaleIntensityd", "keys": "image", "factors": 0.1, "prob": 0.5},
+                {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.1},
+                {"_target_": "ToTensord", "keys": keys, "track_meta": False},
+            ],
+        },
+        "dataset_data": {
+            "_target_": "scripts.cases.image_list",
+            "folder": "$@dataset_dir + '/imagesTr'",
+            "labels": "$@dataset_dir + '/labelsTr'",
+        },
+        "dataset": {"_target_": "CacheDataset", "data": "@dataset_data", "transform": "@preprocessing"},
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@dataset",
+            "batch_size": member.configuration.batch_size,
+            "shuffle": True,
+            "num_workers": 0,
+        },
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            },
+            {
+                "_target_": "StatsHandler",
+                "tag_name": "train_loss",
+                "output_transform": "$lambda output: output['loss']",
+            },
+            {
+                "_target_": "CheckpointSaver",
+                "save_dir": "@output_dir",
+                "save_dict": {"model": "@network"},
+                "save_final": True,
+                "final_filename": "trained.pt",
+            },
+        ],
+        "trainer": {
+            "_target_": "SupervisedTrainer",
+            "max_epochs": "@epochs",
+            "epoch_length": "@iterations",
+            "device": "@device",
+            "train_data_loader": "@dataloader",
+            "network": "@network",
+            "optimizer": "@optimizer",
+            "loss_function": "@loss",
+            "inferer": {"_target_": "SimpleInferer"},
+            "train_handlers": "@handlers",
+            "decollate": False,
+            "amp": "$torch.cuda.is_available()",
+        },
+        "initialize": [],
+        "run": ["$@trainer.run()"],
+    }
+
+
+def inference(members: Sequence[Member], recipe: Recipe | None) -> dict[str, Any]:
+    """The configuration that every client runs; the first member is its main network."""
+    main, *others = members
+    plan, configuration = main.plan, main.configuration
+    first = main.previous
+    beside = {f"other_{number}": stage(member, main) for number, member in enumerate(others, start=1)}
+    if first is not None:
+        beside["first_stage"] = stage(first, main)
+    names = [f"@other_{number}" for number in range(1, 1 + len(others))]
     picture = configuration.spacing_mm is None
     saved = ".png" if picture else ".nii.gz"
     largest = max(plan.labels.values())
@@ -70,17 +208,20 @@ def inference(
         "output_dir": "$@bundle_root + '/masks'",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "plan": plan_numbers(plan, configuration),
-        "network_def": {
-            "_target_": "scripts.network.SegmentationNetwork",
-            "folds": folds,
-            "arguments": dict(arguments),
-        },
+        **beside,
+        "network_def": network_def(main),
         "network": "$@network_def.to(@device)",
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
                 {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True, "image_only": True},
-                {"_target_": "scripts.transforms.ToPlanGridd", "keys": "image", "plan": "@plan"},
+                {
+                    "_target_": "scripts.transforms.ToPlanGridd",
+                    "keys": "image",
+                    "plan": "@plan",
+                    "previous": None if first is None else "@first_stage",
+                    "others": names,
+                },
             ],
         },
         "dataset_data": {"_target_": "scripts.cases.image_list", "folder": "@dataset_dir"},
@@ -92,14 +233,7 @@ def inference(
             "shuffle": False,
             "num_workers": 0,
         },
-        "inferer": {
-            "_target_": "scripts.inferer.PlanInferer",
-            "patch_size": configuration.patch_size,
-            "mirror_axes": list(window.mirror_axes),
-            "swap_axis": window.swap_axis,
-            "channel_swap": list(window.channel_swap),
-            "sigmoid": window.sigmoid,
-        },
+        "inferer": inferer(main),
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
@@ -108,7 +242,10 @@ def inference(
                     "keys": "pred",
                     "plan": "@plan",
                     "orig_keys": "image",
-                    "cleaning": [step.model_dump(exclude={"gain"}) for step in cleaning],
+                    "cleaning": [step.model_dump(exclude={"gain"}) for step in recipe.cleaning] if recipe else [],
+                    "others": names,
+                    "temperature": recipe.temperature if recipe else 1.0,
+                    "thresholds": recipe.thresholds_of(main.heads.names) if recipe and main.heads.sigmoid else None,
                 },
                 {
                     "_target_": "SaveImaged",

@@ -13,7 +13,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-ENTRIES = ("network", "inferer", "transforms", "cases", "graphs")
+ENTRIES = ("network", "inferer", "transforms", "cases", "graphs", "finetune")
 _RUNTIME = "medmamba.bundle.runtime"
 EXCHANGED = {
     "medmamba.kernels": f"{_RUNTIME}.operators",

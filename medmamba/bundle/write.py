@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -20,11 +20,12 @@ from medmamba.bundle.check import (
     need_packages,
     run_in_monai,
 )
-from medmamba.bundle.configuration import LOGGING, inference
+from medmamba.bundle.configuration import LOGGING, inference, training, weights_file
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.errors import ConfigError
 from medmamba.inference.cases import ImageCase, find_cases
+from medmamba.inference.member import Member
 from medmamba.inference.models import read_model_facts
 from medmamba.inference.postprocess import RECIPE
 from medmamba.inference.predictor import Predictor
@@ -46,7 +47,7 @@ def export_bundle(
     card: BundleCard,
     check_on: str | Path,
     *,
-    configuration: str | None = None,
+    configuration: str | Sequence[str] | None = None,
     folds: list[int | str] | None = None,
     mirror: bool = True,
     most_cases: int = 2,
@@ -55,6 +56,7 @@ def export_bundle(
 
     Args:
         model: run folder (all trained folds together) or the folder of one fold.
+        configuration: one or several (an ensemble); default: what `medmamba predict` would use.
         output: the bundle's folder; what stood there is exchanged when the new one has passed.
         check_on: an image or a folder of real images; the first ``most_cases`` are predicted by MONAI in a process that
             cannot import medmamba, and by medmamba, and must agree in every voxel.
@@ -66,10 +68,9 @@ def export_bundle(
         model, configuration=configuration, folds=folds, device="cpu", mirror=mirror, confidence=False
     )
     cases = find_cases(check_on)[:most_cases]
-    arguments = [read_model_facts(folder)["network"] for folder in predictor.members[0].folders]
-    _refuse_what_is_not_carried(predictor, arguments)
+    stages = _stages(predictor)
     with replace_folder(output) as part:
-        _write(part, predictor, arguments[0], card, cases)
+        _write(part, predictor, stages, card, cases)
         with TemporaryDirectory(prefix="medmamba-export-") as scratch:
             images, masks = Path(scratch, "images"), Path(scratch, "masks")
             _gather(cases, images)
@@ -80,36 +81,47 @@ def export_bundle(
     return BundleReport(Path(output), checked, printed)
 
 
-def _refuse_what_is_not_carried(predictor: Predictor, arguments: list[dict[str, Any]]) -> None:
-    if len(predictor.members) != 1:
-        raise ConfigError("A bundle holds one configuration. Choose one with --configuration.")
-    if predictor.members[0].configuration.previous_stage is not None:
-        raise ConfigError("This model is the second stage of a cascade, which a bundle cannot carry yet.")
-    if any(other != arguments[0] for other in arguments):
-        raise ConfigError("The folds were trained with different networks. Choose folds of one network with --fold.")
+def _stages(predictor: Predictor) -> dict[str, Member]:
+    """Every configuration of the bundle by name, the main one first, the first stages of cascades among them."""
+    stages: dict[str, Member] = {}
+    for member in predictor.members:
+        stage: Member | None = member
+        while stage is not None:
+            facts = [read_model_facts(folder)["network"] for folder in stage.folders]
+            if any(other != facts[0] for other in facts):
+                raise ConfigError(
+                    f"The folds of {stage.name} were trained with different networks. Choose folds of one with --fold."
+                )
+            if stages.setdefault(stage.name, stage).folders != stage.folders:
+                raise ConfigError(
+                    f"{stage.name} is asked for with other folds than the cascade uses. Leave out --fold."
+                )
+            stage = stage.previous
+    return stages
 
 
 def _write(
-    folder: Path, predictor: Predictor, arguments: dict[str, Any], card: BundleCard, cases: list[ImageCase]
+    folder: Path, predictor: Predictor, stages: dict[str, Member], card: BundleCard, cases: list[ImageCase]
 ) -> None:
     member = predictor.members[0]
     plan, configuration = predictor.plan, member.configuration
-    network = SegmentationNetwork(len(member.runners), arguments)
-    for copy, runner in zip(network.members, member.runners, strict=True):
-        copy.load_state_dict(runner.network.state_dict())
+    weights = [parameter.numel() for parameter in member.runners[0].network.parameters()]
     provenance = {
         **predictor.provenance(),
-        "network": arguments["name"],
+        "network": read_model_facts(member.folders[0])["network"]["name"],
         "folds": len(member.runners),
-        "parameters": sum(parameter.numel() for parameter in network.members[0].parameters()),
+        "parameters": sum(weights),
         "patch_size": configuration.patch_size,
+        "stages": list(stages),
         "checked_on": [case.case_id for case in cases],
         "licence": card.licence,
     }
     names = ["background", *label_names(plan)]
+    first = [] if member.previous is None else [f"first stage: {name}" for name in names[1:]]
     facts = metadata(
         card,
         channels=plan.channel_names,
+        further_channels=first,
         classes=names,
         outputs=list(predictor.heads.names),
         sigmoid=predictor.heads.sigmoid,
@@ -118,14 +130,7 @@ def _write(
         provenance=provenance,
     )
     check_metadata(facts)
-    config = inference(
-        plan,
-        configuration,
-        arguments,
-        folds=len(member.runners),
-        window=member.window,
-        cleaning=() if predictor.recipe is None else predictor.recipe.cleaning,
-    )
+    config = inference(predictor.members, predictor.recipe)
     texts = {
         "LICENSE": card.licence_text(),
         "configs/metadata.json": json.dumps(facts, indent=2) + "\n",
@@ -135,27 +140,33 @@ def _write(
         "docs/license.txt": f"Licence of the training data: {card.data_licence or 'not stated by the author'}\n",
         **{f"scripts/{name}": text for name, text in bundle_sources().items()},
     }
+    if len(stages) == 1:  # a second stage learns from what the first says of cases it has not seen
+        texts["configs/train.json"] = json.dumps(training(member), indent=2) + "\n"
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    _write_folds(folder / "models", predictor)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    torch.save(state, folder / "models" / "model.pt")
-
-
-def _write_folds(folder: Path, predictor: Predictor) -> None:
-    """What `medmamba.Predictor.from_bundle` needs besides model.pt: plan, fingerprint and facts of each fold."""
-    for number, source in enumerate(predictor.members[0].folders):
-        target = folder / (source.name if source.name.startswith("fold_") else f"fold_{number}")
-        target.mkdir(parents=True)
-        facts = {**read_model_facts(source), "state_dict": "../model.pt", "prefix": f"members.{number}."}
-        (target / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (target / "plan.json").write_text(predictor.plan.to_json(), encoding="utf-8")
-        if predictor.fingerprint is not None:
-            (target / "fingerprint.json").write_text(predictor.fingerprint.to_json(), encoding="utf-8")
+    models = folder / "models"
+    for stage in stages.values():
+        _write_stage(models, stage, weights_file(stage, member))
+    if predictor.fingerprint is not None:
+        (models / "fingerprint.json").write_text(predictor.fingerprint.to_json(), encoding="utf-8")
     if predictor.recipe is not None:
-        (folder / RECIPE).write_text(predictor.recipe.to_json(), encoding="utf-8")
+        (models / RECIPE).write_text(predictor.recipe.to_json(), encoding="utf-8")
+
+
+def _write_stage(models: Path, stage: Member, weights: str) -> None:
+    """A configuration's weights as one raw state dict, and what `Predictor.from_bundle` needs of each fold."""
+    network = SegmentationNetwork(len(stage.runners), read_model_facts(stage.folders[0])["network"])
+    for number, (copy, runner, source) in enumerate(zip(network.members, stage.runners, stage.folders, strict=True)):
+        copy.load_state_dict(runner.network.state_dict())
+        target = models / stage.name / (source.name if source.name.startswith("fold_") else f"fold_{number}")
+        target.mkdir(parents=True)
+        facts = {**read_model_facts(source), "state_dict": f"../../{weights}", "prefix": f"members.{number}."}
+        (target / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (target / "plan.json").write_text(stage.plan.to_json(), encoding="utf-8")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    torch.save(state, models / weights)
 
 
 def _gather(cases: list[ImageCase], folder: Path) -> None:

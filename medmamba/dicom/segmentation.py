@@ -59,15 +59,7 @@ def write_segmentation(
     import highdicom as hd
 
     sources = series_in_order(series, grid)
-    names = [name for name, value in values.items() if value != 0]
-    unknown = sorted(set(np.unique(labels).tolist()) - {0} - {values[name] for name in names})
-    if unknown:
-        raise InputError(f"The mask holds {unknown[0]}, which is not the value of any label ({dict(values)}).")
-    if not labels.any():
-        raise InputError(f"{series}: the mask is empty, and a DICOM SEG without any segment is not allowed.")
-    numbers = np.zeros(labels.shape, dtype=np.uint8)
-    for number, name in enumerate(names, start=1):
-        numbers[labels == values[name]] = number
+    numbers, names = numbered(labels, values, series)
     frames = np.ascontiguousarray(numbers.transpose(2, 1, 0))  # (slices, rows, columns)
     seg = hd.seg.Segmentation(
         source_images=sources,
@@ -75,7 +67,7 @@ def write_segmentation(
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_segment(n, name, codes[name]) for n, name in enumerate(names, start=1)],
         series_instance_uid=hd.UID(),
-        series_number=_series_number(sources),
+        series_number=series_number(sources),
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer=ALGORITHM,
@@ -94,6 +86,25 @@ def write_segmentation(
 
     with write_atomically(path, verify=equal_to_mask) as file:
         seg.save_as(file)
+
+
+def numbered(
+    labels: npt.NDArray[Any], values: Mapping[str, int], series: Path | str
+) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Labels as segment numbers 1, 2, ... in the order of ``values``, and the segments' names.
+
+    Raises InputError for a value without a name, and for an empty mask.
+    """
+    names = [name for name, value in values.items() if value != 0]
+    unknown = sorted(set(np.unique(labels).tolist()) - {0} - {values[name] for name in names})
+    if unknown:
+        raise InputError(f"The mask holds {unknown[0]}, which is not the value of any label ({dict(values)}).")
+    if not labels.any():
+        raise InputError(f"{series}: the mask is empty, and DICOM allows no segmentation without any segment.")
+    numbers = np.zeros(labels.shape, dtype=np.uint8)
+    for number, name in enumerate(names, start=1):
+        numbers[labels == values[name]] = number
+    return numbers, names
 
 
 def read_segmentation(path: Path | str, grid: Grid | None = None) -> tuple[npt.NDArray[np.uint8], list[str], Grid]:
@@ -211,7 +222,8 @@ def _segment(number: int, name: str, code: SegmentCode) -> Any:
     )
 
 
-def _series_number(sources: Sequence[Dataset]) -> int:
+def series_number(sources: Sequence[Dataset]) -> int:
+    """A number for what is derived from a series, away from those of a study's own."""
     return int(getattr(sources[0], "SeriesNumber", 0) or 0) + 1000
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +56,7 @@ def predict_folder(
     resume: bool = False,
     probabilities: bool = False,
     pseudonyms: Pseudonyms | None = None,
-    dicom_seg: bool = False,
+    dicom: Sequence[str] = (),
     codes: str | Path | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_message: Callable[[str], None] = lambda line: None,
@@ -69,8 +69,9 @@ def predict_folder(
         resume: keep the masks of cases that were finished with the same model, settings and input.
         probabilities: also write <case>_probabilities with one channel per class.
         pseudonyms: names for logs and reports in place of case ids.
-        dicom_seg: also write <case>.dcm, the mask as DICOM SEG; every case must be a DICOM series.
-        codes: labels.json with code and colour of each label of the DICOM SEG.
+        dicom: also write <case>.dcm, the mask as DICOM SEG ("seg"), or <case>_rtstruct.dcm, its contours ("rtstruct");
+            every case must be a DICOM series.
+        codes: labels.json with code and colour of each label for them.
 
     A case that cannot be read or fails is named in the report and the others are finished; no mask is written for it,
     and an old one of the same name is removed before anything is predicted. Raises ResourceError when the disk is full.
@@ -80,12 +81,12 @@ def predict_folder(
     everything = find_cases(images if isinstance(images, str | Path) else list(images))
     if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
-    if dicom_seg and (wrong := next((case for case in everything if not case.paths[0].is_dir()), None)):
-        raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no DICOM SEG. Leave out --dicom-seg.")
+    if dicom and (wrong := next((case for case in everything if not case.paths[0].is_dir()), None)):
+        raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no --dicom-{dicom[0]}. Leave that out.")
     part = part or _part_of_launcher()
     cases = everything if part is None else part_of(everything, part)
     codes = None if codes is None else Path(codes).resolve()
-    job = Job(target, probabilities, pseudonyms or Pseudonyms.none(), dicom_seg, codes)
+    job = Job(target, probabilities, pseudonyms or Pseudonyms.none(), tuple(dicom), codes)
     make_folder(target)
     with ExitStack() as locks:
         locks.enter_context(FolderLock(target, shared=part is not None))

@@ -5,16 +5,48 @@ Each foreground label of the first stage becomes one channel of zeros and ones, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.geometry import Shape, Spacing
+from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.heads import Heads
-from medmamba.inference.restore import native_blocks
+from medmamba.inference.restore import last_step, native_blocks
+from medmamba.plans.schema import Configuration, Plan
+from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
+from medmamba.preprocessing.labels import label_names
 from medmamba.trail import Resample
+
+
+class FirstStage(Protocol):
+    """What a second stage asks of its first."""
+
+    heads: Heads
+
+    def prepare(self, name: str, array: NDArray[Any], grid: Grid) -> PreprocessedCase: ...
+    def planes(self, image: torch.Tensor) -> Iterator[torch.Tensor]: ...
+
+
+def prepare_stage(
+    name: str, array: NDArray[Any], grid: Grid, plan: Plan, configuration: Configuration, previous: FirstStage | None
+) -> PreprocessedCase:
+    """An image (C, i, j, k) on the configuration's grid; behind it what the first stage of a cascade found."""
+    case = preprocess_case(name, array, grid, plan, configuration)
+    if previous is None:
+        return case
+    before = previous.prepare(name, array, grid)
+    first, second = last_step(before.trail), last_step(case.trail)
+    labels = labels_on_next_grid(
+        previous.planes(torch.from_numpy(before.image)),
+        previous.heads,
+        (first.shape_after, first.spacing_after_mm),
+        (second.shape_after, second.spacing_after_mm),
+    )
+    return replace(case, image=np.concatenate([case.image, one_hot(labels, len(label_names(plan)))]))
 
 
 def labels_on_next_grid(

@@ -27,20 +27,21 @@ SCHEMA_VERSION = 2
 class Job:
     """What is the same for all cases of a folder: where masks go, what is asked for, and what names are shown.
 
-    ``dicom_seg``: also write each mask as DICOM SEG, with the codes of the labels file ``codes``.
+    ``dicom``: also write each mask as DICOM SEG ("seg"), as contours ("rtstruct") or both, with the codes of the labels
+    file ``codes``.
     """
 
     target: Path
     probabilities: bool
     shown: Pseudonyms
-    dicom_seg: bool = False
+    dicom: tuple[str, ...] = ()
     codes: Path | None = None
 
     def request(self, model: dict[str, Any]) -> dict[str, Any]:
         """Everything that decides what a mask looks like, besides the image."""
         wanted = {**model, "probabilities": self.probabilities}
-        if self.dicom_seg:
-            wanted["dicom_seg"] = {"codes_sha256": None if self.codes is None else file_sha256(self.codes)}
+        for kind in self.dicom:
+            wanted[f"dicom_{kind}"] = {"codes_sha256": None if self.codes is None else file_sha256(self.codes)}
         return wanted
 
     def failed(self, case: ImageCase, model: dict[str, Any], reason: str) -> dict[str, Any]:
@@ -67,8 +68,9 @@ class Job:
             result.save(self.target / case.output_name)
             if result.probabilities is not None:
                 write_image(probability_path(self.target, case), result.probabilities, like=image)
-            if self.dicom_seg and any(result.voxels.values()):  # DICOM knows no segmentation without segments
-                result.save_dicom_seg(segmentation_path(self.target, case), codes=self.codes)
+            for kind in self.dicom if any(result.voxels.values()) else ():  # DICOM knows none without segments
+                save = result.save_dicom_seg if kind == "seg" else result.save_dicom_rtstruct
+                save(dicom_path(self.target, case, kind), codes=self.codes)
         except (InputError, FloatingPointError) as error:
             return self.failed(case, model, str(error))
         except MedmambaError:
@@ -136,14 +138,14 @@ def probability_path(target: Path, case: ImageCase) -> Path:
     return target / f"{case.case_id}_probabilities{'.nii.gz' if flat else ending}"
 
 
-def segmentation_path(target: Path, case: ImageCase) -> Path:
-    """Where the DICOM SEG of a case stands."""
-    return target / f"{case.case_id}.dcm"
+def dicom_path(target: Path, case: ImageCase, kind: str) -> Path:
+    """Where the DICOM SEG or the RTSTRUCT of a case stands."""
+    return target / f"{case.case_id}{'' if kind == 'seg' else '_rtstruct'}.dcm"
 
 
 def remove_old(target: Path, case: ImageCase) -> None:
     """Remove what an earlier run wrote for a case, so that nothing stale looks like a result."""
-    also = (segmentation_path(target, case), record_path(target, case))
+    also = (record_path(target, case), *(dicom_path(target, case, kind) for kind in ("seg", "rtstruct")))
     for path in (*case.outputs(target), *written_files(probability_path(target, case)), *also):
         path.unlink(missing_ok=True)
 

@@ -6,26 +6,27 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medmamba.errors import ConfigError
+from medmamba.geometry import Grid
 from medmamba.heads import Heads
-from medmamba.images import MedicalImage
-from medmamba.inference.cascade import labels_on_next_grid, one_hot
+from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.memory import MemoryEstimate, estimate_memory
-from medmamba.inference.models import hash_of_weights, load_weights, read_model_facts
-from medmamba.inference.restore import Block, native_blocks
+from medmamba.inference.models import hash_of_weights, is_trained, load_weights, read_model_facts
+from medmamba.inference.restore import Block, last_step, native_blocks
 from medmamba.inference.runner import NetworkRunner
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.model import mirroring_of, previous_labels
 from medmamba.networks.registry import build_network
 from medmamba.plans.schema import Configuration
-from medmamba.preprocessing.case import PreprocessedCase, preprocess_case, trail_of_shape
+from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
 from medmamba.run_folder import read_plan
-from medmamba.trail import Resample, SpatialTrail
+from medmamba.trail import SpatialTrail
 
 OnTile = Callable[[int, int], None]
 
@@ -34,14 +35,20 @@ class Member:
     """The folds of one configuration; their logits are averaged."""
 
     def __init__(
-        self, name: str, folders: list[Path], device: torch.device, window: Window, lock: threading.Lock
+        self,
+        name: str,
+        folders: list[Path],
+        device: torch.device,
+        window: Window,
+        lock: threading.Lock,
+        precision: str = "fp32",
     ) -> None:
         self.name, self.folders = name, folders
         self.plan = read_plan(folders[0] / "plan.json")
         self.configuration = self.plan.configurations[name]
         self.heads = Heads.of_plan(self.plan)
         mirroring = mirroring_of(self.plan, self.configuration)
-        self.previous = _first_stage(self.configuration, folders[0], device, window, lock)
+        self.previous = _first_stage(self.configuration, folders[0], device, window, lock, precision)
         own, extra = len(self.plan.channel_names), previous_labels(self.plan, self.configuration)
         sides = tuple(own + self.heads.label_swap[label] - 1 for label in range(1, extra + 1))
         self.window = replace(
@@ -58,7 +65,7 @@ class Member:
                 f"--patch-size needs {len(self.configuration.patch_size)} numbers for {name}, not "
                 f"{len(self.window.patch_size)}."
             )
-        self.runners = [self._load(folder, device, lock) for folder in folders]
+        self.runners = [self._load(folder, device, lock, precision) for folder in folders]
 
     @property
     def classes(self) -> int:
@@ -72,23 +79,13 @@ class Member:
             found |= {f"{self.previous.name}/{name}": value for name, value in self.previous.weights().items()}
         return found
 
-    def prepare(self, image: MedicalImage, name: str) -> PreprocessedCase:
-        """The image on this configuration's grid; behind its channels what the first stage of a cascade found."""
-        case = preprocess_case(name, image.array, image.grid, self.plan, self.configuration)
-        if self.previous is None:
-            return case
-        before = self.previous.prepare(image, name)
-        first, second = before.trail.steps[-1], case.trail.steps[-1]
-        assert isinstance(first, Resample)
-        assert isinstance(second, Resample)
-        labels = labels_on_next_grid(
-            stream_logits(self.previous.runners, torch.from_numpy(before.image), self.previous.window),
-            self.previous.heads,
-            (first.shape_after, first.spacing_after_mm),
-            (second.shape_after, second.spacing_after_mm),
-        )
-        channels = one_hot(labels, previous_labels(self.plan, self.configuration))
-        return replace(case, image=np.concatenate([case.image, channels]))
+    def prepare(self, name: str, array: NDArray[Any], grid: Grid) -> PreprocessedCase:
+        """An image (C, i, j, k) on this configuration's grid, behind it what the first stage of a cascade found."""
+        return prepare_stage(name, array, grid, self.plan, self.configuration, self.previous)
+
+    def planes(self, image: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Planes of logits (classes, J, K) of an image (C, I, J, K) on this configuration's grid, in order."""
+        return stream_logits(self.runners, image, self.window)
 
     def estimate(self, case: PreprocessedCase, budget: int | None = None) -> MemoryEstimate:
         """What predicting the case will need; ``budget`` in bytes decides what goes to disk."""
@@ -115,8 +112,6 @@ class Member:
         self, case: PreprocessedCase, scratch: Path | None, confidence: Confidence | None, on_tile: OnTile
     ) -> Iterator[Block]:
         """Blocks of logits at the image's own spacing inside its crop, in order."""
-        resample = case.trail.steps[-1]
-        assert isinstance(resample, Resample)
         window = replace(self.window, scratch=scratch)
         planes = stream_logits(
             self.runners,
@@ -125,29 +120,34 @@ class Member:
             on_tile=on_tile,
             judge=confidence if len(self.runners) > 1 else None,
         )
-        return native_blocks(planes if confidence is None else map(confidence.see_plane, planes), resample)
+        return native_blocks(planes if confidence is None else map(confidence.see_plane, planes), last_step(case.trail))
 
-    def _load(self, folder: Path, device: torch.device, lock: threading.Lock) -> NetworkRunner:
+    def _load(self, folder: Path, device: torch.device, lock: threading.Lock, precision: str) -> NetworkRunner:
         facts = read_model_facts(folder)
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
             network = build_network(**facts["network"])
         load_weights(folder, network)
         if facts["plan_sha256"] != read_plan(folder / "plan.json").hash():
             raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
-        return NetworkRunner(network, device, lock)
+        return NetworkRunner(network, device, lock, precision)
 
 
 def _first_stage(
-    configuration: Configuration, folder: Path, device: torch.device, window: Window, lock: threading.Lock
+    configuration: Configuration,
+    folder: Path,
+    device: torch.device,
+    window: Window,
+    lock: threading.Lock,
+    precision: str,
 ) -> Member | None:
-    """The first stage of a cascade: all its trained folds in the run that ``folder`` belongs to."""
+    """The first stage of a cascade: all its trained folds in the run or bundle that ``folder`` belongs to."""
     name = configuration.previous_stage
     if name is None:
         return None
-    trained = sorted(path.parent.parent for path in folder.parent.parent.glob(f"{name}/fold_*/checkpoints/last"))
+    trained = sorted(path for path in folder.parent.parent.glob(f"{name}/fold_*") if is_trained(path))
     if not trained:
         raise ConfigError(
             f"{folder}: the second stage of a cascade whose first, {name}, is not in {folder.parent.parent}. Keep the "
             "folders of both stages together."
         )
-    return Member(name, trained, device, replace(window, patch_size=()), lock)
+    return Member(name, trained, device, replace(window, patch_size=()), lock, precision)

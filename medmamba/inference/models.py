@@ -73,28 +73,44 @@ def is_fold(path: Path) -> bool:
 
 def is_bundle(path: Path) -> bool:
     """Whether a folder is a bundle of `medmamba export`."""
-    return (path / "configs" / "metadata.json").is_file() and any(path.glob("models/fold_*/model.json"))
+    return (path / "configs" / "metadata.json").is_file() and any(path.glob("models/*/fold_*/model.json"))
+
+
+def is_trained(fold: Path) -> bool:
+    """Whether a fold has weights: checkpoints of its own, or a share of a bundle's."""
+    return (fold / "checkpoints" / "last").exists() or (is_fold(fold) and "state_dict" in read_model_facts(fold))
 
 
 def mirrors_by_default(model: Path) -> bool:
     """Whether a model averages over flips when nobody says so: yes, unless it is a bundle that was exported without."""
     if not is_bundle(model):
         return True
-    try:
-        return bool(json.loads((model / "configs" / "inference.json").read_text())["inferer"]["mirror_axes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{model / 'configs/inference.json'}: cannot be read ({error}). Export again.") from error
+    return bool(_settings(model)["mirror"])
 
 
 def _of_bundle(bundle: Path, configuration: str | Sequence[str] | None, folds: Sequence[int | str] | None) -> Selection:
-    folders = sorted(path.parent for path in bundle.glob("models/fold_*/model.json"))
-    name = read_model_facts(folders[0])["configuration"]
-    if configuration is not None and [configuration] not in ([name], [[name]]):
-        raise unknown_name("configuration", str(configuration), [name])
-    chosen = [path for path in folders if folds is None or path.name in {f"fold_{fold}" for fold in folds}]
-    if not chosen:
-        raise InputError(f"{bundle}: holds {', '.join(path.name for path in folders)}. Choose among them.")
-    return Selection({name: chosen}, read_recipe(bundle / "models"), ())
+    held: list[str] = _settings(bundle)["configuration"]  # a first stage lies beside them, and does not answer
+    names = held if configuration is None else [configuration] if isinstance(configuration, str) else configuration
+    chosen = {}
+    for name in names:
+        if name not in held:
+            raise unknown_name("configuration", name, held)
+        found = sorted(path.parent for path in bundle.glob(f"models/{name}/fold_*/model.json"))
+        chosen[name] = [path for path in found if folds is None or path.name in {f"fold_{fold}" for fold in folds}]
+        if not chosen[name]:
+            raise InputError(f"{bundle}: holds {', '.join(path.name for path in found)}. Choose among them.")
+    recipe = read_recipe(bundle / "models")
+    return Selection(chosen, recipe if recipe and sorted(recipe.configurations) == sorted(names) else None, ())
+
+
+def _settings(bundle: Path) -> dict[str, Any]:
+    """What the exported model was set to."""
+    path = bundle / "configs" / "metadata.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())["medmamba"]["settings"]
+        return {"mirror": settings["mirror"], "configuration": [str(name) for name in settings["configuration"]]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Export again.") from error
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:

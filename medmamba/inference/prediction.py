@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,31 @@ class Prediction:
 
         Raises InputError when the image did not come from a DICOM series, or the mask is empty.
         """
-        from medmamba.dicom.codes import read_codes
         from medmamba.dicom.segmentation import write_segmentation
+
+        self._save_beside_series(write_segmentation, path, series, codes)
+
+    def save_dicom_rtstruct(
+        self, path: str | Path, *, series: str | Path | None = None, codes: str | Path | None = None
+    ) -> None:
+        """Write the mask as contours (DICOM RTSTRUCT) of its series, and read it back; as :meth:`save_dicom_seg`."""
+        from medmamba.dicom.contours import write_contours
+
+        self._save_beside_series(write_contours, path, series, codes)
+
+    def _save_beside_series(
+        self, write: Callable[..., None], path: str | Path, series: str | Path | None, codes: str | Path | None
+    ) -> None:
+        from medmamba.dicom.codes import read_codes
 
         source = series if series is not None else (None if self.like is None else self.like.path)
         if source is None or not Path(source).exists():
             raise InputError(
-                "A DICOM SEG refers to the series it was made from. Predict the folder of a series, or name it: "
-                "save_dicom_seg(path, series=FOLDER)."
+                "A DICOM segmentation refers to the series it was made from. Predict the folder of a series, or name "
+                "it with series=FOLDER."
             )
         names = self.provenance["labels"]
-        write_segmentation(path, self.labels, self.grid, source, names, read_codes(codes, list(names)))
+        write(path, self.labels, self.grid, source, names, read_codes(codes, list(names)))
 
     def record(self) -> dict[str, Any]:
         """Everything but the voxels, as JSON; no name of a case, patient or file."""

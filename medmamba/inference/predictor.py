@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import tempfile
 import threading
 import time
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmamba.device import choose_device
-from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
+from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError, unknown_name
 from medmamba.images import label_counts, read_channels
 from medmamba.images.image import smallest_type
 from medmamba.images.in_memory import as_image
@@ -25,15 +24,15 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.member import Member
 from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
 from medmamba.inference.models import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
-from medmamba.inference.postprocess import EVEN
 from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
 from medmamba.inference.quality import Finding, check_image, check_result, check_sides, status_of
-from medmamba.inference.restore import Block, undo_storage
+from medmamba.inference.restore import label_blocks, mean_chances, undo_storage
 from medmamba.inference.sliding_window import STEP, Window
-from medmamba.largest import largest_channel
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.labels import label_names, label_values
+from medmamba.training.step import choose_precision
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FAST_STEP = 0.75
 """Distance of patches of ``fast``, as a share of the patch edge."""
 
@@ -55,6 +54,8 @@ class Predictor:
         fast: no mirroring, and patches that overlap by a quarter instead of half.
         patch_size: other edges than the plan's.
         tile_batch: patches that go through the network together.
+        precision: fp32, bf16 or fp16 of convolutions and products, scans are always fp32; auto: what the device
+            multiplies fastest. Half precision moves single voxels at the borders of a mask.
         confidence: measure entropy and the agreement of the folds.
         scratch: folder for what does not fit into memory; the system's temporary folder by default.
         memory_gib: memory to plan with: what does not fit goes to disk; by default 6 GiB, or most of what is free if
@@ -74,6 +75,7 @@ class Predictor:
         fast: bool = False,
         patch_size: Sequence[int] | None = None,
         tile_batch: int = 1,
+        precision: str = "fp32",
         confidence: bool = True,
         scratch: str | Path | None = None,
         memory_gib: float | None = None,
@@ -82,6 +84,9 @@ class Predictor:
     ) -> None:
         selection = select_models(Path(model), configuration, folds, strict=strict)
         self.device = choose_device(device)
+        if precision not in PRECISIONS:
+            raise unknown_name("precision", precision, PRECISIONS)
+        precision = choose_precision(precision, self.device)
         self.strict, self.confidence = strict, confidence
         self.scratch = Path(scratch or tempfile.gettempdir())
         self.memory_gib, self.memory_limit_gib = memory_gib, memory_limit_gib
@@ -98,7 +103,8 @@ class Predictor:
             skip_empty=True,
         )
         self.members = [
-            Member(name, folders, self.device, window, self._lock) for name, folders in selection.folders.items()
+            Member(name, folders, self.device, window, self._lock, precision)
+            for name, folders in selection.folders.items()
         ]
         self.plan = self.members[0].plan
         self.heads = self.members[0].heads
@@ -113,6 +119,7 @@ class Predictor:
             "step": window.step,
             "patch_size": {member.name: list(member.window.patch_size) for member in self.members},
             "tile_batch": tile_batch,
+            "precision": precision,
             "threads": torch.get_num_threads(),
         }
         self._made = self._provenance()  # hashes of the weights that were loaded, not of files changed later
@@ -219,7 +226,7 @@ class Predictor:
         if status_of(findings) == "reject":
             raise InputError(f"{name}: rejected: {_reasons(findings, 'reject')}. Check the image.")
         read = time.perf_counter()
-        cases = [member.prepare(image, name) for member in self.members]
+        cases = [member.prepare(name, image.array, image.grid) for member in self.members]
         prepared = time.perf_counter()
         judge = Confidence(sigmoid=self.heads.sigmoid) if self.confidence else None
         indices, chances = self._indices(cases, judge, on_tile, on_message, probabilities)
@@ -324,17 +331,14 @@ class Predictor:
         trail = cases[0].trail
         shape = trail.steps[-1].shape_before
         classes = self.members[0].classes
-        labels = np.empty(shape, smallest_type(0, max(len(self.plan.labels) - 1, 1)))
         chances = np.empty((classes, *shape), np.float32) if probabilities else None
         as_chances = probabilities or len(streams) > 1
-        thresholds = self._thresholds(as_chances=as_chances)
-        for plane, rows, scores in self._scores(streams, as_chances):
-            if self.heads.sigmoid:
-                labels[plane, rows] = self.heads.label_map(scores, thresholds).numpy()
-            else:
-                labels[plane, rows] = largest_channel(scores).numpy()
-            if chances is not None:
-                chances[:, plane, rows] = scores.numpy()
+        temperature = 1.0 if self.recipe is None else self.recipe.temperature
+        thresholds = None if self.recipe is None else self.recipe.thresholds_of(self.heads.names)
+        scores = mean_chances(streams, self.heads, temperature) if as_chances else streams[0]
+        labels = label_blocks(
+            scores, shape, len(self.plan.labels), self.heads, thresholds, chances=as_chances, keep=chances
+        )
         native = undo_storage(labels[None], trail)[0]
         if chances is None:
             return native, None
@@ -342,25 +346,6 @@ class Predictor:
         if not self.heads.sigmoid:
             background[0] = 1.0
         return native, undo_storage(chances, trail, fill=background)
-
-    def _thresholds(self, *, as_chances: bool) -> list[float]:
-        """Of each region, as a probability or as a logit."""
-        names = self.heads.names
-        chances = [EVEN] * len(names) if self.recipe is None else self.recipe.thresholds_of(names)
-        return chances if as_chances else [math.log(chance / (1 - chance)) for chance in chances]
-
-    def _scores(self, streams: list[Iterator[Block]], as_chances: bool) -> Iterator[Block]:
-        """Blocks whose largest channel is the answer: logits of one configuration, or mean probabilities."""
-        if not as_chances:
-            yield from streams[0]
-            return
-        temperature = 1.0 if self.recipe is None else self.recipe.temperature
-        for blocks in zip(*streams, strict=True):
-            plane, rows, first = blocks[0]
-            chances = self.heads.probabilities(first / temperature)
-            for _, _, logits in blocks[1:]:
-                chances += self.heads.probabilities(logits / temperature)
-            yield plane, rows, chances.div_(len(blocks))
 
 
 def _written(indices: NDArray[Any], values: NDArray[np.integer]) -> NDArray[Any]:

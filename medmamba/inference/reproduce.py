@@ -47,6 +47,7 @@ def reproduce(
         mirror=settings["mirror"],
         fast=settings["fast"],
         tile_batch=settings["tile_batch"],
+        precision=settings.get("precision", "fp32"),
         patch_size=next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
     )
     found = predictor.provenance()

@@ -7,6 +7,7 @@ nor with the classes beyond the two planes, and the logits of the image's own gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,34 +56,80 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
         pass  # the last planes may not be needed; the source still ends properly
 
 
+def mean_chances(streams: Sequence[Iterable[Block]], heads: Heads, temperature: float = 1.0) -> Iterator[Block]:
+    """Blocks of probabilities, the mean over configurations, from the blocks of logits of each.
+
+    Logits are divided by ``temperature`` first.
+    """
+    for blocks in zip(*streams, strict=True):
+        plane, rows, first = blocks[0]
+        chances = heads.probabilities(first / temperature)
+        for _, _, logits in blocks[1:]:
+            chances += heads.probabilities(logits / temperature)
+        yield plane, rows, chances.div_(len(blocks))
+
+
 def label_blocks(
-    blocks: Iterable[Block], shape: Sequence[int], classes: int, heads: Heads | None = None
+    blocks: Iterable[Block],
+    shape: Sequence[int],
+    classes: int,
+    heads: Heads | None = None,
+    thresholds: Sequence[float] | None = None,
+    *,
+    chances: bool = False,
+    keep: NDArray[np.float32] | None = None,
 ) -> NDArray[np.unsignedinteger]:
     """The most likely label of every voxel (I, J, K), in the smallest type that holds ``classes`` indices.
 
-    ``heads`` says what the channels mean; without it each channel is a label.
+    Args:
+        heads: what the channels mean; without it each channel is a label.
+        thresholds: of regions, as probabilities; one half if None.
+        chances: the scores are probabilities, not logits.
+        keep: takes the scores (classes, I, J, K).
     """
     labels = np.empty(tuple(shape), smallest_type(0, max(classes - 1, 1)))
+    regions = heads if heads is not None and heads.sigmoid else None
+    limits = [] if regions is None else list(thresholds or [0.5] * len(regions.names))
+    limits = limits if chances else [math.log(chance / (1 - chance)) for chance in limits]
     for index, rows, scores in blocks:
-        regions = heads is not None and heads.sigmoid
-        labels[index, rows] = (heads.label_map(scores) if heads and regions else largest_channel(scores)).numpy()
+        if regions is not None:
+            labels[index, rows] = regions.label_map(scores, limits).numpy()
+        else:
+            labels[index, rows] = largest_channel(scores).numpy()
+        if keep is not None:
+            keep[:, index, rows] = scores.numpy()
     return labels
 
 
 def undo_storage(labels: NDArray[Any], trail: SpatialTrail, fill: Fill = 0) -> NDArray[Any]:
     """An array (C, I, J, K) of native spacing back through axis order, crop and orientation: (C, i, j, k)."""
-    *steps, last = trail.steps
-    assert isinstance(last, Resample)
-    return SpatialTrail(trail.native, tuple(steps)).undo(labels, fill=fill)
+    return SpatialTrail(trail.native, trail.steps[:-1]).undo(labels, fill=fill)
 
 
-def labels_on_native_grid(logits: torch.Tensor, trail: SpatialTrail, heads: Heads | None = None) -> NDArray[Any]:
-    """Label indices (i, j, k) on the trail's native grid from all logits (classes, I, J, K) at its end."""
-    resample = trail.steps[-1]
-    assert isinstance(resample, Resample)
-    blocks = native_blocks(logits.unbind(1), resample)
-    classes = len(logits) if heads is None else len(heads.label_swap)
-    return undo_storage(label_blocks(blocks, resample.shape_before, classes, heads)[None], trail)[0]
+def labels_on_native_grid(
+    streams: Sequence[tuple[Iterable[torch.Tensor], SpatialTrail]],
+    heads: Heads,
+    thresholds: Sequence[float] | None = None,
+    temperature: float = 1.0,
+) -> NDArray[Any]:
+    """Label indices (i, j, k) on the native grid of one image from the planes of logits of each configuration.
+
+    Every entry holds the planes (classes, J, K) and the trail at whose end they lie; several are averaged as
+    probabilities. ``thresholds`` of regions are probabilities, one half if None.
+    """
+    trail = streams[0][1]
+    blocks = [native_blocks(planes, last_step(own)) for planes, own in streams]
+    several = len(blocks) > 1
+    scores = mean_chances(blocks, heads, temperature) if several else blocks[0]
+    shape, classes = last_step(trail).shape_before, len(heads.label_swap) - 1
+    return undo_storage(label_blocks(scores, shape, classes, heads, thresholds, chances=several)[None], trail)[0]
+
+
+def last_step(trail: SpatialTrail) -> Resample:
+    """The resampling that every way onto a plan's grid ends with."""
+    step = trail.steps[-1]
+    assert isinstance(step, Resample)
+    return step
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from torch import nn
 from medmamba.errors import ResourceError
 from medmamba.inference.cpu import keep_memory, with_fast_convolutions
 from medmamba.training.memory import is_out_of_memory
+from medmamba.training.step import DTYPES
 
 
 class NetworkRunner:
@@ -18,11 +19,15 @@ class NetworkRunner:
 
     When the device runs out of memory the batch is halved, and a single patch goes to the CPU, for good: the weights
     and so the result are the same. ``on_warning`` is told once.
+
+    Args:
+        precision: fp32, bf16 or fp16; scans are always fp32.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, lock: threading.Lock) -> None:
+    def __init__(self, network: nn.Module, device: torch.device, lock: threading.Lock, precision: str = "fp32") -> None:
         self.network = network.to(device).eval()
         self.device = device
+        self.precision = precision
         self._prepare()
         self._lock = lock
         self.on_warning: Callable[[str], None] = lambda line: None
@@ -34,7 +39,10 @@ class NetworkRunner:
 
     def _run(self, patches: torch.Tensor) -> torch.Tensor:
         try:
-            return self.network(patches.to(self.device))
+            if self.precision == "fp32":
+                return self.network(patches.to(self.device))
+            with torch.autocast(self.device.type, dtype=DTYPES[self.precision]):
+                return self.network(patches.to(self.device))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -57,4 +65,5 @@ class NetworkRunner:
     def _prepare(self) -> None:
         if self.device.type == "cpu":
             keep_memory()
-            with_fast_convolutions(self.network)
+            if self.precision == "fp32":
+                with_fast_convolutions(self.network)

@@ -61,7 +61,12 @@ class WindowAttention(nn.Module):
         apart = _apart(grid, padded, window, shift, str(x.device))  # (windows, T, T)
         if apart is not None:
             mask = mask.masked_fill(apart[:, None], float("-inf"))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        # four axes, as fused kernels and ONNX want: windows that share the mask join the batch, others the heads
+        joined = (0, 1) if apart is None else (1, 2)
+        mask = mask if apart is None else mask.flatten(0, 1)
+        shape = q.shape
+        q, k, v = (part.flatten(*joined) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(shape)
         y = self.proj(y.movedim(2, -2).flatten(-2))
         y = _from_windows(y, window, padded)
         if any(shift):

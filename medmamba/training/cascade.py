@@ -142,18 +142,17 @@ def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseRead
     from medmamba.device import choose_device
     from medmamba.inference.cascade import labels_on_next_grid
     from medmamba.inference.member import Member
-    from medmamba.inference.sliding_window import Window, stream_logits
+    from medmamba.inference.sliding_window import Window
 
     member = Member(first, [fold], choose_device(device), Window((), skip_empty=True), threading.Lock())
     following = next(part for part in plan.configurations.values() if part.previous_stage == first)
     for source, target in cases:
         image, _ = source.read_whole()
-        planes = stream_logits(member.runners, torch.from_numpy(image), member.window)
         grids = [
             (case.shape, None if part.spacing_mm is None else tuple(part.spacing_mm))
             for case, part in ((source, member.configuration), (target, following))
         ]
-        labels = labels_on_next_grid(planes, member.heads, *grids)  # type: ignore[arg-type]
+        labels = labels_on_next_grid(member.planes(torch.from_numpy(image)), member.heads, *grids)  # type: ignore[arg-type]
         target.write_previous(labels)
         write_json(_mark(target), {"weights_sha256": _weights(fold)})
 

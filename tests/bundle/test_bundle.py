@@ -136,7 +136,7 @@ def test_copied_sources_import_nothing_of_ours_and_no_pydantic(tmp_path):
         assert not re.search(r"^(from|import) (medmamba|pydantic|triton|nibabel)\b", text, re.MULTILINE), name
     code = (
         "import sys; sys.modules['medmamba'] = sys.modules['pydantic'] = None\n"
-        "import scripts.network, scripts.inferer, scripts.transforms, scripts.cases\n"
+        "import scripts.network, scripts.inferer, scripts.transforms, scripts.cases, scripts.finetune\n"
         "from scripts.networks.registry import available_networks, build_network\n"
         "from scripts.kernels import OPERATORS\n"
         "print(OPERATORS, *available_networks())\n"
@@ -155,3 +155,29 @@ def test_a_bundle_takes_the_compiled_operators_where_medmamba_is_installed(tmp_p
 
     assert operators.OPERATORS == "medmamba"
     assert operators.routed_scan is kernels.routed_scan
+
+
+@pytest.mark.slow
+def test_monai_continues_the_training_without_medmamba(exported, small_dataset, tmp_path):
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['medmamba'] = None\n"
+        "sys.argv = ['monai.bundle', 'run', '--config_file', 'configs/train.json', '--bundle_root', '.',\n"
+        "    '--logging_file', 'configs/logging.conf', '--dataset_dir', sys.argv[1], '--output_dir', sys.argv[2],\n"
+        "    '--epochs', '1', '--iterations', '2']\n"
+        "runpy.run_module('monai.bundle', run_name='__main__', alter_sys=True)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", code, str(small_dataset), str(tmp_path)],
+        cwd=exported.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "train_loss" in result.stdout + result.stderr
+    before = torch.load(exported.folder / "models" / "model.pt", weights_only=True)
+    after = torch.load(tmp_path / "trained.pt", weights_only=True)  # takes the place of model.pt
+    assert {name: value.shape for name, value in after.items()} == {k: value.shape for k, value in before.items()}
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in before)

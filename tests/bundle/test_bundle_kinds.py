@@ -1,4 +1,4 @@
-"""Bundles of other kinds of models: oblique anisotropic with channels in several files, regions, sides, pictures."""
+"""Bundles of other kinds of models: channels in several files, regions, sides, pictures, cascades, ensembles."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bund
 QUICK = TrainConfig(steps=1, steps_per_epoch=1, workers=0, warmup_steps=0)
 
 
-def _volumes(folder: Path, labels: dict[str, Any], channels: int, affine: np.ndarray, **facts: Any) -> Path:
+def _volumes(
+    folder: Path, labels: dict[str, Any], channels: int, affine: np.ndarray, edge: int = 40, **facts: Any
+) -> Path:
     """nnU-Net v2 layout: four volumes with two balls, left and right, a core in each."""
     rng = np.random.default_rng(0)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     for n in range(4):
-        shape = (40 + n, 44, max(10, round(40 / spacing[2])))
+        shape = (edge + n, edge + 4, max(10, round(edge / spacing[2])))
         millimetres = (np.indices(shape) - np.array(shape)[:, None, None, None] / 2) * spacing[:, None, None, None]
         mask = np.zeros(shape, np.uint8)
         for value, middle in ((1, -9.0), (3, 9.0)):
@@ -65,9 +67,9 @@ def regions(folder: Path) -> Path:
     return _volumes(folder, labels, 1, np.diag([1.2, 1.0, 2.0, 1.0]), regions_class_order=[1, 2])
 
 
-def sides(folder: Path) -> Path:
+def sides(folder: Path, edge: int = 40) -> Path:
     labels = {"background": 0, "left ball": 1, "left core": 2, "right ball": 3, "right core": 4}
-    return _volumes(folder, labels, 1, np.diag([-1.0, 1.0, 1.5, 1.0]))
+    return _volumes(folder, labels, 1, np.diag([-1.0, 1.0, 1.5, 1.0]), edge)
 
 
 def pictures(folder: Path) -> Path:
@@ -88,7 +90,7 @@ def pictures(folder: Path) -> Path:
 
 
 def _cleaned(run: Path) -> None:
-    """A best.json that keeps the largest component of one label."""
+    """A best.json that keeps the largest component of one label, and asks less of regions than one half."""
     plan = json.loads((run / "plan.json").read_text())
     from medmamba.plans.schema import Plan
 
@@ -103,6 +105,7 @@ def _cleaned(run: Path) -> None:
         "dice": {name: 0.5},
         "cases": 4,
         "cleaning": [{"label": label, "action": "largest_component"}],
+        "thresholds": {name: 0.4 for name in made.regions or ()},
     }
     (run / "best.json").write_text(json.dumps(recipe))
 
@@ -144,3 +147,39 @@ def test_a_bundle_of_this_kind_gives_the_models_own_voxels(
     paths = sorted(images.iterdir())
     assert np.array_equal(again.predict(paths).labels, native.predict(paths).labels)
     assert again.provenance()["weights_sha256"] == native.provenance()["weights_sha256"]
+
+
+def _planned_with_a_coarse_stage(data: Path, run: Path, **choices: Any) -> None:
+    """A plan with two stages made by hand, as small images have no low resolution of their own; both preprocessed."""
+    pipeline.plan(data, run, network="plain_unet", **choices)
+    document = json.loads((run / "plan.json").read_text())
+    full = document["configurations"]["3d_fullres"]
+    spacing = [1.5 * edge for edge in full["spacing_mm"]]
+    document["configurations"]["coarse"] = full | {"name": "coarse", "spacing_mm": spacing, "decisions": []}
+    document["configurations"]["fine"] = full | {"name": "fine", "previous_stage": "coarse", "decisions": []}
+    (run / "plan.json").write_text(json.dumps(document))
+    pipeline.plan(data, run, network="plain_unet", configurations=["3d_fullres", "coarse", "fine"], **choices)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [["fine"], ["coarse", "fine"]], ids=["cascade", "ensemble"])
+def test_a_bundle_of_several_configurations_gives_the_models_own_voxels(asked: list[str], tmp_path: Path) -> None:
+    from medmamba.bundle.write import export_bundle
+    from medmamba.inference.predictor import Predictor
+
+    data, run = sides(tmp_path / "data", edge=24), tmp_path / "run"
+    _planned_with_a_coarse_stage(data, run, mirror="swap", patch_size=(16, 16, 16), batch_size=2)
+    pipeline.train(run, configuration="fine", fold=0, config=QUICK)
+    image = data / "imagesTr" / "case_0_0000.nii.gz"
+    report = export_bundle(run, tmp_path / "bundle", BundleCard("MIT", "test"), image, configuration=asked)
+    assert report.cases[0].foreground > 0
+    facts = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert sorted(facts["medmamba"]["stages"]) == ["coarse", "fine"]
+    channels = facts["network_data_format"]["inputs"]["image"]["num_channels"]
+    assert channels == (5 if asked == ["fine"] else 1)  # the image, and a channel for each label of the first stage
+    alone = tmp_path / "moved"
+    (tmp_path / "bundle").rename(alone)
+    native, again = (Predictor(model, configuration=asked, device="cpu") for model in (run, alone))
+    assert np.array_equal(again.predict(image).labels, native.predict(image).labels)
+    assert again.provenance()["weights_sha256"] == native.provenance()["weights_sha256"]
+    assert [member.name for member in Predictor.from_bundle(alone, device="cpu").members] == asked

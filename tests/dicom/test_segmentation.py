@@ -1,4 +1,4 @@
-"""DICOM SEG: references, codes and frame of reference kept, and the same voxels when read again."""
+"""DICOM SEG and RTSTRUCT: references, codes, frame of reference, and the same voxels when read again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medmamba.errors import ConfigError, InputError, InputErrors
 
@@ -13,6 +15,7 @@ pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 pydicom = pytest.importorskip("pydicom")
 
 from medmamba.dicom.codes import SegmentCode, read_codes  # noqa: E402
+from medmamba.dicom.contours import outlines_of, read_contours, write_contours  # noqa: E402
 from medmamba.dicom.segmentation import read_segmentation, series_in_order, write_segmentation  # noqa: E402
 from medmamba.geometry import Grid, grid_difference  # noqa: E402
 from medmamba.images import read_image  # noqa: E402
@@ -176,3 +179,47 @@ def test_the_api_writes_the_segmentation_of_the_series_it_predicted(shared_data,
     assert np.array_equal(read_segmentation(tmp_path / "seg.dcm", image.grid)[0], labels)
     with pytest.raises(InputError, match="refers to the series"):
         Prediction(labels, image.grid, {}, {}, provenance=made).save_dicom_seg(tmp_path / "other.dcm")
+
+
+@pytest.mark.parametrize("axes", list(AXES))
+def test_contours_enclose_the_voxels_they_were_drawn_from_and_refer_to_the_series(axes, tmp_path):
+    folder, study, frame = _series(tmp_path / "series", AXES[axes])
+    for path in folder.iterdir():
+        source = pydicom.dcmread(path)
+        source.SpecificCharacterSet, source.PatientName = "ISO_IR 100", "Müller^Jörg"
+        source.save_as(path)
+    image = read_image(folder)
+    labels = _mask(image.grid.shape)
+    labels[4:6, 6, 3] = 0  # a hole, and at the border of the image a voxel of its own
+    labels[15, 19, 11] = 7
+    codes = {name: SegmentCode(colour=(9, 8, 7)) for name in VALUES}
+    write_contours(tmp_path / "rt.dcm", labels, image.grid, folder, VALUES, codes)
+    numbers, names = read_contours(tmp_path / "rt.dcm", image.grid)
+    assert names == ["anterior", "posterior"]
+    assert np.array_equal(np.array([0, 1, 7])[numbers], labels)
+    written = pydicom.dcmread(tmp_path / "rt.dcm")
+    assert (written.StudyInstanceUID, written.Modality, written.PatientName) == (study, "RTSTRUCT", "Müller^Jörg")
+    assert written.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID == frame
+    assert all(roi.ReferencedFrameOfReferenceUID == frame for roi in written.StructureSetROISequence)
+    first, second = written.ROIContourSequence
+    assert {contour.ContourGeometricType for contour in first.ContourSequence} == {"CLOSEDPLANAR_XOR"}
+    assert {contour.ContourGeometricType for contour in second.ContourSequence} == {"CLOSED_PLANAR"}
+    assert list(first.ROIDisplayColor) == [9, 8, 7]
+    slices = series_in_order(folder, image.grid)
+    for contour in first.ContourSequence:  # each lies in the plane of the slice that it refers to
+        (source,) = [s for s in slices if s.SOPInstanceUID == contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+        points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(source.ImagePositionPatient, float)
+        assert np.abs(points @ np.cross(AXES[axes][0], AXES[axes][1])).max() < 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.9))
+def test_outlines_of_any_slice_enclose_exactly_its_voxels(seed, share):
+    from matplotlib.path import Path as Outline
+
+    mask = np.random.default_rng(seed).random((9, 7)) < share
+    found = np.zeros(mask.shape, bool)
+    centres = np.indices(mask.shape).reshape(2, -1).T
+    for line in outlines_of(mask):
+        found ^= Outline(line).contains_points(centres).reshape(mask.shape)
+    assert np.array_equal(found, mask)

@@ -82,9 +82,7 @@ def test_one_bad_case_is_a_result_and_the_next_ones_follow(predictor, images, tm
 
 def test_the_estimate_before_is_the_estimate_of_the_case(predictor):
     grid = Grid((40, 50, 60), np.diag([1.0, 1.0, 2.0, 1.0]))
-    case = predictor.members[0].prepare(
-        medmamba.images.as_image((np.ones(grid.shape, np.float32), grid.affine)), "solid block"
-    )
+    case = predictor.members[0].prepare("solid block", np.ones((1, *grid.shape), np.float32), grid)
     told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.members[0].estimate(case)
     assert replace(told, budget=0) == replace(found, budget=0)  # what is free changes from moment to moment
     assert predictor.estimate((400, 400, 400)).peak > predictor.estimate((40, 40, 40)).peak
@@ -130,6 +128,18 @@ def test_a_prediction_changes_nothing_outside_itself(tiny_run, images, tmp_path)
     with medmamba.Predictor(tiny_run, mirror=False, scratch=tmp_path) as one:
         one.predict(images[0])
     assert state() == before
+
+
+def test_half_precision_moves_probabilities_little_and_is_part_of_the_record(tiny_run, images):
+    half = medmamba.Predictor(tiny_run, folds=[0], mirror=False, device="cpu", precision="bf16")
+    single = medmamba.Predictor(tiny_run, folds=[0], mirror=False, device="cpu")
+    assert half.provenance()["settings"]["precision"] == "bf16"
+    assert single.provenance()["settings"]["precision"] == "fp32"
+    found, expected = (p.predict(images[0], probabilities=True) for p in (half, single))
+    difference = np.abs(found.probabilities - expected.probabilities).max()
+    assert 0 < difference < 0.05
+    with pytest.raises(ConfigError, match=r"Unknown precision 'bf17'\. Did you mean 'bf16'"):
+        medmamba.Predictor(tiny_run, precision="bf17")
 
 
 def test_a_closed_predictor_says_so(tiny_run, images):

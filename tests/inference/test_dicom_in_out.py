@@ -13,6 +13,7 @@ pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 
 from medmamba.cli.main import run as command  # noqa: E402
+from medmamba.dicom.contours import read_contours  # noqa: E402
 from medmamba.dicom.segmentation import read_segmentation  # noqa: E402
 from medmamba.images import read_image, read_label_map  # noqa: E402
 
@@ -43,7 +44,7 @@ def test_a_zipped_study_gives_mask_and_dicom_seg_of_the_chosen_series(tiny_run, 
     assert called("predict", tiny_run, study / "patient.zip", "-o", study / "out", *options) == 2
     assert "2 series (1: MR 4 images 18 x 22; 2: MR 17 images 18 x 22)" in capsys.readouterr().err
     (study / "labels.json").write_text(json.dumps({"Anterior": {"colour": [255, 0, 0]}}))
-    seg = ("--series", "2", "--dicom-seg", "--codes", study / "labels.json")
+    seg = ("--series", "2", "--dicom-seg", "--dicom-rtstruct", "--codes", study / "labels.json")
     assert called("predict", tiny_run, study / "patient.zip", "-o", study / "out", *options, *seg) == 0
     image = read_image(study / "study" / "b")
     mask = read_label_map(study / "out" / "patient.nii.gz").array
@@ -52,6 +53,7 @@ def test_a_zipped_study_gives_mask_and_dicom_seg_of_the_chosen_series(tiny_run, 
     values = json.loads((study / "out" / "report.json").read_text())["model"]["labels"]
     table = np.array([0, *(values[name] for name in names)])
     assert np.array_equal(table[numbers], mask)
+    assert np.array_equal(read_contours(study / "out" / "patient_rtstruct.dcm", image.grid)[0], numbers)
     written = pydicom.dcmread(study / "out" / "patient.dcm")
     assert (written.FrameOfReferenceUID, written.Modality) == ("1.2.9", "SEG")
 

@@ -9,8 +9,11 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", 
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
-def image_list(folder: str) -> list[dict[str, str | list[str]]]:
-    """One entry ``{"image": …}`` per case: a file, or its files ``X_0000``, ``X_0001``, … in the order of channels."""
+def image_list(folder: str, labels: str | None = None) -> list[dict[str, str | list[str]]]:
+    """One entry ``{"image": …}`` per case: a file, or its files ``X_0000``, ``X_0001``, … in the order of channels.
+
+    With a folder of ``labels`` every entry also has the ``"label"`` of the same name, and a case without is left out.
+    """
     cases: dict[str, list[str]] = {}
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
         ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
@@ -21,4 +24,15 @@ def image_list(folder: str) -> list[dict[str, str | list[str]]]:
         cases.setdefault(stem[: match.start()] if match else stem, []).append(str(path))
     if not cases:
         raise FileNotFoundError(f"{folder}: no image here (endings: {', '.join(ENDINGS)}). Give --dataset_dir FOLDER.")
-    return [{"image": files[0] if len(files) == 1 else files} for _, files in sorted(cases.items())]
+    found: list[dict[str, str | list[str]]] = []
+    for stem, files in sorted(cases.items()):
+        entry: dict[str, str | list[str]] = {"image": files[0] if len(files) == 1 else files}
+        if labels is not None:
+            label = next((path for ending in ENDINGS if (path := Path(labels, stem + ending)).is_file()), None)
+            if label is None:
+                continue
+            entry["label"] = str(label)
+        found.append(entry)
+    if not found:
+        raise FileNotFoundError(f"{labels}: no label map named as an image in {folder}.")
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class PlanInferer(Inferer):
         skip_empty: leave out patches that hold one value only.
         swap_axis: a flip along this axis exchanges left and right; ``channel_swap`` puts the channels back.
         sigmoid: channels are independent regions.
+        input_swap: channels of the image after such a flip, where some belong to one side (cascades).
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class PlanInferer(Inferer):
         swap_axis: int | None = None,
         channel_swap: Sequence[int] = (),
         sigmoid: bool = False,
+        input_swap: Sequence[int] = (),
     ) -> None:
         super().__init__()
         edges = tuple(int(edge) for edge in patch_size)
@@ -45,16 +47,18 @@ class PlanInferer(Inferer):
             step=step,
             skip_empty=skip_empty,
             sigmoid=sigmoid,
+            input_swap=tuple(input_swap),
         )
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, classes, I, J, K) of images (B, C, I, J, K), float32 on the CPU."""
-        members: Sequence[Any] = getattr(network, "members", None) or [network]
-        runners = [_runner(member) for member in members]
         batch = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        return torch.stack(
-            [torch.stack(list(stream_logits(runners, image.float().cpu(), self.window)), dim=1) for image in batch]
-        )
+        return torch.stack([torch.stack(list(self.planes(image, network)), dim=1) for image in batch])
+
+    def planes(self, image: Tensor, network: Callable[..., Tensor]) -> Iterator[Tensor]:
+        """The planes (classes, J, K) of the logits of one image (C, I, J, K), in order."""
+        members: Sequence[Any] = getattr(network, "members", None) or [network]
+        return stream_logits([_runner(member) for member in members], image.float().cpu(), self.window)
 
 
 def _runner(network: Any) -> Callable[[Tensor], Tensor]:

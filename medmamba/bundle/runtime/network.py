@@ -12,7 +12,7 @@ from medmamba.networks.registry import build_network
 
 
 class SegmentationNetwork(nn.Module):
-    """(B, channels, *S) to logits (B, classes, *S), the mean over the folds.
+    """(B, channels, *S) to logits (B, classes, *S), the mean over the folds; in training what each of them says.
 
     The state dict holds the folds as ``members.0.…``, ``members.1.…``.
 
@@ -26,8 +26,10 @@ class SegmentationNetwork(nn.Module):
         self.members = nn.ModuleList(build_network(**arguments) for _ in range(folds))
         self.eval()
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:
         members: Sequence[nn.Module] = list(self.members)
+        if self.training:
+            return [member(image) for member in members]
         if len(members) == 1:
             return members[0](image)
         return torch.stack([member(image) for member in members]).mean(0)

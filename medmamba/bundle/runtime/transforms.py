@@ -14,13 +14,16 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from numpy.typing import NDArray
 
 from medmamba.bundle.runtime.plan import read_numbers
+from medmamba.bundle.runtime.stage import Stage
 from medmamba.geometry import Grid
 from medmamba.heads import Heads
+from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.cleaning import CleaningStep, clean
 from medmamba.inference.restore import labels_on_native_grid
-from medmamba.preprocessing.case import preprocess_case
+from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.labels import decode, label_names
 from medmamba.trail import SpatialTrail
 
@@ -31,22 +34,33 @@ class ToPlanGridd(MapTransform):
     """Canonical axes, crop, intensity normalisation, the plan's axis order and spacing.
 
     Takes an image (C, i, j, k) or (C, i, j) with its RAS+ affine and gives (C, I, J, K) float32.
+
+    Args:
+        previous: first stage of a cascade; what it finds becomes further channels.
+        others: configurations that answer together with the main one; the image on their grids is ``KEY_1``, ...
     """
 
-    def __init__(self, keys: Any, plan: Mapping[str, Any]) -> None:
+    def __init__(
+        self, keys: Any, plan: Mapping[str, Any], previous: Stage | None = None, others: Sequence[Stage] = ()
+    ) -> None:
         super().__init__(keys)
         self.plan, self.configuration = read_numbers(plan)
+        self.previous, self.others = previous, list(others)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
         for key in self.key_iterator(done):
-            done[key] = self._carry(done[key])
+            image = done[key]
+            array, grid = self._checked(image)
+            case = prepare_stage("image", array, grid, self.plan, self.configuration, self.previous)  # type: ignore[arg-type]
+            done[key] = _with_trail(case, image)
+            for number, stage in enumerate(self.others, start=1):
+                done[f"{key}_{number}"] = _with_trail(stage.prepare("image", array, grid), image)
         return done
 
-    def _carry(self, image: MetaTensor) -> MetaTensor:
+    def _checked(self, image: MetaTensor) -> tuple[NDArray[Any], Grid]:
         array = image.as_tensor().cpu().numpy()
-        flat = array.ndim == 3
-        if flat:
+        if array.ndim == 3:
             array = array[..., None]
         channels = self.plan.channel_names
         if array.shape[0] != len(channels):
@@ -60,12 +74,7 @@ class ToPlanGridd(MapTransform):
                 "Clean the image first."
             )
         affine = None if self.configuration.spacing_mm is None else np.asarray(image.affine, dtype=np.float64)
-        grid = Grid(_three(array.shape[1:]), affine)
-        case = preprocess_case("image", array, grid, self.plan, self.configuration)  # type: ignore[arg-type]
-        meta = dict(image.meta)
-        meta[TRAIL] = json.dumps({"flat": flat, "trail": case.trail.as_dict()})
-        after = np.eye(4) if case.trail.grid.affine is None else case.trail.grid.affine
-        return MetaTensor(torch.from_numpy(case.image), affine=torch.from_numpy(after), meta=meta)
+        return array, Grid(_three(array.shape[1:]), affine)
 
 
 class ToNatived(MapTransform):
@@ -76,6 +85,9 @@ class ToNatived(MapTransform):
         plan: the entry ``plan`` of configs/inference.json.
         orig_keys: the image that :class:`ToPlanGridd` made.
         cleaning: steps on the components of one label each, in order.
+        others, temperature: configurations whose probabilities, of logits divided by the temperature, are averaged with
+            those of the main one.
+        thresholds: of regions, as probabilities; one half if None.
     """
 
     def __init__(
@@ -84,32 +96,56 @@ class ToNatived(MapTransform):
         plan: Mapping[str, Any],
         orig_keys: str = "image",
         cleaning: Sequence[Mapping[str, Any]] = (),
+        others: Sequence[Stage] = (),
+        temperature: float = 1.0,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keys)
         self.plan, _ = read_numbers(plan)
         self.heads = Heads.of_plan(self.plan)  # type: ignore[arg-type]
         self.orig_keys = orig_keys
         self.cleaning = [CleaningStep(**step) for step in cleaning]
+        self.others, self.temperature, self.thresholds = list(others), temperature, thresholds
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
         for key in self.key_iterator(done):
-            done[key] = self._restore(done[key], done[self.orig_keys])
+            images = [done[self.orig_keys + (f"_{n}" if n else "")] for n in range(1 + len(self.others))]
+            done[key] = self._restore(done[key], images)
         return done
 
-    def _restore(self, logits: torch.Tensor, image: MetaTensor) -> MetaTensor:
-        record = json.loads(image.meta[TRAIL])
-        values = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
-        trail = SpatialTrail.from_dict(record["trail"])
-        indices = labels_on_native_grid(values.float().cpu(), trail, self.heads)
+    def _restore(self, logits: torch.Tensor, images: Sequence[MetaTensor]) -> MetaTensor:
+        image = images[0]
+        trail = trail_of(image)
+        planes = [
+            _plain(logits).float().cpu().unbind(1),
+            *(stage.planes(_plain(other)) for stage, other in zip(self.others, images[1:], strict=True)),
+        ]
+        streams = list(zip(planes, map(trail_of, images), strict=True))
+        indices = labels_on_native_grid(streams, self.heads, self.thresholds, self.temperature)
         number = {name: index for index, name in enumerate(label_names(self.plan), start=1)}  # type: ignore[arg-type]
         indices = clean(indices, self.cleaning, number, trail.native.voxel_volume_mm3)
         labels = decode(indices, self.plan)[None].astype(np.int32)  # type: ignore[arg-type]
-        if record["flat"]:
+        if json.loads(image.meta[TRAIL])["flat"]:
             labels = labels[..., 0]
         meta = {name: value for name, value in image.meta.items() if name != TRAIL}
         affine = meta.get("original_affine", np.eye(4))
         return MetaTensor(torch.from_numpy(np.ascontiguousarray(labels)), affine=affine, meta=meta)
+
+
+def trail_of(image: MetaTensor) -> SpatialTrail:
+    """The way that :class:`ToPlanGridd` took with this image."""
+    return SpatialTrail.from_dict(json.loads(image.meta[TRAIL])["trail"])
+
+
+def _with_trail(case: PreprocessedCase, image: MetaTensor) -> MetaTensor:
+    meta = {**image.meta, TRAIL: json.dumps({"flat": image.ndim == 3, "trail": case.trail.as_dict()})}
+    after = np.eye(4) if case.trail.grid.affine is None else case.trail.grid.affine
+    return MetaTensor(torch.from_numpy(case.image), affine=torch.from_numpy(after), meta=meta)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
 
 def _three(shape: Any) -> tuple[int, int, int]:
