@@ -11,7 +11,7 @@ from torch import nn
 from medmamba.errors import ResourceError
 from medmamba.inference.cpu import keep_memory, with_fast_convolutions
 from medmamba.training.memory import is_out_of_memory
-from medmamba.training.step import DTYPES
+from medmamba.training.step import casting
 
 
 class NetworkRunner:
@@ -39,9 +39,7 @@ class NetworkRunner:
 
     def _run(self, patches: torch.Tensor) -> torch.Tensor:
         try:
-            if self.precision == "fp32":
-                return self.network(patches.to(self.device))
-            with torch.autocast(self.device.type, dtype=DTYPES[self.precision]):
+            with casting(self.precision, self.device):
                 return self.network(patches.to(self.device))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
