@@ -94,6 +94,19 @@ def test_a_case_above_the_limit_is_refused_with_numbers(tiny_run, images):
         small.predict(images[0])
 
 
+def test_fast_and_batches_of_patches_are_choices_that_the_provenance_names(tiny_run, images):
+    plain = medmamba.Predictor(tiny_run, folds=[0], mirror=False)
+    batched = medmamba.Predictor(tiny_run, folds=[0], mirror=False, tile_batch=3)
+    fast = medmamba.Predictor(tiny_run, folds=[0], fast=True)
+    masks = [predictor.predict(images[0]) for predictor in (plain, batched, fast)]
+    assert (masks[0].labels == masks[1].labels).mean() > 0.999  # sums in another order
+    assert masks[2].labels.shape == masks[0].labels.shape
+    settings = [mask.provenance["settings"] for mask in masks]
+    assert [one["tile_batch"] for one in settings] == [1, 3, 1]
+    assert (settings[2]["fast"], settings[2]["mirror"]) == (True, False)
+    assert settings[2]["step"] > settings[0]["step"]
+
+
 def test_threads_get_the_bits_of_a_single_caller(predictor, images):
     alone = [predictor.predict(path) for path in images[:2]]
     found: dict[int, np.ndarray] = {}

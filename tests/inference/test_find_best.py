@@ -197,6 +197,28 @@ def test_regions_are_compared_and_their_thresholds_applied_by_predict(tiny_run, 
     assert chances.voxels[second] == int((chances.probabilities[1] > 0.3).sum())
 
 
+def test_two_configurations_are_compared_with_their_ensemble_and_predict_averages_them(
+    tiny_run, small_run, small_dataset, tmp_path
+):
+    document = json.loads((small_run / "plan.json").read_text())
+    other = document["configurations"]["3d_fullres"] | {"name": "3d_other", "decisions": []}
+    document["configurations"]["3d_other"] = other
+    plan = Plan.from_json(json.dumps(document))
+    run = runs_with(plan, tiny_run, small_run, tmp_path / "run")
+    shutil.copytree(run / "preprocessed" / "3d_fullres", run / "preprocessed" / "3d_other")
+    make_fold(run / "models" / "3d_other" / "fold_0", plan, 5, "3d_other")
+    recipe = find_best(run, mirror=False)
+    assert set(recipe.dice) == {"3d_fullres", "3d_other", "3d_fullres+3d_other"}
+    assert all(folds == ["fold_0"] for folds in recipe.folds.values())  # the one that both have
+    (run / "best.json").unlink()
+    image = sorted((small_dataset / "imagesTs").iterdir())[0]
+    chances = [
+        Predictor(run, configuration=names, folds=[0], mirror=False).predict(image, probabilities=True).probabilities
+        for names in ("3d_fullres", "3d_other", ["3d_fullres", "3d_other"])
+    ]
+    assert np.allclose(chances[2], (chances[0] + chances[1]) / 2, atol=1e-6)
+
+
 def test_a_run_without_trained_folds_says_what_to_do(small_run, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
