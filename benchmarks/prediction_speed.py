@@ -109,13 +109,11 @@ def synthetic_ct(path: Path, slices: int) -> None:
     nib.save(nib.Nifti1Image(pixels, np.diag([*CT_SPACING_MM, 1.0])), path)
 
 
-def ours(work: Path, images: list[Path]) -> None:
-    """Predict with medmamba in this process."""
+def prepare(work: Path, _: list[Path]) -> None:
+    """Write a fold with random weights, in a process of its own: what it needs is no part of a prediction."""
     import torch
 
-    from medmamba import pipeline
     from medmamba.atomic import write_json, write_text
-    from medmamba.inference.predictor import Predictor
     from medmamba.model import network_arguments
     from medmamba.networks.registry import build_network
     from medmamba.plans.nnunet_files import from_nnunet
@@ -130,8 +128,15 @@ def ours(work: Path, images: list[Path]) -> None:
     facts = {"plan_sha256": plan.hash(), "configuration": plan.default_configuration, "fold": "0", "network": numbers}
     write_json(fold / "model.json", facts)
     save_checkpoint(fold / "checkpoints", network, None, {"progress": {}})
-    predictor = Predictor(fold, mirror=False, device="cpu")
-    with measured("medmamba", network, images):
+
+
+def ours(work: Path, images: list[Path]) -> None:
+    """Predict with medmamba in this process."""
+    from medmamba import pipeline
+    from medmamba.inference.predictor import Predictor
+
+    predictor = Predictor(work / "ours" / "fold_0", mirror=False, device="cpu")
+    with measured("medmamba", predictor.members[0].runners[0].network, images):
         report = pipeline.predict(predictor, images, work / "ours" / "masks", on_message=print_to_stderr)
     assert len(report.done) == len(images), report.failed
 
@@ -198,12 +203,12 @@ def main() -> None:
     parser.add_argument("--peer", help="Python of an environment with nnunetv2; without it only medmamba is measured")
     parser.add_argument("--only-peer", action="store_true")
     parser.add_argument("-o", "--work", type=Path, required=True)
-    parser.add_argument("--run", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=["prepare", "ours", "peer"], help=argparse.SUPPRESS)
     choices = parser.parse_args()
     work: Path = choices.work
     images = sorted((choices.images or work / "images").glob("*.nii.gz"))
     if choices.run:
-        (ours if choices.run == "ours" else peer)(work, images)
+        {"prepare": prepare, "ours": ours, "peer": peer}[choices.run](work, images)
         return
     work.mkdir(parents=True, exist_ok=True)
     (work / "plans.json").write_text(json.dumps(plans(choices.task)))
@@ -214,7 +219,8 @@ def main() -> None:
     arguments = [__file__, choices.task, "-o", str(work)]
     arguments += ["--images", str(choices.images)] if choices.images else []
     if not choices.only_peer:
-        subprocess.run([sys.executable, *arguments, "--run", "ours"], check=True)
+        for step in ("prepare", "ours"):
+            subprocess.run([sys.executable, *arguments, "--run", step], check=True)
     if choices.peer:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment |= {name: str(work) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}

@@ -1,7 +1,13 @@
-"""The last step of every reader and the first of every writer: voxels checked, and compared when read again."""
+"""Between a kind of file and an image: what every reader finds, checked, and what every writer wrote, compared.
+
+A module of a kind (see formats.py) has ``read(path, where, limits, prefer, mask=...)``, which gives a :class:`Decoded`;
+``write(path, stored, like, mask=..., verify=...)``, which makes files whole or not at all; and ``same_place(found,
+like)``, which says whether what came back from the disk lies where it should.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,30 @@ from medmamba.geometry import Grid, Shape
 from medmamba.images.gate import check_memory, shown
 from medmamba.images.image import LabelMap, MedicalImage, smallest_type
 from medmamba.images.voxels import NonFinite, Stored, intensities, whole_numbers
+
+Like = MedicalImage | LabelMap | Grid
+"""Whose grid a file is written on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Numbers (C, i, j, k) as they are stored, where they lie, and what was odd.
+
+    ``slope`` and ``inter`` make values of them; ``header`` is what a mask on this grid needs.
+    """
+
+    stored: Stored
+    grid: Grid
+    header: Any = None
+    warnings: list[str] = field(default_factory=list)
+    orientation_known: bool = True
+    slope: float = 1.0
+    inter: float = 0.0
+
+
+def grid_of(like: Like) -> Grid:
+    """The grid itself, or that of an image."""
+    return like if isinstance(like, Grid) else like.grid
 
 
 def checked_image(
@@ -81,17 +111,11 @@ def storable_channels(array: npt.ArrayLike, shape: Shape) -> npt.NDArray[Any]:
     return channels
 
 
-def same_labels(again: LabelMap, labels: npt.NDArray[Any], grid: Grid | None, path: Path | str) -> None:
-    """What was written must come back: values, and the grid if one is given."""
-    if grid is not None and again.grid != grid:
-        raise ResourceError(f"Cannot write {shown(path)}: another geometry comes back from the disk. Check the disk.")
-    if not np.array_equal(again.array, labels):
-        raise ResourceError(f"Cannot write {shown(path)}: other labels come back from the disk. Check the disk.")
-
-
-def same_channels(again: MedicalImage, array: npt.NDArray[Any], grid: Grid | None, path: Path | str) -> None:
-    """What was written must come back: values, and the grid if one is given."""
-    if grid is not None and again.grid != grid:
-        raise ResourceError(f"Cannot write {shown(path)}: another geometry comes back from the disk. Check the disk.")
-    if not np.array_equal(again.array, array.astype(np.float32)):
+def same_values(again: npt.NDArray[Any], written: npt.NDArray[Any], path: Path | str) -> None:
+    """What was written must come back (intensities as float32); slice by slice, without a third array."""
+    kind = np.float32 if again.dtype == np.float32 else written.dtype
+    same = again.shape == written.shape and all(
+        np.array_equal(again[..., k], written[..., k].astype(kind, copy=False)) for k in range(written.shape[-1])
+    )
+    if not same:
         raise ResourceError(f"Cannot write {shown(path)}: other voxels come back from the disk. Check the disk.")

@@ -20,11 +20,9 @@ import numpy.typing as npt
 
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, affine_problem
-from medmamba.images.checked import checked_image
+from medmamba.images.checked import Decoded
 from medmamba.images.gate import Limits, check_memory, check_size, open_regular, shown
-from medmamba.images.image import LabelMap, MedicalImage
 from medmamba.images.nifti_header import Prefer
-from medmamba.images.voxels import NonFinite
 
 SERIES, POSITION, ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
 ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = "0028|0010", "0028|0011", "0028|0030", "0018|0050"
@@ -56,20 +54,15 @@ def holds_dicom(folder: Path | str) -> bool:
         return False
 
 
-def read_image(
-    path: Path | str,
-    *,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    where: str | None = None,
-) -> MedicalImage:
+def read(folder: Path, where: str, limits: Limits, prefer: Prefer | None, *, mask: bool) -> Decoded:
     """The volume of a series folder, (1, i, j, k): i along rows, j along columns, k through the slices.
 
     Raises:
-        InputError: no series or several, missing or doubled slices, a tilted gantry, colours, or a damaged file.
+        InputError: no series or several, missing or doubled slices, a tilted gantry, colours, or a damaged file; or a
+            mask is asked for (DICOM SEG is not read).
     """
-    folder, where, limits = Path(path), where or shown(path), limits or Limits()
+    if mask:
+        raise InputError(f"{where}: a DICOM folder; label maps are read as NIfTI, NRRD or MetaImage. Convert it.")
     strays: list[str] = []
     files = list(_marked_files(folder, strays))
     if not files:
@@ -91,16 +84,7 @@ def read_image(
     for number, piece in enumerate(slices):
         stored[:, :, number] = _pixels(piece, f"{where}: {shown(piece.path.name)}")
     grid = Grid((columns, rows, len(slices)), affine)
-    return checked_image(stored[None], grid, None, folder, where, warnings, nonfinite=nonfinite)
-
-
-def read_label_map(
-    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
-) -> LabelMap:
-    """Refused: a series of images is not a label map, and DICOM SEG is not read yet."""
-    raise InputError(
-        f"{where or shown(path)}: a DICOM folder; label maps are read as NIfTI, NRRD or MetaImage. Convert it."
-    )
+    return Decoded(stored[None], grid, None, warnings)
 
 
 def dicom_files(folder: Path) -> list[Path]:

@@ -13,8 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.errors import InputError
-from medmamba.geometry import Grid, grid_difference
+from medmamba.errors import InputError, ResourceError
+from medmamba.geometry import grid_difference
+from medmamba.images.checked import (
+    Decoded,
+    Like,
+    checked_image,
+    checked_labels,
+    grid_of,
+    same_values,
+    storable_channels,
+    storable_labels,
+)
 from medmamba.images.gate import Limits, shown
 from medmamba.images.image import LabelMap, MedicalImage
 from medmamba.images.nifti_header import Prefer
@@ -23,7 +33,7 @@ from medmamba.images.voxels import NonFinite
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of image file: its endings and the module with read_image, read_label_map and the writers."""
+    """A kind of image file: its endings and its module (see checked.py for what that has)."""
 
     name: str
     endings: tuple[str, ...]
@@ -94,17 +104,55 @@ def read_image(
     Raises:
         InputError: the file cannot be used; one line that says what is wrong, where, and what to do.
     """
-    reader = format_of(path, where).load().read_image
-    image: MedicalImage = reader(path, nonfinite=nonfinite, prefer=prefer, limits=limits, where=where)
-    return image
+    found, where = _decoded(path, where, limits, prefer, mask=False)
+    return _image(found, path, where, nonfinite)
 
 
 def read_label_map(
     path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
 ) -> LabelMap:
     """One label map of any known kind, checked; whole numbers (i, j, k)."""
-    labels: LabelMap = format_of(path, where).load().read_label_map(path, prefer=prefer, limits=limits, where=where)
-    return labels
+    found, where = _decoded(path, where, limits, prefer, mask=True)
+    return _label_map(found, path, where)
+
+
+def _decoded(
+    path: Path | str, where: str | None, limits: Limits | None, prefer: Prefer | None, *, mask: bool
+) -> tuple[Decoded, str]:
+    module, where = format_of(path, where).load(), where or shown(path)
+    with np.errstate(all="ignore"):  # nonsense in a header overflows quietly and is refused by name
+        return module.read(Path(path), where, limits or Limits(), prefer, mask=mask), where
+
+
+def _image(found: Decoded, path: Path | str, where: str, nonfinite: NonFinite = "error") -> MedicalImage:
+    return checked_image(
+        found.stored,
+        found.grid,
+        found.header,
+        path,
+        where,
+        found.warnings,
+        nonfinite=nonfinite,
+        slope=found.slope,
+        inter=found.inter,
+        orientation_known=found.orientation_known,
+    )
+
+
+def _label_map(found: Decoded, path: Path | str, where: str) -> LabelMap:
+    channels = len(found.stored)
+    if channels > 1:
+        raise InputError(f"{where}: {channels} channels; a label map has one. Give one label map per case.")
+    return checked_labels(
+        found.stored[0],
+        found.grid,
+        found.header,
+        path,
+        where,
+        found.warnings,
+        slope=found.slope,
+        inter=found.inter,
+    )
 
 
 def read_channels(
@@ -153,17 +201,39 @@ def read_channels(
     )
 
 
-def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
+def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: Like) -> None:
     """Writes labels (i, j, k) on the grid of ``like``, in the kind of file that the ending of ``path`` asks for.
 
-    The file is whole or absent, and was read again and compared before it got its name.
+    The smallest unsigned type that holds them is taken. The file is whole or absent, and was read again and compared
+    before it got its name.
+
+    Raises:
+        ValueError: the array does not fit the grid, or is not made of whole numbers from 0 on.
+        ResourceError: the disk is full or damaged; nothing is left behind.
     """
-    format_of(path).load().write_label_map(path, labels, like)
+    _write(path, storable_labels(labels, grid_of(like).shape)[None], like, mask=True)
 
 
-def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
-    """Writes intensities or probabilities (C, i, j, k) on the grid of ``like``."""
-    format_of(path).load().write_image(path, array, like)
+def write_image(path: Path | str, array: npt.NDArray[Any], like: Like) -> None:
+    """Writes intensities or probabilities (C, i, j, k) on the grid of ``like``; read again as masks are."""
+    _write(path, storable_channels(array, grid_of(like).shape), like, mask=False)
+
+
+def _write(path: Path | str, stored: npt.NDArray[Any], like: Like, *, mask: bool) -> None:
+    module, where = format_of(path).load(), shown(path)
+    prefer: Prefer | None = getattr(getattr(like, "header", None), "prefer", None)
+
+    def verify(part: Path) -> None:
+        with np.errstate(all="ignore"):
+            found: Decoded = module.read(part, where, Limits(), prefer, mask=mask)
+            if not module.same_place(found, like):
+                raise ResourceError(f"Cannot write {where}: another geometry comes back from the disk. Check the disk.")
+            if mask:
+                same_values(_label_map(found, part, where).array, stored[0], path)
+            else:
+                same_values(_image(found, part, where).array, stored, path)
+
+    module.write(Path(path), stored, like, mask=mask, verify=verify)
 
 
 def files_of(path: Path | str) -> list[Path]:

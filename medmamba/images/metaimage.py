@@ -13,22 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import write_bytes, write_pair
+from medmamba.atomic import Verify, write_bytes, write_pair
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Shape
-from medmamba.images.checked import (
-    checked_image,
-    checked_labels,
-    same_channels,
-    same_labels,
-    storable_channels,
-    storable_labels,
-)
+from medmamba.images.checked import Decoded, Like, grid_of
 from medmamba.images.gate import Limits, check_size, open_regular, read_block, shown
-from medmamba.images.image import LabelMap, MedicalImage
 from medmamba.images.nifti_header import Prefer
 from medmamba.images.text_header import data_file, grid_from, header_lines, numbers, whole
-from medmamba.images.voxels import NonFinite, Stored
+from medmamba.images.voxels import Stored
 
 TYPES = {
     "MET_CHAR": "i1",
@@ -72,52 +64,15 @@ class MetaHeader:
     geometry: tuple[tuple[str, str], ...]
 
 
-def read_image(
-    path: Path | str,
-    *,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    where: str | None = None,
-) -> MedicalImage:
-    """The image in a MetaImage file; several numbers per voxel become channels (C, i, j, k)."""
-    where, limits = where or shown(path), limits or Limits()
-    header, grid, stored, warnings = _read(Path(path), where, limits)
-    known = grid.affine is not None and header.axes == 3
-    return checked_image(stored, grid, header, path, where, warnings, nonfinite=nonfinite, orientation_known=known)
+def read(path: Path, where: str, limits: Limits, prefer: Prefer | None, *, mask: bool) -> Decoded:
+    """The numbers in a MetaImage file; several per voxel become channels (C, i, j, k)."""
+    header, grid, stored, warnings = _read(path, where, limits)
+    return Decoded(stored, grid, header, warnings, grid.affine is not None and header.axes == 3)
 
 
-def read_label_map(
-    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
-) -> LabelMap:
-    """The label map in a MetaImage file."""
-    where, limits = where or shown(path), limits or Limits()
-    header, grid, stored, warnings = _read(Path(path), where, limits)
-    if header.channels > 1:
-        raise InputError(f"{where}: {header.channels} channels; a label map has one. Give one label map per case.")
-    return checked_labels(stored[0], grid, header, path, where, warnings)
-
-
-def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
-    """Writes whole numbers (i, j, k) on the grid of ``like``; read again and compared."""
-    grid = like if isinstance(like, Grid) else like.grid
-    stored = storable_labels(labels, grid.shape)
-
-    def check(part: Path) -> None:
-        same_labels(read_label_map(part, where=shown(path)), stored, grid, path)
-
-    _write(Path(path), stored[None], _header_of(like), check)
-
-
-def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
-    """Writes channels (C, i, j, k) on the grid of ``like``."""
-    grid = like if isinstance(like, Grid) else like.grid
-    stored = storable_channels(array, grid.shape)
-
-    def check(part: Path) -> None:
-        same_channels(read_image(part, where=shown(path)), stored, grid, path)
-
-    _write(Path(path), stored, _header_of(like), check)
+def same_place(found: Decoded, like: Like) -> bool:
+    """Whether the grid came back, to the last bit."""
+    return found.grid == grid_of(like)
 
 
 def _read(path: Path, where: str, limits: Limits) -> tuple[MetaHeader, Grid, Stored, list[str]]:
@@ -206,11 +161,11 @@ def _yes(text: str) -> bool:
     return text.strip().lower() in ("true", "t", "1", "yes")
 
 
-def _header_of(like: MedicalImage | LabelMap | Grid) -> MetaHeader:
+def _header_of(like: Like) -> MetaHeader:
     """Geometry lines of the image itself, or fresh ones for an image of another kind."""
     if not isinstance(like, Grid) and isinstance(like.header, MetaHeader):
         return like.header
-    grid = like if isinstance(like, Grid) else like.grid
+    grid = grid_of(like)
     geometry: tuple[tuple[str, str], ...] = ()
     if grid.affine is not None and grid.spacing_mm is not None:
         direction = (grid.affine[:3, :3] / np.array(grid.spacing_mm)) * np.array(LPS)[:, None]
@@ -228,8 +183,9 @@ def _row(values: npt.NDArray[np.float64]) -> str:
     return " ".join(repr(float(v) + 0.0) for v in values)
 
 
-def _write(path: Path, stored: Stored, header: MetaHeader, check: Any) -> None:
+def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
     """Writes (C, i, j, k) as .mha, or as .mhd with its packed voxels beside it."""
+    header = _header_of(like)
     coder = zlib.compressobj(6)
     little = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
     interleaved = little.reshape(len(stored), *header.shape)
@@ -252,6 +208,6 @@ def _write(path: Path, stored: Stored, header: MetaHeader, check: Any) -> None:
     }
     text = "".join(f"{name} = {value}\n" for name, value in fields.items()).encode()
     if apart:
-        write_pair(path, text, beside, lambda file: file.write(packed), verify=check)
+        write_pair(path, text, beside, lambda file: file.write(packed), verify=verify)
     else:
-        write_bytes(path, text + packed, verify=check)
+        write_bytes(path, text + packed, verify=verify)

@@ -15,22 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import write_atomically
+from medmamba.atomic import Verify, write_atomically
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Shape
-from medmamba.images.checked import (
-    checked_image,
-    checked_labels,
-    same_channels,
-    same_labels,
-    storable_channels,
-    storable_labels,
-)
+from medmamba.images.checked import Decoded, Like, grid_of
 from medmamba.images.gate import Container, Limits, check_size, open_regular, read_block, shown
-from medmamba.images.image import LabelMap, MedicalImage
 from medmamba.images.nifti_header import Prefer
 from medmamba.images.text_header import data_file, grid_from, header_lines, numbers, whole
-from medmamba.images.voxels import NonFinite, Stored
+from medmamba.images.voxels import Stored
 
 TYPES = {
     "i1": ("int8", "signed char", "int8_t"),
@@ -72,51 +64,17 @@ class NrrdHeader:
     geometry: tuple[tuple[str, str], ...]
 
 
-def read_image(
-    path: Path | str,
-    *,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    where: str | None = None,
-) -> MedicalImage:
-    """The image in a NRRD file; a list axis becomes channels (C, i, j, k)."""
-    where, limits = where or shown(path), limits or Limits()
-    header, grid, known, stored, warnings = _read(Path(path), where, limits)
-    return checked_image(stored, grid, header, path, where, warnings, nonfinite=nonfinite, orientation_known=known)
-
-
-def read_label_map(
-    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
-) -> LabelMap:
-    """The label map in a NRRD file."""
-    where, limits = where or shown(path), limits or Limits()
-    header, grid, _, stored, warnings = _read(Path(path), where, limits)
-    if header.channels > 1:
+def read(path: Path, where: str, limits: Limits, prefer: Prefer | None, *, mask: bool) -> Decoded:
+    """The numbers in a NRRD file; a list axis becomes channels (C, i, j, k)."""
+    header, grid, known, stored, warnings = _read(path, where, limits)
+    if mask and header.channels > 1:
         raise InputError(f"{where}: {header.channels} layers; a label map has one. Merge its segments into one layer.")
-    return checked_labels(stored[0], grid, header, path, where, warnings)
+    return Decoded(stored, grid, header, warnings, known)
 
 
-def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
-    """Writes whole numbers (i, j, k) on the grid of ``like``; read again and compared before it gets its name."""
-    grid = like if isinstance(like, Grid) else like.grid
-    stored = storable_labels(labels, grid.shape)
-
-    def check(part: Path) -> None:
-        same_labels(read_label_map(part, where=shown(path)), stored, grid, path)
-
-    _write(Path(path), stored[None], _header_of(like), check)
-
-
-def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
-    """Writes channels (C, i, j, k) on the grid of ``like``."""
-    grid = like if isinstance(like, Grid) else like.grid
-    stored = storable_channels(array, grid.shape)
-
-    def check(part: Path) -> None:
-        same_channels(read_image(part, where=shown(path)), stored, grid, path)
-
-    _write(Path(path), stored, _header_of(like), check)
+def same_place(found: Decoded, like: Like) -> bool:
+    """Whether the grid came back, to the last bit."""
+    return found.grid == grid_of(like)
 
 
 def _read(path: Path, where: str, limits: Limits) -> tuple[NrrdHeader, Grid, bool, Stored, list[str]]:
@@ -259,11 +217,11 @@ def _vectors(text: str) -> list[str | None]:
     return [None if word.lower() == "none" else word.strip("()") for word in re.findall(r"\([^)]*\)|\w+", text)]
 
 
-def _header_of(like: MedicalImage | LabelMap | Grid) -> NrrdHeader:
+def _header_of(like: Like) -> NrrdHeader:
     """Geometry lines of the image itself, or fresh ones for an image of another kind."""
     if not isinstance(like, Grid) and isinstance(like.header, NrrdHeader):
         return like.header
-    grid = like if isinstance(like, Grid) else like.grid
+    grid = grid_of(like)
     geometry: tuple[tuple[str, str], ...] = ()
     if grid.affine is not None:
         columns = " ".join(_vector(grid.affine[:3, axis]) for axis in range(3))
@@ -279,8 +237,9 @@ def _vector(values: npt.NDArray[np.float64]) -> str:
     return "(" + ",".join(repr(float(v)) for v in values) + ")"  # repr: reads back as the same number
 
 
-def _write(path: Path, stored: Stored, header: NrrdHeader, check: Any) -> None:
+def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
     """Writes (C, i, j, k) into one file, whatever the image had."""
+    header = _header_of(like)
     if path.suffix.lower() != ".nrrd":
         raise InputError(f"{shown(path)}: written as .nrrd only, header and voxels in one file. Change the ending.")
     several = len(stored) > 1
@@ -303,7 +262,7 @@ def _write(path: Path, stored: Stored, header: NrrdHeader, check: Any) -> None:
         "encoding": "gzip",
     }
     coder = zlib.compressobj(6, zlib.DEFLATED, 31)
-    with write_atomically(path, verify=check) as file:
+    with write_atomically(path, verify=verify) as file:
         file.write(("NRRD0004\n" + "".join(f"{name}: {text}\n" for name, text in fields.items()) + "\n").encode())
         for channel in little:
             file.write(coder.compress(channel.tobytes(order="F")))

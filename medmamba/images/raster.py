@@ -16,21 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import write_atomically
+from medmamba.atomic import Verify, write_atomically
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import Grid
-from medmamba.images.checked import (
-    checked_image,
-    checked_labels,
-    same_channels,
-    same_labels,
-    storable_channels,
-    storable_labels,
-)
+from medmamba.images.checked import Decoded, Like, grid_of
 from medmamba.images.gate import Limits, check_memory, check_size, open_regular, shown
-from medmamba.images.image import LabelMap, MedicalImage
 from medmamba.images.nifti_header import Prefer
-from medmamba.images.voxels import NonFinite, Stored
+from medmamba.images.voxels import Stored
 
 KINDS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
@@ -45,62 +37,20 @@ class RasterHeader:
     kind: str
 
 
-def read_image(
-    path: Path | str,
-    *,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    where: str | None = None,
-) -> MedicalImage:
-    """Grey values (1, i, j, 1) or colours (3, i, j, 1) of a flat image."""
-    where, limits = where or shown(path), limits or Limits()
-    stored, kind, warnings = _read(Path(path), where, limits, mask=False)
-    grid = Grid(stored.shape[1:])
-    return checked_image(
-        stored, grid, RasterHeader(kind), path, where, warnings, nonfinite=nonfinite, orientation_known=False
-    )
-
-
-def read_label_map(
-    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
-) -> LabelMap:
-    """A mask: grey values, the numbers of a palette, or three equal colours."""
-    where, limits = where or shown(path), limits or Limits()
-    stored, kind, warnings = _read(Path(path), where, limits, mask=True)
-    if kind == "JPEG":
+def read(path: Path, where: str, limits: Limits, prefer: Prefer | None, *, mask: bool) -> Decoded:
+    """Grey values (1, i, j, 1) or colours (3, i, j, 1); of a mask one channel, a palette's numbers too."""
+    stored, kind, warnings = _read(path, where, limits, mask=mask)
+    if mask and kind == "JPEG":
         raise InputError(f"{where}: JPEG changes label values. Save masks as PNG or TIFF.")
-    if len(stored) > 1 and any(not np.array_equal(stored[0], other) for other in stored[1:]):
+    if mask and any(not np.array_equal(stored[0], other) for other in stored[1:]):
         raise InputError(f"{where}: a mask in colours. Save it in grey, with the label's number as value.")
-    grid = Grid(stored.shape[1:])
-    return checked_labels(stored[0], grid, RasterHeader(kind), path, where, warnings)
+    values = stored[:1] if mask else stored
+    return Decoded(values, Grid(stored.shape[1:]), RasterHeader(kind), warnings, orientation_known=False)
 
 
-def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
-    """Writes a mask (i, j, 1) as 8-bit grey, or 16-bit where values need it; read again and compared."""
-    grid = like if isinstance(like, Grid) else like.grid
-    stored = storable_labels(labels, grid.shape)
-    kind = _kind_of(path)
-    if kind == "JPEG":
-        raise InputError(f"{shown(path)}: JPEG changes label values. Write masks as PNG or TIFF.")
-
-    def check(part: Path) -> None:
-        same_labels(read_label_map(part, where=shown(path)), stored, Grid(grid.shape), path)
-
-    _write(Path(path), stored[None], kind, check)
-
-
-def write_image(path: Path | str, array: npt.NDArray[Any], like: MedicalImage | LabelMap | Grid) -> None:
-    """Writes one or three channels (C, i, j, 1) of unsigned numbers."""
-    grid = like if isinstance(like, Grid) else like.grid
-    stored = storable_channels(array, grid.shape)
-    kind = _kind_of(path)
-
-    def check(part: Path) -> None:
-        if kind != "JPEG":
-            same_channels(read_image(part, where=shown(path)), stored, Grid(grid.shape), path)
-
-    _write(Path(path), stored, kind, check)
+def same_place(found: Decoded, like: Like) -> bool:
+    """A flat image has a size and no place."""
+    return found.grid == Grid(grid_of(like).shape)
 
 
 def _kind_of(path: Path | str) -> str:
@@ -181,9 +131,13 @@ def _check_png(raw: bytes, where: str, limits: Limits) -> None:
     raise InputError(f"{where}: cut off: the PNG has no end. Copy it again from its source.")
 
 
-def _write(path: Path, stored: Stored, kind: str, check: Any) -> None:
+def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
+    """Writes one or three channels (C, i, j, 1) of unsigned numbers, 8 bits, or 16 in grey; a mask never as JPEG."""
     from PIL import Image
 
+    kind = _kind_of(path)
+    if mask and kind == "JPEG":
+        raise InputError(f"{shown(path)}: JPEG changes label values. Write masks as PNG or TIFF.")
     if stored.shape[3] != 1:
         raise InputError(f"{shown(path)}: {stored.shape[3]} slices do not fit into a flat image. Write NIfTI instead.")
     if len(stored) not in (1, 3):
@@ -196,5 +150,5 @@ def _write(path: Path, stored: Stored, kind: str, check: Any) -> None:
         Image.fromarray(rows).save(buffer, format=kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
     except OSError as error:
         raise ResourceError(f"Cannot write {shown(path)}: {error}. Write NIfTI instead.") from None
-    with write_atomically(path, verify=check) as file:
+    with write_atomically(path, verify=None if kind == "JPEG" else verify) as file:
         file.write(buffer.getvalue())

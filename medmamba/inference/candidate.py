@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmamba.atomic import explained
 from medmamba.evaluation.dice import dice
 from medmamba.heads import Heads
 from medmamba.inference.calibration import Doubt
@@ -78,7 +79,8 @@ class Candidate:
         if self.heads.sigmoid:
             values = chances.numpy()
             box = tuple(map(slice, *bounding_box((values.max(axis=0) > min(THRESHOLDS))[None])))
-            np.save(keep_at, values[(slice(None), *box)].astype(np.float16))
+            with explained(keep_at):
+                np.save(keep_at, values[(slice(None), *box)].astype(np.float16))
             case = replace(case, chances=keep_at, box=box)
         found = [value for value in self._of_case(case, self.channels).values() if not math.isnan(value)]
         case = replace(case, dice=fmean(found) if found else math.nan)

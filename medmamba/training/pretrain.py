@@ -29,6 +29,7 @@ from medmamba.model import network_arguments
 from medmamba.networks.density import automatic_bandwidth, key_tokens
 from medmamba.networks.registry import build_network
 from medmamba.plans.schema import Configuration, Plan
+from medmamba.precision import casting
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.run_folder import RunFolder
 from medmamba.training.augmentation import augmentation_plan
@@ -38,7 +39,7 @@ from medmamba.training.config import TrainConfig
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
-from medmamba.training.step import casting, make_optimizer
+from medmamba.training.step import make_optimizer
 from medmamba.training.trainer import determinism, peak_memory_gib, settled
 from medmamba.training.workers import SupervisedWorkers
 

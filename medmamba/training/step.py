@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +10,11 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.heads import Heads
+from medmamba.precision import casting, choose_precision
 from medmamba.training import distributed
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SCAN_PARAMETERS = {"A_log", "A_logs", "D", "Ds", "dt_projs_bias", "dt_bias"}
 
 
@@ -24,44 +23,6 @@ class StepOutcome(NamedTuple):
 
     loss: float
     dice: float | None
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """``auto``: bf16 where the device multiplies it faster, else fp16 on GPUs and fp32 on CPUs.
-
-    The scan itself is always fp32.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
-
-
-def casting(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which a network runs at this precision."""
-    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
-
-
-def slow_precision(precision: str, device: torch.device) -> str | None:
-    """A line for the user when this machine has no instructions for a precision and imitates it; else None."""
-    if device.type == "cuda":
-        imitated = precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        imitated = precision == "fp16" or (precision == "bf16" and not cpu_multiplies_bf16())
-    if not imitated:
-        return None
-    return (
-        f"The run computes in {precision}, which this {'GPU' if device.type == 'cuda' else 'processor'} only imitates: "
-        f"the steps are slow. A precision cannot change on resuming; begin again with --restart --precision fp32, or "
-        f"go on where it began."
-    )
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether this processor has instructions for products of bf16: a step is then up to 1.7 times as fast."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

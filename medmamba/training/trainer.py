@@ -23,6 +23,7 @@ from medmamba.errors import ConfigError, ResourceError
 from medmamba.heads import Heads, class_weights
 from medmamba.model import mirroring_of, previous_labels
 from medmamba.plans.schema import Configuration, Plan
+from medmamba.precision import choose_precision, slow_precision
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training import distributed
 from medmamba.training.augmentation import augmentation_plan
@@ -35,7 +36,7 @@ from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.memory import Fit, is_out_of_memory, smaller_fit
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
-from medmamba.training.step import StepOutcome, Stepper, choose_precision, make_optimizer, slow_precision
+from medmamba.training.step import StepOutcome, Stepper, make_optimizer
 from medmamba.training.validation import Validation, spread_subset, validate
 from medmamba.training.workers import SupervisedWorkers
 

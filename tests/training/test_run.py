@@ -20,12 +20,12 @@ import pytest
 import torch
 
 import medmamba
-from medmamba import pipeline
+from medmamba import pipeline, precision
 from medmamba.atomic import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError, PartialError, ResourceError
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.run_folder import read_plan
-from medmamba.training import step, trainer, validation
+from medmamba.training import trainer, validation
 from medmamba.training.checkpoint import read_state
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
@@ -245,10 +245,10 @@ def test_a_resumed_run_keeps_its_recipe_and_refuses_another(clinic_run):
 def test_a_run_keeps_the_precision_of_the_machine_it_began_on(clinic_run, monkeypatch, fast, chosen):
     config = TrainConfig(steps=1, **SHORT)
     assert config.precision == "auto"
-    monkeypatch.setattr(step, "cpu_multiplies_bf16", lambda: fast)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: fast)
     pipeline.train(clinic_run, config=config.model_copy(update={"device": "cpu"}))
     assert (stored_config(clinic_run).precision, stored_config(clinic_run).augment) == (chosen, "cpu")
-    monkeypatch.setattr(step, "cpu_multiplies_bf16", lambda: not fast)  # "another machine"
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: not fast)  # "another machine"
     events = []
     longer = make_config({"steps": 2, "precision": "auto"}, stored_config(clinic_run))
     pipeline.train(clinic_run, config=longer, resume=True, on_event=events.append)
