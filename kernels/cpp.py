@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medmamba.kernels import library as lib
+from medmamba.kernels.operators import contiguous, new_gradients, refuse_second_derivative, wanted
 
 # Sizes that csrc/abi.h fixes: positions per saved state, and the padding of channels in `saved`.
 TILE = 32
@@ -30,10 +31,6 @@ def _raise_status(status: int) -> None:
         raise ValueError(f"routed_scan: {_STATUS.get(status, f'unknown status {status}')}.")
 
 
-def _ready(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -43,25 +40,14 @@ def _if_any(tensor: Tensor) -> int | None:
 
 
 def _arguments(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    routes: Tensor | None,
-    initial_state: Tensor | None,
-    z: Tensor | None,
-    segments: Tensor | None,
-    softplus: bool,
-    merge: bool,
+    x: Tensor, dt: Tensor, A: Tensor, *others: Tensor | None, softplus: bool, merge: bool
 ) -> lib.ScanArguments:
+    """The eleven tensors of the operators, in their order."""
     batch, length, K, channels = dt.shape
     return lib.ScanArguments(
         *(batch, length, K, channels, A.shape[-1]),
         *(softplus, merge, x.dim() == 4, torch.get_num_threads()),
-        *(_at(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)),
+        *(_at(tensor) for tensor in (x, dt, A, *others)),
     )
 
 
@@ -97,12 +83,12 @@ def routed_scan_cpp(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output, last state and, if `save`, what the backward pass needs: states at the tile starts, y before the gate."""
-    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)]
+    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)
     y = dt.new_empty(_output_shape(dt, merge))
     last = dt.new_empty(_state_shape(dt, A))
     saved = dt.new_empty(_saved_shape(dt, A) if save else (0,))
     plain = dt.new_empty(y.shape if save and z is not None else (0,))
-    arguments = _arguments(*inputs, softplus, merge)  # type: ignore[arg-type,call-arg]
+    arguments = _arguments(*inputs, softplus=softplus, merge=merge)
     arguments.y, arguments.last = y.data_ptr(), last.data_ptr()
     arguments.saved, arguments.plain = _if_any(saved), _if_any(plain)
     _raise_status(lib.cpu_library().mm_scan_forward(arguments))
@@ -140,10 +126,10 @@ def routed_scan_cpp_backward(
     merge: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, z; empty where the input is None."""
-    inputs = [_ready(tensor) for tensor in (x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)]
-    dy, dlast = dy.contiguous(), _ready(dlast)
-    gradients = _gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
-    arguments = lib.ScanGradients(_arguments(*inputs, softplus, merge))  # type: ignore[arg-type,call-arg]
+    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)
+    dy, dlast = contiguous(dy, dlast)
+    gradients = new_gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
+    arguments = lib.ScanGradients(_arguments(*inputs, softplus=softplus, merge=merge))
     arguments.s.saved, arguments.s.plain = saved.data_ptr(), _if_any(plain)
     arguments.dy, arguments.dlast = dy.data_ptr(), _at(dlast)
     names = ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial", "dz")
@@ -153,15 +139,9 @@ def routed_scan_cpp_backward(
     return gradients
 
 
-def _gradients(*inputs: Tensor | None):
-    like = inputs[0]
-    assert like is not None
-    return tuple(like.new_empty((0,)) if value is None else like.new_empty(value.shape) for value in inputs)
-
-
 @routed_scan_cpp_backward.register_fake
 def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, saved, plain, softplus, merge):
-    return _gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
+    return new_gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
 
 
 def _remember(ctx, inputs, output) -> None:
@@ -178,19 +158,9 @@ def _backward(ctx, dy, dlast, dsaved, dplain):
     if dy is None:
         dy = dt.new_zeros(_output_shape(dt, ctx.merge))
     dx, ddt, dA, dB, dC, *rest = routed_scan_cpp_backward(dy, dlast, *saved, ctx.softplus, ctx.merge)
-    optional = (D, dt_bias, initial_state, z)
-    dD, dbias, dinitial, dz = (None if v is None else gradient for v, gradient in zip(optional, rest, strict=True))
+    dD, dbias, dinitial, dz = wanted((D, dt_bias, initial_state, z), rest)
     return dx, ddt, dA, dB, dC, dD, dbias, None, dinitial, dz, None, None, None, None
 
 
 routed_scan_cpp.register_autograd(_backward, setup_context=_remember)
-
-
-def _no_second_gradient(ctx, *gradients):
-    raise RuntimeError(
-        "routed_scan has no second derivative in its compiled form. "
-        'Use backend="torch" or backend="reference" where gradients of gradients are needed.'
-    )
-
-
-routed_scan_cpp_backward.register_autograd(_no_second_gradient)
+refuse_second_derivative(routed_scan_cpp_backward, "routed_scan")

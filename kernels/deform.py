@@ -19,12 +19,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from medmamba.kernels.arguments import check_kinds
 from medmamba.kernels.backends import choose_backend
 
 
@@ -59,6 +59,14 @@ class DeformGeometry:
         """Columns of `offset_mask` that are read."""
         return self.groups * len(self.taps) * (len(self.image) + 1)
 
+    @property
+    def on_three_axes(self) -> dict[str, tuple[int, ...]]:
+        """Every size as z, y, x: in two dimensions the z axis has one voxel, one tap and no padding."""
+        sizes = {"image": self.image, "output": self.output, "kernel": self.kernel, "stride": self.stride}
+        sizes |= {"padding": self.padding, "dilation": self.dilation}
+        missing = 3 - len(self.image)
+        return {name: (int(name != "padding"),) * missing + axes for name, axes in sizes.items()}
+
 
 def deformable_conv(
     value: Tensor,
@@ -91,27 +99,21 @@ def deformable_conv(
     dtype = torch.float64 if torch.float64 in (value.dtype, offset_mask.dtype) else torch.float32
     chosen = choose_backend(backend, value.device.type, dtype)
     if chosen == "triton":  # reads half precision as it is and computes in float32
-        return _deform_compiled(chosen, value, offset_mask, geometry)
+        return _deform_compiled(value, offset_mask, geometry)
     value, offset_mask = value.to(dtype), offset_mask.to(dtype)
     if chosen == "cpp":
-        return _deform_compiled(chosen, value, offset_mask, geometry)
+        return _deform_compiled(value, offset_mask, geometry)
     with torch.autocast(value.device.type, enabled=False):
         return _deform_torch(value, offset_mask, geometry, bounded=chosen != "reference")
 
 
-def _deform_compiled(backend: str, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
-    if backend == "cpp":
-        from medmamba.kernels.deform_cpp import deformable_conv_cpp as run
-    else:
-        from medmamba.kernels.triton_deform import deformable_conv_triton as run
+def _deform_compiled(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    """By the operator, which runs what is compiled for the tensors' device."""
+    from medmamba.kernels.deform_op import deformable_conv_op
 
-    return run(value.contiguous(), offset_mask.contiguous(), *operator_options(geometry))
-
-
-def operator_options(geometry: DeformGeometry) -> tuple[Any, ...]:
-    """The geometry as the compiled operators take it."""
-    sizes = (list(numbers) for numbers in (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation))
-    return (*sizes, geometry.groups, geometry.scale, geometry.remove_center)
+    sizes = [*geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation]
+    options = (sizes, geometry.groups, geometry.scale, geometry.remove_center)
+    return deformable_conv_op(value.contiguous(), offset_mask.contiguous(), *options)
 
 
 def offset_mask_width(groups: int, taps: int, dimensions: int = 2) -> int:
@@ -217,13 +219,7 @@ def geometry_of(
 
 
 def _check(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> None:
-    for name, tensor in (("value", value), ("offset_mask", offset_mask)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, it is {tensor.dtype}.")
-    if offset_mask.device != value.device:
-        raise ValueError(
-            f"offset_mask is on {offset_mask.device} and value on {value.device}: bring them to one device."
-        )
+    check_kinds({"value": value, "offset_mask": offset_mask})
     expected = (value.shape[0], *geometry.output)
     if tuple(offset_mask.shape[:-1]) != expected or offset_mask.shape[-1] < geometry.columns:
         raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from medmamba.kernels.arguments import check_kinds
 from medmamba.kernels.scan import routed_scan
 
 
@@ -37,19 +38,23 @@ def selective_scan(
     B or C constant in time is computed with one route per channel, which is slow: it exists for completeness.
     Source: state-spaces/mamba, `selective_scan_fn`.
     """
+    check_kinds({"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias})
     if u.dim() != 3 or delta.shape != u.shape:
         raise ValueError(f"u and delta must both be (batch, D, L), they are {tuple(u.shape)} and {tuple(delta.shape)}.")
+    if 0 in u.shape:
+        raise ValueError(f"u is empty: {tuple(u.shape)}.")
     batch, channels, length = u.shape
     if A.dim() != 2 or A.shape[0] != channels:
         raise ValueError(f"A must be (D, N) with D = {channels}, it is {tuple(A.shape)}.")
-    if A.is_complex():
-        raise TypeError("A is complex: complex state matrices are not supported, use real ones.")
+    for name, value in (("D", D), ("delta_bias", delta_bias)):
+        if value is not None and tuple(value.shape) != (channels,):
+            raise ValueError(f"{name} must be (D,) = ({channels},), it is {tuple(value.shape)}.")
     if z is not None and z.shape != u.shape:
         raise ValueError(f"z must have the shape of u, {tuple(u.shape)}, it is {tuple(z.shape)}.")
     states = A.shape[1]
     constant = B.dim() == 2 or C.dim() == 2
     groups = channels if constant else max(_groups("B", B), _groups("C", C))
-    if channels % groups:
+    if groups == 0 or channels % groups:
         raise ValueError(f"{groups} groups of B and C do not divide D = {channels} channels.")
     per_group = channels // groups
     split = (batch, groups, per_group, length)
@@ -87,7 +92,7 @@ def _per_group(name: str, value: Tensor, groups: int, sizes: tuple[int, int, int
         return value.expand(batch, length, channels, states)
     value = value.unsqueeze(1) if value.dim() == 3 else value
     own = value.shape[1]
-    if tuple(value.shape) != (batch, own, states, length) or groups % own:
+    if tuple(value.shape) != (batch, own, states, length) or own == 0 or groups % own:
         raise ValueError(
             f"{name} must be (batch, G, N, L) = ({batch}, G, {states}, {length}) with G dividing D = {channels}, "
             f"it is {tuple(value.shape)}."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from medmamba.kernels.arguments import check_kinds
 from medmamba.kernels.backends import choose_backend
 from medmamba.kernels.chunked import routed_scan_chunked
 from medmamba.kernels.reference import routed_scan_reference
@@ -116,7 +117,7 @@ def routed_scan(
     }
     integers = {"routes": routes, "segments": segments}
     _check_shapes(named | integers, merge)
-    _check_kinds(named, integers)
+    check_kinds(named, integers)
     dtype = torch.float64 if any(v is not None and v.dtype == torch.float64 for v in named.values()) else torch.float32
     chosen = choose_backend(backend, x.device.type, dtype)
     # The Triton kernels read half precision as it is and compute in float32: half the traffic.
@@ -190,23 +191,6 @@ def _check_shapes(named: dict[str, Tensor | None], merge: bool) -> None:
             raise ValueError(f"{name} is 0: routed_scan needs at least one of each, dt is {tuple(dt.shape)}.")
     if N > LARGEST_STATE:
         raise ValueError(f"N = {N} states per channel; at most {LARGEST_STATE} are supported.")
-
-
-def _check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | None]) -> None:
-    x = named["x"]
-    assert x is not None
-    for name, value in named.items():
-        if value is None:
-            continue
-        if value.is_complex():
-            raise TypeError(f"{name} is {value.dtype}: complex state matrices are not supported, use real ones.")
-        if not value.is_floating_point():
-            raise TypeError(f"{name} must be floating point, it is {value.dtype}.")
-        if value.device != x.device:
-            raise ValueError(f"{name} is on {value.device} and x on {x.device}: bring them to one device.")
-    for name, value in integers.items():
-        if value is not None and (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool):
-            raise TypeError(f"{name} must be integers, they are {value.dtype}.")
 
 
 def _check_permutations(routes: Tensor) -> None:

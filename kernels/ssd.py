@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medmamba.kernels.arguments import check_kinds
 from medmamba.kernels.backends import choose_backend
 
 # Chunks whose states are passed on together; more than this many chunks are passed on in two levels.
@@ -155,12 +156,13 @@ def ssd_reference(
 
 
 def _check(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, state: Tensor | None) -> None:
+    check_kinds({"X": X, "A": A, "B": B, "C": C, "initial_state": state})
     if X.dim() != 4 or 0 in X.shape:
         raise ValueError(f"X must be (batch, L, heads, p), none of them 0; it is {tuple(X.shape)}.")
     batch, length, heads, width = X.shape
     if tuple(A.shape) != (batch, length, heads):
         raise ValueError(f"A must be (batch, L, heads) = {(batch, length, heads)}, it is {tuple(A.shape)}.")
-    if B.dim() != 4 or tuple(B.shape[:2]) != (batch, length) or B.shape[2] == 0 or heads % B.shape[2]:
+    if B.dim() != 4 or tuple(B.shape[:2]) != (batch, length) or 0 in B.shape[2:] or heads % B.shape[2]:
         raise ValueError(
             f"B must be (batch, L, groups, n) = ({batch}, {length}, groups, n) with groups dividing {heads} heads, "
             f"it is {tuple(B.shape)}."

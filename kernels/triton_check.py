@@ -50,11 +50,11 @@ def _scan_kernels() -> dict[str, Kernel]:
     scans = ["scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one"]
     names = [*scans, "pass_spans", "adjoint_spans", "pass_adjoints"]
     half, kinds = ("x", "dt", "B", "C"), {"order": "*i32", "goes_on": "*i1"}
-    module = "triton_kernels"
 
     def kernel(name: str, **changes: object) -> Kernel:
         block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
         one = name.endswith("_one")
+        module = "triton_one_state" if one else "triton_kernels"
         all_constants = constants | {"BD": launch.ONE_BLOCK if one else block} | changes
         if name == "adjoint_spans":
             all_constants["BD"] = launch.SPANS_BLOCK
@@ -93,7 +93,7 @@ def _ssd_kernels() -> dict[str, Kernel]:
 
     block, small = launch.block_of(64), launch.SMALL_BLOCK
     constants: dict[str, object] = {"Q": launch.CHUNK, "BE": launch.ELEMENTS, "PRECISION": "tf32x3"}
-    constants |= dict.fromkeys(("BP", "BN", "BI", "BO"), block) | {"ADJOINT": False, "SWAPPED": False}
+    constants |= dict.fromkeys(("BP", "BN", "BO"), block) | {"BI": small, "ADJOINT": False, "SWAPPED": False}
     integers = ("length", "heads", "groups", "P", "N", "chunks")
     half = ("X", "B", "C", "V", "M", "query", "key", "value")
 

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 from medmamba.kernels import triton_scan
+from medmamba.kernels.operators import contiguous, gradients_like, new_gradients, refuse_second_derivative, wanted
 from medmamba.kernels.reference import passes_on
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 @torch.library.custom_op("medmamba::routed_scan_triton", mutates_args=(), device_types="cuda")
@@ -31,8 +28,8 @@ def routed_scan_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state and, if `save`, the states that the backward pass needs. Routes must be permutations."""
     goes_on = passes_on(segments, routes, dt.shape[2])
-    inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
-    y, last, states = triton_scan.forward(*inputs, softplus, merge)  # type: ignore[arg-type, call-arg]
+    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
+    y, last, states = triton_scan.forward(triton_scan.Scan(*[*inputs, softplus, merge]))
     return y, last, states if save else states.new_empty(0)
 
 
@@ -68,20 +65,16 @@ def routed_scan_triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients in the dtype of their inputs; empty where the input is None."""
     goes_on = passes_on(segments, routes, dt.shape[2])
-    inputs = _contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
-    dy, dlast = _contiguous(dy, dlast)  # type: ignore[assignment]
-    found = triton_scan.backward(dy, dlast, *inputs, states, softplus, merge)  # type: ignore[arg-type, call-arg]
-    likes = (x, dt, A, B, C, D, dt_bias, initial_state)
-    return tuple(  # type: ignore[return-value]
-        x.new_empty(0) if like is None or gradient is None else gradient.to(like.dtype).contiguous()
-        for gradient, like in zip(found, likes, strict=True)
-    )
+    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
+    scan = triton_scan.Scan(*[*inputs, softplus, merge])
+    dy, dlast = contiguous(dy, dlast)
+    found = triton_scan.backward(dy, dlast, scan, states)
+    return gradients_like((x, dt, A, B, C, D, dt_bias, initial_state), found)
 
 
 @routed_scan_triton_backward.register_fake
 def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, states, softplus, merge):
-    likes = (x, dt, A, B, C, D, dt_bias, initial_state)
-    return tuple(x.new_empty(0) if like is None else like.new_empty(like.shape) for like in likes)
+    return new_gradients(x, dt, A, B, C, D, dt_bias, initial_state)
 
 
 def _remember(ctx, inputs, output) -> None:
@@ -98,23 +91,10 @@ def _backward(ctx, dy, dlast, dstates):
     if dy is None:
         batch, length, _, channels = dt.shape
         dy = dt.new_zeros((batch, length, channels) if ctx.merge else dt.shape, dtype=torch.float32)
-    gradients = routed_scan_triton_backward(dy, dlast, *inputs, states, ctx.softplus, ctx.merge)
-    dx, ddt, dA, dB, dC, dD, dbias, dinitial = gradients
-    dD, dbias, dinitial = (
-        None if value is None else gradient
-        for value, gradient in ((D, dD), (dt_bias, dbias), (initial_state, dinitial))
-    )
+    dx, ddt, dA, dB, dC, *rest = routed_scan_triton_backward(dy, dlast, *inputs, states, ctx.softplus, ctx.merge)
+    dD, dbias, dinitial = wanted((D, dt_bias, initial_state), rest)
     return dx, ddt, dA, dB, dC, dD, dbias, None, dinitial, None, None, None, None
 
 
 routed_scan_triton.register_autograd(_backward, setup_context=_remember)
-
-
-def _no_second_gradient(ctx, *gradients):
-    raise RuntimeError(
-        "routed_scan has no second derivative in its compiled form. "
-        'Use backend="torch" or backend="reference" where gradients of gradients are needed.'
-    )
-
-
-routed_scan_triton_backward.register_autograd(_no_second_gradient)
+refuse_second_derivative(routed_scan_triton_backward, "routed_scan")

@@ -1,12 +1,14 @@
 """The Triton backend of the selective scan as PyTorch operators for CUDA and ROCm devices.
 
-Triton is imported at the first call. The kernels are in `triton_kernels.py`; here are the launches: how a scan is cut
-into programs, which buffers they fill, and the sums that finish the gradients in a fixed order.
+Triton is imported at the first call. The kernels are in `triton_kernels.py` and `triton_one_state.py`; here are the
+launches: how a scan is cut into programs, which buffers they fill, and the sums that finish the gradients in a fixed
+order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,30 @@ FORWARD_BLOCK = 64  # two channels per lane share the loads of B and C; the back
 WARPS = 1
 # Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
 WANTED_PROGRAMS = 2112
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is scanned, as in `routed_scan`; x, dt, A, B, C contiguous in float16, bfloat16 or float32."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    routes: Tensor | None
+    initial_state: Tensor | None
+    goes_on: Tensor | None  # (batch, L, K) by visits, 0 where a new segment starts (`reference.passes_on`)
+    softplus: bool
+    merge: bool
+
+    def flags(self) -> dict[str, Any]:
+        """What the kernels of both directions are compiled for."""
+        found: dict[str, Any] = {"T": TILE, "M": TILES_PER_SAVE, "SOFTPLUS": self.softplus, "num_warps": WARPS}
+        given = {"HAS_BIAS": self.dt_bias, "HAS_ORDER": self.routes, "HAS_SEGMENTS": self.goes_on}
+        return found | {name: tensor is not None for name, tensor in given.items()}
 
 
 @dataclass(frozen=True)
@@ -87,125 +113,86 @@ def launch_of(dt: Tensor, A: Tensor, block: int) -> Launch:
     return Launch(batch, length, K, channels, A.shape[-1], block)
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    routes: Tensor | None,
-    initial_state: Tensor | None,
-    goes_on: Tensor | None,
-    softplus: bool,
-    merge: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (float32), last state, saved states. Inputs may be float16, bfloat16 or float32, contiguous; goes_on:
-    (batch, L, K), in the order of the visits, 0 where a new segment starts (`reference.passes_on`)."""
-    from medmamba.kernels import triton_kernels as kernels
+def _given(nothing: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    """`nothing` in place of None: a pointer for arguments that are not read."""
+    return [nothing if tensor is None else tensor for tensor in tensors]
 
-    one = A.shape[-1] == 1
-    scan, block = (kernels.scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
-    cut = launch_of(dt, A, block)
-    states = dt.new_empty(cut.saved_shape, dtype=torch.float32)
+
+def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (float32), last state, saved states."""
+    from medmamba.kernels import triton_kernels as kernels
+    from medmamba.kernels.triton_one_state import scan_forward_one
+
+    one = scan.A.shape[-1] == 1
+    kernel, block = (scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
+    cut = launch_of(scan.dt, scan.A, block)
+    states = scan.dt.new_empty(cut.saved_shape, dtype=torch.float32)
     running = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
-    y = dt.new_empty(dt.shape, dtype=torch.float32)
-    nothing = states  # a pointer for arguments that are not read
-    pointers = [x, dt, A, B, C, D, dt_bias, routes, goes_on]
-    pointers = [nothing if pointer is None else pointer for pointer in pointers]
-    flags = {
-        "T": TILE,
-        "M": TILES_PER_SAVE,
-        "BD": block,
-        "SOFTPLUS": softplus,
-        "HAS_D": D is not None,
-        "HAS_BIAS": dt_bias is not None,
-        "HAS_ORDER": routes is not None,
-        "HAS_SEGMENTS": goes_on is not None,
-        "X_PER_ROUTE": x.dim() == 4,
-        "num_warps": WARPS,
-    }
+    y = states.new_empty(scan.dt.shape)
+    pointers = _given(states, scan.x, scan.dt, scan.A, scan.B, scan.C, scan.D, scan.dt_bias, scan.routes, scan.goes_on)
+    flags = scan.flags() | {"BD": block, "HAS_D": scan.D is not None, "X_PER_ROUTE": scan.x.dim() == 4}
+    initial = scan.initial_state
     if cut.spans > 1:
         sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
-        scan[cut.grid](*pointers, running, nothing, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
-        chain = (A, sum_dt, running, nothing if initial_state is None else initial_state)
+        kernel[cut.grid](*pointers, running, states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
+        chain = (scan.A, sum_dt, running, *_given(states, initial))
         sizes = (cut.channels, cut.N, cut.K, cut.spans)
-        has_initial = initial_state is not None
+        has_initial = initial is not None
         kernels.pass_spans[cut.states_grid](*chain, *sizes, BD=block, HAS_INITIAL=has_initial, num_warps=WARPS)
-    elif initial_state is None:
+    elif initial is None:
         running.zero_()
     else:
-        running.copy_(initial_state.transpose(-1, -2).unsqueeze(2))
-    scan[cut.grid](*pointers, running, states, nothing, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
+        running.copy_(initial.transpose(-1, -2).unsqueeze(2))
+    kernel[cut.grid](*pointers, running, states, states, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
     last = running[:, :, -1].transpose(-1, -2).contiguous()
-    return (y.sum(2) if merge else y), last, states
+    return (y.sum(2) if scan.merge else y), last, states
 
 
-def backward(
-    dy: Tensor,
-    dlast: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    routes: Tensor | None,
-    initial_state: Tensor | None,
-    goes_on: Tensor | None,
-    states: Tensor,
-    softplus: bool,
-    merge: bool,
-) -> tuple[Tensor | None, ...]:
+def backward(dy: Tensor, dlast: Tensor | None, scan: Scan, states: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
-    from medmamba.kernels.triton_kernels import adjoint_spans, pass_adjoints, scan_backward, scan_backward_one
+    from medmamba.kernels.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
+    from medmamba.kernels.triton_one_state import scan_backward_one
 
-    one = A.shape[-1] == 1
+    one = scan.A.shape[-1] == 1
     block = ONE_BLOCK if one else BLOCK
-    cut = launch_of(dt, A, block)
+    cut = launch_of(scan.dt, scan.A, block)
     carries = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
-    nothing = states
-    flags = {"T": TILE, "M": TILES_PER_SAVE, "BD": block, "SOFTPLUS": softplus, "num_warps": WARPS}
-    flags |= {"HAS_BIAS": dt_bias is not None, "HAS_ORDER": routes is not None, "DY_PER_ROUTE": not merge}
-    flags["HAS_SEGMENTS"] = goes_on is not None
-    bias, order, same = (nothing if pointer is None else pointer for pointer in (dt_bias, routes, goes_on))
-    dinitial = None if initial_state is None else states.new_empty(initial_state.shape)
+    flags = scan.flags() | {"BD": block, "DY_PER_ROUTE": not scan.merge}
+    optional = _given(states, scan.dt_bias, scan.routes, scan.goes_on)
+    dinitial = None if scan.initial_state is None else states.new_empty(scan.initial_state.shape)
     if cut.spans > 1 or dinitial is not None:
         sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
         wide = (-(-cut.channels // SPANS_BLOCK), *cut.grid[1:])
-        arguments = (dt, A, C, bias, order, same, dy, carries, sum_dt, *cut.sizes)
+        arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
         adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
-        chain = (A, sum_dt, carries, *(nothing if pointer is None else pointer for pointer in (dlast, dinitial)))
+        chain = (scan.A, sum_dt, carries, *_given(states, dlast, dinitial))
         has = {"HAS_DLAST": dlast is not None, "HAS_DINITIAL": dinitial is not None}
         pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=block, **has, num_warps=WARPS)
     elif dlast is None:
         carries.zero_()
     else:
         carries.copy_(dlast.transpose(-1, -2).unsqueeze(2))
-    dx, ddt = (states.new_empty(dt.shape) for _ in range(2))
+    dx, ddt = (states.new_empty(scan.dt.shape) for _ in range(2))
     dA = states.new_empty(carries.shape)
-    dB, dC = (states.new_empty(cut.blocks, *B.shape) for _ in range(2))
+    dB, dC = (states.new_empty(cut.blocks, *scan.B.shape) for _ in range(2))
     dD, dbias = (states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
     if one:
         flags |= {"T": TILE // ONE_SHORTER, "M": TILES_PER_SAVE * ONE_SHORTER}
     scratch = states.new_empty(cut.batch, cut.K, cut.spans, flags["M"], cut.N, cut.channels)
-    skip = nothing if D is None else D
     (scan_backward_one if one else scan_backward)[cut.grid](
-        *(x, dt, A, B, C, skip, bias, order, same, states, carries, dy),
+        *(scan.x, scan.dt, scan.A, scan.B, scan.C, *_given(states, scan.D), *optional, states, carries, dy),
         *(dx, ddt, dA, dB, dC, dD, dbias, scratch, *cut.sizes, cut.blocks),
         **flags,
-        HAS_D=D is not None,
-        X_PER_ROUTE=x.dim() == 4,
+        HAS_D=scan.D is not None,
+        X_PER_ROUTE=scan.x.dim() == 4,
     )
     return (
-        dx if x.dim() == 4 else dx.sum(2),
+        dx if scan.x.dim() == 4 else dx.sum(2),
         ddt,
         dA.sum((0, 2)).transpose(-1, -2),
         dB.sum(0),
         dC.sum(0),
-        None if D is None else dD.sum((0, 2)),
-        None if dt_bias is None else dbias.sum((0, 2)),
+        None if scan.D is None else dD.sum((0, 2)),
+        None if scan.dt_bias is None else dbias.sum((0, 2)),
         dinitial,
     )

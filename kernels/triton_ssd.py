@@ -8,17 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Positions per chunk, the largest blocks of p and n (64 make products spill), elements of the state per program that
-# chains chunks, and warps.
+from medmamba.kernels.operators import contiguous, gradients_like, new_gradients, refuse_second_derivative, wanted
+
+# Positions per chunk; the largest block of p or n that is written, and that of the one that is summed over (the next
+# size of either makes products spill, on sm_80); elements of the state per program that chains chunks; and warps.
 CHUNK = 64
 WIDEST_BLOCK = 32
-SMALL_BLOCK = 16  # for the gradient of A
+SMALL_BLOCK = 16
 ELEMENTS = 128
 WARPS = 8
 
 
 def block_of(width: int) -> int:
-    """The block of p or n: a power of two that matrix units take."""
+    """The block of p or n that is written: a power of two that matrix units take."""
     return max(SMALL_BLOCK, min(WIDEST_BLOCK, 1 << (width - 1).bit_length()))
 
 
@@ -58,10 +60,10 @@ class _Launch:
         """Y or one of dX, dB, dC for every head, (batch, length, heads, width of value)."""
         from medmamba.kernels.triton_ssd_kernels import ssd_outputs
 
-        width, inner = value.shape[-1], query.shape[-1]
+        width = value.shape[-1]
         out = states.new_empty(self.batch, self.length, self.heads, width)
         grid = (self.chunks, -(-width // block_of(width)), self.pairs)
-        options = {"BI": block_of(inner), "BO": block_of(width), "ADJOINT": adjoint, "SWAPPED": swapped}
+        options = {"BI": SMALL_BLOCK, "BO": block_of(width), "ADJOINT": adjoint, "SWAPPED": swapped}
         ssd_outputs[grid](query, key, value, self.A, states, out, *self.sizes, **options, **self.options)
         return out
 
@@ -95,14 +97,10 @@ def backward(
     return dX, dA, dB, dC, adjoints[:, 0].clone()
 
 
-def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
-
-
 @torch.library.custom_op("medmamba::ssd_triton", mutates_args=(), device_types="cuda")
 def ssd_triton(X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     """`forward` as an operator."""
-    return forward(*_contiguous(X, A, B, C, initial_state))  # type: ignore[arg-type]
+    return forward(*contiguous(X, A, B, C, initial_state))
 
 
 @ssd_triton.register_fake
@@ -116,16 +114,13 @@ def ssd_triton_backward(
     dY: Tensor, dlast: Tensor | None, X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`backward` as an operator, gradients in the dtypes of their inputs; the last is empty without initial state."""
-    found = backward(*_contiguous(dY, dlast, X, A, B, C, initial_state))  # type: ignore[arg-type]
-    likes = (X, A, B, C, initial_state)
-    return tuple(  # type: ignore[return-value]
-        X.new_empty(0) if like is None else gradient.to(like.dtype) for gradient, like in zip(found, likes, strict=True)
-    )
+    found = backward(*contiguous(dY, dlast, X, A, B, C, initial_state))
+    return gradients_like((X, A, B, C, initial_state), found)
 
 
 @ssd_triton_backward.register_fake
 def _(dY, dlast, X, A, B, C, initial_state):
-    return tuple(X.new_empty(0) if like is None else like.new_empty(like.shape) for like in (X, A, B, C, initial_state))
+    return new_gradients(X, A, B, C, initial_state)
 
 
 def _remember(ctx, inputs, output) -> None:
@@ -133,20 +128,10 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, dY, dlast):
-    X, *_, initial_state = ctx.saved_tensors
+    X = ctx.saved_tensors[0]
     dY = X.new_zeros(X.shape, dtype=torch.float32) if dY is None else dY
-    *gradients, dinitial = ssd_triton_backward(dY, dlast, *ctx.saved_tensors)
-    return *gradients, None if initial_state is None else dinitial
+    return tuple(wanted(ctx.saved_tensors, ssd_triton_backward(dY, dlast, *ctx.saved_tensors)))
 
 
 ssd_triton.register_autograd(_backward, setup_context=_remember)
-
-
-def _no_second_gradient(ctx, *gradients):
-    raise RuntimeError(
-        "ssd_chunked has no second derivative in its Triton form. "
-        'Use backend="torch" or backend="reference" where gradients of gradients are needed.'
-    )
-
-
-ssd_triton_backward.register_autograd(_no_second_gradient)
+refuse_second_derivative(ssd_triton_backward, "ssd_chunked")

@@ -15,6 +15,8 @@ float32's bits).
 import triton
 import triton.language as tl
 
+from medmamba.kernels.triton_tile import combine
+
 NO_HINTS = ("length", "heads", "groups", "chunks")
 # Chunks that `ssd_pass` has in flight.
 TILE = tl.constexpr(8)
@@ -115,14 +117,9 @@ def ssd_pass(
         mask = valid[:, None] & (e < size)[None, :]
         added = tl.load(here, mask=mask, other=0.0)
         added += tl.where((u == 0)[:, None], decay * carry[None, :], 0.0)
-        _decay, state = tl.associative_scan((decay, added), 0, _combine)
+        _decay, state = tl.associative_scan((decay, added), 0, combine)
         tl.store(here, state, mask=mask)
         carry = tl.sum(tl.where((u == TILE - 1)[:, None], state, 0.0), 0)
-
-
-@triton.jit
-def _combine(a_left, b_left, a_right, b_right):
-    return a_left * a_right, b_left * a_right + b_right
 
 
 @triton.jit(do_not_specialize=NO_HINTS)
@@ -148,10 +145,6 @@ def ssd_outputs(
     q = tl.arange(0, Q)
     at = chunk * Q + q
     sums, total = _sums(A, b, h, at, length, heads)
-    decays = _decays(sums, sums, q)
-    if ADJOINT:
-        decays = tl.trans(decays)
-        sums = total - sums
     inner = P if SWAPPED else N
     outer = N if SWAPPED else P
     row = (b * (chunks + 1) + chunk + (1 if ADJOINT else 0)) * heads + h
@@ -164,9 +157,11 @@ def ssd_outputs(
         pairs += tl.dot(asks, tl.trans(answers), input_precision=PRECISION)
         state = _state(states, row, i, o, P, N) if SWAPPED else tl.trans(_state(states, row, o, i, P, N))
         result += tl.dot(asks, state, input_precision=PRECISION)
-    result *= tl.exp(sums.to(tl.float32))[:, None]
+    result *= tl.exp((total - sums if ADJOINT else sums).to(tl.float32))[:, None]
+    # Made here and not before the loop, where the table would take registers; backwards, time is the negative of time.
+    pairs *= _decays(-sums, -sums, -q) if ADJOINT else _decays(sums, sums, q)
     values = _rows(value, at, o, b, h, length, heads, groups, outer, not SWAPPED)
-    result += tl.dot(pairs * decays, values, input_precision=PRECISION)
+    result += tl.dot(pairs, values, input_precision=PRECISION)
     to = ((b * length + at) * heads + h)[:, None] * outer + o[None, :]
     tl.store(out + to, result, mask=(at < length)[:, None] & (o < outer)[None, :])
 

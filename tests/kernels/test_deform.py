@@ -205,11 +205,14 @@ def test_every_instruction_set_equals_the_reference(name, case):
 
 @needs_cpp
 def test_the_operators_pass_opcheck_and_compile():
-    from medmamba.kernels.deform_cpp import deformable_conv_cpp
+    from medmamba.kernels.deform_op import deformable_conv_backward_op, deformable_conv_op
 
     value, offset_mask, _ = random_case((4, 5), 6, 2)
     leaves = [tensor.float().requires_grad_() for tensor in (value, offset_mask)]
-    torch.library.opcheck(deformable_conv_cpp, (*leaves, [3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False))
+    options = ([3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False)
+    torch.library.opcheck(deformable_conv_op, (*leaves, *options))
+    inputs = [tensor.detach() for tensor in leaves]
+    torch.library.opcheck(deformable_conv_backward_op, (torch.randn(2, 4, 5, 6), *inputs, *options))
     compiled = torch.compile(lambda v, o: deformable_conv(v, o, groups=2), fullgraph=True, backend="aot_eager")
     expected = torch.autograd.grad(deformable_conv(*leaves, groups=2).square().sum(), leaves)
     for found, truth in zip(torch.autograd.grad(compiled(*leaves).square().sum(), leaves), expected, strict=True):

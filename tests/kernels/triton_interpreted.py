@@ -1,6 +1,6 @@
 """Runs the Triton kernels in Triton's interpreter on the CPU and prints the errors against float64 as JSON.
 
-    python triton_interpreted.py [scan | deform | deform_golden | ssd | ssd_all]
+    python triton_interpreted.py [scan | scan_far | deform | deform_golden | ssd | ssd_all | operators]
 
 A program of its own, because the interpreter is chosen before Triton is imported. Tiny sizes: it takes milliseconds per
 position.
@@ -12,31 +12,40 @@ import sys
 
 os.environ["TRITON_INTERPRET"] = "1"
 
+import pytest
 import torch
-from scan_cases import golden, outputs_and_gradients, relative, scan_inputs, ssd_inputs
+from scan_cases import float32, golden, outputs_and_gradients, relative, scan_inputs, ssd_inputs
+from triton.runtime.interpreter import GridExecutor
 
-from medmamba.kernels import deformable_conv, triton_deform, triton_kernels, triton_scan, triton_ssd
-from medmamba.kernels.deform import geometry_of, operator_options
+from medmamba.kernels import deformable_conv, routed_scan, triton_deform, triton_kernels, triton_scan, triton_ssd
+from medmamba.kernels.deform import geometry_of
 from medmamba.kernels.reference import passes_on
 from medmamba.kernels.ssd import ssd_reference
+from medmamba.kernels.triton_op import routed_scan_triton, routed_scan_triton_backward
+from medmamba.kernels.triton_ssd import ssd_triton, ssd_triton_backward
 
 SCANS = {
     "routes, ragged": ((1, 11, 2, 5, 2), {}, {}),
     "one state": ((1, 9, 2, 3, 1), {}, {}),
-    "one state, segments, spans": ((1, 21, 2, 3, 1), {"segments": True}, {"WANTED_PROGRAMS": 4}),
-    "spans in parallel": ((1, 21, 1, 3, 2), {}, {"WANTED_PROGRAMS": 3}),
-    "spans, not merged, x per route": ((2, 17, 2, 3, 2), {"merge": False, "per_route": True}, {"WANTED_PROGRAMS": 8}),
+    "one state, segments, spans": ((1, 21, 2, 3, 1), {"segments": True}, {"wanted_programs": 4}),
+    "spans in parallel": ((1, 21, 1, 3, 2), {}, {"wanted_programs": 3}),
+    "spans, not merged, x per route": ((2, 17, 2, 3, 2), {"merge": False, "per_route": True}, {"wanted_programs": 8}),
     "no softplus": ((1, 8, 1, 4, 2), {"softplus": False}, {}),
-    "segments, spans": ((1, 21, 2, 3, 2), {"segments": True}, {"WANTED_PROGRAMS": 3}),
+    "segments, spans": ((1, 21, 2, 3, 2), {"segments": True}, {"wanted_programs": 3}),
     "two channel blocks": ((1, 6, 1, 19, 1), {}, {}),
 }
 NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
 
 
-def scan(shape, options, sizes):
+def small_tiles(wanted_programs=1):
     triton_scan.TILE, triton_scan.TILES_PER_SAVE, triton_scan.BLOCK = 2, 2, 16
     triton_scan.FORWARD_BLOCK = triton_scan.ONE_BLOCK = triton_scan.SPANS_BLOCK = 16
-    triton_scan.WANTED_PROGRAMS = sizes.get("WANTED_PROGRAMS", 1)
+    triton_scan.WANTED_PROGRAMS = wanted_programs
+    triton_ssd.CHUNK, triton_ssd.WIDEST_BLOCK = 16, 16
+
+
+def scan(shape, options, sizes):
+    small_tiles(**sizes)
     inputs = scan_inputs(*shape, per_route=options.get("per_route", False))
     softplus, merge = options.get("softplus", True), options.get("merge", True)
     if not softplus:
@@ -59,17 +68,61 @@ def scan(shape, options, sizes):
             return run
 
     triton_kernels.pass_spans = Watched()
-    y, last, states = triton_scan.forward(*values, goes_on, softplus, merge)
+    given = triton_scan.Scan(*values, goes_on, softplus, merge)
+    y, last, states = triton_scan.forward(given)
     triton_kernels.pass_spans = chain
     generator = torch.Generator().manual_seed(99)
     dy, dlast = (torch.randn(v.shape, generator=generator, dtype=torch.float64).float() for v in (y, last))
-    gradients = triton_scan.backward(dy, dlast, *values, goes_on, states, softplus, merge)
+    gradients = triton_scan.backward(dy, dlast, given, states)
     found = {"y": y, "last_state": last}
     found |= dict(zip([n for n in NAMES if n != "routes"], gradients, strict=True))
     if starts:  # the interpreter runs one span after the other: what a span would read beside the others is looked at
         every = -(-states.shape[2] // starts[0].shape[2])
         found["span starts"], truth["span starts"] = starts[0], states[:, :, ::every].double()
     return {name: relative(found[name], truth[name]) for name in truth}
+
+
+def scan_far(states):
+    """Errors of a scan whose last batch entry begins 2^31 elements into every large tensor.
+
+    Only the first block of channels and the first visits are computed, so that address space is taken and no memory.
+    """
+    small_tiles()
+    triton_scan.Launch.saves = triton_scan.Launch.blocks = property(lambda cut: 1)
+    GridExecutor._restore_args_dev = lambda *arguments: None  # copies tensors onto themselves, and so touches them
+    length, channels, block, visits = 1 << 18, 4096, 16, 4
+    order = torch.arange(length)
+    order[:visits] = torch.tensor([length - 1, 7, 0, length - 3])
+    seen = order[:visits]
+    given = float32(scan_inputs(1, visits, 1, block, states, per_route=True))
+    for name in ("initial_state", "routes"):
+        del given[name]
+    dy = torch.linspace(-1, 1, visits * block).reshape(1, visits, 1, block)
+    leaves = {name: value.double().requires_grad_() for name, value in given.items()}
+    y = routed_scan(**leaves, merge=False, backend="reference")
+    gradients = torch.autograd.grad(y, [leaves[name] for name in ("x", "dt", "B", "C")], dy.double())
+
+    def spread(value):
+        """Into a tensor of the whole length, and of all channels where it has channels."""
+        whole = value.new_empty(3, length, 1, channels if value.shape[-1] == block else states)
+        whole[-1, seen, :, : value.shape[-1]] = value[0]
+        return whole
+
+    def row(value):
+        return torch.nn.functional.pad(
+            value, (0, 0, 0, channels - block) if value.dim() == 3 else (0, channels - block)
+        )
+
+    large = {name: spread(given[name]) for name in ("x", "dt", "B", "C")}
+    rows = {name: row(given[name]) for name in ("A", "D", "dt_bias")}
+    what = triton_scan.Scan(
+        **large, **rows, routes=order.int().unsqueeze(0), initial_state=None, goes_on=None, softplus=True, merge=False
+    )
+    out, _last, saved = triton_scan.forward(what)
+    dx, ddt, _dA, dB, dC, *_rest = triton_scan.backward(spread(dy), None, what, saved)
+    found = {"y": out, "x": dx, "dt": ddt, "B": dB, "C": dC}
+    truth = (y.detach(), *gradients)
+    return {n: relative(v[-1, seen, :, : t.shape[-1]], t[0]) for (n, v), t in zip(found.items(), truth, strict=True)}
 
 
 # batch, image, channels, options: ragged groups in 2D, stride and no centre in 3D, offsets far outside
@@ -87,11 +140,11 @@ DEFORMS = {
 
 def deform(value, offset_mask, options, dout, truth):
     """Errors of output and gradients; truth: output, gradients of value and offset_mask."""
-    arguments = operator_options(geometry_of(value, **options))
+    geometry = geometry_of(value, **options)
     value, offset_mask, dout = value.float(), offset_mask.float(), dout.float()
     triton_deform.TILE_ELEMENTS, triton_deform.WIDEST_BLOCK, triton_deform.ENTRIES_AT_ONCE = 64, 4, 50
-    out = triton_deform.forward(value, offset_mask, *arguments)
-    found = (out, *triton_deform.backward(dout, value, offset_mask, *arguments))
+    out = triton_deform.forward(value, offset_mask, geometry)
+    found = (out, *triton_deform.backward(dout, value, offset_mask, geometry))
     names = ("out", "value", "offset_mask")
     return {name: relative(*both) for name, *both in zip(names, found, truth, strict=True)}
 
@@ -131,7 +184,7 @@ SSDS = {
 
 
 def ssd_errors(values, dY, dlast, truth):
-    triton_ssd.CHUNK, triton_ssd.WIDEST_BLOCK = 16, 16
+    small_tiles()
     values, dY, dlast = [value.float() for value in values], dY.float(), dlast.float()
     found = (*triton_ssd.forward(*values), *triton_ssd.backward(dY, dlast, *values))
     names = ("Y", "last", "X", "A", "B", "C", "initial_state")
@@ -164,7 +217,35 @@ def ssd_golden():
     return found
 
 
+def operators():
+    """opcheck of the operators, with the interpreter in place of a device."""
+    small_tiles()
+    for operator in (routed_scan_triton, routed_scan_triton_backward, ssd_triton, ssd_triton_backward):
+        operator.register_kernel("cpu", operator._init_fn)
+    values = float32(scan_inputs(1, 3, 1, 2, 2))
+    check_operators(routed_scan_triton, routed_scan_triton_backward, [*(values[n] for n in NAMES), None], (True, True))
+    values = float32(ssd_inputs(1, 3, 1, 2, 1, 2))
+    check_operators(ssd_triton, ssd_triton_backward, list(values.values()), ())
+    return {"checked": 0.0}
+
+
+def check_operators(operator, gradient_operator, inputs, flags):
+    save = flags and (True,)
+    leaves = [value.requires_grad_() if value is not None and value.is_floating_point() else value for value in inputs]
+    torch.library.opcheck(operator, (*leaves, *flags, *save))
+    plain = [None if value is None else value.detach() for value in leaves]
+    y, last, *saved = operator(*plain, *flags, *save)
+    cotangents = torch.ones_like(y), torch.ones_like(last)
+    torch.library.opcheck(gradient_operator, (*cotangents, *plain, *saved, *flags))
+    y, *_ = operator(*leaves, *flags, *save)
+    (gradient,) = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
 WHAT = {
+    "operators": lambda: {"opcheck": operators()},
+    "scan_far": lambda: {f"{states} states": scan_far(states) for states in (1, 2)},
     "ssd": lambda: {"zero decay": ssd(*SSDS["zero decay after total decay"])},
     "ssd_all": lambda: {name: ssd(*case) for name, case in SSDS.items()} | ssd_golden(),
     "scan": lambda: {name: scan(*case) for name, case in SCANS.items()},
