@@ -28,9 +28,9 @@ from medmamba.inference.prediction import FailedPrediction, Prediction, shown_ca
 from medmamba.inference.quality import Finding, check_image, check_result, check_sides, status_of
 from medmamba.inference.restore import label_blocks, mean_chances, undo_storage
 from medmamba.inference.sliding_window import STEP, Window
+from medmamba.precision import choose_precision
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.labels import label_names, label_values
-from medmamba.training.step import choose_precision
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FAST_STEP = 0.75

@@ -10,8 +10,8 @@ from torch import nn
 
 from medmamba.errors import ResourceError
 from medmamba.inference.cpu import keep_memory, with_fast_convolutions
+from medmamba.precision import casting
 from medmamba.training.memory import is_out_of_memory
-from medmamba.training.step import casting
 
 
 class NetworkRunner:
