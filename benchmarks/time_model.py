@@ -135,8 +135,9 @@ def page(rows: list[dict]) -> str:
         "each, and the right order.\n\n"
         "```\npython benchmarks/time_model.py -o docs/benchmarks/time_model.md\n```\n\n"
         f"{inside} of {len(rows)} are within a factor of {WITHIN}; predicted over measured is {min(ratios):.2f} to "
-        f"{max(ratios):.2f}, its median {statistics.median(ratios):.2f}. The\nrates were fitted to the patches {', '.join(FITTED)}; on "
-        f"those measured\nafterwards ({', '.join(HELD_OUT)}) it is {min(new):.2f} to {max(new):.2f}.\n"
+        f"{max(ratios):.2f}, its median {statistics.median(ratios):.2f}. The\n"
+        f"rates were fitted to the patches {', '.join(FITTED)}; on those measured\n"
+        f"afterwards ({', '.join(HELD_OUT)}) it is {min(new):.2f} to {max(new):.2f}.\n"
     )
     for kind, found in MACHINE_OF.items():
         of_kind = [row for row in rows if row["precision"] == kind]

@@ -48,7 +48,7 @@ def plan_with_pilot(
     on_event: Callable[[str], None] = lambda line: None,
     **choices: Any,
 ) -> Plan:
-    """Plan with the first candidate, try all of them, and plan again with the best; the run keeps report/pilot.json.
+    """Plan with the first candidate, try all of them, and plan with the best; the run keeps report/pilot.json.
 
     Args:
         minutes: of training, in all; each candidate gets an equal part. Planning and validation come on top.
@@ -66,16 +66,18 @@ def plan_with_pilot(
         raise ConfigError(f"--pilot compares networks, and got {len(candidates)}. Name two or more, or none.")
     for name in candidates:
         family(name)
-    plan(dataset, run, network=candidates[0], **choices)
-    trials = run_pilot(run, minutes, candidates, on_event=on_event)
-    decision = choose(trials, minutes)
-    for line in table_lines(trials):
-        on_event(line)
-    on_event(decision.reason)
-    made = plan(dataset, run, network=str(decision.value), network_decision=decision, **choices)
-    rows = [{"network": t.network, "steps": t.steps, "minutes": t.minutes, "dice": _known(t.dice)} for t in trials]
-    write_json(Path(run) / "report" / "pilot.json", {"schema_version": 1, "chosen": decision.value, "trials": rows})
-    return made
+
+    def compare(folder: Path) -> Decision:
+        trials = run_pilot(folder, minutes, candidates, on_event=on_event)
+        decision = choose(trials, minutes)
+        for line in table_lines(trials):
+            on_event(line)
+        on_event(decision.reason)
+        rows = [{"network": t.network, "steps": t.steps, "minutes": t.minutes, "dice": _known(t.dice)} for t in trials]
+        write_json(folder / "report" / "pilot.json", {"schema_version": 1, "chosen": decision.value, "trials": rows})
+        return decision
+
+    return plan(dataset, run, network=candidates[0], choose_network=compare, **choices)
 
 
 def run_pilot(

@@ -44,7 +44,7 @@ def plan(
     prefer: Literal["sform", "qform"] | None = None,
     match_labels: bool = False,
     max_voxels: int | None = None,
-    network_decision: Decision | None = None,
+    choose_network: Callable[[Path], Decision] | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_warning: Callable[[str], None] = lambda line: None,
 ) -> Plan:
@@ -63,7 +63,8 @@ def plan(
         splits: a split file in nnU-Net's layout instead of the dataset's own or our folds; one that leaks is refused.
         workers: cases read at the same time; the results do not depend on it. Default: one a core, at most 8.
         nonfinite, prefer, match_labels: as of :func:`medmamba.datasets.load_case`.
-        network_decision: how the network was chosen, for the plan to carry; see :mod:`medmamba.pilot`.
+        choose_network: asked once the run is planned with ``network``; the plan is then made anew with its choice. See
+            :mod:`medmamba.pilot`.
         max_voxels: largest number of voxels times channels of a file, and of a case on the plan's grid.
     """
     from medmamba.contact_sheet import Thumbnail, spread_over, thumbnail
@@ -74,7 +75,6 @@ def plan(
     from medmamba.heads import Heads
     from medmamba.images import Limits
     from medmamba.plans.families import family
-    from medmamba.plans.handmade import handmade
     from medmamba.plans.planner import make_plan
     from medmamba.plans.sides import side_pairs, side_problems
     from medmamba.plans.size import MOST_VOXELS, refuse_oversize
@@ -98,34 +98,39 @@ def plan(
     folds = folds_for(spec, fingerprint, patients, splits, warnings.append)
     name_of = {value: name for name, value in spec.labels.items()}
     every = configurations is not None and list(configurations) == ["all"]
-    made = make_plan(
-        fingerprint,
-        network=network,
-        device_memory_gb=device_memory_gb,
-        spacing=spacing,
-        patch_size=patch_size,
-        batch_size=batch_size,
-        configurations=None if every else configurations,
-        mirror=mirror,
-        machine=machine,
-        train_hours=train_hours,
-        regions=regions_by_label(spec) or None,
-        region_order=[name_of[value] for value in spec.region_order] or None,
-        ignore_label=spec.ignore,
-        dataset_hash=_hash_of(text for case in report.cases for text in (case.image_sha256, case.label_sha256 or "")),
-        previous=previous,
-        network_decision=network_decision,
-    )
-    Heads.of_plan(made)  # refuses regions that cannot be written back
-    stored = _to_store(made, configurations, handmade(made))
-    for name in stored:
-        refuse_oversize(
+
+    def planned(name: str, decision: Decision | None) -> Plan:
+        made = make_plan(
             fingerprint,
-            made.configurations[name],
-            made.axis_order,
-            memory_bytes=_main_memory(),
-            most_voxels=max_voxels or MOST_VOXELS,
+            network=name,
+            device_memory_gb=device_memory_gb,
+            spacing=spacing,
+            patch_size=patch_size,
+            batch_size=batch_size,
+            configurations=None if every else configurations,
+            mirror=mirror,
+            machine=machine,
+            train_hours=train_hours,
+            regions=regions_by_label(spec) or None,
+            region_order=[name_of[value] for value in spec.region_order] or None,
+            ignore_label=spec.ignore,
+            dataset_hash=_hash_of(
+                text for case in report.cases for text in (case.image_sha256, case.label_sha256 or "")
+            ),
+            previous=previous,
+            network_decision=decision,
         )
+        Heads.of_plan(made)  # refuses regions that cannot be written back
+        for name in _to_store(made, configurations):
+            refuse_oversize(
+                fingerprint,
+                made.configurations[name],
+                made.axis_order,
+                memory_bytes=_main_memory(),
+                most_voxels=max_voxels or MOST_VOXELS,
+            )
+        return made
+
     ids = [case.case_id for case in fingerprint.cases]
     shown = spread_over(ids, PICTURES)
     pictures: dict[str, Thumbnail] = {}
@@ -135,27 +140,36 @@ def plan(
             assert case.labels is not None
             pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
 
-    with FolderLock(folder.path):
-        remove_leftovers(folder.path)
-        with replace_folder(folder.preprocessed_path) as preprocessed:
-            preprocess_dataset(
-                spec,
-                ids,
-                made,
-                stored,
-                preprocessed,
-                workers=workers,
-                visit=picture,
-                on_case=lambda done, total: on_item("preprocess", done, total),
-                **reading,
-            )
-            folder.set_plan_aside()  # a run folder with a plan is a finished one, and its plan is of these cases
-        write_text(folder.fingerprint_path, fingerprint.to_json())
-        write_json(folder.splits_path, folds)
-        page = dataset_page(made, fingerprint, folds, warnings, {name: pictures[name] for name in shown})
-        write_text(folder.path / "report" / "dataset.html", page)
-        write_text(folder.plan_path, made.to_json())
-        folder.aside_path.unlink(missing_ok=True)
+    def write(made: Plan, *, preprocess: bool) -> None:
+        with FolderLock(folder.path):
+            remove_leftovers(folder.path)
+            if preprocess:
+                with replace_folder(folder.preprocessed_path) as preprocessed:
+                    preprocess_dataset(
+                        spec,
+                        ids,
+                        made,
+                        _to_store(made, configurations),
+                        preprocessed,
+                        workers=workers,
+                        visit=picture,
+                        on_case=lambda done, total: on_item("preprocess", done, total),
+                        **reading,
+                    )
+                    folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
+            write_text(folder.fingerprint_path, fingerprint.to_json())
+            write_json(folder.splits_path, folds)
+            page = dataset_page(made, fingerprint, folds, warnings, {name: pictures[name] for name in shown})
+            write_text(folder.path / "report" / "dataset.html", page)
+            write_text(folder.plan_path, made.to_json())
+            folder.aside_path.unlink(missing_ok=True)
+
+    made = planned(network, None)
+    write(made, preprocess=True)
+    if choose_network is not None:
+        decision = choose_network(folder.path)
+        before, made = made, planned(str(decision.value), decision)
+        write(made, preprocess=_grids(made, configurations) != _grids(before, configurations))
     for line in warnings:
         on_warning(line)
     return made
@@ -206,13 +220,21 @@ def regions_by_label(spec: DatasetSpec) -> dict[str, list[str]]:
     return {name: [name_of[value] for value in values] for name, values in spec.regions.items()}
 
 
-def _to_store(plan: Plan, configurations: Sequence[str] | None, mine: Sequence[str]) -> list[str]:
+def _to_store(plan: Plan, configurations: Sequence[str] | None) -> list[str]:
     """The configurations to preprocess: those asked for, or the default one; hand-made ones always."""
+    from medmamba.plans.handmade import handmade
+
+    mine = handmade(plan)
     if configurations is None:
         return list(dict.fromkeys([plan.default_configuration, *mine]))
     if list(configurations) == ["all"]:
         return list(plan.configurations)
     return [name for name in plan.configurations if name in configurations or name in mine]
+
+
+def _grids(plan: Plan, configurations: Sequence[str] | None) -> dict[str, list[float] | None]:
+    """What preprocessed cases depend on, among the things that a network decides."""
+    return {name: plan.configurations[name].spacing_mm for name in _to_store(plan, configurations)}
 
 
 def _main_memory() -> float:

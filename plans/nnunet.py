@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,15 +110,15 @@ def plan_as_nnunet(
         return _plan_grid(where, shape, median_voxels * num_training, num_labels, chosen, memory_gb)
 
     voxels = math.prod(median)
-    configurations = {"2d": _replace(grid(spacing[1:], median[1:], voxels), batch_dice=True)}
+    configurations = {"2d": replace(grid(spacing[1:], median[1:], voxels), batch_dice=True)}
     lowres_steps = 0
     if median[0] != 1:
         full = grid(spacing, median, voxels)
         low = search_low_resolution(spacing, median, full.search.patch_size, grid, lambda g: g.search.patch_size)
         lowres_steps = low.steps
-        configurations["3d_fullres"] = _replace(full, batch_dice=low.grid is not None)
+        configurations["3d_fullres"] = replace(full, batch_dice=low.grid is not None)
         if low.grid is not None:
-            configurations["3d_lowres"] = _replace(low.grid, growth_steps=low.steps)
+            configurations["3d_lowres"] = replace(low.grid, growth_steps=low.steps)
     return ReferencePlan(target, tuple(order), configurations, lowres_steps)
 
 
@@ -165,9 +165,3 @@ def _plan_grid(
         decoder_blocks=(1 if preset.residual else 2,) * (stages - 1),
         batch_size=max(min(fitting, five_percent), MIN_BATCH),
     )
-
-
-def _replace(grid: GridPlan, **changes: object) -> GridPlan:
-    from dataclasses import replace
-
-    return replace(grid, **changes)  # type: ignore[arg-type]

@@ -17,9 +17,10 @@ from medmamba.plans.axes import axis_order, reorder
 from medmamba.plans.default import choose_default
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
-from medmamba.plans.grid import LEAST_EDGE, Grid, Task, TooSlow, plan_grid
+from medmamba.plans.grid import LEAST_EDGE, Grid, plan_grid
 from medmamba.plans.handmade import PLANNED, handmade, keep_handmade
 from medmamba.plans.heads import one_head_per_label, partly_annotated
+from medmamba.plans.limits import Task, TooSlow
 from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
 from medmamba.plans.mirroring import with_mirroring
 from medmamba.plans.normalization import choose_normalization

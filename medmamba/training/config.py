@@ -8,10 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medmamba.errors import ConfigError
-
-DEFAULT_EPOCHS = 1000
-STEPS_PER_EPOCH = 250
-"""nnU-Net's recipe: 1000 epochs of 250 steps."""
+from medmamba.plans.step_time import EPOCHS, STEPS_PER_EPOCH
 
 
 class TrainConfig(BaseModel):
@@ -79,7 +76,7 @@ class TrainConfig(BaseModel):
         given = [count for count in wanted if count is not None]
         if given:
             return min(given)
-        return None if self.max_minutes is not None else DEFAULT_EPOCHS * self.steps_per_epoch
+        return None if self.max_minutes is not None else EPOCHS * self.steps_per_epoch
 
 
 SETTLED = ("precision", "augment")

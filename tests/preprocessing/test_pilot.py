@@ -52,8 +52,9 @@ def test_what_cannot_be_compared_is_refused(small_dataset, tmp_path):
 
 
 def test_a_pilot_trains_both_and_writes_the_chosen_plan(small_dataset, tmp_path):
-    run, told = tmp_path / "run", []
+    run, told, read = tmp_path / "run", [], []
     choices = {"patch_size": (16, 24, 16), "batch_size": 2, "on_event": told.append}
+    choices["on_item"] = lambda stage, done, total: read.append((stage, done))
     plan = plan_with_pilot(small_dataset, run, 0.02, candidates=["plain_unet", "vm_unet"], **choices)
     record = json.loads((run / "report" / "pilot.json").read_text())
     assert record["chosen"] == plan.default.network.name
@@ -62,4 +63,5 @@ def test_a_pilot_trains_both_and_writes_the_chosen_plan(small_dataset, tmp_path)
     decision = next(decision for decision in plan.decisions if decision.name == "network")
     assert decision.value == plan.default.network.name == plan.options.network
     assert not (run / "pilot").exists()
+    assert len(read) == len(set(read))  # no case is measured or preprocessed twice
     assert any(line.startswith("vm_unet") for line in told)
