@@ -1,9 +1,12 @@
-"""What every operator asks of its arguments before anything else: real floating point tensors on one device."""
+"""What operators ask of their arguments: real floating point tensors on one device, routes that are permutations."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_permutations = WeakTensorKeyDictionary()  # tables that were found right, and their versions at that time
 
 
 def check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | None] | None = None) -> None:
@@ -24,3 +27,24 @@ def check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | No
             raise ValueError(f"{name} has no data: it is on meta and {first} on {device}.")
         if integer.is_floating_point() or integer.is_complex() or integer.dtype == torch.bool:
             raise TypeError(f"{name} must be integers, they are {integer.dtype}.")
+
+
+def check_permutations(routes: Tensor) -> None:
+    """Raises ValueError unless every row of (K, L) is a permutation.
+
+    A table is looked at once and again after it was written to: on a device, looking waits for all work before it.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return  # the values are not known while a graph is made
+    version = None if routes.is_inference() else routes._version
+    if version is not None and _permutations.get(routes) == version:
+        return
+    positions = torch.arange(routes.shape[1], device=routes.device, dtype=routes.dtype)
+    wrong = (routes.sort(1).values != positions).any(1).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(
+            f"Row {int(wrong[0])} of `routes` is not a permutation of 0..{routes.shape[1] - 1}: "
+            "every route must visit every position once."
+        )
+    if version is not None:
+        _permutations[routes] = version

@@ -60,7 +60,8 @@ def routed_scan_chunked(
     delta, x, B, C = (gather_routes(value, routes) for value in (delta, x, B, C))
     batch, length, K, channels = x.shape
     h = x.new_zeros(batch, K, channels, A.shape[-1]) if initial_state is None else initial_state  # (B, K, D, N)
-    chunk = max(1, min(LONGEST_CHUNK, CHUNK_ELEMENTS // max(1, h.numel()), length))
+    together = 1 if torch.compiler.is_exporting() else batch  # an exported graph is one for every batch size
+    chunk = max(1, min(LONGEST_CHUNK, CHUNK_ELEMENTS // (together * A.numel()), length))
     learning = torch.is_grad_enabled() and any(v.requires_grad for v in (delta, x, A, B, C, h))
     goes_on = passes_on(segments, routes, K)
     outputs = []

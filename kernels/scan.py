@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from medmamba.kernels.arguments import check_kinds
+from medmamba.kernels.arguments import check_kinds, check_permutations
 from medmamba.kernels.backends import choose_backend
 from medmamba.kernels.chunked import routed_scan_chunked
 from medmamba.kernels.reference import routed_scan_reference
@@ -123,16 +123,18 @@ def routed_scan(
     # The Triton kernels read half precision as it is and compute in float32: half the traffic.
     kept = ("x", "dt", "B", "C") if chosen == "triton" else ()
     tensors = [v if v is None or name in kept else v.to(dtype) for name, v in named.items()]
+    if routes is not None and routes.dtype == torch.int64:
+        routes = routes.clamp(-1, dt.shape[1])  # so that nothing becomes a position by being cut to 32 bits
     order, parts = (v if v is None else v.to(device=x.device, dtype=torch.int32) for v in (routes, segments))
     *inputs, state, gate = tensors
     if chosen == "cpp":
         y, last = _run_compiled(chosen, (*inputs, order, state, gate, parts), softplus, merge)
         return (y, last) if return_last_state else y
-    if order is not None:
-        _check_permutations(order)
     if chosen == "triton":
         y, last = _run_compiled(chosen, (*inputs, order, state, parts), softplus, merge)
     else:
+        if order is not None:
+            check_permutations(order)
         run = routed_scan_reference if chosen == "reference" else routed_scan_chunked
         with torch.autocast(x.device.type, enabled=False):
             y, last = run(*inputs, order, state, parts, softplus, merge)  # type: ignore[arg-type,call-arg]
@@ -191,15 +193,3 @@ def _check_shapes(named: dict[str, Tensor | None], merge: bool) -> None:
             raise ValueError(f"{name} is 0: routed_scan needs at least one of each, dt is {tuple(dt.shape)}.")
     if N > LARGEST_STATE:
         raise ValueError(f"N = {N} states per channel; at most {LARGEST_STATE} are supported.")
-
-
-def _check_permutations(routes: Tensor) -> None:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return  # the values are not known while a graph is made
-    positions = torch.arange(routes.shape[1], device=routes.device, dtype=routes.dtype)
-    wrong = (routes.sort(1).values != positions).any(1).nonzero().flatten()
-    if len(wrong):
-        raise ValueError(
-            f"Row {int(wrong[0])} of `routes` is not a permutation of 0..{routes.shape[1] - 1}: "
-            "every route must visit every position once."
-        )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medmamba.kernels import triton_scan
+from medmamba.kernels.arguments import check_permutations
 from medmamba.kernels.operators import contiguous, gradients_like, new_gradients, refuse_second_derivative, wanted
 from medmamba.kernels.reference import passes_on
 
@@ -26,7 +27,12 @@ def routed_scan_triton(
     merge: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, last state and, if `save`, the states that the backward pass needs. Routes must be permutations."""
+    """Output, last state and, if `save`, the states that the backward pass needs.
+
+    Routes are checked here, where their values are known also in a compiled graph.
+    """
+    if routes is not None:
+        check_permutations(routes)
     goes_on = passes_on(segments, routes, dt.shape[2])
     inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
     y, last, states = triton_scan.forward(triton_scan.Scan(*[*inputs, softplus, merge]))

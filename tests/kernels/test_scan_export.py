@@ -35,6 +35,17 @@ def test_torch_export_keeps_the_function_through_a_file(backend):
     assert torch.equal(torch.export.load(file).module()(x), block(x))
 
 
+@pytest.mark.parametrize("backend", ["torch", available_backends()[0]])
+def test_an_exported_block_serves_every_batch_size(backend):
+    block = Block(backend).eval()
+    exported = torch.export.export(
+        block, (torch.randn(2, 12, 6),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    ).module()
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 12, 6)
+        assert torch.equal(exported(x), block(x))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_torch_backend_is_the_plain_operation_form_for_torchscript_and_onnx():

@@ -193,11 +193,22 @@ def test_a_wrong_shape_is_named_with_the_right_one(name, shape, message):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("row", [[0, 1, 1, 3], [0, 1, 2, 4], [-1, 0, 1, 2]])
+@pytest.mark.parametrize("row", [[0, 1, 1, 3], [0, 1, 2, 4], [-1, 0, 1, 2], [0, 1, 2, 3 + 2**32]])
 def test_routes_that_are_not_permutations_are_refused(backend, row):
     inputs = float32(scan_inputs(1, 4, 2, 3, 2))
     inputs["routes"][1] = torch.tensor(row)
     with pytest.raises(ValueError, match=r"not a permutation of 0\.\."):
+        routed_scan(**inputs, backend=backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_a_table_of_routes_that_was_written_to_is_looked_at_again(backend):
+    inputs = float32(scan_inputs(1, 4, 2, 3, 2))
+    inputs["routes"] = inputs["routes"].int()
+    for _ in range(2):
+        routed_scan(**inputs, backend=backend)
+    inputs["routes"][1, 0] = inputs["routes"][1, 1]
+    with pytest.raises(ValueError, match=r"Row 1 of `routes`|not a permutation"):
         routed_scan(**inputs, backend=backend)
 
 

@@ -3,14 +3,21 @@
 import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from scan_cases import ROOT, errors, gated_in_segments, outputs_and_gradients, relative, scan_inputs, ssd_inputs
+from scan_cases import (
+    errors,
+    float32,
+    gated_in_segments,
+    outputs_and_gradients,
+    relative,
+    scan_inputs,
+    ssd_inputs,
+)
 
 from medmamba.kernels import backend_report, deformable_conv, routed_scan, ssd_chunked
 from medmamba.kernels.backends import why_not
@@ -65,19 +72,6 @@ def test_triton_is_refused_for_cpu_tensors_with_the_reason():
         routed_scan(**inputs, backend="triton")
     assert "float64" in str(why_not("triton", "cuda", torch.float64))
     assert "CUDA and ROCm" in backend_report().cpu.refused["triton"]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a device is here")
-def test_the_gpu_benchmark_says_in_one_line_that_there_is_no_device(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    script = str(ROOT / "benchmarks" / "kernels_gpu.py")
-    monkeypatch.setattr(sys, "argv", [script, "--json", "found.json"])
-    with pytest.raises(SystemExit, match=r"^No CUDA or ROCm device is visible: there is nothing to measure\.$"):
-        runpy.run_path(script, run_name="__main__")
-    monkeypatch.setattr(sys, "argv", [script, "--help"])
-    with pytest.raises(SystemExit, match=r"^0$"):
-        runpy.run_path(script, run_name="__main__")
-    assert "--json" in capsys.readouterr().out
 
 
 def test_spans_fill_the_device_only_where_channels_do_not():
@@ -197,3 +191,17 @@ def test_on_the_device_the_operators_pass_opcheck():
     torch.library.opcheck(ssd_triton, leaves(ssd_inputs(1, 70, 2, 3, 1, 4).values()))
     deform = leaves([torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 54)])
     torch.library.opcheck(deformable_conv_op, (*deform, [3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
+def test_on_the_device_one_compiled_graph_serves_several_sizes():
+    def block(**inputs):
+        return routed_scan(**inputs, backend="triton").square().sum()
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    for length in (20, 33, 70):
+        inputs = {n: v.cuda() for n, v in float32(scan_inputs(2, length, 2, 12, 4)).items()}
+        inputs["x"].requires_grad_()
+        (found,), (truth,) = (torch.autograd.grad(run(**inputs), [inputs["x"]]) for run in (compiled, block))
+        assert torch.equal(found, truth)

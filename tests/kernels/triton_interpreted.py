@@ -224,6 +224,9 @@ def operators():
         operator.register_kernel("cpu", operator._init_fn)
     values = float32(scan_inputs(1, 3, 1, 2, 2))
     check_operators(routed_scan_triton, routed_scan_triton_backward, [*(values[n] for n in NAMES), None], (True, True))
+    values["routes"] = torch.tensor([[0, 1, 5]])  # refused where the operator runs, also in a compiled graph
+    with pytest.raises(ValueError, match="not a permutation"):
+        routed_scan_triton(*(values[n].detach() for n in NAMES), None, True, True, False)
     values = float32(ssd_inputs(1, 3, 1, 2, 1, 2))
     check_operators(ssd_triton, ssd_triton_backward, list(values.values()), ())
     return {"checked": 0.0}

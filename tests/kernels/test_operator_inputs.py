@@ -137,6 +137,16 @@ def test_half_precision_inputs_get_gradients_in_their_dtype(operator, dtype):
         assert (found - exact).norm() <= 2e-2 * exact.norm()
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_autocast_does_not_lower_the_precision_of_any_operator(operator, backend):
+    values = good_inputs(operator)
+    expected = operator(backend, **values)
+    with torch.autocast("cpu", torch.bfloat16):
+        for value, exact in zip(operator(backend, **values), expected, strict=True):
+            assert torch.equal(value, exact)
+
+
 def test_the_compatible_function_names_its_own_arguments():
     values = good_inputs(compatible)
     with pytest.raises(ValueError, match=r"D must be \(D,\) = \(4,\), it is \(3,\)"):
