@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -54,7 +54,7 @@ class Recipe(Record):
     dice: dict[str, float]
     """Mean cross-validated Dice of every candidate, configurations joined by "+"."""
     cases: int
-    thresholds: dict[str, float] = Field(default_factory=dict)
+    thresholds: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     """Of regions: the probability above which a voxel belongs to them; one half for those that are not named."""
     cleaning: list[Cleaning]
     temperature: float = Field(default=1.0, gt=0)
