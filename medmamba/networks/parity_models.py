@@ -19,7 +19,7 @@ from medmamba.networks.golden import Golden
 from medmamba.networks.mambaout import SIZES, GatedCNNBlock, PublishedMambaOut
 from medmamba.networks.mhs import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
-from medmamba.networks.vim import BidirectionalMamba, PublishedVim
+from medmamba.networks.vim import WIDTHS, BidirectionalMamba, PublishedVim
 from medmamba.networks.vm_unet import PublishedVMUNet
 from medmamba.networks.vss import SS2D, VSSBlock
 from medmamba.networks.weights import our_name
@@ -85,7 +85,7 @@ _TRAINING = (
     r"norm_eval|with_cp|fused_add_norm|residual_in_fp32|use_fast_path|use_mem_eff_path|layer_idx"
 )
 _SHAPED = (
-    r"(ssm_)?(d_model|d_state|d_conv|conv|expand|ratio|dt_rank|bias|conv_bias)|hidden_dim|dims?|dim_scale|depths?|"
+    r"(ssm_)?(d_model|d_state|d_conv|conv|expand|ratio|dt_rank|bias|conv_bias)|hidden_dim|dims?|dim_scale|depths?|dims_decoder|"
     r"depths_decoder|embed_dim|in_chans|(in_|input_)?channels|num_classes|patch_size|bottleneck_depth|condition_dim|"
     r"unconditional|mlp_ratio|num_(modules|branches|blocks|channels|heads)|dw_kernel_size|output_bias|"
     r"(dcn_)?without_pointwise|if_cls_token|use_double_cls_token|rms_norm|bimamba_type|init_layer_scale|kernel_size|"
@@ -370,7 +370,9 @@ def _(info: dict[str, Any], shapes: Shapes) -> Subject:
             return _mhs_mixer(shapes, prefixes[width], info["gfu_t"])
         heads = "".join(HEADS)[: info["head_num"]]
         joined = info.get("with_proj", True)
-        return MHSMixer(width, MultiHeadScan(width, heads=heads, threshold=info["gfu_t"], projection=joined))
+        states = int(info.get("d_state", 16))
+        mhs = MultiHeadScan(width, heads=heads, threshold=info["gfu_t"], projection=joined, state_size=states)
+        return MHSMixer(width, mhs)
 
     return _MHSSubject(_u_shape(info, shapes, mixer), "mhs_vm", network=True, original=_original_mhs)
 
@@ -457,6 +459,8 @@ class _VimSubject(Subject):
     if_bidirectional=(False,),
     if_abs_pos_embed=(True,),
     if_rope=(False,),
+    if_bimamba=(False,),
+    ssm_cfg=(None,),
     norm_epsilon=(1e-5,),
 )
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
@@ -481,9 +485,10 @@ def _(info: dict[str, Any], shapes: Shapes) -> Subject:
     return _VimSubject(net, "vim", network=True)
 
 
-@model("Vim tiny.*")
+@model("Vim (tiny|small|base).*")
 def _(info: dict[str, Any], shapes: Shapes) -> Subject:
-    return _VimSubject(PublishedVim(classes=info["num_classes"]), "vim", network=True, original=_original_vim)
+    net = PublishedVim(classes=info["num_classes"], width=WIDTHS[info["model"].split()[1]])
+    return _VimSubject(net, "vim", network=True, original=_original_vim)
 
 
 def _original_vim(name: str) -> str:

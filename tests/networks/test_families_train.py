@@ -50,7 +50,7 @@ def pictures(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 @pytest.mark.parametrize("data", ["pictures", "volumes"])
 def test_it_trains_and_predicts(data: str, name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run, image = request.getfixturevalue(data)
-    length = ("--steps", 50, "--steps-per-epoch", 10, "--workers", 0, "--no-augmentation")
+    length = ("--steps", 50, "--steps-per-epoch", 10, "--workers", 0, "--augment", "none")
     _call("train", run, "--network", name, "--fold", "all", *length, "--restart")
     (state,) = run.glob("models/*/fold_all/checkpoints/last/state.json")
     facts = json.loads(state.read_text())

@@ -16,7 +16,7 @@ from medmamba.networks.mambaout import SIZES as MAMBAOUT
 from medmamba.networks.mambaout import PublishedMambaOut
 from medmamba.networks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.scan import ScanCore
-from medmamba.networks.vim import PublishedVim
+from medmamba.networks.vim import WIDTHS, PublishedVim
 from medmamba.networks.vm_unet import DEPTHS, PublishedVMUNet
 
 
@@ -53,9 +53,9 @@ COUNTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mhs_vm CXSZ": (partial(mhs_vm, "CXSZ"), 17_257_129),
     "vim tiny": (PublishedVim, 7_148_008),
     "vim tiny, stride 8": (lambda: PublishedVim(tokens=729, stride=8), 7_250_344),
-    "vim small": (lambda: PublishedVim(width=384), 25_796_584),
+    "vim small": (lambda: PublishedVim(width=WIDTHS["small"]), 25_796_584),
     "vim small, stride 8": (lambda: PublishedVim(width=384, tokens=729, stride=8), 26_001_256),
-    "vim base": (lambda: PublishedVim(width=768), 97_598_440),
+    "vim base": (lambda: PublishedVim(width=WIDTHS["base"]), 97_598_440),
     **{f"mambaout {s}": (partial(PublishedMambaOut, 3, 1000, w, d), n) for s, (d, w, n) in MAMBAOUT.items()},
     **{f"hrvmamba {size}": (partial(HRVMambaClassifier, size), numbers[-1]) for size, numbers in HRV.items()},
     "hrvmamba nano with projections": (partial(pointwise, "nano"), 12_551_408),
