@@ -83,11 +83,18 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("vm_unet", "scan", "VM-UNet, arXiv:2402.02491: gated scan blocks", first_block_level=2),
-        Family("mhs_vm", "scan", "MHS-VM, arXiv:2406.05992: several scan heads per block", routes="heads"),
+        Family(
+            "mhs_vm",
+            "scan",
+            "MHS-VM, arXiv:2406.05992: several scan heads per block",
+            first_block_level=2,
+            routes="heads",
+        ),
         Family(
             "hrvmamba",
             "scan",
             "HRVMamba, arXiv:2410.03174: parallel branches that keep the resolution",
+            first_block_level=2,
             parallel=True,
             states=(1, 1),
         ),
