@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +15,14 @@ from safetensors import safe_open
 
 from medmamba.cli import training_progress
 from medmamba.errors import ConfigError, MedmambaError
-from medmamba.training import trackers
+from medmamba.training import trackers, trainer, workers
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import STOP_AFTER, FiniteGuard, collapse_advice
 from medmamba.training.memory import Fit, smaller_fit
-from medmamba.training.progress import StepReport
+from medmamba.training.progress import StepReport, TrainingResult
+from medmamba.training.report import closing_lines
+from medmamba.training.step import StepOutcome
 from medmamba.training.trackers import open_tracker
 
 ROWS = [{"epoch": n, "step": 10 * n, "loss": 1 / n, "validation_dice": None, "liver": 0.1 * n} for n in (1, 2)]
@@ -70,6 +75,49 @@ def test_memory_is_given_up_in_order_batch_recomputing_patch():
         smaller_fit(Fit(1, (16, 16), True), (8, 8), can_recompute=True)
 
 
+def test_time_spent_waiting_for_data_is_measured(monkeypatch):
+    now = [0.0]
+
+    def batch(step):
+        now[0] += 3.0
+        return step
+
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    epoch = trainer._Epoch()
+    with closing(workers.SupervisedWorkers(SimpleNamespace(first_step=4, batch=batch), 0, stall_seconds=9)) as stream:
+        for step in (4, 5):
+            assert next(stream) == step
+            now[0] += 1.0  # the step itself
+            epoch.add(StepOutcome(0.5, None), stream.last_wait)
+    assert epoch.waiting == 0.75
+
+
+def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
+    (tmp_path / "metrics.json").write_text("[{}, {}]")
+    result = TrainingResult(
+        tmp_path,
+        steps=500,
+        seconds=250.0,
+        final_loss=0.4,
+        validation_dice=0.6,
+        best_dice=0.6,
+        best_epoch=2,
+        by_name={"liver": 0.9, "tumour": 0.3},
+        waiting=0.4,
+    )
+    text = "\n".join(closing_lines(result, Path("RUN")))
+    for words in (
+        "500 steps in 4.2 min (2.00 steps/s, 40% of the time waiting for data)",
+        "Validation Dice on whole volumes: 0.6000; best epoch 2",
+        "tumour is weak",
+        "more --workers",
+        "The best epoch was the last one",
+        "Next: medmamba predict RUN IMAGES -o MASKS",
+    ):
+        assert words in text
+
+
 @pytest.mark.parametrize("name", list(trackers.TRACKERS))
 def test_a_missing_tracker_is_named_with_its_install_command(name, tmp_path, monkeypatch):
     for module in (name, "torch.utils.tensorboard"):
@@ -119,6 +167,7 @@ def test_tensorboard_events_read_back(tmp_path):
 def test_mlflow_keeps_parameters_and_metrics_in_a_local_store(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri((tmp_path / "store").as_uri())
     _logged("mlflow", tmp_path)
     client = mlflow.MlflowClient()
