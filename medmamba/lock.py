@@ -16,6 +16,18 @@ from typing import Any
 from medmamba.atomic import explained, make_folder
 from medmamba.errors import InputError
 
+_held: set[int] = set()
+"""Files of the locks of this process. A forked child (a data worker) closes them: it may outlive the one that locks."""
+
+
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
 
 class FolderLock:
     """Keeps a second run out of a folder; the system lets go of it when the process dies.
@@ -60,11 +72,13 @@ class FolderLock:
                 os.ftruncate(file, 0)
                 os.pwrite(file, record, 0)
         self._file = file
+        _held.add(file)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._file is None:
+        if self._file not in _held:  # never taken, or taken by the process that this one was forked from
             return
+        _held.remove(self._file)
         if not self.shared:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)

@@ -36,7 +36,7 @@ from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
 from medmamba.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from medmamba.training.config import TrainConfig
-from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
+from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
 from medmamba.training.step import make_optimizer
@@ -161,7 +161,7 @@ def _run(
     optimizer = make_optimizer(network, config)
     done = Progress()
     if resume:
-        done = Progress(**load_checkpoint(target / "checkpoints", network, optimizer)["progress"])
+        done = Progress.from_json(load_checkpoint(target / "checkpoints", network, optimizer)["progress"])
     patch = tuple(chosen.patch_size)
     batch_size = config.batch_size or chosen.batch_size
     source = PatchSource(
@@ -169,7 +169,6 @@ def _run(
     )
     budget = Budget(config.total_steps, config.max_minutes)
     started, before, loss_value = time.monotonic(), done.seconds, math.nan
-    losses: list[float] = []
 
     def save() -> None:
         state = {**facts, "config": config.model_dump(), "progress": asdict(done)}
@@ -191,17 +190,17 @@ def _run(
                         f"Pretraining stopped at step {batch.step}: the loss is not finite with cases "
                         f"{', '.join(batch.case_ids)}. Check these images, or lower --learning-rate."
                     )
-                losses.append(loss_value)
+                done.epoch.add(loss_value, None, stream.last_wait)
                 done.step += 1
                 done.seconds = before + time.monotonic() - started
                 if done.step % config.steps_per_epoch == 0:
                     row = {"epoch": len(done.epochs) + 1, "step": done.step, "seconds": round(done.seconds, 1)}
-                    done.epochs.append(row | {"loss": float(np.mean(losses)), "learning_rate": rate})
+                    done.epochs.append(row | {"loss": done.epoch.mean_loss, "learning_rate": rate})
                     write_metrics(target, done)
-                    losses = []
+                    done.epoch = EpochSoFar(began=done.seconds)
                     save()
                 used = budget.progress(done.step, done.seconds)
-                on_step(step_report(done, config, used, loss_value, rate, 0.0))
+                on_step(step_report(done, config, used, loss_value, rate))
         finally:
             if done.step and math.isfinite(loss_value):
                 save()

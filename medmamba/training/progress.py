@@ -43,6 +43,35 @@ class StepReport:
 
 
 @dataclass
+class EpochSoFar:
+    """What is counted between two validations; JSON-able, so that a resumed epoch has the mean of all its steps."""
+
+    began: float = 0.0
+    """Seconds of training before it."""
+    steps: int = 0
+    waited: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    dices: list[float] = field(default_factory=list)
+
+    def add(self, loss: float, dice: float | None, waited: float) -> None:
+        """Count a step; a loss or Dice of nan (a step left out, no foreground) is in no mean."""
+        self.steps += 1
+        self.waited += waited
+        self.losses += [] if math.isnan(loss) else [loss]
+        self.dices += [] if dice is None or math.isnan(dice) else [dice]
+
+    @property
+    def mean_loss(self) -> float:
+        """Of the steps that were not left out; nan without any."""
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Of the batches that were measured."""
+        return sum(self.dices) / len(self.dices) if self.dices else None
+
+
+@dataclass
 class Progress:
     """What a resumed run must know besides weights and optimiser; JSON-able."""
 
@@ -56,6 +85,22 @@ class Progress:
     fit: dict[str, Any] | None = None
     epochs: list[dict[str, Any]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+    epoch: EpochSoFar = field(default_factory=EpochSoFar)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Progress:
+        """The counterpart of ``dataclasses.asdict``."""
+        return cls(**{**stored, "epoch": EpochSoFar(**stored.get("epoch", {}))})
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Time that the epoch has taken so far."""
+        return max(self.seconds - self.epoch.began, 1e-6)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the epoch's time spent waiting for data."""
+        return min(1.0, self.epoch.waited / self.epoch_seconds)
 
     def remember_fit(self, fit: Fit) -> None:
         """Keep what fits into memory."""
@@ -95,13 +140,11 @@ def write_metrics(folder: Path, done: Progress) -> None:
     write_text(folder / "metrics.json", json.dumps([_jsonable(epoch) for epoch in done.epochs], indent=1) + "\n")
 
 
-def step_report(
-    done: Progress, config: TrainConfig, share: float, loss: float, rate: float, waiting: float
-) -> StepReport:
+def step_report(done: Progress, config: TrainConfig, share: float, loss: float, rate: float) -> StepReport:
     """The progress line of this step, after which ``share`` of the budget is used."""
     left = done.seconds * (1 - share) / share if share > 0 else math.inf
     return StepReport(
-        done.step, config.total_steps, loss, rate, done.validation_dice, share, done.seconds, left, waiting
+        done.step, config.total_steps, loss, rate, done.validation_dice, share, done.seconds, left, done.waiting
     )
 
 

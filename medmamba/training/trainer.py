@@ -34,7 +34,7 @@ from medmamba.training.config import TrainConfig
 from medmamba.training.guard import FiniteGuard, collapse_advice
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.memory import Fit, is_out_of_memory, smaller_fit
-from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
+from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
 from medmamba.training.step import StepOutcome, Stepper, make_optimizer
 from medmamba.training.validation import Validation, spread_subset, validate
@@ -118,7 +118,7 @@ class Training:
         if resume:
             averaged = None if self.averaged is None else self.averaged.network
             state = load_checkpoint(self.checkpoints, self.network, self.optimizer, averaged=averaged)
-            self.done = Progress(**state["progress"])
+            self.done = Progress.from_json(state["progress"])
             self.stepper.load_state(state.get("stepper", {}))
             self.guard.rate_factor, self.guard.skipped = self.done.rate_factor, self.done.skipped
             self.fit = self.done.stored_fit() or self.fit
@@ -146,10 +146,9 @@ class Training:
         if config.max_minutes is not None:
             self.ends = started + 60 * config.max_minutes - before
         last_saved, loss, found = started, math.nan, None
-        epoch = _Epoch()
         stopped_early = False
         try:
-            while (share := distributed.from_first(self._share_used(epoch))) < 1.0:
+            while (share := distributed.from_first(self._share_used())) < 1.0:
                 rate = warmed_up(
                     SCHEDULES[config.schedule](config.learning_rate, share) * self.guard.rate_factor,
                     done.step,
@@ -157,19 +156,18 @@ class Training:
                 )
                 outcome = self._step(rate)
                 loss = outcome.loss
-                epoch.add(outcome, self.stream.last_wait if self.stream else 0.0)
+                done.epoch.add(outcome.loss, outcome.dice, self.stream.last_wait if self.stream else 0.0)
                 done.step += 1
                 done.seconds = before + time.monotonic() - started
                 if done.step % config.steps_per_epoch == 0:
                     found = self._validate(spread_subset(self.validation, config.validation_cases))
                     done.seconds = before + time.monotonic() - started
-                    self._end_epoch(epoch, rate, found)
-                    epoch = _Epoch()
+                    self._end_epoch(rate, found)
                     stopped_early = self._out_of_patience()
                 if time.monotonic() - last_saved > 60 * config.checkpoint_minutes:
                     self.save()
                     last_saved = time.monotonic()
-                on_step(step_report(done, config, self._share_used(epoch), loss, rate, epoch.waiting))
+                on_step(step_report(done, config, self._share_used(), loss, rate))
                 if stopped_early:
                     break
             if self.validation and (found is None or self._validated_a_part or done.step % config.steps_per_epoch):
@@ -200,15 +198,15 @@ class Training:
             events=tuple(done.events),
         )
 
-    def _share_used(self, epoch: _Epoch) -> float:
+    def _share_used(self) -> float:
         """Of the budget; what the last validation and checkpoint will take counts as used."""
-        volumes = len(self.validation)
+        volumes, done = len(self.validation), self.done
         if self.seconds_per_volume is not None:
             closing = volumes * self.seconds_per_volume
         else:  # nothing measured yet
             closing = 6 * (self.config.max_minutes or 0.0) if volumes else 0.0
-        closing += self.seconds_per_save + epoch.seconds / max(epoch.steps, 1)
-        return self.budget.progress(self.done.step, self.done.seconds, closing)
+        closing += self.seconds_per_save + done.epoch_seconds / max(done.epoch.steps, 1)
+        return self.budget.progress(done.step, done.seconds, closing)
 
     def save(self, generation: str = "last") -> None:
         """Write a generation of checkpoints; only the first of several processes does."""
@@ -329,9 +327,9 @@ class Training:
             self.observe("validation", found)
         return found
 
-    def _end_epoch(self, epoch: _Epoch, rate: float, found: Validation | None) -> None:
-        done = self.done
-        speed = round(epoch.steps / epoch.seconds, 3)
+    def _end_epoch(self, rate: float, found: Validation | None) -> None:
+        done, epoch = self.done, self.done.epoch
+        speed = round(epoch.steps / done.epoch_seconds, 3)
         row: dict[str, Any] = {
             "epoch": len(done.epochs) + 1,
             "step": done.step,
@@ -341,11 +339,12 @@ class Training:
             "validation_dice": done.validation_dice,
             "learning_rate": rate,
             "steps_per_second": speed,
-            "waiting_for_data": round(epoch.waiting, 4),
+            "waiting_for_data": round(done.waiting, 4),
             "skipped_steps": done.skipped,
             **({} if found is None else found.by_name),
         }
         done.epochs.append(row)
+        done.epoch = EpochSoFar(began=done.seconds)
         best = done.best_dice if done.best_dice is not None else 0.0
         if done.validation_dice is not None and done.validation_dice >= best:
             if done.validation_dice > best or done.best_epoch == 0:
@@ -380,43 +379,6 @@ class Training:
     def _tell(self, line: str) -> None:
         self.done.events.append(line)
         self.observe("event", line)
-
-
-class _Epoch:
-    """What is counted between two validations."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.losses: list[float] = []
-        self.dices: list[float] = []
-        self.waited = 0.0
-
-    def add(self, outcome: StepOutcome, waited: float) -> None:
-        self.losses.append(outcome.loss)
-        self.waited += waited
-        if outcome.dice is not None:
-            self.dices.append(outcome.dice)
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses)
-
-    @property
-    def seconds(self) -> float:
-        return max(time.monotonic() - self.started, 1e-6)
-
-    @property
-    def mean_loss(self) -> float:
-        return _nanmean(self.losses)
-
-    @property
-    def mean_dice(self) -> float | None:
-        return _nanmean(self.dices) if self.dices else None
-
-    @property
-    def waiting(self) -> float:
-        """Share of the epoch's time spent waiting for data."""
-        return min(1.0, self.waited / self.seconds)
 
 
 def settled(config: TrainConfig, device: torch.device, cascade: bool) -> TrainConfig:
@@ -462,8 +424,3 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _nanmean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan

@@ -250,6 +250,28 @@ def test_a_second_run_in_one_folder_is_told_who_has_it(tmp_path):
         pass
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path):
+    code = (
+        f"import os, time\nfrom medmamba.lock import FolderLock\nwith FolderLock({str(tmp_path)!r}):\n"
+        "    if os.fork() == 0: print(os.getpid(), flush=True)\n    time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        with pytest.raises(InputError, match="in use by"), FolderLock(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        with FolderLock(tmp_path):
+            pass
+        os.kill(worker, 0)  # which still lives
+    finally:
+        holder.kill()
+        os.kill(worker, signal.SIGKILL)
+
+
 def test_where_the_file_system_has_no_locks_a_file_takes_their_place(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_flock", lambda file, **how: False)
     with FolderLock(tmp_path), pytest.raises(InputError, match="in use by process"), FolderLock(tmp_path):

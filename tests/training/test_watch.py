@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +17,13 @@ from safetensors import safe_open
 
 from medmamba.cli import training_progress
 from medmamba.errors import ConfigError, MedmambaError
-from medmamba.training import trackers, trainer, workers
+from medmamba.training import trackers, workers
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import STOP_AFTER, FiniteGuard, collapse_advice
 from medmamba.training.memory import Fit, smaller_fit
-from medmamba.training.progress import StepReport, TrainingResult
+from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult
 from medmamba.training.report import closing_lines
-from medmamba.training.step import StepOutcome
 from medmamba.training.trackers import open_tracker
 
 ROWS = [{"epoch": n, "step": 10 * n, "loss": 1 / n, "validation_dice": None, "liver": 0.1 * n} for n in (1, 2)]
@@ -83,14 +84,15 @@ def test_time_spent_waiting_for_data_is_measured(monkeypatch):
         return step
 
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    epoch = trainer._Epoch()
+    done = Progress(seconds=20.0, epoch=EpochSoFar(began=20.0))
     with closing(workers.SupervisedWorkers(SimpleNamespace(first_step=4, batch=batch), 0, stall_seconds=9)) as stream:
         for step in (4, 5):
             assert next(stream) == step
             now[0] += 1.0  # the step itself
-            epoch.add(StepOutcome(0.5, None), stream.last_wait)
-    assert epoch.waiting == 0.75
+            done.epoch.add(0.5, None, stream.last_wait)
+            done.seconds += 4.0
+    assert done.waiting == 0.75
+    assert Progress.from_json(json.loads(json.dumps(asdict(done)))) == done
 
 
 def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
