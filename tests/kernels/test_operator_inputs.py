@@ -147,6 +147,37 @@ def test_autocast_does_not_lower_the_precision_of_any_operator(operator, backend
             assert torch.equal(value, exact)
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_vmap_over_the_first_argument_is_a_loop_with_the_same_results(operator):
+    values = good_inputs(operator)
+    name = next(iter(values))
+    several = torch.stack([values[name], 2 * values[name], -values[name]])
+    found = torch.vmap(lambda value: operator("auto", **values | {name: value}))(several)
+    for index, value in enumerate(several):
+        for result, exact in zip(found, operator("auto", **values | {name: value}), strict=True):
+            torch.testing.assert_close(result[index], exact)
+
+
+@pytest.mark.parametrize(
+    "operator", [compatible, deform, pytest.param(ssd, marks=pytest.mark.slow)]
+)  # the scan itself: test_scan_torch.py
+def test_one_graph_without_breaks_serves_several_sizes(operator):
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (2, 3):
+        values = good_inputs(operator)
+        values = {n: v.repeat_interleave(batch, 0) if v.shape[0] == 2 and v.dim() > 2 else v for n, v in values.items()}
+        for result, exact in zip(compiled("auto", **values), operator("auto", **values), strict=True):
+            torch.testing.assert_close(result, exact)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_backend_that_cannot_run_is_refused_by_every_operator(operator):
+    with pytest.raises(RuntimeError, match=r"Backend 'triton' cannot run: .*CUDA and ROCm tensors, not cpu"):
+        operator("triton", **good_inputs(operator))
+    with pytest.raises(ValueError, match=r"Unknown backend 'cuda'\. Available: auto"):
+        operator("cuda", **good_inputs(operator))
+
+
 def test_the_compatible_function_names_its_own_arguments():
     values = good_inputs(compatible)
     with pytest.raises(ValueError, match=r"D must be \(D,\) = \(4,\), it is \(3,\)"):

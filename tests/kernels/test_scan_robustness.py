@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -111,6 +112,26 @@ def test_gradients_are_bit_equal_for_any_number_of_threads(shape):
     for other in results[1:]:
         for name, value in results[0].items():
             assert torch.equal(other[name], value), name
+
+
+@needs_cpp
+def test_work_is_done_on_as_many_threads_as_torch_is_told():
+    inputs = float32(scan_inputs(4, 600, 4, 64, 16))
+    shares = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            routed_scan(**inputs)
+            start = time.process_time(), time.thread_time()
+            for _ in range(10):
+                routed_scan(**inputs)
+            everywhere, here = time.process_time() - start[0], time.thread_time() - start[1]
+            shares.append(1 - here / everywhere)  # of the processor time, what other threads than this one took
+    finally:
+        torch.set_num_threads(before)
+    assert shares[0] < 0.1
+    assert shares[1] > 0.2
 
 
 @needs_cpp
