@@ -127,13 +127,14 @@ def find_best(
     run: Annotated[Path, typer.Argument(help="Run folder with trained folds.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     no_mirror: Annotated[bool, typer.Option("--no-mirror", help="No test-time mirroring.")] = False,
+    scratch: Annotated[Path | None, typer.Option(help="Folder for probabilities of regions meanwhile.")] = None,
 ) -> Answer:
     """Choose configurations, thresholds, cleaning and limits of doubt by cross-validation; predict then uses them."""
     from medmamba.cli.console import console, stages
     from medmamba.inference.find_best import find_best as choose
 
     with stages() as on_item:
-        recipe = choose(run, device=device, mirror=not no_mirror, on_item=on_item)
+        recipe = choose(run, device=device, mirror=not no_mirror, scratch=scratch, on_item=on_item)
     for name, dice in recipe.dice.items():
         mark = " <- chosen" if name == "+".join(recipe.configurations) else ""
         console.print(f"{name}: Dice {dice:.4f}{mark}", markup=False)

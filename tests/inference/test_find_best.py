@@ -219,6 +219,19 @@ def test_two_configurations_are_compared_with_their_ensemble_and_predict_average
     assert np.allclose(chances[2], (chances[0] + chances[1]) / 2, atol=1e-6)
 
 
+def test_the_command_says_what_was_chosen(tiny_run, small_run, tmp_path, capsys):
+    from medmamba.cli.main import run as medmamba
+
+    run = runs_with(None, tiny_run, small_run, tmp_path / "run")
+    with pytest.raises(SystemExit) as stop:
+        medmamba(["find-best", str(run), "--no-mirror", "--scratch", str(tmp_path)])
+    assert stop.value.code == 0
+    said = capsys.readouterr()
+    assert "3d_fullres: Dice" in said.err + said.out
+    assert "the fixed ones stay" in said.err + said.out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # nothing left in the scratch folder
+
+
 def test_a_run_without_trained_folds_says_what_to_do(small_run, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
