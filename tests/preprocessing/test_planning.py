@@ -58,12 +58,26 @@ def test_what_if_shows_both_plans_and_writes_nothing(small_run):
     assert files(small_run) == before
 
 
+def test_hours_to_train_are_planned_for_kept_and_can_be_lifted(small_dataset, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["plan", str(small_dataset), "-o", str(run), "--train-hours", "0.02", "--machine", "cpu:2"]
+    told = CliRunner().invoke(app, arguments, catch_exceptions=False).output
+    assert "On cpu:2 a step takes about" in told
+    plan = RunFolder(run).read_plan()
+    assert (plan.options.train_hours, plan.options.machine) == (0.02, "cpu:2")
+    assert "On cpu:2 a step takes about" in (run / "report" / "dataset.html").read_text(encoding="utf-8")
+    arguments = ["explain", str(run), "--what-if", "--train-hours none"]
+    assert "default_configuration" in CliRunner().invoke(app, ["explain", str(run)], catch_exceptions=False).output
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("--devicememory 6GB", "Did you mean '--device-memory'"),
         ("--device-memory", "--device-memory has no value"),
         ("--device-memory 6QB", "'6QB' is not an amount of memory"),
+        ("--train-hours soon", "'soon' is not a number of hours. Write for example 1.5, or none"),
         ("", "--what-if is empty"),
     ],
 )
