@@ -19,7 +19,7 @@ def choose_default(made: Mapping[str, Configuration], train_hours: float | None)
         f"{name} {share:.0%} of its {'slice' if name == '2d' else 'image'}" for name, share in sees.items()
     )
     if not _shortened(made[by_rule]):
-        chosen, reason = by_rule, f"Enough steps of {by_rule} fit into the hours with the patch that fits the memory."
+        chosen, reason = by_rule, f"Enough steps of {by_rule} fit into the hours without a smaller patch."
     elif sees[by_rule] >= COVERAGE or sees.get("2d", 0.0) <= sees[by_rule]:
         chosen, reason = by_rule, f"The hours shorten its patch, which still sees enough: {told}."
     else:

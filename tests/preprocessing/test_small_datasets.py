@@ -8,6 +8,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from dicom_series import write_series
 from PIL import Image
 
 import medmamba
@@ -77,3 +79,46 @@ def test_a_picture_without_millimetres_says_that_nothing_is_resampled(tmp_path):
     assert plan.default.spacing_mm is None
     reason = next(decision.reason for decision in plan.decisions if decision.name == "target_spacing")
     assert "no millimetres" in reason
+
+
+def test_a_dicom_series_and_other_containers_are_planned_as_they_lie(tmp_path):
+    folder = tmp_path / "data"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    rng, training = np.random.default_rng(0), []
+    for name in ("a", "b.nrrd", "c.mha"):
+        volume = rng.integers(0, 900, (12, 20, 16), dtype=np.int16)
+        truth = np.zeros(volume.shape, np.uint8)
+        truth[4:8, 5:15, 4:12] = 1
+        for kind, voxels in (("imagesTr", volume), ("labelsTr", truth)):
+            if kind == "imagesTr" and name == "a":
+                write_series(folder / kind / name, volume)
+                continue
+            image = sitk.GetImageFromArray(voxels)
+            image.SetSpacing((0.5, 0.75, 2.0))
+            image.SetOrigin((10.0, -20.0, 30.0))
+            sitk.WriteImage(image, str(folder / kind / (f"{name}.nrrd" if name == "a" else name)))
+        label = f"labelsTr/{name}.nrrd" if name == "a" else f"labelsTr/{name}"
+        training.append({"image": f"imagesTr/{name}", "label": label})
+    facts = {"name": "mixed", "modality": {"0": "MR"}, "labels": {"0": "background", "1": "box"}, "numTraining": 3}
+    (folder / "dataset.json").write_text(json.dumps({**facts, "training": training}))
+    medmamba.plan(folder, tmp_path / "run")
+    cases = RunFolder(tmp_path / "run").read_fingerprint().cases
+    assert {(case.case_id, case.shape, case.spacing_mm) for case in cases} == {
+        (name, (16, 20, 12), (0.5, 0.75, 2.0)) for name in ("a", "b", "c")
+    }
+    assert {case.label_voxels["box"] for case in cases} == {4 * 10 * 8}
+
+
+def test_the_plan_carries_hashes_that_follow_the_data(tmp_path):
+    folder = decathlon(tmp_path / "data", (24, 28, 20), 2)
+    before = medmamba.plan(folder, tmp_path / "run")
+    image = nibabel.load(folder / "imagesTr" / "case_1.nii.gz")
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[0, 0, 0] += 1  # outside the foreground: no number of the fingerprint's rules follows it
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), folder / "imagesTr" / "case_1.nii.gz")
+    after = medmamba.plan(folder, tmp_path / "other")
+    assert len(before.dataset_hash) == len(before.fingerprint_hash) == 64
+    assert before.dataset_hash != after.dataset_hash
+    assert before.configurations == after.configurations
+    assert before.fingerprint_hash == RunFolder(tmp_path / "run").read_fingerprint().content_hash
