@@ -9,6 +9,7 @@ A fold's folder holds its own copy of the plan, so it can be moved away and stil
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,11 @@ class RunFolder:
             return json.loads(self.splits_path.read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"{self.splits_path}: cannot be read ({error}). Run `medmamba plan` again.") from error
+
+
+def is_plan(path: Path, sha256: str) -> bool:
+    """Whether a plan file is the one of this hash; as text, too: plans of an earlier version have fewer fields."""
+    return sha256 in (read_plan(path).hash(), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def read_plan(path: Path) -> Plan:

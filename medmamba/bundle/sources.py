@@ -13,6 +13,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from medmamba.errors import ConfigError
+
 ENTRIES = ("network", "inferer", "transforms", "cases", "graphs", "finetune")
 _RUNTIME = "medmamba.bundle.runtime"
 EXCHANGED = {
@@ -46,6 +48,15 @@ def bundle_sources() -> dict[str, str]:
     for package in sorted(packages):
         texts.setdefault(f"{package}/__init__.py".lstrip("/"), "")
     return texts
+
+
+def refuse_foreign_network(name: str) -> None:
+    """Raises ConfigError for a network that none of our own files registers."""
+    if not any(f'"{name}"' in text for text in bundle_sources().values()):
+        raise ConfigError(
+            f"{name} is a network of your own, whose source a bundle does not hold. Use it by `medmamba predict` or "
+            "`medmamba serve`, or export a network of medmamba's."
+        )
 
 
 def _imported(text: str) -> list[str]:

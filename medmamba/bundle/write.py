@@ -22,7 +22,7 @@ from medmamba.bundle.check import (
 )
 from medmamba.bundle.configuration import LOGGING, inference, training, weights_file
 from medmamba.bundle.runtime.network import SegmentationNetwork
-from medmamba.bundle.sources import bundle_sources
+from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
 from medmamba.errors import ConfigError
 from medmamba.inference.cases import ImageCase, find_cases
 from medmamba.inference.member import Member
@@ -88,6 +88,7 @@ def _stages(predictor: Predictor) -> dict[str, Member]:
         stage: Member | None = member
         while stage is not None:
             facts = [read_model_facts(folder)["network"] for folder in stage.folders]
+            refuse_foreign_network(facts[0]["name"])
             if any(other != facts[0] for other in facts):
                 raise ConfigError(
                     f"The folds of {stage.name} were trained with different networks. Choose folds of one with --fold."
@@ -164,7 +165,7 @@ def _write_stage(models: Path, stage: Member, weights: str) -> None:
         target.mkdir(parents=True)
         facts = {**read_model_facts(source), "state_dict": f"../../{weights}", "prefix": f"members.{number}."}
         (target / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (target / "plan.json").write_text(stage.plan.to_json(), encoding="utf-8")
+        shutil.copyfile(source / "plan.json", target / "plan.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     torch.save(state, models / weights)
 

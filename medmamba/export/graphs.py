@@ -54,7 +54,8 @@ class Parity:
 def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
     """Write models/model.ts, model.pt2 or model.onnx into a bundle and compare it at batch sizes 1, 2 and 3.
 
-    A scripted model.ts is also compared at two other patch sizes, one of them no multiple of the strides.
+    What takes other patch sizes is compared at one more, and a scripted model.ts also at one that is no multiple of the
+    strides.
 
     Raises BundleError, and removes the file, when a difference exceeds LARGEST_DIFFERENCE.
     """

@@ -25,7 +25,7 @@ from medmamba.model import mirroring_of, previous_labels
 from medmamba.networks.registry import build_network
 from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
-from medmamba.run_folder import read_plan
+from medmamba.run_folder import is_plan, read_plan
 from medmamba.trail import SpatialTrail
 
 OnTile = Callable[[int, int], None]
@@ -127,7 +127,7 @@ class Member:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
             network = build_network(**facts["network"])
         load_weights(folder, network)
-        if facts["plan_sha256"] != read_plan(folder / "plan.json").hash():
+        if not is_plan(folder / "plan.json", facts["plan_sha256"]):
             raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
         return NetworkRunner(network, device, lock, precision)
 

@@ -31,6 +31,7 @@ from medmamba.inference.sliding_window import STEP, Window
 from medmamba.precision import choose_precision
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.labels import label_names, label_values
+from medmamba.run_folder import is_plan
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FAST_STEP = 0.75
@@ -108,7 +109,8 @@ class Predictor:
         ]
         self.plan = self.members[0].plan
         self.heads = self.members[0].heads
-        if self.recipe is not None and self.recipe.plan_sha256 != self.plan.hash():
+        plan_file = self.members[0].folders[0] / "plan.json"
+        if self.recipe is not None and not is_plan(plan_file, self.recipe.plan_sha256):
             raise ConfigError(f"{model}: best.json belongs to another plan. Run `medmamba find-best {model}` again.")
         self.fingerprint = read_fingerprint(self.members[0].folders[0])
         self.settings: dict[str, Any] = {

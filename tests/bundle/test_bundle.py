@@ -14,9 +14,10 @@ import torch
 
 from medmamba.bundle.card import BundleCard
 from medmamba.bundle.check import BundleError, check_metadata, compare_with_native
-from medmamba.bundle.sources import bundle_sources
+from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
 from medmamba.cli.main import run as medmamba_command
-from medmamba.errors import InputError
+from medmamba.errors import ConfigError, InputError
+from medmamba.networks.registry import available_networks
 
 pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
 pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bundle'")
@@ -144,9 +145,14 @@ def test_copied_sources_import_nothing_of_ours_and_no_pydantic(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("torch ")
-    from medmamba.networks.registry import available_networks
-
     assert result.stdout.split()[1:] == list(available_networks())
+
+
+def test_a_network_from_elsewhere_is_refused_before_anything_is_written():
+    for name in available_networks():
+        refuse_foreign_network(name)
+    with pytest.raises(ConfigError, match="gated_unet is a network of your own"):
+        refuse_foreign_network("gated_unet")
 
 
 def test_a_bundle_takes_the_compiled_operators_where_medmamba_is_installed(tmp_path):

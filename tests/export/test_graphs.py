@@ -11,6 +11,7 @@ from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.errors import ConfigError, InputError
 from medmamba.export.graphs import LARGEST_DIFFERENCE, export_graph
+from medmamba.networks.registry import available_networks, network_facts
 
 ARGUMENTS = {
     "name": "vm_unet",
@@ -23,21 +24,25 @@ ARGUMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """The parts of a bundle that an export reads, with a small anisotropic network."""
-    folder = tmp_path_factory.mktemp("bundle")
+def parts_of_a_bundle(folder, arguments, patch):
+    """What an export reads of a bundle, with random weights."""
     for name, text in bundle_sources().items():
         path = folder / "scripts" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     for name in ("configs", "models"):
         (folder / name).mkdir()
-    config = {"network_def": {"folds": 1, "arguments": ARGUMENTS}, "plan": {"patch_size": [4, 8, 8]}}
+    config = {"network_def": {"folds": 1, "arguments": arguments}, "plan": {"patch_size": patch}}
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    torch.save(SegmentationNetwork(1, ARGUMENTS).state_dict(), folder / "models" / "model.pt")
+    torch.save(SegmentationNetwork(1, arguments).state_dict(), folder / "models" / "model.pt")
     return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A small anisotropic network."""
+    return parts_of_a_bundle(tmp_path_factory.mktemp("bundle"), ARGUMENTS, [4, 8, 8])
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "torch-export", "onnx"])
@@ -51,6 +56,27 @@ def test_an_exported_network_gives_the_same_logits_at_three_batch_sizes(kind, bu
         expected += [(1, 2, 6, 12, 12), (2, 2, 5, 11, 11)]
     assert [row.shape for row in table] == expected
     assert max(row.difference for row in table) <= LARGEST_DIFFERENCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torchscript", "torch-export", "onnx"])
+@pytest.mark.parametrize("name", available_networks())
+def test_every_planned_family_is_exported_in_every_format(name, kind, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export'")
+    pytest.importorskip("onnxscript", reason="needs the extra 'export'")
+    arguments = {
+        "name": name,
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 2,
+        "strides": [[1, 1], [2, 2], [2, 2]],
+        "features_per_stage": [16, 32, 64],
+    }
+    table = export_graph(parts_of_a_bundle(tmp_path, arguments, [16, 16]), kind)
+    assert {row.shape[0] for row in table} == {1, 2, 3}
+    assert max(row.difference for row in table) <= LARGEST_DIFFERENCE
+    any_patch = kind == "torchscript" if name == "vm_unet" else not network_facts(name).has_scan
+    assert ({row.shape[2] for row in table} > {16}) == (any_patch and (name, kind) != ("mambaout", "torchscript"))
 
 
 def test_an_unknown_format_and_a_folder_that_is_no_bundle_are_refused(bundle, tmp_path):

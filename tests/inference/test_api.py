@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,21 @@ def test_half_precision_moves_probabilities_little_and_is_part_of_the_record(tin
     assert 0 < difference < 0.05
     with pytest.raises(ConfigError, match=r"Unknown precision 'bf17'\. Did you mean 'bf16'"):
         medmamba.Predictor(tiny_run, precision="bf17")
+
+
+def test_a_model_of_an_earlier_version_whose_plans_had_fewer_fields_still_predicts(tiny_run, images, tmp_path):
+    fold = shutil.copytree(tiny_run / "models" / "3d_fullres" / "fold_0", tmp_path / "fold_0")
+    plan = json.loads((fold / "plan.json").read_text())
+    del plan["options"]["train_hours"]
+    text = json.dumps(plan, indent=2)
+    (fold / "plan.json").write_text(text)
+    facts = json.loads((fold / "model.json").read_text())
+    with pytest.raises(ConfigError, match="not the plan it was trained with"):
+        (fold / "model.json").write_text(json.dumps(facts | {"plan_sha256": "0" * 64}))
+        medmamba.Predictor(fold, device="cpu")
+    (fold / "model.json").write_text(json.dumps(facts | {"plan_sha256": sha256(text.encode()).hexdigest()}))
+    with medmamba.Predictor(fold, device="cpu", mirror=False) as found:
+        assert found.predict(images[0]).labels.any()
 
 
 def test_a_closed_predictor_says_so(tiny_run, images):

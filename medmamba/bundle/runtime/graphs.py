@@ -1,9 +1,10 @@
 """The patch network as one file: TorchScript, torch.export or ONNX; run as ``python -m scripts.graphs FORMAT``.
 
 TorchScript is scripted and takes any patch and batch size (see ``scripted.py``); a family that cannot be scripted is
-traced. torch.export and ONNX hold the network at the patch size of the plan, with any batch size: they write down every
-step of a scan, and the number of steps depends on the size of the map. The operators are torch's own: a process that
-has only torch (or onnxruntime) runs them.
+traced at the patch size of the plan. torch.export and ONNX take any batch size, and of a network without scans any
+multiple of its strides: of a scan they write down every step, and how many there are depends on the size of the map, so
+that a network with scans is held at the patch size of the plan. The operators are torch's own: a process that has only
+torch (or onnxruntime) runs them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from medmamba.bundle.runtime.scripted import NotScriptable, script
 from medmamba.kernels import chunked
 from medmamba.networks import convolution
 from medmamba.networks import routes as route_tables
+from medmamba.networks.registry import network_facts
 
 FILES = {"torchscript": "model.ts", "torch-export": "model.pt2", "onnx": "model.onnx"}
 BATCHES = (1, 2, 3)
 MOST_IN_A_BATCH = 64
+LARGEST_MULTIPLE = 512
+"""Of the strides, along each axis of a patch."""
 
 
 def main(kind: str) -> None:
@@ -41,11 +45,14 @@ def main(kind: str) -> None:
     example = _noise((2, numbers["arguments"]["in_channels"], *patch))
     with torch.no_grad():
         network(example)  # the route tables of this patch are made now, and not inside a graph
-    written = _write(kind, network, example, Path("models", FILES[kind]))
+    scans = network_facts(numbers["arguments"]["name"]).has_scan and numbers["arguments"].get("use_scan", True)
+    written = _write(kind, network, example, Path("models", FILES[kind]), any_patch=not scans)
     shapes = [(batch, *patch) for batch in BATCHES]
+    larger = tuple(edge + stride for edge, stride in zip(patch, _stride(network), strict=True))
+    if written == "scripted" or (written == "exported" and not scans):
+        shapes.append((1, *larger))
     if written == "scripted":
-        larger = tuple(edge + stride for edge, stride in zip(patch, _stride(network), strict=True))
-        shapes += [(1, *larger), (2, *(edge - 1 for edge in larger))]
+        shapes.append((2, *(edge - 1 for edge in larger)))
     trials: dict[str, Tensor] = {}
     for number, (batch, *size) in enumerate(shapes):
         image = _noise((batch, numbers["arguments"]["in_channels"], *size))
@@ -63,8 +70,8 @@ def _stride(network: SegmentationNetwork) -> tuple[int, ...]:
     return tuple(int(n) for n in network.members[0].total_stride)  # type: ignore[union-attr]
 
 
-def _write(kind: str, network: SegmentationNetwork, example: Tensor, path: Path) -> str:
-    """Write the file; says how the graph was made."""
+def _write(kind: str, network: SegmentationNetwork, example: Tensor, path: Path, *, any_patch: bool) -> str:
+    """Write the file; says how the graph was made. ``any_patch``: leave the edges open in torch.export and ONNX."""
     if kind == "torchscript":
         try:
             script(network).save(path)
@@ -73,8 +80,12 @@ def _write(kind: str, network: SegmentationNetwork, example: Tensor, path: Path)
             print(f"traced, because {reason} cannot be scripted")
             torch.jit.trace(network, example, check_trace=False).save(path)
             return "traced"
-    batch = torch.export.Dim("batch", min=1, max=MOST_IN_A_BATCH)
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+    open_sizes = {0: torch.export.Dim("batch", min=1, max=MOST_IN_A_BATCH)}
+    if any_patch:  # not a single voxel at the bottom: that takes another way through the network
+        for axis, stride in enumerate(_stride(network)):
+            multiple = torch.export.Dim(f"multiple_{axis}", min=2, max=LARGEST_MULTIPLE)
+            open_sizes[2 + axis] = stride * multiple if stride > 1 else multiple
+    program = torch.export.export(network, (example,), dynamic_shapes=(open_sizes,), strict=False)
     if kind == "torch-export":
         torch.export.save(program, path)
         return "exported"
