@@ -51,6 +51,27 @@ def plan_numbers(plan: Plan, configuration: Configuration) -> dict[str, Any]:
     }
 
 
+_LOAD_WEIGHTS = {
+    "_target_": "CheckpointLoader",
+    "load_path": "$@bundle_root + '/models/model.pt'",
+    "load_dict": {"model": "@network"},
+    "map_location": "@device",
+}
+
+
+def _shared(member: Member) -> dict[str, Any]:
+    """What every configuration of a bundle begins with."""
+    return {
+        "imports": ["$import torch"],
+        "bundle_root": ".",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "plan": plan_numbers(member.plan, member.configuration),
+        "network_def": network_def(member),
+        "network": "$@network_def.to(@device)",
+        "initialize": [],
+    }
+
+
 def network_def(member: Member) -> dict[str, Any]:
     """The network of a configuration, all its folds, with untrained weights."""
     return {
@@ -102,17 +123,12 @@ def training(member: Member) -> dict[str, Any]:
     window, flat = member.window, [1] if member.window.flat else []
     flips = [axis for axis in mirroring_of(member.plan, member.configuration).axes if axis != window.swap_axis]
     return {
-        "imports": ["$import torch"],
-        "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/data'",
         "output_dir": "$@bundle_root + '/models'",
         "epochs": 10,
         "iterations": 250,
         "learning_rate": 1e-4,
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "plan": plan_numbers(member.plan, member.configuration),
-        "network_def": network_def(member),
-        "network": "$@network_def.to(@device)",
+        **_shared(member),
         "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": "@learning_rate"},
         "loss": {"_target_": "scripts.finetune.FoldsLoss", "plan": "@plan"},
         "preprocessing": {
@@ -150,12 +166,7 @@ def training(member: Member) -> dict[str, Any]:
             "num_workers": 0,
         },
         "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            },
+            _LOAD_WEIGHTS,
             {
                 "_target_": "StatsHandler",
                 "tag_name": "train_loss",
@@ -183,7 +194,6 @@ def training(member: Member) -> dict[str, Any]:
             "decollate": False,
             "amp": "$torch.cuda.is_available()",
         },
-        "initialize": [],
         "run": ["$@trainer.run()"],
     }
 
@@ -202,15 +212,10 @@ def inference(members: Sequence[Member], recipe: Recipe | None) -> dict[str, Any
     largest = max(plan.labels.values())
     mask_type = "uint8" if largest < 256 else "int32"
     return {
-        "imports": ["$import torch"],
-        "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/masks'",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "plan": plan_numbers(plan, configuration),
+        **_shared(main),
         **beside,
-        "network_def": network_def(main),
-        "network": "$@network_def.to(@device)",
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
@@ -260,12 +265,7 @@ def inference(members: Sequence[Member], recipe: Recipe | None) -> dict[str, Any
             ],
         },
         "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            },
+            _LOAD_WEIGHTS,
             {"_target_": "StatsHandler", "iteration_log": False},
         ],
         "evaluator": {
@@ -278,6 +278,5 @@ def inference(members: Sequence[Member], recipe: Recipe | None) -> dict[str, Any
             "val_handlers": "@handlers",
             "amp": "$torch.cuda.is_available()",
         },
-        "initialize": [],
         "run": ["$@evaluator.run()"],
     }

@@ -100,7 +100,7 @@ class Member:
     def _estimate(self, trail: SpatialTrail, budget: int | None) -> MemoryEstimate:
         return estimate_memory(
             trail,
-            len(self.plan.channel_names),
+            len(self.plan.channel_names) + previous_labels(self.plan, self.configuration),
             self.classes,
             self.window.box,
             batch=self.window.batch,
