@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from medmamba.atomic import write_text
@@ -52,22 +53,21 @@ def compare(name: str, patch: tuple[int, ...]) -> dict[str, object]:
     }
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: a row per family, a column per patch; a cell is the measured MB and how far the prediction is off."""
+def table(rows: list[dict], cell: Callable[[dict], str]) -> str:
+    """Markdown: a row per family, a column per patch, ``cell`` the text of a measurement."""
     patches = list(dict.fromkeys(row["patch"] for row in rows))
     lines = ["| family | " + " | ".join(patches) + " |", "|---|" + "---|" * len(patches)]
     for name in dict.fromkeys(row["family"] for row in rows):
-        cells = {row["patch"]: row for row in rows if row["family"] == name}
-        texts = []
-        for patch in patches:
-            if (row := cells.get(patch)) is None:
-                texts.append("")
-                continue
-            off = row["predicted"] / row["measured"] - 1
-            mark = "" if -TOO_LITTLE <= off <= TOO_MUCH else " **out**"
-            texts.append(f"{row['measured'] / 1e6:.0f} MB, {off:+.1%}{mark}")
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
+        cells = {row["patch"]: cell(row) for row in rows if row["family"] == name}
+        lines.append(f"| {name} | " + " | ".join(cells.get(patch, "") for patch in patches) + " |")
     return "\n".join(lines)
+
+
+def bytes_cell(row: dict) -> str:
+    """The measured MB, and how far the prediction is off."""
+    off = row["predicted"] / row["measured"] - 1
+    mark = "" if -TOO_LITTLE <= off <= TOO_MUCH else " **out**"
+    return f"{row['measured'] / 1e6:.0f} MB, {off:+.1%}{mark}"
 
 
 def page(rows: list[dict]) -> str:
@@ -81,7 +81,7 @@ def page(rows: list[dict]) -> str:
         "than 5 % below.\n\n"
         "```\npython benchmarks/memory_model.py -o docs/benchmarks/memory_model.md\n```\n\n"
         f"{inside} of {len(rows)} are inside; the prediction is {min(off):+.1%} to {max(off):+.1%} off.\n\n"
-        f"{table(rows)}\n\n"
+        f"{table(rows, bytes_cell)}\n\n"
         "`tests/plans/test_memory.py` checks the same on a grid of its own. Not yet measured on a GPU, where the "
         "allocator rounds\nup and libraries need workspaces; the planner keeps a tenth of the device free for that.\n"
     )

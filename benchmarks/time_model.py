@@ -2,11 +2,12 @@
 
     python benchmarks/time_model.py -o docs/benchmarks/time_model.md [--patches 32x48x32 ...] [--rounds 3]
 
-Measured is the processor time of one thread for a whole training step as `medmamba train` does it on the CPU (forward,
-loss, backward, clipping, AdamW), batch 2, one channel, three classes. All families take turns, in both precisions; the
-median of the rounds is divided by how much slower than in a quiet minute a fixed piece of work runs (cpu_clock.py).
-Patches that the file's JSON twin holds are not measured again; the predictions are always made anew. A patch whose
-first axis is at most a quarter of the second is planned for slices 5 mm apart.
+Measured is the processor time of one thread for a whole training step as `medmamba train` does it on the CPU
+(forward, loss, backward, clipping, AdamW), batch 2, one channel, three classes. All families take turns, in both
+precisions; the median of the rounds is divided by how much slower than in a quiet minute a fixed piece of work runs
+(cpu_clock.py). What the file's JSON twin holds is not measured again (remove a family's rows when its plan has
+changed); the predictions are always made anew. A patch whose first axis is at most a quarter of the second is planned
+for slices 5 mm apart.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from cpu_clock import slowdown
 from kernels_cpu import keep_freed_memory
-from memory_model import SIZES, planned
+from memory_model import SIZES, planned, table
 
 from medmamba.atomic import write_text
 from medmamba.heads import Heads
@@ -73,13 +74,13 @@ def stepper(name: str, patch: tuple[int, ...], precision: str) -> Stepper:
     return Stepper(network, make_optimizer(network, recipe), loss, heads, recipe, torch.device("cpu"))
 
 
-def measure(patch: tuple[int, ...], rounds: int) -> list[dict]:
-    """Seconds per step of every family and precision on one patch, on a quiet machine."""
+def measure(patch: tuple[int, ...], names: list[str], rounds: int) -> list[dict]:
+    """Seconds per step of these families in every precision on one patch, on a quiet machine."""
     size = planned("vm_unet", patch)[1]
     image = torch.randn(SIZES["batch_size"], SIZES["in_channels"], *size)
     label = torch.randint(0, SIZES["out_channels"], (SIZES["batch_size"], 1, *size))
     batch = Batch(0, image, label, ("a", "b"))
-    candidates = {(name, kind): stepper(name, patch, kind) for name in available_networks() for kind in PRECISIONS}
+    candidates = {(name, kind): stepper(name, patch, kind) for name in names for kind in PRECISIONS}
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in candidates}
     for turn in range(rounds + 1):
         slow = slowdown()
@@ -100,19 +101,10 @@ def predicted(row: dict) -> float:
     return training_work(network, size, **SIZES).seconds(MACHINE_OF[row["precision"]])
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: a row per family, a column per patch; a cell is the measured seconds and predicted over measured."""
-    patches = list(dict.fromkeys(row["patch"] for row in rows))
-    lines = ["| family | " + " | ".join(patches) + " |", "|---|" + "---|" * len(patches)]
-    for name in dict.fromkeys(row["family"] for row in rows):
-        cells = {row["patch"]: row for row in rows if row["family"] == name}
-        texts = []
-        for patch in patches:
-            ratio = predicted(cells[patch]) / cells[patch]["seconds"]
-            mark = "" if 1 / WITHIN <= ratio <= WITHIN else " **out**"
-            texts.append(f"{cells[patch]['seconds']:.2f} s, {ratio:.2f}{mark}")
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
+def seconds_cell(row: dict) -> str:
+    """The measured seconds, and predicted over measured."""
+    ratio = predicted(row) / row["seconds"]
+    return f"{row['seconds']:.2f} s, {ratio:.2f}{'' if 1 / WITHIN <= ratio <= WITHIN else ' **out**'}"
 
 
 def rank_correlation(rows: list[dict]) -> float:
@@ -142,8 +134,8 @@ def page(rows: list[dict]) -> str:
     for kind, found in MACHINE_OF.items():
         of_kind = [row for row in rows if row["precision"] == kind]
         text += (
-            f"\n## {kind}, machine `{found.name}`\n\n{table(of_kind)}\n\nRank correlation of predicted and measured "
-            f"over all cells: {rank_correlation(of_kind):.3f}.\n"
+            f"\n## {kind}, machine `{found.name}`\n\n{table(of_kind, seconds_cell)}\n\n"
+            f"Rank correlation of predicted and measured over all cells: {rank_correlation(of_kind):.3f}.\n"
         )
     return text + REMARKS
 
@@ -159,9 +151,11 @@ def main() -> None:
     stored = choices.output.with_suffix(".json")
     rows = json.loads(stored.read_text()) if stored.is_file() else []
     for text in choices.patches:
-        if text in {row["patch"] for row in rows}:
+        done = {row["family"] for row in rows if row["patch"] == text}
+        missing = [name for name in available_networks() if name not in done]
+        if not missing:
             continue
-        rows += measure(tuple(int(edge) for edge in text.split("x")), choices.rounds)
+        rows += measure(tuple(int(edge) for edge in text.split("x")), missing, choices.rounds)
         write_text(stored, json.dumps(rows, indent=1) + "\n")
         print(text, flush=True)
     write_text(choices.output, page(rows))
