@@ -232,10 +232,10 @@ class Training:
 
     def _step(self, rate: float) -> StepOutcome:
         """One step on the next batch; smaller when memory runs out, until it fits."""
-        batch = self._next_batch()
         while True:
             short_of_memory: str | None = None
             try:
+                batch = self._next_batch()
                 outcome = self.stepper.step(batch, rate, measure=self.done.step % MEASURE_EVERY == 0)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or distributed.size() > 1:
@@ -243,7 +243,7 @@ class Training:
                 short_of_memory = str(error).splitlines()[0][:100]
             if short_of_memory is None:
                 break
-            batch = self._shrink(short_of_memory)
+            self._shrink(short_of_memory)
         finite = math.isfinite(outcome.loss)
         if finite and self.averaged is not None:
             self.averaged.update(self.network)
@@ -253,8 +253,8 @@ class Training:
             self.done.rate_factor, self.done.skipped = self.guard.rate_factor, self.guard.skipped
         return outcome
 
-    def _shrink(self, reason: str) -> Batch:
-        """Go on with less in memory: a new stream from this step on, and its first batch."""
+    def _shrink(self, reason: str) -> None:
+        """Go on with less in memory: a new stream from this step on."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -265,7 +265,6 @@ class Training:
         self._tell(f"Out of memory at step {self.done.step} ({reason}) with {before}; going on with {self.fit}.")
         self._close_stream()
         self._open_stream()
-        return self._next_batch()
 
     def _next_batch(self) -> Batch:
         assert self.stream is not None

@@ -201,7 +201,7 @@ def test_out_of_memory_gives_up_batch_then_patch_and_says_so(clinic_run, monkeyp
     assert any("going on with batch 1" in line for line in events)
 
 
-@pytest.mark.parametrize(("steps_per_epoch", "cut"), [(10, False), (10_000, True)], ids=["measured", "not measured"])
+@pytest.mark.parametrize(("steps_per_epoch", "cut"), [(20, False), (10_000, True)], ids=["measured", "not measured"])
 def test_the_last_validation_ends_inside_the_minutes_too(clinic_run, monkeypatch, steps_per_epoch, cut):
     splits = json.loads((clinic_run / "splits.json").read_text())
     splits[0] = {"train": ["k_0"], "val": ["k_1", "k_2", "k_3", "k_4"]}
@@ -221,9 +221,9 @@ def test_the_last_validation_ends_inside_the_minutes_too(clinic_run, monkeypatch
     monkeypatch.setattr(validation, "predict_logits", taking(2.5, predict))
     monkeypatch.setattr(trainer.Stepper, "step", taking(1.0, one_step))
     rates = []
-    config = TrainConfig(max_minutes=0.5, warmup_steps=0, workers=0, steps_per_epoch=steps_per_epoch)
+    config = TrainConfig(max_minutes=1, warmup_steps=0, workers=0, steps_per_epoch=steps_per_epoch)
     result = pipeline.train(clinic_run, config=config, on_step=lambda report: rates.append(report.learning_rate))
-    assert result.seconds <= 30 + cut * 2.5  # a volume under way is finished
+    assert result.seconds <= 60 + cut * 2.5  # a volume under way is finished
     assert rates[-1] < 0.2 * rates[0]
     assert result.validation_dice is not None
     assert any("minutes were used up after" in line for line in result.events) == cut
@@ -375,9 +375,11 @@ def test_folds_side_by_side_are_those_one_after_the_other_and_a_killed_one_is_na
     assert list(results) == [0, 1, "all"]
     assert all(_hashes(other, fold) == _hashes(clinic_run, fold) for fold in results)
 
+    earlier = {child.pid for child in multiprocessing.active_children()}
+
     def kill_the_first(line):
         if line.startswith("Fold 0 trains"):
-            victim = multiprocessing.active_children()[0]
+            [victim] = [child for child in multiprocessing.active_children() if child.pid not in earlier]
             threading.Timer(1.0, os.kill, (victim.pid, signal.SIGKILL)).start()
 
     with pytest.raises(PartialError, match=r"1 folds trained, 1 failed: fold 0: its process was killed"):
