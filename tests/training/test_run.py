@@ -201,6 +201,7 @@ def test_out_of_memory_gives_up_batch_then_patch_and_says_so(clinic_run, monkeyp
     assert any("going on with batch 1" in line for line in events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps_per_epoch", "cut"), [(20, False), (10_000, True)], ids=["measured", "not measured"])
 def test_the_last_validation_ends_inside_the_minutes_too(clinic_run, monkeypatch, steps_per_epoch, cut):
     splits = json.loads((clinic_run / "splits.json").read_text())
