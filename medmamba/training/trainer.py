@@ -205,7 +205,9 @@ class Training:
             closing = volumes * self.seconds_per_volume
         else:  # nothing measured yet
             closing = 6 * (self.config.max_minutes or 0.0) if volumes else 0.0
-        closing += self.seconds_per_save + done.epoch_seconds / max(done.epoch.steps, 1)
+        # One step more may start just before the end. The mean of the whole run, because that of an epoch jumps at its
+        # start, and the learning rate with it.
+        closing += self.seconds_per_save + done.seconds / max(done.step, 1)
         return self.budget.progress(done.step, done.seconds, closing)
 
     def save(self, generation: str = "last") -> None:

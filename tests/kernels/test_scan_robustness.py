@@ -123,15 +123,20 @@ def test_work_is_done_on_as_many_threads_as_torch_is_told():
         for threads in (1, 2):
             torch.set_num_threads(threads)
             routed_scan(**inputs)
-            start = time.process_time(), time.thread_time()
-            for _ in range(10):
-                routed_scan(**inputs)
-            everywhere, here = time.process_time() - start[0], time.thread_time() - start[1]
-            shares.append(1 - here / everywhere)  # of the processor time, what other threads than this one took
+            shares.append([_share_of_other_threads(inputs) for _ in range(5)])
     finally:
         torch.set_num_threads(before)
-    assert shares[0] < 0.1
-    assert shares[1] > 0.2
+    assert min(shares[0]) < 0.1
+    assert max(shares[1]) > 0.2
+
+
+def _share_of_other_threads(inputs):
+    """Of the processor time of some scans, what other threads than this one took."""
+    time.sleep(0.05)  # OpenMP's threads go on turning for a moment after their last piece of work
+    start = time.process_time(), time.thread_time()
+    for _ in range(10):
+        routed_scan(**inputs)
+    return 1 - (time.thread_time() - start[1]) / (time.process_time() - start[0])
 
 
 @needs_cpp
