@@ -1,7 +1,7 @@
 """What one block of each family costs: numbers kept for the backward pass per token, weights, and work.
 
 VM-UNet's block is counted from its parts, because its routes and states vary; the others were measured at the options
-the planner gives them (saved tensors of a network with and without one more block, at widths of 48 and 96 channels).
+the planner gives them (memory of a network with and without one more block, at widths of 32 to 128 channels).
 tests/plans/test_memory.py measures whole training steps against these numbers.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-TILE = 64
+TILE = 32
 """Tokens between two states that the scan keeps for its backward pass. Source: kernels/csrc/abi.h, MM_TILE."""
 
 CHANNEL_PAD = 16
@@ -91,9 +91,9 @@ MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {
         (3, False): BlockCost((24.71, 33), (11.0, 61)),
     },
     "mhs_vm": {
-        (2, True): BlockCost((17.28, 1530), (4.167, 216)),
+        (2, True): BlockCost((26.8, 1330), (4.167, 216)),
         (2, False): BlockCost((11.0, 6), (4.0, 16)),
-        (3, True): BlockCost((24.12, 1130), (4.25, 190)),
+        (3, True): BlockCost((34.0, 1020), (4.25, 190)),
         (3, False): BlockCost((11.0, 6), (4.0, 34)),
     },
     "segmamba": {

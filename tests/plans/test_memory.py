@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from medmamba.kernels import cpp
 from medmamba.networks.registry import available_networks
+from medmamba.plans.blocks import CHANNEL_PAD, TILE
 from medmamba.plans.families import FAMILIES, ROUTE_COUNT, family, route_count
 from medmamba.plans.layers import weight_count
 from medmamba.plans.memory import training_memory
@@ -125,3 +130,9 @@ def test_more_routes_need_more_memory() -> None:
     fewer = network.model_copy(update={"routes": "raster:2"})
     sizes = {"in_channels": 1, "out_channels": 3, "batch_size": 2}
     assert training_memory(fewer, patch, **sizes).total < training_memory(network, patch, **sizes).total
+
+
+def test_the_scan_keeps_its_states_as_often_as_the_model_says():
+    header = (Path(cpp.__file__).parent / "csrc" / "abi.h").read_text()
+    defined = dict(re.findall(r"#define (MM_TILE|MM_PAD) (\d+)", header))
+    assert defined == {"MM_TILE": str(TILE), "MM_PAD": str(CHANNEL_PAD)}
