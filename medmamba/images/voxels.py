@@ -31,19 +31,17 @@ def intensities(
     Returns:
         (array, constant channels, number of voxels that were not finite and are zero now).
     """
-    array = np.empty(stored.shape, dtype=np.float32, order="F") if not _as_is(stored, slope, inter) else None
-    if array is None:
-        result: npt.NDArray[np.float32] = stored
-    else:
-        array = np.moveaxis(np.empty((*stored.shape[1:], stored.shape[0]), dtype=np.float32, order="F"), -1, 0)
+    result: npt.NDArray[np.float32] = stored
+    if not _as_is(stored, slope, inter):
+        result = np.moveaxis(np.empty((*stored.shape[1:], stored.shape[0]), dtype=np.float32, order="F"), -1, 0)
         for slab in _slabs(stored.shape):
             values = stored[slab]
             if (slope, inter) != (1.0, 0.0):
-                values = values.astype(np.float64) * slope + inter
+                values = _scaled(values, slope, inter)
             if values.dtype == np.float64:
                 _fits_float32(values, where, slope, inter)
-            array[slab] = values
-        result = array
+            with np.errstate(over="ignore"):  # beside infinite voxels, which are told of below
+                result[slab] = values
     replaced = 0
     constant: list[int] = []
     for number, channel in enumerate(result):
@@ -75,7 +73,7 @@ def whole_numbers(stored: Stored, slope: float, inter: float, where: str) -> tup
     rounded = np.empty(stored.shape, dtype=np.int32, order="F")
     largest = 0.0
     for slab in _slabs((1, *stored.shape)):
-        values = stored[slab[1:]].astype(np.float64) * slope + inter
+        values = _scaled(stored[slab[1:]], slope, inter)
         whole = np.rint(values)
         with np.errstate(invalid="ignore"):
             wrong = ~(np.abs(values - whole) <= LABEL_TOLERANCE) | (np.abs(whole) > 2**31 - 1)
@@ -107,6 +105,12 @@ def _slabs(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
             yield slice(channel, channel + 1), slice(None), slice(None), slice(start, min(k, start + thick))
 
 
+def _scaled(stored: Stored, slope: float, inter: float) -> npt.NDArray[np.float64]:
+    """The values that the numbers stand for; what is too large becomes infinite, and is told by whoever asks."""
+    with np.errstate(over="ignore"):
+        return stored.astype(np.float64) * slope + inter
+
+
 def _fits_float32(values: npt.NDArray[np.float64], where: str, slope: float, inter: float) -> None:
     low, high = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
     for value in (low, high):
@@ -120,7 +124,7 @@ def _fits_float32(values: npt.NDArray[np.float64], where: str, slope: float, int
 def _count_not_whole(stored: Stored, slope: float, inter: float) -> int:
     count = 0
     for slab in _slabs((1, *stored.shape)):
-        values = stored[slab[1:]].astype(np.float64) * slope + inter
+        values = _scaled(stored[slab[1:]], slope, inter)
         with np.errstate(invalid="ignore"):
             count += int(np.count_nonzero(~(np.abs(values - np.rint(values)) <= LABEL_TOLERANCE)))
     return count
