@@ -159,7 +159,7 @@ def _logged(name, tmp_path):
 
 
 def test_tensorboard_events_read_back(tmp_path):
-    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard")
     _logged("tensorboard", tmp_path)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"loss", "liver"}
@@ -167,7 +167,7 @@ def test_tensorboard_events_read_back(tmp_path):
 
 
 def test_mlflow_keeps_parameters_and_metrics_in_a_local_store(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri((tmp_path / "store").as_uri())
@@ -179,7 +179,7 @@ def test_mlflow_keeps_parameters_and_metrics_in_a_local_store(tmp_path, monkeypa
 
 
 def test_wandb_writes_a_run_without_a_network(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="needs wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     _logged("wandb", tmp_path)
     [run] = (tmp_path / "wandb").glob("offline-run-*")
