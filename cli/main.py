@@ -100,7 +100,10 @@ def run(arguments: list[str] | None = None) -> None:
         if "--debug" in arguments:
             raise
         _end(str(error), error.exit_code, arguments)
-    except KeyboardInterrupt:
-        _end("Interrupted. What was written is complete; `medmamba train --resume` goes on.", INTERRUPTED, arguments)
+    except SystemExit as ended:  # Typer makes this of Ctrl-C too
+        if not isinstance(ended.code, int) or ended.code not in (INTERRUPTED, TERMINATED):
+            raise
+        message = "Interrupted. What was written is complete; `medmamba train --resume` goes on."
+        _end(message, ended.code, arguments)
     except MemoryError:
         _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)

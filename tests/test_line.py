@@ -209,4 +209,5 @@ def test_a_stopped_training_leaves_a_whole_checkpoint_and_its_exit_code(small_ru
     _, errors = child.communicate(timeout=60)
     assert child.returncode == code, errors
     assert "Traceback" not in errors
+    assert "--resume" in errors
     assert read_state(run / "models" / "3d_fullres" / "fold_all" / "checkpoints" / "last")["progress"]["step"] > 0
