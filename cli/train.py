@@ -104,8 +104,11 @@ def train(
     from medmamba.cli.console import report_warnings
     from medmamba.cli.options import fold_names, weights_by_name
     from medmamba.cli.training_progress import report_results, training_progress
+    from medmamba.errors import ConfigError
     from medmamba.training.folds import train_folds
 
+    if max_minutes is not None and max_hours is not None:
+        raise ConfigError("--max-minutes and --max-hours are two budgets; give one.")
     choices: dict[str, Any] = {
         "epochs": epochs,
         "steps": steps,

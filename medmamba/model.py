@@ -9,6 +9,7 @@ from torch import nn
 from medmamba.networks.registry import build_network, network_facts, network_options
 from medmamba.plans.families import family
 from medmamba.plans.mirroring import choose_mirroring
+from medmamba.plans.network import planned_blocks
 from medmamba.plans.schema import Configuration, Mirroring, Plan
 from medmamba.preprocessing.labels import label_names
 
@@ -36,10 +37,10 @@ def network_arguments(
     }
     known = network_options(name)
     scan = {"state_size": numbers.state_size, "routes": numbers.routes}
-    if name != numbers.name:  # another family on the same plan scans its own way
+    if name != numbers.name:  # another family on the same plan scans its own way, and where it would by its own plan
         other = family(name)
-        if other.first_block_level == 1:
-            arguments["blocks_per_stage"] = [count or other.blocks for count in numbers.blocks_per_stage]
+        if numbers.blocks_per_stage == planned_blocks(family(numbers.name), numbers.strides, numbers.stem):
+            arguments["blocks_per_stage"] = planned_blocks(other, numbers.strides, numbers.stem)
         scan = {"state_size": other.states[numbers.spatial_dims - 2], "routes": other.routes}
     arguments |= {option: value for option, value in scan.items() if option in known}
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none

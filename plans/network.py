@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 from medmamba.plans.families import Family
@@ -22,17 +24,13 @@ def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use
         kernels.append([3] * dims)
     if stem == "patch":
         strides, kernels = strides[1:], kernels[1:]
-    levels, reduction = [], [1] * dims
-    for stride in strides:
-        reduction = [r * s for r, s in zip(reduction, stride, strict=True)]
-        levels.append(max(reduction).bit_length() - 1)
     return NetworkPlan(
         name=family.name,
         spatial_dims=dims,
         stem=stem,
         strides=strides,
-        features_per_stage=[_features(family, level, dims) for level in levels],
-        blocks_per_stage=_blocks(family, levels, stem),
+        features_per_stage=[_features(family, level, dims) for level in _halvings(strides)],
+        blocks_per_stage=planned_blocks(family, strides, stem),
         state_size=family.states_in(dims),
         routes=family.routes,
         kernel_sizes=kernels,
@@ -139,14 +137,20 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
     return made
 
 
-def _blocks(family: Family, levels: list[int], stem: Stem) -> list[int]:
-    """Blocks per stage, given the halvings of each."""
+def planned_blocks(family: Family, strides: Sequence[Sequence[int]], stem: str) -> list[int]:
+    """Blocks of each stage as ``family`` plans them for these strides."""
     first = family.first_block_level if stem == "conv" else 1
-    coarsest = len(levels) - 1
+    coarsest = len(strides) - 1
     return [
         family.stem_blocks if level == 0 else family.blocks if level >= first or stage == coarsest else 0
-        for stage, level in enumerate(levels)
+        for stage, level in enumerate(_halvings(strides))
     ]
+
+
+def _halvings(strides: Sequence[Sequence[int]]) -> list[int]:
+    """How often each stage has halved the axis that was halved most."""
+    reductions = [[prod(axis) for axis in zip(*strides[: stage + 1], strict=True)] for stage in range(len(strides))]
+    return [max(reduction).bit_length() - 1 for reduction in reductions]
 
 
 def _features(family: Family, level: int, dims: int) -> int:

@@ -138,6 +138,12 @@ def test_a_bad_option_is_one_line(call, small_run):
     assert "--optimizer 'adam'" in text
 
 
+def test_two_budgets_of_time_are_not_one(call, small_run):
+    code, error = call("train", small_run, "--max-minutes", "5", "--max-hours", "1")
+    assert code == 2
+    assert "--max-minutes and --max-hours" in error
+
+
 def test_predicting_with_an_untrained_run(call, small_run, small_dataset, tmp_path):
     code, text = call("predict", small_run, small_dataset / "imagesTs", "-o", tmp_path / "masks", "--fold", "3")
     assert code == 2

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from planning_cases import DATASETS, case, fingerprint, read, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError, InputErrors
+from medmamba.model import network_arguments
 from medmamba.plans.explain import compare, compare_lines, explain_lines, summary, summary_lines
 from medmamba.plans.families import FAMILIES
 from medmamba.plans.planner import make_plan
@@ -57,6 +58,17 @@ def test_hippocampus_crops_are_seen_whole_at_full_resolution() -> None:
     assert full.network.strides == [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
     assert full.network.features_per_stage == [16, 32, 64, 128]
     assert full.network.blocks_per_stage == [2, 0, 1, 1]  # no scan where voxels are many: docs/benchmarks/ablation.md
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["planned", "edited by hand"])
+def test_another_family_on_a_plan_has_the_blocks_of_its_own_plan_unless_a_hand_set_them(own: bool) -> None:
+    plan = make_plan(reference_fingerprint("mr_hippocampus_tiny"), network="lamamba")
+    configuration = plan.default
+    if not own:
+        edited = configuration.network.model_copy(update={"blocks_per_stage": [2, 3, 1, 1]})
+        configuration = configuration.model_copy(update={"network": edited})
+    blocks = network_arguments(plan, configuration, network="mhs_vm")["blocks_per_stage"]
+    assert blocks == ([2, 0, 1, 1] if own else [2, 3, 1, 1])
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
