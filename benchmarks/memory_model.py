@@ -79,7 +79,7 @@ def page(rows: list[dict]) -> str:
         "Peak memory of a training step in float32 (batch 2, one channel, three classes, AdamW, deep supervision)\n"
         "as measured on the CPU, and how far the planner's prediction is off. Wanted: at most 15 % above, never more\n"
         "than 5 % below.\n\n"
-        "```\npython benchmarks/memory_model.py -o docs/benchmarks/memory_model.md\n```\n\n"
+        "```sh\npython benchmarks/memory_model.py -o docs/benchmarks/memory_model.md\n```\n\n"
         f"{inside} of {len(rows)} are inside; the prediction is {min(off):+.1%} to {max(off):+.1%} off.\n\n"
         f"{table(rows, bytes_cell)}\n\n"
         "`tests/plans/test_memory.py` checks the same on a grid of its own. Not yet measured on a GPU, where the "

@@ -125,7 +125,7 @@ def page(rows: list[dict]) -> str:
         "Processor seconds of one training step on one thread (forward, loss, backward, clipping, AdamW; batch 2, one\n"
         "channel, three classes, deep supervision), and the planner's prediction over it. Wanted: within 30 % for\n"
         "each, and the right order.\n\n"
-        "```\npython benchmarks/time_model.py -o docs/benchmarks/time_model.md\n```\n\n"
+        "```sh\npython benchmarks/time_model.py -o docs/benchmarks/time_model.md\n```\n\n"
         f"{inside} of {len(rows)} are within a factor of {WITHIN}; predicted over measured is {min(ratios):.2f} to "
         f"{max(ratios):.2f}, its median {statistics.median(ratios):.2f}. The\n"
         f"rates were fitted to the patches {', '.join(FITTED)}; on those measured\n"

@@ -25,7 +25,7 @@ def commands_page() -> str:
     group: Any = get_command(app)
     parts = [HEAD]
     for name, command in _commands(group):
-        parts.append(f"## medmamba {name}\n\n{_text(command.help)}\n\n```\n{_usage(name, command)}\n```\n")
+        parts.append(f"## medmamba {name}\n\n{_text(command.help)}\n\n```text\n{_usage(name, command)}\n```\n")
         rows = [_row(parameter) for parameter in command.params if not OF_ALL & set(parameter.opts)]
         parts.append("\n".join(["| | |", "|---|---|", *rows]) + "\n" if rows else "")
     return "\n".join(part for part in parts if part)

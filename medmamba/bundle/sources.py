@@ -54,8 +54,8 @@ def refuse_foreign_network(name: str) -> None:
     """Raises ConfigError for a network that none of our own files registers."""
     if not any(f'"{name}"' in text for text in bundle_sources().values()):
         raise ConfigError(
-            f"{name} is a network of your own, whose source a bundle does not hold. Use it by `medmamba predict` or "
-            "`medmamba serve`, or export a network of medmamba's."
+            f"{name} is a network of your own, whose source a bundle does not hold. Use it by medmamba.Predictor in a "
+            "program that registers it, or export a network of medmamba's."
         )
 
 

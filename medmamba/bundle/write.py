@@ -23,13 +23,15 @@ from medmamba.bundle.check import (
 from medmamba.bundle.configuration import LOGGING, inference, training, weights_file
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, InputError
 from medmamba.inference.cases import ImageCase, find_cases
 from medmamba.inference.member import Member
 from medmamba.inference.models import read_model_facts
 from medmamba.inference.postprocess import RECIPE
 from medmamba.inference.predictor import Predictor
 from medmamba.preprocessing.labels import label_names
+
+METADATA = "configs/metadata.json"
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,11 @@ def export_bundle(
         check_on: an image or a folder of real images; the first ``most_cases`` are predicted by MONAI in a process that
             cannot import medmamba, and by medmamba, and must agree in every voxel.
 
-    Raises BundleError when they do not; nothing is left then.
+    Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.
     """
     need_packages()
+    if Path(output).is_dir() and any(Path(output).iterdir()) and not Path(output, METADATA).is_file():
+        raise InputError(f"{output}: holds files that are no bundle, and they would be lost. Give a new folder.")
     predictor = Predictor(
         model, configuration=configuration, folds=folds, device="cpu", mirror=mirror, confidence=False
     )
@@ -134,7 +138,7 @@ def _write(
     config = inference(predictor.members, predictor.recipe)
     texts = {
         "LICENSE": card.licence_text(),
-        "configs/metadata.json": json.dumps(facts, indent=2) + "\n",
+        METADATA: json.dumps(facts, indent=2) + "\n",
         "configs/inference.json": json.dumps(config, indent=2) + "\n",
         "configs/logging.conf": LOGGING,
         "docs/README.md": readme(card, facts),

@@ -102,7 +102,7 @@ class PatchSource:
             # the worker's own settings: the training process keeps its threads
             torch.set_num_threads(1)
             blosc2.set_nthreads(1)
-            threading.Thread(target=_end_with_parent, daemon=True).start()
+            threading.Thread(target=end_with_parent, daemon=True).start()
             self._next_step = self.first_step
         try:
             batch = self.batch(self._next_step)
@@ -181,8 +181,8 @@ class PatchSource:
             os.pwrite(self._notes_file, text.encode()[:NOTE_BYTES].ljust(NOTE_BYTES), 0)
 
 
-def _end_with_parent() -> None:
-    """A killed training cannot end its workers; each sees to it that it does not outlive it."""
+def end_with_parent() -> None:
+    """A killed process cannot end its workers; each sees to it, in a thread, that it does not outlive it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

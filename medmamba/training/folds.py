@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from medmamba.errors import ConfigError, PartialError
@@ -74,7 +75,7 @@ def _side_by_side(
             while waiting and free:
                 fold, device = waiting.pop(0), free.pop(0)
                 recipe = recipes[fold].model_copy(update={"device": device})
-                pool = ProcessPoolExecutor(1, mp_context=context)  # one of its own: a death stays its own
+                pool = ProcessPoolExecutor(1, context, _watch)  # one of its own: a death stays its own
                 running[pool.submit(_train_one, run, fold, recipe, options)] = (fold, device, pool)
                 on_event(f"Fold {fold} trains on {device}.")
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
@@ -95,6 +96,13 @@ def _side_by_side(
         reasons = "; ".join(f"fold {fold}: {reason}" for fold, reason in failed.items())
         raise PartialError(f"{len(results)} folds trained, {len(failed)} failed: {reasons} Go on with --resume.")
     return {fold: results[fold] for fold in recipes}
+
+
+def _watch() -> None:
+    """A killed command takes its folds along: they would stay for ever, with the memory of their devices."""
+    from medmamba.training.batches import end_with_parent
+
+    Thread(target=end_with_parent, daemon=True).start()
 
 
 def _train_one(run: str | Path, fold: int | str, recipe: Any, options: dict[str, Any]) -> TrainingResult:

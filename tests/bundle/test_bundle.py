@@ -123,6 +123,15 @@ def test_an_export_without_licence_or_intended_use_is_refused(missing, tmp_path,
     assert not (tmp_path / "b").exists()
 
 
+def test_a_folder_of_other_files_is_not_taken_for_the_bundles(tiny_run, one_image):
+    from medmamba.bundle.write import export_bundle
+
+    before = sorted(tiny_run.rglob("*"))
+    with pytest.raises(InputError, match="holds files that are no bundle"):
+        export_bundle(tiny_run, tiny_run, CARD, one_image)
+    assert sorted(tiny_run.rglob("*")) == before
+
+
 def test_a_licence_file_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match=r"no such file"):
         BundleCard("terms/MISSING.txt", "research").licence_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -152,6 +153,28 @@ def test_the_command_turns_a_mask_file_into_a_segmentation(tmp_path, capsys):
     assert "2 segment(s), read back equal" in capsys.readouterr().out
     numbers, _, _ = read_segmentation(tmp_path / "seg.dcm", image.grid)
     assert np.array_equal(np.array([0, 1, 7])[numbers], labels)
+
+
+def test_a_segmentation_is_made_from_the_zip_of_a_study_and_a_mask_of_its_other_series_is_refused(tmp_path, capsys):
+    from medmamba.cli.main import app
+    from medmamba.images import write_label_map
+
+    (tmp_path / "study").mkdir()
+    folder, study, _ = _series(tmp_path / "study" / "axial", AXES["axial"])
+    _, other, _ = _series(tmp_path / "study" / "oblique", AXES["oblique"])
+    image = read_image(folder)
+    write_label_map(tmp_path / "mask.nii.gz", _mask(image.grid.shape), image.grid)
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "study")
+    arguments = ["dicom-seg", str(tmp_path / "mask.nii.gz"), packed, "-o", str(tmp_path / "seg.dcm")]
+    arguments += ["--label", "anterior=1", "--label", "posterior=7"]
+    uids = {name: pydicom.dcmread(next((tmp_path / "study" / name).iterdir())) for name in ("axial", "oblique")}
+    with pytest.raises(InputError, match=r"2 series .*Choose one with --series"):
+        app(arguments, standalone_mode=False)
+    with pytest.raises(InputError, match="Give the series that the mask was made from"):
+        app([*arguments, "--series", uids["oblique"].SeriesInstanceUID], standalone_mode=False)
+    assert not (tmp_path / "seg.dcm").exists()
+    app([*arguments, "--series", uids["axial"].SeriesInstanceUID], standalone_mode=False)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").StudyInstanceUID == study != other
 
 
 def test_a_real_series_takes_a_segmentation(shared_data, tmp_path):

@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-from dicom_series import write_series
+from doc_pages import KINDS, NOT_RUN, PAGES, ROOT, blocks_of, name_of, not_run
 from typer.main import get_command
 
 from medmamba.cli.main import app
-from medmamba.cli.main import run as medmamba_command
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "examples" / "README.md"]
-OWN_TESTS = {"geometry.md", "networks.md"}
-"""Pages whose blocks are run by tests beside the code they describe."""
-
-
-def name_of(path):
-    return str(path.relative_to(ROOT))
-
-
-def blocks(path, language):
-    text = path.read_text(encoding="utf-8")
-    return [match.group(2) for match in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.M | re.S) if match[1] == language]
 
 
 def commands_of(path):
     """Every line of a page that calls medmamba, in blocks and in table cells, as words."""
-    lines = [line for block in blocks(path, "") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks_of(path, "sh", "text") for line in block.lines]
     lines += re.findall(r"`(medmamba [a-z][^`]*)`", path.read_text(encoding="utf-8"))
     for line in lines:
         if line.startswith("medmamba ") and "…" not in line and "COMMAND" not in line and "[OPTIONS]" not in line:
@@ -58,11 +40,38 @@ def test_every_command_on_a_page_exists_with_its_options(path):
                 known |= {option for parameter in command.params for option in parameter.opts}
 
 
+COMMAND = re.compile(r" *(\$ )?(medmamba|python|make|curl|torchrun|pip|cd|sbatch|bash) ")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_block_is_run_by_a_test_or_is_no_code(path):
+    for block in blocks_of(path):
+        assert block.kind in KINDS, f"{name_of(path)}: a block of kind '{block.kind}'; known: {KINDS}"
+        if block.kind == "text":
+            commands = [line for line in block.lines if COMMAND.match(line) and not line.endswith("[OPTIONS]")]
+            assert not commands, f"{name_of(path)}: commands stand in a block of kind sh, and are run: {commands}"
+    indented = re.findall(r"\n\n {4}.*", path.read_text(encoding="utf-8"))
+    assert not [line for line in indented if COMMAND.match(line.strip("\n"))], f"{name_of(path)}: use a fenced block"
+
+
+def test_lines_that_are_not_run_name_what_exists():
+    lines = [line for path in PAGES for block in blocks_of(path, "sh") for line in block.lines if not_run(line)]
+    assert {start for start in NOT_RUN for line in lines if line.startswith(start)} == set(NOT_RUN), "one is not needed"
+    for line in lines:
+        words = line.split("#")[0].split()
+        if words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, check=True)
+        elif words[1] == "-m":
+            assert (ROOT / words[-1]).is_dir(), line
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_links_to_files_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:", target):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+    for script in re.findall(r"benchmarks/\w+\.py", path.read_text(encoding="utf-8")):
+        assert (ROOT / script).is_file(), f"{path.name}: {script}"
 
 
 def test_the_page_of_commands_is_what_the_commands_say():
@@ -89,87 +98,6 @@ def test_names_of_the_python_reference_exist():
         found = getattr(import_module(module), attribute, None)
         assert found is not None or import_module(name)
         assert (found or import_module(name)).__doc__
-
-
-@pytest.fixture
-def desk(tmp_path, monkeypatch, example_data, tiny_run, small_run, small_dataset):
-    """A folder that holds what the pages talk about, under their names; training ends after one step."""
-    import medmamba
-    from medmamba.training.config import TrainConfig
-
-    images = sorted((small_dataset / "imagesTs").iterdir())
-    for name in ("DATASET", "MYDATA"):
-        shutil.copytree(small_dataset, tmp_path / name)
-    run = shutil.copytree(tiny_run, tmp_path / "RUN")
-    shutil.copytree(small_run / "preprocessed", run / "preprocessed")
-    for name in ("case", "new", "a", "b", "NEW_IMAGES/case_17"):
-        (tmp_path / "NEW_IMAGES").mkdir(exist_ok=True)
-        shutil.copy(images[0], tmp_path / f"{name}.nii.gz")
-    noise = np.random.default_rng(0).integers(0, 900, (17, 22, 18)).astype(np.int16)
-    write_series(tmp_path / "SERIES", noise, **{"0020_0052": "1.2.9"})
-    (tmp_path / "labels.json").write_text("{}")
-    shutil.copytree(small_dataset / "imagesTs", tmp_path / "IMAGES")
-    monkeypatch.chdir(tmp_path)
-    quick = TrainConfig(steps=1, steps_per_epoch=1, workers=0, warmup_steps=0)
-    plan, train = medmamba.plan, medmamba.train
-
-    def quick_plan(dataset, run, **choices):
-        shutil.rmtree(run, ignore_errors=True)
-        return plan(dataset, run, **{"patch_size": (16, 24, 16), "batch_size": 2, **choices})
-
-    monkeypatch.setattr(medmamba, "plan", quick_plan, raising=False)
-    monkeypatch.setattr(medmamba, "train", lambda run, **c: train(run, **{**c, "config": quick}), raising=False)
-    return tmp_path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python") and p.name not in OWN_TESTS], ids=name_of)
-def test_python_on_a_page_runs(path, desk, capsys):
-    names: dict[str, object] = {}
-    for block in blocks(path, "python"):
-        exec(compile(block, str(path), "exec"), names)
-
-
-SERVED = "serve"  # does not return; tests/inference/test_serve.py runs it
-LONG = {"train": ["--steps", "1", "--steps-per-epoch", "1", "--workers", "0"]}
-ELSEWHERE = {"export", "demo", "plan", "find-best", "convert"}
-"""Run by tests/bundle, tests/cli, tests/training (cascades) and tests/inference, with other data."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "docs/tutorial/your-own-dataset.md",
-        "docs/how-to/change-a-plan.md",
-        "docs/how-to/export-a-model.md",
-        "docs/how-to/predict-many-cases.md",
-        "docs/explanation/which-network.md",
-        "docs/reference/exit-codes.md",
-    ],
-)
-def test_commands_on_a_page_run_in_its_order(name, desk, small_dataset, capsys):
-    shutil.copytree(small_dataset / "labelsTs", desk / "TRUTH")
-    (desk / "MASKS").mkdir()
-    shutil.rmtree(desk / "NEW_IMAGES")
-    shutil.copytree(small_dataset / "imagesTs", desk / "NEW_IMAGES")
-    ran = []
-    for block in blocks(ROOT / name, ""):
-        for line in block.splitlines():
-            elsewhere = line.startswith("medmamba ") and line.split()[1] in (*ELSEWHERE, SERVED)
-            if not line.startswith("medmamba ") or elsewhere or "cascade" in line:
-                continue
-            words = shlex.split(line, comments=True)[1:]
-            words = [word for at, word in enumerate(words) if "--max-minutes" not in words[max(0, at - 1) : at + 1]]
-            extra = LONG.get(words[0], [])
-            extra = [*extra, "--restart"] if words[0] == "train" else extra
-            extra = ["--fold", "0", "--no-mirror"] if words[0] == "predict" else extra
-            with pytest.raises(SystemExit) as stop:
-                medmamba_command([*words, *extra])
-            assert not stop.value.code, f"{line}: {capsys.readouterr().err}"
-            ran.append(words[0])
-    assert ran
 
 
 @pytest.mark.slow

@@ -388,6 +388,23 @@ def test_folds_side_by_side_are_those_one_after_the_other_and_a_killed_one_is_na
     assert _hashes(third, 1) == _hashes(clinic_run, 1)
 
 
+def test_processes_of_folds_end_with_the_command_that_started_them(tmp_path):
+    (tmp_path / "command.py").write_text(
+        "import multiprocessing, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from medmamba.training.folds import _watch\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _watch)\n"
+        "    pool.submit(print, 'works', flush=True).result()\n"
+        "    time.sleep(600)\n"
+    )
+    command = subprocess.Popen([sys.executable, str(tmp_path / "command.py")], stdout=subprocess.PIPE, text=True)
+    assert command.stdout.readline() == "works\n"
+    command.kill()
+    left, _ = command.communicate(timeout=300)  # the end of what its child may print comes with the child's end
+    assert left == ""
+
+
 def test_a_second_training_in_the_same_folder_is_refused(clinic_run):
     _fold(clinic_run).mkdir(parents=True)
     with FolderLock(_fold(clinic_run)), pytest.raises(InputError, match="in use by process"):
