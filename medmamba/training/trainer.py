@@ -147,6 +147,7 @@ class Training:
             self.ends = started + 60 * config.max_minutes - before
         last_saved, loss, found = started, math.nan, None
         stopped_early = False
+        validated = -1  # after which step; ``found`` is the first rank's alone, and all ranks must decide alike
         try:
             while (share := distributed.from_first(self._share_used())) < 1.0:
                 rate = warmed_up(
@@ -161,6 +162,7 @@ class Training:
                 done.seconds = before + time.monotonic() - started
                 if done.step % config.steps_per_epoch == 0:
                     found = self._validate(spread_subset(self.validation, config.validation_cases))
+                    validated = done.step
                     done.seconds = before + time.monotonic() - started
                     self._end_epoch(rate, found)
                     stopped_early = self._out_of_patience()
@@ -170,7 +172,7 @@ class Training:
                 on_step(step_report(done, config, self._share_used(), loss, rate))
                 if stopped_early:
                     break
-            if self.validation and (found is None or self._validated_a_part or done.step % config.steps_per_epoch):
+            if self.validation and (validated != done.step or self._validated_a_part):
                 found = self._validate(self.validation)
                 done.seconds = before + time.monotonic() - started
         except BaseException as error:

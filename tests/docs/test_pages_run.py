@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 from dicom_series import write_series
 from doc_pages import ADDED, PAGES, ROOT, SHORTER, blocks_of, name_of, not_run
+from tiny_models import make_fold
 
 from medmamba.datasets import read_dataset
 from medmamba.dicom.codes import read_codes
+from medmamba.plans.schema import Plan
 
 MEDMAMBA = f"""#!{sys.executable}
 import sys
@@ -132,6 +135,21 @@ def prepare(page: str, desk: Path) -> None:
             "medmamba plan DATASET -o OTHER --network residual_unet; medmamba convert plans OTHER -o nnUNetPlans.json"
         )
         shell("medmamba convert dataset DATASET -o RAW; cp RAW/dataset.json .")
+    if page == CASCADE:
+        add_cascade(desk / "RUN")
+
+
+def add_cascade(run: Path) -> None:
+    """Both stages of a cascade, on the grid of the run's own configuration; the last fold of the first is missing."""
+    document = json.loads((run / "plan.json").read_text())
+    full = document["configurations"]["3d_fullres"] | {"decisions": []}
+    for name, previous in (("3d_lowres", None), ("3d_cascade_fullres", "3d_lowres")):
+        document["configurations"][name] = full | {"name": name, "previous_stage": previous}
+        shutil.copytree(run / "preprocessed" / "3d_fullres", run / "preprocessed" / name)
+    (run / "plan.json").write_text(json.dumps(document))
+    plan = Plan.from_json(json.dumps(document))
+    for fold in range(len(json.loads((run / "splits.json").read_text())) - 1):
+        make_fold(run / "models" / "3d_lowres" / f"fold_{fold}", plan, fold, "3d_lowres")
 
 
 def runnable(path: Path) -> bool:

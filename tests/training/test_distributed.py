@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,9 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from medmamba import pipeline
+from medmamba.training import distributed
+from medmamba.training.config import TrainConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "from medmamba.cli.main import run; run()"
-RECIPE = ["--steps-per-epoch", "3", "--batch-size", "2", "--workers", "0", "--seed", "3", "--fold", "all"]
+RECIPE = ["--steps-per-epoch", "3", "--batch-size", "2", "--workers", "0", "--seed", "3", "--fold", "0"]
 
 
 def _start(run, *options, processes=1):
@@ -36,8 +41,22 @@ def _start(run, *options, processes=1):
 
 
 def _losses(run):
-    rows = json.loads((run / "models" / "3d_fullres" / "fold_all" / "metrics.json").read_text())
+    rows = json.loads((run / "models" / "3d_fullres" / "fold_0" / "metrics.json").read_text())
     return [row["loss"] for row in rows]
+
+
+def test_all_ranks_ask_the_first_equally_often(clinic_run, monkeypatch):
+    asked = {1: 0, 0: 0}
+    for number in asked:
+
+        def from_first(value, number=number):
+            asked[number] += 1
+            return 0.5 if math.isnan(value) else value
+
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        monkeypatch.setattr(distributed, "from_first", from_first)
+        pipeline.train(clinic_run, config=TrainConfig(steps=2, steps_per_epoch=2, workers=0, warmup_steps=0))
+    assert asked[1] == asked[0] > 2
 
 
 @pytest.mark.slow
@@ -57,7 +76,7 @@ def test_a_killed_process_ends_all_with_a_message(clinic_run):
     child = _start(clinic_run, "--steps", "100000", processes=2)
     ranks: list[int] = []
     deadline = time.monotonic() + 200
-    fold = clinic_run / "models" / "3d_fullres" / "fold_all" / "metrics.json"
+    fold = clinic_run / "models" / "3d_fullres" / "fold_0" / "metrics.json"
     while not fold.exists() and time.monotonic() < deadline and child.poll() is None:
         time.sleep(0.5)
     children = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
