@@ -97,6 +97,11 @@ def load_checkpoint(
             _load_weights(averaged, model)
         if optimizer is not None:
             _tell_of_other_versions(state.get("versions", {}))
+            if _grouping(state["optimizer"]) != _grouping(optimizer.state_dict()):
+                raise ConfigError(
+                    f"{folder / name}: its optimiser groups the parameters in another way, as other versions of "
+                    "medmamba do. Go on with the version that began, or start anew from its weights with --init."
+                )
             tensors = load_file(folder / name / "optimizer.safetensors")
             optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
             random_state = bytearray.fromhex(state["torch_random_state"])
@@ -189,6 +194,11 @@ def _join_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     return {"state": state, "param_groups": rest["param_groups"]}
+
+
+def _grouping(optimizer: Mapping[str, Any]) -> list[tuple[int, float | None]]:
+    """Size and share of the rate of each group of parameters."""
+    return [(len(group["params"]), group.get("scale")) for group in optimizer["param_groups"]]
 
 
 def _sha256(path: Path) -> str:

@@ -39,7 +39,7 @@ from medmamba.training.config import TrainConfig
 from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
-from medmamba.training.step import make_optimizer
+from medmamba.training.step import make_optimizer, set_rate
 from medmamba.training.trainer import determinism, peak_memory_gib, settled
 from medmamba.training.workers import SupervisedWorkers
 
@@ -218,8 +218,7 @@ def _step(
     precision: str,
 ) -> float:
     network.train()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     hidden = masked.hidden.to(device)
     with casting(precision, device):

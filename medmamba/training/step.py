@@ -25,25 +25,49 @@ class StepOutcome(NamedTuple):
     dice: float | None
 
 
+FULL_RATE_INPUTS = 64
+"""Inputs of a linear map up to which it learns at the full rate."""
+
+
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum 0.99 or AdamW; weight decay on matrices and kernels only.
 
     Biases, norms and the scan's own parameters (A, D, step bias) are never decayed: decay would pull the state's
-    time constants to a value nobody chose. Frozen parameters are left out.
+    time constants to a value nobody chose. Frozen parameters are left out. With AdamW, every group has the ``scale``
+    of its rate: see :func:`rate_scale`.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        scan_parameter = name.rsplit(".", 1)[-1] in SCAN_PARAMETERS
-        (kept if parameter.ndim <= 1 or scan_parameter else decayed).append(parameter)
-    if not decayed and not kept:
+        decayed = parameter.ndim > 1 and name.rsplit(".", 1)[-1] not in SCAN_PARAMETERS
+        scale = rate_scale(parameter) if decayed and config.optimizer == "adamw" else 1.0
+        groups.setdefault((decayed, scale), []).append(parameter)
+    if not groups:
         raise ConfigError("Every parameter is frozen, so there is nothing to train. Freeze less.")
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    settings = [
+        {"params": groups[decayed, scale], "weight_decay": config.weight_decay if decayed else 0.0, "scale": scale}
+        for decayed, scale in sorted(groups, reverse=True)
+    ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.99, nesterov=True)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(settings, lr=config.learning_rate)
+
+
+def rate_scale(matrix: nn.Parameter) -> float:
+    """Share of the learning rate for a matrix or kernel: 1 up to 64 inputs of a linear map, then falling with them.
+
+    Adam moves every weight by about the rate, so the output of a map of n inputs moves by n times as much, and a rate
+    that suits narrow maps is too high for wide ones (Yang et al. 2022, arXiv:2203.03466, table 3). Convolutions keep
+    the full rate: the norm behind each makes them indifferent to the size of their weights.
+    """
+    return min(1.0, FULL_RATE_INPUTS / matrix.shape[-1]) if matrix.ndim <= 3 else 1.0
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
 
 
 class Stepper:
@@ -70,8 +94,7 @@ class Stepper:
     def step(self, batch: Batch, rate: float, *, measure: bool = False) -> StepOutcome:
         """One step at this learning rate; ``measure`` adds the Dice of the batch."""
         self.network.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         image, label = batch.image.to(self.device), batch.label.to(self.device)
         annotated = None if batch.annotated is None else batch.annotated.to(self.device)

@@ -294,6 +294,17 @@ def test_other_versions_are_named_on_resuming(clinic_run):
         pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), resume=True)
 
 
+def test_an_optimiser_grouped_by_another_version_is_refused(clinic_run):
+    pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT))
+    state_path = _fold(clinic_run) / "checkpoints" / "last" / "state.json"
+    state = json.loads(state_path.read_text())
+    for group in state["optimizer"]["param_groups"]:
+        del group["scale"]
+    state_path.write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="Go on with the version that began"):
+        pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), resume=True)
+
+
 def _kill_a_child_worker(number):
     """Send a signal to a data worker of this process: a child that multiprocessing started."""
     import multiprocessing
