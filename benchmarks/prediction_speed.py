@@ -184,7 +184,7 @@ class measured:
             self.record |= {
                 "cpu_seconds": round(sum(os.times()[:4]) - self.cpu, 1),
                 "seconds": round(time.perf_counter() - self.wall, 1),
-                "peak_gib": round(max(usage), 2),
+                "peak_gib": round(max(usage), 3),
             }
             print(json.dumps(self.record), flush=True)
 

@@ -103,7 +103,7 @@ def run(arguments: list[str] | None = None) -> None:
     except SystemExit as ended:  # Typer makes this of Ctrl-C too
         if not isinstance(ended.code, int) or ended.code not in (INTERRUPTED, TERMINATED):
             raise
-        message = "Interrupted. What was written is complete; `medmamba train --resume` goes on."
+        message = "Interrupted. What was written is complete; `train` and `predict` go on with --resume."
         _end(message, ended.code, arguments)
     except MemoryError:
         _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)

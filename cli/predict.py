@@ -62,6 +62,7 @@ def predict(
     from medmamba.cli.console import console, report_warnings, stages
     from medmamba.cli.options import fold_name, numbers, part_of_parts
     from medmamba.errors import InputErrors, PartialError
+    from medmamba.training.distributed import wait_for_all
 
     with stages() as on_item:
         report = pipeline.predict(
@@ -93,7 +94,8 @@ def predict(
         )
     kept = f", {len(report.resumed)} of them kept from before" if report.resumed else ""
     console.print(f"{len(report.done)} mask(s){kept} and report.json: {output}", markup=False)
-    report_warnings([f"review: {'; '.join(reasons)}" for reasons in report.review.values()])
+    report_warnings([f"{case}: review: {'; '.join(reasons)}" for case, reasons in report.review.items()])
+    wait_for_all()  # a process of torchrun that ends with an error takes the others with it
     if report.failed:
         lines = list(report.failed.values())
         summary = f"{len(report.done)} ok, {len(lines)} failed: {', '.join(report.failed)}"

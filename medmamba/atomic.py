@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,15 +159,16 @@ def make_folder(path: Path | str) -> Path:
     return path
 
 
-def remove_leftovers(folder: Path | str) -> list[Path]:
+def remove_leftovers(folder: Path | str, *, shared: bool = False) -> list[Path]:
     """Removes ``.part`` files and folders of processes that are gone; returns what was removed.
 
-    Call it while holding the folder's lock: a process on another machine cannot be told from a dead one.
+    Call it while holding the folder's lock: a process on another machine cannot be told from a dead one. Where others
+    may be at work beside this one (``shared``), only what this machine has left behind goes.
     """
     removed = []
     for part in sorted(Path(folder).glob(".*.part")):
         name, pid = _who_wrote(part.name)
-        if pid is None or _alive(pid):
+        if pid is None or _alive(pid) or (shared and not _written_here(part.name)):
             continue
         if name.endswith(".old") and not (part.parent / name.removesuffix(".old")).exists():
             part.rename(part.parent / name.removesuffix(".old"))
@@ -213,7 +216,7 @@ def _resource_error(path: Path, error: OSError) -> ResourceError:
 def _part_beside(path: Path) -> Path:
     # 255 bytes is the usual limit of a file name; the rest is for pid and random part.
     name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
-    return path.parent / f".{name}.{os.getpid()}.{secrets.token_hex(4)}.part"
+    return path.parent / f".{name}.{os.getpid()}.{_this_machine()}{secrets.token_hex(2)}.part"
 
 
 def _who_wrote(part: str) -> tuple[str, int | None]:
@@ -222,6 +225,15 @@ def _who_wrote(part: str) -> tuple[str, int | None]:
     if len(pieces) != 3 or not pieces[1].isdecimal() or len(pieces[2]) != 8:
         return part, None
     return pieces[0], int(pieces[1])
+
+
+def _written_here(part: str) -> bool:
+    return part.removesuffix(".part").rsplit(".", 1)[1].startswith(_this_machine())
+
+
+def _this_machine() -> str:
+    """Four digits of a machine in the names of its unfinished files."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 
 
 def _alive(pid: int) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from medmamba.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is the GPU where there is one."""
+    """The device called ``name``; ``auto`` is the GPU where there is one, under torchrun that of this process."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local % torch.cuda.device_count()) if local else torch.device("cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:

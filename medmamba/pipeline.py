@@ -49,7 +49,6 @@ def predict(
     from medmamba.inference.batch import predict_folder
     from medmamba.inference.cases import find_cases
     from medmamba.inference.predictor import Predictor
-    from medmamba.inference.pseudonyms import Pseudonyms
     from medmamba.inference.workers import Workers
 
     with ExitStack() as stack:
@@ -72,7 +71,7 @@ def predict(
             part=part,
             resume=resume,
             probabilities=probabilities,
-            pseudonyms=Pseudonyms.of_folder(Path(output)) if pseudonymise else None,
+            pseudonymise=pseudonymise,
             dicom=dicom,
             codes=codes,
             on_item=on_item,

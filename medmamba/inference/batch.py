@@ -30,7 +30,7 @@ PATIENCE = 60.0
 
 @dataclass
 class PredictionReport:
-    """What became of each case of a folder; ``resumed`` cases were finished by an earlier run."""
+    """What became of each case of a folder, by the name to show; ``resumed`` were finished by an earlier run."""
 
     output: Path
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ def predict_folder(
     part: tuple[int, int] | None = None,
     resume: bool = False,
     probabilities: bool = False,
-    pseudonyms: Pseudonyms | None = None,
+    pseudonymise: bool = False,
     dicom: Sequence[str] = (),
     codes: str | Path | None = None,
     on_item: OnItem = lambda stage, done, total: None,
@@ -68,7 +68,7 @@ def predict_folder(
         part: (i, n): only every n-th case, the i-th of them; for several machines on one folder.
         resume: keep the masks of cases that were finished with the same model, settings and input.
         probabilities: also write <case>_probabilities with one channel per class.
-        pseudonyms: names for logs and reports in place of case ids.
+        pseudonymise: other names than case ids in logs and reports; the key is pseudonyms.csv.
         dicom: also write <case>.dcm, the mask as DICOM SEG ("seg"), or <case>_rtstruct.dcm, its contours ("rtstruct");
             every case must be a DICOM series.
         codes: labels.json with code and colour of each label for them.
@@ -86,13 +86,18 @@ def predict_folder(
     part = part or _part_of_launcher()
     cases = everything if part is None else part_of(everything, part)
     codes = None if codes is None else Path(codes).resolve()
-    job = Job(target, probabilities, pseudonyms or Pseudonyms.none(), tuple(dicom), codes)
     make_folder(target)
     with ExitStack() as locks:
         locks.enter_context(FolderLock(target, shared=part is not None))
         if part is not None:
             locks.enter_context(FolderLock(target / f".part-{part[0]}-of-{part[1]}"))
-        remove_leftovers(target)
+        remove_leftovers(target, shared=part is not None)
+        shown = Pseudonyms.none()
+        if pseudonymise:
+            with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
+                shown = Pseudonyms.of_folder(target)
+                shown.write_key(target, [case.case_id for case in everything])
+        job = Job(target, probabilities, shown, tuple(dicom), codes)
         model = engine.provenance()
         report = PredictionReport(target)
         for case in cases:
@@ -100,20 +105,19 @@ def predict_folder(
             if record is None:
                 remove_old(target, case)
             else:
-                report.resumed.append(case.case_id)
-                report.done[case.case_id] = record
-        waiting = [case for case in cases if case.case_id not in report.done]
+                report.resumed.append(shown.of(case.case_id))
+                report.done[shown.of(case.case_id)] = record
+        waiting = [case for case in cases if shown.of(case.case_id) not in report.done]
         on_item("predict", len(report.done), len(cases))
         for case, record in engine.records(waiting, job, on_message):
             write_json(record_path(target, case), record)
             if record["status"] == "failed":
-                report.failed[case.case_id] = record["reason"]
+                report.failed[shown.of(case.case_id)] = record["reason"]
             else:
-                report.done[case.case_id] = record
+                report.done[shown.of(case.case_id)] = record
             on_item("predict", len(report.done) + len(report.failed), len(cases))
-        remove_leftovers(target)  # of workers that were killed
+        remove_leftovers(target, shared=part is not None)  # of workers that were killed
         with FolderLock(target / "reports", patience_seconds=PATIENCE):  # of parts that end together the last sees all
-            job.shown.write_key(target, [case.case_id for case in everything])
             _write_report(everything, job, model)
     return report
 

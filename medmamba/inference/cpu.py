@@ -6,6 +6,7 @@ kept, 0.30 s with both.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from torch import nn
 KEPT_BYTES = 2**29
 """Blocks up to this size stay with the process when they are freed; larger ones go back to the system."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
+_largest = 0
+"""Peak memory of the process when it last gave some back."""
 
 
 def keep_memory() -> None:
@@ -25,14 +28,30 @@ def keep_memory() -> None:
     By default every larger array is a new mapping, and touching its pages costs as much as the arithmetic.
     For the whole process; where there is no glibc, nothing happens.
     """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_MMAP_THRESHOLD, KEPT_BYTES)
+            libc.mallopt(_TRIM_THRESHOLD, 4 * KEPT_BYTES - 1)
+
+
+def give_back_memory() -> None:
+    """Let the system have what is free, if the process has grown since the last call.
+
+    Small blocks that stay come to lie in the places of freed layers, whose next ones then need new places: kept memory
+    creeps up from case to case. Over 205 small volumes the peak was 341 MiB, and is about 320 with this, in the same
+    time.
+    """
+    global _largest
     if not sys.platform.startswith("linux"):
         return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_MMAP_THRESHOLD, KEPT_BYTES)
-    mallopt(_TRIM_THRESHOLD, 4 * KEPT_BYTES - 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if peak > _largest:
+        _largest = peak
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def with_fast_convolutions(network: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from medmamba.images.image import smallest_type
 from medmamba.images.in_memory import as_image
 from medmamba.inference.cleaning import clean
 from medmamba.inference.confidence import Confidence
+from medmamba.inference.cpu import give_back_memory
 from medmamba.inference.member import Member
 from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
 from medmamba.inference.models import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
@@ -233,6 +234,7 @@ class Predictor:
         judge = Confidence(sigmoid=self.heads.sigmoid) if self.confidence else None
         indices, chances = self._indices(cases, judge, on_tile, on_message, probabilities)
         predicted = time.perf_counter()
+        give_back_memory()
         names = label_names(self.plan)
         if self.recipe is not None:
             index = {label: number for number, label in enumerate(names, start=1)}

@@ -63,7 +63,7 @@ class ConvUNet(PlannedNetwork):
         x = skips.pop()
         features = []
         for stage in self.decoder:
-            x = stage(x, skips.pop())
+            x = stage(x, skips)
             features.append(x)
         return self._logits(features[::-1], image, padded)
 
@@ -79,7 +79,14 @@ class PlainBlock(nn.Module):
         self.norm1, self.norm2 = (NORM[dims](width, affine=True) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.lrelu(self.norm1(self.conv1(x)))
+        return self.second(self.first(x))
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first convolution, normalised."""
+        return self.lrelu(self.norm1(self.conv1(x)))
+
+    def second(self, x: Tensor) -> Tensor:
+        """The second one."""
         return self.lrelu(self.norm2(self.conv2(x)))
 
 
@@ -103,7 +110,10 @@ class ResidualBlock(PlainBlock):
 
 
 class UpBlock(nn.Module):
-    """A transposed convolution to the skip's grid, then a plain block of both."""
+    """A transposed convolution to the grid of the last skip, which it takes from the list, then a plain block of both.
+
+    Skip and map of both widths, the largest of a prediction, are let go as soon as they are used.
+    """
 
     def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
@@ -111,8 +121,10 @@ class UpBlock(nn.Module):
         self.transp_conv = nn.Sequential(OrderedDict(conv=whole))
         self.conv_block = PlainBlock(dims, 2 * width, width, kernel, [1] * dims)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv_block(torch.cat((self.transp_conv(x), skip), dim=1))
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        x = torch.cat((self.transp_conv(x), skips.pop()), dim=1)
+        x = self.conv_block.first(x)
+        return self.conv_block.second(x)
 
 
 def _convolution(dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Module:

@@ -186,10 +186,10 @@ class PlannedUNet(PlannedNetwork):
         x = skips.pop()
         features = []
         for stage in self.decoder:
-            x = stage(x, skips.pop())
+            x = stage(x, skips)
             features.append(x)
         if self.final is not None and self.image_skip is not None:
-            features.append(self.final(x, self.image_skip(image)))
+            features.append(self.final(x, [self.image_skip(image)]))
         return features[::-1]
 
 
@@ -248,7 +248,10 @@ def stage_blocks(topology: Topology, block: BlockFactory, stage: int) -> list[nn
 
 
 class DecoderStage(nn.Module):
-    """Upsampling, the skip beside it, convolutions."""
+    """Upsampling, the last skip beside it, convolutions.
+
+    The skip is taken from the list, and the map of both widths, the largest of a prediction, let go once used.
+    """
 
     def __init__(
         self, in_width: int, skip_width: int, width: int, stride: Sequence[int], kernel: Sequence[int], convs: int
@@ -260,8 +263,11 @@ class DecoderStage(nn.Module):
             *(ConvNormAct(width, width, kernel) for _ in range(convs - 1)),
         )
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.convs(torch.cat([self.upsample(x), skip], dim=1))
+    def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        x = torch.cat([self.upsample(x), skips.pop()], dim=1)
+        for conv in self.convs:
+            x = conv(x)
+        return x
 
 
 def build_stem(topology: Topology, block: BlockFactory) -> nn.Module:

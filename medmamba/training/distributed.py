@@ -45,6 +45,16 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def wait_for_all() -> None:
+    """Return when every process of torchrun has come here, whatever the time between the first and the last.
+
+    For processes that work by themselves: as soon as one of them ends with an error, torchrun ends all others.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and launched():
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+        leave()
+
+
 def rank() -> int:
     """Number of this process; the first writes files and speaks to the user."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -285,6 +285,21 @@ def test_pseudonyms_keep_names_out_of_reports_and_messages(predictor, images, tm
     assert list(report_of(out)["cases"]) == before  # the same salt: the same names
 
 
+def test_the_command_names_a_case_for_review_and_a_failed_one_by_their_pseudonyms_if_asked(
+    tiny_run, images, tmp_path, capsys
+):
+    (images / "patient_2.nii.gz").write_bytes(b"nothing")
+    arguments = ["predict", tiny_run, images, "-o", tmp_path / "out", "--fold", "0", "--no-mirror", "--json"]
+    for choice in ([], ["--pseudonymise"]):
+        with pytest.raises(SystemExit) as stop:
+            medmamba([str(argument) for argument in [*arguments, *choice]])
+        assert stop.value.code == 1
+        told = capsys.readouterr()
+        name = "case-" if choice else "patient_0"
+        assert f"{name}" in told.err.split(": review: ")[0]
+        assert ("patient" in told.out + told.err) == (not choice)
+
+
 def test_a_report_can_be_reproduced_byte_by_byte(tiny_run, predictor, images, tmp_path):
     pipeline.predict(predictor, images, tmp_path / "out")
     found = reproduce(tmp_path / "out" / "report.json", tiny_run, images, cases=["patient_0", "patient_2"])

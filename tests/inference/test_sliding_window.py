@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
+from medmamba.inference import cpu
 from medmamba.inference.cpu import with_fast_convolutions
 from medmamba.inference.sliding_window import gaussian_weight, predict_logits, window_starts
 
@@ -31,6 +35,17 @@ def test_weights_are_nnunets(case):
     assert weight[tuple(case["centre_index"])] == pytest.approx(case["centre"], rel=1e-5)
     assert weight[(0,) * weight.ndim] == pytest.approx(case["corner"], rel=1e-3)
     assert float(weight.double().sum()) == pytest.approx(case["sum"], rel=1e-5)
+
+
+@given(patch=st.lists(st.integers(1, 40), min_size=2, max_size=3).map(tuple))
+def test_weights_are_the_gaussian_filter_of_scipy_bit_by_bit(patch):
+    peak = np.zeros(patch)
+    peak[tuple(edge // 2 for edge in patch)] = 1.0
+    filtered = torch.from_numpy(gaussian_filter(peak, [edge / 8 for edge in patch], mode="constant")).float()
+    filtered *= 10 / filtered.max()
+    weight = gaussian_weight(patch)
+    assert torch.equal(weight[filtered > 0], filtered[filtered > 0])
+    assert weight.min() > 0
 
 
 @given(size=st.integers(1, 300), patch=st.integers(1, 100))
@@ -85,3 +100,24 @@ def test_convolutions_through_onednn_are_those_of_float64(dims):
         found = with_fast_convolutions(with_fast_convolutions(network))(x)
         assert torch.allclose(found.double(), expected, atol=1e-5)
         assert torch.allclose(network.double()(x.double()), expected)  # another type takes torch's own way
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is kept where there is glibc")
+def test_memory_that_was_kept_goes_back_once_after_the_process_has_grown(monkeypatch):
+    def resident_mib():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    def a_layer():
+        torch.ones(64 * 2**18)
+
+    monkeypatch.setattr(cpu, "_largest", 0)
+    cpu.keep_memory()
+    a_layer()
+    cpu.give_back_memory()
+    small = resident_mib()
+    a_layer()
+    cpu.give_back_memory()  # no more than before: kept for the next layer
+    assert resident_mib() > small + 60
+    monkeypatch.setattr(cpu, "_largest", 0)
+    cpu.give_back_memory()
+    assert resident_mib() < small + 10

@@ -215,8 +215,19 @@ def test_leftovers_of_the_living_and_of_others_are_kept(tmp_path):
     download = tmp_path / ".film.part"
     for path in (dead, mine, download):
         path.write_text("")
+    assert remove_leftovers(tmp_path, shared=True) == []  # it may be alive on the machine that wrote it
     assert remove_leftovers(tmp_path) == [dead]
     assert names(tmp_path) == sorted([mine.name, download.name])
+
+
+def test_beside_others_only_what_a_dead_process_of_this_machine_left_behind_is_removed(tmp_path, monkeypatch):
+    code = "import os; from medmamba.atomic import write_atomically as w\nwith w({!r}) as file: os._exit(0)"
+    run(code.format(str(tmp_path / "mask")))
+    (left,) = tmp_path.iterdir()
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    assert remove_leftovers(tmp_path, shared=True) == []
+    monkeypatch.undo()
+    assert remove_leftovers(tmp_path, shared=True) == [left]
 
 
 def test_a_second_run_in_one_folder_is_told_who_has_it(tmp_path):
