@@ -21,6 +21,7 @@ from medmamba.bundle.check import (
     run_in_monai,
 )
 from medmamba.bundle.configuration import LOGGING, inference, training, weights_file
+from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
 from medmamba.errors import ConfigError, InputError
@@ -66,12 +67,13 @@ def export_bundle(
     Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.
     """
     need_packages()
+    cases = find_cases(check_on)[:most_cases]
+    _refuse_what_a_bundle_cannot_read(cases)
     if Path(output).is_dir() and any(Path(output).iterdir()) and not Path(output, METADATA).is_file():
         raise InputError(f"{output}: holds files that are no bundle, and they would be lost. Give a new folder.")
     predictor = Predictor(
         model, configuration=configuration, folds=folds, device="cpu", mirror=mirror, confidence=False
     )
-    cases = find_cases(check_on)[:most_cases]
     stages = _stages(predictor)
     with replace_folder(output) as part:
         _write(part, predictor, stages, card, cases)
@@ -172,6 +174,17 @@ def _write_stage(models: Path, stage: Member, weights: str) -> None:
         shutil.copyfile(source / "plan.json", target / "plan.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     torch.save(state, models / weights)
+
+
+def _refuse_what_a_bundle_cannot_read(cases: list[ImageCase]) -> None:
+    """A DICOM series, and a header whose voxels lie in another file, cannot be among the images of the check."""
+    endings = tuple(ending for ending in ENDINGS if ending != ".mhd")
+    for path in (path for case in cases for path in case.paths):
+        if not path.is_file() or not path.name.lower().endswith(endings):
+            raise InputError(
+                f"{path}: MONAI runs a bundle on single files ({', '.join(endings)}), and this is none. Give "
+                "such images with --check-on."
+            )
 
 
 def _gather(cases: list[ImageCase], folder: Path) -> None:

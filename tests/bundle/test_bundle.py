@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from dicom_series import write_series
 
 from medmamba.bundle.card import BundleCard
 from medmamba.bundle.check import BundleError, check_metadata, compare_with_native
@@ -121,6 +122,15 @@ def test_an_export_without_licence_or_intended_use_is_refused(missing, tmp_path,
     assert stopped.value.code == 2
     assert "--licence" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_an_export_is_not_checked_on_what_monai_cannot_read(tiny_run, tmp_path):
+    from medmamba.bundle.write import export_bundle
+
+    series = write_series(tmp_path / "SERIES", np.zeros((3, 8, 8), np.int16))
+    with pytest.raises(InputError, match=r"SERIES: MONAI runs a bundle on single files \(\.nii\.gz"):
+        export_bundle(tiny_run, tmp_path / "bundle", CARD, series)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_folder_of_other_files_is_not_taken_for_the_bundles(tiny_run, one_image):
