@@ -61,6 +61,7 @@ def write_segmentation(
     sources = series_in_order(series, grid)
     numbers, names = numbered(labels, values, series)
     frames = np.ascontiguousarray(numbers.transpose(2, 1, 0))  # (slices, rows, columns)
+    patient, sources[0].PatientName = sources[0].PatientName, ""  # highdicom warns of an unusual name by citing it
     seg = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=frames,
@@ -78,6 +79,7 @@ def write_segmentation(
         content_label="SEGMENTATION",
         omit_empty_frames=True,
     )
+    seg.PatientName = patient
 
     def equal_to_mask(written: Path) -> None:
         back, _, place = read_segmentation(written, grid)

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from medmamba.errors import InputError, unknown_name
+from medmamba.images import ending_of
 from medmamba.images.archive import is_zip, unpack
 from medmamba.images.dicom import COLUMNS, ORIENTATION, POSITION, ROWS, SERIES, dicom_files, header_tags
 from medmamba.images.gate import brief, shown
@@ -92,7 +93,12 @@ def opened(source: Path | str, series: str | None = None) -> Iterator[Path]:
             folder.mkdir()
             unpack(path, folder)
             if not series_below(folder):
-                yield _innermost(folder)
+                inside = _innermost(folder)
+                if not any(ending_of(entry) or entry.is_dir() for entry in inside.iterdir()):
+                    raise InputError(
+                        f"{brief(path.name)}: no image in it that is known. Give a zip of images or of a series."
+                    )
+                yield inside
             else:
                 with one_series(folder, where=brief(str(source))) as one:
                     yield one

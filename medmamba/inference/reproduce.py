@@ -51,9 +51,9 @@ def reproduce(
         patch_size=next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
     )
     found = predictor.provenance()
-    for key in ("plan_sha256", "weights_sha256", "recipe_sha256"):
-        if found[key] != record["model"][key]:
-            raise ConfigError(f"{model}: its {key} is not that of {report}. Give the model that made the report.")
+    for key, part in (("plan", "plan"), ("weights", "weights"), ("recipe", "best.json, which find-best writes,")):
+        if found[f"{key}_sha256"] != record["model"][f"{key}_sha256"]:
+            raise ConfigError(f"{model}: its {part} is not that of {report}. Give the model that made the report.")
     wanted = list(record["cases"]) if cases is None else list(cases)
     inputs = {case.case_id: case for case in find_cases(images)}
     for case_id in wanted:

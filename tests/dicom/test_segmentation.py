@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -87,6 +88,21 @@ def test_a_segmentation_is_read_back_equal_with_its_references(axes, tmp_path):
     }
     slices = series_in_order(folder, image.grid)
     assert referred == {slices[k].SOPInstanceUID for k in range(2, 8)}
+
+
+def test_an_unusual_name_of_a_patient_is_kept_and_told_to_nobody(tmp_path, caplog):
+    folder, _, _ = _series(tmp_path / "series", AXES["axial"])
+    for path in folder.iterdir():
+        slice_ = pydicom.dcmread(path)
+        slice_.PatientName = "PHI_CANARY"
+        slice_.save_as(path)
+    image = read_image(folder)
+    names = {name: SegmentCode() for name in VALUES if name != "background"}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        write_segmentation(tmp_path / "seg.dcm", _mask(image.grid.shape), image.grid, folder, VALUES, names)
+    assert "CANARY" not in caplog.text + " ".join(str(one.message) for one in told)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName == "PHI_CANARY"
 
 
 def test_codes_come_from_the_labels_file(tmp_path):

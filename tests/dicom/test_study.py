@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dicom_series import write_series, write_slice
 
-from medmamba.dicom.study import one_series, series_below
+from medmamba.dicom.study import one_series, opened, series_below
 from medmamba.errors import ConfigError, InputError
 from medmamba.images import read_image
 
@@ -65,6 +65,13 @@ def test_a_zip_gives_the_voxels_of_its_folder(study, tmp_path, volume):
         np.testing.assert_array_equal(read_image(folder).array[0], volume.T)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no DICOM images"), one_series(tmp_path / "empty"):
+        pass
+
+
+def test_a_zip_without_an_image_is_refused_by_its_own_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "letters.zip", "w") as packed:
+        packed.writestr("a.txt", "Dear colleague")
+    with pytest.raises(InputError, match=r"^letters\.zip: no image in it"), opened(tmp_path / "letters.zip"):
         pass
 
 

@@ -41,6 +41,7 @@ ADDED = {
     "pretrain": ["--steps", "1", "--workers", "0"],
     "predict": ["--fast"],
     "find-best": ["--no-mirror"],
+    "export": ["--no-mirror", "--most-cases", "1"],
 }
 """Options that are added to a command for the same purpose."""
 

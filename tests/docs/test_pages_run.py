@@ -17,11 +17,9 @@ import numpy as np
 import pytest
 from dicom_series import write_series
 from doc_pages import ADDED, PAGES, ROOT, SHORTER, blocks_of, name_of, not_run
-from tiny_models import make_fold
 
 from medmamba.datasets import read_dataset
 from medmamba.dicom.codes import read_codes
-from medmamba.plans.schema import Plan
 
 MEDMAMBA = f"""#!{sys.executable}
 import sys
@@ -38,9 +36,14 @@ LEFT_BEHIND = {
     "README.md": ["MASKS/evaluation.json", "RUN/report/index.html", "RUN/best.json"],
     "docs/index.md": ["demo/overview.png"],
     "docs/tutorial/your-own-dataset.md": ["RUN/report/dataset.html", "RUN/report/index.html", "MASKS/evaluation.html"],
-    NNUNET: ["RUN/report/pilot.json", "plan.json", "nnUNetPlans.json"],
+    NNUNET: ["RUN/report/pilot.json", "plan.json", "UNET/nnUNetPlans.json"],
     CASCADE: ["RUN/best.json", "RUN/models/3d_cascade_fullres/fold_0"],
-    "docs/how-to/export-a-model.md": ["BUNDLE/models/trained.pt", "MASKS/SERIES.dcm", "seg.dcm"],
+    "docs/how-to/export-a-model.md": [
+        "BUNDLE/models/trained.pt",
+        "MASKS/SERIES.dcm",
+        "CONTOURS/SERIES_rtstruct.dcm",
+        "seg.dcm",
+    ],
     "docs/how-to/serve-a-model.md": ["answer.zip"],
     "docs/how-to/train.md": ["RUN/report/training.html"],
     "docs/how-to/use-from-python.md": ["mask.nii.gz", "report.html", "seg.dcm"],
@@ -80,13 +83,19 @@ def desk(tmp_path, monkeypatch, small_dataset, tiny_run, small_run):
 
 @pytest.fixture
 def quick_python(monkeypatch):
-    """`medmamba.plan` and `medmamba.train` with a small patch and one step, for blocks of Python."""
+    """`medmamba.plan`, `train` and `Predictor` with a small patch, one step, and no mirroring, for blocks of Python."""
     import medmamba
     from medmamba.training.config import TrainConfig
 
     plan, train = medmamba.plan, medmamba.train
     small = {"patch_size": (16, 24, 16), "batch_size": 2}
     one_step = TrainConfig(steps=1, steps_per_epoch=1, workers=0, warmup_steps=0)
+
+    class QuickPredictor(medmamba.Predictor):
+        def __init__(self, model, **choices):
+            super().__init__(model, **{"mirror": False, **choices})
+
+    monkeypatch.setattr(medmamba, "Predictor", QuickPredictor, raising=False)
     monkeypatch.setattr(medmamba, "plan", lambda data, run, **c: plan(data, run, **{**small, **c}), raising=False)
     monkeypatch.setattr(
         medmamba, "train", lambda run, **c: train(run, **{**c, "config": one_step, "restart": True}), raising=False
@@ -140,16 +149,16 @@ def prepare(page: str, desk: Path) -> None:
 
 
 def add_cascade(run: Path) -> None:
-    """Both stages of a cascade, on the grid of the run's own configuration; the last fold of the first is missing."""
+    """Both stages of a cascade, on the grid of the run's own configuration, and two folds."""
     document = json.loads((run / "plan.json").read_text())
     full = document["configurations"]["3d_fullres"] | {"decisions": []}
     for name, previous in (("3d_lowres", None), ("3d_cascade_fullres", "3d_lowres")):
         document["configurations"][name] = full | {"name": name, "previous_stage": previous}
         shutil.copytree(run / "preprocessed" / "3d_fullres", run / "preprocessed" / name)
     (run / "plan.json").write_text(json.dumps(document))
-    plan = Plan.from_json(json.dumps(document))
-    for fold in range(len(json.loads((run / "splits.json").read_text())) - 1):
-        make_fold(run / "models" / "3d_lowres" / f"fold_{fold}", plan, fold, "3d_lowres")
+    cases = [case for fold in json.loads((run / "splits.json").read_text()) for case in fold["val"]]
+    halves = [cases[::2], cases[1::2]]
+    (run / "splits.json").write_text(json.dumps([{"train": a, "val": b} for a, b in (halves, halves[::-1])]))
 
 
 def runnable(path: Path) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from medmamba import pipeline
 from medmamba.atomic import FolderLock
 from medmamba.cli.main import run as medmamba
-from medmamba.errors import InputError, ResourceError
+from medmamba.errors import ConfigError, InputError, ResourceError
 from medmamba.inference.cases import find_cases, part_of
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.reproduce import reproduce
@@ -307,6 +307,11 @@ def test_a_report_can_be_reproduced_byte_by_byte(tiny_run, predictor, images, tm
     assert found.other == ()
     save(images / "patient_0.nii.gz", 99)
     with pytest.raises(InputError, match="patient_0: the image is not the one of the report"):
+        reproduce(tmp_path / "out" / "report.json", tiny_run, images)
+    record = report_of(tmp_path / "out")
+    record["model"]["recipe_sha256"] = "of another find-best"
+    (tmp_path / "out" / "report.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"its best\.json, which find-best writes, is not that of"):
         reproduce(tmp_path / "out" / "report.json", tiny_run, images)
 
 
