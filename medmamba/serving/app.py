@@ -194,4 +194,5 @@ def _wanted(text: str) -> Wanted:
 
 def _anonymous(error: Exception, path: Path) -> str:
     """The reason without the folder that only this service has."""
-    return str(error).replace(f"{path.parent}/", "").replace(str(path.parent), "the request")
+    text = str(error).replace(f"{path.parent}/unpacked", "the zip")
+    return text.replace(f"{path.parent}/", "").replace(str(path.parent), "the request")

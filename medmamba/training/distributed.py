@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -75,9 +76,22 @@ def total(value: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, with a gradient."""
     if size() == 1:
         return value
-    from torch.distributed.nn.functional import all_reduce
+    total: torch.Tensor = _Total.apply(value)
+    return total
 
-    return all_reduce(value)
+
+class _Total(torch.autograd.Function):
+    """Every rank's value is in the sum of every rank, so the gradients of all sums come back to it, added up."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _Total.forward(ctx, gradient)
 
 
 def average_gradients(network: nn.Module) -> None:

@@ -144,6 +144,10 @@ def test_bad_input_is_answered_with_4xx_and_the_reason(service, tmp_path):
     assert (code, reason) == (413, "larger than 2000000 bytes, the limit of this service")
     code, reason = service.refused("/predict?name=a.zip", b"PK\x03\x04nonsense")
     assert code == 422
+    with zipfile.ZipFile(tmp_path / "letters.zip", "w") as packed:
+        packed.writestr("a.txt", "Dear colleague")
+    code, reason = service.refused("/predict?name=a.zip", (tmp_path / "letters.zip").read_bytes())
+    assert (code, reason.startswith("the zip: no image")) == (422, True)
     nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 2), np.float32), np.eye(4)), tmp_path / "two.nii.gz")
     code, reason = service.refused("/predict?name=two.nii.gz", (tmp_path / "two.nii.gz").read_bytes())
     assert (code, "2 channel(s)" in reason) == (422, True)
