@@ -8,7 +8,8 @@ before anything is planned. A queue is a list of runs:
     {"name": "nnU-Net", "nnunet": "3d_fullres", "batch_size": 2, "seconds": 180, "seed": 1}
 
 ``arguments`` replace those that the plan gives the network, ``recipe`` those of the training. Each run is one thread,
-in process; its number of steps is its seconds divided by the processor seconds of a step, data included (cpu_clock.py).
+in process; its number of steps is its seconds divided by the processor seconds of a step, data included (cpu_clock.py),
+or ``steps``: where a load comes and goes, the ten steps that are measured err by up to half; ``cpu_seconds`` tells.
 Runs that the file of results already holds are left out, so that a queue can be stopped, extended and taken up again:
 
     python benchmarks/budget_runs.py prepare DATASET FOLDER [--group-by REGEX] [--nnunet-python VENV/bin/python]
@@ -143,7 +144,8 @@ def run_ours(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     arguments |= wanted.get("arguments", {})
     recipe = TrainConfig(**{"seed": wanted["seed"], "workers": 0, "steps": 1, **wanted.get("recipe", {})})
     step_seconds = step_cost(plan, configuration, cases, arguments, recipe)
-    recipe = recipe.model_copy(update={"steps": max(1, round(wanted["seconds"] / step_seconds))})
+    steps = wanted.get("steps", max(1, round(wanted["seconds"] / step_seconds)))
+    recipe = recipe.model_copy(update={"steps": steps})
 
     name = "".join(c if c.isalnum() else "_" for c in f"{wanted['name']}_{wanted['seed']}_{wanted['seconds']}")
     target = folder / "ablation" / name
