@@ -103,7 +103,12 @@ FAMILIES: dict[str, Family] = {
             "mambaout", "scan", "MambaOut, arXiv:2405.07992: the block without a scan", has_scan=False, routes="none"
         ),
         Family(
-            "lamamba", "scan", "LaMamba, arXiv:2408.02615: scan and window attention", routes="continuous", window=64
+            "lamamba",
+            "scan",
+            "LaMamba, arXiv:2408.02615: scan and window attention",
+            first_block_level=2,
+            routes="continuous",
+            window=64,
         ),
         Family(
             "mate",

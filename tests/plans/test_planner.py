@@ -62,7 +62,7 @@ def test_hippocampus_crops_are_seen_whole_at_full_resolution() -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["planned", "edited by hand"])
 def test_another_family_on_a_plan_has_the_blocks_of_its_own_plan_unless_a_hand_set_them(own: bool) -> None:
-    plan = make_plan(reference_fingerprint("mr_hippocampus_tiny"), network="lamamba")
+    plan = make_plan(reference_fingerprint("mr_hippocampus_tiny"), network="mate")
     configuration = plan.default
     if not own:
         edited = configuration.network.model_copy(update={"blocks_per_stage": [2, 3, 1, 1]})
