@@ -18,7 +18,9 @@ def train(
         str, typer.Option(help="Fold number, several (0,1,2 or 0-4), or 'all': one model of every case.")
     ] = "0",
     configuration: Annotated[str | None, typer.Option(help="Configuration of the plan, default: its default.")] = None,
-    network: Annotated[str | None, typer.Option(help="Another network family on the same plan.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Another network family on the same plan, or vm_unet_published.")
+    ] = None,
     no_scan: Annotated[bool, typer.Option("--no-scan", help="The same network with the scan taken out.")] = False,
     epochs: Annotated[
         int | None, typer.Option(help="Length in epochs of 250 steps.", min=1, rich_help_panel=LENGTH)
@@ -87,7 +89,10 @@ def train(
     ] = None,
     init: Annotated[
         Path | None,
-        typer.Option(help="Start from this model's weights (run, fold, pretraining).", rich_help_panel=START),
+        typer.Option(
+            help="Start from these weights (run, fold, pretraining, or the file of convert weights).",
+            rich_help_panel=START,
+        ),
     ] = None,
     freeze: Annotated[str | None, typer.Option(help="Parts not to train: stem,encoder", rich_help_panel=START)] = None,
     resume: Annotated[

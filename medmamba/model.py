@@ -19,7 +19,8 @@ def network_arguments(
 ) -> dict[str, Any]:
     """Arguments of :func:`build_network`; plain numbers, stored with every model.
 
-    ``network`` puts another family on the same plan; ``use_scan=False`` takes the scan out.
+    ``network`` puts another family on the same plan, or a published network with sizes of its own; ``use_scan=False``
+    takes the scan out.
     """
     numbers = configuration.network
     name = network or numbers.name
@@ -35,6 +36,8 @@ def network_arguments(
         "stem": numbers.stem,
         "deep_supervision": numbers.deep_supervision,
     }
+    if (own := network_facts(name).published) is not None:
+        return arguments | own | ({} if use_scan else {"use_scan": False})
     known = network_options(name)
     scan = {"state_size": numbers.state_size, "routes": numbers.routes}
     if name != numbers.name:  # another family on the same plan scans its own way, and where it would by its own plan

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import torch
 
 from medmamba.atomic import write_json, write_text
@@ -38,4 +40,13 @@ def make_fold(folder: Path, plan: Plan, seed: int, configuration: str = "3d_full
         {"plan_sha256": plan.hash(), "configuration": configuration, "fold": str(seed), "network": numbers},
     )
     save_checkpoint(folder / "checkpoints", network, None, {"progress": {}})
+    return folder
+
+
+def write_noise(folder: Path, count: int, shape: tuple[int, int, int]) -> Path:
+    """A new folder of images patient_0, patient_1, ... of noise that looks like MR intensities."""
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).normal(200, 60, shape).astype(np.float32)
+        nib.save(nib.Nifti1Image(pixels, np.eye(4)), folder / f"patient_{number}.nii.gz")
     return folder

@@ -37,6 +37,8 @@ class NetworkFacts:
         min_feature_edge: smallest useful edge of the coarsest map, in voxels (it works on smaller ones).
         channel_multiple: every stage's width must be a multiple of this, the first one's excepted if the stem is a
             convolution.
+        spatial_dims: those it is built for.
+        published: the numbers of its own that a published function has; a plan gives it channels and classes alone.
     """
 
     summary: str
@@ -45,6 +47,8 @@ class NetworkFacts:
     min_stages: int = 2
     min_feature_edge: int = 4
     channel_multiple: int = 1
+    spatial_dims: tuple[int, ...] = (2, 3)
+    published: dict[str, Any] | None = None
 
     @property
     def has_scan(self) -> bool:
@@ -111,9 +115,15 @@ def block_places(topology: Topology) -> list[tuple[int, int]]:
 
 
 def available_networks() -> tuple[str, ...]:
-    """Names that :func:`build_network` knows, sorted."""
+    """Names of the families that a plan can give its numbers to, sorted."""
     _load()
-    return tuple(sorted(_NETWORKS))
+    return tuple(sorted(name for name, (_, facts) in _NETWORKS.items() if facts.published is None))
+
+
+def published_networks() -> tuple[str, ...]:
+    """Names of the published functions that can be trained for their weights, sorted."""
+    _load()
+    return tuple(sorted(name for name, (_, facts) in _NETWORKS.items() if facts.published is not None))
 
 
 def network_facts(name: str) -> NetworkFacts:
@@ -159,6 +169,11 @@ def build_network(
     for option in options:
         if option not in facts.options:
             raise unknown_name(f"option of network {name!r}", option, [o for o in facts.options if o != "use_scan"])
+    if spatial_dims not in facts.spatial_dims:
+        raise ConfigError(
+            f"Network {name!r} is built for {facts.spatial_dims[0]}D images only. Use --configuration 2d, stored by "
+            f"`medmamba plan DATASET -o RUN --configurations 2d`, or another network."
+        )
     topology = Topology(
         spatial_dims=spatial_dims,
         in_channels=in_channels,
@@ -173,7 +188,7 @@ def build_network(
     if facts.has_scan:
         options["use_scan"] = use_scan
     elif not use_scan:
-        raise ConfigError(f"Network {name!r} has no scan to leave out; train it as it is.")
+        raise ConfigError(f"Network {name!r} has no twin without a scan; train it as it is.")
     _check(name, facts, topology)
     _check_options(options, topology)
     return builder(topology, **options)
@@ -237,7 +252,7 @@ def _check_options(options: dict[str, Any], topology: Topology) -> None:
 def _registered(name: str) -> tuple[Builder, NetworkFacts]:
     _load()
     if name not in _NETWORKS:
-        raise unknown_name("network", name, available_networks())
+        raise unknown_name("network", name, (*available_networks(), *published_networks()))
     return _NETWORKS[name]
 
 
@@ -254,4 +269,5 @@ def _load() -> None:
     """Import the files that register networks, on first use."""
     import medmamba.networks.baselines
     import medmamba.networks.families
-    import medmamba.networks.high_resolution  # noqa: F401
+    import medmamba.networks.high_resolution
+    import medmamba.networks.vm_unet  # noqa: F401

@@ -19,7 +19,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from medmamba.networks.padding import crop_to, pad_to_multiple
+from medmamba.networks.registry import network
 from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.unet import Topology
 from medmamba.networks.vss import SS2D, VSSBlock, rising_rates
 
 MixerFactory = Callable[[int], nn.Module]
@@ -29,6 +31,23 @@ DEPTHS = {
     "released": ((2, 2, 2, 2), (2, 2, 2, 1)),  # ISIC and Synapse configuration files (27,427,561)
     "large": ((2, 2, 9, 2), (2, 9, 2, 2)),  # the constructor's defaults (44,273,833)
 }
+
+NUMBERS = {
+    "stem": "patch",
+    "strides": [[4, 4], [2, 2], [2, 2], [2, 2]],
+    "features_per_stage": [96, 192, 384, 768],
+    "blocks_per_stage": list(DEPTHS["released"][0]),
+    "kernels": None,
+    "deep_supervision": False,
+}
+"""The released network in the words of a plan."""
+
+
+@network("vm_unet_published", spatial_dims=(2,), published=NUMBERS)
+def vm_unet_published(topology: Topology) -> nn.Module:
+    """VM-UNet as published, trained for the sake of its pretrained weights (arXiv:2402.02491)."""
+    channels = 3 if topology.in_channels == 1 else topology.in_channels  # its weights are for colour
+    return PublishedVMUNet(channels, topology.out_channels, topology.features_per_stage, topology.blocks_per_stage)
 
 
 class EncoderStage(nn.Module):

@@ -148,6 +148,26 @@ def convert_weights(
     return report
 
 
+def read_converted(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts (family, source, missing) of a file that :func:`convert_weights` wrote.
+
+    Raises ConfigError for any other file.
+    """
+    import json
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["medmamba"])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118, not a mapping
+    except (SafetensorError, TypeError, KeyError, ValueError):
+        raise ConfigError(
+            f"{path}: not published weights under our names. Translate them first: "
+            f"`medmamba convert weights {path} -o OUTPUT.safetensors --family FAMILY`."
+        ) from None
+
+
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Tensors by name from a checkpoint; nothing but tensors and plain containers is ever unpickled."""
     from safetensors import SafetensorError

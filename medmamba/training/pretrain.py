@@ -34,7 +34,7 @@ from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.run_folder import RunFolder
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
-from medmamba.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.training.config import TrainConfig
 from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
@@ -101,10 +101,8 @@ def pretrain(
     with FolderLock(make_folder(target)), determinism(config.deterministic):
         remove_leftovers(target)
         checkpoints = target / "checkpoints"
-        if not resume and not restart and has_checkpoint(checkpoints):
-            raise ConfigError(
-                f"{target}: holds a pretrained model. Use --resume to go on, or --restart to begin again."
-            )
+        if not resume and not restart:
+            refuse_trained(checkpoints)
         write_text(target / "plan.json", plan.to_json())
         write_json(target / "model.json", facts)
         device = choose_device(config.device)

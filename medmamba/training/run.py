@@ -40,17 +40,18 @@ def train(
 
     Args:
         init: a trained fold, run or pretrained model whose weights are the start (heads by label name, channels by
-            channel name).
+            channel name), or published weights that ``medmamba convert weights`` has translated.
         trackers: further places for the metrics: "tensorboard", "mlflow", "wandb".
         on_event: called with lines a user should see: back-offs, advice, what an initialisation kept.
     """
     import torch
 
     from medmamba.model import network_arguments
-    from medmamba.networks.registry import available_networks, build_network
+    from medmamba.networks.registry import available_networks, build_network, published_networks
     from medmamba.preprocessing.store import stored_cases
     from medmamba.training import distributed
     from medmamba.training.cascade import ensure_first_stage
+    from medmamba.training.checkpoint import refuse_trained
     from medmamba.training.config import SETTLED, TrainConfig, refuse_another_recipe
     from medmamba.training.observers import observers
     from medmamba.training.trainer import train_fold
@@ -63,8 +64,8 @@ def train(
     name = configuration or made.default_configuration
     if name not in made.configurations:
         raise unknown_name("configuration", name, list(made.configurations))
-    if network is not None and network not in available_networks():
-        raise unknown_name("network", network, available_networks())
+    if network is not None and network not in (known := (*available_networks(), *published_networks())):
+        raise unknown_name("network", network, known)
     chosen = made.configurations[name]
     cases = stored_cases(folder.preprocessed(name))
     training_ids, validation_ids = _fold_cases(folder, fold, sorted(cases))
@@ -96,6 +97,13 @@ def train(
         config = config.model_copy(update={"device": str(own_device)})
     with ExitStack() as stack:
         stack.callback(distributed.leave)
+        if not (resume or restart):
+            refuse_trained(target / "checkpoints")
+        torch.manual_seed(config.seed)
+        built = build_network(**arguments)
+        report = None if init is None else initialise(built, arguments, made, Path(init))
+        freeze(built, config.freeze)
+        # Nothing is written before every choice has proved possible: the folder may hold a trained fold.
         facts = {"plan_sha256": made.hash(), "configuration": name, "fold": str(fold), "network": arguments}
         first = distributed.rank() == 0
         if first:
@@ -107,15 +115,11 @@ def train(
             write_json(target / "model.json", facts)
             if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
                 write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
+            if report is not None:
+                write_json(target / "init.json", report.as_json())
         distributed.from_first(0.0)  # the others go on when the first has the folder to itself
-        torch.manual_seed(config.seed)
-        built = build_network(**arguments)
-        if init is not None:
-            report = initialise(built, arguments, made, Path(init))
-            write_json(target / "init.json", report.as_json())
-            for line in report.lines():
-                on_event(line)
-        freeze(built, config.freeze)
+        for line in [] if report is None else report.lines():
+            on_event(line)
         observe = stack.enter_context(observers(folder.path, target, made, config, trackers, on_event, active=first))
         result = train_fold(
             built,

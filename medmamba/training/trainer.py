@@ -29,7 +29,7 @@ from medmamba.training import distributed
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.averaging import AveragedWeights
 from medmamba.training.batches import Batch, PatchSource
-from medmamba.training.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import FiniteGuard, collapse_advice
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
@@ -126,10 +126,8 @@ class Training:
                 self.averaged.steps = state["averaged_steps"]
             if (line := slow_precision(self.config.precision, self.device)) is not None:
                 self._tell(line)
-        elif has_checkpoint(self.checkpoints):
-            raise ConfigError(
-                f"{self.folder}: holds a trained fold. Use --resume to go on, or --restart to begin again."
-            )
+        else:
+            refuse_trained(self.checkpoints)
         if distributed.rank() == 0:
             write_text(self.folder / "train.json", self.config.model_dump_json(indent=1) + "\n")
         if self.fit.batch_size % distributed.size():

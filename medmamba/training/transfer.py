@@ -19,7 +19,8 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.heads import Heads
-from medmamba.networks.registry import build_network
+from medmamba.networks.registry import build_network, published_networks
+from medmamba.networks.weights import read_converted
 from medmamba.plans.schema import Plan
 from medmamba.run_folder import read_plan
 from medmamba.training.checkpoint import read_state
@@ -65,9 +66,12 @@ class TransferReport:
 def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model: Path) -> TransferReport:
     """Copy what fits of a trained or pretrained ``model`` into ``network`` (built from ``arguments``).
 
-    ``model`` is a fold's folder, a pretraining's folder, or a run with one of them. Raises ConfigError when nothing of
-    it fits, so that a wrong model is never a silent start from scratch.
+    ``model`` is a fold's folder, a pretraining's folder, a run with one of them, or the file of published weights that
+    ``medmamba convert weights`` writes. Raises ConfigError when nothing of it fits, so that a wrong model is never a
+    silent start from scratch.
     """
+    if model.is_file():
+        return _from_published(network, arguments, model)
     folder = find_model(model)
     facts = json.loads((folder / "model.json").read_text())
     old_plan = read_plan(folder / "plan.json")
@@ -111,6 +115,28 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     return report
 
 
+def _from_published(network: nn.Module, arguments: dict[str, Any], file: Path) -> TransferReport:
+    """Tensors of the same name and shape; heads are always new, because published classes have no names."""
+    old, facts = read_converted(file)
+    report = TransferReport(f"{file} ({facts['family']}, {facts['source']})")
+    heads = _shape_changes(arguments, "out_channels")
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            source = old.pop(name, None)
+            if source is not None and source.shape == tensor.shape and name not in (*heads, *facts["missing"]):
+                tensor.copy_(source)
+                report.kept.append(name)
+            else:
+                report.new.append(name)
+    report.unused = sorted(old)
+    if not report.kept:
+        raise ConfigError(
+            f"{file}: none of its tensors ({facts['family']}) fits network {arguments['name']}. Published weights are "
+            f"for a published network: --network {' or '.join(published_networks())}."
+        )
+    return report
+
+
 def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Exclude the parameters whose names match (``encoder*``, ``stem*``) from training; returns their names.
 
@@ -139,7 +165,10 @@ def find_model(path: Path) -> Path:
     found = sorted(p.parent for p in path.glob("pretrained/*/model.json"))
     found += sorted(p.parent for p in path.glob("models/*/fold_*/model.json") if (p.parent / "checkpoints").is_dir())
     if not found:
-        raise ConfigError(f"--init {path}: no trained model there. Give a run, a fold's folder or a pretraining.")
+        raise ConfigError(
+            f"--init {path}: no trained model there. Give a run, a fold's folder, a pretraining or "
+            f"the file of `medmamba convert weights`."
+        )
     return found[0]
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from dicom_series import write_series
 from doc_pages import ADDED, PAGES, ROOT, SHORTER, blocks_of, name_of, not_run
 
 from medmamba.datasets import read_dataset
 from medmamba.dicom.codes import read_codes
+from medmamba.networks.vm_unet import PublishedVMUNet
 
 MEDMAMBA = f"""#!{sys.executable}
 import sys
@@ -32,6 +34,7 @@ ALONE = ["docs/explanation/geometry.md", "docs/reference/networks.md", "kernels/
 STARTS_WITH_PLANNING = {"README.md", "docs/tutorial/your-own-dataset.md"}
 NNUNET = "docs/how-to/change-a-plan.md"
 CASCADE = "docs/how-to/predict-many-cases.md"
+TRAIN = "docs/how-to/train.md"
 LEFT_BEHIND = {
     "README.md": ["MASKS/evaluation.json", "RUN/report/index.html", "RUN/best.json"],
     "docs/index.md": ["demo/overview.png"],
@@ -45,7 +48,7 @@ LEFT_BEHIND = {
         "seg.dcm",
     ],
     "docs/how-to/serve-a-model.md": ["answer.zip"],
-    "docs/how-to/train.md": ["RUN/report/training.html"],
+    TRAIN: ["FLAT/models/2d/fold_0/init.json", "RUN/report/training.html"],
     "docs/how-to/use-from-python.md": ["mask.nii.gz", "report.html", "seg.dcm"],
     "docs/explanation/which-network.md": ["RUN/models/3d_fullres/fold_0"],
 }
@@ -146,6 +149,12 @@ def prepare(page: str, desk: Path) -> None:
         shell("medmamba convert dataset DATASET -o RAW; cp RAW/dataset.json .")
     if page == CASCADE:
         add_cascade(desk / "RUN")
+    if page == TRAIN:
+        body = PublishedVMUNet().state_dict()
+        torch.save(
+            {"model": {name.replace(".scan.", "."): body[name] for name in body if "layers." in name}},
+            "vmamba_small_e238_ema.pth",
+        )
 
 
 def add_cascade(run: Path) -> None:

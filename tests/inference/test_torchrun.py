@@ -10,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
+from tiny_models import write_noise
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "from medmamba.cli.main import run; run()"
@@ -21,12 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(6):
-        pixels = np.random.default_rng(number).normal(200, 60, (24, 28, 24)).astype(np.float32)
-        nib.save(nib.Nifti1Image(pixels, np.eye(4)), folder / f"patient_{number}.nii.gz")
-    return folder
+    return write_noise(tmp_path / "images", 6, (24, 28, 24))
 
 
 def start(run, images, out, *options, processes=2):

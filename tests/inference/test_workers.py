@@ -7,9 +7,8 @@ import os
 import signal
 import time
 
-import nibabel as nib
-import numpy as np
 import pytest
+from tiny_models import write_noise
 
 from medmamba import pipeline
 from medmamba.errors import InputError
@@ -22,12 +21,7 @@ CHOICES = {"folds": [0], "mirror": False}
 
 @pytest.fixture
 def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(4):
-        pixels = np.random.default_rng(number).normal(200, 60, (40, 44, 40)).astype(np.float32)
-        nib.save(nib.Nifti1Image(pixels, np.eye(4)), folder / f"patient_{number}.nii.gz")
-    return folder
+    return write_noise(tmp_path / "images", 4, (40, 44, 40))
 
 
 def masks_of(folder):
