@@ -37,7 +37,7 @@ class NetworkFacts:
         min_feature_edge: smallest useful edge of the coarsest map, in voxels (it works on smaller ones).
         channel_multiple: every stage's width must be a multiple of this, the first one's excepted if the stem is a
             convolution.
-        spatial_dims: those it is built for.
+        planar: built for 2D images only.
         published: the numbers of its own that a published function has; a plan gives it channels and classes alone.
     """
 
@@ -47,7 +47,7 @@ class NetworkFacts:
     min_stages: int = 2
     min_feature_edge: int = 4
     channel_multiple: int = 1
-    spatial_dims: tuple[int, ...] = (2, 3)
+    planar: bool = False
     published: dict[str, Any] | None = None
 
     @property
@@ -169,9 +169,9 @@ def build_network(
     for option in options:
         if option not in facts.options:
             raise unknown_name(f"option of network {name!r}", option, [o for o in facts.options if o != "use_scan"])
-    if spatial_dims not in facts.spatial_dims:
+    if spatial_dims == 3 and facts.planar:
         raise ConfigError(
-            f"Network {name!r} is built for {facts.spatial_dims[0]}D images only. Use --configuration 2d, stored by "
+            f"Network {name!r} is built for 2D images only. Use --configuration 2d, stored by "
             f"`medmamba plan DATASET -o RUN --configurations 2d`, or another network."
         )
     topology = Topology(

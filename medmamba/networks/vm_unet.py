@@ -43,7 +43,7 @@ NUMBERS = {
 """The released network in the words of a plan."""
 
 
-@network("vm_unet_published", spatial_dims=(2,), published=NUMBERS)
+@network("vm_unet_published", planar=True, published=NUMBERS)
 def vm_unet_published(topology: Topology) -> nn.Module:
     """VM-UNet as published, trained for the sake of its pretrained weights (arXiv:2402.02491)."""
     channels = 3 if topology.in_channels == 1 else topology.in_channels  # its weights are for colour
