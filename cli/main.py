@@ -32,6 +32,8 @@ from medmamba.errors import MedmambaError
 
 INTERRUPTED = 130
 TERMINATED = 143
+RESUMABLE = ("train", "pretrain", "predict")
+"""Commands that go on where they were interrupted."""
 
 app = typer.Typer(
     help="Medical image segmentation that configures itself, on Mamba networks.",
@@ -103,7 +105,8 @@ def run(arguments: list[str] | None = None) -> None:
     except SystemExit as ended:  # Typer makes this of Ctrl-C too
         if not isinstance(ended.code, int) or ended.code not in (INTERRUPTED, TERMINATED):
             raise
-        message = "Interrupted. What was written is complete; `train` and `predict` go on with --resume."
-        _end(message, ended.code, arguments)
+        goes_on = [name for name in RESUMABLE if name in arguments]
+        further = f"; `medmamba {goes_on[0]}` goes on with --resume" if goes_on else ""
+        _end(f"Interrupted. What was written is complete{further}.", ended.code, arguments)
     except MemoryError:
         _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)

@@ -76,8 +76,8 @@ def total(value: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, with a gradient."""
     if size() == 1:
         return value
-    total: torch.Tensor = _Total.apply(value)
-    return total
+    summed: torch.Tensor = _Total.apply(value)
+    return summed
 
 
 class _Total(torch.autograd.Function):
