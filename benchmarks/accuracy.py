@@ -1,4 +1,4 @@
-"""Accuracy against nnU-Net: the same held-out cases, the same seconds of processor time, in turn.
+"""Accuracy against nnU-Net: the same held-out cases, the same seconds, in turn.
 
     python benchmarks/budget_runs.py prepare DATASET FOLDER --nnunet-python VENV/bin/python
     python benchmarks/accuracy.py FOLDER --nnunet-python VENV/bin/python --seconds 360 --seeds 1 2
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--configuration", help="ours; the plan's default one without it")
     parser.add_argument("--batch-size", type=int, help="ours; the plan's without it")
     parser.add_argument("--seconds", type=float, default=360.0)
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu", help="see budget_runs.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     choices = parser.parse_args()
     nnunet: dict[str, Any] = {"nnunet": choices.nnunet_configuration} if choices.nnunet_python else {}
@@ -92,6 +93,8 @@ def main() -> None:
         ours = [{**run, "configuration": choices.configuration} for run in ours]
     if choices.batch_size is not None:
         ours = [{**run, "recipe": {"batch_size": choices.batch_size}} for run in ours]
+    if choices.clock != "cpu":
+        nnunet, ours = {**nnunet, "clock": choices.clock}, [{**run, "clock": choices.clock} for run in ours]
     wanted, results = choices.folder / "accuracy.queue.json", choices.folder / "accuracy.jsonl"
     wanted.write_text(json.dumps(queue(ours, choices.seconds, choices.seeds, nnunet), indent=1))
     run_queue(choices.folder, wanted, results, choices.nnunet_python)

@@ -1,4 +1,4 @@
-"""Trainings of ours and of nnU-Net for the same processor time, one JSON line for every run.
+"""Trainings of ours and of nnU-Net for the same time, one JSON line for every run.
 
 A dataset is prepared once: a fifth of its cases (whole patients where there are several images of one) is held out
 before anything is planned. A queue is a list of runs:
@@ -10,6 +10,7 @@ before anything is planned. A queue is a list of runs:
 ``arguments`` replace those that the plan gives the network, ``recipe`` those of the training. Each run is one thread,
 in process; its number of steps is its seconds divided by the processor seconds of a step, data included (cpu_clock.py),
 or ``steps``: where a load comes and goes, the ten steps that are measured err by up to half; ``cpu_seconds`` tells.
+With ``"clock": "wall"`` the seconds are those on the wall, and each side uses every core and workers for its data.
 Runs that the file of results already holds are left out, so that a queue can be stopped, extended and taken up again:
 
     python benchmarks/budget_runs.py prepare DATASET FOLDER [--group-by REGEX] [--nnunet-python VENV/bin/python]
@@ -102,10 +103,10 @@ def split_dataset(dataset: Path, folder: Path, test: Sequence[str]) -> None:
 
 def run_nnunet(folder: Path, python: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Train nnU-Net in its own environment, predict the held-out cases with it, score them."""
-    results = folder / "nnunet" / f"{wanted['nnunet']}_{wanted['seed']}_{wanted['seconds']}"
+    results = folder / "nnunet" / f"{wanted['nnunet']}_{wanted['seed']}_{wanted['seconds']}_{clock(wanted)}"
     masks = results / "masks"
     extra = [str(wanted["batch_size"])] if "batch_size" in wanted else []
-    numbers = [str(wanted["seconds"]), str(wanted["seed"]), *extra]
+    numbers = [clock(wanted), str(wanted["seconds"]), str(wanted["seed"]), *extra]
     printed = call_nnunet(folder, python, "train", wanted["nnunet"], *numbers, results=results)
     facts = json.loads(printed.strip().splitlines()[-1])
     call_nnunet(folder, python, "predict", wanted["nnunet"], str(folder / "test_images"), str(masks), results=results)
@@ -117,9 +118,10 @@ def call_nnunet(folder: Path, python: str, verb: str, *arguments: str, results: 
     folders = {name: str(folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed")}
     folders["nnUNet_results"] = str(results or folder / "nnUNet_results")
     command = [python, str(NNUNET), verb, str(DATASET_ID), *arguments]
-    # Augmentation belongs into the timed process; planning refuses a number of zero.
-    workers = "1" if verb == "prepare" else "0"
-    own = {"nnUNet_compile": "false", "nnUNet_n_proc_DA": workers, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    own = {"nnUNet_compile": "false", "PYTHONPATH": ""}
+    if "wall" not in arguments:
+        # Augmentation belongs into the timed process; planning refuses a number of zero.
+        own |= {"nnUNet_n_proc_DA": "1" if verb == "prepare" else "0", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env={**os.environ, **folders, **own}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"nnU-Net failed ({verb}):\n{done.stderr[-3000:]}")
@@ -142,12 +144,18 @@ def run_ours(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     cases = list(stored_cases(run.preprocessed(configuration.name)).values())
     arguments = network_arguments(plan, configuration, network=wanted["network"], use_scan=wanted.get("scan", True))
     arguments |= wanted.get("arguments", {})
-    recipe = TrainConfig(**{"seed": wanted["seed"], "workers": 0, "steps": 1, **wanted.get("recipe", {})})
-    step_seconds = step_cost(plan, configuration, cases, arguments, recipe)
-    steps = wanted.get("steps", max(1, round(wanted["seconds"] / step_seconds)))
-    recipe = recipe.model_copy(update={"steps": steps})
+    recipe = TrainConfig(**{"seed": wanted["seed"], **wanted.get("recipe", {})})
+    if clock(wanted) == "wall":
+        torch.set_num_threads(os.cpu_count() or 1)
+        length = {"max_minutes": wanted["seconds"] / 60}
+    else:
+        torch.set_num_threads(1)
+        recipe = recipe.model_copy(update={"workers": 0})
+        steps = wanted.get("steps") or wanted["seconds"] / step_cost(plan, configuration, cases, arguments, recipe)
+        length = {"steps": max(1, round(steps))}
+    recipe = recipe.model_copy(update=length)
 
-    name = "".join(c if c.isalnum() else "_" for c in f"{wanted['name']}_{wanted['seed']}_{wanted['seconds']}")
+    name = "".join(c if c.isalnum() else "_" for c in "_".join(str(part) for part in key(wanted)))
     target = folder / "ablation" / name
     target.mkdir(parents=True, exist_ok=True)
     facts = {"plan_sha256": plan.hash(), "configuration": configuration.name, "fold": "all", "network": arguments}
@@ -168,7 +176,6 @@ def run_ours(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         **wanted,
         **score(masks, folder),
         "steps": result.steps,
-        "step_seconds": step_seconds,
         "parameters": parameters,
         "cpu_seconds": spent,
         "wall_seconds": wall,
@@ -195,12 +202,16 @@ def step_cost(
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:
     """What makes a run of a queue the same as a finished one."""
-    return run["name"], run["seed"], run["seconds"]
+    return run["name"], run["seed"], run["seconds"], clock(run)
+
+
+def clock(run: dict[str, Any]) -> str:
+    """By which clock a run's seconds are counted: "cpu" or "wall"."""
+    return run.get("clock", "cpu")
 
 
 def run_queue(folder: Path, queue: Path, output: Path, nnunet_python: str | None = None) -> None:
     """Run what is not done yet, in the order of the queue, which is read again after every run."""
-    torch.set_num_threads(1)
     blosc2.set_nthreads(1)
     while True:
         done = {key(run) for run in read_runs(output)}

@@ -1,11 +1,14 @@
-"""nnU-Net in its own environment, trained for seconds of processor time; budget_runs.py runs it with nnU-Net's Python.
+"""nnU-Net in its own environment, trained for given seconds; budget_runs.py runs it with nnU-Net's Python.
 
-Its own trainer (network, loss, augmentation, optimiser, data loaders) does the steps, in one thread and in one process.
-The number of steps follows from the processor time of a step, measured as ours is (cpu_clock.py), and its polynomial
-decay ends with the last one. Nothing else is changed.
+Its own trainer (network, loss, augmentation, optimiser, data loaders) does the steps; nothing else is changed. Its
+polynomial decay is fitted to the budget, which is one of two:
+
+- ``cpu``: seconds of one thread's processor time, augmentation in process; the number of steps follows from the
+  processor time of a step, measured as ours is (cpu_clock.py);
+- ``wall``: seconds on the wall, with every core and its own workers for augmentation, as ``nnUNetv2_train`` runs it.
 
     python nnunet_timed.py prepare DATASET_ID
-    python nnunet_timed.py train   DATASET_ID CONFIGURATION SECONDS SEED [BATCH_SIZE]
+    python nnunet_timed.py train   DATASET_ID CONFIGURATION CLOCK SECONDS SEED [BATCH_SIZE]
     python nnunet_timed.py predict DATASET_ID CONFIGURATION IMAGES MASKS
 """
 
@@ -33,14 +36,14 @@ def prepare(dataset: int) -> None:
     preprocess([dataset], configurations=wanted, num_processes=[2] * len(wanted))
 
 
-def train(dataset: int, configuration: str, seconds: float, seed: int, batch_size: int | None) -> None:
-    """Train on all cases for ``seconds`` of processor time; prints a JSON line with what was done."""
+def train(dataset: int, configuration: str, clock: str, seconds: float, seed: int, batch_size: int | None) -> None:
+    """Train on all cases for ``seconds`` by the clock; prints a JSON line with what was done."""
     import numpy as np
     import torch
     from cpu_clock import quiet_step_seconds
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if clock == "cpu" else os.cpu_count() or 1)
     folder = _preprocessed(dataset)
     plans = json.loads((folder / "nnUNetPlans.json").read_text())
     if batch_size is not None:
@@ -58,25 +61,32 @@ def train(dataset: int, configuration: str, seconds: float, seed: int, batch_siz
         trainer.network.train()
         return trainer
 
-    tried = make_trainer()  # only its steps are timed
-    step_seconds = quiet_step_seconds(lambda index: tried.train_step(next(tried.dataloader_train)))
-    steps = max(1, round(seconds / step_seconds))
-    trainer, loss, started = make_trainer(), float("nan"), time.process_time()
-    for step in range(steps):
+    steps = None
+    if clock == "cpu":
+        tried = make_trainer()  # only its steps are timed
+        step_seconds = quiet_step_seconds(lambda index: tried.train_step(next(tried.dataloader_train)))
+        steps = max(1, round(seconds / step_seconds))
+    trainer, loss, done = make_trainer(), float("nan"), 0
+    started, cpu = time.monotonic(), time.process_time()
+    while (share := done / steps if steps else (time.monotonic() - started) / seconds) < 1:
         for group in trainer.optimizer.param_groups:
-            group["lr"] = trainer.initial_lr * (1 - step / steps) ** DECAY
+            group["lr"] = trainer.initial_lr * (1 - share) ** DECAY
         loss = float(trainer.train_step(next(trainer.dataloader_train))["loss"])
+        done += 1
     trainer.save_checkpoint(str(Path(trainer.output_folder) / CHECKPOINT))
     facts = {
-        "steps": steps,
-        "step_seconds": step_seconds,
+        "steps": done,
         "final_loss": loss,
-        "cpu_seconds": time.process_time() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "wall_seconds": time.monotonic() - started,
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "batch_size": trainer.batch_size,
         "patch_size": list(trainer.configuration_manager.patch_size),
     }
     print(json.dumps(facts), flush=True)
+    if clock == "wall":
+        for loader in (trainer.dataloader_train, trainer.dataloader_val):
+            loader._finish()  # its workers would outlive us
     os._exit(0)  # its threads do not always end
 
 
@@ -104,6 +114,6 @@ if __name__ == "__main__":
     if verb == "prepare":
         prepare(int(number))
     elif verb == "train":
-        train(int(number), rest[0], float(rest[1]), int(rest[2]), int(rest[3]) if len(rest) > 3 else None)
+        train(int(number), rest[0], rest[1], float(rest[2]), int(rest[3]), int(rest[4]) if len(rest) > 4 else None)
     else:
         predict(int(number), *rest)
