@@ -94,7 +94,8 @@ def closing_lines(result: TrainingResult, run: Path) -> list[str]:
     ]
     dice = result.validation_dice
     if dice is not None and not math.isnan(dice):
-        lines.append(f"Validation Dice on whole volumes: {dice:.4f}; best epoch {result.best_epoch}.")
+        best = f"; best epoch {result.best_epoch}" if result.best_epoch else ""  # none ended
+        lines.append(f"Validation Dice on whole volumes: {dice:.4f}{best}.")
     known = {name: value for name, value in result.by_name.items() if not math.isnan(value)}
     if len(known) > 1:
         worst = min(known, key=lambda name: known[name])

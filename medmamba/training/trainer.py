@@ -192,7 +192,7 @@ class Training:
             best_dice=done.best_dice,
             best_epoch=done.best_epoch,
             by_name={} if found is None else found.by_name,
-            waiting=float(np.mean([row["waiting_for_data"] for row in done.epochs])) if done.epochs else 0.0,
+            waiting=float(np.mean([row["waiting_for_data"] for row in done.epochs])) if done.epochs else done.waiting,
             peak_memory_gib=peak_memory_gib(self.device),
             stopped_early=stopped_early,
             events=tuple(done.events),

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +118,8 @@ def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
         "Next: medmamba predict RUN IMAGES -o MASKS",
     ):
         assert words in text
+    text = "\n".join(closing_lines(replace(result, best_epoch=0), Path("RUN")))
+    assert "Validation Dice on whole volumes: 0.6000.\n" in text
 
 
 @pytest.mark.parametrize("name", list(trackers.TRACKERS))
