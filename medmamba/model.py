@@ -37,7 +37,7 @@ def network_arguments(
         "deep_supervision": numbers.deep_supervision,
     }
     if (own := network_facts(name).published) is not None:
-        return arguments | own | ({} if use_scan else {"use_scan": False})
+        return arguments | own | {"use_scan": use_scan}
     known = network_options(name)
     scan = {"state_size": numbers.state_size, "routes": numbers.routes}
     if name != numbers.name:  # another family on the same plan scans its own way, and where it would by its own plan

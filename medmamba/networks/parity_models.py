@@ -315,7 +315,7 @@ def _u_shape(info: dict[str, Any], shapes: Shapes, mixer: Callable[[int], nn.Mod
         channels, widths = 3, info.get("dims", [96, 192, 384, 768])
         depths, decoder_depths = info["depths"], info["depths_decoder"]
     net = PublishedVMUNet(channels, info["num_classes"], widths, depths, decoder_depths, mixer=mixer)
-    net.stride = 1  # the original pads nothing: what the strides leave over is cut
+    net.total_stride = (1, 1)  # the original pads nothing: what the strides leave over is cut
     return sigmoid_if_binary(net, info)
 
 

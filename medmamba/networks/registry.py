@@ -188,7 +188,7 @@ def build_network(
     if facts.has_scan:
         options["use_scan"] = use_scan
     elif not use_scan:
-        raise ConfigError(f"Network {name!r} has no twin without a scan; train it as it is.")
+        raise ConfigError(f"Network {name!r} has no scan to leave out; train it as it is.")
     _check(name, facts, topology)
     _check_options(options, topology)
     return builder(topology, **options)

@@ -44,10 +44,13 @@ NUMBERS = {
 
 
 @network("vm_unet_published", planar=True, published=NUMBERS)
-def vm_unet_published(topology: Topology) -> nn.Module:
+def vm_unet_published(topology: Topology, *, use_scan: bool = True) -> nn.Module:
     """VM-UNet as published, trained for the sake of its pretrained weights (arXiv:2402.02491)."""
     channels = 3 if topology.in_channels == 1 else topology.in_channels  # its weights are for colour
-    return PublishedVMUNet(channels, topology.out_channels, topology.features_per_stage, topology.blocks_per_stage)
+    widths, depths = topology.features_per_stage, topology.blocks_per_stage
+    return PublishedVMUNet(
+        channels, topology.out_channels, widths, depths, mixer=lambda width: SS2D(width, use_scan=use_scan)
+    )
 
 
 class EncoderStage(nn.Module):
@@ -105,7 +108,7 @@ class PublishedVMUNet(nn.Module):
         super().__init__()
         mixer = mixer or (lambda width: SS2D(width, state_size=state_size))
         self.in_channels = in_channels
-        self.stride = 4 * 2 ** (len(widths) - 1)
+        self.total_stride = (4 * 2 ** (len(widths) - 1),) * 2
 
         def blocks(width: int, rates: Sequence[float]) -> list[nn.Module]:
             return [VSSBlock(width, mixer(width), drop_path=rate) for rate in rates]
@@ -128,7 +131,7 @@ class PublishedVMUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if image.shape[1] == 1 and self.in_channels == 3:
             image = image.expand(-1, 3, -1, -1)
-        x = self.patch_embed(pad_to_multiple(image, (self.stride, self.stride)))  # (B, H/4, W/4, C)
+        x = self.patch_embed(pad_to_multiple(image, self.total_stride))  # (B, H/4, W/4, C)
         skips = []
         for stage in self.layers:
             skips.append(x)

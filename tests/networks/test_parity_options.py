@@ -60,7 +60,7 @@ class ChannelsFirst(nn.Module):
 
 
 def unpadded(net: PublishedVMUNet) -> PublishedVMUNet:
-    net.stride = 1
+    net.total_stride = (1, 1)
     return net
 
 

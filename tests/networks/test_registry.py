@@ -163,7 +163,7 @@ def test_impossible_numbers_are_named(changes: dict[str, object], message: str) 
 
 
 def test_a_network_without_a_scan_has_none_to_leave_out() -> None:
-    with pytest.raises(ConfigError, match="'plain_unet' has no twin without a scan"):
+    with pytest.raises(ConfigError, match="'plain_unet' has no scan to leave out"):
         tiny("plain_unet", 2, use_scan=False)
 
 
