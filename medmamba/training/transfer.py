@@ -38,6 +38,14 @@ class TransferReport:
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
+    def take(self, name: str, tensor: torch.Tensor, source: torch.Tensor | None) -> None:
+        """Copy ``source`` into the parameter ``name`` if their shapes agree, and remember what became of it."""
+        if source is not None and source.shape == tensor.shape:
+            tensor.copy_(source)
+            self.kept.append(name)
+        else:
+            self.new.append(name)
+
     def lines(self) -> list[str]:
         """For people."""
         lines = [
@@ -101,11 +109,8 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
                     report.adapted[name] = what
                 else:
                     report.kept.append(name)
-            elif source is not None and source.shape == tensor.shape:
-                tensor.copy_(source)
-                report.kept.append(name)
             else:
-                report.new.append(name)
+                report.take(name, tensor, source)
     report.unused = sorted(old)
     if not report.kept:
         raise ConfigError(
@@ -123,11 +128,7 @@ def _from_published(network: nn.Module, arguments: dict[str, Any], file: Path) -
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             source = old.pop(name, None)
-            if source is not None and source.shape == tensor.shape and name not in (*heads, *facts["missing"]):
-                tensor.copy_(source)
-                report.kept.append(name)
-            else:
-                report.new.append(name)
+            report.take(name, tensor, None if name in (*heads, *facts["missing"]) else source)
     report.unused = sorted(old)
     if not report.kept:
         raise ConfigError(
