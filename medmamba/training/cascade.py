@@ -27,6 +27,8 @@ MORPHOLOGY_PROBABILITY = 0.4
 MORPHOLOGY_RADIUS = (1, 8)
 """Smallest and largest radius, in voxels, of the ball that a channel is grown or shrunk with."""
 REMOVAL_PROBABILITY = 0.2
+PER_LABEL = 0.5
+"""How often a channel is met when one of the two happens to a patch."""
 LARGEST_REMOVED_SHARE = 0.15
 """Components that fill more of the patch than this are never left out."""
 WAIT_SECONDS = 1.0
@@ -40,14 +42,19 @@ def disturbed(channels: NDArray[np.float32], rng: np.random.Generator) -> NDArra
     """
     masks = channels > 0
     if rng.random() < MORPHOLOGY_PROBABILITY:
-        for index in rng.permutation(len(masks)):
+        for index in _met(masks, rng):
             before = masks[index].copy()
             masks[index] = _reshaped(before, rng)
             masks[np.arange(len(masks)) != index] &= ~(masks[index] & ~before)  # a voxel has one label
     if rng.random() < REMOVAL_PROBABILITY:
-        for mask in masks:
-            _remove_one_component(mask, rng)
+        for index in _met(masks, rng):
+            _remove_one_component(masks[index], rng)
     return masks.astype(np.float32)
+
+
+def _met(masks: NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
+    """The channels that are changed, in a drawn order."""
+    return [int(index) for index in rng.permutation(len(masks)) if rng.random() < PER_LABEL]
 
 
 def _reshaped(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -147,9 +147,14 @@ def _tell_of_other_versions(stored: Mapping[str, str]) -> None:
         )
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether any generation exists below ``folder``, whole or not."""
+    return any((folder / name / "state.json").exists() for name in GENERATIONS)
+
+
 def refuse_trained(folder: Path) -> None:
-    """Raises ConfigError when any generation exists below ``folder``, whole or not."""
-    if any((folder / name / "state.json").exists() for name in GENERATIONS):
+    """Raises ConfigError when any generation exists below ``folder``."""
+    if is_trained(folder):
         raise ConfigError(
             f"{folder.parent}: holds a trained model. Use --resume to go on, or --restart to begin again."
         )

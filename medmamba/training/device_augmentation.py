@@ -8,7 +8,6 @@ one by one: the two ways agree in distribution, not patch by patch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,54 +16,16 @@ from monai.transforms.utils import create_rotate, create_scale
 from torch.nn import functional as F
 
 from medmamba.training.augmentation import (
-    BLUR,
-    BRIGHTNESS,
-    CONTRAST,
-    GAMMA,
-    INVERTED_GAMMA,
-    LOW_RESOLUTION,
-    NOISE,
     AugmentationPlan,
+    SampleDraw,
     SpatialDraw,
+    Strengths,
     centre,
-    draw_flips,
+    low_resolution,
 )
 
 Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Images (n, C, ...) and one strength for each (n, 1, ...) to changed images."""
-
-
-@dataclass(frozen=True)
-class SampleDraw:
-    """All that happens to one sample; None: it does not."""
-
-    spatial: SpatialDraw | None
-    noise: float | None
-    noise_seed: int
-    blur: tuple[float, ...] | None
-    brightness: float | None
-    contrast: float | None
-    low_resolution: float | None
-    inverted_gamma: float | None
-    gamma: float | None
-    flips: tuple[int, ...]
-
-
-def draw_sample(rng: np.random.Generator, plan: AugmentationPlan, spatial: SpatialDraw | None) -> SampleDraw:
-    """Decide everything about one sample whose rotation and zoom are known already."""
-    blurred = rng.random() < BLUR.probability
-    return SampleDraw(
-        spatial=spatial,
-        noise=NOISE.draw(rng),
-        noise_seed=int(rng.integers(2**31)),
-        blur=tuple(rng.uniform(BLUR.low, BLUR.high, len(plan.patch_size)).tolist()) if blurred else None,
-        brightness=BRIGHTNESS.draw(rng),
-        contrast=CONTRAST.draw(rng),
-        low_resolution=LOW_RESOLUTION.draw(rng),
-        inverted_gamma=INVERTED_GAMMA.draw(rng),
-        gamma=GAMMA.draw(rng),
-        flips=tuple(draw_flips(rng, plan)),
-    )
 
 
 @torch.no_grad()
@@ -77,16 +38,7 @@ def augment_batch(
     """
     image, label = _turned(image, label, plan, [draw.spatial for draw in draws])
     image = _where_drawn(image, [draw.noise for draw in draws], _noise([d for d in draws if d.noise is not None]))
-    for index, draw in enumerate(draws):
-        if draw.blur is not None:
-            image[index] = GaussianFilter(len(draw.blur), draw.blur).to(image.device)(image[index : index + 1])[0]
-    image = _where_drawn(image, [draw.brightness for draw in draws], lambda images, factor: images * factor)
-    image = _where_drawn(image, [draw.contrast for draw in draws], _contrast)
-    for index, draw in enumerate(draws):
-        if draw.low_resolution is not None:
-            image[index] = _low_resolution(image[index : index + 1], draw.low_resolution)[0]
-    image = _where_drawn(image, [draw.inverted_gamma for draw in draws], lambda images, gamma: -_gamma(-images, gamma))
-    image = _where_drawn(image, [draw.gamma for draw in draws], _gamma)
+    image = _changed(image.flatten(0, 1)[:, None], plan, draws).reshape(image.shape)  # each channel by itself
     for axis in plan.mirror_axes:
         flipped = [index for index, draw in enumerate(draws) if axis in draw.flips]
         if flipped:
@@ -94,6 +46,24 @@ def augment_batch(
             if axis == plan.swap_axis:
                 label[flipped] = torch.tensor(plan.label_swap, device=label.device)[label[flipped]]
     return image, label
+
+
+def _changed(image: torch.Tensor, plan: AugmentationPlan, draws: Sequence[SampleDraw]) -> torch.Tensor:
+    """Channels (B*C, 1, ...), changed in place with the strengths of each."""
+
+    def of_all(strengths: str) -> Strengths:
+        return tuple(strength for draw in draws for strength in getattr(draw, strengths))
+
+    for index, sigma in enumerate(sigma for draw in draws for sigma in draw.blur):
+        if sigma is not None:
+            image[index] = GaussianFilter(len(sigma), sigma).to(image.device)(image[index : index + 1])[0]
+    image = _where_drawn(image, of_all("brightness"), lambda images, factor: images * factor)
+    image = _where_drawn(image, of_all("contrast"), _contrast)
+    for index, zoom in enumerate(of_all("low_resolution")):
+        if zoom is not None:
+            image[index] = low_resolution(image[index : index + 1], zoom, plan)[0]
+    image = _where_drawn(image, of_all("inverted_gamma"), lambda images, gamma: -_gamma(-images, gamma))
+    return _where_drawn(image, of_all("gamma"), _gamma)
 
 
 def _turned(
@@ -144,13 +114,6 @@ def _contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     mean = _over_sample(images, torch.mean)
     low, high = _over_sample(images, torch.amin), _over_sample(images, torch.amax)
     return ((images - mean) * factor + mean).clamp(low, high)
-
-
-def _low_resolution(image: torch.Tensor, zoom: float) -> torch.Tensor:
-    """Down to the nearest voxels of a coarser grid, and smoothly up again."""
-    size = image.shape[2:]
-    coarse = F.interpolate(image, size=[max(1, round(edge * zoom)) for edge in size], mode="nearest")
-    return F.interpolate(coarse, size=size, mode="bilinear" if len(size) == 2 else "trilinear")
 
 
 def _gamma(images: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from medmamba.errors import ConfigError, PartialError
+from medmamba.run_folder import RunFolder
 from medmamba.training.run import stored_config, train
 
 if TYPE_CHECKING:
+    from medmamba.training.config import TrainConfig
     from medmamba.training.progress import StepReport, TrainingResult
 
 
@@ -28,32 +32,43 @@ def train_folds(
     """Train each of ``folds``; ``choices`` are recipe fields and ``options`` those of :func:`medmamba.train`.
 
     With several ``devices`` as many folds run at a time, each in a process of its own on one of them; a fold that fails
-    leaves the others running and is named at the end (PartialError). Without, one fold after the other.
+    leaves the others running and is named at the end (PartialError). Without, one fold after the other. With
+    ``resume`` the folds that had begun go on, and the others begin with the recipe of the first that had.
     """
     from medmamba.training.config import make_config
 
     names = list(dict.fromkeys(folds))
-    configuration = options.get("configuration")
-    recipes = {
-        fold: make_config(choices, stored_config(run, fold=fold, configuration=configuration) if resume else None)
-        for fold in names
-    }
-    options = {**options, "resume": resume}
+    stored = _stored_recipes(run, names, options.get("configuration")) if resume else {}
+    pattern = next(iter(stored.values()), None)
+    recipes = {fold: make_config(choices, stored.get(fold, pattern)) for fold in names}
     if len(devices) > 1 and len(names) > 1:
-        return _side_by_side(run, recipes, devices, on_event, options)
+        return _side_by_side(run, recipes, list(stored), devices, on_event, options)
     results: dict[int | str, TrainingResult] = {}
     for fold, recipe in recipes.items():
         if devices:
             recipe = recipe.model_copy(update={"device": devices[0]})
         if len(names) > 1:
             on_event(f"Fold {fold} ({len(results) + 1} of {len(names)})")
-        results[fold] = train(run, fold=fold, config=recipe, on_step=on_step, on_event=on_event, **options)
+        results[fold] = train(
+            run, fold=fold, config=recipe, resume=fold in stored, on_step=on_step, on_event=on_event, **options
+        )
     return results
+
+
+def _stored_recipes(run: str | Path, names: list[int | str], configuration: str | None) -> dict[int | str, TrainConfig]:
+    """Recipes of the folds that have begun; when none has, ConfigError says what is missing."""
+    from medmamba.training.checkpoint import is_trained
+
+    folder = RunFolder(Path(run))
+    chosen = configuration or folder.read_plan().default_configuration
+    begun = [fold for fold in names if is_trained(folder.fold(chosen, fold) / "checkpoints")]
+    return {fold: stored_config(run, fold=fold, configuration=configuration) for fold in begun or names}
 
 
 def _side_by_side(
     run: str | Path,
-    recipes: Mapping[int | str, Any],
+    recipes: Mapping[int | str, TrainConfig],
+    begun: Sequence[int | str],
     devices: Sequence[str],
     on_event: Callable[[str], None],
     options: dict[str, Any],
@@ -65,6 +80,7 @@ def _side_by_side(
     if len(set(devices)) != len(devices) and any(device != "cpu" for device in devices):
         raise ConfigError(f"--devices {','.join(devices)}: a device is named twice. Name each one once.")
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    earlier = set(multiprocessing.active_children())
     waiting = list(recipes)
     results: dict[int | str, TrainingResult] = {}
     failed: dict[int | str, str] = {}
@@ -75,35 +91,53 @@ def _side_by_side(
             while waiting and free:
                 fold, device = waiting.pop(0), free.pop(0)
                 recipe = recipes[fold].model_copy(update={"device": device})
-                pool = ProcessPoolExecutor(1, context, _watch)  # one of its own: a death stays its own
-                running[pool.submit(_train_one, run, fold, recipe, options)] = (fold, device, pool)
+                pool = ProcessPoolExecutor(1, context, _follow_parent)  # one of its own: a death stays its own
+                choices = {**options, "fold": fold, "config": recipe, "resume": fold in begun}
+                running[pool.submit(_train_one, run, choices)] = (fold, device, pool)
                 on_event(f"Fold {fold} trains on {device}.")
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 fold, device, pool = running.pop(ended)
                 free.append(device)
                 pool.shutdown(wait=False)
-                try:
+                error = ended.exception()  # not raised: what ends a fold need not end the others
+                if error is None:
                     results[fold] = ended.result()
                     on_event(f"Fold {fold} is trained: {results[fold].steps} steps in {results[fold].seconds:.0f} s.")
-                except BrokenProcessPool:
+                elif isinstance(error, BrokenProcessPool):
                     failed[fold] = "its process was killed (most often: out of memory)"
-                except Exception as error:
+                elif isinstance(error, SystemExit):
+                    failed[fold] = "its process was told to end"
+                else:
                     failed[fold] = str(error)
     finally:
-        for _, _, pool in running.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+        if running:  # interrupted: each saves its checkpoint and ends
+            for child in set(multiprocessing.active_children()) - earlier:
+                child.terminate()
+            for _, _, pool in running.values():
+                pool.shutdown(cancel_futures=True)
     if failed:
         reasons = "; ".join(f"fold {fold}: {reason}" for fold, reason in failed.items())
         raise PartialError(f"{len(results)} folds trained, {len(failed)} failed: {reasons} Go on with --resume.")
     return {fold: results[fold] for fold in recipes}
 
 
-def _watch() -> None:
-    """A killed command takes its folds along: they would stay for ever, with the memory of their devices."""
+def _follow_parent() -> None:
+    """An interrupted command ends its folds with their checkpoints saved; a killed one takes them along.
+
+    Without it they would stay for ever, with the memory of their devices. Ctrl-C of a terminal reaches everybody, and
+    the parent decides.
+    """
     from medmamba.training.batches import end_with_parent
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _save_and_end)
     Thread(target=end_with_parent, daemon=True).start()
 
 
-def _train_one(run: str | Path, fold: int | str, recipe: Any, options: dict[str, Any]) -> TrainingResult:
-    return train(run, fold=fold, config=recipe, **options)
+def _save_and_end(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some schedulers tell everybody, and the parent tells its folds too
+    raise SystemExit(128 + number)
+
+
+def _train_one(run: str | Path, choices: dict[str, Any]) -> TrainingResult:
+    return train(run, **choices)

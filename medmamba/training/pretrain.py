@@ -36,6 +36,7 @@ from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
 from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.training.config import TrainConfig
+from medmamba.training.interrupts import Impatient, undivided
 from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
@@ -180,28 +181,33 @@ def _run(
                 rate = warmed_up(rate, done.step, config.warmup_steps)
                 batch = next(stream)
                 masked = hide_key_slices(batch.image, batch.step, config.seed)
-                loss_value = _step(
-                    network, optimizer, masked, batch.image, rate, config.gradient_clip, device, precision
-                )
-                if not math.isfinite(loss_value):
-                    raise MedmambaError(
-                        f"Pretraining stopped at step {batch.step}: the loss is not finite with cases "
-                        f"{', '.join(batch.case_ids)}. Check these images, or lower --learning-rate."
+                with undivided():
+                    loss_value = _step(
+                        network, optimizer, masked, batch.image, rate, config.gradient_clip, device, precision
                     )
-                done.epoch.add(loss_value, None, stream.last_wait)
-                done.step += 1
-                done.seconds = before + time.monotonic() - started
-                if done.step % config.steps_per_epoch == 0:
-                    row = {"epoch": len(done.epochs) + 1, "step": done.step, "seconds": round(done.seconds, 1)}
-                    done.epochs.append(row | {"loss": done.epoch.mean_loss, "learning_rate": rate})
-                    write_metrics(target, done)
-                    done.epoch = EpochSoFar(began=done.seconds)
-                    save()
+                    if not math.isfinite(loss_value):
+                        raise MedmambaError(
+                            f"Pretraining stopped at step {batch.step}: the loss is not finite with cases "
+                            f"{', '.join(batch.case_ids)}. Check these images, or lower --learning-rate."
+                        )
+                    done.epoch.add(loss_value, None, stream.last_wait)
+                    done.step += 1
+                    done.seconds = before + time.monotonic() - started
+                    if done.step % config.steps_per_epoch == 0:
+                        row = {"epoch": len(done.epochs) + 1, "step": done.step, "seconds": round(done.seconds, 1)}
+                        done.epochs.append(row | {"loss": done.epoch.mean_loss, "learning_rate": rate})
+                        write_metrics(target, done)
+                        done.epoch = EpochSoFar(began=done.seconds)
+                        save()
                 used = budget.progress(done.step, done.seconds)
                 on_step(step_report(done, config, used, loss_value, rate))
-        finally:
+        except Impatient:
+            raise
+        except BaseException:
             if done.step and math.isfinite(loss_value):
                 save()
+            raise
+        save()
     return TrainingResult(target, done.step, done.seconds, loss_value, None, peak_memory_gib=peak_memory_gib(device))
 
 

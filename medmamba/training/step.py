@@ -70,6 +70,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
+def rate_of(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of the last step, before each group's share."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"] / group["scale"])
+
+
 class Stepper:
     """Applies batches to a network; a step that is not finite leaves weights and optimiser as they were."""
 

@@ -32,11 +32,12 @@ from medmamba.training.batches import Batch, PatchSource
 from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import FiniteGuard, collapse_advice
+from medmamba.training.interrupts import Impatient, undivided
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.memory import Fit, is_out_of_memory, smaller_fit
 from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
-from medmamba.training.step import StepOutcome, Stepper, make_optimizer
+from medmamba.training.step import StepOutcome, Stepper, make_optimizer, rate_of
 from medmamba.training.validation import Validation, spread_subset, validate
 from medmamba.training.workers import SupervisedWorkers
 
@@ -110,6 +111,12 @@ class Training:
         self.stream: SupervisedWorkers | None = None
         self.seconds_per_volume: float | None = None
         self.seconds_per_save = 0.0
+        self.found: Validation | None = None
+        """The last validation; the first rank's alone."""
+        self.validated = -1
+        """After which step that was, on every rank, because all must decide alike whether another is due."""
+        self.began = 0.0
+        """When training would have begun if it had never been interrupted, on the monotonic clock."""
         self.ends = math.inf
         """When the minutes are used up, on the monotonic clock."""
 
@@ -140,42 +147,31 @@ class Training:
     def run(self, on_step: Callable[[StepReport], None]) -> TrainingResult:
         """Steps until the budget is used up, then a last validation and a last checkpoint."""
         config, done = self.config, self.done
-        started, before = time.monotonic(), done.seconds
+        last_saved = time.monotonic()
+        self.began = last_saved - done.seconds
         if config.max_minutes is not None:
-            self.ends = started + 60 * config.max_minutes - before
-        last_saved, loss, found = started, math.nan, None
-        stopped_early = False
-        validated = -1  # after which step; ``found`` is the first rank's alone, and all ranks must decide alike
+            self.ends = self.began + 60 * config.max_minutes
+        loss = math.nan
         try:
-            while (share := distributed.from_first(self._share_used())) < 1.0:
+            # An epoch that is full now was interrupted in its validation.
+            stopped_early = self._end_epoch() if self._epoch_is_full else self._out_of_patience()
+            while not stopped_early and (share := distributed.from_first(self._share_used())) < 1.0:
                 rate = warmed_up(
                     SCHEDULES[config.schedule](config.learning_rate, share) * self.guard.rate_factor,
                     done.step,
                     config.warmup_steps,
                 )
-                outcome = self._step(rate)
-                loss = outcome.loss
-                done.epoch.add(outcome.loss, outcome.dice, self.stream.last_wait if self.stream else 0.0)
-                done.step += 1
-                done.seconds = before + time.monotonic() - started
-                if done.step % config.steps_per_epoch == 0:
-                    found = self._validate(spread_subset(self.validation, config.validation_cases))
-                    validated = done.step
-                    done.seconds = before + time.monotonic() - started
-                    self._end_epoch(rate, found)
-                    stopped_early = self._out_of_patience()
+                loss = self._step(rate)
+                stopped_early = self._epoch_is_full and self._end_epoch()
                 if time.monotonic() - last_saved > 60 * config.checkpoint_minutes:
                     self.save()
                     last_saved = time.monotonic()
                 on_step(step_report(done, config, self._share_used(), loss, rate))
-                if stopped_early:
-                    break
-            if self.validation and (validated != done.step or self._validated_a_part):
-                found = self._validate(self.validation)
-                done.seconds = before + time.monotonic() - started
+            if self.validation and (self.validated != done.step or self._validated_a_part):
+                self._validate(self.validation)
         except BaseException as error:
             # Interrupted or failed: keep what was learnt. A non-finite run must not replace a good checkpoint.
-            if done.step and self.guard.in_a_row == 0:
+            if done.step and self.guard.in_a_row == 0 and not isinstance(error, Impatient):
                 self.save()
             if (lost := distributed.lost_rank(error)) is not None:
                 raise lost from error
@@ -191,7 +187,7 @@ class Training:
             validation_dice=done.validation_dice,
             best_dice=done.best_dice,
             best_epoch=done.best_epoch,
-            by_name={} if found is None else found.by_name,
+            by_name={} if self.found is None else self.found.by_name,
             waiting=float(np.mean([row["waiting_for_data"] for row in done.epochs])) if done.epochs else done.waiting,
             peak_memory_gib=peak_memory_gib(self.device),
             stopped_early=stopped_early,
@@ -232,28 +228,37 @@ class Training:
         count = self.config.validation_cases
         return count is not None and count < len(self.validation)
 
-    def _step(self, rate: float) -> StepOutcome:
-        """One step on the next batch; smaller when memory runs out, until it fits."""
+    @property
+    def _epoch_is_full(self) -> bool:
+        return self.done.epoch.steps > 0 and self.done.step % self.config.steps_per_epoch == 0
+
+    def _step(self, rate: float) -> float:
+        """One step on the next batch, smaller when memory runs out, until it fits; returns the loss."""
         while True:
-            short_of_memory: str | None = None
             try:
                 batch = self._next_batch()
-                outcome = self.stepper.step(batch, rate, measure=self.done.step % MEASURE_EVERY == 0)
+                with undivided():
+                    outcome = self.stepper.step(batch, rate, measure=self.done.step % MEASURE_EVERY == 0)
+                    self._count(outcome, batch)
+                return outcome.loss
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or distributed.size() > 1:
                     raise
                 short_of_memory = str(error).splitlines()[0][:100]
-            if short_of_memory is None:
-                break
-            self._shrink(short_of_memory)
-        finite = math.isfinite(outcome.loss)
+            self._shrink(short_of_memory)  # here, where the error no longer holds the tensors of the step
+
+    def _count(self, outcome: StepOutcome, batch: Batch) -> None:
+        """What follows from a step: averaged weights, what is known of the epoch, and whether to go on."""
+        done, finite = self.done, math.isfinite(outcome.loss)
         if finite and self.averaged is not None:
             self.averaged.update(self.network)
         if finite or not self.stepper.loss_scale_is_searching:
             if (line := self.guard.after_step(finite, batch, self.folder)) is not None:
                 self._tell(line)
-            self.done.rate_factor, self.done.skipped = self.guard.rate_factor, self.guard.skipped
-        return outcome
+            done.rate_factor, done.skipped = self.guard.rate_factor, self.guard.skipped
+        done.epoch.add(outcome.loss, outcome.dice, self.stream.last_wait if self.stream else 0.0)
+        done.step += 1
+        done.seconds = time.monotonic() - self.began
 
     def _shrink(self, reason: str) -> None:
         """Go on with less in memory: a new stream from this step on."""
@@ -303,14 +308,14 @@ class Training:
             self.stream.close()
             self.stream = None
 
-    def _validate(self, cases: Sequence[CaseReader]) -> Validation | None:
+    def _validate(self, cases: Sequence[CaseReader]) -> None:
         if not cases:
-            return None
-        found = None
+            return
+        self.found = None
         if distributed.rank() == 0:
             network = self.network if self.averaged is None else self.averaged.network
             started = time.monotonic()
-            found = validate(
+            self.found = validate(
                 network,
                 cases,
                 self.configuration,
@@ -319,17 +324,23 @@ class Training:
                 previous_labels=self.previous_labels,
                 until=self.ends,
             )
-            self.seconds_per_volume = (time.monotonic() - started) / found.cases
-            if found.cases < len(cases):
-                self._tell(f"The minutes were used up after {found.cases} of {len(cases)} validation volumes.")
-        dice = distributed.from_first(math.nan if found is None else found.mean)
-        self.done.validation_dice = dice
-        if found is not None:
-            self.observe("validation", found)
-        return found
+            self.seconds_per_volume = (time.monotonic() - started) / self.found.cases
+            if self.found.cases < len(cases):
+                self._tell(f"The minutes were used up after {self.found.cases} of {len(cases)} validation volumes.")
+        self.done.validation_dice = distributed.from_first(math.nan if self.found is None else self.found.mean)
+        self.done.seconds, self.validated = time.monotonic() - self.began, self.done.step
+        if self.found is not None:
+            self.observe("validation", self.found)
 
-    def _end_epoch(self, rate: float, found: Validation | None) -> None:
-        done, epoch = self.done, self.done.epoch
+    def _end_epoch(self) -> bool:
+        """Validate and write down what the epoch came to; returns whether patience is at its end."""
+        self._validate(spread_subset(self.validation, self.config.validation_cases))
+        with undivided():
+            self._record_epoch()
+            return self._out_of_patience()
+
+    def _record_epoch(self) -> None:
+        done, epoch, found = self.done, self.done.epoch, self.found
         speed = round(epoch.steps / done.epoch_seconds, 3)
         row: dict[str, Any] = {
             "epoch": len(done.epochs) + 1,
@@ -338,7 +349,7 @@ class Training:
             "loss": epoch.mean_loss,
             "train_dice": epoch.mean_dice,
             "validation_dice": done.validation_dice,
-            "learning_rate": rate,
+            "learning_rate": rate_of(self.optimizer),
             "steps_per_second": speed,
             "waiting_for_data": round(done.waiting, 4),
             "skipped_steps": done.skipped,

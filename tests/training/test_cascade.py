@@ -60,6 +60,9 @@ def test_disturbing_grows_shrinks_and_removes_but_never_what_fills_the_patch(mon
     assert channels[0].mean() > LARGEST_REMOVED_SHARE > channels[1].mean()
     monkeypatch.setattr(cascade_module, "MORPHOLOGY_PROBABILITY", 0.0)
     monkeypatch.setattr(cascade_module, "REMOVAL_PROBABILITY", 1.0)
+    kept = sum(bool(disturbed(channels, np.random.default_rng(seed))[1].any()) for seed in range(200))
+    assert 72 <= kept <= 128  # each label is met half of the time; four standard errors
+    monkeypatch.setattr(cascade_module, "PER_LABEL", 1.0)
     found = disturbed(channels, np.random.default_rng(0))
     assert np.array_equal(found[0], channels[0])
     assert not found[1].any()

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: each operation is MONAI's, the chances those of samples augmented one by one."""
+"""Augmentation of whole batches and of single samples: each operation is MONAI's, the chances are nnU-Net's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from monai.transforms import AdjustContrast, Affine, GaussianSmooth, RandSimulat
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.training.augmentation import (
     AugmentationPlan,
+    SampleDraw,
     SpatialDraw,
     augment,
     augmentation_plan,
     centre,
+    draw_sample,
     draw_spatial,
 )
 from medmamba.training.batches import PatchSource
-from medmamba.training.device_augmentation import SampleDraw, augment_batch, draw_sample
+from medmamba.training.device_augmentation import augment_batch
 from medmamba.training.sampling import sample_rng
 
-NOTHING = SampleDraw(None, None, 0, None, None, None, None, None, None, ())
+NONE = (None, None)
+"""Of two channels."""
+NOTHING = SampleDraw(None, None, 0, NONE, NONE, NONE, NONE, NONE, NONE, ())
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -45,26 +49,37 @@ def _changed(size, draw, device="cpu"):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [(9, 12, 10), (14, 11)])
-def test_each_change_of_intensity_is_that_of_monai(size, device):
-    def low_resolution(image):
-        transform = RandSimulateLowResolution(prob=1, upsample_mode="bilinear" if len(size) == 2 else "trilinear")
+def test_each_change_of_intensity_is_that_of_monai_with_a_strength_for_each_channel(size, device):
+    def low_resolution(image, zoom):
+        upwards = "bilinear" if len(size) == 2 else "trilinear"
+        transform = RandSimulateLowResolution(prob=1, downsample_mode="nearest-exact", upsample_mode=upwards)
         transform.randomize()
-        transform.zoom_factor = 0.6
+        transform.zoom_factor = zoom
         return transform(image, randomize=False)
 
-    sigma = (0.5, 0.9, 0.7)[: len(size)]
-    pairs = [
-        (replace(NOTHING, blur=sigma), GaussianSmooth(sigma)),
-        (replace(NOTHING, brightness=1.2), lambda image: image * 1.2),
-        (replace(NOTHING, contrast=1.2), ScaleIntensityFixedMean(0.2, fixed_mean=True, preserve_range=True)),
-        (replace(NOTHING, low_resolution=0.6), low_resolution),
-        (replace(NOTHING, inverted_gamma=0.8), AdjustContrast(0.8, invert_image=True, retain_stats=True)),
-        (replace(NOTHING, gamma=1.4), AdjustContrast(1.4, retain_stats=True)),
-    ]
-    for draw, reference in pairs:
+    def contrast(image, factor):
+        return ScaleIntensityFixedMean(factor - 1, fixed_mean=True, preserve_range=True)(image)
+
+    cases = {
+        "blur": ((None, (0.5, 0.9, 0.7)[: len(size)]), lambda image, sigma: GaussianSmooth(sigma)(image)),
+        "brightness": ((1.2, 0.8), lambda image, factor: image * factor),
+        "contrast": ((1.2, 0.9), contrast),
+        "low_resolution": ((0.6, None), low_resolution),
+        "inverted_gamma": (
+            (0.8, 1.3),
+            lambda image, gamma: AdjustContrast(gamma, invert_image=True, retain_stats=True)(image),
+        ),
+        "gamma": ((1.4, None), lambda image, gamma: AdjustContrast(gamma, retain_stats=True)(image)),
+    }
+    for name, (strengths, reference) in cases.items():
+        draw = replace(NOTHING, **{name: strengths})
         image, made = _changed(size, draw, device)
-        assert not torch.equal(image, made)
-        torch.testing.assert_close(made, torch.as_tensor(reference(image)), rtol=1e-4, atol=1e-5)
+        by_itself, _ = augment(image, torch.zeros((1, *size)), augmentation_plan(size, ()), draw)
+        for before, after, alone, strength in zip(image, made, by_itself, strengths, strict=True):
+            wanted = before if strength is None else torch.as_tensor(reference(before[None], strength))[0]
+            assert torch.equal(before, after) == (strength is None)
+            torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -115,28 +130,38 @@ def test_mirroring_from_left_to_right_exchanges_the_labels_of_pairs_in_its_own_s
     assert torch.equal(labels[2], label[2])
 
 
-def test_everything_happens_as_often_and_as_strongly_as_planned():
+def test_everything_happens_as_often_and_as_strongly_as_in_nnunet():
     plan = augmentation_plan((16, 16, 16), (0, 2))
-    count = 6000
-    draws = [draw_sample(sample_rng(3, step, 0), plan, None) for step in range(count)]
-    ranges = {
-        "noise": (0.1, 0, 0.1),
-        "brightness": (0.15, 0.75, 1.25),
-        "contrast": (0.15, 0.75, 1.25),
-        "low_resolution": (0.25, 0.5, 1.0),
-        "inverted_gamma": (0.1, 0.7, 1.5),
-        "gamma": (0.3, 0.7, 1.5),
+    count, channels = 6000, 2
+    draws = [draw_sample(sample_rng(3, step, 0), plan, None, channels) for step in range(count)]
+    ranges = {  # how often a channel is met, the strengths, and whether those are factors
+        "blur": (0.2 * 0.5, 0.5, 1.0, False),
+        "brightness": (0.15, 0.75, 1.25, True),
+        "contrast": (0.15, 0.75, 1.25, True),
+        "low_resolution": (0.25 * 0.5, 0.5, 1.0, False),
+        "inverted_gamma": (0.1, 0.7, 1.5, True),
+        "gamma": (0.3, 0.7, 1.5, True),
     }
-    drawn = {name: [value for d in draws if (value := getattr(d, name)) is not None] for name in ranges}
-    drawn["blur"] = [sigma for d in draws if d.blur is not None for sigma in d.blur]
-    ranges["blur"] = (0.2 * 3, 0.5, 1.0)
-    for name, (probability, low, high) in ranges.items():
-        values = np.array(drawn[name])
-        # four standard errors of a binomial count, and of the mean of a uniform range
-        slack = 4 * (count * probability) ** 0.5 * (3 if name == "blur" else 1)
-        assert abs(len(values) - count * probability) < slack, name
+    drawn = {name: [getattr(draw, name) for draw in draws] for name in ranges} | {
+        "noise": [(draw.noise,) for draw in draws]
+    }
+    for name, (probability, low, high, factor) in {**ranges, "noise": (0.1, 0.0, 0.1, False)}.items():
+        met = [strength for strengths in drawn[name] for strength in strengths if strength is not None]
+        expected = count * len(drawn[name][0]) * probability
+        # four standard errors, of channels that are met together at worst
+        assert abs(len(met) - expected) < 4 * (channels * expected) ** 0.5, name
+        values = np.array(met).ravel()
         assert low <= values.min() <= values.max() <= high, name
-        assert values.mean() == pytest.approx((low + high) / 2, abs=4 * (high - low) / (12 * len(values)) ** 0.5), name
+        mean = (low + high + 2) / 4 if factor else (low + high) / 2
+        assert values.mean() == pytest.approx(mean, abs=4 * (high - low) / (12 * len(values)) ** 0.5), name
+        if factor:
+            assert (values < 1).mean() == pytest.approx(0.5, abs=4 * 0.5 / len(values) ** 0.5), name
+    for name, alike in (("brightness", 1.0), ("gamma", 1.0), ("blur", 0.5 / 1.5), ("low_resolution", 0.5 / 1.5)):
+        # where one channel is met, how often the other one is too, with a strength of its own
+        pairs = [pair for pair in drawn[name] if pair != NONE]
+        both = [pair for pair in pairs if None not in pair]
+        assert len(both) / len(pairs) == pytest.approx(alike, abs=4 * 0.5 / len(pairs) ** 0.5), name
+        assert all(one != other for one, other in both), name
     for axis in (0, 1, 2):
         share = np.mean([axis in draw.flips for draw in draws])
         assert share == pytest.approx(0.5 if axis in plan.mirror_axes else 0.0, abs=4 * 0.5 / count**0.5)
@@ -157,8 +182,9 @@ def test_batches_and_single_samples_agree_in_distribution():
         rng = sample_rng(1, step, 0)
         spatial = draw_spatial(rng, plan)
         size = ... if spatial is not None else middle
-        one.append(facts(augment(image[0][size], label[0][size].float(), plan, spatial, rng)[0]))
-        draw = draw_sample(sample_rng(1, step, 10), plan, spatial)
+        draw = draw_sample(rng, plan, spatial, 1)
+        one.append(facts(augment(image[0][size], label[0][size].float(), plan, draw)[0]))
+        draw = draw_sample(sample_rng(1, step, 10), plan, spatial, 1)
         whole.append(facts(augment_batch(image, label, plan, [draw])[0]))
     first, second = torch.tensor(one), torch.tensor(whole)
     error = ((first.var(0) + second.var(0)) / len(first)).sqrt()

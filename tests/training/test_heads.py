@@ -12,7 +12,7 @@ from medmamba.errors import ConfigError
 from medmamba.heads import Heads
 from medmamba.inference.sliding_window import predict_logits
 from medmamba.preprocessing.labels import decode, encode
-from medmamba.training.augmentation import augment, augmentation_plan
+from medmamba.training.augmentation import augment, augmentation_plan, draw_sample
 from medmamba.training.sampling import choose_patch, sample_rng
 
 
@@ -66,7 +66,8 @@ def test_a_left_right_flip_exchanges_the_labels_of_a_pair():
     label[0, :2], label[0, 4:] = 1, 2
     recipe = augmentation_plan((6, 5, 4), (0, 1, 2), keeps_sides=True, swap_axis=0, label_swap=heads.label_swap)
     for step in range(10):  # flipped or not, index 1 stays on the low side
-        _, made = augment(torch.zeros((1, 6, 5, 4)), label, recipe, None, sample_rng(1, step, 0))
+        draw = draw_sample(sample_rng(1, step, 0), recipe, None, 1)
+        _, made = augment(torch.zeros((1, 6, 5, 4)), label, recipe, draw)
         assert (made[0, :2] == 1).all()
         assert (made[0, 4:] == 2).all()
 

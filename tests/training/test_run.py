@@ -403,9 +403,9 @@ def test_processes_of_folds_end_with_the_command_that_started_them(tmp_path):
     (tmp_path / "command.py").write_text(
         "import multiprocessing, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
-        "from medmamba.training.folds import _watch\n"
+        "from medmamba.training.folds import _follow_parent\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _watch)\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _follow_parent)\n"
         "    pool.submit(print, 'works', flush=True).result()\n"
         "    time.sleep(600)\n"
     )
