@@ -23,13 +23,15 @@ class PreprocessedCase:
     """A case on the plan's grid.
 
     ``image`` is (C, I, J, K) float32, ``labels`` (I, J, K) label indices of the plan or None, and ``trail`` leads back
-    to the image's own grid.
+    to the image's own grid. ``body`` (I, J, K) is where a channel was not 0, for training with channels that are
+    normalised there alone; else None.
     """
 
     case_id: str
     image: NDArray[np.float32]
     labels: NDArray[np.int16] | None
     trail: SpatialTrail
+    body: NDArray[np.bool_] | None = None
 
 
 def preprocess_case(
@@ -55,8 +57,13 @@ def preprocess_case(
         _coarse_axis(resample.spacing_before_mm, resample.spacing_after_mm),
     )
     trail = trail.then(resample)
-    truth = None if labels is None else trail.apply(labels[None], resample=resample_label_maps)[0].astype(np.int16)
-    return PreprocessedCase(case_id, resampled, truth, trail)
+    if labels is None:
+        return PreprocessedCase(case_id, resampled, None, trail)
+    truth = trail.apply(labels[None], resample=resample_label_maps)[0].astype(np.int16)
+    body = None
+    if any(scheme.use_mask for scheme in plan.normalization):
+        body = resample.apply((array != 0).any(axis=0, keepdims=True), resample=resample_label_maps)[0]
+    return PreprocessedCase(case_id, resampled, truth, trail, body)
 
 
 def trail_of_shape(

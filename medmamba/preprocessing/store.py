@@ -4,6 +4,7 @@
     <case>/labels.b2nd    int16 (I, J, K), the plan's label order (0 = background)
     <case>/locations.safetensors   per label an (n, 3) int16/int32 table of voxel coordinates
                                    and an (n,) table of its connected components
+    <case>/body.b2nd      bool (I, J, K), where channels are normalised in the body alone: where that is
     <case>/previous.b2nd  int16 (I, J, K), second stage of a cascade only: what the first stage says of the case
     <case>/case.json      schema, case id, shape, annotated labels
 
@@ -54,16 +55,20 @@ def fill_case(
     seed: int = 0,
     annotated: Sequence[int] | None = None,
     ignore: int | None = None,
+    body: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write the files of one preprocessed case into an empty folder that nobody reads yet.
 
     ``chunk`` is the patch size, so that a patch touches few chunks. ``annotated`` are the label indices that were
-    looked for (None: all); ``ignore`` marks voxels without annotation.
+    looked for (None: all); ``ignore`` marks voxels without annotation; ``body`` is where channels normalised in the
+    body alone are not 0 (None: there are none).
     """
     chunks = tuple(min(edge, extent) for edge, extent in zip(chunk, labels.shape, strict=True))
     image = np.ascontiguousarray(image, dtype=np.float32)
     (folder / "image.b2nd").write_bytes(_compressed(image, (len(image), *chunks)))
     (folder / "labels.b2nd").write_bytes(_compressed(np.ascontiguousarray(labels, dtype=np.int16), chunks))
+    if body is not None:
+        (folder / "body.b2nd").write_bytes(_compressed(np.ascontiguousarray(body), chunks))
     (folder / "locations.safetensors").write_bytes(save(_sample_locations(labels, seed, ignore)))
     facts: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "case_id": case_id, "shape": list(labels.shape)}
     if annotated is not None:
@@ -123,6 +128,11 @@ class CaseReader:
         return blosc2.open(str(self.folder / "labels.b2nd"), mode="r")
 
     @cached_property
+    def _body(self) -> blosc2.NDArray | None:
+        path = self.folder / "body.b2nd"
+        return blosc2.open(str(path), mode="r") if path.is_file() else None
+
+    @cached_property
     def _previous(self) -> blosc2.NDArray:
         path = self.folder / "previous.b2nd"
         if not path.is_file():
@@ -146,6 +156,13 @@ class CaseReader:
         labels = np.zeros((1, *size), np.int16)
         labels[0][target] = self._previous[inside]
         return labels
+
+    def read_body_patch(self, start: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.int16]:
+        """1 in the body, as a label map (1, *size) from voxel ``start``; without a stored body all is."""
+        inside, target = self._boxes(start, size)
+        body = np.zeros((1, *size), np.int16)
+        body[0][target] = 1 if self._body is None else self._body[inside]
+        return body
 
     def read_whole(self) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """The whole image (C, I, J, K) and label map (I, J, K)."""

@@ -49,8 +49,9 @@ class PatchSource:
     It also speaks batchgenerators' loader protocol: each worker holds a copy that yields every n-th step, and the
     supervisor collects them in turn. So the order of the batches never depends on timing. ``samples`` are the samples
     of each batch that this process makes, when several share the work. ``previous_labels`` are the labels of a
-    cascade's first stage, which become channels of the image. With ``augmented="device"`` the patches leave the workers
-    as they were read, for :meth:`finished` to augment.
+    cascade's first stage, which become channels of the image. ``body_channels`` are 0 outside the body, also after
+    augmentation. With ``augmented="device"`` the patches leave the workers as they were read, for :meth:`finished` to
+    augment.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class PatchSource:
         sampling: str = "foreground",
         samples: range | None = None,
         previous_labels: int = 0,
+        body_channels: Sequence[int] = (),
     ) -> None:
         self.cases = list(cases)
         self.augmentation = augmentation
@@ -75,6 +77,7 @@ class PatchSource:
         self.augmented = augmented == "cpu"
         self.raw = augmented == "device"
         self.previous_labels = previous_labels
+        self.body_channels = list(body_channels) if self.augmented or self.raw else []
         self.lesion_aware = sampling == "lesion"
         self._annotated = annotated_heads(cases, heads)
         self.stride = 1
@@ -139,6 +142,9 @@ class PatchSource:
             draws.append(draw_sample(rng, self.augmentation, spatial, batch.image.shape[1]))
         image, label = batch.image.to(device), batch.label.to(device)
         image, label = augment_batch(image, label, self.augmentation, draws)
+        if self.body_channels:
+            image[:, self.body_channels] *= label[:, -1:] > 0
+            label = label[:, :-1]
         return replace(batch, image=image, label=label)
 
     def _sample(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor, str]:
@@ -161,12 +167,17 @@ class PatchSource:
         image, label = case.read_patch(choice.start, size)
         if self.previous_labels:  # travels as a second label map, so that it stays crisp
             label = np.concatenate([label, case.read_previous_patch(choice.start, size)])
+        if self.body_channels:  # as yet another
+            label = np.concatenate([label, case.read_body_patch(choice.start, size)])
         if self._flat:
             image, label = image[:, 0], label[:, 0]
         image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).float()
         if self.augmented:
             draw = draw_sample(rng, self.augmentation, spatial, len(image_tensor))
             image_tensor, label_tensor = augment(image_tensor, label_tensor, self.augmentation, draw)
+            if self.body_channels:
+                image_tensor[self.body_channels] *= label_tensor[-1:] > 0
+                label_tensor = label_tensor[:-1]
         if self.previous_labels:
             label_tensor, before = label_tensor[:1], label_tensor[1].numpy()
             channels = one_hot(before, self.previous_labels)

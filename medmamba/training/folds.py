@@ -25,6 +25,7 @@ def train_folds(
     *,
     devices: Sequence[str] = (),
     resume: bool = False,
+    init: str | Path | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
     **options: Any,
@@ -38,11 +39,15 @@ def train_folds(
     from medmamba.training.config import make_config
 
     names = list(dict.fromkeys(folds))
-    stored = _stored_recipes(run, names, options.get("configuration")) if resume else {}
+    stored = _recipes_to_go_on_with(run, names, options.get("configuration"), init) if resume else {}
     pattern = next(iter(stored.values()), None)
     recipes = {fold: make_config(choices, stored.get(fold, pattern)) for fold in names}
+    all_go_on = len(stored) == len(names)  # then weights to begin with are passed on, to be refused
+    starts = {
+        fold: {"resume": fold in stored, "init": None if fold in stored and not all_go_on else init} for fold in names
+    }
     if len(devices) > 1 and len(names) > 1:
-        return _side_by_side(run, recipes, list(stored), devices, on_event, options)
+        return _side_by_side(run, recipes, starts, devices, on_event, options)
     results: dict[int | str, TrainingResult] = {}
     for fold, recipe in recipes.items():
         if devices:
@@ -50,25 +55,38 @@ def train_folds(
         if len(names) > 1:
             on_event(f"Fold {fold} ({len(results) + 1} of {len(names)})")
         results[fold] = train(
-            run, fold=fold, config=recipe, resume=fold in stored, on_step=on_step, on_event=on_event, **options
+            run, fold=fold, config=recipe, on_step=on_step, on_event=on_event, **starts[fold], **options
         )
     return results
 
 
-def _stored_recipes(run: str | Path, names: list[int | str], configuration: str | None) -> dict[int | str, TrainConfig]:
-    """Recipes of the folds that have begun; when none has, ConfigError says what is missing."""
+def _recipes_to_go_on_with(
+    run: str | Path, names: list[int | str], configuration: str | None, init: str | Path | None
+) -> dict[int | str, TrainConfig]:
+    """Recipes of the folds that have begun; when none has, ConfigError says what is missing.
+
+    ConfigError too when the others would not begin as these did, from the weights of another model.
+    """
     from medmamba.training.checkpoint import is_trained
 
     folder = RunFolder(Path(run))
     chosen = configuration or folder.read_plan().default_configuration
-    begun = [fold for fold in names if is_trained(folder.fold(chosen, fold) / "checkpoints")]
-    return {fold: stored_config(run, fold=fold, configuration=configuration) for fold in begun or names}
+    places = {fold: folder.fold(chosen, fold) for fold in names}
+    begun = [fold for fold in names if is_trained(places[fold] / "checkpoints")] or names
+    new = [fold for fold in names if fold not in begun]
+    initialised = [fold for fold in begun if (places[fold] / "init.json").is_file()]
+    if new and initialised and init is None:
+        raise ConfigError(
+            f"Fold {initialised[0]} began with the weights of another model (--init), fold {new[0]} has not begun. "
+            f"Give the same --init, which is for the folds that begin."
+        )
+    return {fold: stored_config(run, fold=fold, configuration=configuration) for fold in begun}
 
 
 def _side_by_side(
     run: str | Path,
     recipes: Mapping[int | str, TrainConfig],
-    begun: Sequence[int | str],
+    starts: Mapping[int | str, dict[str, Any]],
     devices: Sequence[str],
     on_event: Callable[[str], None],
     options: dict[str, Any],
@@ -92,7 +110,7 @@ def _side_by_side(
                 fold, device = waiting.pop(0), free.pop(0)
                 recipe = recipes[fold].model_copy(update={"device": device})
                 pool = ProcessPoolExecutor(1, context, _follow_parent)  # one of its own: a death stays its own
-                choices = {**options, "fold": fold, "config": recipe, "resume": fold in begun}
+                choices = {**options, **starts[fold], "fold": fold, "config": recipe}
                 running[pool.submit(_train_one, run, choices)] = (fold, device, pool)
                 on_event(f"Fold {fold} trains on {device}.")
             for ended in wait(running, return_when=FIRST_COMPLETED).done:

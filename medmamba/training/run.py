@@ -117,6 +117,8 @@ def train(
                 write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
             if report is not None:
                 write_json(target / "init.json", report.as_json())
+            elif not resume:
+                (target / "init.json").unlink(missing_ok=True)
         distributed.from_first(0.0)  # the others go on when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)

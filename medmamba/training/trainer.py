@@ -94,6 +94,7 @@ class Training:
         self.configuration = configuration
         self.previous_labels = previous_labels(plan, configuration)
         self.mirroring = mirroring_of(plan, configuration)
+        self.body_channels = [index for index, scheme in enumerate(plan.normalization) if scheme.use_mask]
         self.training, self.validation = training, validation
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         self.config, self.facts, self.observe = config, facts, observe
@@ -300,6 +301,7 @@ class Training:
             sampling=config.sampling,
             samples=distributed.own_samples(fit.batch_size),
             previous_labels=self.previous_labels,
+            body_channels=self.body_channels,
         )
         self.stream = SupervisedWorkers(source, config.workers, stall_seconds=config.stall_seconds, on_fault=self._tell)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from medmamba.geometry import Grid
 from medmamba.plans.schema import Normalization
-from medmamba.preprocessing.case import bounding_box
+from medmamba.preprocessing.case import bounding_box, preprocess_case
 from medmamba.preprocessing.normalize import normalized_slabs
 
 CT = {"percentile_00_5": -50.0, "percentile_99_5": 70.0, "mean": 10.0, "std": 20.0}
@@ -66,3 +69,24 @@ def test_the_box_holds_all_that_is_not_zero_in_any_channel(order):
     image[0, 2, 3, 4], image[1, 4, 1, 6] = 1, -1
     assert bounding_box(image.copy(order=order)) == ((2, 1, 4), (5, 4, 7))
     assert bounding_box(np.zeros((1, 3, 4, 5))) == ((0, 0, 0), (3, 4, 5))
+
+
+@pytest.mark.parametrize("spacing_mm", [[1.0, 1.0, 1.0], [1.5, 1.0, 0.7]], ids=str)
+def test_the_body_in_which_channels_are_normalised_goes_the_way_of_the_labels(spacing_mm):
+    body = np.zeros((14, 12, 10), np.int16)
+    body[1:7, 1:6, 1:5] = body[8:13, 7:11, 6:9] = 1
+    image = np.random.default_rng(0).normal(5, 1, (2, *body.shape)).astype(np.float32) * body
+    image[0, :7], image[1, 7:] = 0, 0  # either channel has one half of it
+    masked = scheme(scheme="zscore", use_mask=True)
+    plan = SimpleNamespace(normalization=[masked, scheme(scheme="zscore")], axis_order=[2, 0, 1])
+    configuration = SimpleNamespace(spacing_mm=spacing_mm)
+    grid = Grid(body.shape, np.eye(4))
+    case = preprocess_case("c", image, grid, plan, configuration, body)
+    assert case.body.any()
+    assert not case.body.all()
+    assert np.array_equal(case.body, case.labels == 1)
+    if spacing_mm == [1.0, 1.0, 1.0]:
+        assert not case.image[0][~case.body].any()
+    assert preprocess_case("c", image, grid, plan, configuration).body is None
+    plan.normalization = [scheme(scheme="zscore")] * 2
+    assert preprocess_case("c", image, grid, plan, configuration, body).body is None

@@ -226,3 +226,21 @@ def test_a_step_gives_the_same_batch_again_and_shows_the_place_that_the_other_wa
         for index in range(2):  # the same voxels, however they were mirrored
             if draw_spatial(sample_rng(7, step, index), plan) is None:
                 assert torch.equal(batch.label[index].sum(), other.label[index].sum())
+
+
+@pytest.mark.parametrize("augmented", ["cpu", "device"])
+def test_what_lies_outside_the_body_is_zero_again_after_augmentation(tmp_path, augmented):
+    body = np.zeros((20, 22, 24), np.int16)
+    body[4:16, 5:17, 6:18] = 1
+    image = np.random.default_rng(2).normal(5, 1, (2, *body.shape)).astype(np.float32) * body
+    write_case(tmp_path / "c", "c", image, body, chunk=(8, 8, 8), body=body > 0)
+    plan = augmentation_plan((12, 12, 12), (0, 1, 2))
+    cases = [CaseReader(tmp_path / "c")]
+    source = PatchSource(cases, plan, 2, seed=7, augmented=augmented, body_channels=[0])
+    outside = torch.zeros(2)
+    for step in range(30):
+        batch = source.finished(source.batch(step), torch.device("cpu"))
+        assert batch.label.shape == (2, 1, 12, 12, 12)
+        outside += (batch.image * (batch.label == 0)).abs().sum((0, 2, 3, 4))
+        assert (batch.image[:, 0][batch.label[:, 0] == 1] != 0).any()
+    assert outside[0] == 0 < outside[1]

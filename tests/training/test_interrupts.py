@@ -162,6 +162,20 @@ def test_resuming_several_folds_begins_those_that_had_not(clinic_run):
     assert stored_config(clinic_run, fold=1).seed == 5
 
 
+def test_folds_that_begin_late_begin_with_the_weights_of_the_others(clinic_run):
+    pipeline.train(clinic_run, fold="all", config=TrainConfig(steps=1, **RECIPE))
+    model = _fold(clinic_run, "all")
+    train_folds(clinic_run, [0], {"steps": 2, **RECIPE}, init=model)
+    with pytest.raises(ConfigError, match=r"Fold 0 began with the weights of another model.*fold 1 has not begun"):
+        train_folds(clinic_run, [0, 1], {}, resume=True)
+    train_folds(clinic_run, [0, 1], {"steps": 3}, resume=True, init=model)
+    assert (_fold(clinic_run, 1) / "init.json").is_file()
+    with pytest.raises(ConfigError, match="Choose one"):
+        train_folds(clinic_run, [0, 1], {}, resume=True, init=model)
+    pipeline.train(clinic_run, fold=1, config=TrainConfig(steps=1, **RECIPE), restart=True)
+    assert not (_fold(clinic_run, 1) / "init.json").exists()
+
+
 @pytest.mark.slow
 def test_folds_side_by_side_save_when_their_command_is_told_to_end(clinic_run):
     start = [sys.executable, "-c", "from medmamba.cli.main import run; run()", "train", str(clinic_run)]
