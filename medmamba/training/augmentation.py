@@ -197,7 +197,8 @@ def augment(
         image, label = _plain(turn(image, mode="bilinear")), _plain(turn(label, mode="nearest"))
     if draw.noise is not None:
         add_noise = RandGaussianNoise(prob=1.0, std=draw.noise, sample_std=False)
-        image = _plain(add_noise.set_random_state(seed=draw.noise_seed)(image))
+        add_noise.set_random_state(seed=draw.noise_seed)
+        image = _plain(add_noise(image))
     image = torch.cat([_changed(channel[None], index, plan, draw) for index, channel in enumerate(image)])
     image, label = _mirror(image, label, plan, draw.flips)
     return image.contiguous(), label.contiguous()

@@ -43,7 +43,7 @@ def train_folds(
     pattern = next(iter(stored.values()), None)
     recipes = {fold: make_config(choices, stored.get(fold, pattern)) for fold in names}
     all_go_on = len(stored) == len(names)  # then weights to begin with are passed on, to be refused
-    starts = {
+    starts: dict[int | str, dict[str, Any]] = {
         fold: {"resume": fold in stored, "init": None if fold in stored and not all_go_on else init} for fold in names
     }
     if len(devices) > 1 and len(names) > 1:

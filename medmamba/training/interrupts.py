@@ -22,13 +22,13 @@ def undivided() -> Iterator[None]:
 
     A second Ctrl-C does not wait (Impatient). Signals that nobody handles, and threads that get none, are left alone.
     """
-    handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
-    waiting: list[int] = []
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
+    waiting: list[signal.Signals] = []
 
     def put_off(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in waiting:
             raise Impatient
-        waiting.append(number)
+        waiting.append(signal.Signals(number))
 
     def deliver() -> None:
         if waiting:
