@@ -21,6 +21,7 @@ from medmamba.training.config import TrainConfig
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "from medmamba.cli.main import run; run()"
 RECIPE = ["--steps-per-epoch", "3", "--batch-size", "2", "--workers", "0", "--seed", "3", "--fold", "0"]
+RECIPE += ["--precision", "fp32"]  # bf16 rounds a batch of 1 otherwise than one of 2
 
 
 def _start(run, *options, processes=1):
@@ -67,7 +68,7 @@ def test_two_processes_give_the_loss_curve_of_one(clinic_run, tmp_path):
         child = _start(run, "--steps", "9", processes=processes)
         output, _ = child.communicate(timeout=280)
         assert child.returncode == 0, output
-    assert _losses(other) == pytest.approx(_losses(clinic_run), rel=2e-4)
+    assert _losses(other) == pytest.approx(_losses(clinic_run), rel=2e-5)
     assert "Patches per second of each of 2 processes" in output
 
 
