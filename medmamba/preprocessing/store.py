@@ -121,23 +121,23 @@ class CaseReader:
 
     @cached_property
     def _image(self) -> blosc2.NDArray:
-        return blosc2.open(str(self.folder / "image.b2nd"), mode="r")
+        return _opened(self.folder / "image.b2nd")
 
     @cached_property
     def _labels(self) -> blosc2.NDArray:
-        return blosc2.open(str(self.folder / "labels.b2nd"), mode="r")
+        return _opened(self.folder / "labels.b2nd")
 
     @cached_property
     def _body(self) -> blosc2.NDArray | None:
         path = self.folder / "body.b2nd"
-        return blosc2.open(str(path), mode="r") if path.is_file() else None
+        return _opened(path) if path.is_file() else None
 
     @cached_property
     def _previous(self) -> blosc2.NDArray:
         path = self.folder / "previous.b2nd"
         if not path.is_file():
             raise InputError(f"{path}: not found. Train the first stage of the cascade again.")
-        return blosc2.open(str(path), mode="r")
+        return _opened(path)
 
     def write_previous(self, labels: NDArray[np.integer]) -> None:
         """Store the first stage's label map (I, J, K) of this case."""
@@ -194,6 +194,11 @@ def stored_cases(folder: Path) -> dict[str, CaseReader]:
     """All complete cases of a preprocessing folder, by case id, sorted."""
     readers = [CaseReader(path.parent) for path in sorted(folder.glob("*/case.json"))]
     return {reader.case_id: reader for reader in readers}
+
+
+def _opened(path: Path) -> blosc2.NDArray:
+    # One thread: a forked data worker would wait for ever for blosc2's threads in the process that it came from.
+    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
 
 
 def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:

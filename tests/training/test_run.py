@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +27,13 @@ from medmamba.errors import ConfigError, InputError, MedmambaError, PartialError
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.run_folder import read_plan
 from medmamba.training import trainer, validation
+from medmamba.training.augmentation import augmentation_plan
+from medmamba.training.batches import PatchSource
 from medmamba.training.checkpoint import read_state
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
 from medmamba.training.run import stored_config
+from medmamba.training.workers import SupervisedWorkers
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"steps_per_epoch": 2, "workers": 0, "warmup_steps": 0}
@@ -333,6 +337,19 @@ def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tm
     assert any(words in line and "case k_" in line and "made again" in line for line in events), events
     pipeline.train(other, fold="all", config=config, on_step=lambda r: undisturbed.append(r.loss.hex()))
     assert losses == undisturbed
+
+
+def test_workers_read_cases_that_this_process_has_read_before(tmp_path):
+    rng = np.random.default_rng(0)  # large enough to be read by several threads, if they were allowed
+    image, labels = rng.normal(size=(1, 96, 96, 96)).astype(np.float32), rng.integers(0, 3, (96, 96, 96))
+    write_case(tmp_path / "c", "c", image, labels, chunk=(96, 96, 96))
+    reader = CaseReader(tmp_path / "c")
+    assert np.array_equal(reader.read_whole()[0], image)
+    events = []
+    source = PatchSource([reader], augmentation_plan((48, 48, 48), ()), 2, seed=1, augmented="none")
+    with closing(SupervisedWorkers(source, 1, stall_seconds=6.0, on_fault=events.append)) as stream:
+        assert next(stream).image.shape == (2, 1, 48, 48, 48)
+    assert not events
 
 
 def test_a_case_that_hangs_every_time_stops_training_and_is_named(clinic_run, monkeypatch):
