@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.plans.schema import Configuration, Plan
-from medmamba.preprocessing.normalize import normalized_slabs
+from medmamba.preprocessing.normalize import body_of, normalized_slabs
 from medmamba.preprocessing.resample import resample_labels, resample_slabs, separate_axis
 from medmamba.trail import Crop, Reorient, Resample, SpatialTrail
 
@@ -23,8 +23,8 @@ class PreprocessedCase:
     """A case on the plan's grid.
 
     ``image`` is (C, I, J, K) float32, ``labels`` (I, J, K) label indices of the plan or None, and ``trail`` leads back
-    to the image's own grid. ``body`` (I, J, K) is where a channel was not 0, for training with channels that are
-    normalised there alone; else None.
+    to the image's own grid. ``body`` (I, J, K) is where the body is, for training with channels that are normalised
+    there alone; else None.
     """
 
     case_id: str
@@ -50,8 +50,9 @@ def preprocess_case(
     array = order.apply(crop.apply(array))  # (C, I, J, K), the image's own memory still
     trail = trail.then(crop, order)
     resample = _resample_step(trail.grid, configuration)
+    body = body_of(array, plan.normalization)
     resampled = resample_slabs(
-        normalized_slabs(array, plan.normalization),
+        normalized_slabs(array, plan.normalization, body),
         array.shape,
         resample.shape_after,
         _coarse_axis(resample.spacing_before_mm, resample.spacing_after_mm),
@@ -60,9 +61,8 @@ def preprocess_case(
     if labels is None:
         return PreprocessedCase(case_id, resampled, None, trail)
     truth = trail.apply(labels[None], resample=resample_label_maps)[0].astype(np.int16)
-    body = None
-    if any(scheme.use_mask for scheme in plan.normalization):
-        body = resample.apply((array != 0).any(axis=0, keepdims=True), resample=resample_label_maps)[0]
+    if body is not None:
+        body = resample.apply(body[None], resample=resample_label_maps)[0]
     return PreprocessedCase(case_id, resampled, truth, trail, body)
 
 

@@ -10,13 +10,17 @@ import pytest
 from medmamba.geometry import Grid
 from medmamba.plans.schema import Normalization
 from medmamba.preprocessing.case import bounding_box, preprocess_case
-from medmamba.preprocessing.normalize import normalized_slabs
+from medmamba.preprocessing.normalize import body_of, normalized_slabs
 
 CT = {"percentile_00_5": -50.0, "percentile_99_5": 70.0, "mean": 10.0, "std": 20.0}
 
 
 def scheme(**fields):
     return Normalization.model_validate({"use_mask": False, **fields})
+
+
+def normalized(image, s):
+    return np.concatenate(list(normalized_slabs(image, [s], body_of(image, [s]))), axis=1)
 
 
 def expected(channel, s):
@@ -52,15 +56,36 @@ def test_slabs_are_the_whole_image_on_the_scale_to_the_bit_in_every_storage_orde
     image = random.normal(5, 40, (1, 37, 11, 13)).astype(np.float32)
     image[:, :9] = 0
     one = scheme(**fields)
-    result = np.concatenate(list(normalized_slabs(image, [one])), axis=1)
+    result = normalized(image, one)
     assert np.allclose(result[0], expected(image[0], one), atol=2e-6)
-    stored = image.copy(order="F")
-    assert np.array_equal(np.concatenate(list(normalized_slabs(stored, [one])), axis=1), result)
+    assert np.array_equal(normalized(image.copy(order="F"), one), result)
+
+
+def test_a_cavity_without_signal_belongs_to_the_body_and_what_is_open_to_the_outside_does_not():
+    image = np.zeros((1, 40, 9, 9), np.float32)
+    image[:, 2:38, 1:8, 1:8] = 3
+    image[:, 10:20, 3:6, 3:6] = 0  # enclosed, across the border of two slabs
+    image[:, 25:30, 4, :] = 0  # a channel from side to side
+    body = np.zeros(image.shape[1:], bool)
+    body[2:38, 1:8, 1:8] = True
+    body[25:30, 4] = False
+    masked = scheme(scheme="zscore", use_mask=True)
+    assert np.array_equal(body_of(image, [scheme(scheme="zscore"), masked]), body)
+    values = image[0].astype(np.float64)
+    wanted = np.where(body, (values - values[body].mean()) / values[body].std(), 0)
+    assert np.allclose(normalized(image, masked)[0], wanted, atol=1e-6)
+    assert body_of(image, [scheme(scheme="zscore")]) is None
 
 
 def test_a_constant_image_becomes_zero():
-    (slab,) = normalized_slabs(np.full((1, 4, 4, 4), 7.0, np.float32), [scheme(scheme="zscore")])
-    assert not slab.any()
+    assert not normalized(np.full((1, 4, 4, 4), 7.0, np.float32), scheme(scheme="zscore")).any()
+
+
+def test_an_image_without_any_signal_has_no_body_and_stays_zero():
+    image = np.zeros((1, 4, 4, 4), np.float32)
+    masked = scheme(scheme="zscore", use_mask=True)
+    assert not body_of(image, [masked]).any()
+    assert not normalized(image, masked).any()
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
