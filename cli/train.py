@@ -81,6 +81,12 @@ def train(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Less memory: compute activations twice.", rich_help_panel=MACHINE)
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Through torch.compile; goes on without it if that fails.", rich_help_panel=MACHINE
+        ),
+    ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bytes on every run.", rich_help_panel=MACHINE)
     ] = False,
@@ -135,6 +141,7 @@ def train(
         "device": device,
         "precision": precision,
         "recompute": recompute or None,
+        "compile": compiled or None,
         "deterministic": deterministic or None,
         "checkpoint_minutes": checkpoint_minutes,
         "freeze": None if freeze is None else tuple(freeze.split(",")),

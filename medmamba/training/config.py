@@ -35,6 +35,7 @@ class TrainConfig(BaseModel):
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights")
     freeze: tuple[str, ...] = ()
     recompute: bool = Field(default=False, description="activations again in the backward pass, to save memory")
+    compile: bool = Field(default=False, description="the network through torch.compile")
     deterministic: bool = False
     validation_cases: int | None = Field(default=8, ge=1, description="whole volumes validated after each epoch")
     weight_decay: float = Field(default=1e-2, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -77,7 +78,10 @@ def rate_of(optimizer: torch.optim.Optimizer) -> float:
 
 
 class Stepper:
-    """Applies batches to a network; a step that is not finite leaves weights and optimiser as they were."""
+    """Applies batches to a network; a step that is not finite leaves weights and optimiser as they were.
+
+    ``forward`` is another way to call the network (compiled), else itself.
+    """
 
     def __init__(
         self,
@@ -87,8 +91,10 @@ class Stepper:
         heads: Heads,
         config: TrainConfig,
         device: torch.device,
+        forward: Callable[[torch.Tensor], Any] | None = None,
     ) -> None:
         self.network = network
+        self.forward = forward or network
         self.optimizer = optimizer
         self.loss = loss.to(device)
         self.heads = heads
@@ -105,7 +111,7 @@ class Stepper:
         image, label = batch.image.to(self.device), batch.label.to(self.device)
         annotated = None if batch.annotated is None else batch.annotated.to(self.device)
         with casting(self.precision, self.device):
-            outputs = self.network(image)
+            outputs = self.forward(image)
         loss = self.loss(outputs, label, annotated)
         dice = self._dice(outputs, label) if measure else None
         if not distributed.all_true(bool(torch.isfinite(loss))):

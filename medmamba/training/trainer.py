@@ -30,6 +30,7 @@ from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.averaging import AveragedWeights
 from medmamba.training.batches import Batch, PatchSource
 from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
+from medmamba.training.compiling import Compiled
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import FiniteGuard, collapse_advice
 from medmamba.training.interrupts import Impatient, undivided
@@ -102,7 +103,10 @@ class Training:
         self.optimizer = make_optimizer(self.network, config)
         weights = class_weights(self.heads, config.class_weights)
         loss = SegmentationLoss(self.heads, name=config.loss, batch_dice=configuration.batch_dice, weights=weights)
-        self.stepper = Stepper(self.network, self.optimizer, DeepSupervision(loss), self.heads, config, self.device)
+        forward = Compiled(self.network, self._tell) if config.compile else None
+        self.stepper = Stepper(
+            self.network, self.optimizer, DeepSupervision(loss), self.heads, config, self.device, forward
+        )
         self.averaged = AveragedWeights(self.network, config.ema) if config.ema is not None else None
         self.budget = Budget(config.total_steps, config.max_minutes)
         self.guard = FiniteGuard()
