@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from medmamba.evaluation.overlay import data_uri, overlay_png
@@ -19,6 +18,7 @@ from medmamba.preprocessing.labels import label_names
 from medmamba.run_folder import RunFolder
 from medmamba.run_report.cross_validation import CrossValidation, ShownCase
 from medmamba.run_report.viewer import viewer_html
+from medmamba.training.progress import read_metrics
 from medmamba.training.report import COLOURS, curves_png
 
 MORE_STYLE = """
@@ -126,7 +126,7 @@ def _chosen(found: CrossValidation) -> list[tuple[str, ShownCase]]:
 def _training(run: RunFolder, configuration: str) -> str:
     parts = []
     for folder in run.trained_folds(configuration):
-        rows = _metrics(folder)
+        rows = read_metrics(folder)
         if rows:
             steps, loss, score = (_shown(rows[-1].get(key)) for key in ("step", "loss", "validation_dice"))
             parts.append(
@@ -134,14 +134,6 @@ def _training(run: RunFolder, configuration: str) -> str:
                 f'<img alt="curves of {escape(folder.name)}" src="{data_uri(curves_png(rows))}">'
             )
     return "".join(parts) or "<p>No epoch was finished.</p>"
-
-
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return rows
-    except (OSError, ValueError):
-        return []
 
 
 def _plan(plan: Plan) -> str:

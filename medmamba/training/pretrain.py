@@ -37,10 +37,10 @@ from medmamba.training.batches import PatchSource
 from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.training.config import TrainConfig
 from medmamba.training.interrupts import Impatient, undivided
-from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
+from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
-from medmamba.training.step import make_optimizer, set_rate
+from medmamba.training.step import make_optimizer, rate_of, set_rate
 from medmamba.training.trainer import determinism, peak_memory_gib, settled
 from medmamba.training.workers import SupervisedWorkers
 
@@ -172,6 +172,7 @@ def _run(
     def save() -> None:
         state = {**facts, "config": config.model_dump(), "progress": asdict(done)}
         save_checkpoint(target / "checkpoints", network, optimizer, state)
+        write_metrics(target, done.rows(rate_of(optimizer)))
 
     stream = SupervisedWorkers(source, config.workers, stall_seconds=config.stall_seconds, on_fault=on_event)
     with closing(stream):
@@ -194,10 +195,7 @@ def _run(
                     done.step += 1
                     done.seconds = before + time.monotonic() - started
                     if done.step % config.steps_per_epoch == 0:
-                        row = {"epoch": len(done.epochs) + 1, "step": done.step, "seconds": round(done.seconds, 1)}
-                        done.epochs.append(row | {"loss": done.epoch.mean_loss, "learning_rate": rate})
-                        write_metrics(target, done)
-                        done.epoch = EpochSoFar(began=done.seconds)
+                        done.end_epoch(done.rows(rate)[-1])
                         save()
                 used = budget.progress(done.step, done.seconds)
                 on_step(step_report(done, config, used, loss_value, rate))

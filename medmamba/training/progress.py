@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,39 @@ class Progress:
         """Share of the epoch's time spent waiting for data."""
         return min(1.0, self.epoch.waited / self.epoch_seconds)
 
+    def rows(
+        self,
+        learning_rate: float,
+        validation_dice: float | None = None,
+        by_name: Mapping[str, float] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Of the metrics: one for each epoch that has ended, and one for what there is of the running one.
+
+        The learning rate and the results of a validation (the mean, and that of each class) are the running one's.
+        """
+        epoch = self.epoch
+        if epoch.steps == 0:
+            return list(self.epochs)
+        running = {
+            "epoch": len(self.epochs) + 1,
+            "step": self.step,
+            "seconds": round(self.seconds, 1),
+            "loss": epoch.mean_loss,
+            "train_dice": epoch.mean_dice,
+            "validation_dice": validation_dice,
+            "learning_rate": learning_rate,
+            "steps_per_second": round(epoch.steps / self.epoch_seconds, 3),
+            "waiting_for_data": round(self.waiting, 4),
+            "skipped_steps": self.skipped,
+            **(by_name or {}),
+        }
+        return [*self.epochs, running]
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Keep its row, and count anew."""
+        self.epochs.append(row)
+        self.epoch = EpochSoFar(began=self.seconds)
+
     def remember_fit(self, fit: Fit) -> None:
         """Keep what fits into memory."""
         self.fit = {"batch_size": fit.batch_size, "patch_size": list(fit.patch_size), "recompute": fit.recompute}
@@ -124,6 +158,7 @@ class TrainingResult:
     validation_dice: float | None
     best_dice: float | None = None
     best_epoch: int = 0
+    epochs: int = 0
     by_name: dict[str, float] = field(default_factory=dict)
     waiting: float = 0.0
     peak_memory_gib: float = 0.0
@@ -131,13 +166,21 @@ class TrainingResult:
     events: tuple[str, ...] = ()
 
 
-def write_metrics(folder: Path, done: Progress) -> None:
+def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """metrics.csv and metrics.json: one row an epoch; the classes' Dice are further columns."""
-    classes = sorted({key for epoch in done.epochs for key in epoch if key not in COLUMNS})
-    header = [*COLUMNS, *classes]
-    rows = [",".join(_cell(epoch.get(key)) for key in header) for epoch in done.epochs]
-    write_text(folder / "metrics.csv", "\n".join([",".join(header), *rows]) + "\n")
-    write_text(folder / "metrics.json", json.dumps([_jsonable(epoch) for epoch in done.epochs], indent=1) + "\n")
+    header = [*COLUMNS, *sorted({key for row in rows for key in row if key not in COLUMNS})]
+    lines = [",".join(_cell(row.get(key)) for key in header) for row in rows]
+    write_text(folder / "metrics.csv", "\n".join([",".join(header), *lines]) + "\n")
+    write_text(folder / "metrics.json", json.dumps([_jsonable(row) for row in rows], indent=1) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.json, none where nothing was trained."""
+    try:
+        rows: list[dict[str, Any]] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return rows
+    except (OSError, ValueError):
+        return []
 
 
 def step_report(done: Progress, config: TrainConfig, share: float, loss: float, rate: float) -> StepReport:
@@ -152,7 +195,5 @@ def _cell(value: Any) -> str:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
-def _jsonable(epoch: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in epoch.items()
-    }
+def _jsonable(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

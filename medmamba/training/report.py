@@ -15,7 +15,7 @@ import numpy as np
 from medmamba.atomic import write_bytes, write_text
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
-from medmamba.training.progress import TrainingResult
+from medmamba.training.progress import TrainingResult, read_metrics
 from medmamba.training.validation import Example
 
 COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0")
@@ -36,7 +36,6 @@ class TrainingReport:
 
     def __init__(self, run: Path, fold: Path, plan: Plan, config: TrainConfig) -> None:
         self.run, self.fold, self.plan, self.config = run, fold, plan, config
-        self.rows: list[dict[str, Any]] = _earlier_rows(fold)
         self.events: list[str] = []
         self.examples: Sequence[Example] = ()
         self.result: TrainingResult | None = None
@@ -48,7 +47,6 @@ class TrainingReport:
             case "validation":
                 self.examples = value.examples
             case "epoch":
-                self.rows.append(value)
                 self.write()
             case "end":
                 self.result = value
@@ -56,18 +54,18 @@ class TrainingReport:
 
     def write(self) -> None:
         """Write pictures and page."""
-        pictures = {}
-        if self.rows:
-            pictures["Curves"] = curves_png(self.rows)
+        pictures, rows = {}, read_metrics(self.fold)
+        if rows:
+            pictures["Curves"] = curves_png(rows)
             write_bytes(self.fold / "curves.png", pictures["Curves"])
         if self.examples:
             pictures["Examples: truth in white, prediction in colour"] = examples_png(self.examples)
             write_bytes(self.fold / "examples.png", pictures["Examples: truth in white, prediction in colour"])
-        page = self._page(pictures)
+        page = self._page(pictures, rows)
         write_text(self.run / "report" / f"training_{self.fold.name}.html", page)
         write_text(self.run / "report" / "training.html", page)
 
-    def _page(self, pictures: dict[str, bytes]) -> str:
+    def _page(self, pictures: dict[str, bytes], rows: Sequence[dict[str, Any]]) -> str:
         title = f"Training of {self.plan.dataset_name}, {self.fold.parent.name}, {self.fold.name}"
         parts = [f"<h1>{html.escape(title)}</h1>"]
         if self.result is not None:
@@ -76,8 +74,8 @@ class TrainingReport:
         for caption, data in pictures.items():
             code = base64.b64encode(data).decode()
             parts.append(f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{code}">')
-        if self.rows:
-            parts.append("<h2>Epochs</h2>" + _table(self.rows))
+        if rows:
+            parts.append("<h2>Epochs</h2>" + _table(rows))
         recipe = [{"choice": key, "value": str(value)} for key, value in self.config.model_dump().items()]
         parts.append("<h2>Recipe</h2>" + _table(recipe))
         head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
@@ -104,7 +102,7 @@ def closing_lines(result: TrainingResult, run: Path) -> list[str]:
             lines.append(f"{worst} is weak: look at its label maps, then try --sampling lesion or --class-weights.")
     if result.waiting > 0.2:
         lines.append("Much time went into waiting for data: use more --workers if there are idle cores.")
-    if result.best_dice is not None and result.best_epoch and result.best_epoch == _epochs_of(result):
+    if result.best_dice is not None and result.best_epoch and result.best_epoch == result.epochs:
         lines.append("The best epoch was the last one: longer training (--epochs, --resume) should still help.")
     lines.append(f"Next: medmamba predict {run} IMAGES -o MASKS")
     return lines
@@ -168,22 +166,3 @@ def _shown(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _earlier_rows(fold: Path) -> list[dict[str, Any]]:
-    """Epochs of the run so far, for a training that is resumed."""
-    import json
-
-    try:
-        return json.loads((fold / "metrics.json").read_text())
-    except (OSError, ValueError):
-        return []
-
-
-def _epochs_of(result: TrainingResult) -> int:
-    import json
-
-    try:
-        return len(json.loads((result.folder / "metrics.json").read_text()))
-    except (OSError, ValueError):
-        return -1

@@ -36,7 +36,7 @@ from medmamba.training.guard import FiniteGuard, collapse_advice
 from medmamba.training.interrupts import Impatient, undivided
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.memory import Fit, is_out_of_memory, smaller_fit
-from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult, step_report, write_metrics
+from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
 from medmamba.training.step import StepOutcome, Stepper, make_optimizer, rate_of
 from medmamba.training.validation import Validation, spread_subset, validate
@@ -184,6 +184,8 @@ class Training:
         finally:
             self._close_stream()
         self.save()
+        if done.epoch.steps:  # an epoch that the budget did not fill, which a resumed run goes on with
+            self.observe("epoch", self._rows()[-1])
         return TrainingResult(
             folder=self.folder,
             steps=done.step,
@@ -192,6 +194,7 @@ class Training:
             validation_dice=done.validation_dice,
             best_dice=done.best_dice,
             best_epoch=done.best_epoch,
+            epochs=len(done.epochs),
             by_name={} if self.found is None else self.found.by_name,
             waiting=float(np.mean([row["waiting_for_data"] for row in done.epochs])) if done.epochs else done.waiting,
             peak_memory_gib=peak_memory_gib(self.device),
@@ -212,7 +215,7 @@ class Training:
         return self.budget.progress(done.step, done.seconds, closing)
 
     def save(self, generation: str = "last") -> None:
-        """Write a generation of checkpoints; only the first of several processes does."""
+        """Write a generation of checkpoints, and the metrics up to it; only the first of several processes does."""
         if distributed.rank() != 0:
             return
         started = time.monotonic()
@@ -226,6 +229,7 @@ class Training:
         averaged = None if self.averaged is None else self.averaged.network
         optimizer = self.optimizer if generation == "last" else None
         save_checkpoint(self.checkpoints, self.network, optimizer, state, generation=generation, averaged=averaged)
+        write_metrics(self.folder, self._rows())
         self.seconds_per_save = time.monotonic() - started
 
     @property
@@ -346,23 +350,8 @@ class Training:
             return self._out_of_patience()
 
     def _record_epoch(self) -> None:
-        done, epoch, found = self.done, self.done.epoch, self.found
-        speed = round(epoch.steps / done.epoch_seconds, 3)
-        row: dict[str, Any] = {
-            "epoch": len(done.epochs) + 1,
-            "step": done.step,
-            "seconds": round(done.seconds, 1),
-            "loss": epoch.mean_loss,
-            "train_dice": epoch.mean_dice,
-            "validation_dice": done.validation_dice,
-            "learning_rate": rate_of(self.optimizer),
-            "steps_per_second": speed,
-            "waiting_for_data": round(done.waiting, 4),
-            "skipped_steps": done.skipped,
-            **({} if found is None else found.by_name),
-        }
-        done.epochs.append(row)
-        done.epoch = EpochSoFar(began=done.seconds)
+        done, row = self.done, self._rows()[-1]
+        done.end_epoch(row)
         best = done.best_dice if done.best_dice is not None else 0.0
         if done.validation_dice is not None and done.validation_dice >= best:
             if done.validation_dice > best or done.best_epoch == 0:
@@ -370,19 +359,25 @@ class Training:
             done.best_dice = done.validation_dice
             self.save("best")
         if distributed.size() > 1:
-            speeds = distributed.gathered(speed * self.fit.batch_size / distributed.size())
+            speeds = distributed.gathered(row["steps_per_second"] * self.fit.batch_size / distributed.size())
             if len(done.epochs) == 1:
                 each = ", ".join(f"{speed:.2f}" for speed in speeds)
                 self._tell(
                     f"Patches per second of each of {len(speeds)} processes: {each}; {sum(speeds):.2f} together."
                 )
         if distributed.rank() == 0:
-            write_metrics(self.folder, done)
+            write_metrics(self.folder, self._rows())
             self.observe("epoch", row)
         judged = [e["validation_dice"] if self.validation else e["train_dice"] for e in done.epochs]
-        share = None if found is None else found.foreground_share
+        share = None if self.found is None else self.found.foreground_share
         if len(done.epochs) % 3 == 0 and (advice := collapse_advice(judged, share)) is not None:
             self._tell(advice)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Of the metrics, that of the running epoch with its validation where there has been one."""
+        validated = self.validated == self.done.step
+        by_name = self.found.by_name if validated and self.found is not None else None
+        return self.done.rows(rate_of(self.optimizer), self.done.validation_dice if validated else None, by_name)
 
     def _out_of_patience(self) -> bool:
         patience, done = self.config.patience, self.done

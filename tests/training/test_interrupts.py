@@ -138,6 +138,10 @@ def test_pretraining_is_interrupted_between_steps_too(clinic_run, tmp_path):
     pretrain.pretrain(other, config=config, resume=True)
     states = [read_state(run / "pretrained" / "3d_fullres" / "checkpoints" / "last") for run in (clinic_run, other)]
     assert states[0]["sha256"] == states[1]["sha256"]
+    rows = [json.loads((run / "pretrained" / "3d_fullres" / "metrics.json").read_text()) for run in (clinic_run, other)]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+    assert [row["step"] for row in rows[0]][-1] == 3
+    assert 0 <= rows[0][0]["waiting_for_data"] <= 1
 
 
 def test_handlers_are_as_before_and_an_error_does_not_swallow_an_interrupt():

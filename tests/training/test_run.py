@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,14 +94,45 @@ def test_everything_a_person_wants_to_see_is_on_disk(clinic_run):
     assert (fold / "checkpoints" / "last" / "training.safetensors").is_file()
 
 
+def test_an_epoch_that_the_budget_cuts_short_has_its_row_until_a_longer_run_fills_it(clinic_run, tmp_path):
+    def rows(run):
+        keys = ("epoch", "step", "loss", "validation_dice", "left kidney")
+        return [tuple(row.get(key) for key in keys) for row in json.loads((_fold(run) / "metrics.json").read_text())]
+
+    def rows_on_the_page(run):
+        page = (run / "report" / "training.html").read_text()
+        return page.split("<h2>Epochs</h2>")[1].split("</table>")[0].count("<tr>") - 1
+
+    other = tmp_path / "other"
+    shutil.copytree(clinic_run, other)
+    options = {**SHORT, "schedule": "cosine", "validation_cases": 1}
+    result = pipeline.train(clinic_run, config=TrainConfig(steps=3, **options))
+    _, (epoch, step, _, dice, kidney) = rows(clinic_run)
+    assert (epoch, step, dice, result.epochs) == (2, 3, result.validation_dice, 1)
+    assert kidney == result.by_name["left kidney"]
+    assert rows_on_the_page(clinic_run) == 2
+
+    def stop(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train(other, config=TrainConfig(steps=3, **options), on_step=stop)
+    ((*_, loss, dice, kidney),) = rows(other)
+    assert loss > 0
+    assert (dice, kidney) == (None, None)  # not validated yet, and no result of another epoch
+    pipeline.train(other, config=TrainConfig(steps=4, **options), resume=True)
+    assert [row[:2] for row in rows(other)] == [(1, 2), (2, 4)]
+    pipeline.train(other, config=TrainConfig(steps=1, **options), restart=True)
+    assert [row[:2] for row in rows(other)] == [(1, 1)]
+    assert rows_on_the_page(other) == 1  # none of the run before
+
+
 @pytest.mark.parametrize(
     "extra",
     [{}, {"ema": 0.9}, {"precision": "bf16"}, {"augment": "device"}, {"precision": "fp16"}],
     ids=["plain", "ema", "bf16", "augmented in batches", "fp16"],
 )
 def test_a_run_in_two_parts_equals_a_whole_one_to_the_bit(clinic_run, tmp_path, extra):
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)
     config = TrainConfig(steps=4, deterministic=True, **SHORT, **extra)
@@ -134,8 +166,6 @@ def _step_of(state):
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(clinic_run, tmp_path):
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)
     options = ["--steps", "200", "--steps-per-epoch", "50", "--deterministic", "--checkpoint-minutes", "0.005"]
@@ -319,8 +349,6 @@ def _kill_a_child_worker(number):
 
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "gave no sign for 4 s")])
 def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tmp_path, number, words):
-    import shutil
-
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)
     losses, undisturbed, events = [], [], []

@@ -96,7 +96,6 @@ def test_time_spent_waiting_for_data_is_measured(monkeypatch):
 
 
 def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
-    (tmp_path / "metrics.json").write_text("[{}, {}]")
     result = TrainingResult(
         tmp_path,
         steps=500,
@@ -105,6 +104,7 @@ def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
         validation_dice=0.6,
         best_dice=0.6,
         best_epoch=2,
+        epochs=2,
         by_name={"liver": 0.9, "tumour": 0.3},
         waiting=0.4,
     )
