@@ -19,17 +19,19 @@ class Compiled:
 
     def __init__(self, network: nn.Module, tell: Callable[[str], None]) -> None:
         self._network, self._tell = network, tell
-        self._compiled: Callable[[torch.Tensor], Any] | None = torch.compile(network, dynamic=False)
+        self._forward: Callable[[torch.Tensor], Any] | None = None
 
     def __call__(self, image: torch.Tensor) -> Any:
         """What the network makes of ``image``."""
-        if self._compiled is not None:
-            try:
-                return self._compiled(image)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
-                self._tell(f"--compile: torch.compile failed ({type(error).__name__}: {reason}); going on without it.")
-                self._compiled = None
+        try:
+            if self._forward is None:
+                # Patches have one size; where a second one comes, inductor fails on sizes that are symbols.
+                self._forward = torch.compile(self._network, dynamic=False)
+            return self._forward(image)
+        except Exception as error:
+            if self._forward is self._network or is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
+            self._tell(f"--compile: torch.compile failed ({type(error).__name__}: {reason}); going on without it.")
+            self._forward = self._network
         return self._network(image)

@@ -30,22 +30,18 @@ def plain_and_other(clinic_run, tmp_path):
     return _train(clinic_run, CONFIG), other
 
 
-def test_a_compiler_that_fails_is_told_once_and_left_out(plain_and_other, monkeypatch):
+@pytest.mark.parametrize("when", ["asked for", "called"])
+def test_a_compiler_that_fails_is_told_once_and_left_out(plain_and_other, monkeypatch, when):
     (losses, _, weights), other = plain_and_other
     calls = []
 
-    def compiler(network, **options):
-        def failing(image):
-            calls.append(image.shape)
-            raise RuntimeError("no compiler here\nand much more")
+    def failing(argument, **options):
+        calls.append(argument)
+        raise RuntimeError("no compiler here\nand much more")
 
-        return failing
-
-    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(torch, "compile", failing if when == "asked for" else lambda network, **options: failing)
     found, events, found_weights = _train(other, CONFIG.model_copy(update={"compile": True}))
-    assert events == [
-        "--compile: torch.compile failed (RuntimeError: no compiler here); going on without it.",
-    ]
+    assert events == ["--compile: torch.compile failed (RuntimeError: no compiler here); going on without it."]
     assert len(calls) == 1
     assert (found, found_weights) == (losses, weights)
 
@@ -61,6 +57,14 @@ def test_memory_that_runs_out_is_no_failure_of_the_compiler(monkeypatch):
         with pytest.raises(torch.OutOfMemoryError):
             compiled(torch.zeros(1))
     assert told == []
+
+
+def test_an_error_of_the_network_itself_stays_one(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **options: network)
+    told = []
+    compiled = Compiled(nn.Linear(2, 2), told.append)
+    with pytest.raises(RuntimeError, match="shapes"):
+        compiled(torch.zeros(1, 3))
 
 
 @pytest.mark.slow
