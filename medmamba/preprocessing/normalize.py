@@ -41,7 +41,7 @@ def body_of(image: NDArray[np.generic], schemes: Sequence[Normalization]) -> Ins
 
 
 def normalized_slabs(
-    image: NDArray[np.generic], schemes: Sequence[Normalization], body: Inside | None = None
+    image: NDArray[np.generic], schemes: Sequence[Normalization], body: Inside | None
 ) -> Iterator[Slab]:
     """Slabs (C, some planes, J, K) of an image (C, I, J, K) on the plan's intensity scale, in order, each a new array.
 

@@ -215,7 +215,7 @@ class Training:
         return self.budget.progress(done.step, done.seconds, closing)
 
     def save(self, generation: str = "last") -> None:
-        """Write a generation of checkpoints, and the metrics up to it; only the first of several processes does."""
+        """Write a generation of checkpoints, and with "last" the metrics; only the first of several processes does."""
         if distributed.rank() != 0:
             return
         started = time.monotonic()
@@ -229,7 +229,8 @@ class Training:
         averaged = None if self.averaged is None else self.averaged.network
         optimizer = self.optimizer if generation == "last" else None
         save_checkpoint(self.checkpoints, self.network, optimizer, state, generation=generation, averaged=averaged)
-        write_metrics(self.folder, self._rows())
+        if generation == "last":
+            write_metrics(self.folder, self._rows())
         self.seconds_per_save = time.monotonic() - started
 
     @property
