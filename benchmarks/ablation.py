@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from budget_runs import read_runs, run_queue
 
+from medmamba.models.run_folder import RunFolder
 from medmamba.networks import available_networks
-from medmamba.run_folder import RunFolder
 
 
 def variants(widths: Sequence[int]) -> list[dict[str, Any]]:

@@ -35,15 +35,15 @@ import torch
 from cpu_clock import quiet_step_seconds
 
 from medmamba import pipeline
-from medmamba.atomic import write_json
 from medmamba.datasets import DatasetSpec, convert_dataset, read_dataset
-from medmamba.heads import Heads
-from medmamba.model import mirroring_of, network_arguments
-from medmamba.networks.registry import build_network
+from medmamba.disk.atomic import write_json
+from medmamba.models.network import mirroring_of, network_arguments
+from medmamba.models.output_channels import Heads
+from medmamba.models.run_folder import RunFolder
+from medmamba.networks.planned.registry import build_network
 from medmamba.plans.folds import groups_by_pattern
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
-from medmamba.run_folder import RunFolder
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
 from medmamba.training.config import TrainConfig

@@ -25,8 +25,8 @@ import torch
 from budget_runs import DATASET_ID, held_out, read_runs, score, split_dataset
 
 from medmamba import pipeline
-from medmamba.atomic import write_json
 from medmamba.datasets import read_dataset
+from medmamba.disk.atomic import write_json
 from medmamba.training.config import TrainConfig
 from medmamba.training.pretrain import pretrain
 

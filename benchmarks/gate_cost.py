@@ -18,9 +18,9 @@ import nibabel
 import numpy as np
 
 from medmamba.datasets import DatasetSpec, read_dataset
-from medmamba.fingerprinting import measure_case, measure_dataset
 from medmamba.geometry import Grid
 from medmamba.images import LabelMap, MedicalImage
+from medmamba.planning.measure import measure_case, measure_dataset
 from medmamba.plans.fingerprint import build_fingerprint, samples_per_case
 
 

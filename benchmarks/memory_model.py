@@ -16,13 +16,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from medmamba.atomic import write_text
-from medmamba.networks.registry import available_networks
+from medmamba.disk.atomic import write_text
+from medmamba.networks.planned.registry import available_networks
+from medmamba.plans.cost.memory import training_memory
 from medmamba.plans.families import family
-from medmamba.plans.memory import training_memory
 from medmamba.plans.network import network_plan
+from medmamba.plans.pooling import plan_topology
 from medmamba.plans.schema import NetworkPlan
-from medmamba.plans.topology import plan_topology
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "plans"))
 from live_memory import peak_bytes

@@ -28,10 +28,10 @@ from peers import _module, _stand_in  # noqa: E402
 from timing import alternate, machine  # noqa: E402
 
 from medmamba.kernels import selective_scan, selective_scan_ref  # noqa: E402
-from medmamba.networks.hrvmamba import PublishedHRVMamba  # noqa: E402
-from medmamba.networks.mhs import MHSMixer, MultiHeadScan  # noqa: E402
-from medmamba.networks.vm_unet import PublishedVMUNet  # noqa: E402
-from medmamba.networks.weights import load_published  # noqa: E402
+from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan  # noqa: E402
+from medmamba.networks.published.hrvmamba import PublishedHRVMamba  # noqa: E402
+from medmamba.networks.published.vm_unet import PublishedVMUNet  # noqa: E402
+from medmamba.networks.published.weights import load_published  # noqa: E402
 
 SIZE = 256
 

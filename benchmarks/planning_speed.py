@@ -23,8 +23,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medmamba.atomic import write_json
 from medmamba.datasets import convert_dataset
+from medmamba.disk.atomic import write_json
 
 DATASET_ID = 902
 NNUNET = """

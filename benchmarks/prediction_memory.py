@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from medmamba.geometry import Grid, affine_from
+from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.inference.memory import BUDGET_GIB, budget_of, estimate_memory
 from medmamba.inference.restore import label_blocks, native_blocks, undo_storage
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.preprocessing.case import shape_at_spacing
 from medmamba.preprocessing.resample import resample_image
-from medmamba.trail import Crop, Reorient, Resample, SpatialTrail
 
 SPACING_MM = (0.75, 0.75, 1.0)
 LIMIT_GIB = 8.0

@@ -113,11 +113,11 @@ def prepare(work: Path, _: list[Path]) -> None:
     """Write a fold with random weights, in a process of its own: what it needs is no part of a prediction."""
     import torch
 
-    from medmamba.atomic import write_json, write_text
-    from medmamba.model import network_arguments
-    from medmamba.networks.registry import build_network
-    from medmamba.plans.nnunet_files import from_nnunet
-    from medmamba.training.checkpoint import save_checkpoint
+    from medmamba.disk.atomic import write_json, write_text
+    from medmamba.models.checkpoint import save_checkpoint
+    from medmamba.models.network import network_arguments
+    from medmamba.networks.planned.registry import build_network
+    from medmamba.plans.nnunet.files import from_nnunet
 
     plan = from_nnunet((work / "plans.json").read_text(), (work / "dataset.json").read_text())
     torch.manual_seed(0)

@@ -25,10 +25,10 @@ from cpu_clock import slowdown
 from kernels_cpu import keep_freed_memory
 from memory_model import SIZES, planned, table
 
-from medmamba.atomic import write_text
-from medmamba.heads import Heads
-from medmamba.networks.registry import available_networks
-from medmamba.plans.step_time import machine, training_work
+from medmamba.disk.atomic import write_text
+from medmamba.models.output_channels import Heads
+from medmamba.networks.planned.registry import available_networks
+from medmamba.plans.cost.step_time import machine, training_work
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
@@ -48,7 +48,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 REMARKS = """
 ## What is in it
 
-`plans/step_time.py` has the formula. The work is counted from the plan alone: multiply-accumulates, taps of depthwise
+`plans/cost/step_time.py` has the formula. The work is counted from the plan alone: multiply-accumulates, taps of depthwise
 convolutions, state updates, the bytes that the memory model says are kept, the weights and the number of layers;
 `tests/plans/test_step_time.py` compares products and updates with those that `medmamba info` counts. Six rates make
 seconds of it, the same for every family and patch, and but for the products the same in both precisions. That of the

@@ -48,7 +48,7 @@ def plans(
 ) -> Answer:
     """Read an nnU-Net plans file as a plan of ours, or write ours as one where nnU-Net can express it."""
     from medmamba.cli.console import console
-    from medmamba.plan_files import convert_plan
+    from medmamba.planning.convert import convert_plan
 
     line = convert_plan(source, output, dataset)
     console.print(line, markup=False)
@@ -64,7 +64,7 @@ def weights(
 ) -> Answer:
     """Translate a published checkpoint to our names; says what fits, what is left over and what is missing."""
     from medmamba.cli.console import console
-    from medmamba.networks.weights import convert_weights
+    from medmamba.networks.published.weights import convert_weights
 
     report = convert_weights(source, output, family=family)
     console.print(report.summary(), markup=False)

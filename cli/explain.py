@@ -20,14 +20,14 @@ def explain(
     """Every decision of the plan: the rule, what went in, what came out, and why."""
     from medmamba.cli.console import console
     from medmamba.cli.options import planning_choices
+    from medmamba.models.run_folder import RunFolder
     from medmamba.plans.explain import compare_lines, explain_lines
-    from medmamba.run_folder import RunFolder
 
     plan = RunFolder(run).read_plan()
     if what_if is None:
         lines = explain_lines(plan)
     else:
-        from medmamba import planning
+        from medmamba.planning import run as planning
 
         lines = compare_lines(*planning.what_if(run, **planning_choices(what_if)), names=("now", what_if.strip()))
     for line in lines:

@@ -72,7 +72,7 @@ def export(
         )
     parities = []
     for kind in graph or []:
-        from medmamba.export.graphs import export_graph
+        from medmamba.bundle.graphs import export_graph
 
         for row in export_graph(report.folder, kind):
             parities.append(row)

@@ -16,7 +16,7 @@ def info(
 ) -> Answer:
     """What a network is and what it costs at four stages: parameters, products, scan steps."""
     from medmamba.cli.console import console
-    from medmamba.model import describe_network
+    from medmamba.models.network import describe_network
 
     lines = list(describe_network(network, spatial_dims=dims, size=size))
     for line in lines:

@@ -9,7 +9,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from medmamba import __version__
 from medmamba.cli import (
     convert,
     demo,
@@ -29,6 +28,7 @@ from medmamba.cli import (
 from medmamba.cli.answer import FLAG, answering, show
 from medmamba.cli.console import report_error
 from medmamba.errors import MedmambaError
+from medmamba.version import __version__
 
 INTERRUPTED = 130
 TERMINATED = 143

@@ -106,7 +106,7 @@ def plan(
     if pilot is None:
         make = partial(pipeline.plan, dataset, output, network=network)
     else:
-        from medmamba.pilot import CANDIDATES, plan_with_pilot
+        from medmamba.planning.pilot import CANDIDATES, plan_with_pilot
 
         candidates = CANDIDATES if network == "vm_unet" else names(network) or []
         make = partial(plan_with_pilot, dataset, output, pilot, candidates=candidates, on_event=table.append)

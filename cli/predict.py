@@ -115,7 +115,7 @@ def reproduce(
     """Make the masks of a report again and compare them byte by byte."""
     from medmamba.cli.console import console, stages
     from medmamba.errors import PartialError
-    from medmamba.inference.reproduce import reproduce as again
+    from medmamba.inference.folder.reproduce import reproduce as again
 
     with stages() as on_item:
         result = again(report, model, images, cases=case, device=device, on_item=on_item)
@@ -133,7 +133,7 @@ def find_best(
 ) -> Answer:
     """Choose configurations, thresholds, cleaning and limits of doubt by cross-validation; predict then uses them."""
     from medmamba.cli.console import console, stages
-    from medmamba.inference.find_best import find_best as choose
+    from medmamba.model_selection.run import find_best as choose
 
     with stages() as on_item:
         recipe = choose(run, device=device, mirror=not no_mirror, scratch=scratch, on_item=on_item)

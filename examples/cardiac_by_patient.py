@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import medmamba
-from medmamba.run_folder import RunFolder
+from medmamba.models.run_folder import RunFolder
 from medmamba.training.config import TrainConfig
 
 

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import medmamba
-from medmamba.atomic import replace_folder, write_json
 from medmamba.dicom.study import opened
+from medmamba.disk.atomic import replace_folder, write_json
 from medmamba.errors import InputError, MedmambaError
 
 

@@ -5,10 +5,10 @@ the derivation, the memory layout and what was tried stand in README.md beside t
 """
 
 from medmamba.kernels.backends import BackendChoice, BackendReport, available_backends, backend_report
-from medmamba.kernels.deform import deformable_conv, offset_mask_width
-from medmamba.kernels.mamba_ssm import selective_scan, selective_scan_fn, selective_scan_ref
-from medmamba.kernels.scan import routed_scan
-from medmamba.kernels.ssd import ssd_chunked
+from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width
+from medmamba.kernels.scan.api import routed_scan
+from medmamba.kernels.scan.mamba_ssm import selective_scan, selective_scan_fn, selective_scan_ref
+from medmamba.kernels.state_space_duality.api import ssd_chunked
 
 __all__ = [
     "BackendChoice",

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 
 import torch
 
+from medmamba.kernels.compile_constant import asked_once
 from medmamba.kernels.library import instruction_set, library_path, missing_reason
-from medmamba.kernels.once import asked_once
 
 BACKENDS = ("cpp", "triton", "torch", "reference")
 

@@ -40,7 +40,7 @@ def kernels() -> dict[str, Kernel]:
 
 
 def _scan_kernels() -> dict[str, Kernel]:
-    from medmamba.kernels import triton_scan as launch
+    from medmamba.kernels.scan import triton_launch as launch
 
     flags = ("SOFTPLUS", "HAS_D", "HAS_BIAS", "HAS_ORDER", "KEEP_OUTPUT", "HAS_INITIAL", "HAS_DLAST", "HAS_DINITIAL")
     constants: dict[str, object] = dict.fromkeys(flags, True)
@@ -54,7 +54,7 @@ def _scan_kernels() -> dict[str, Kernel]:
     def kernel(name: str, **changes: object) -> Kernel:
         block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
         one = name.endswith("_one")
-        module = "triton_one_state" if one else "triton_kernels"
+        module = "scan.triton_one_state" if one else "scan.triton_kernels"
         all_constants = constants | {"BD": launch.ONE_BLOCK if one else block} | changes
         if name == "adjoint_spans":
             all_constants["BD"] = launch.SPANS_BLOCK
@@ -69,7 +69,7 @@ def _scan_kernels() -> dict[str, Kernel]:
 
 
 def _deform_kernels() -> dict[str, Kernel]:
-    from medmamba.kernels import triton_deform as launch
+    from medmamba.kernels.deformable import triton_launch as launch
 
     BP, BC = launch.block_of(16)
     common: dict[str, object] = {"GC": 16, "BP": BP, "BC": BC, "BE": 256, "REMOVE_CENTER": False}
@@ -83,13 +83,13 @@ def _deform_kernels() -> dict[str, Kernel]:
         for name in ("deform_forward", "deform_offset_gradient", "tap_cells", "deform_image_gradient"):
             kinds = {"scale": "fp32", "order": "*i64", "begins": "*i64", "cells": "*i32"}
             found[f"{name} {dims}D"] = Kernel(
-                "triton_deform_kernels", constants, integers, half, kinds, launch.WARPS, ("channels",)
+                "deformable.triton_kernels", constants, integers, half, kinds, launch.WARPS, ("channels",)
             )
     return found
 
 
 def _ssd_kernels() -> dict[str, Kernel]:
-    from medmamba.kernels import triton_ssd as launch
+    from medmamba.kernels.state_space_duality import triton_launch as launch
 
     block, small = launch.block_of(64), launch.SMALL_BLOCK
     constants: dict[str, object] = {"Q": launch.CHUNK, "BE": launch.ELEMENTS, "PRECISION": "tf32x3"}
@@ -99,7 +99,7 @@ def _ssd_kernels() -> dict[str, Kernel]:
 
     def kernel(**changes: object) -> Kernel:
         warps = launch.WARPS if "BE" not in changes else 4
-        return Kernel("triton_ssd_kernels", constants | changes, integers, half, {}, warps, ("P", "N"))
+        return Kernel("state_space_duality.triton_kernels", constants | changes, integers, half, {}, warps, ("P", "N"))
 
     found = {
         "ssd_states": kernel(),

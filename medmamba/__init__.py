@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from medmamba.version import __version__ as __version__
 
 # Run from a checkout, the folder medmamba/ hides an installed copy and has no kernels/, plans/ or cli/ inside:
 # those stand beside it. Adding the checkout's root to the search path makes `import medmamba.kernels` find them.

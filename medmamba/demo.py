@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medmamba import pipeline
-from medmamba.atomic import FolderLock
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError
 
 if TYPE_CHECKING:

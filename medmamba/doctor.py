@@ -14,8 +14,8 @@ def doctor_lines() -> Iterator[str]:
     """Versions, cores, memory, GPUs and scan backends, one fact a line."""
     import torch
 
-    from medmamba import __version__
     from medmamba.kernels import backend_report
+    from medmamba.version import __version__
 
     yield f"medmamba {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     for name in PACKAGES:

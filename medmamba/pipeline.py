@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmamba.planning import OnItem
-from medmamba.planning import plan as plan
+from medmamba.planning.run import OnItem
+from medmamba.planning.run import plan as plan
 from medmamba.training.run import train as train
 
 if TYPE_CHECKING:
     from medmamba.evaluation.report import Evaluation
-    from medmamba.inference.batch import PredictionReport
+    from medmamba.inference.folder.run import PredictionReport
     from medmamba.inference.predictor import Predictor
 
 
@@ -40,16 +40,16 @@ def predict(
         workers: processes that share the cases; 0: this process does them.
         dicom_seg, dicom_rtstruct: also write each mask as DICOM SEG, as contours.
         series: number or UID of the DICOM series to take, where a study holds several.
-        choices: as of :class:`medmamba.Predictor`; the rest as of :func:`medmamba.inference.batch.predict_folder`.
+        choices: as of :class:`medmamba.Predictor`; the rest as of :func:`medmamba.inference.folder.run.predict_folder`.
     """
     from contextlib import ExitStack
 
     from medmamba.dicom.codes import check_codes
     from medmamba.dicom.study import opened
-    from medmamba.inference.batch import predict_folder
-    from medmamba.inference.cases import find_cases
+    from medmamba.images.cases import find_cases
+    from medmamba.inference.folder.run import predict_folder
+    from medmamba.inference.folder.workers import Workers
     from medmamba.inference.predictor import Predictor
-    from medmamba.inference.workers import Workers
 
     with ExitStack() as stack:
         if isinstance(images, str | Path):

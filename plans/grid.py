@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from medmamba.errors import ConfigError
 from medmamba.plans.batch import choose_batch_size
-from medmamba.plans.limits import USABLE_SHARE, Step, Task, TooSlow
-from medmamba.plans.memory import Memory
+from medmamba.plans.cost.memory import Memory
+from medmamba.plans.cost.step_time import LEAST_STEPS, STEP_SHARE, time_decision
 from medmamba.plans.network import Stem, network_decisions
 from medmamba.plans.patch import PatchSearch, initial_patch_size, search_patch
+from medmamba.plans.pooling import Topology, plan_topology
 from medmamba.plans.schema import Decision, NetworkPlan
-from medmamba.plans.step_time import LEAST_STEPS, STEP_SHARE, time_decision
-from medmamba.plans.topology import Topology, plan_topology
+from medmamba.plans.training_step import USABLE_SHARE, Step, Task, TooSlow
 
 SMALL_VIEW = 0.05
 """Below this share of the median image seen by a full-resolution patch, a strided stem is considered."""
@@ -207,8 +207,8 @@ def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], m
         rule="equal edges in mm, clipped to the median image, the axis that covers most of it shortened until it fits"
         + (f" and {LEAST_STEPS} steps take {STEP_SHARE:.0%} of the hours" if timed else ""),
         reason=reason,
-        source="nnU-Net 2.8.1, with the memory model of medmamba.plans.memory"
-        + (" and medmamba.plans.step_time" if timed else ""),
+        source="nnU-Net 2.8.1, with the memory model of medmamba.plans.cost.memory"
+        + (" and medmamba.plans.cost.step_time" if timed else ""),
     )
 
 
@@ -227,7 +227,7 @@ def _memory_decision(task: Task, memory: Memory) -> Decision:
         rule="weights, gradients and optimiser, plus what each layer keeps for the backward pass, plus its gradients",
         reason=f"One training step in float32 is expected to need {memory.total / 1e9:.2g} of "
         f"{task.device_memory_gb:g} GB.",
-        source="medmamba.plans.memory",
+        source="medmamba.plans.cost.memory",
     )
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from medmamba.errors import ConfigError, unknown_name
+from medmamba.plans.left_right import CANONICAL_X_AXIS, named_pairs, words_of
 from medmamba.plans.schema import Configuration, Decision, Mirroring
-from medmamba.plans.sides import CANONICAL_X_AXIS, named_pairs, words_of
 
 MirrorPolicy = Literal["auto", "swap", "all", "none"]
 """auto: no left-right mirroring where labels have sides; swap: mirrored, paired labels exchanged; all; none."""

@@ -7,8 +7,8 @@ from math import prod
 from typing import Literal
 
 from medmamba.plans.families import Family
+from medmamba.plans.pooling import Topology
 from medmamba.plans.schema import Decision, NetworkPlan
-from medmamba.plans.topology import Topology
 
 Stem = Literal["conv", "patch"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medmamba.plans.topology import Topology, plan_topology
+from medmamba.plans.pooling import Topology, plan_topology
 
 INITIAL_EDGE = {2: 2048, 3: 256}
 """Voxels: edge of the square or cube whose content the first patch has, before it is clipped to the image.

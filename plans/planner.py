@@ -11,25 +11,25 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medmamba import __version__
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.plans.axes import axis_order, reorder
-from medmamba.plans.default import choose_default
+from medmamba.plans.choose_network import DEFAULT, choose_network, target_spacing_of
+from medmamba.plans.cost.step_time import machine as machine_named
+from medmamba.plans.default_configuration import choose_default
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE, Grid, plan_grid
-from medmamba.plans.handmade import PLANNED, handmade, keep_handmade
-from medmamba.plans.heads import one_head_per_label, partly_annotated
-from medmamba.plans.limits import Task, TooSlow
+from medmamba.plans.left_right import mirror_decision, side_pairs
 from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
+from medmamba.plans.manual_configurations import PLANNED, handmade, keep_handmade
 from medmamba.plans.mirroring import with_mirroring
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PlanOptions
+from medmamba.plans.partial_annotation import one_head_per_label, partly_annotated
 from medmamba.plans.schema import Configuration, Decision, Plan
-from medmamba.plans.sides import mirror_decision, side_pairs
 from medmamba.plans.spacing import median_shape, target_spacing
-from medmamba.plans.step_time import machine as machine_named
-from medmamba.plans.variant import DEFAULT, choose_network, target_spacing_of
+from medmamba.plans.training_step import Task, TooSlow
+from medmamba.version import __version__
 
 
 def make_plan(
@@ -57,7 +57,7 @@ def make_plan(
 
     Args:
         network: family of the network, see medmamba.plans.families; "auto" chooses by the rules of
-            medmamba.plans.variant.
+            medmamba.plans.choose_network.
         device_memory_gb: memory of the device that will train, in GB (1e9 bytes).
         spacing: target spacing in mm per canonical axis (i, j, k) instead of the rule's.
         patch_size: patch in voxels per plan axis, for the configurations with as many axes.
@@ -65,7 +65,7 @@ def make_plan(
         configurations: names of those to plan; default: all that apply. Hand-made ones stay without being named.
         use_scan: False leaves the scans out of the network, for the comparison with and without.
         mirror: policy for labels with sides, see medmamba.plans.mirroring.
-        machine: what will train, see medmamba.plans.step_time.MACHINES; "cpu:4" for four threads.
+        machine: what will train, see medmamba.plans.cost.step_time.MACHINES; "cpu:4" for four threads.
         train_hours: choose patch, batch and default configuration so that enough steps fit into so many hours there;
             None: time decides nothing.
         regions, region_order, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries.

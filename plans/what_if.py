@@ -6,7 +6,7 @@ from typing import Any
 
 from medmamba.errors import ConfigError
 from medmamba.plans.fingerprint import Fingerprint
-from medmamba.plans.handmade import handmade
+from medmamba.plans.manual_configurations import handmade
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import Plan

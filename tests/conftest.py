@@ -65,7 +65,7 @@ def tiny_run(tmp_path_factory, small_run) -> Path:
     """A run whose folds 0 and 1 are trained."""
     from tiny_models import make_fold
 
-    from medmamba.atomic import write_text
+    from medmamba.disk.atomic import write_text
     from medmamba.plans.schema import Plan
 
     run = tmp_path_factory.mktemp("tiny") / "run"

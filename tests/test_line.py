@@ -19,7 +19,7 @@ import pytest
 import medmamba
 from medmamba import pipeline
 from medmamba.errors import ConfigError
-from medmamba.training.checkpoint import read_state
+from medmamba.models.checkpoint import read_state
 from medmamba.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent

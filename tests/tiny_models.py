@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from medmamba.atomic import write_json, write_text
-from medmamba.model import previous_labels
-from medmamba.networks.registry import build_network
+from medmamba.disk.atomic import write_json, write_text
+from medmamba.models.checkpoint import save_checkpoint
+from medmamba.models.network import previous_labels
+from medmamba.networks.planned.registry import build_network
 from medmamba.plans.schema import Plan
-from medmamba.training.checkpoint import save_checkpoint
 
 TINY = {
     "name": "plain_unet",

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import medmamba
-from medmamba.networks.registry import Rate, unet_family
-from medmamba.networks.unet import BlockFactory, Topology
-from medmamba.networks.vss import channels_first, channels_last, depthwise
+from medmamba.networks.blocks.vss import channels_first, channels_last, depthwise
+from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.plans.families import FAMILIES
 from medmamba.training.config import TrainConfig
 

@@ -18,7 +18,7 @@ import numpy as np
 from medmamba.errors import ConfigError, InputError, MedmambaError
 
 if TYPE_CHECKING:
-    from medmamba.inference.cases import ImageCase
+    from medmamba.images.cases import ImageCase
     from medmamba.inference.predictor import Predictor
 
 NEEDED = {"ignite": "pytorch-ignite", "fire": "fire", "jsonschema": "jsonschema", "yaml": "pyyaml"}
@@ -107,7 +107,7 @@ def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks:
     """
     from medmamba.geometry import grid_difference
     from medmamba.images import read_label_map, stem_of
-    from medmamba.inference.cases import read_case
+    from medmamba.images.cases import read_case
 
     checked = []
     for case in cases:

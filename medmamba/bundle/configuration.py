@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medmamba.inference.member import Member
-from medmamba.inference.models import read_model_facts
-from medmamba.inference.postprocess import Recipe
-from medmamba.model import mirroring_of
+from medmamba.inference.fold_ensemble import Member
+from medmamba.models.network import mirroring_of
+from medmamba.models.prediction_recipe import Recipe
+from medmamba.models.trained_folds import read_model_facts
 from medmamba.plans.schema import Configuration, Plan
 
 LOGGING = """[loggers]

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from medmamba.atomic import replace_folder
 from medmamba.bundle.card import BundleCard, metadata, readme
 from medmamba.bundle.check import (
     CheckedCase,
@@ -24,13 +23,14 @@ from medmamba.bundle.configuration import LOGGING, inference, training, weights_
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
+from medmamba.disk.atomic import replace_folder
 from medmamba.errors import ConfigError, InputError
-from medmamba.inference.cases import ImageCase, find_cases
-from medmamba.inference.member import Member
-from medmamba.inference.models import read_model_facts
-from medmamba.inference.postprocess import RECIPE
+from medmamba.images.cases import ImageCase, find_cases
+from medmamba.inference.fold_ensemble import Member
 from medmamba.inference.predictor import Predictor
-from medmamba.preprocessing.labels import label_names
+from medmamba.models.prediction_recipe import RECIPE
+from medmamba.models.trained_folds import read_model_facts
+from medmamba.plans.labels import label_names
 
 METADATA = "configs/metadata.json"
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import replace_folder, write_json
 from medmamba.datasets.check import check_dataset
 from medmamba.datasets.load import LoadedCase, load_case
 from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.disk.atomic import replace_folder, write_json
 from medmamba.errors import InputError, InputErrors
 from medmamba.images import Limits, MedicalImage, mask_ending, write_image, write_label_map
 from medmamba.images.gate import shown

@@ -11,13 +11,13 @@ import numpy as np
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.geometry import grid_difference
+from medmamba.geometry.trail import reindexed
 from medmamba.images import LabelMap, Limits, MedicalImage, read_channels, read_label_map
 from medmamba.images.gate import brief
 from medmamba.images.image import first_voxel, smallest_type
 from medmamba.images.nifti_header import Prefer
 from medmamba.images.raster import RasterHeader
 from medmamba.images.voxels import NonFinite
-from medmamba.trail import reindexed
 
 MOST_VALUES_SHOWN = 3
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import write_atomically
 from medmamba.dicom.codes import SegmentCode
 from medmamba.dicom.segmentation import ALGORITHM, MAY_BE_EMPTY, RAS_TO_LPS, numbered, series_in_order, series_number
+from medmamba.disk.atomic import write_atomically
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid
 

@@ -10,8 +10,8 @@ from medmamba.dicom.segmentation import write_segmentation
 from medmamba.dicom.study import one_series
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry import grid_difference
+from medmamba.geometry.trail import reindexed
 from medmamba.images import read_image, read_label_map
-from medmamba.trail import reindexed
 
 
 def mask_to_segmentation(

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import write_atomically
 from medmamba.dicom.codes import SegmentCode
+from medmamba.disk.atomic import write_atomically
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry import Affine, Grid, grid_difference
 
@@ -230,6 +230,6 @@ def series_number(sources: Sequence[Dataset]) -> int:
 
 
 def _version() -> str:
-    from medmamba import __version__
+    from medmamba.version import __version__
 
     return __version__

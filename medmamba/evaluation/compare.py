@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medmamba.atomic import write_json, write_text
+from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError
 from medmamba.evaluation.metrics import METRICS, as_json
 from medmamba.evaluation.report import Evaluation

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.geometry import Grid
-from medmamba.trail import Reorient, SpatialTrail
+from medmamba.geometry.trail import Reorient, SpatialTrail
 
 WIDTH = 320
 """Longest edge of a picture in pixels."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medmamba.atomic import write_bytes
+from medmamba.disk.atomic import write_bytes
 from medmamba.evaluation.report import Evaluation
+from medmamba.geometry.trail import Reorient, SpatialTrail
 from medmamba.images import read_image, read_label_map
-from medmamba.trail import Reorient, SpatialTrail
 
 COLUMNS = 5
 COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medmamba.atomic import write_json, write_text
+from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputErrors, MedmambaError
 from medmamba.evaluation.metrics import DEFAULT_TOLERANCE, METRICS, Score, as_json, score_case
 from medmamba.evaluation.statistics import Summary, summarise

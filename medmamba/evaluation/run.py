@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medmamba.atomic import write_json, write_text
+from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError
 from medmamba.evaluation.compare import Comparison, compare
 from medmamba.evaluation.metrics import DEFAULT_TOLERANCE
@@ -115,7 +115,7 @@ def _pictures(
 
 
 def _paths(source: str | Path | Sequence[Path]) -> dict[str, Path]:
-    from medmamba.inference.cases import find_cases
+    from medmamba.images.cases import find_cases
 
     return {case.case_id: case.paths[0] for case in find_cases(source)}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import Verify, write_bytes, write_pair
+from medmamba.disk.atomic import Verify, write_bytes, write_pair
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Shape
 from medmamba.images.checked import Decoded, Like, grid_of

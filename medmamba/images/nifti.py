@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from medmamba.atomic import Verify, write_atomically, write_pair
+from medmamba.disk.atomic import Verify, write_atomically, write_pair
 from medmamba.errors import InputError
 from medmamba.geometry import Grid
 from medmamba.images.checked import Decoded, Like

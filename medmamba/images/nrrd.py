@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import Verify, write_atomically
+from medmamba.disk.atomic import Verify, write_atomically
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Shape
 from medmamba.images.checked import Decoded, Like, grid_of

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.atomic import Verify, write_atomically
+from medmamba.disk.atomic import Verify, write_atomically
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import Grid
 from medmamba.images.checked import Decoded, Like, grid_of

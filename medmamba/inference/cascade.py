@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
-from medmamba.heads import Heads
+from medmamba.geometry.trail import Resample
 from medmamba.inference.restore import last_step, native_blocks
+from medmamba.models.output_channels import Heads
+from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
-from medmamba.preprocessing.labels import label_names
-from medmamba.trail import Resample
 
 
 class FirstStage(Protocol):

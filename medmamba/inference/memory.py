@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 
-from medmamba.trail import SpatialTrail
+from medmamba.geometry.trail import SpatialTrail
 
 BUDGET_GIB = 6.0
 """Memory that the arrays of one prediction may take together, so that a machine of 8 GiB has some left for the network;

@@ -17,7 +17,7 @@ from typing import IO, Self
 import numpy as np
 import torch
 
-from medmamba.atomic import explained
+from medmamba.disk.atomic import explained
 from medmamba.errors import ResourceError
 
 

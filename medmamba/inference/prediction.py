@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmamba.atomic import write_json, write_text
+from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, write_label_map

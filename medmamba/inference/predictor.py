@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.device import choose_device
+from medmamba.compute.device import choose_device
+from medmamba.compute.precision import choose_precision
 from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError, unknown_name
 from medmamba.images import label_counts, read_channels
 from medmamba.images.image import smallest_type
@@ -22,17 +23,16 @@ from medmamba.images.in_memory import as_image
 from medmamba.inference.cleaning import clean
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
-from medmamba.inference.member import Member
+from medmamba.inference.fold_ensemble import Member
 from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
-from medmamba.inference.models import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
 from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
 from medmamba.inference.quality import Finding, check_image, check_result, check_sides, status_of
 from medmamba.inference.restore import label_blocks, mean_chances, undo_storage
 from medmamba.inference.sliding_window import STEP, Window
-from medmamba.precision import choose_precision
+from medmamba.models.run_folder import is_plan
+from medmamba.models.trained_folds import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
+from medmamba.plans.labels import label_names, label_values
 from medmamba.preprocessing.case import PreprocessedCase
-from medmamba.preprocessing.labels import label_names, label_values
-from medmamba.run_folder import is_plan
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 FAST_STEP = 0.75
@@ -284,7 +284,7 @@ class Predictor:
         return copy.deepcopy(self._made)
 
     def _provenance(self) -> dict[str, Any]:
-        from medmamba import __version__
+        from medmamba.version import __version__
 
         return {
             "medmamba": __version__,

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.geometry import Grid
+from medmamba.geometry.trail import Reorient
 from medmamba.images import MedicalImage
-from medmamba.inference.postprocess import Limits
+from medmamba.models.prediction_recipe import Limits
 from medmamba.plans.fingerprint import Fingerprint
-from medmamba.plans.sides import side_pairs
-from medmamba.trail import Reorient
+from medmamba.plans.left_right import side_pairs
 
 Level = Literal["note", "review", "reject"]
 STATUS = {"note": "ok", "review": "review", "reject": "reject"}

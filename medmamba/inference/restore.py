@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.heads import Heads
+from medmamba.compute.argmax import largest_channel
+from medmamba.geometry.trail import Fill, Resample, SpatialTrail
 from medmamba.images.image import smallest_type
-from medmamba.largest import largest_channel
+from medmamba.models.output_channels import Heads
 from medmamba.preprocessing.resample import nearest_index, separate_axis
-from medmamba.trail import Fill, Resample, SpatialTrail
 
 BLOCK_BYTES = 2**20
 """Size of a block of rows: well inside a core's own cache."""

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from medmamba.compute.out_of_memory import is_out_of_memory
+from medmamba.compute.precision import casting
 from medmamba.errors import ResourceError
 from medmamba.inference.cpu import keep_memory, with_fast_convolutions
-from medmamba.precision import casting
-from medmamba.training.memory import is_out_of_memory
 
 
 class NetworkRunner:

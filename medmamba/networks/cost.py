@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medmamba.networks.scan import count_scans
+from medmamba.networks.blocks.scan_core import count_scans
 
 FLOPS_PER_SCAN_STEP = 9  # of one state of one channel at one token, the figure of Mamba's author (mamba issue 110)
 

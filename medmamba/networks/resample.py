@@ -13,8 +13,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from medmamba.networks.linear import Linear
-from medmamba.networks.vss import CONV, channels_last
+from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.vss import CONV, channels_last
 
 
 class PatchEmbed(nn.Module):

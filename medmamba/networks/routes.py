@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.kernels.once import asked_once
+from medmamba.kernels.compile_constant import asked_once
 
 Shape = tuple[int, ...]
 RouteSet = Callable[[Shape], list[np.ndarray]]

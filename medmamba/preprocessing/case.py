@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
+from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.normalize import body_of, normalized_slabs
 from medmamba.preprocessing.resample import resample_labels, resample_slabs, separate_axis
-from medmamba.trail import Crop, Reorient, Resample, SpatialTrail
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def shape_at_spacing(shape: Sequence[int], spacing: Sequence[float], new_spacing
 
 
 def resample_label_maps(array: NDArray, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None) -> NDArray:
-    """The :class:`~medmamba.trail.Resampler` of label maps (C, I, J, K): every label linearly, the largest wins."""
+    """The :class:`~medmamba.geometry.trail.Resampler` of label maps (C, I, J, K): every label linearly, the largest wins."""
     return np.stack([resample_labels(labels, shape, _coarse_axis(from_mm, to_mm)) for labels in array])
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.datasets import DatasetSpec, LoadedCase, load_case
+from medmamba.plans.labels import ignore_index, label_names
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
-from medmamba.preprocessing.labels import encode, ignore_index, label_names
+from medmamba.preprocessing.labels import encode
 from medmamba.preprocessing.store import fill_case
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from medmamba.atomic import replace_folder, write_bytes
+from medmamba.disk.atomic import replace_folder, write_bytes
 from medmamba.errors import InputError
 
 SCHEMA_VERSION = 1

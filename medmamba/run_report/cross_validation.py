@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.device import choose_device
+from medmamba.compute.device import choose_device
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice
-from medmamba.inference.member import Member
+from medmamba.inference.fold_ensemble import Member
 from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.models.run_folder import RunFolder
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
-from medmamba.run_folder import RunFolder
 from medmamba.training.validation import spread_subset
 
 SHOWN = 3

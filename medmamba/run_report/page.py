@@ -11,11 +11,11 @@ from typing import Any
 from medmamba.evaluation.overlay import data_uri, overlay_png
 from medmamba.evaluation.page import STYLE
 from medmamba.geometry import Grid
-from medmamba.heads import Heads
+from medmamba.models.output_channels import Heads
+from medmamba.models.run_folder import RunFolder
 from medmamba.plans.explain import summary
+from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Decision, Plan
-from medmamba.preprocessing.labels import label_names
-from medmamba.run_folder import RunFolder
 from medmamba.run_report.cross_validation import CrossValidation, ShownCase
 from medmamba.run_report.viewer import viewer_html
 from medmamba.training.progress import read_metrics

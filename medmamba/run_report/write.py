@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from medmamba.atomic import write_json, write_text
-from medmamba.run_folder import RunFolder
+from medmamba.disk.atomic import write_json, write_text
+from medmamba.models.run_folder import RunFolder
 from medmamba.run_report.cross_validation import CrossValidation, cross_validate
 from medmamba.run_report.page import run_page
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images import ENDINGS
 from medmamba.inference.predictor import Predictor
-from medmamba.serving.desk import Busy, Desk
+from medmamba.serving.queues import Busy, Desk
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -66,7 +66,7 @@ def make_app(
     from fastapi.responses import JSONResponse, Response
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from medmamba import __version__
+    from medmamba.version import __version__
 
     allowed = limits or ServiceLimits()
     desk = Desk(predictors, allowed.waiting)
@@ -147,7 +147,7 @@ def _read(path: Path, limits: ServiceLimits) -> tuple[Any, str]:
     from medmamba.dicom.study import one_series, series_below
     from medmamba.images import mask_ending, read_image
     from medmamba.images.archive import unpack
-    from medmamba.inference.cases import find_cases, read_case
+    from medmamba.images.cases import find_cases, read_case
 
     if path.suffix != ".zip":
         return read_image(path, where="image"), mask_ending(path)

@@ -15,8 +15,8 @@ import blosc2
 import numpy as np
 import torch
 
-from medmamba.heads import Heads
 from medmamba.inference.cascade import one_hot
+from medmamba.models.output_channels import Heads
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training.augmentation import AugmentationPlan, augment, centre, draw_sample, draw_spatial
 from medmamba.training.cascade import disturbed

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.atomic import write_json
+from medmamba.disk.atomic import write_json
 from medmamba.errors import InputError
+from medmamba.models.run_folder import RunFolder
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
-from medmamba.run_folder import RunFolder
 from medmamba.training import distributed
 
 MORPHOLOGY_PROBABILITY = 0.4
@@ -146,9 +146,9 @@ def ensure_first_stage(
 
 
 def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseReader, CaseReader]], device: str) -> None:
-    from medmamba.device import choose_device
+    from medmamba.compute.device import choose_device
     from medmamba.inference.cascade import labels_on_next_grid
-    from medmamba.inference.member import Member
+    from medmamba.inference.fold_ensemble import Member
     from medmamba.inference.sliding_window import Window
 
     member = Member(first, [fold], choose_device(device), Window((), skip_empty=True), threading.Lock())
@@ -176,7 +176,7 @@ def _mark(case: CaseReader) -> Path:
 
 
 def _weights(fold: Path) -> str:
-    from medmamba.inference.models import generation_of
-    from medmamba.training.checkpoint import weights_sha256
+    from medmamba.models.checkpoint import weights_sha256
+    from medmamba.models.trained_folds import generation_of
 
     return weights_sha256(fold / "checkpoints" / generation_of(fold))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medmamba.errors import ConfigError
-from medmamba.plans.step_time import EPOCHS, STEPS_PER_EPOCH
+from medmamba.plans.cost.step_time import EPOCHS, STEPS_PER_EPOCH
 
 
 class TrainConfig(BaseModel):

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from medmamba.errors import ConfigError, PartialError
-from medmamba.run_folder import RunFolder
+from medmamba.models.run_folder import RunFolder
 from medmamba.training.run import stored_config, train
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _recipes_to_go_on_with(
 
     ConfigError too when the others would not begin as these did, from the weights of another model.
     """
-    from medmamba.training.checkpoint import is_trained
+    from medmamba.models.checkpoint import is_trained
 
     folder = RunFolder(Path(run))
     chosen = configuration or folder.read_plan().default_configuration

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import save
 
-from medmamba.atomic import write_bytes
+from medmamba.disk.atomic import write_bytes
 from medmamba.errors import MedmambaError
 from medmamba.training.batches import Batch
 

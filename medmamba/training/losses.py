@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medmamba.errors import unknown_name
-from medmamba.heads import Heads
+from medmamba.models.output_channels import Heads
 from medmamba.training.distributed import total
 
 SMOOTH = 1e-5

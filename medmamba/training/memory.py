@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from medmamba.errors import ResourceError
 
 
@@ -24,14 +22,6 @@ class Fit:
     def __str__(self) -> str:
         patch = " x ".join(str(edge) for edge in self.patch_size)
         return f"batch {self.batch_size}, patch {patch}{', activations recomputed' if self.recompute else ''}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or in the computer."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in ("out of memory", "can't allocate memory"))
-    )
 
 
 def smaller_fit(fit: Fit, divisor: Sequence[int], can_recompute: bool) -> Fit:

@@ -22,19 +22,20 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_json, write_text
-from medmamba.device import choose_device
+from medmamba.compute.device import choose_device
+from medmamba.compute.precision import casting
+from medmamba.disk.atomic import make_folder, remove_leftovers, write_json, write_text
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError
-from medmamba.model import network_arguments
+from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
+from medmamba.models.network import network_arguments
+from medmamba.models.run_folder import RunFolder
 from medmamba.networks.density import automatic_bandwidth, key_tokens
-from medmamba.networks.registry import build_network
+from medmamba.networks.planned.registry import build_network
 from medmamba.plans.schema import Configuration, Plan
-from medmamba.precision import casting
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
-from medmamba.run_folder import RunFolder
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
-from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.training.config import TrainConfig
 from medmamba.training.interrupts import Impatient, undivided
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
@@ -238,7 +239,7 @@ def _further_cases(
     folder: RunFolder, plan: Plan, chosen: Configuration, images: Path, on_event: Callable[[str], None]
 ) -> list[CaseReader]:
     """Unlabelled images on the plan's grid; stored in the run, so that a second pretraining finds them ready."""
-    from medmamba.inference.cases import find_cases, read_case
+    from medmamba.images.cases import find_cases, read_case
     from medmamba.preprocessing.case import preprocess_case
 
     stored = folder.path / "unlabelled" / chosen.name

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medmamba.atomic import write_text
+from medmamba.disk.atomic import write_text
 from medmamba.training.config import TrainConfig
 from medmamba.training.memory import Fit
 

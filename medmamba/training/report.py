@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from medmamba.atomic import write_bytes, write_text
+from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
 from medmamba.training.progress import TrainingResult, read_metrics

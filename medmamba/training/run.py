@@ -9,9 +9,10 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
-from medmamba.atomic import FolderLock, make_folder, remove_leftovers, write_bytes, write_json, write_text
+from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, write_json, write_text
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, unknown_name
-from medmamba.run_folder import RunFolder
+from medmamba.models.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from medmamba.plans.schema import Plan
@@ -46,12 +47,12 @@ def train(
     """
     import torch
 
-    from medmamba.model import network_arguments
-    from medmamba.networks.registry import available_networks, build_network, published_networks
+    from medmamba.models.checkpoint import refuse_trained
+    from medmamba.models.network import network_arguments
+    from medmamba.networks.planned.registry import available_networks, build_network, published_networks
     from medmamba.preprocessing.store import stored_cases
     from medmamba.training import distributed
     from medmamba.training.cascade import ensure_first_stage
-    from medmamba.training.checkpoint import refuse_trained
     from medmamba.training.config import SETTLED, TrainConfig, refuse_another_recipe
     from medmamba.training.observers import observers
     from medmamba.training.trainer import train_fold
@@ -158,8 +159,8 @@ def stored_config(run: str | Path, *, fold: int | str = 0, configuration: str | 
 
 def refuse_another_plan(target: Path, plan: Plan, arguments: dict[str, Any]) -> None:
     """Raises ConfigError when a fold to be resumed was trained with another plan or network, naming what differs."""
+    from medmamba.models.run_folder import read_plan
     from medmamba.plans.explain import compare
-    from medmamba.run_folder import read_plan
 
     before = read_plan(target / "plan.json")
     if before.hash() != plan.hash():

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from medmamba.compute.precision import casting, choose_precision
 from medmamba.errors import ConfigError
-from medmamba.heads import Heads
-from medmamba.precision import casting, choose_precision
+from medmamba.models.output_channels import Heads
 from medmamba.training import distributed
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig

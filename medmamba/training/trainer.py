@@ -17,25 +17,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from medmamba.atomic import write_text
-from medmamba.device import choose_device
+from medmamba.compute.device import choose_device
+from medmamba.compute.out_of_memory import is_out_of_memory
+from medmamba.compute.precision import choose_precision, slow_precision
+from medmamba.disk.atomic import write_text
 from medmamba.errors import ConfigError, ResourceError
-from medmamba.heads import Heads, class_weights
-from medmamba.model import mirroring_of, previous_labels
+from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
+from medmamba.models.network import mirroring_of, previous_labels
+from medmamba.models.output_channels import Heads, class_weights
 from medmamba.plans.schema import Configuration, Plan
-from medmamba.precision import choose_precision, slow_precision
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training import distributed
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.averaging import AveragedWeights
 from medmamba.training.batches import Batch, PatchSource
-from medmamba.training.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.training.compiling import Compiled
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import FiniteGuard, collapse_advice
 from medmamba.training.interrupts import Impatient, undivided
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
-from medmamba.training.memory import Fit, is_out_of_memory, smaller_fit
+from medmamba.training.memory import Fit, smaller_fit
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
 from medmamba.training.step import StepOutcome, Stepper, make_optimizer, rate_of

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medmamba.errors import ConfigError
-from medmamba.heads import Heads
-from medmamba.networks.registry import build_network, published_networks
-from medmamba.networks.weights import read_converted
+from medmamba.models.checkpoint import read_state
+from medmamba.models.output_channels import Heads
+from medmamba.models.run_folder import read_plan
+from medmamba.networks.planned.registry import build_network, published_networks
+from medmamba.networks.published.weights import read_converted
 from medmamba.plans.schema import Plan
-from medmamba.run_folder import read_plan
-from medmamba.training.checkpoint import read_state
 
 SHOWN_NAMES = 6
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medmamba.evaluation.dice import dice
-from medmamba.heads import Heads
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.sliding_window import predict_logits
+from medmamba.models.output_channels import Heads
 from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.store import CaseReader
 

@@ -18,7 +18,7 @@ from medmamba.bundle.check import BundleError, check_metadata, compare_with_nati
 from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
 from medmamba.cli.main import run as medmamba_command
 from medmamba.errors import ConfigError, InputError
-from medmamba.networks.registry import available_networks
+from medmamba.networks.planned.registry import available_networks
 
 pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
 pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bundle'")
@@ -94,7 +94,7 @@ def test_metadata_without_a_key_is_refused_by_the_name_of_the_key(exported):
 
 
 def test_one_different_voxel_fails_the_comparison(tiny_model, one_image, tmp_path):
-    from medmamba.inference.cases import find_cases
+    from medmamba.images.cases import find_cases
     from medmamba.inference.predictor import Predictor
     from medmamba.pipeline import predict
 

@@ -44,7 +44,7 @@ def test_an_unknown_layout_is_refused(small_dataset, tmp_path):
 
 def test_a_plan_goes_to_nnunet_and_back(small_dataset, tmp_path):
     from medmamba import pipeline
-    from medmamba.run_folder import RunFolder, read_plan
+    from medmamba.models.run_folder import RunFolder, read_plan
 
     run = tmp_path / "run"
     pipeline.plan(small_dataset, run, network="plain_unet")
@@ -70,7 +70,7 @@ def test_a_scan_network_is_no_nnunet_plan(small_run, tmp_path):
 
 
 def test_published_weights_are_translated_and_counted(tmp_path):
-    from medmamba.networks.vm_unet import PublishedVMUNet
+    from medmamba.networks.published.vm_unet import PublishedVMUNet
 
     network = PublishedVMUNet(widths=(16, 32, 64, 128), depths=(1, 1, 1, 1), decoder_depths=(1, 1, 1, 1))
     names = {".conv.": ".conv2d.", ".scan.": "."}

@@ -21,7 +21,7 @@ from doc_pages import ADDED, PAGES, ROOT, SHORTER, blocks_of, name_of, not_run
 
 from medmamba.datasets import read_dataset
 from medmamba.dicom.codes import read_codes
-from medmamba.networks.vm_unet import PublishedVMUNet
+from medmamba.networks.published.vm_unet import PublishedVMUNet
 
 MEDMAMBA = f"""#!{sys.executable}
 import sys

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
+from medmamba.bundle.graphs import LARGEST_DIFFERENCE, export_graph
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.errors import ConfigError, InputError
-from medmamba.export.graphs import LARGEST_DIFFERENCE, export_graph
-from medmamba.networks.registry import available_networks, network_facts
+from medmamba.networks.planned.registry import available_networks, network_facts
 
 ARGUMENTS = {
     "name": "vm_unet",

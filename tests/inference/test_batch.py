@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from medmamba import pipeline
-from medmamba.atomic import FolderLock
 from medmamba.cli.main import run as medmamba
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, ResourceError
-from medmamba.inference.cases import find_cases, part_of
+from medmamba.images.cases import find_cases, part_of
+from medmamba.inference.folder.reproduce import reproduce
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.reproduce import reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -213,7 +213,7 @@ def test_voxels_beside_a_header_are_part_of_input_and_mask(predictor, tmp_path):
 def test_a_full_disk_ends_with_one_line_and_no_half_file(predictor, images, tmp_path, monkeypatch):
     import errno
 
-    from medmamba import atomic
+    from medmamba.disk import atomic
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -13,13 +13,13 @@ import torch
 from tiny_models import make_fold
 
 from medmamba.errors import InputError
-from medmamba.heads import Heads
-from medmamba.inference.calibration import Doubt, quality_limits, softmax_temperature
-from medmamba.inference.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.inference.cleaning import clean
-from medmamba.inference.find_best import find_best
-from medmamba.inference.postprocess import Cleaning, Limits, read_recipe
 from medmamba.inference.predictor import Predictor
+from medmamba.model_selection.calibration import Doubt, quality_limits, softmax_temperature
+from medmamba.model_selection.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
+from medmamba.model_selection.run import find_best
+from medmamba.models.output_channels import Heads
+from medmamba.models.prediction_recipe import Cleaning, Limits, read_recipe
 from medmamba.plans.schema import Plan
 
 ORGAN = Heads.of_labels(["background", "organ"])

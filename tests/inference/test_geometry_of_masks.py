@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medmamba.geometry import Grid, affine_from, all_reorientations
+from medmamba.geometry.trail import Reorient
 from medmamba.images import MedicalImage, read_image, read_label_map, written_files
 from medmamba.inference.predictor import Predictor
-from medmamba.trail import Reorient
 
 OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 
@@ -172,10 +172,10 @@ def picture_fold(tmp_path_factory, small_run):
     """A fold of a plan for pictures without millimetres: one channel as it is, patches of 16 x 16."""
     import json
 
-    from medmamba.atomic import write_json, write_text
-    from medmamba.networks.registry import build_network
+    from medmamba.disk.atomic import write_json, write_text
+    from medmamba.models.checkpoint import save_checkpoint
+    from medmamba.networks.planned.registry import build_network
     from medmamba.plans.schema import Plan
-    from medmamba.training.checkpoint import save_checkpoint
 
     document = json.loads((small_run / "plan.json").read_text())
     document["normalization"][0] |= {"scheme": "none", "use_mask": False}

@@ -25,7 +25,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 from medmamba.errors import InputError  # noqa: E402
 from medmamba.inference.predictor import Predictor  # noqa: E402
 from medmamba.serving.app import ServiceLimits, make_app  # noqa: E402
-from medmamba.serving.desk import Busy, Desk  # noqa: E402
+from medmamba.serving.queues import Busy, Desk  # noqa: E402
 from medmamba.serving.run import run_service  # noqa: E402
 
 SHAPE = (18, 22, 17)

@@ -12,9 +12,9 @@ from tiny_models import write_noise
 
 from medmamba import pipeline
 from medmamba.errors import InputError
-from medmamba.inference.batch import predict_folder
+from medmamba.inference.folder.run import predict_folder
+from medmamba.inference.folder.workers import Workers
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.workers import Workers
 
 CHOICES = {"folds": [0], "mirror": False}
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from medmamba import atomic, lock
-from medmamba.atomic import (
+from medmamba.disk import atomic, lock
+from medmamba.disk.atomic import (
     FolderLock,
     remove_leftovers,
     replace_folder,
@@ -97,7 +97,7 @@ def test_a_full_disk_is_met_for_real(tmp_path):
     """A file-size limit makes write(2) itself fail in the middle, as a full disk does."""
     done = run(
         "import resource, signal, sys\n"
-        "from medmamba.atomic import write_bytes\n"
+        "from medmamba.disk.atomic import write_bytes\n"
         "from medmamba.errors import ResourceError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
@@ -155,11 +155,11 @@ def test_a_link_is_replaced_and_never_written_through(tmp_path):
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_a_process_killed_at_any_point_leaves_the_old_or_the_new_one(tmp_path, kind, point):
     file = (
-        f"from medmamba.atomic import write_text; p = {str(tmp_path / 'state')!r}\n"
+        f"from medmamba.disk.atomic import write_text; p = {str(tmp_path / 'state')!r}\n"
         "write_text(p, 'old' * 1000); write_text(p, 'new' * 1000)"
     )
     folder = (
-        f"from medmamba.atomic import replace_folder; p = {str(tmp_path / 'state')!r}\n"
+        f"from medmamba.disk.atomic import replace_folder; p = {str(tmp_path / 'state')!r}\n"
         "for word in ('old', 'new'):\n"
         "    with replace_folder(p) as part:\n"
         "        (part / 'a').write_text(word * 1000); (part / 'b').write_text(word * 1000)"
@@ -221,7 +221,7 @@ def test_leftovers_of_the_living_and_of_others_are_kept(tmp_path):
 
 
 def test_beside_others_only_what_a_dead_process_of_this_machine_left_behind_is_removed(tmp_path, monkeypatch):
-    code = "import os; from medmamba.atomic import write_atomically as w\nwith w({!r}) as file: os._exit(0)"
+    code = "import os; from medmamba.disk.atomic import write_atomically as w\nwith w({!r}) as file: os._exit(0)"
     run(code.format(str(tmp_path / "mask")))
     (left,) = tmp_path.iterdir()
     monkeypatch.setattr("socket.gethostname", lambda: "another")
@@ -235,7 +235,7 @@ def test_a_second_run_in_one_folder_is_told_who_has_it(tmp_path):
         [
             sys.executable,
             "-c",
-            f"import sys, time; from medmamba.atomic import FolderLock\nwith FolderLock({str(tmp_path)!r}):\n"
+            f"import sys, time; from medmamba.disk.lock import FolderLock\nwith FolderLock({str(tmp_path)!r}):\n"
             "    print('held', flush=True); sys.stdin.read()",
         ],
         cwd=ROOT,
@@ -264,7 +264,7 @@ def test_a_second_run_in_one_folder_is_told_who_has_it(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_process(tmp_path):
     code = (
-        f"import os, time\nfrom medmamba.lock import FolderLock\nwith FolderLock({str(tmp_path)!r}):\n"
+        f"import os, time\nfrom medmamba.disk.lock import FolderLock\nwith FolderLock({str(tmp_path)!r}):\n"
         "    if os.fork() == 0: print(os.getpid(), flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

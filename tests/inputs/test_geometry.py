@@ -18,7 +18,7 @@ from medmamba.geometry import (
     canonical_reorientation,
     grid_difference,
 )
-from medmamba.trail import Crop, Pad, Resample
+from medmamba.geometry.trail import Crop, Pad, Resample
 
 
 def rotation(rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Everything that lands on disk goes through medmamba/atomic.py, and nothing that runs code is ever read."""
+"""Everything that lands on disk goes through medmamba/disk/atomic.py, and nothing that runs code is ever read."""
 
 import ast
 from pathlib import Path
@@ -18,15 +18,15 @@ ALLOWED = {
     ("medmamba/bundle/write.py", "save"),
     ("medmamba/bundle/write.py", "write_text"),
     ("medmamba/images/archive.py", "open"),
-    ("medmamba/inference/candidate.py", "save"),
-    ("medmamba/inference/jobs.py", "save"),
+    ("medmamba/model_selection/candidate.py", "save"),
+    ("medmamba/inference/folder/case_job.py", "save"),
     ("medmamba/preprocessing/store.py", "write_bytes"),
     ("medmamba/preprocessing/store.py", "write_text"),
     ("medmamba/serving/app.py", "open"),
     ("medmamba/serving/app.py", "save"),
     ("medmamba/training/trainer.py", "save"),
-    ("medmamba/atomic.py", "write_text"),
-    ("medmamba/atomic.py", "write_bytes"),
+    ("medmamba/disk/atomic.py", "write_text"),
+    ("medmamba/disk/atomic.py", "write_bytes"),
     ("medmamba/images/raster.py", "save"),
 }
 RUNS_CODE = {"eval", "exec", "pickle", "cPickle", "joblib", "dill", "shelve", "marshal", "extractall", "fileConfig"}
@@ -70,7 +70,7 @@ def test_files_are_written_through_the_one_writer(path):
     imported = {
         alias.asname or alias.name
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and node.module == "medmamba.atomic"
+        if isinstance(node, ast.ImportFrom) and node.module == "medmamba.disk.atomic"
         for alias in node.names
     }
     wrong = []
@@ -82,7 +82,7 @@ def test_files_are_written_through_the_one_writer(path):
         if inside or into_memory or (name_of_file, name) in ALLOWED or (plain and name in imported):
             continue
         if (name in WRITERS and not (plain and name not in imported and name == "save")) or (
-            opens_for_writing(name, call) and name_of_file != "medmamba/atomic.py"
+            opens_for_writing(name, call) and name_of_file != "medmamba/disk/atomic.py"
         ):
             wrong.append(f"{name_of_file}:{call.lineno}: {name}")
     assert wrong == []

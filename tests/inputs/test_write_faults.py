@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medmamba import atomic
+from medmamba.disk import atomic
 from medmamba.errors import ResourceError
 from medmamba.geometry import Grid, affine_from
 from medmamba.images import ENDINGS, mask_ending, read_image, read_label_map, write_image, write_label_map

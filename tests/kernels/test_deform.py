@@ -205,7 +205,7 @@ def test_every_instruction_set_equals_the_reference(name, case):
 
 @needs_cpp
 def test_the_operators_pass_opcheck_and_compile():
-    from medmamba.kernels.deform_op import deformable_conv_backward_op, deformable_conv_op
+    from medmamba.kernels.deformable.op import deformable_conv_backward_op, deformable_conv_op
 
     value, offset_mask, _ = random_case((4, 5), 6, 2)
     leaves = [tensor.float().requires_grad_() for tensor in (value, offset_mask)]

@@ -21,7 +21,7 @@ from scan_cases import (
 
 from medmamba.kernels import backend_report, deformable_conv, routed_scan, ssd_chunked
 from medmamba.kernels.backends import why_not
-from medmamba.kernels.deform import geometry_of
+from medmamba.kernels.deformable.api import geometry_of
 from medmamba.kernels.triton_check import TARGETS, compile_kernel, kernels
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -75,7 +75,7 @@ def test_triton_is_refused_for_cpu_tensors_with_the_reason():
 
 
 def test_spans_fill_the_device_only_where_channels_do_not():
-    from medmamba.kernels.triton_scan import Launch
+    from medmamba.kernels.scan.triton_launch import Launch
 
     wide = Launch(batch=8, length=4096, K=4, channels=192, N=16, block=32)
     volume = Launch(batch=1, length=262144, K=1, channels=96, N=16, block=32)
@@ -178,9 +178,9 @@ def test_on_the_device_state_space_duality_equals_float64(shape, decay, dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
 def test_on_the_device_the_operators_pass_opcheck():
-    from medmamba.kernels.deform_op import deformable_conv_op
-    from medmamba.kernels.triton_op import routed_scan_triton
-    from medmamba.kernels.triton_ssd import ssd_triton
+    from medmamba.kernels.deformable.op import deformable_conv_op
+    from medmamba.kernels.scan.triton_op import routed_scan_triton
+    from medmamba.kernels.state_space_duality.triton_launch import ssd_triton
 
     def leaves(values):
         return [v.cuda().float().requires_grad_() if v.is_floating_point() else v.cuda().int() for v in values]

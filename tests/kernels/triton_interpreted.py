@@ -17,12 +17,16 @@ import torch
 from scan_cases import float32, golden, outputs_and_gradients, relative, scan_inputs, ssd_inputs
 from triton.runtime.interpreter import GridExecutor
 
-from medmamba.kernels import deformable_conv, routed_scan, triton_deform, triton_kernels, triton_scan, triton_ssd
-from medmamba.kernels.deform import geometry_of
-from medmamba.kernels.reference import passes_on
-from medmamba.kernels.ssd import ssd_reference
-from medmamba.kernels.triton_op import routed_scan_triton, routed_scan_triton_backward
-from medmamba.kernels.triton_ssd import ssd_triton, ssd_triton_backward
+from medmamba.kernels import deformable_conv, routed_scan
+from medmamba.kernels.deformable import triton_launch as triton_deform
+from medmamba.kernels.deformable.api import geometry_of
+from medmamba.kernels.scan import triton_kernels
+from medmamba.kernels.scan import triton_launch as triton_scan
+from medmamba.kernels.scan.reference import passes_on
+from medmamba.kernels.scan.triton_op import routed_scan_triton, routed_scan_triton_backward
+from medmamba.kernels.state_space_duality import triton_launch as triton_ssd
+from medmamba.kernels.state_space_duality.api import ssd_reference
+from medmamba.kernels.state_space_duality.triton_launch import ssd_triton, ssd_triton_backward
 
 SCANS = {
     "routes, ragged": ((1, 11, 2, 5, 2), {}, {}),

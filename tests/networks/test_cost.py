@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from medmamba.networks import build_network
+from medmamba.networks.blocks.vss import SS2D
 from medmamba.networks.cost import network_cost
-from medmamba.networks.vm_unet import PublishedVMUNet
-from medmamba.networks.vss import SS2D
+from medmamba.networks.published.vm_unet import PublishedVMUNet
 
 
 def test_scan_and_projections_of_one_mixer_are_counted() -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from medmamba.networks.blocks.linear import Linear, linear
 from medmamba.networks.cost import network_cost
-from medmamba.networks.linear import Linear, linear
 
 
 def values_and_gradients(function, x, weight, bias):

@@ -18,17 +18,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medmamba.networks.attention import WindowAttention
-from medmamba.networks.deformable import DeformableConv
-from medmamba.networks.hrvmamba import DSS, DVSSBlock, PublishedHRVMamba
-from medmamba.networks.lamamba import LaMambaBlock, PublishedLaMamba
-from medmamba.networks.mamba2 import Mamba2
-from medmamba.networks.mambaout import GatedCNNBlock, PublishedMambaOut
-from medmamba.networks.mhs import MHSMixer, MultiHeadScan
-from medmamba.networks.parity import compare, main, summary
-from medmamba.networks.vim import BidirectionalMamba, PublishedVim
-from medmamba.networks.vm_unet import PublishedVMUNet
-from medmamba.networks.vss import SS2D, VSSBlock
+from medmamba.networks.blocks.attention import WindowAttention
+from medmamba.networks.blocks.deformable import DeformableConv
+from medmamba.networks.blocks.mamba2 import Mamba2
+from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
+from medmamba.networks.blocks.vss import SS2D, VSSBlock
+from medmamba.networks.published.hrvmamba import DSS, DVSSBlock, PublishedHRVMamba
+from medmamba.networks.published.lamamba import LaMambaBlock, PublishedLaMamba
+from medmamba.networks.published.mambaout import GatedCNNBlock, PublishedMambaOut
+from medmamba.networks.published.vim import BidirectionalMamba, PublishedVim
+from medmamba.networks.published.vm_unet import PublishedVMUNet
+from medmamba.parity.compare import compare, main, summary
 
 STORED = Path(__file__).parents[2] / "tests" / "data" / "parity"
 SMALL = {"widths": (8, 16, 32, 64), "depths": (1, 2, 1, 1), "decoder_depths": (1, 1, 2, 1)}

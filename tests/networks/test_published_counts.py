@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from medmamba.networks.hrvmamba import DSS, DVSSBlock, HRVMambaClassifier, PublishedHRVMamba
-from medmamba.networks.hrvmamba import SIZES as HRV
-from medmamba.networks.lamamba import PublishedLaMamba
-from medmamba.networks.mambaout import SIZES as MAMBAOUT
-from medmamba.networks.mambaout import PublishedMambaOut
-from medmamba.networks.mhs import MHSMixer, MultiHeadScan
-from medmamba.networks.scan import ScanCore
-from medmamba.networks.vim import WIDTHS, PublishedVim
-from medmamba.networks.vm_unet import DEPTHS, PublishedVMUNet
+from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
+from medmamba.networks.blocks.scan_core import ScanCore
+from medmamba.networks.published.hrvmamba import DSS, DVSSBlock, HRVMambaClassifier, PublishedHRVMamba
+from medmamba.networks.published.hrvmamba import SIZES as HRV
+from medmamba.networks.published.lamamba import PublishedLaMamba
+from medmamba.networks.published.mambaout import SIZES as MAMBAOUT
+from medmamba.networks.published.mambaout import PublishedMambaOut
+from medmamba.networks.published.vim import WIDTHS, PublishedVim
+from medmamba.networks.published.vm_unet import DEPTHS, PublishedVMUNet
 
 
 def vm_unet(depths: str) -> nn.Module:

@@ -8,13 +8,13 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
-from medmamba.networks.attention import WindowAttention
-from medmamba.networks.families import routes_per_stage
-from medmamba.networks.mamba2 import Mamba2
-from medmamba.networks.mate import MATEMixer
-from medmamba.networks.registry import network_facts, network_options
-from medmamba.networks.scan import count_scans
-from medmamba.networks.unet import Topology
+from medmamba.networks.blocks.attention import WindowAttention
+from medmamba.networks.blocks.mamba2 import Mamba2
+from medmamba.networks.blocks.mate import MATEMixer
+from medmamba.networks.blocks.scan_core import count_scans
+from medmamba.networks.planned.families import routes_per_stage
+from medmamba.networks.planned.registry import network_facts, network_options
+from medmamba.networks.planned.unet import Topology
 
 torch.set_num_threads(2)
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, InputError
-from medmamba.networks.hrvmamba import PublishedHRVMamba
-from medmamba.networks.mambaout import PublishedMambaOut
-from medmamba.networks.mhs import MHSMixer, MultiHeadScan
-from medmamba.networks.vim import PublishedVim
-from medmamba.networks.vm_unet import PublishedVMUNet
-from medmamba.networks.weights import convert_weights, load_published, our_name, preset_for, read_state_dict
+from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
+from medmamba.networks.published.hrvmamba import PublishedHRVMamba
+from medmamba.networks.published.mambaout import PublishedMambaOut
+from medmamba.networks.published.vim import PublishedVim
+from medmamba.networks.published.vm_unet import PublishedVMUNet
+from medmamba.networks.published.weights import convert_weights, load_published, our_name, preset_for, read_state_dict
 
 SMALL = {"widths": (8, 16, 32, 64), "depths": (1, 2, 1, 1), "decoder_depths": (1, 1, 2, 1)}
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from medmamba.heads import Heads
-from medmamba.networks.registry import build_network, network_options
+from medmamba.models.output_channels import Heads
+from medmamba.networks.planned.registry import build_network, network_options
 from medmamba.plans.schema import NetworkPlan
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 

@@ -6,7 +6,7 @@ import pytest
 from planning_cases import volumes
 
 from medmamba.errors import ConfigError
-from medmamba.plans.handmade import edited_by_hand
+from medmamba.plans.manual_configurations import edited_by_hand
 from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import Plan
 

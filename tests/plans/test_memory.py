@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from medmamba.kernels import cpp
-from medmamba.networks.registry import available_networks
-from medmamba.plans.blocks import CHANNEL_PAD, TILE
+from medmamba.kernels.scan import cpp
+from medmamba.networks.planned.registry import available_networks
+from medmamba.plans.cost.blocks import CHANNEL_PAD, TILE
+from medmamba.plans.cost.layers import weight_count
+from medmamba.plans.cost.memory import training_memory
 from medmamba.plans.families import FAMILIES, ROUTE_COUNT, family, route_count
-from medmamba.plans.layers import weight_count
-from medmamba.plans.memory import training_memory
 from medmamba.plans.network import network_plan
+from medmamba.plans.pooling import plan_topology
 from medmamba.plans.schema import NetworkPlan
-from medmamba.plans.topology import plan_topology
 
 TOO_MUCH, TOO_LITTLE = 0.15, 0.05
 """Prediction may be 15 % above the measured peak, and 5 % below: too little is worse than too much."""

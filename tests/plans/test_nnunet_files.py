@@ -9,7 +9,7 @@ import pytest
 from planning_cases import DATASETS, read, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError
-from medmamba.plans.nnunet_files import from_nnunet, to_nnunet
+from medmamba.plans.nnunet.files import from_nnunet, to_nnunet
 from medmamba.plans.planner import make_plan
 
 FACTS = {"mean": 100.0, "median": 99.0, "std": 30.0, "min": 0.0, "max": 400.0}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from planning_cases import CASES, DATASETS, read
 
-from medmamba.plans.reference import differences, equal, main
+from medmamba.plans.nnunet.compare import differences, equal, main
 
 
 @pytest.mark.parametrize("name", [*DATASETS, "function_cases"])

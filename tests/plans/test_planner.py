@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planning_cases import DATASETS, case, fingerprint, read, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError, InputErrors
-from medmamba.model import network_arguments
+from medmamba.models.network import network_arguments
 from medmamba.plans.explain import compare, compare_lines, explain_lines, summary, summary_lines
 from medmamba.plans.families import FAMILIES
 from medmamba.plans.planner import make_plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from planning_cases import case, fingerprint
 
+from medmamba.plans.left_right import named_pairs, side_pairs, side_problems
 from medmamba.plans.planner import make_plan
-from medmamba.plans.sides import named_pairs, side_pairs, side_problems
 
 LABELS = {"background": 0, "kidney_left": 1, "kidney_right": 2}
 

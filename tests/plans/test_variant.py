@@ -7,9 +7,9 @@ import math
 import pytest
 from planning_cases import case, fingerprint
 
+from medmamba.plans.choose_network import typical_diameters
 from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import Plan
-from medmamba.plans.variant import typical_diameters
 
 
 def dataset(voxels: int, shape=(64, 64, 64), spacing=(1.0, 1.0, 1.0), **facts):

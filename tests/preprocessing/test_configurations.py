@@ -11,8 +11,8 @@ import pytest
 
 import medmamba
 from medmamba.errors import ConfigError, InputError
+from medmamba.models.run_folder import RunFolder
 from medmamba.preprocessing.store import stored_cases
-from medmamba.run_folder import RunFolder
 from medmamba.training.config import TrainConfig
 
 

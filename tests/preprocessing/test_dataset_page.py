@@ -11,11 +11,11 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from medmamba.contact_sheet import outline, spread_over, thumbnail
-from medmamba.dataset_page import dataset_page, histogram
+from medmamba.models.run_folder import RunFolder
+from medmamba.planning.contact_sheet import outline, spread_over, thumbnail
+from medmamba.planning.dataset_page import dataset_page, histogram
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import Fold
-from medmamba.run_folder import RunFolder
 
 
 class Structure(HTMLParser):

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from medmamba.errors import ConfigError
-from medmamba.pilot import Trial, choose, plan_with_pilot, table_lines
+from medmamba.planning.pilot import Trial, choose, plan_with_pilot, table_lines
 
 
 def trial(network: str, *dice: float) -> Trial:

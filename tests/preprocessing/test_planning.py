@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 import medmamba
 from medmamba.cli.main import app
 from medmamba.errors import ConfigError, InputError, InputErrors, ResourceError
-from medmamba.fingerprinting import places
+from medmamba.models.run_folder import RunFolder
+from medmamba.planning.measure import places
 from medmamba.preprocessing.labels import index_in
-from medmamba.run_folder import RunFolder
 
 
 def files(run: Path) -> dict[str, bytes]:

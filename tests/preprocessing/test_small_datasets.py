@@ -13,7 +13,7 @@ from dicom_series import write_series
 from PIL import Image
 
 import medmamba
-from medmamba.run_folder import RunFolder
+from medmamba.models.run_folder import RunFolder
 
 
 def decathlon(folder: Path, shape: tuple[int, ...], count: int, spacing=(1.0, 1.0, 1.0)) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from medmamba.errors import InputError
-from medmamba.run_folder import RunFolder
+from medmamba.models.run_folder import RunFolder
 from medmamba.run_report.cross_validation import SHOWN, CaseScore, CrossValidation, ShownCase
 from medmamba.run_report.page import run_page
 from medmamba.run_report.viewer import LONGEST_EDGE, volume

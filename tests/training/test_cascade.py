@@ -15,12 +15,12 @@ from tiny_models import make_fold
 import medmamba
 from medmamba import pipeline
 from medmamba.errors import ConfigError, InputError
-from medmamba.heads import Heads
 from medmamba.inference.cascade import labels_on_next_grid, one_hot
 from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.models.output_channels import Heads
+from medmamba.models.run_folder import RunFolder
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import stored_cases
-from medmamba.run_folder import RunFolder
 from medmamba.training import cascade as cascade_module
 from medmamba.training.cascade import LARGEST_REMOVED_SHARE, disturbed
 from medmamba.training.config import TrainConfig

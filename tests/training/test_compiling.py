@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from medmamba import pipeline
-from medmamba.networks.registry import build_network
-from medmamba.training.checkpoint import read_state
+from medmamba.models.checkpoint import read_state
+from medmamba.networks.planned.registry import build_network
 from medmamba.training.compiling import Compiled
 from medmamba.training.config import TrainConfig
 

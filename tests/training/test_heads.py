@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from medmamba.errors import ConfigError
-from medmamba.heads import Heads
 from medmamba.inference.sliding_window import predict_logits
+from medmamba.models.output_channels import Heads
 from medmamba.preprocessing.labels import decode, encode
 from medmamba.training.augmentation import augment, augmentation_plan, draw_sample
 from medmamba.training.sampling import choose_patch, sample_rng

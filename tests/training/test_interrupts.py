@@ -15,8 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from medmamba import pipeline
 from medmamba.errors import ConfigError
+from medmamba.models.checkpoint import read_state
 from medmamba.training import pretrain, trainer
-from medmamba.training.checkpoint import read_state
 from medmamba.training.config import TrainConfig
 from medmamba.training.folds import train_folds
 from medmamba.training.interrupts import Impatient, undivided

@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from medmamba.errors import ConfigError
-from medmamba.heads import Heads, class_weights
+from medmamba.models.output_channels import Heads, class_weights
 from medmamba.training.losses import LOSSES, DeepSupervision, SegmentationLoss
 
 SOFTMAX = Heads.of_labels(["background", "liver", "tumour"])

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 import medmamba
 from medmamba import pipeline
 from medmamba.errors import ConfigError
-from medmamba.model import network_arguments
-from medmamba.networks.registry import build_network
-from medmamba.networks.vm_unet import PublishedVMUNet
-from medmamba.networks.weights import convert_weights
-from medmamba.run_folder import read_plan
+from medmamba.models.network import network_arguments
+from medmamba.models.run_folder import read_plan
+from medmamba.networks.planned.registry import build_network
+from medmamba.networks.published.vm_unet import PublishedVMUNet
+from medmamba.networks.published.weights import convert_weights
 from medmamba.training.config import TrainConfig
 from medmamba.training.transfer import initialise
 

@@ -22,15 +22,16 @@ import pytest
 import torch
 
 import medmamba
-from medmamba import pipeline, precision
-from medmamba.atomic import FolderLock
+from medmamba import pipeline
+from medmamba.compute import precision
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError, PartialError, ResourceError
+from medmamba.models.checkpoint import read_state
+from medmamba.models.run_folder import read_plan
 from medmamba.preprocessing.store import CaseReader, write_case
-from medmamba.run_folder import read_plan
 from medmamba.training import trainer, validation
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
-from medmamba.training.checkpoint import read_state
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
 from medmamba.training.run import stored_config

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from medmamba import pipeline
 from medmamba.errors import ConfigError
-from medmamba.model import network_arguments
-from medmamba.networks.registry import build_network
-from medmamba.run_folder import read_plan
+from medmamba.models.network import network_arguments
+from medmamba.models.run_folder import read_plan
+from medmamba.networks.planned.registry import build_network
 from medmamba.training.config import TrainConfig
 from medmamba.training.pretrain import hide_key_slices, pretrain
 from medmamba.training.transfer import freeze, initialise

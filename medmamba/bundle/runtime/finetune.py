@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.bundle.runtime.transforms import trail_of
-from medmamba.heads import Heads
+from medmamba.models.output_channels import Heads
 from medmamba.preprocessing.case import resample_label_maps
 from medmamba.preprocessing.labels import encode
 from medmamba.training.losses import DeepSupervision, SegmentationLoss

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.runtime.scripted import NotScriptable, script
-from medmamba.kernels import chunked
-from medmamba.networks import convolution
+from medmamba.kernels.scan import chunked
 from medmamba.networks import routes as route_tables
-from medmamba.networks.registry import network_facts
+from medmamba.networks.blocks import convolution
+from medmamba.networks.planned.registry import network_facts
 
 FILES = {"torchscript": "model.ts", "torch-export": "model.pt2", "onnx": "model.onnx"}
 BATCHES = (1, 2, 3)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from medmamba.kernels.deform import deformable_conv, offset_mask_width
-from medmamba.kernels.scan import routed_scan
-from medmamba.kernels.ssd import ssd_chunked
+from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width
+from medmamba.kernels.scan.api import routed_scan
+from medmamba.kernels.state_space_duality.api import ssd_chunked
 
 OPERATORS = "torch"
 try:

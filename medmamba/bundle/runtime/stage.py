@@ -12,8 +12,8 @@ from medmamba.bundle.runtime.inferer import PlanInferer
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.geometry import Grid
-from medmamba.heads import Heads
 from medmamba.inference.cascade import prepare_stage
+from medmamba.models.output_channels import Heads
 from medmamba.preprocessing.case import PreprocessedCase
 
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.bundle.runtime.stage import Stage
 from medmamba.geometry import Grid
-from medmamba.heads import Heads
+from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.cleaning import CleaningStep, clean
 from medmamba.inference.restore import labels_on_native_grid
+from medmamba.models.output_channels import Heads
+from medmamba.plans.labels import label_names
 from medmamba.preprocessing.case import PreprocessedCase
-from medmamba.preprocessing.labels import decode, label_names
-from medmamba.trail import SpatialTrail
+from medmamba.preprocessing.labels import decode
 
 TRAIL = "medmamba_trail"
 

@@ -1,0 +1,100 @@
+"""Launches of the deformable convolution in Triton, which is imported at the first call.
+
+The kernels are in `triton_deform_kernels.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medmamba.kernels.deformable.api import DeformGeometry
+
+# Elements of the tile (positions, channels) of one program, and its warps: 16 elements per thread.
+TILE_ELEMENTS = 2048
+WIDEST_BLOCK = 64
+WARPS = 4
+# Entries (taps of positions) that are sorted at once in the gradient of the image: about 30 bytes each while they are.
+ENTRIES_AT_ONCE = 1 << 22
+MOST_CELLS = 2**31 - 1
+
+
+def block_of(per_group: int) -> tuple[int, int]:
+    """Positions and channels of one program's tile, both powers of two."""
+    channels = min(WIDEST_BLOCK, 1 << (per_group - 1).bit_length())
+    return TILE_ELEMENTS // channels, channels
+
+
+def _flags(geometry: DeformGeometry) -> dict[str, object]:
+    """What the kernels are compiled for."""
+    axes = geometry.on_three_axes
+    found: dict[str, object] = {name.upper(): axes[name] for name in ("kernel", "stride", "padding", "dilation")}
+    found |= {"TAPS": len(geometry.taps), "DIMS": len(geometry.image), "REMOVE_CENTER": geometry.remove_center}
+    return found | {"num_warps": WARPS}
+
+
+def _images(geometry: DeformGeometry) -> tuple[int, ...]:
+    """Sizes of the input image, and of the output's y and x, as the kernels take them."""
+    axes = geometry.on_three_axes
+    return *axes["image"], *axes["output"][1:]
+
+
+def _blocks(total: int, size: int) -> int:
+    return -(-total // size)
+
+
+def forward(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    """(batch, *output, channels) float32 from contiguous float32, bfloat16 or float16 tensors."""
+    from medmamba.kernels.deformable.triton_kernels import deform_forward
+
+    out = value.new_empty(*offset_mask.shape[:-1], value.shape[-1], dtype=torch.float32)
+    batch, channels, columns, groups = value.shape[0], value.shape[-1], offset_mask.shape[-1], geometry.groups
+    positions = offset_mask.shape[1:-1].numel()
+    BP, BC = block_of(channels // groups)
+    grid = (_blocks(positions, BP), groups * _blocks(channels // groups, BC), batch)
+    deform_forward[grid](
+        *(value, offset_mask, out, geometry.scale, positions, channels, columns, groups, *_images(geometry)),
+        **{"GC": channels // groups, "BP": BP, "BC": BC},
+        **_flags(geometry),
+    )
+    return out
+
+
+def backward(dout: Tensor, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> tuple[Tensor, Tensor]:
+    """Gradients of value and offset_mask in float32."""
+    from medmamba.kernels.deformable.triton_kernels import deform_image_gradient, deform_offset_gradient, tap_cells
+
+    batch, channels, columns, groups = value.shape[0], value.shape[-1], offset_mask.shape[-1], geometry.groups
+    positions, voxels = offset_mask.shape[1:-1].numel(), value.shape[1:-1].numel()
+    flags, images, scale = _flags(geometry), _images(geometry), geometry.scale
+    per_group = channels // groups
+    BP, BC = block_of(per_group)
+    tile = {"GC": per_group, "BP": BP, "BC": BC}
+
+    doffset_mask = torch.zeros_like(offset_mask, dtype=torch.float32)  # padding columns have no gradient
+    deform_offset_gradient[(_blocks(positions, BP), groups, batch)](
+        *(dout, value, offset_mask, doffset_mask, scale, positions, channels, columns, *images), **tile, **flags
+    )
+
+    dvalue = torch.empty_like(value, dtype=torch.float32)
+    entries = positions * len(geometry.taps)
+    cells = torch.Size(n + 1 for n in value.shape[1:-1]).numel()  # between voxels, and half outside
+    if cells > MOST_CELLS:
+        raise ValueError(f"deformable_conv: an image of {voxels} voxels is too large for its gradient in Triton.")
+    at_once = min(batch * groups, max(1, min(ENTRIES_AT_ONCE // entries, MOST_CELLS // cells)))
+    for first in range(0, batch * groups, at_once):
+        slices = min(at_once, batch * groups - first)
+        cell = torch.empty(slices * entries, dtype=torch.int32, device=value.device)
+        tap_cells[(_blocks(entries, 256), slices)](
+            *(offset_mask, cell, scale, positions, columns, groups, slices, first, *images), BE=256, **flags
+        )
+        cell, order = cell.sort(stable=True)
+        every = torch.arange(slices * cells + 1, dtype=torch.int32, device=value.device)
+        begins = torch.searchsorted(cell, every)
+        deform_image_gradient[(_blocks(voxels, BP), _blocks(per_group, BC), slices)](
+            *(dout, offset_mask, order, begins, dvalue, scale, positions, channels, columns, groups, first),
+            *images,
+            **tile,
+            **flags,
+        )
+    return dvalue, doffset_mask

@@ -1,0 +1,1 @@
+"""The selective scan along routes: reference, C++ and Triton, one file for each backend."""

@@ -1,0 +1,195 @@
+"""The selective scan along routes through an image: arguments checked, backend chosen, result returned."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from medmamba.kernels.arguments import check_kinds, check_permutations
+from medmamba.kernels.backends import choose_backend
+from medmamba.kernels.scan.chunked import routed_scan_chunked
+from medmamba.kernels.scan.reference import routed_scan_reference
+
+LARGEST_STATE = 256
+
+
+@overload
+def routed_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    routes: Tensor | None = None,
+    *,
+    softplus: bool = True,
+    merge: bool = True,
+    backend: str = "auto",
+    initial_state: Tensor | None = None,
+    z: Tensor | None = None,
+    segments: Tensor | None = None,
+    return_last_state: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def routed_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    routes: Tensor | None = None,
+    *,
+    softplus: bool = True,
+    merge: bool = True,
+    backend: str = "auto",
+    initial_state: Tensor | None = None,
+    z: Tensor | None = None,
+    segments: Tensor | None = None,
+    return_last_state: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def routed_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    routes: Tensor | None = None,
+    *,
+    softplus: bool = True,
+    merge: bool = True,
+    backend: str = "auto",
+    initial_state: Tensor | None = None,
+    z: Tensor | None = None,
+    segments: Tensor | None = None,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scan K routes over the positions of an image and add up what they see.
+
+    For each route k, with l running over positions in the order `routes[k]`::
+
+        delta = softplus(dt + dt_bias);   h = exp(delta A) h + delta B x;   y = C h + D x
+
+    Arguments (everything in spatial order, channels last; the routes are followed inside the kernel):
+        x: (batch, L, channels), shared by all routes, or (batch, L, K, channels).
+        dt: (batch, L, K, channels), step sizes before bias and softplus.
+        A: (K, channels, N), negative real; N at most 256.
+        B, C: (batch, L, K, N).
+        D, dt_bias: (K, channels) or None.
+        routes: integers (K, L); each row is a permutation: the positions in the order of the visit. None: raster order.
+        softplus: whether the step is softplus(dt + dt_bias) or dt + dt_bias.
+        merge: whether the K outputs are summed.
+        backend: "auto", "cpp", "triton", "torch" or "reference"; one that cannot run is an error, see `backend_report`.
+        initial_state: (batch, K, channels, N), the state before the first visit; None is zero.
+        z: shape of the output; y is multiplied by silu(z), after the sum over the routes.
+        segments: integers (batch, L), the sample that each position belongs to (mamba_ssm's seq_idx): a state starts
+            from zero where the segment of a visit differs from that of the visit before.
+        return_last_state: whether the state after the last visit is returned as well.
+
+    Returns y, (batch, L, channels) if merged, else (batch, L, K, channels), in spatial order, and, if asked for, the
+    last state (batch, K, channels, N). float32, computed in float32 also for float16 and bfloat16 inputs; float64 for
+    float64 inputs, which only the torch and reference backends accept.
+
+    Source: Gu and Dao 2023, arXiv:2312.00752; several routes: Liu et al. 2024 (VMamba), arXiv:2401.10166.
+    """
+    named = {
+        "x": x,
+        "dt": dt,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "dt_bias": dt_bias,
+        "initial_state": initial_state,
+        "z": z,
+    }
+    integers = {"routes": routes, "segments": segments}
+    _check_shapes(named | integers, merge)
+    check_kinds(named, integers)
+    dtype = torch.float64 if any(v is not None and v.dtype == torch.float64 for v in named.values()) else torch.float32
+    chosen = choose_backend(backend, x.device.type, dtype)
+    # The Triton kernels read half precision as it is and compute in float32: half the traffic.
+    kept = ("x", "dt", "B", "C") if chosen == "triton" else ()
+    tensors = [v if v is None or name in kept else v.to(dtype) for name, v in named.items()]
+    if routes is not None and routes.dtype == torch.int64:
+        routes = routes.clamp(-1, dt.shape[1])  # so that nothing becomes a position by being cut to 32 bits
+    order, parts = (v if v is None else v.to(device=x.device, dtype=torch.int32) for v in (routes, segments))
+    *inputs, state, gate = tensors
+    if chosen == "cpp":
+        y, last = _run_compiled(chosen, (*inputs, order, state, gate, parts), softplus, merge)
+        return (y, last) if return_last_state else y
+    if chosen == "triton":
+        y, last = _run_compiled(chosen, (*inputs, order, state, parts), softplus, merge)
+    else:
+        if order is not None:
+            check_permutations(order)
+        run = routed_scan_reference if chosen == "reference" else routed_scan_chunked
+        with torch.autocast(x.device.type, enabled=False):
+            y, last = run(*inputs, order, state, parts, softplus, merge)  # type: ignore[arg-type,call-arg]
+    if gate is not None:
+        y = y * silu(gate)
+    return (y, last) if return_last_state else y
+
+
+def _run_compiled(
+    backend: str, tensors: tuple[Tensor | None, ...], softplus: bool, merge: bool
+) -> tuple[Tensor, Tensor]:
+    if backend == "cpp":
+        from medmamba.kernels.scan.cpp import routed_scan_cpp as run
+    else:
+        from medmamba.kernels.scan.triton_op import routed_scan_triton as run
+    learning = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
+    y, last, *_ = run(*(None if value is None else value.contiguous() for value in tensors), softplus, merge, learning)
+    return y, last
+
+
+def _check_shapes(named: dict[str, Tensor | None], merge: bool) -> None:
+    dt, A = named["dt"], named["A"]
+    assert dt is not None
+    assert A is not None
+    if dt.dim() != 4:
+        raise ValueError(f"dt must be (batch, L, K, channels), it is {tuple(dt.shape)}.")
+    batch, length, K, channels = dt.shape
+    if A.dim() != 3:
+        raise ValueError(f"A must be (K, channels, N), it is {tuple(A.shape)}.")
+    N = A.shape[-1]
+    per_route = named["x"] is not None and named["x"].dim() == 4
+    expected = {
+        "x": ("(batch, L, K, channels)", (batch, length, K, channels))
+        if per_route
+        else ("(batch, L, channels) or (batch, L, K, channels)", (batch, length, channels)),
+        "A": ("(K, channels, N)", (K, channels, N)),
+        "B": ("(batch, L, K, N)", (batch, length, K, N)),
+        "C": ("(batch, L, K, N)", (batch, length, K, N)),
+        "D": ("(K, channels)", (K, channels)),
+        "dt_bias": ("(K, channels)", (K, channels)),
+        "initial_state": ("(batch, K, channels, N)", (batch, K, channels, N)),
+        "z": ("(batch, L, channels)", (batch, length, channels))
+        if merge
+        else ("(batch, L, K, channels)", (batch, length, K, channels)),
+        "routes": ("(K, L)", (K, length)),
+        "segments": ("(batch, L)", (batch, length)),
+    }
+    for name, (words, shape) in expected.items():
+        value = named[name]
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(
+                f"{name} must be {words} = {shape} to fit dt {tuple(dt.shape)}, it is {tuple(value.shape)}."
+            )
+    for name, size in (("batch", batch), ("L", length), ("K", K), ("channels", channels), ("N", N)):
+        if size == 0:
+            raise ValueError(f"{name} is 0: routed_scan needs at least one of each, dt is {tuple(dt.shape)}.")
+    if N > LARGEST_STATE:
+        raise ValueError(f"N = {N} states per channel; at most {LARGEST_STATE} are supported.")

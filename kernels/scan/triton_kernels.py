@@ -1,0 +1,255 @@
+"""The selective scan in Triton, for CUDA and ROCm devices, in the native layout.
+
+A program owns a block of channels (one lane per channel, so that following a route is reading whole rows) and a span of
+positions, which it walks in tiles of T. For one state n at a time a tile is one first-order recurrence per lane, solved
+by an associative scan whose elements all lie in the registers of that lane: T positions are in flight at once, and
+nothing is exchanged between lanes. The state before every M tiles is kept: the backward pass starts from it and finds
+those in between again. B and C are read once per program. One state per channel has kernels of its own
+(`triton_one_state.py`).
+
+If batch * routes * channels do not fill the device, the route is cut into spans that run in parallel: a first pass
+finds what each span adds to the state (`KEEP_OUTPUT` false), `pass_spans` chains the spans, the second pass has the
+true states.
+
+Backward: h from the saved state by the same scan, the adjoint g_l = a_{l+1} g_{l+1} + C_l dy_l by a reverse scan. Sums
+over channels (dB, dC) and over positions (dA, dD, dbias) go to partial buffers that are added in fixed order
+afterwards: no atomics, the same bits every time. Offsets are 64 bit.
+"""
+
+import triton
+import triton.language as tl
+
+from medmamba.kernels.scan.triton_tile import (
+    LOG2_E,
+    adjoints_of,
+    combine,
+    gradients_of_tile,
+    per_channel,
+    per_state,
+    per_visit,
+    per_visit_and_channel,
+    program,
+    states_of,
+    store_row,
+    visit,
+)
+
+# Nothing is told about the divisibility of sizes: the compiler would widen loads to several channels per lane and
+# spread the positions of a tile over lanes, and the scan would leave the registers. 32 channels are 128 bytes anyhow.
+NO_HINTS = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def scan_forward(
+    x, dt, A, B, C, D, dt_bias, order, goes_on, running, states, sum_dt, y,
+    length, channels, N, K, span_saves, saves, spans,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    KEEP_OUTPUT: tl.constexpr,
+):  # fmt: skip
+    """running: (b, k, spans, n, d) float32, the state at a span's start, here turned into that at its end; no other
+    program touches it. states: (b, k, saves, n, d), the state before every M tiles. y: (b, l, k, d) float32.
+    sum_dt: (b, k, spans, d). If not KEEP_OUTPUT, the spans start from zero, and only running and sum_dt are written."""
+    bk, b, k, d, d_valid = program(K, channels, BD)
+    span = tl.program_id(1)
+    t = tl.arange(0, T)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    skip = per_channel(D, k, d, d_valid, channels, HAS_D)
+    total = tl.zeros((BD,), tl.float32)
+    own = (bk * spans + span) * N * channels
+    if not KEEP_OUTPUT:
+        for n in range(0, N):
+            tl.store(running + own + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+    tl.debug_barrier()
+    for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
+        save = tile // M
+        rows, valid, both, delta, _v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
+                                                    K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+        u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
+        du = delta * u
+        out = u * skip[None, :]
+        total += tl.sum(lapse, 0)
+        for n in tl.range(0, N, loop_unroll_factor=4):
+            before = tl.load(running + own + n * channels + d, mask=d_valid, other=0.0)
+            if KEEP_OUTPUT:
+                saved = ((bk * saves + save) * N + n) * channels
+                tl.store(states + saved + d, before, mask=d_valid & (tile == save * M))
+            a = tl.exp2(lapse * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
+            h = states_of(a, du * per_visit(B, rows, k, n, valid, K, N)[:, None], before, t == 0)
+            if KEEP_OUTPUT:
+                out += h * per_visit(C, rows, k, n, valid, K, N)[:, None]
+            store_row(running + own + n * channels, h, t == T - 1, d, d_valid)
+        if KEEP_OUTPUT:
+            tl.store(y + (rows * K + k)[:, None] * channels + d[None, :], out, mask=both)
+        tl.debug_barrier()
+    if not KEEP_OUTPUT:
+        tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def pass_spans(
+    A, sum_dt, running, initial, channels, N, K, spans,
+    BD: tl.constexpr, HAS_INITIAL: tl.constexpr,
+):  # fmt: skip
+    """Turns what spans add, each from zero, into the true state at their starts, in place.
+
+    The decay over a whole span is exp2(A * sum of the steps)."""
+    bk, _b, k, d, d_valid = program(K, channels, BD)
+    n = tl.program_id(1)
+    rate = per_state(A, k, n, d, d_valid, channels, N) * LOG2_E
+    h = tl.zeros((BD,), tl.float32)
+    if HAS_INITIAL:
+        h = tl.load(initial + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+    for span in range(0, spans):
+        row = ((bk * spans + span) * N + n) * channels
+        local = tl.load(running + row + d, mask=d_valid, other=0.0)
+        tl.store(running + row + d, h, mask=d_valid)
+        decay = tl.exp2(rate * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
+        h = decay * h + local
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def adjoint_spans(
+    dt, A, C, dt_bias, order, goes_on, dy, carries, sum_dt,
+    length, channels, N, K, span_saves, saves, spans,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
+):  # fmt: skip
+    """What each span adds to the adjoint that leaves it at its start, a_first g_first: carries (b, k, spans, n, d)."""
+    bk, b, k, d, d_valid = program(K, channels, BD)
+    span = tl.program_id(1)
+    t = tl.arange(0, T)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    base = (bk * spans + span) * N * channels
+    for n in range(0, N):
+        tl.store(carries + base + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+    tl.debug_barrier()
+    total = tl.zeros((BD,), tl.float32)
+    last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
+    for back in range(0, last_tile - span * span_saves * M + 1):
+        tile = last_tile - back
+        rows, valid, both, _delta, _v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
+                                                     K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+        g_out = per_visit_and_channel(dy, rows, k, d, both, K, channels, DY_PER_ROUTE)
+        total += tl.sum(lapse, 0)
+        for n in range(0, N):
+            here = carries + base + n * channels
+            carry = tl.load(here + d, mask=d_valid, other=0.0)
+            # G_l = a_l (G_{l+1} + C_l dy_l), so the element at l is (a_l, a_l C_l dy_l)
+            a = tl.exp2(lapse * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
+            seen = g_out * per_visit(C, rows, k, n, valid, K, N)[:, None]
+            added = a * (seen + tl.where((t == T - 1)[:, None], carry[None, :], 0.0))
+            _a, G = tl.associative_scan((a, added), 0, combine, reverse=True)
+            store_row(here, G, t == 0, d, d_valid)
+        tl.debug_barrier()
+    tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def pass_adjoints(
+    A, sum_dt, carries, dlast, dinitial, channels, N, K, spans,
+    BD: tl.constexpr, HAS_DLAST: tl.constexpr, HAS_DINITIAL: tl.constexpr,
+):  # fmt: skip
+    """Turns what spans add into what enters each at its end; what leaves the first is the initial state's gradient."""
+    bk, _b, k, d, d_valid = program(K, channels, BD)
+    n = tl.program_id(1)
+    rate = per_state(A, k, n, d, d_valid, channels, N) * LOG2_E
+    G = tl.zeros((BD,), tl.float32)
+    if HAS_DLAST:
+        G = tl.load(dlast + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+    for back in range(0, spans):
+        span = spans - 1 - back
+        row = ((bk * spans + span) * N + n) * channels
+        local = tl.load(carries + row + d, mask=d_valid, other=0.0)
+        tl.store(carries + row + d, G, mask=d_valid)
+        decay = tl.exp2(rate * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
+        G = decay * G + local
+    if HAS_DINITIAL:
+        tl.store(dinitial + (bk * channels + d) * N + n, G, mask=d_valid)
+
+
+@triton.jit(do_not_specialize=NO_HINTS)
+def scan_backward(
+    x, dt, A, B, C, D, dt_bias, order, goes_on, states, carries, dy,
+    dx, ddt, dA, dB, dC, dD, dbias, scratch,
+    length, channels, N, K, span_saves, saves, spans, blocks,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    DY_PER_ROUTE: tl.constexpr,
+):  # fmt: skip
+    """Gradients: dx, ddt (b, l, k, d); dA (b, k, spans, n, d) and dD, dbias (b, k, spans, d), to be summed;
+    dB, dC (blocks, b, l, k, n), to be summed over the channel blocks. carries: (b, k, spans, n, d).
+    scratch: (b, k, spans, M, n, d)."""
+    bk, b, k, d, d_valid = program(K, channels, BD)
+    span = tl.program_id(1)
+    t = tl.arange(0, T)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    skip = per_channel(D, k, d, d_valid, channels, HAS_D)
+    base = (bk * spans + span) * N * channels
+    for n in range(0, N):
+        tl.store(dA + base + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+    tl.debug_barrier()
+    sum_bias = tl.zeros((BD,), tl.float32)
+    sum_skip = tl.zeros((BD,), tl.float32)
+    last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
+    sums = tl.program_id(0).to(tl.int64) * (tl.num_programs(2) // K) * length
+    # Strides of the scratch are sizes, not constants: see NO_HINTS.
+    own = scratch + (bk * spans + span) * M * N * channels
+    for back in range(0, last_tile - span * span_saves * M + 1):
+        tile = last_tile - back
+        save = tile // M
+        if tile == save * M + M - 1:
+            # Entering M tiles from behind: find the state before each of them from the saved one.
+            for forth in range(0, M):
+                rows, valid, both, delta, _v, lapse = visit(dt, bias, order, goes_on, save * M + forth, b, k, d,
+                                                            d_valid, length, channels, K, T, SOFTPLUS, HAS_ORDER,
+                                                            HAS_SEGMENTS)  # fmt: skip
+                du = delta * per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
+                for n in range(0, N):
+                    if forth == 0:
+                        saved = ((bk * saves + save) * N + n) * channels
+                        before = tl.load(states + saved + d, mask=d_valid, other=0.0)
+                        tl.store(own + n * channels + d, before, mask=d_valid)
+                    else:
+                        before = tl.load(own + (forth * N + n) * channels + d, mask=d_valid, other=0.0)
+                    if forth < M - 1:
+                        a = tl.exp2(lapse * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
+                        h = states_of(a, du * per_visit(B, rows, k, n, valid, K, N)[:, None], before, t == 0)
+                        store_row(own + ((forth + 1) * N + n) * channels, h, t == T - 1, d, d_valid)
+                tl.debug_barrier()
+        rows, valid, both, delta, v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
+                                                   K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+        u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
+        g_out = per_visit_and_channel(dy, rows, k, d, both, K, channels, DY_PER_ROUTE)
+        du = delta * u
+        to_du = tl.zeros((T, BD), tl.float32)
+        to_delta = tl.zeros((T, BD), tl.float32)
+        for n in range(0, N):
+            before = tl.load(own + ((tile - save * M) * N + n) * channels + d, mask=d_valid, other=0.0)
+            carry = tl.load(carries + base + n * channels + d, mask=d_valid, other=0.0)
+            rate = per_state(A, k, n, d, d_valid, channels, N)
+            b_n = per_visit(B, rows, k, n, valid, K, N)
+            c_n = per_visit(C, rows, k, n, valid, K, N)
+            a = tl.exp2(lapse * (rate * LOG2_E)[None, :])
+            added = du * b_n[:, None]
+            h = states_of(a, added, before, t == 0)
+            g = adjoints_of(a, g_out * c_n[:, None], carry, t == T - 1)
+            store_row(carries + base + n * channels, a * g, t == 0, d, d_valid)
+            q = g * (h - added)  # h - added is a_l h_{l-1}
+            to_du += g * b_n[:, None]
+            to_delta += q * rate[None, :]
+            old = tl.load(dA + base + n * channels + d, mask=d_valid, other=0.0)
+            tl.store(dA + base + n * channels + d, old + tl.sum(q * delta, 0), mask=d_valid)
+            row = (sums + rows) * K * N + k * N + n
+            tl.store(dB + row, tl.sum(g * du, 1), mask=valid)
+            tl.store(dC + row, tl.sum(h * g_out, 1), mask=valid)
+        to_x, to_dt = gradients_of_tile(to_du, to_delta, delta, v, u, g_out, skip, both, SOFTPLUS)
+        out = (rows * K + k)[:, None] * channels + d[None, :]
+        tl.store(dx + out, to_x, mask=both)
+        tl.store(ddt + out, to_dt, mask=both)
+        sum_bias += tl.sum(to_dt, 0)
+        sum_skip += tl.sum(g_out * u, 0)
+        tl.debug_barrier()
+    row = (bk * spans + span) * channels + d
+    tl.store(dD + row, sum_skip, mask=d_valid)
+    tl.store(dbias + row, sum_bias, mask=d_valid)

@@ -1,0 +1,198 @@
+"""The Triton backend of the selective scan as PyTorch operators for CUDA and ROCm devices.
+
+Triton is imported at the first call. The kernels are in `triton_kernels.py` and `triton_one_state.py`; here are the
+launches: how a scan is cut into programs, which buffers they fill, and the sums that finish the gradients in a fixed
+order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Positions per tile, tiles per saved state, and channels per program: one warp, one lane per channel, the positions of
+# a tile in its registers. Tiles of 16 make the backward pass spill.
+TILE = 8
+TILES_PER_SAVE = 8
+BLOCK = 32
+# With one state per channel: four channels per lane, read as one vector; the backward pass has shorter tiles, more of
+# them between two saved states, because it keeps more of each in registers.
+ONE_BLOCK = 128
+ONE_SHORTER = 2
+SPANS_BLOCK = 128  # of the adjoint's first pass, which spills a register with 32
+FORWARD_BLOCK = 64  # two channels per lane share the loads of B and C; the backward pass would spill
+WARPS = 1
+# Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
+WANTED_PROGRAMS = 2112
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is scanned, as in `routed_scan`; x, dt, A, B, C contiguous in float16, bfloat16 or float32."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    routes: Tensor | None
+    initial_state: Tensor | None
+    goes_on: Tensor | None  # (batch, L, K) by visits, 0 where a new segment starts (`reference.passes_on`)
+    softplus: bool
+    merge: bool
+
+    def flags(self) -> dict[str, Any]:
+        """What the kernels of both directions are compiled for."""
+        found: dict[str, Any] = {"T": TILE, "M": TILES_PER_SAVE, "SOFTPLUS": self.softplus, "num_warps": WARPS}
+        given = {"HAS_BIAS": self.dt_bias, "HAS_ORDER": self.routes, "HAS_SEGMENTS": self.goes_on}
+        return found | {name: tensor is not None for name, tensor in given.items()}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Sizes of one scan and how it is cut into programs."""
+
+    batch: int
+    length: int
+    K: int
+    channels: int
+    N: int
+    block: int
+
+    @property
+    def saves(self) -> int:
+        """Saved states."""
+        return -(-self.length // (TILE * TILES_PER_SAVE))
+
+    @property
+    def blocks(self) -> int:
+        """Channel blocks."""
+        return -(-self.channels // self.block)
+
+    @property
+    def span_saves(self) -> int:
+        """Saved states of one program: all, unless there are too few programs to fill the device."""
+        programs = self.batch * self.K * self.blocks
+        spans = min(self.saves, max(1, -(-WANTED_PROGRAMS // programs)))
+        return -(-self.saves // spans)
+
+    @property
+    def spans(self) -> int:
+        """Spans that run in parallel."""
+        return -(-self.saves // self.span_saves)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Programs: channel blocks, spans, batch entries and routes."""
+        return self.blocks, self.spans, self.batch * self.K
+
+    @property
+    def states_grid(self) -> tuple[int, int, int]:
+        """Programs of the kernels that chain spans: channel blocks, states, batch entries and routes."""
+        return self.blocks, self.N, self.batch * self.K
+
+    @property
+    def saved_shape(self) -> tuple[int, ...]:
+        """The state before every TILES_PER_SAVE tiles."""
+        return self.batch, self.K, self.saves, self.N, self.channels
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As the kernels take them."""
+        return self.length, self.channels, self.N, self.K, self.span_saves, self.saves, self.spans
+
+
+def launch_of(dt: Tensor, A: Tensor, block: int) -> Launch:
+    """The launch for dt (batch, L, K, channels) and A (K, channels, N) with `block` channels per program."""
+    batch, length, K, channels = dt.shape
+    return Launch(batch, length, K, channels, A.shape[-1], block)
+
+
+def _given(nothing: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    """`nothing` in place of None: a pointer for arguments that are not read."""
+    return [nothing if tensor is None else tensor for tensor in tensors]
+
+
+def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (float32), last state, saved states."""
+    from medmamba.kernels.scan import triton_kernels as kernels
+    from medmamba.kernels.scan.triton_one_state import scan_forward_one
+
+    one = scan.A.shape[-1] == 1
+    kernel, block = (scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
+    cut = launch_of(scan.dt, scan.A, block)
+    states = scan.dt.new_empty(cut.saved_shape, dtype=torch.float32)
+    running = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
+    y = states.new_empty(scan.dt.shape)
+    pointers = _given(states, scan.x, scan.dt, scan.A, scan.B, scan.C, scan.D, scan.dt_bias, scan.routes, scan.goes_on)
+    flags = scan.flags() | {"BD": block, "HAS_D": scan.D is not None, "X_PER_ROUTE": scan.x.dim() == 4}
+    initial = scan.initial_state
+    if cut.spans > 1:
+        sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
+        kernel[cut.grid](*pointers, running, states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
+        chain = (scan.A, sum_dt, running, *_given(states, initial))
+        sizes = (cut.channels, cut.N, cut.K, cut.spans)
+        has_initial = initial is not None
+        kernels.pass_spans[cut.states_grid](*chain, *sizes, BD=block, HAS_INITIAL=has_initial, num_warps=WARPS)
+    elif initial is None:
+        running.zero_()
+    else:
+        running.copy_(initial.transpose(-1, -2).unsqueeze(2))
+    kernel[cut.grid](*pointers, running, states, states, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
+    last = running[:, :, -1].transpose(-1, -2).contiguous()
+    return (y.sum(2) if scan.merge else y), last, states
+
+
+def backward(dy: Tensor, dlast: Tensor | None, scan: Scan, states: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
+    from medmamba.kernels.scan.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
+    from medmamba.kernels.scan.triton_one_state import scan_backward_one
+
+    one = scan.A.shape[-1] == 1
+    block = ONE_BLOCK if one else BLOCK
+    cut = launch_of(scan.dt, scan.A, block)
+    carries = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
+    flags = scan.flags() | {"BD": block, "DY_PER_ROUTE": not scan.merge}
+    optional = _given(states, scan.dt_bias, scan.routes, scan.goes_on)
+    dinitial = None if scan.initial_state is None else states.new_empty(scan.initial_state.shape)
+    if cut.spans > 1 or dinitial is not None:
+        sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
+        wide = (-(-cut.channels // SPANS_BLOCK), *cut.grid[1:])
+        arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
+        adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
+        chain = (scan.A, sum_dt, carries, *_given(states, dlast, dinitial))
+        has = {"HAS_DLAST": dlast is not None, "HAS_DINITIAL": dinitial is not None}
+        pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=block, **has, num_warps=WARPS)
+    elif dlast is None:
+        carries.zero_()
+    else:
+        carries.copy_(dlast.transpose(-1, -2).unsqueeze(2))
+    dx, ddt = (states.new_empty(scan.dt.shape) for _ in range(2))
+    dA = states.new_empty(carries.shape)
+    dB, dC = (states.new_empty(cut.blocks, *scan.B.shape) for _ in range(2))
+    dD, dbias = (states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
+    if one:
+        flags |= {"T": TILE // ONE_SHORTER, "M": TILES_PER_SAVE * ONE_SHORTER}
+    scratch = states.new_empty(cut.batch, cut.K, cut.spans, flags["M"], cut.N, cut.channels)
+    (scan_backward_one if one else scan_backward)[cut.grid](
+        *(scan.x, scan.dt, scan.A, scan.B, scan.C, *_given(states, scan.D), *optional, states, carries, dy),
+        *(dx, ddt, dA, dB, dC, dD, dbias, scratch, *cut.sizes, cut.blocks),
+        **flags,
+        HAS_D=scan.D is not None,
+        X_PER_ROUTE=scan.x.dim() == 4,
+    )
+    return (
+        dx if scan.x.dim() == 4 else dx.sum(2),
+        ddt,
+        dA.sum((0, 2)).transpose(-1, -2),
+        dB.sum(0),
+        dC.sum(0),
+        None if scan.D is None else dD.sum((0, 2)),
+        None if scan.dt_bias is None else dbias.sum((0, 2)),
+        dinitial,
+    )

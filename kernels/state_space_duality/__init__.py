@@ -1,0 +1,1 @@
+"""Mamba-2's scan by chunks of matrix products: reference and Triton."""

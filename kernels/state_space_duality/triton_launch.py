@@ -1,0 +1,137 @@
+"""The Triton backend of state-space duality: launches, and PyTorch operators with gradients.
+
+Triton is imported at the first call; the kernels are in `triton_ssd_kernels.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medmamba.kernels.operators import contiguous, gradients_like, new_gradients, refuse_second_derivative, wanted
+
+# Positions per chunk; the largest block of p or n that is written, and that of the one that is summed over (the next
+# size of either makes products spill, on sm_80); elements of the state per program that chains chunks; and warps.
+CHUNK = 64
+WIDEST_BLOCK = 32
+SMALL_BLOCK = 16
+ELEMENTS = 128
+WARPS = 8
+
+
+def block_of(width: int) -> int:
+    """The block of p or n that is written: a power of two that matrix units take."""
+    return max(SMALL_BLOCK, min(WIDEST_BLOCK, 1 << (width - 1).bit_length()))
+
+
+def precision() -> str:
+    """How matrix units multiply float32: in three products of TF32 where there is such a thing."""
+    return "ieee" if torch.version.hip else "tf32x3"
+
+
+class _Launch:
+    """Sizes of one scan, and its launches."""
+
+    def __init__(self, X: Tensor, A: Tensor, B: Tensor) -> None:
+        batch, length, heads, P = X.shape
+        groups, N = B.shape[2:]
+        self.A, self.chunks, self.pairs = A, -(-length // CHUNK), batch * heads
+        self.batch, self.length, self.heads, self.groups, self.P, self.N = batch, length, heads, groups, P, N
+        self.sizes = (length, heads, groups, P, N, self.chunks)
+        self.options = {"Q": CHUNK, "PRECISION": precision(), "num_warps": WARPS}
+
+    def states(self, V: Tensor, M: Tensor, edge: Tensor | None, adjoint: bool) -> Tensor:
+        """The state before each chunk and after the last from the first, or the adjoints from the last (`edge`)."""
+        from medmamba.kernels.state_space_duality.triton_kernels import ssd_pass, ssd_states
+
+        states = V.new_empty(self.batch, self.chunks + 1, self.heads, self.P, self.N, dtype=torch.float32)
+        states[:, -1 if adjoint else 0] = 0 if edge is None else edge
+        BP, BN = block_of(self.P), block_of(self.N)
+        grid = (self.chunks, -(-self.P // BP) * -(-self.N // BN), self.pairs)
+        ssd_states[grid](V, self.A, M, states, *self.sizes, BP=BP, BN=BN, ADJOINT=adjoint, **self.options)
+        sizes = (self.length, self.heads, self.P, self.N, self.chunks)
+        blocks = -(-self.P * self.N // ELEMENTS)
+        ssd_pass[(blocks, self.pairs)](self.A, states, *sizes, Q=CHUNK, BE=ELEMENTS, ADJOINT=adjoint)
+        return states
+
+    def outputs(
+        self, query: Tensor, key: Tensor, value: Tensor, states: Tensor, adjoint: bool, swapped: bool
+    ) -> Tensor:
+        """Y or one of dX, dB, dC for every head, (batch, length, heads, width of value)."""
+        from medmamba.kernels.state_space_duality.triton_kernels import ssd_outputs
+
+        width = value.shape[-1]
+        out = states.new_empty(self.batch, self.length, self.heads, width)
+        grid = (self.chunks, -(-width // block_of(width)), self.pairs)
+        options = {"BI": SMALL_BLOCK, "BO": block_of(width), "ADJOINT": adjoint, "SWAPPED": swapped}
+        ssd_outputs[grid](query, key, value, self.A, states, out, *self.sizes, **options, **self.options)
+        return out
+
+
+def forward(X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Y and the last state in float32, from contiguous inputs in float32, bfloat16 or float16."""
+    launch = _Launch(X, A, B)
+    states = launch.states(X, B, initial_state, adjoint=False)
+    return launch.outputs(C, B, X, states, adjoint=False, swapped=False), states[:, -1].clone()
+
+
+def backward(
+    dY: Tensor, dlast: Tensor | None, X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of X, A, B, C and the initial state, in float32."""
+    from medmamba.kernels.state_space_duality.triton_kernels import ssd_decay_gradient
+
+    launch = _Launch(X, A, B)
+    states = launch.states(X, B, initial_state, adjoint=False)
+    adjoints = launch.states(dY, C, dlast, adjoint=True)
+    dX = launch.outputs(B, C, dY, adjoints, adjoint=True, swapped=False)
+    dA = A.new_empty(A.shape, dtype=torch.float32)
+    ssd_decay_gradient[(launch.chunks, launch.pairs)](
+        *(X, A, B, C, states, adjoints, dY, dA, *launch.sizes),
+        **{"BP": SMALL_BLOCK, "BN": SMALL_BLOCK},
+        **launch.options,
+    )
+    dB = launch.outputs(X, dY, C, adjoints, adjoint=True, swapped=True)
+    dC = launch.outputs(dY, X, B, states, adjoint=False, swapped=True)
+    dB, dC = (value.unflatten(2, (B.shape[2], -1)).sum(3) for value in (dB, dC))
+    return dX, dA, dB, dC, adjoints[:, 0].clone()
+
+
+@torch.library.custom_op("medmamba::ssd_triton", mutates_args=(), device_types="cuda")
+def ssd_triton(X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`forward` as an operator."""
+    return forward(*contiguous(X, A, B, C, initial_state))
+
+
+@ssd_triton.register_fake
+def _(X, A, B, C, initial_state):
+    batch, _, heads, P = X.shape
+    return X.new_empty(X.shape, dtype=torch.float32), X.new_empty((batch, heads, P, B.shape[3]), dtype=torch.float32)
+
+
+@torch.library.custom_op("medmamba::ssd_triton_backward", mutates_args=(), device_types="cuda")
+def ssd_triton_backward(
+    dY: Tensor, dlast: Tensor | None, X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`backward` as an operator, gradients in the dtypes of their inputs; the last is empty without initial state."""
+    found = backward(*contiguous(dY, dlast, X, A, B, C, initial_state))
+    return gradients_like((X, A, B, C, initial_state), found)
+
+
+@ssd_triton_backward.register_fake
+def _(dY, dlast, X, A, B, C, initial_state):
+    return new_gradients(X, A, B, C, initial_state)
+
+
+def _remember(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, dY, dlast):
+    X = ctx.saved_tensors[0]
+    dY = X.new_zeros(X.shape, dtype=torch.float32) if dY is None else dY
+    return tuple(wanted(ctx.saved_tensors, ssd_triton_backward(dY, dlast, *ctx.saved_tensors)))
+
+
+ssd_triton.register_autograd(_backward, setup_context=_remember)
+refuse_second_derivative(ssd_triton_backward, "ssd_chunked")

@@ -1,0 +1,328 @@
+"""The one way to put a file or a folder on disk: whole, or not at all.
+
+A file is written beside its place as ``.name.<pid>.<random>.part``, flushed to the disk, checked if the caller can
+check it, then renamed. Nothing that carries a final name is ever partial, whatever is killed and whenever.
+
+    with write_atomically(path, verify=check) as file:
+        file.write(data)
+
+A full disk, a read-only folder and a missing right end in one ResourceError line, and the partial file is removed.
+``MEDMAMBA_CRASH_AT=replace:3`` kills the process at the third rename: the tests walk through all such points.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from medmamba.errors import InputError, MedmambaError, ResourceError
+
+Verify = Callable[[Path], None]
+CRASH_POINTS = ("open", "write", "fsync", "verify", "replace", "folder")  # in the order in which they are passed
+MANY_FILES = 64  # from here on one call for the whole file system costs less than one for each file
+_passed: dict[str, int] = {}
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path | str, *, verify: Verify | None = None) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside ``path`` that takes its name when the block ends well.
+
+    Args:
+        path: the final place; folders above it are made, a link standing there is replaced, never written through.
+        verify: looks at the finished temporary file before it is renamed, and raises if something is wrong.
+
+    Raises:
+        ResourceError: the disk is full, or the folder cannot be written to. Nothing is left behind.
+    """
+    path = Path(path)
+    with explained(path):
+        make_folder(path.parent)
+        if path.is_dir() and not path.is_symlink():
+            raise InputError(f"{path} is a folder, and a file of that name is to be written. Remove or rename it.")
+        part = _part_beside(path)
+        try:
+            _pass("open")
+            with open(part, "xb") as file:
+                yield file
+                _pass("write")
+                file.flush()
+                os.fsync(file.fileno())
+            _pass("fsync")
+            if verify is not None:
+                verify(part)
+            _pass("verify")
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
+        _pass("replace")
+        _sync_folder(path.parent)
+        _pass("folder")
+
+
+def write_bytes(path: Path | str, data: bytes, *, verify: Verify | None = None) -> None:
+    """Writes ``data`` to ``path``, whole or not at all."""
+    with write_atomically(path, verify=verify) as file:
+        file.write(data)
+
+
+def write_pair(
+    header: Path, head: bytes, data: Path, send: Callable[[IO[bytes]], object], *, verify: Verify | None = None
+) -> None:
+    """Writes a header file and the data file that belongs to it, so that no header ever stands beside wrong data.
+
+    Two names cannot change in one step: the old header goes first and the new one comes last. When anything fails,
+    ``verify`` (called with the final header) included, neither file is left.
+    """
+    try:
+        with explained(header):
+            header.unlink(missing_ok=True)
+        with write_atomically(data) as file:
+            send(file)
+        write_bytes(header, head)
+        if verify is not None:
+            verify(header)
+    except BaseException:
+        for path in (header, data):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes ``text`` as UTF-8 with Unix line ends."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes ``value`` as strict JSON (no NaN), indented, with a line end; the same value gives the same bytes."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path | str, *, verify: Verify | None = None) -> Iterator[Path]:
+    """Gives a fresh folder beside ``path`` that takes its name, as a whole, when the block ends well.
+
+    What stood at ``path`` before is removed only after the new folder is there. On Linux the two are exchanged in
+    one step; elsewhere a kill between two renames leaves the old folder to be put back by :func:`remove_leftovers`.
+    """
+    path = Path(path)
+    with explained(path):
+        make_folder(path.parent)
+        if path.is_symlink() or path.is_file():
+            raise InputError(
+                f"{path} is not a folder, and a folder of that name is to be written. Remove or rename it."
+            )
+        part = _part_beside(path)
+        try:
+            _pass("open")
+            part.mkdir()
+            yield part
+            _pass("write")
+            _sync_tree(part)
+            _pass("fsync")
+            if verify is not None:
+                verify(part)
+            _pass("verify")
+            old = _swap_in(part, path)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        _pass("replace")
+        _sync_folder(path.parent)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+        _pass("folder")
+
+
+def make_folder(path: Path | str) -> Path:
+    """Makes a folder and those above it; one clear line if that cannot be done."""
+    path = Path(path)
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def remove_leftovers(folder: Path | str, *, shared: bool = False) -> list[Path]:
+    """Removes ``.part`` files and folders of processes that are gone; returns what was removed.
+
+    Call it while holding the folder's lock: a process on another machine cannot be told from a dead one. Where others
+    may be at work beside this one (``shared``), only what this machine has left behind goes.
+    """
+    removed = []
+    for part in sorted(Path(folder).glob(".*.part")):
+        name, pid = _who_wrote(part.name)
+        if pid is None or _alive(pid) or (shared and not _written_here(part.name)):
+            continue
+        if name.endswith(".old") and not (part.parent / name.removesuffix(".old")).exists():
+            part.rename(part.parent / name.removesuffix(".old"))
+        elif part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+            removed.append(part)
+        else:
+            part.unlink(missing_ok=True)
+            removed.append(part)
+    return removed
+
+
+@contextlib.contextmanager
+def explained(path: Path | str) -> Iterator[None]:
+    """Turns a failed write into a ResourceError of one line: what, where, what to do."""
+    try:
+        yield
+    except MedmambaError:
+        raise
+    except OSError as error:
+        raise _resource_error(Path(path), error) from error
+
+
+def _resource_error(path: Path, error: OSError) -> ResourceError:
+    shown = os.fspath(path).encode("unicode_escape").decode() if not os.fspath(path).isprintable() else os.fspath(path)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        what, cure = "the disk is full", "Free some space or choose another folder; nothing half-written was left."
+    elif error.errno == errno.EFBIG:
+        what, cure = "the file would be larger than this system allows", "Choose another file system."
+    elif error.errno == errno.EROFS:
+        what, cure = "it is on a read-only file system", "Choose another folder."
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        what, cure = "permission denied", "Choose a folder that you may write to."
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        what, cure = "a file stands where a folder is needed", "Remove that file or choose another folder."
+    elif error.errno == errno.ENAMETOOLONG:
+        what, cure = "the name is too long for this file system", "Use a shorter case name or folder."
+    elif error.errno == errno.ELOOP:
+        what, cure = "it is a symbolic link that leads nowhere", "Remove the link or choose another folder."
+    else:
+        what, cure = (error.strerror or str(error)).lower(), "Check the disk or choose another folder."
+    return ResourceError(f"Cannot write {shown}: {what}. {cure}")
+
+
+def _part_beside(path: Path) -> Path:
+    # 255 bytes is the usual limit of a file name; the rest is for pid and random part.
+    name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
+    return path.parent / f".{name}.{os.getpid()}.{_this_machine()}{secrets.token_hex(2)}.part"
+
+
+def _who_wrote(part: str) -> tuple[str, int | None]:
+    """The final name and the process in a name made by ``_part_beside``; None for anybody else's file."""
+    pieces = part.removeprefix(".").removesuffix(".part").rsplit(".", 2)
+    if len(pieces) != 3 or not pieces[1].isdecimal() or len(pieces[2]) != 8:
+        return part, None
+    return pieces[0], int(pieces[1])
+
+
+def _written_here(part: str) -> bool:
+    return part.removesuffix(".part").rsplit(".", 1)[1].startswith(_this_machine())
+
+
+def _this_machine() -> str:
+    """Four digits of a machine in the names of its unfinished files."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+
+
+def _alive(pid: int) -> bool:
+    if sys.platform == "win32":  # os.kill would end the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _swap_in(part: Path, path: Path) -> Path | None:
+    """Gives ``part`` the name ``path``; returns where the folder that had it now stands."""
+    if not path.exists():
+        part.rename(path)
+        return None
+    if _exchange(part, path):
+        return part
+    old = _part_beside(path.with_name(path.name + ".old"))
+    path.rename(old)
+    _pass("replace")
+    try:
+        part.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    return old
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step (Linux renameat2); False where that does not exist."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
+
+
+def _sync_tree(top: Path) -> None:
+    """Brings a folder and all that is in it to the disk; very many files in one call where the system has one."""
+    tree = [(Path(folder), files) for folder, _, files in os.walk(top)]
+    if sum(len(files) for _, files in tree) > MANY_FILES and _sync_file_system(top):
+        return
+    for folder, files in tree:
+        for name in files:
+            _sync_file(folder / name)
+        _sync_folder(folder)
+
+
+def _sync_file_system(folder: Path) -> bool:
+    """Brings all that its file system holds to the disk (Linux syncfs); False where that does not exist."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if syncfs(descriptor) != 0:  # a failed write to the disk is told here, as by fsync
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if sys.platform == "win32":  # a folder cannot be opened there
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse; the rename itself has succeeded
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _pass(point: str) -> None:
+    """Kills this process if MEDMAMBA_CRASH_AT asks for it here (tests only)."""
+    if (wanted := os.environ.get("MEDMAMBA_CRASH_AT")) is None:
+        return
+    _passed[point] = _passed.get(point, 0) + 1
+    if wanted == f"{point}:{_passed[point]}":
+        os.kill(os.getpid(), signal.SIGKILL)

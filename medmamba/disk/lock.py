@@ -1,0 +1,138 @@
+"""One run per folder: a lock that the system lets go of when its process dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from medmamba.disk.atomic import explained, make_folder
+from medmamba.errors import InputError
+
+_held: set[int] = set()
+"""Files of the locks of this process. A forked child (a data worker) closes them: it may outlive the one that locks."""
+
+
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
+class FolderLock:
+    """Keeps a second run out of a folder; the system lets go of it when the process dies.
+
+        with FolderLock(run):
+            ...
+
+    Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
+    no locks, a file that exists only while the folder is in use takes their place; ``break_lock`` removes a stale one.
+    ``patience_seconds``: wait so long for the other one to finish. ``shared``: for runs that may be in the folder at
+    once, but not beside one that is not shared.
+    """
+
+    def __init__(
+        self, folder: Path | str, *, break_lock: bool = False, patience_seconds: float = 0.0, shared: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        self.break_lock = break_lock
+        self.shared = shared
+        self.patience_seconds = patience_seconds
+        self._file: int | None = None
+        self._exclusive: Path | None = None
+
+    def __enter__(self) -> FolderLock:
+        make_folder(self.folder)
+        path = self.folder / ".lock"
+        with explained(path):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            try:
+                self._take(file)
+            except BlockingIOError:
+                owner = _owner(os.pread(file, 4096, 0))
+                os.close(file)
+                raise InputError(
+                    f"{self.folder} is in use by {owner}. Wait until it has finished, or choose another folder."
+                ) from None
+            except BaseException:
+                os.close(file)
+                raise
+            if not self.shared:
+                record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+                os.ftruncate(file, 0)
+                os.pwrite(file, record, 0)
+        self._file = file
+        _held.add(file)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._file not in _held:  # never taken, or taken by the process that this one was forked from
+            return
+        _held.remove(self._file)
+        if not self.shared:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, 0)
+        if self._exclusive is not None:
+            self._exclusive.unlink(missing_ok=True)
+        else:
+            _flock(self._file, release=True)
+        os.close(self._file)
+        self._file = self._exclusive = None
+
+    def _take(self, file: int) -> None:
+        end = time.monotonic() + self.patience_seconds
+        while True:
+            try:
+                if not _flock(file, shared=self.shared) and not self.shared:
+                    self._take_exclusive()
+                return
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(0.05)
+
+    def _take_exclusive(self) -> None:
+        path = self.folder / ".lock.exclusive"
+        if self.break_lock:
+            path.unlink(missing_ok=True)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            raise BlockingIOError from None
+        self._exclusive = path
+
+
+def _flock(file: int, *, release: bool = False, shared: bool = False) -> bool:
+    """Takes or releases the lock; False where there are no locks; BlockingIOError when somebody else has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        take = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        fcntl.flock(file, fcntl.LOCK_UN if release else take)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            return False
+        raise
+    return True
+
+
+def _owner(record: bytes) -> str:
+    try:
+        owner: Mapping[str, Any] = json.loads(record)
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:64]!r}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

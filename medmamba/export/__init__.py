@@ -1,1 +1,0 @@
-"""The patch network of a bundle in formats that other runtimes load: TorchScript, torch.export, ONNX."""

@@ -1,0 +1,223 @@
+"""A box of voxels and its place in the world; the conventions stand at the top of the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations, product
+
+import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+Affine = npt.NDArray[np.float64]
+
+# Limits of what is taken for an image of a patient or a specimen; both can be widened by the caller.
+SMALLEST_SPACING_MM = 0.01  # below: a header in metres or an empty one
+LARGEST_SPACING_MM = 100.0  # above: a header in micrometres
+SHEAR_TOLERANCE = 1e-3  # |cosine| between two axes; gantry tilt of 0.06 degrees
+SAME_GRID_TOLERANCE = 1e-3  # of the spacing, for the origin and for each axis' step
+SAME_CORNER_VOXELS = 0.05  # by which a far corner may move: a rotation stored as a float32 quaternion is that rough
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A box of voxels and its place in the world.
+
+    Args:
+        shape: number of voxels along (i, j, k), each at least 1.
+        affine: (4, 4), voxel index to RAS+ mm, or None when the image has no millimetres.
+    """
+
+    shape: Shape
+    affine: Affine | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"A grid has three axes of at least one voxel, not {tuple(self.shape)}.")
+        object.__setattr__(self, "shape", shape)
+        if self.affine is not None:
+            affine = np.array(self.affine, dtype=np.float64)
+            if affine.shape != (4, 4) or not np.isfinite(affine).all() or (affine[3] != (0, 0, 0, 1)).any():
+                raise ValueError(f"An affine is a finite 4x4 matrix with last row 0 0 0 1, not {affine.tolist()}.")
+            if np.linalg.det(affine[:3, :3]) == 0.0:
+                raise ValueError("The affine is singular: two axes of the image point the same way.")
+            affine.setflags(write=False)
+            object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing_mm(self) -> Spacing | None:
+        """Distance of neighbouring voxels along (i, j, k) in mm; None for an image without millimetres."""
+        if self.affine is None:
+            return None
+        di, dj, dk = (float(np.linalg.norm(self.affine[:3, axis])) for axis in range(3))
+        return di, dj, dk
+
+    @property
+    def orientation(self) -> str | None:
+        """Three letters such as "RAS"; None for an image without millimetres."""
+        if self.affine is None:
+            return None
+        permutation, flips = canonical_reorientation(self)
+        letters = ["", "", ""]
+        for world, (axis, flip) in enumerate(zip(permutation, flips, strict=True)):
+            letters[axis] = ("LPI" if flip else "RAS")[world]
+        return "".join(letters)
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def voxel_volume_mm3(self) -> float | None:
+        """Volume of one voxel in cubic mm; None for an image without millimetres."""
+        return None if self.affine is None else float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def extent_mm(self) -> Spacing | None:
+        """Field of view along (i, j, k) in mm, from voxel edge to voxel edge."""
+        if (spacing := self.spacing_mm) is None:
+            return None
+        ei, ej, ek = (n * s for n, s in zip(self.shape, spacing, strict=True))
+        return ei, ej, ek
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grid):
+            return NotImplemented
+        if self.shape != other.shape or (self.affine is None) != (other.affine is None):
+            return False
+        return self.affine is None or other.affine is None or bool(np.array_equal(self.affine, other.affine))
+
+    def __hash__(self) -> int:
+        return hash((self.shape, None if self.affine is None else (self.affine + 0.0).tobytes()))
+
+
+def affine_from(
+    spacing_mm: Spacing, *, origin_mm: Spacing = (0.0, 0.0, 0.0), direction: Affine | None = None
+) -> Affine:
+    """The affine of a grid with this spacing, whose axes are the columns of ``direction`` (3, 3), in RAS+."""
+    affine = np.eye(4)
+    affine[:3, :3] = (np.eye(3) if direction is None else np.asarray(direction)) * np.asarray(spacing_mm)
+    affine[:3, 3] = origin_mm
+    return affine
+
+
+def affine_problem(
+    affine: npt.ArrayLike,
+    *,
+    smallest_mm: float = SMALLEST_SPACING_MM,
+    largest_mm: float = LARGEST_SPACING_MM,
+) -> str | None:
+    """Why this affine (4, 4) cannot be the geometry of an image, in words; None if it can."""
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        return "the affine holds values that are not finite numbers"
+    if (matrix[3] != (0, 0, 0, 1)).any():
+        return f"the last row of the affine is {matrix[3].tolist()}, not 0 0 0 1"
+    columns = matrix[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    for name, mm in zip("ijk", spacing, strict=True):
+        if not smallest_mm <= mm <= largest_mm:
+            return f"the spacing along {name} is {mm:.6g} mm, outside {smallest_mm:g} to {largest_mm:g} mm"
+    directions = columns / spacing
+    if abs(np.linalg.det(directions)) < 1e-6:
+        return "the affine is singular: two axes of the image point the same way"
+    cosines = np.abs(directions.T @ directions - np.eye(3))
+    if cosines.max() > SHEAR_TOLERANCE:
+        a, b = np.unravel_index(int(cosines.argmax()), cosines.shape)
+        angle = float(np.degrees(np.arccos(np.clip(cosines[a, b], 0, 1))))
+        return (
+            f"the axes {'ijk'[int(a)]} and {'ijk'[int(b)]} meet at {angle:.2f} degrees (shear, "
+            "as from a tilted gantry); resample to a rectangular grid first"
+        )
+    return None
+
+
+def grid_difference(first: Grid, second: Grid, *, tolerance: float = SAME_GRID_TOLERANCE) -> str | None:
+    """How two grids differ, in words, or None when they are the same.
+
+    They are the same when the origin and the step along each axis differ by no more than ``tolerance`` of the spacing,
+    and no corner of the field of view by more than 0.05 voxel.
+    """
+    if first.shape != second.shape:
+        return f"differ in shape: {first.shape} and {second.shape}"
+    if first.affine is None or second.affine is None:
+        return None
+    assert first.spacing_mm is not None
+    assert second.spacing_mm is not None
+    moved = float(np.linalg.norm((second.affine - first.affine)[:3, 3]))
+    if moved <= tolerance * min(first.spacing_mm) and same_box(first, second, tolerance=tolerance):
+        return None
+    if first.orientation != second.orientation:
+        return f"differ in orientation: {first.orientation} and {second.orientation}"
+    if not np.allclose(first.spacing_mm, second.spacing_mm, rtol=tolerance):
+        return f"differ in spacing (mm): {_numbers(first.spacing_mm)} and {_numbers(second.spacing_mm)}"
+    origins = first.affine[:3, 3], second.affine[:3, 3]
+    if moved > tolerance * min(first.spacing_mm):
+        return f"differ in origin (mm): {_numbers(origins[0])} and {_numbers(origins[1])}"
+    shift = _corner_shift_mm(first, second)
+    return f"differ in place by up to {shift:.3g} mm (directions of the axes are not the same)"
+
+
+def same_box(first: Grid, second: Grid, *, tolerance: float = SAME_GRID_TOLERANCE) -> bool:
+    """Whether two grids of one shape cover the same voxels of the world, to within 0.05 voxel at the corners."""
+    if first.shape != second.shape or first.affine is None or second.affine is None:
+        return first.shape == second.shape
+    assert first.spacing_mm is not None
+    steps = np.linalg.norm((second.affine - first.affine)[:3, :3], axis=0)  # one slice has no far corner
+    near = bool((steps <= tolerance * np.array(first.spacing_mm)).all())
+    return near and _corner_shift_mm(first, second) <= SAME_CORNER_VOXELS * min(first.spacing_mm)
+
+
+def _corner_shift_mm(first: Grid, second: Grid) -> float:
+    """How far the eight outer voxels of two grids of one shape lie apart at most."""
+    assert first.affine is not None
+    assert second.affine is not None
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in first.shape))]).T
+    return float(np.linalg.norm((second.affine - first.affine)[:3] @ corners, axis=0).max())
+
+
+def canonical_reorientation(grid: Grid) -> tuple[Shape, tuple[bool, bool, bool]]:
+    """The axis order and the flips that bring a grid as close as possible to RAS+.
+
+    Returns:
+        (permutation, flips): axis a of the canonical array is axis ``permutation[a]`` of the stored one, reversed
+        where ``flips[a]``. A grid without millimetres stays as it is.
+
+    The choice is the same for all 48 ways to store one body, at exactly 45 degrees too: the largest sum of cosines
+    with the world's axes wins, then the direction matrix that is first in a fixed order.
+    """
+    if grid.affine is None:
+        return (0, 1, 2), (False, False, False)
+    return _nearest_axes(grid.affine[:3, :3].tobytes())
+
+
+@lru_cache(maxsize=256)
+def _nearest_axes(axes: bytes) -> tuple[Shape, tuple[bool, bool, bool]]:
+    """:func:`canonical_reorientation` of the 3 x 3 part of an affine; most images of a dataset share it."""
+    columns = np.frombuffer(axes, dtype=np.float64).reshape(3, 3)
+    directions = columns / np.linalg.norm(columns, axis=0)
+    best: tuple[float, tuple[float, ...]] | None = None
+    answer: tuple[Shape, tuple[bool, bool, bool]] = ((0, 1, 2), (False, False, False))
+    for a, b, c in permutations(range(3)):
+        for flips in product((False, True), repeat=3):
+            candidate = directions[:, (a, b, c)] * np.where(flips, -1.0, 1.0)
+            rounded = tuple((np.round(candidate, 6) + 0.0).ravel().tolist())
+            key = (round(float(np.trace(candidate)), 6), rounded)
+            if best is None or key > best:
+                best, answer = key, ((a, b, c), (flips[0], flips[1], flips[2]))
+    return answer
+
+
+def all_reorientations() -> list[tuple[Shape, tuple[bool, bool, bool]]]:
+    """The 48 ways to store one array: 6 axis orders times 8 combinations of flips."""
+    return [
+        ((a, b, c), (f, g, h)) for a, b, c in permutations(range(3)) for f, g, h in product((False, True), repeat=3)
+    ]
+
+
+def _numbers(values: npt.ArrayLike) -> str:
+    return "(" + ", ".join(f"{v:.6g}" for v in np.asarray(values).tolist()) + ")"

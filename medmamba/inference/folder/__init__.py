@@ -1,0 +1,1 @@
+"""Prediction of a folder of images: jobs, worker processes, pseudonyms, reproduction."""

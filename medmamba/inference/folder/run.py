@@ -1,0 +1,153 @@
+"""Predict a folder: every case by itself, none lost, nothing left that only looks like a result.
+
+OUT/<case>.nii.gz            the mask
+OUT/reports/<case>.json      how it was made; written after the mask, so a mask without one is unfinished
+OUT/report.json              the model and all cases, those that failed with the reason
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
+from medmamba.disk.lock import FolderLock
+from medmamba.errors import InputError
+from medmamba.images.cases import ImageCase, find_cases, part_of
+from medmamba.inference.folder.case_job import SCHEMA_VERSION, Job, record_path, remove_old
+from medmamba.inference.folder.pseudonyms import Pseudonyms
+from medmamba.inference.folder.workers import Engine, InProcess
+from medmamba.inference.predictor import Predictor
+
+OnItem = Callable[[str, int, int], None]
+PATIENCE = 60.0
+"""Seconds that a part waits for another one to write the report; it takes far less."""
+
+
+@dataclass
+class PredictionReport:
+    """What became of each case of a folder, by the name to show; ``resumed`` were finished by an earlier run."""
+
+    output: Path
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
+
+    @property
+    def review(self) -> dict[str, list[str]]:
+        """Cases that a person should look at, with the reasons."""
+        return {
+            case_id: [finding["text"] for finding in record["findings"] if finding["level"] != "note"]
+            for case_id, record in self.done.items()
+            if record["status"] != "ok"
+        }
+
+
+def predict_folder(
+    engine: Engine | Predictor,
+    images: str | Path | Iterable[Path],
+    output: str | Path,
+    *,
+    part: tuple[int, int] | None = None,
+    resume: bool = False,
+    probabilities: bool = False,
+    pseudonymise: bool = False,
+    dicom: Sequence[str] = (),
+    codes: str | Path | None = None,
+    on_item: OnItem = lambda stage, done, total: None,
+    on_message: Callable[[str], None] = lambda line: None,
+) -> PredictionReport:
+    """Predict every case of ``images`` into ``output``.
+
+    Args:
+        engine: a predictor, which works in this process, or :class:`~medmamba.inference.folder.workers.Workers`.
+        part: (i, n): only every n-th case, the i-th of them; for several machines on one folder.
+        resume: keep the masks of cases that were finished with the same model, settings and input.
+        probabilities: also write <case>_probabilities with one channel per class.
+        pseudonymise: other names than case ids in logs and reports; the key is pseudonyms.csv.
+        dicom: also write <case>.dcm, the mask as DICOM SEG ("seg"), or <case>_rtstruct.dcm, its contours ("rtstruct");
+            every case must be a DICOM series.
+        codes: labels.json with code and colour of each label for them.
+
+    A case that cannot be read or fails is named in the report and the others are finished; no mask is written for it,
+    and an old one of the same name is removed before anything is predicted. Raises ResourceError when the disk is full.
+    """
+    target = Path(output)
+    engine = InProcess(engine) if isinstance(engine, Predictor) else engine
+    everything = find_cases(images if isinstance(images, str | Path) else list(images))
+    if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
+        raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
+    if dicom and (wrong := next((case for case in everything if not case.paths[0].is_dir()), None)):
+        raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no --dicom-{dicom[0]}. Leave that out.")
+    part = part or _part_of_launcher()
+    cases = everything if part is None else part_of(everything, part)
+    codes = None if codes is None else Path(codes).resolve()
+    make_folder(target)
+    with ExitStack() as locks:
+        locks.enter_context(FolderLock(target, shared=part is not None))
+        if part is not None:
+            locks.enter_context(FolderLock(target / f".part-{part[0]}-of-{part[1]}"))
+        remove_leftovers(target, shared=part is not None)
+        shown = Pseudonyms.none()
+        if pseudonymise:
+            with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
+                shown = Pseudonyms.of_folder(target)
+                shown.write_key(target, [case.case_id for case in everything])
+        job = Job(target, probabilities, shown, tuple(dicom), codes)
+        model = engine.provenance()
+        report = PredictionReport(target)
+        for case in cases:
+            record = job.finished(case, model) if resume else None
+            if record is None:
+                remove_old(target, case)
+            else:
+                report.resumed.append(shown.of(case.case_id))
+                report.done[shown.of(case.case_id)] = record
+        waiting = [case for case in cases if shown.of(case.case_id) not in report.done]
+        on_item("predict", len(report.done), len(cases))
+        for case, record in engine.records(waiting, job, on_message):
+            write_json(record_path(target, case), record)
+            if record["status"] == "failed":
+                report.failed[shown.of(case.case_id)] = record["reason"]
+            else:
+                report.done[shown.of(case.case_id)] = record
+            on_item("predict", len(report.done) + len(report.failed), len(cases))
+        remove_leftovers(target, shared=part is not None)  # of workers that were killed
+        with FolderLock(target / "reports", patience_seconds=PATIENCE):  # of parts that end together the last sees all
+            _write_report(everything, job, model)
+    return report
+
+
+def _write_report(cases: list[ImageCase], job: Job, model: dict[str, Any]) -> None:
+    """All records that belong to the input's cases, of other parts too."""
+    done, failed = {}, {}
+    for case in cases:
+        try:
+            record = json.loads(record_path(job.target, case).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # a part that has not come to it yet
+        name = job.shown.of(case.case_id)
+        if record["status"] == "failed":
+            failed[name] = record["reason"]
+        else:
+            done[name] = {
+                key: value for key, value in record.items() if key not in ("schema_version", "case", "request")
+            }
+    summary = {"cases": len(cases), "done": len(done), "failed": len(failed)}
+    summary["waiting"] = len(cases) - len(done) - len(failed)
+    request = job.request(model)
+    record = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": request, "cases": done, "failed": failed}
+    write_json(job.target / "report.json", record)
+
+
+def _part_of_launcher() -> tuple[int, int] | None:
+    """The part that torchrun gives this process; None when it was not started by it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return (rank + 1, world) if world > 1 else None

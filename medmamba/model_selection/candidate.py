@@ -1,0 +1,210 @@
+"""One candidate of `medmamba find-best`: what it said about each validation case, and what would make it better.
+
+A change (a threshold, a cleaning step) is taken when the mean Dice of one structure gains and that of no other loses.
+Structures are the labels of softmax heads and the regions of sigmoid heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medmamba.disk.atomic import explained
+from medmamba.evaluation.dice import dice
+from medmamba.inference.cleaning import clean_one
+from medmamba.model_selection.calibration import Doubt
+from medmamba.models.output_channels import Heads
+from medmamba.models.prediction_recipe import EVEN, Cleaning
+from medmamba.preprocessing.case import bounding_box
+
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
+"""Probabilities that are tried beside one half."""
+SMALLEST_GAIN = 1e-4
+"""Dice that a change must gain to be worth having."""
+LOSS = 1e-9
+"""Dice that is rounding."""
+
+Labels = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class ValidatedCase:
+    """What was said about a case.
+
+    Attributes:
+        truth: label indices (I, J, K).
+        looked_for: whether each channel's labels were looked for by whoever drew the truth.
+        voxel_mm3: volume of a voxel; None without millimetres.
+        entropy: mean entropy of the predicted foreground.
+        labels: label indices that were predicted.
+        dice: mean Dice over the structures; nan where there is none.
+        chances: of sigmoid heads, a file of probabilities inside ``box``; outside no threshold is reached.
+    """
+
+    truth: Labels
+    looked_for: tuple[bool, ...]
+    voxel_mm3: float | None
+    entropy: float | None = None
+    labels: Labels = field(default_factory=lambda: np.empty(0, np.int16))
+    dice: float = math.nan
+    chances: Path | None = None
+    box: tuple[slice, ...] = ()
+
+    @property
+    def doubt(self) -> Doubt:
+        """Entropy and Dice, from which limits are made."""
+        return Doubt(self.entropy, self.dice)
+
+
+@dataclass
+class Candidate:
+    """Configurations that answer together, and their answers; ``logits`` and ``targets`` are samples of voxels."""
+
+    heads: Heads
+    cases: dict[str, ValidatedCase] = field(default_factory=dict)
+    logits: list[torch.Tensor] = field(default_factory=list)
+    targets: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, case_id: str, chances: torch.Tensor, facts: ValidatedCase, keep_at: Path) -> ValidatedCase:
+        """Enter probabilities (classes, I, J, K); those of regions are kept in a file."""
+        labels = self.heads.label_map(chances, [EVEN] * len(chances)).numpy().astype(np.int16)
+        case = replace(facts, labels=labels, chances=None, box=())
+        if self.heads.sigmoid:
+            values = chances.numpy()
+            box = tuple(map(slice, *bounding_box((values.max(axis=0) > min(THRESHOLDS))[None])))
+            with explained(keep_at):
+                np.save(keep_at, values[(slice(None), *box)].astype(np.float16))
+            case = replace(case, chances=keep_at, box=box)
+        found = [value for value in self._of_case(case, self.channels).values() if not math.isnan(value)]
+        case = replace(case, dice=fmean(found) if found else math.nan)
+        self.cases[case_id] = case
+        return case
+
+    @property
+    def channels(self) -> range:
+        """The channels that are structures: not the background of softmax heads."""
+        return range(0 if self.heads.sigmoid else 1, len(self.heads.names))
+
+    def mean_dice(self) -> float:
+        """Over structures, of the mean over cases; nan when there is none anywhere."""
+        known = [value for value in self.dice().values() if not math.isnan(value)]
+        return fmean(known) if known else math.nan
+
+    def dice(
+        self,
+        channels: Sequence[int] | None = None,
+        change: Callable[[ValidatedCase], Labels] = lambda case: case.labels,
+    ) -> dict[int, float]:
+        """Mean Dice of each channel over the cases in which it is defined, with ``change`` applied to every case.
+
+        A case where nothing was there and a change removed what had been found counts as 1: its gain would be hidden.
+        """
+        wanted = list(self.channels if channels is None else channels)
+        scores: dict[int, list[float]] = {channel: [] for channel in wanted}
+        for case in self.cases.values():
+            changed = change(case)
+            after = self._of_case(replace(case, labels=changed), wanted)
+            before = after if changed is case.labels else self._of_case(case, wanted)
+            for channel, value in after.items():
+                if math.isnan(value) and before[channel] == 0:
+                    value = 1.0
+                if not math.isnan(value):
+                    scores[channel].append(value)
+        return {channel: fmean(values) if values else math.nan for channel, values in scores.items()}
+
+    def _of_case(self, case: ValidatedCase, channels: Sequence[int]) -> dict[int, float]:
+        known = np.ones(case.truth.shape, bool) if self.heads.ignore is None else case.truth != self.heads.ignore
+        truth, labels = case.truth[known], case.labels[known]
+        return {
+            channel: dice(np.isin(truth, self.heads.members[channel]), np.isin(labels, self.heads.members[channel]))
+            if case.looked_for[channel]
+            else math.nan
+            for channel in channels
+        }
+
+    def take(self, change: Callable[[ValidatedCase], Labels]) -> None:
+        """Make a change of the label maps the present state."""
+        self.cases = {case_id: replace(case, labels=change(case)) for case_id, case in self.cases.items()}
+
+    def thresholded(self, thresholds: Sequence[float]) -> Callable[[ValidatedCase], Labels]:
+        """The change that other thresholds of the channels make."""
+
+        def change(case: ValidatedCase) -> Labels:
+            assert case.chances is not None
+            inner = torch.from_numpy(np.load(case.chances).astype(np.float32))
+            labels = np.zeros(case.truth.shape, np.int16)
+            labels[case.box] = self.heads.label_map(inner, thresholds).numpy()
+            return labels
+
+        return change
+
+
+def choose_thresholds(candidate: Candidate) -> dict[str, float]:
+    """The probability above which a voxel belongs to each region, of those that are better not one half."""
+    limits = [EVEN] * len(candidate.heads.names)
+    candidate.take(candidate.thresholded(limits))
+    for channel in candidate.channels:
+        tried = {}
+        for value in THRESHOLDS:
+            other = [value if number == channel else limit for number, limit in enumerate(limits)]
+            gain = _gain(candidate, channel, list(candidate.channels), candidate.thresholded(other))
+            if gain is not None:
+                tried[value] = gain
+        if tried:
+            limits[channel] = max(tried, key=lambda value: tried[value])
+            candidate.take(candidate.thresholded(limits))
+    return {name: limit for name, limit in zip(candidate.heads.names, limits, strict=True) if limit != EVEN}
+
+
+def choose_cleaning(candidate: Candidate, names: Sequence[str]) -> list[Cleaning]:
+    """For each label the better of two steps on its components, where one helps; later ones see what earlier left."""
+    return list(_cleaning(candidate, names))
+
+
+def _cleaning(candidate: Candidate, names: Sequence[str]) -> Iterator[Cleaning]:
+    for index, name in enumerate(names, start=1):
+        touched = [channel for channel in candidate.channels if index in candidate.heads.members[channel]]
+        options = [Cleaning(label=name, action="largest_component")]
+        if smallest := _smallest_component(candidate, index):
+            options.append(Cleaning(label=name, action="remove_small", smallest_voxels_mm3=smallest / 2))
+        tried = []
+        for step in options:
+            gains = [_gain(candidate, channel, touched, _cleaned(step, index)) for channel in touched]
+            tried += [(gain, step) for gain in gains if gain is not None]
+        if tried:
+            gain, step = max(tried, key=lambda pair: pair[0])
+            candidate.take(_cleaned(step, index))
+            yield step.model_copy(update={"gain": round(gain, 6)})
+
+
+def _cleaned(step: Cleaning, index: int) -> Callable[[ValidatedCase], Labels]:
+    return lambda case: clean_one(case.labels, step, index, case.voxel_mm3)
+
+
+def _gain(
+    candidate: Candidate, channel: int, touched: Sequence[int], change: Callable[[ValidatedCase], Labels]
+) -> float | None:
+    """What a change adds to the Dice of a channel; None when it is too little, or any touched channel loses."""
+    before, after = candidate.dice(touched), candidate.dice(touched, change)
+    gains = {other: after[other] - before[other] for other in touched if not math.isnan(before[other])}
+    loses = any(math.isnan(gain) or gain < -LOSS for gain in gains.values())
+    gain = gains.get(channel, 0.0)
+    return None if loses or gain < SMALLEST_GAIN else gain
+
+
+def _smallest_component(candidate: Candidate, index: int) -> float:
+    from scipy.ndimage import label
+
+    sizes: list[float] = []
+    for case in candidate.cases.values():
+        components, count = label(case.truth == index, np.ones((3, 3, 3)))
+        if count:
+            sizes.append(float(np.bincount(components.ravel())[1:].min()) * (case.voxel_mm3 or 1.0))
+    return min(sizes, default=0.0)

@@ -1,0 +1,145 @@
+"""`medmamba find-best`: what cross-validation says about configurations, ensembles, thresholds, cleaning and doubt.
+
+Everything is measured on the plan's grid, on validation cases, each predicted by the one fold that has not seen it.
+Folds that are not trained are left out. What wins is written to RUN/best.json, and predict uses it from then on.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import threading
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medmamba.compute.device import choose_device
+from medmamba.disk.atomic import write_text
+from medmamba.errors import InputError
+from medmamba.inference.cascade import one_hot
+from medmamba.inference.confidence import Confidence
+from medmamba.inference.fold_ensemble import Member
+from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.model_selection.calibration import quality_limits, softmax_temperature
+from medmamba.model_selection.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
+from medmamba.models.network import previous_labels
+from medmamba.models.output_channels import Heads
+from medmamba.models.prediction_recipe import RECIPE, Recipe
+from medmamba.models.run_folder import RunFolder
+from medmamba.plans.labels import label_names
+from medmamba.preprocessing.resample import interpolate_linear
+from medmamba.preprocessing.store import CaseReader, stored_cases
+
+SAMPLED_VOXELS = 4000
+"""Voxels per case that the temperature is fitted to."""
+
+
+def find_best(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    mirror: bool = True,
+    scratch: str | Path | None = None,
+    on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Recipe:
+    """Choose configurations, thresholds, cleaning steps, temperature and limits of doubt on cross-validation.
+
+    The recipe is stored in the run. ``scratch`` is where probabilities of regions are kept meanwhile; the system's
+    temporary folder by default. Raises InputError when no fold with validation cases is trained.
+    """
+    folder = RunFolder(Path(run))
+    plan = folder.read_plan()
+    heads = Heads.of_plan(plan)
+    splits = folder.read_splits()
+    folds = _trained(folder, list(plan.configurations), len(splits))
+    shared = sorted(set.intersection(*(set(found) for found in folds.values()))) if folds else []
+    if not shared:
+        raise InputError(
+            f"{run}: no fold of the cross-validation is trained with its cases preprocessed. Run `medmamba train {run} "
+            "--fold 0`, and as many other folds as you can."
+        )
+    names = [(name,) for name in folds] + list(combinations(folds, 2))
+    candidates = {each: Candidate(heads) for each in names}
+    total, done = sum(len(splits[fold]["val"]) for fold in shared), 0
+    with tempfile.TemporaryDirectory(prefix="medmamba-", dir=scratch) as kept:
+        for fold in shared:
+            members = {name: _member(name, folds[name][fold], device, mirror) for name in folds}
+            readers = {name: stored_cases(folder.preprocessed(name)) for name in folds}
+            for case_id in splits[fold]["val"]:
+                on_item("validate", done, total)
+                chances = {}
+                for name, member in members.items():
+                    chances[name] = _validate(member, readers[name][case_id], candidates[(name,)], Path(kept))
+                for first, second in combinations(folds, 2):
+                    joint = (chances[first] + _onto(chances[second], chances[first].shape[1:])) / 2
+                    alone = candidates[(first,)].cases[case_id]
+                    where = Path(kept) / f"{len(candidates[first, second].cases)}-{first}+{second}.npy"
+                    candidates[first, second].add(case_id, joint, alone, where)
+                done += 1
+        on_item("validate", total, total)
+        dices = {each: candidate.mean_dice() for each, candidate in candidates.items()}
+        known = {each: value for each, value in dices.items() if not math.isnan(value)}
+        if not known:
+            raise InputError(f"{run}: no foreground in any validation case; nothing can be chosen.")
+        best = max(known, key=lambda each: (round(known[each], 6), -len(each)))
+        chosen = candidates[best]
+        thresholds = choose_thresholds(chosen) if heads.sigmoid else {}
+        cleaning = choose_cleaning(chosen, label_names(plan))
+    recipe = Recipe(
+        plan_sha256=plan.hash(),
+        configurations=list(best),
+        folds={name: [folds[name][fold].name for fold in shared] for name in best},
+        dice={"+".join(each): round(value, 6) for each, value in known.items()},
+        cases=total,
+        thresholds=thresholds,
+        cleaning=cleaning,
+        temperature=softmax_temperature(chosen.logits, chosen.targets),
+        limits=quality_limits([case.doubt for case in candidates[best[:1]].cases.values()]),
+    )
+    write_text(folder.path / RECIPE, recipe.to_json())
+    return recipe
+
+
+def _trained(folder: RunFolder, names: list[str], count: int) -> dict[str, dict[int, Path]]:
+    found = {}
+    for name in names:
+        present = {path.name: path for path in folder.trained_folds(name)}
+        numbered = {fold: present[f"fold_{fold}"] for fold in range(count) if f"fold_{fold}" in present}
+        if numbered and stored_cases(folder.preprocessed(name)):
+            found[name] = numbered
+    return found
+
+
+def _member(name: str, folder: Path, device: str, mirror: bool) -> Member:
+    window = Window((), mirror_axes=(0,) if mirror else (), skip_empty=True)
+    return Member(name, [folder], choose_device(device), window, threading.Lock())
+
+
+def _validate(member: Member, case: CaseReader, candidate: Candidate, kept: Path) -> torch.Tensor:
+    """Probabilities (classes, I, J, K) of a stored case; what is to be compared goes to the candidate."""
+    image, truth = case.read_whole()
+    if before := previous_labels(member.plan, member.configuration):
+        image = np.concatenate([image, one_hot(case.read_previous(), before)])
+    judge = Confidence(sigmoid=member.heads.sigmoid)
+    planes = stream_logits(member.runners, torch.from_numpy(image), member.window)
+    logits = torch.stack(list(map(judge.see_plane, planes)), dim=1)
+    spacing = member.configuration.spacing_mm
+    voxel_mm3 = math.prod(spacing) if spacing is not None and len(spacing) == 3 else None
+    facts = ValidatedCase(truth, tuple(member.heads.annotated(case.annotated)), voxel_mm3, judge.entropy)
+    chances = member.heads.probabilities(logits)
+    where = kept / f"{len(candidate.cases)}-{member.name}.npy"
+    labels = candidate.add(case.case_id, chances, facts, where).labels
+    if not member.heads.sigmoid:
+        near = torch.from_numpy(((labels > 0) | (truth > 0)) & (truth < len(logits)))  # where doubt is possible
+        flat, target = logits[:, near].T, torch.from_numpy(truth.astype(np.int64))[near]
+        stride = max(1, len(flat) // SAMPLED_VOXELS)
+        candidate.logits.append(flat[::stride])
+        candidate.targets.append(target[::stride])
+    return chances
+
+
+def _onto(chances: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return torch.stack([interpolate_linear(volume, tuple(shape)) for volume in chances])

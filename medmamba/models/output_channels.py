@@ -1,0 +1,140 @@
+"""What the output channels of a network mean, and the way between label maps, heads and label maps again.
+
+Label indices count the labels of the plan: 0 is the background, 1 ... n-1 the labels in the plan's order, and n marks
+voxels to ignore (in training label maps only; see medmamba/preprocessing/labels.py).
+
+    softmax heads   channel c is label index c; one of them holds in each voxel
+    sigmoid heads   channel c is region c, a set of labels; any number of them holds in each voxel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from medmamba.errors import ConfigError
+from medmamba.plans.labels import ignore_index, label_names
+from medmamba.plans.schema import Plan
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The meaning of each output channel.
+
+    Attributes:
+        names: label (with background) or region of each channel.
+        sigmoid: whether the channels are independent regions.
+        members: label indices that each channel joins.
+        written: label index that each channel leaves in a label map; later channels overwrite earlier ones.
+        ignore: index of voxels that nothing is learnt from, or None.
+        label_swap: label index after an exchange of left and right, for every index, the ignore index included.
+        channel_swap: channel after an exchange of left and right.
+    """
+
+    names: tuple[str, ...]
+    sigmoid: bool
+    members: tuple[tuple[int, ...], ...]
+    written: tuple[int, ...]
+    ignore: int | None
+    label_swap: tuple[int, ...]
+    channel_swap: tuple[int, ...]
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Heads:
+        """Raises ConfigError when regions cannot be written back to the labels they came from."""
+        labels = ["background", *label_names(plan)]
+        index = {name: number for number, name in enumerate(labels)}
+        swap = list(range(len(labels) + 1))
+        for left, right in plan.left_right_pairs:
+            swap[index[left]], swap[index[right]] = index[right], index[left]
+        ignore = ignore_index(plan) if plan.ignore_label is not None else None
+        if plan.regions is None:
+            every = tuple((number,) for number in range(len(labels)))
+            numbers = tuple(range(len(labels)))
+            return cls(tuple(labels), False, every, numbers, ignore, tuple(swap), tuple(swap[:-1]))
+        members = tuple(tuple(sorted(index[part] for part in parts)) for parts in plan.regions.values())
+        written = tuple(index[name] for name in plan.region_order or ())
+        _refuse_lossy_order(labels, list(plan.regions), members, written)
+        channels = _swapped_regions(list(plan.regions), members, swap)
+        return cls(tuple(plan.regions), True, members, written, ignore, tuple(swap), channels)
+
+    @classmethod
+    def of_labels(cls, names: Sequence[str]) -> Heads:
+        """Softmax heads of labels without sides, the background first."""
+        numbers = tuple(range(len(names)))
+        return cls(tuple(names), False, tuple((n,) for n in numbers), numbers, None, (*numbers, len(names)), numbers)
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether no label belongs to two channels, so that the largest logit can decide between them."""
+        joined = [label for group in self.members for label in group]
+        return len(joined) == len(set(joined)) and all(len(group) == 1 for group in self.members)
+
+    def truth(self, target: torch.Tensor) -> torch.Tensor:
+        """(B, 1, ...) label indices to one channel a head (B, C, ...), 0 or 1; ignored voxels are 0 everywhere."""
+        table = torch.zeros((len(self.label_swap), len(self.names)), device=target.device)
+        for channel, labels in enumerate(self.members):
+            table[list(labels), channel] = 1.0
+        return torch.movedim(table[target[:, 0]], -1, 1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (C, ...) to the probability of each channel."""
+        return torch.sigmoid(logits) if self.sigmoid else torch.softmax(logits, dim=0)
+
+    def label_map(self, scores: torch.Tensor, thresholds: Sequence[float] | None = None) -> torch.Tensor:
+        """Scores (C, ...) to label indices (...), int64; of sigmoid heads those above the threshold of their channel.
+
+        Without thresholds scores are logits, and 0 is probability one half.
+        """
+        if not self.sigmoid:
+            return scores.argmax(0)
+        labels = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
+        best = torch.full(scores.shape[1:], -torch.inf, device=scores.device)
+        limits = [0.0] * len(scores) if thresholds is None else thresholds
+        for volume, limit, written in zip(scores, limits, self.written, strict=True):
+            inside = (volume > limit) & (volume > best)
+            labels[inside] = written
+            if self.disjoint:  # the larger decides; of nested regions the later
+                best = torch.where(inside, volume, best)
+        return labels
+
+    def annotated(self, labels: Sequence[int] | None) -> list[bool]:
+        """Which channels a case with these annotated label indices can teach (None: all were looked for)."""
+        if labels is None:
+            return [True] * len(self.names)
+        looked_for = {0, *labels}
+        return [set(group) <= looked_for for group in self.members]
+
+
+def class_weights(heads: Heads, weights: Mapping[str, float] | None) -> list[float] | None:
+    """One weight a channel from weights by name; channels that are not named weigh 1."""
+    if not weights:
+        return None
+    unknown = [name for name in weights if name not in heads.names]
+    if unknown:
+        raise ConfigError(f"class weight for {unknown[0]!r}: no such class. Classes: {', '.join(heads.names)}.")
+    return [float(weights.get(name, 1.0)) for name in heads.names]
+
+
+def _refuse_lossy_order(
+    labels: Sequence[str], regions: Sequence[str], members: Sequence[Sequence[int]], written: Sequence[int]
+) -> None:
+    for number, name in enumerate(labels):
+        found = 0
+        for group, value in zip(members, written, strict=True):
+            found = value if number in group else found
+        if found != number:
+            raise ConfigError(
+                f"Label {name!r} would become {labels[found]!r} on its way through the regions {', '.join(regions)}. "
+                f"Order the regions from large to small, each writing a label that is in no later region."
+            )
+
+
+def _swapped_regions(names: Sequence[str], members: Sequence[tuple[int, ...]], swap: Sequence[int]) -> tuple[int, ...]:
+    channels = []
+    for own, group in zip(range(len(names)), members, strict=True):
+        mirrored = tuple(sorted(swap[label] for label in group))
+        channels.append(members.index(mirrored) if mirrored in members else own)
+    return tuple(channels)

@@ -1,0 +1,189 @@
+"""Which trained folds of which configurations answer together, and what the run has learnt about using them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from medmamba.errors import ConfigError, InputError, unknown_name
+from medmamba.models.checkpoint import load_checkpoint, weights_sha256
+from medmamba.models.prediction_recipe import Recipe, read_recipe
+from medmamba.models.run_folder import RunFolder
+from medmamba.plans.fingerprint import Fingerprint
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The folders of the trained folds by configuration, the recipe of ``find-best`` if it is used, and remarks."""
+
+    folders: dict[str, list[Path]]
+    recipe: Recipe | None
+    remarks: tuple[str, ...]
+
+
+def select_models(
+    model: Path,
+    configuration: str | Sequence[str] | None,
+    folds: Sequence[int | str] | None,
+    *,
+    strict: bool = False,
+) -> Selection:
+    """The folds that answer: one fold's folder, those of a run, or those of a bundle.
+
+    Of a run, ``configuration`` is one name or several (an ensemble); without it, what `medmamba find-best` chose, or
+    the plan's default. ``strict`` refuses a run in which folds of the cross-validation are missing.
+    """
+    if is_fold(model):
+        return Selection({read_model_facts(model)["configuration"]: [model]}, None, ())
+    if not model.is_dir():
+        raise InputError(f"{model}: not found. Give a run folder or the folder of a trained fold.")
+    if is_bundle(model):
+        return _of_bundle(model, configuration, folds)
+    run = RunFolder(model)
+    plan = run.read_plan()
+    recipe = read_recipe(model)
+    if configuration is None:
+        names = list(recipe.configurations) if recipe else [plan.default_configuration]
+    else:
+        names = [configuration] if isinstance(configuration, str) else list(configuration)
+        recipe = recipe if recipe and sorted(recipe.configurations) == sorted(names) else None
+    folders, remarks = {}, []
+    for name in names:
+        if name not in plan.configurations:
+            raise unknown_name("configuration", name, list(plan.configurations))
+        folders[name], remark = _folds_of(run, name, folds)
+        if remark and strict:
+            raise InputError(f"{model}: {remark}. Train the missing folds, or leave out --strict.")
+        remarks += [remark] if remark else []
+    return Selection(folders, recipe, tuple(remarks))
+
+
+def is_fold(path: Path) -> bool:
+    """Whether a folder is one trained fold."""
+    return (path / "model.json").is_file()
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle of `medmamba export`."""
+    return (path / "configs" / "metadata.json").is_file() and any(path.glob("models/*/fold_*/model.json"))
+
+
+def is_trained(fold: Path) -> bool:
+    """Whether a fold has weights: checkpoints of its own, or a share of a bundle's."""
+    return (fold / "checkpoints" / "last").exists() or (is_fold(fold) and "state_dict" in read_model_facts(fold))
+
+
+def mirrors_by_default(model: Path) -> bool:
+    """Whether a model averages over flips when nobody says so: yes, unless it is a bundle that was exported without."""
+    if not is_bundle(model):
+        return True
+    return bool(_settings(model)["mirror"])
+
+
+def _of_bundle(bundle: Path, configuration: str | Sequence[str] | None, folds: Sequence[int | str] | None) -> Selection:
+    held: list[str] = _settings(bundle)["configuration"]  # a first stage lies beside them, and does not answer
+    names = held if configuration is None else [configuration] if isinstance(configuration, str) else configuration
+    chosen = {}
+    for name in names:
+        if name not in held:
+            raise unknown_name("configuration", name, held)
+        found = sorted(path.parent for path in bundle.glob(f"models/{name}/fold_*/model.json"))
+        chosen[name] = [path for path in found if folds is None or path.name in {f"fold_{fold}" for fold in folds}]
+        if not chosen[name]:
+            raise InputError(f"{bundle}: holds {', '.join(path.name for path in found)}. Choose among them.")
+    recipe = read_recipe(bundle / "models")
+    return Selection(chosen, recipe if recipe and sorted(recipe.configurations) == sorted(names) else None, ())
+
+
+def _settings(bundle: Path) -> dict[str, Any]:
+    """What the exported model was set to."""
+    path = bundle / "configs" / "metadata.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text())["medmamba"]["settings"]
+        return {"mirror": settings["mirror"], "configuration": [str(name) for name in settings["configuration"]]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}). Export again.") from error
+
+
+def load_weights(folder: Path, network: nn.Module) -> None:
+    """The weights of a fold's folder; of a bundle's fold from the one file that holds all of them."""
+    if "state_dict" not in read_model_facts(folder):
+        load_checkpoint(folder / "checkpoints", network, generation=generation_of(folder))
+        return
+    try:
+        network.load_state_dict(_shared_state(folder))
+    except RuntimeError as error:
+        raise ConfigError(f"{folder}: the weights do not fit its network. Export the bundle again.") from error
+
+
+def hash_of_weights(folder: Path) -> str:
+    """SHA-256 of a fold's weights as a safetensors file: the same in a run and in a bundle made of it."""
+    if "state_dict" in read_model_facts(folder):
+        return sha256(save(_shared_state(folder))).hexdigest()
+    return weights_sha256(folder / "checkpoints" / generation_of(folder))
+
+
+def _shared_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of one fold in a bundle's models/model.pt, named as in the fold."""
+    facts = read_model_facts(folder)
+    path = folder / facts["state_dict"]
+    try:
+        everything = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}). Copy the bundle again.") from error
+    prefix = facts["prefix"]
+    return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
+
+
+def _folds_of(run: RunFolder, name: str, folds: Sequence[int | str] | None) -> tuple[list[Path], str]:
+    trained = run.trained_folds(name)
+    if folds is not None:
+        wanted = {f"fold_{fold}" for fold in folds}
+        missing = wanted - {path.name for path in trained}
+        if missing:
+            raise InputError(
+                f"{run.path}: {', '.join(sorted(missing))} of {name} not trained. Train it, or leave it out."
+            )
+        return [path for path in trained if path.name in wanted], ""
+    if not trained:
+        raise InputError(f"{run.path}: no trained fold of {name}. Run `medmamba train {run.path}` first.")
+    numbered = [path for path in trained if path.name != "fold_all"]
+    planned = len(run.read_splits()) if run.splits_path.is_file() else len(numbered)
+    if numbered and len(numbered) < planned and len(numbered) == len(trained):
+        return trained, f"{len(numbered)} of {planned} folds of {name} are trained and used"
+    return trained, ""
+
+
+def read_model_facts(folder: Path) -> dict[str, Any]:
+    """The network arguments and plan hash that a fold was trained with."""
+    try:
+        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: not a trained fold ({error}). Run `medmamba train` first.") from error
+    if not isinstance(facts, dict) or not {"network", "configuration", "plan_sha256"} <= set(facts):
+        raise ConfigError(f"{folder / 'model.json'}: not the record of a trained fold. Restore the file.")
+    return facts
+
+
+def generation_of(folder: Path) -> str:
+    """The checkpoint that predicts: the best by validation where there is one, else the last."""
+    return "best" if (folder / "checkpoints" / "best" / "state.json").exists() else "last"
+
+
+def read_fingerprint(folder: Path) -> Fingerprint | None:
+    """The training fingerprint that travels with a fold, or that of its run; None when there is neither."""
+    for path in (folder / "fingerprint.json", *(parent / "fingerprint.json" for parent in list(folder.parents)[:3])):
+        if path.is_file():
+            try:
+                return Fingerprint.from_json(path.read_text(encoding="utf-8"), source=str(path))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{path}: cannot be read ({error}).") from error
+    return None

@@ -1,0 +1,139 @@
+"""MATE: LinGen's block, a linear-cost scan for the far and windows for the near.
+
+Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5. There is no official code, and the paper gives the
+review tokens and the axis order only in words; what follows is our reading.
+
+    y = LN(x);  x = x + MA(y) + TE(y);  x = x + MLP(LN(x))
+
+MA: Mamba-2 along one rotary-major order, there and back; the next layer takes the next order, so that four layers let
+every axis run fastest. Review tokens, a pooled overview of the map, come before the sequence in both directions, and
+their outputs are dropped. TE: attention in small windows, shifted in every second layer.
+
+Glossary: C width, E inner width, h heads of p channels, N state size, r edge of the review grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmamba.networks.blocks.linear import Linear, linear
+from medmamba.networks.blocks.mamba2 import GatedRMSNorm, HeadScan
+from medmamba.networks.blocks.vss import DropPath, channels_first, channels_last, depthwise, per_axis
+from medmamba.networks.routes import route_count, routes
+
+POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+class MATEMixer(nn.Module):
+    """The MA branch, (B, *S, C) to itself.
+
+    Args:
+        width: C.
+        expand: E / C.
+        head_width: p, or the next smaller divisor of E.
+        kernel: edge of the depthwise convolution before the scan (on the grid, where Mamba-2 has a causal one).
+        layer: number of the layer, which decides its rotary order.
+        review: r; 0 for no review tokens.
+        directions: 2, there and back, or 1.
+        use_scan: False leaves the scan and all that only serves it out.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        spatial_dims: int = 3,
+        state_size: int = 16,
+        expand: float = 1.0,
+        head_width: int = 8,
+        kernel: int | Sequence[int] = 3,
+        layer: int = 0,
+        review: int = 4,
+        directions: int = 2,
+        use_scan: bool = True,
+    ) -> None:
+        super().__init__()
+        inner = int(expand * width)
+        head_width = max(p for p in range(1, min(head_width, inner) + 1) if inner % p == 0)
+        pairs = route_count("rotary", spatial_dims) // 2
+        first = 2 * (layer % pairs)
+        self.route = f"rotary:{first}-{first + directions}"
+        self.inner, self.state_size = inner, state_size
+        self.review_size = review if use_scan else 0
+        self.in_proj = Linear(width, 2 * inner, bias=False)
+        self.conv = depthwise(inner, per_axis(kernel, spatial_dims))
+        self.scan: SelectiveHeads | None = None
+        if use_scan:
+            self.scan = SelectiveHeads(width, inner, head_width, state_size, directions, review=review > 0)
+        self.norm = GatedRMSNorm(inner)
+        self.out_proj = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x.shape[1:-1]
+        z, u = self.in_proj(x).chunk(2, dim=-1)  # (B, *S, E) each
+        u = F.silu(channels_last(self.conv(channels_first(u))))
+        if self.scan is not None:
+            overview, review_grid = self._overview(x)
+            tokens, y = x.flatten(1, -2), u.flatten(1, -2)
+            table = routes(self.route, grid, x.device)
+            if overview is not None:
+                seen = self.scan.look_back(overview)  # (B, R, C)
+                skip = seen.shape[1]
+                tokens = torch.cat([seen, tokens], dim=1)
+                y = torch.cat([F.silu(linear(seen, self.in_proj.weight[self.inner :])), y], dim=1)
+                table = torch.cat([routes(self.route, review_grid, x.device), table + skip], dim=1)
+            y = self.scan(tokens, y, table)[:, y.shape[1] - grid.numel() :]
+            u = y.unflatten(1, grid)
+        return self.out_proj(self.norm(u, z))
+
+    def _overview(self, x: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
+        """The pooled map (B, R, C) and its grid, at most half the map's; None without review tokens."""
+        grid = tuple(x.shape[1:-1])
+        small = tuple(min(self.review_size, -(-n // 2)) for n in grid)
+        if not self.review_size:
+            return None, small
+        return POOL[len(grid)](channels_first(x), small).flatten(2).mT, small
+
+
+class SelectiveHeads(nn.Module):
+    """Selection (B, C and step size from the tokens), decay per head, and the projection of the review tokens."""
+
+    def __init__(
+        self, width: int, inner: int, head_width: int, state_size: int, directions: int, *, review: bool
+    ) -> None:
+        super().__init__()
+        heads = inner // head_width
+        self.parts = [state_size, state_size, heads]
+        self.select = Linear(width, sum(self.parts), bias=False)
+        self.heads = HeadScan(inner, head_width, directions=directions)
+        self.review = nn.Sequential(nn.LayerNorm(width), Linear(width, width)) if review else None
+
+    def look_back(self, overview: Tensor) -> Tensor:
+        """Review tokens (B, R, C) from the pooled map."""
+        return overview if self.review is None else self.review(overview)
+
+    def forward(self, tokens: Tensor, u: Tensor, table: Tensor) -> Tensor:
+        """tokens (B, L, C) select, u (B, L, E) is scanned along the routes of the table (K, L): (B, L, E)."""
+        B, C, dt = self.select(tokens).split(self.parts, dim=-1)
+        return self.heads(u, dt, B, C, table)
+
+
+class MATEBlock(nn.Module):
+    """(B, *S, C) to itself: both branches on one norm, then the perceptron."""
+
+    def __init__(
+        self, width: int, mixer: nn.Module, attention: nn.Module, mlp: nn.Module, *, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm, self.ma, self.te = nn.LayerNorm(width), mixer, attention
+        self.norm2, self.mlp = nn.LayerNorm(width), mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.drop_path(self.ma(y) + self.te(y))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

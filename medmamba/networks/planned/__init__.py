@@ -1,0 +1,1 @@
+"""Networks that take their numbers from a plan, one file for each name of --network."""

@@ -1,0 +1,204 @@
+"""HRVMamba in its planned form: parallel branches between a convolution stem and a U-Net decoder.
+
+Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published classifier is in ``hrvmamba.py``.
+
+The published network starts at stride 4 and ends there. Thin and small structures need more: here branch i runs at the
+resolution of the plan's stage i, from the first downsampled one on, the stem works at the resolution of the image, and
+the decoder goes all the way back. Branches are added one by one, as published; after every step all of them exchange
+what they have. Batch norm, useless with two images per batch, is instance norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmamba.errors import ConfigError
+from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv
+from medmamba.networks.blocks.vss import CONV, channels_first, channels_last, depthwise
+from medmamba.networks.planned.families import local_kernel, routes_per_stage
+from medmamba.networks.planned.registry import FRAME_OPTIONS, drop_path_rates, network
+from medmamba.networks.planned.unet import BlockFactory, Blocks, PlannedUNet, Topology, build_stem, stage_blocks
+from medmamba.networks.published.hrvmamba import DSS, LOCAL_KERNELS, SHUFFLE, DVSSBlock
+
+INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+DEFORMABLE_FROM = {2: 1, 3: 8}  # stride from which on the convolution before the scan is deformable: 27 taps are dear
+DEFORMABLE = ("auto", "always", "never")
+
+
+class FinerToCoarser(nn.Module):
+    """Strided depthwise and pointwise convolutions, one pair per resolution; the width changes in the last."""
+
+    def __init__(self, topology: Topology, source: int, to: int) -> None:
+        super().__init__()
+        widths, steps = topology.features_per_stage, []
+        for stage in range(source + 1, to + 1):
+            stride, last = topology.strides[stage], stage == to
+            out = widths[to] if last else widths[source]
+            kernel = tuple(s if s > 2 else 2 * s - 1 for s in stride)
+            padding = tuple(0 if s > 2 else k // 2 for s, k in zip(stride, kernel, strict=True))
+            convolution = CONV[len(stride)]
+            steps += [
+                convolution(widths[source], widths[source], kernel, stride, padding, groups=widths[source], bias=False),
+                InstanceNorm(widths[source]),
+                convolution(widths[source], out, 1, bias=False),
+                InstanceNorm(out),
+                *([] if last else [nn.LeakyReLU(SLOPE)]),
+            ]
+        self.steps = nn.Sequential(*steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(x)
+
+
+class CoarserToFiner(nn.Module):
+    """Pointwise convolution, then interpolation."""
+
+    def __init__(self, topology: Topology, source: int, to: int) -> None:
+        super().__init__()
+        widths, dims = topology.features_per_stage, topology.spatial_dims
+        stages = topology.strides[to + 1 : source + 1]
+        self.scale = tuple(float(prod(stride[axis] for stride in stages)) for axis in range(dims))
+        self.mode = INTERPOLATION[dims]
+        self.conv = CONV[dims](widths[source], widths[to], 1, bias=False)
+        self.norm = InstanceNorm(widths[to])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.norm(self.conv(x)), scale_factor=self.scale, mode=self.mode, align_corners=False)
+
+
+class Exchange(nn.Module):
+    """Every branch receives the sum of all, brought to its resolution and width."""
+
+    def __init__(self, topology: Topology, stages: Sequence[int]) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList(
+            nn.ModuleList(
+                nn.Identity()
+                if source == to
+                else (CoarserToFiner if source > to else FinerToCoarser)(topology, source, to)
+                for source in stages
+            )
+            for to in stages
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        out = []
+        for row in self.rows:
+            assert isinstance(row, nn.ModuleList)
+            parts = [step(x) for step, x in zip(row, maps, strict=True)]
+            out.append(F.leaky_relu(sum(parts[1:], start=parts[0]), SLOPE))
+        return out
+
+
+class ParallelEncoder(nn.Module):
+    """Features of stage 0 to those of all stages; stages 1, 2, ... are branches that live side by side."""
+
+    def __init__(self, topology: Topology, block: BlockFactory, *, conv_blocks: int = 1) -> None:
+        super().__init__()
+        t, widths = topology, topology.features_per_stage
+        self.downsample = nn.ModuleList()
+        self.convs = nn.ModuleList()
+        self.branches = nn.ModuleList()  # [step][branch]
+        self.exchange = nn.ModuleList()
+        for newest in range(1, len(widths)):
+            width = widths[newest]
+            self.downsample.append(Downsample(widths[newest - 1], width, t.strides[newest]))
+            self.convs.append(
+                nn.Sequential(*(ResidualConv(width, width, t.kernels[newest]) for _ in range(conv_blocks)))
+            )
+            stages = range(1, newest + 1)
+            self.branches.append(nn.ModuleList(Blocks(stage_blocks(t, block, stage)) for stage in stages))
+            if newest > 1:
+                self.exchange.append(Exchange(t, stages))
+
+    def forward(self, x: Tensor, recompute: bool = False) -> list[Tensor]:
+        maps: list[Tensor] = []
+        for step, (down, convs, branches) in enumerate(zip(self.downsample, self.convs, self.branches, strict=True)):
+            maps.append(convs(down(maps[-1] if maps else x)))
+            assert isinstance(branches, nn.ModuleList)
+            maps = [blocks(y, recompute) for blocks, y in zip(branches, maps, strict=True)]
+            if step:
+                maps = self.exchange[step - 1](maps)
+        return [x, *maps]
+
+
+class ChannelsLastConvolution(nn.Module):
+    """A depthwise convolution on (B, *S, C)."""
+
+    def __init__(self, width: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = depthwise(width, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channels_last(self.conv(channels_first(x)))
+
+
+@network("hrvmamba", channel_multiple=SHUFFLE)
+def hrvmamba(
+    topology: Topology,
+    *,
+    state_size: int = 1,
+    routes: str | Sequence[str] = "raster",
+    schedule: str = "constant",
+    expand: float = 1.0,
+    mlp_ratio: float = 2.0,
+    se_lpu: bool = False,
+    deformable: str = "auto",
+    conv_blocks: int = FRAME_OPTIONS["conv_blocks"],  # type: ignore[assignment]
+    decoder_convs: int = FRAME_OPTIONS["decoder_convs"],  # type: ignore[assignment]
+    drop_path: float = FRAME_OPTIONS["drop_path"],
+    checkpoint_blocks: bool = FRAME_OPTIONS["checkpoint_blocks"],  # type: ignore[assignment]
+    use_scan: bool = True,
+) -> nn.Module:
+    """HRVMamba's parallel branches of DVSS blocks, for thin and small structures (arXiv:2410.03174).
+
+    Args:
+        state_size, routes, schedule, expand: of the scans, as for ``vm_unet``; the published state size is 1.
+        mlp_ratio: hidden width of the perceptron over the branch's width.
+        se_lpu: with the local perception units and the channel gate of the published nano and tiny models.
+        deformable: "auto" (everywhere in 2D, from stride 8 on in 3D), "always" or "never".
+        conv_blocks, decoder_convs, drop_path, checkpoint_blocks: as of every family in the U-Net frame.
+        use_scan: False leaves the scans out.
+    """
+    t, dims = topology, topology.spatial_dims
+    if deformable not in DEFORMABLE:
+        raise ConfigError(f"deformable must be one of {', '.join(DEFORMABLE)}, got {deformable!r}.")
+    names = routes_per_stage(t, routes, schedule)
+    rate = drop_path_rates(t, drop_path)
+
+    def block(stage: int, index: int, width: int) -> nn.Module:
+        stride = max(prod(s[axis] for s in t.strides[: stage + 1]) for axis in range(dims))
+        bends = deformable == "always" or (deformable == "auto" and stride >= DEFORMABLE_FROM[dims])
+        kernel = t.kernels[stage]
+        mixer = DSS(
+            width,
+            spatial_dims=dims,
+            expand=expand,
+            state_size=state_size,
+            route=names[stage],
+            local=None if bends else ChannelsLastConvolution(int(expand * width), kernel),
+            squeeze_excite=se_lpu,
+            use_scan=use_scan,
+        )
+        kernels = [local_kernel(t, stage, edge) for edge in LOCAL_KERNELS[dims]]
+        return DVSSBlock(
+            width,
+            mixer,
+            spatial_dims=dims,
+            mlp_ratio=mlp_ratio,
+            se_lpu=se_lpu,
+            drop_path=rate(stage, index),
+            kernels=kernels,
+        )
+
+    return PlannedUNet(
+        t,
+        build_stem(t, block),
+        ParallelEncoder(t, block, conv_blocks=conv_blocks),
+        decoder_convs=decoder_convs,
+        checkpoint_blocks=checkpoint_blocks,
+    )

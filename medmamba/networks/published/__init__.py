@@ -1,0 +1,1 @@
+"""Networks exactly as published, for their weights and for golden tensors."""

@@ -1,0 +1,370 @@
+"""HRVMamba: parallel branches that keep the resolution, made of DVSS blocks.
+
+Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174); HRNet (arXiv:1908.07919) for the branches and their fusion.
+
+DVSS block, width C:
+
+    x = x + GELU(shuffle(depthwise 3 | 5 | 7 | 9 (LN(x))))      four parts of the channels, one kernel each
+    x = x + scan(LN(x))                                        in_proj, deformable convolution, SiLU, scan, LN, out_proj
+    x = x + MLP(LN(x))
+
+The variant "se_lpu" adds a local perception unit (a depthwise 3x3 convolution) before the first and before the last
+part and a squeeze-and-excitation gate after the scan; nano and tiny are built of it. The released source calls its
+deformable convolution in a way that cannot run; the parameter counts of the paper fit the variant without the two
+pointwise projections, so that is the default here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmamba.errors import ConfigError
+from medmamba.networks.blocks.attention import MLP
+from medmamba.networks.blocks.deformable import DeformableConv
+from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
+from medmamba.networks.blocks.vss import DropPath, channels_first, channels_last, depthwise, per_axis, rising_rates
+from medmamba.networks.routes import route_count, routes
+
+LOCAL_KERNELS = {2: (3, 5, 7, 9), 3: (3, 3, 5, 5)}  # 3D is ours: cubes of 7 and 9 cost 343 and 729 taps
+SHUFFLE = 4  # parts of the channels, one kernel each
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by a two-layer perceptron of their means: (B, *S, C) to itself."""
+
+    def __init__(self, width: int, reduction: int = 8) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            Linear(width, width // reduction, bias=False),
+            nn.ReLU(),
+            Linear(width // reduction, width, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.fc(x.flatten(1, -2).mean(1))  # (B, C)
+        return x * weight.reshape(len(x), *[1] * (x.ndim - 2), -1)
+
+
+class DSS(nn.Module):
+    """Ungated scan mixer behind a deformable convolution, (B, *S, C) to itself.
+
+    Args:
+        width: C; E = expand * C is the inner width; the convolution has as many groups as the step size has ranks.
+        local: the convolution before the scan, (B, *S, E) to itself; deformable if None.
+        squeeze_excite: gate the channels after the scan.
+        dt_rank: R; ceil(C / 16) if None.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        spatial_dims: int = 2,
+        expand: float = 2.0,
+        state_size: int = 1,
+        route: str = "cross",
+        local: nn.Module | None = None,
+        pointwise: bool = False,
+        squeeze_excite: bool = False,
+        dt_rank: int | None = None,
+        use_scan: bool = True,
+    ) -> None:
+        super().__init__()
+        inner, rank = int(expand * width), dt_rank or auto_dt_rank(width)
+        self.route = route
+        self.in_proj = Linear(width, inner, bias=False)
+        self.conv = local or DeformableConv(
+            inner,
+            rank,
+            spatial_dims=spatial_dims,
+            offset_kernel=3 if width % 80 == 0 else None,  # as in the base model
+            pointwise=pointwise,
+            output_bias=False,
+        )
+        self.scan = ScanCore(inner, route_count(route, spatial_dims), state_size, rank) if use_scan else None
+        self.out_norm = nn.LayerNorm(inner)
+        self.se = SqueezeExcite(inner) if squeeze_excite else None
+        self.out_proj = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x.shape[1:-1]
+        x = F.silu(self.conv(self.in_proj(x)))  # (B, *S, E)
+        if self.scan is not None:
+            x = self.scan(x.flatten(1, -2), routes(self.route, grid, x.device)).unflatten(1, grid)
+        x = self.out_norm(x)
+        return self.out_proj(x if self.se is None else self.se(x))
+
+
+class DVSSBlock(nn.Module):
+    """(B, *S, C) to (B, *S, C), C divisible by 4; see the top of this file.
+
+    Args:
+        width: C.
+        mixer: the scan mixer.
+        se_lpu: with the local perception units (the gate is the mixer's own).
+        kernels: edges of the four depthwise convolutions, one number or one per axis each.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mixer: nn.Module,
+        *,
+        spatial_dims: int = 2,
+        mlp_ratio: float = 2.0,
+        se_lpu: bool = False,
+        drop_path: float = 0.0,
+        kernels: Sequence[int | Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        if width % SHUFFLE:
+            nearest = max(SHUFFLE, round(width / SHUFFLE) * SHUFFLE)
+            raise ConfigError(f"HRVMamba's blocks need channels divisible by {SHUFFLE}, got {width}; use {nearest}.")
+        kernels = kernels or LOCAL_KERNELS[spatial_dims]
+        part = width // SHUFFLE
+        self.norm0 = nn.LayerNorm(width)
+        self.conv = nn.ModuleList(depthwise(part, per_axis(k, spatial_dims)) for k in kernels)
+        self.norm, self.op = nn.LayerNorm(width), mixer
+        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width, int(mlp_ratio * width))
+        self.cpe1 = depthwise(width, (3,) * spatial_dims) if se_lpu else None
+        self.cpe2 = depthwise(width, (3,) * spatial_dims) if se_lpu else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The original's local perception unit feeds only the branch; the residual is the input itself.
+        seen = x if self.cpe1 is None else x + _convolve(self.cpe1, x)
+        x = x + self.drop_path(F.gelu(self._local(self.norm0(seen))))
+        x = x + self.drop_path(self.op(self.norm(x)))
+        if self.cpe2 is not None:
+            x = x + _convolve(self.cpe2, x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _local(self, x: Tensor) -> Tensor:
+        """One kernel per quarter of the channels, then the quarters interleaved."""
+        parts = [_convolve(conv, part) for conv, part in zip(self.conv, x.chunk(SHUFFLE, dim=-1), strict=True)]
+        return torch.stack(parts, dim=-1).flatten(-2)
+
+
+def _convolve(convolution: nn.Module, x: Tensor) -> Tensor:
+    return channels_last(convolution(channels_first(x)))
+
+
+# -- the published backbone ---------------------------------------------------------------------------------------
+
+# Named sizes: variant, width of the first stage, width c of the finest branch, parameters with the 1000-class neck.
+SIZES: dict[str, tuple[bool, int, int, int]] = {
+    "nano": (True, 16, 8, 12_284_240),
+    "tiny": (True, 32, 16, 14_066_728),
+    "small": (False, 64, 32, 20_101_976),
+    "base": (False, 64, 80, 60_548_520),
+}
+MODULES = (1, 4, 2)  # fusion modules of the stages with 2, 3 and 4 branches
+STEM, EXPANSION = 64, 4
+
+
+def conv_norm(in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Convolution without bias and batch norm, as a list to put into a sequence."""
+    padding = kernel // 2
+    return [
+        nn.Conv2d(in_width, width, kernel, stride, padding, groups=groups, bias=False),
+        nn.BatchNorm2d(width),
+    ]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with a shortcut; the output is four times as wide as the middle."""
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        out = EXPANSION * width
+        self.conv1, self.bn1 = conv_norm(in_width, width, 1)
+        self.conv2, self.bn2 = conv_norm(width, width, 3)
+        self.conv3, self.bn3 = conv_norm(width, out, 1)
+        self.downsample = nn.Sequential(*conv_norm(in_width, out, 1)) if in_width != out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class HRModule(nn.Module):
+    """Blocks on every branch, then every branch receives the sum of all, brought to its resolution and width."""
+
+    def __init__(self, widths: Sequence[int], blocks: Sequence[Sequence[nn.Module]]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*branch) for branch in blocks)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(_fusion(widths, i, j) for j in range(len(widths))) for i in range(len(widths))
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        maps = [
+            channels_first(branch(channels_last(x))) for branch, x in zip(self.branches, maps, strict=True)
+        ]  # (B, c_i, h_i, w_i)
+        fused = []
+        for i, row in enumerate(self.fuse_layers):
+            total = maps[i]
+            for j, (step, x) in enumerate(zip(row, maps, strict=True)):  # type: ignore[call-overload]
+                if j < i:
+                    total = total + step(x)
+                elif j > i:
+                    total = total + F.interpolate(step(x), size=maps[i].shape[2:], mode="bilinear", align_corners=False)
+            fused.append(F.relu(total))
+        return fused
+
+
+def _fusion(widths: Sequence[int], to: int, source: int) -> nn.Module:
+    """From branch ``source`` to branch ``to``: 1x1 if it is coarser (upsampled after), strided steps if it is finer."""
+    if source == to:
+        return nn.Identity()
+    if source > to:
+        return nn.Sequential(*conv_norm(widths[source], widths[to], 1))
+    steps = []
+    for step in range(to - source):
+        last = step == to - source - 1
+        out = widths[to] if last else widths[source]
+        steps.append(
+            nn.Sequential(
+                *conv_norm(widths[source], widths[source], 3, 2, groups=widths[source]),
+                *conv_norm(widths[source], out, 1),
+                *([] if last else [nn.ReLU()]),
+            )
+        )
+    return nn.Sequential(*steps)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of a (B, C, *S) map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channels_first(super().forward(channels_last(x)))
+
+
+class PublishedHRVMamba(nn.Module):
+    """(B, in, H, W), sides divisible by 32, to four maps (B, c * 2^i, H / 2^(i+2), W / 2^(i+2)).
+
+    Args:
+        stage1_width: middle width of the bottlenecks at stride 4.
+        width: c; or the widths of the four branches, if they do not double.
+        se_lpu: which variant of the block.
+        bottlenecks: how many there are.
+        modules, blocks: fusion modules per stage; blocks per branch and module, one number or one per stage.
+        mlp_ratio: of the blocks.
+        mixer: width -> scan mixer; the published one by default.
+        output_norms: a channel LayerNorm on each output, as dense heads expect.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        stage1_width: int = 64,
+        width: int | Sequence[int] = 32,
+        *,
+        se_lpu: bool = False,
+        bottlenecks: int = 2,
+        modules: Sequence[int] = MODULES,
+        blocks: int | Sequence[int] = 2,
+        mlp_ratio: float = 2.0,
+        mixer: Callable[[int], nn.Module] | None = None,
+        drop_path: float = 0.0,
+        output_norms: bool = True,
+    ) -> None:
+        super().__init__()
+        depths = per_axis(blocks, len(modules))
+        rates = iter(rising_rates(drop_path, sum(d * m for d, m in zip(depths, modules, strict=True))))
+        mixer = mixer or (lambda c: DSS(c, squeeze_excite=se_lpu))
+
+        def block(c: int, rate: float) -> nn.Module:
+            return DVSSBlock(c, mixer(c), mlp_ratio=mlp_ratio, se_lpu=se_lpu, drop_path=rate)
+
+        self.conv1, self.bn1 = conv_norm(in_channels, STEM, 3, 2)
+        self.conv2, self.bn2 = conv_norm(STEM, STEM, 3, 2)
+        layer1_out = EXPANSION * stage1_width
+        self.layer1 = nn.Sequential(*(Bottleneck(layer1_out if i else STEM, stage1_width) for i in range(bottlenecks)))
+        widths = [width * 2**i for i in range(4)] if isinstance(width, int) else list(width)
+        before = [layer1_out]
+        for stage in range(2, 5):
+            after = widths[:stage]
+            self.add_module(f"transition{stage - 1}", _transition(before, after))
+            stack = []
+            for _ in range(modules[stage - 2]):
+                shared = [next(rates) for _ in range(depths[stage - 2])]  # by the branches
+                stack.append(HRModule(after, [[block(c, rate) for rate in shared] for c in after]))
+            self.add_module(f"stage{stage}", nn.Sequential(*stack))
+            before = after
+        self.output_norms = output_norms
+        if output_norms:
+            for i, c in enumerate(widths):
+                self.add_module(f"outnorm{i}", ChannelNorm(c))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        if any(n % 32 for n in image.shape[2:]):
+            nearest = tuple(max(32, round(n / 32) * 32) for n in image.shape[2:])
+            raise ConfigError(
+                f"The published HRVMamba needs sides divisible by 32, got {tuple(image.shape[2:])}; use {nearest}."
+            )
+        x = F.relu(self.bn1(self.conv1(image)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        maps = [self.layer1(x)]
+        for stage in range(2, 5):
+            transition = self.get_submodule(f"transition{stage - 1}")
+            maps = [step(maps[min(i, len(maps) - 1)]) for i, step in enumerate(transition.children())]
+            maps = self.get_submodule(f"stage{stage}")(maps)
+        if not self.output_norms:
+            return maps
+        return [self.get_submodule(f"outnorm{i}")(x) for i, x in enumerate(maps)]
+
+
+def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
+    """To one branch more: a convolution where the width changes; the new branch halves the last one."""
+    steps: list[nn.Module] = []
+    for i, width in enumerate(after):
+        if i >= len(before):
+            steps.append(nn.Sequential(nn.Sequential(*conv_norm(before[-1], width, 3, 2), nn.ReLU())))
+        elif before[i] != width:
+            steps.append(nn.Sequential(*conv_norm(before[i], width, 3), nn.ReLU()))
+        else:
+            steps.append(nn.Identity())
+    return nn.ModuleList(steps)
+
+
+class HRVMambaClassifier(nn.Module):
+    """The published classification network: the backbone, HRNet's neck, one linear layer."""
+
+    HEADS = (32, 64, 128, 256)  # middle widths of the neck's bottlenecks; outputs are four times as wide
+    FEATURES = 2048
+
+    def __init__(self, size: str = "small", classes: int = 1000, **options: object) -> None:
+        super().__init__()
+        se_lpu, stage1_width, width, _ = SIZES[size]
+        self.backbone = PublishedHRVMamba(
+            3,
+            stage1_width,
+            width,
+            se_lpu=se_lpu,
+            output_norms=False,
+            **options,  # type: ignore[arg-type]
+        )
+        outs = [EXPANSION * c for c in self.HEADS]
+        self.increase_layers = nn.ModuleList(Bottleneck(width * 2**i, c) for i, c in enumerate(self.HEADS))
+        self.downsample_layers = nn.ModuleList(
+            nn.Sequential(*conv_norm(a, b, 3, 2), nn.ReLU()) for a, b in pairwise(outs)
+        )
+        self.final_layer = nn.Sequential(*conv_norm(outs[-1], self.FEATURES, 1), nn.ReLU())
+        self.head = Linear(self.FEATURES, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.backbone(image)
+        x = self.increase_layers[0](maps[0])
+        for i, down in enumerate(self.downsample_layers):
+            x = down(x) + self.increase_layers[i + 1](maps[i + 1])
+        return self.head(self.final_layer(x).mean((2, 3)))

@@ -1,0 +1,194 @@
+"""LaMamba-Diff's block, a scan with window attention beside it, and its U-Net.
+
+Source: Fu et al. 2024, LaMamba-Diff (arXiv:2408.02615), sections 3.2 and 3.3, and its public code.
+
+    x = x + g0 * scan( m0(LN(x)) );   x = x + g1 * window_attention( m1(LN(x)) );   x = x + g2 * MLP( m2(LN(x)) )
+
+m_k(t) = t * (1 + scale_k) + shift_k, and the gates g_k, come from a condition (diffusion's time and class). A
+segmentation network has none: shift 0, scale 0, gate 1, an ordinary pre-norm block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from medmamba.errors import ConfigError
+from medmamba.networks.blocks.attention import MLP, WindowAttention
+from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.vss import SS2D, DropPath
+from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
+
+
+class LaMambaBlock(nn.Module):
+    """(B, *S, C) to (B, *S, C).
+
+    Args:
+        width: C.
+        scan: mixer of the first branch, (B, *S, C) to itself.
+        attention: mixer of the second branch.
+        mlp_ratio: hidden width of the third branch over C.
+        condition_width: width of the condition vector; no conditioning if None.
+        drop_path: stochastic depth of each branch (the original builds it and never uses it).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        scan: nn.Module,
+        attention: nn.Module,
+        *,
+        mlp_ratio: float = 4.0,
+        condition_width: int | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm, self.op = nn.LayerNorm(width), scan
+        self.norm_swin, self.attn = nn.LayerNorm(width), attention
+        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width, int(mlp_ratio * width))
+        self.drop_path = DropPath(drop_path)
+        self.condition_projection: nn.Module | None = None
+        self.adaLN_modulation: nn.Module | None = None
+        if condition_width is not None:
+            self.condition_projection = Linear(condition_width, width)
+            self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 9 * width))
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        modulation = self._modulation(condition, x.ndim)
+        branches = ((self.norm, self.op), (self.norm_swin, self.attn), (self.norm2, self.mlp))
+        for (norm, branch), (shift, scale, gate) in zip(branches, modulation, strict=True):
+            y = norm(x)
+            if shift is not None and scale is not None:
+                y = y * (1 + scale) + shift
+            y = self.drop_path(branch(y))
+            x = x + (y if gate is None else gate * y)
+        return x
+
+    def _modulation(self, condition: Tensor | None, ndim: int) -> list[tuple[Tensor | None, ...]]:
+        """(shift, scale, gate) per branch, each (B, 1, .., C)."""
+        if self.adaLN_modulation is None or self.condition_projection is None or condition is None:
+            return [(None, None, None)] * 3
+        numbers = self.adaLN_modulation(self.condition_projection(condition))  # (B, 9C)
+        parts = numbers.reshape(len(numbers), *[1] * (ndim - 2), -1).chunk(9, dim=-1)
+        return [parts[0:3], parts[3:6], parts[6:9]]
+
+
+class Level(nn.Module):
+    """Blocks at one resolution, with what comes before (expansion) or after (merging) them."""
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], *, upsample: nn.Module | None = None, downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.upsample, self.downsample = upsample, downsample
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Expand to this level's resolution."""
+        return x if self.upsample is None else self.upsample(x)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Merge to the next level's resolution."""
+        return x if self.downsample is None else self.downsample(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def _levels(modules: nn.ModuleList) -> Iterator[Level]:
+    for module in modules:
+        assert isinstance(module, Level)
+        yield module
+
+
+class PublishedLaMamba(nn.Module):
+    """LaMamba-Diff's U-Net without its conditioning: (B, in, R*p, R*p) to (B, out, R*p, R*p).
+
+    Four levels of width d, 2d, 4d, 4d, the last without downsampling; additive skips at all four; a residual middle; a
+    decoder one block deeper than the encoder. The learned position table fixes the size.
+
+    Args:
+        width: d.
+        resolution: R, tokens per axis.
+        extra_decoder_blocks: how much deeper the decoder's levels are.
+        heads: attention heads per level.
+        mlp_ratio: of the blocks.
+        scan: width -> scan mixer; the original's, along snakes, by default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 8,
+        width: int = 320,
+        *,
+        resolution: int = 64,
+        patch: int = 1,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        middle_depth: int = 2,
+        extra_decoder_blocks: int = 1,
+        heads: Sequence[int] = (16, 16, 16, 16),
+        window: int = 8,
+        mlp_ratio: float = 4.0,
+        scan: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        scan = scan or (lambda c: SS2D(c, state_size=1, conv_bias=False, route="continuous"))
+        widths = [width, 2 * width, 4 * width, 4 * width]
+        grids = [resolution, resolution // 2, resolution // 4, resolution // 4]
+
+        def blocks(level: int, count: int) -> list[nn.Module]:
+            c, edge = widths[level], min(window, grids[level])
+            shift = grids[level] > window
+            return [
+                LaMambaBlock(
+                    c,
+                    scan(c),
+                    WindowAttention(c, heads[level], (edge, edge), shifted=shift and i % 2 == 1),
+                    mlp_ratio=mlp_ratio,
+                )
+                for i in range(count)
+            ]
+
+        self.patch_embed = PatchEmbed(in_channels, width, (patch, patch))
+        self.pos_embed = nn.Parameter(torch.zeros(1, resolution, resolution, width))
+        self.layers = nn.ModuleList(
+            Level(
+                blocks(i, depths[i]),
+                downsample=PatchMerging(widths[i], widths[i + 1], (2, 2)) if i < 2 else None,
+            )
+            for i in range(4)
+        )
+        self.mid_layer = Level(blocks(3, middle_depth))
+        self.layers_up = nn.ModuleList(
+            Level(
+                blocks(i, depths[i] + extra_decoder_blocks),
+                upsample=PatchExpand(widths[i + 1], widths[i], (2, 2)) if i < 2 else None,
+            )
+            for i in reversed(range(4))
+        )
+        self.final_up = PatchExpand(width, width, (patch, patch))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_linear = Linear(width, out_channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.patch_embed(image)
+        if x.shape[1:3] != self.pos_embed.shape[1:3]:
+            raise ConfigError(
+                f"This LaMamba was built for {tuple(self.pos_embed.shape[1:3])} tokens and got {tuple(x.shape[1:3])} "
+                f"from an image of {tuple(image.shape[2:])}; its position table is fixed to one image size."
+            )
+        x = x + self.pos_embed
+        skips = []
+        for level in _levels(self.layers):
+            x = level(x)
+            skips.append(x)
+            x = level.leave(x)
+        x = x + self.mid_layer(x)
+        for level in _levels(self.layers_up):
+            x = level(level.enter(x) + skips.pop())
+        return self.final_linear(self.final_norm(self.final_up(x))).movedim(-1, 1)

@@ -1,0 +1,161 @@
+"""MambaOut: gated convolution blocks, a Mamba block without its scan, and the published classification network.
+
+Source: Yu and Wang 2024, MambaOut: Do we really need Mamba for vision? (arXiv:2405.07992), and its public code.
+
+    block(x) = x + DropPath( fc2( GELU(g) * [i | depthwise(c)] ) ),   [g | i | c] = fc1( LayerNorm(x) )
+
+In the planned U-Net it is the honest control: the frame of ``vm_unet`` with this block shows what a scan is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.vss import DropPath, channels_first, channels_last, depthwise, per_axis, rising_rates
+
+EPS = 1e-6  # of every LayerNorm of the original
+
+# Named sizes: (depths, widths) and the number of parameters with 1000 classes.
+SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
+    "femto": ((3, 3, 9, 3), (48, 96, 192, 288), 7_304_536),
+    "kobe": ((3, 3, 15, 3), (48, 96, 192, 288), 9_141_208),
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 576), 26_545_096),
+    "small": ((3, 4, 27, 3), (96, 192, 384, 576), 48_488_072),
+    "base": ((3, 4, 27, 3), (128, 256, 512, 768), 84_813_092),
+}
+
+
+class GatedCNNBlock(nn.Module):
+    """(B, *S, C) to (B, *S, C).
+
+    Args:
+        width: C.
+        expansion: hidden width over C (cut to an integer).
+        kernel: edge of the depthwise convolution.
+        conv_ratio: share of C that the convolution sees; the rest passes beside it.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        spatial_dims: int = 2,
+        expansion: float = 8 / 3,
+        kernel: int | tuple[int, ...] = 7,
+        conv_ratio: float = 1.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        hidden, seen = int(expansion * width), int(conv_ratio * width)
+        self.parts = (hidden, hidden - seen, seen)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.fc1 = Linear(width, 2 * hidden)
+        self.conv = depthwise(seen, per_axis(kernel, spatial_dims))
+        self.fc2 = Linear(hidden, width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        g, i, c = self.fc1(self.norm(x)).split(self.parts, dim=-1)
+        c = channels_last(self.conv(channels_first(c)))
+        return x + self.drop_path(self.fc2(F.gelu(g) * torch.cat([i, c], dim=-1)))
+
+
+class Stem(nn.Module):
+    """(B, in, H, W) to (B, H/4, W/4, C): two convolutions of stride 2 with LayerNorm, GELU between them."""
+
+    def __init__(self, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width // 2, 3, 2, 1)
+        self.norm1 = nn.LayerNorm(width // 2, eps=EPS)
+        self.conv2 = nn.Conv2d(width // 2, width, 3, 2, 1)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(channels_last(self.conv1(x))))
+        return self.norm2(channels_last(self.conv2(channels_first(x))))
+
+
+class Halving(nn.Module):
+    """(B, H, W, C) to (B, H/2, W/2, C_out), sizes rounded up."""
+
+    def __init__(self, width: int, out_width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out_width, 3, 2, 1)
+        self.norm = nn.LayerNorm(out_width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(channels_last(self.conv(channels_first(x))))
+
+
+class Head(nn.Module):
+    """Classifier: Linear, GELU, LayerNorm, Linear."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, 4 * width)
+        self.norm = nn.LayerNorm(4 * width, eps=EPS)
+        self.fc2 = Linear(4 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.norm(F.gelu(self.fc1(x))))
+
+
+class PublishedMambaOut(nn.Module):
+    """(B, in, H, W) to class logits (B, classes), or, from ``pyramid``, the maps of the four stages."""
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        classes: int = 1000,
+        widths: Sequence[int] = SIZES["tiny"][1],
+        depths: Sequence[int] = SIZES["tiny"][0],
+        *,
+        kernel: int = 7,
+        expansion: float = 8 / 3,
+        conv_ratio: float = 1.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        rates = iter(rising_rates(drop_path, sum(depths)))
+        self.downsample_layers = nn.ModuleList(
+            [Stem(in_channels, widths[0]), *(Halving(a, b) for a, b in pairwise(widths))]
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    GatedCNNBlock(
+                        width, expansion=expansion, kernel=kernel, conv_ratio=conv_ratio, drop_path=next(rates)
+                    )
+                    for _ in range(depth)
+                )
+            )
+            for width, depth in zip(widths, depths, strict=True)
+        )
+        self.norm = nn.LayerNorm(widths[-1], eps=EPS)
+        self.head = Head(widths[-1], classes)
+        self.apply(_initialise)
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """Channels-last maps (B, H/s, W/s, C) at strides 4, 8, 16, 32."""
+        x, maps = image, []
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+            maps.append(x)
+        return maps
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.norm(self.pyramid(image)[-1].mean((1, 2))))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights of linear maps and convolutions truncated normal, std 0.02; biases zero."""
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,266 @@
+"""Published weights: the names of the original projects translated to ours.
+
+The parameters themselves have the same shapes; only where they live differs. Each family has a few rules, and they are
+the same for a state dict, for a list of gradients, and for anything else that is keyed by parameter name.
+
+    report = convert_weights("vmunet.pth", "vmunet.safetensors", family="vm_unet")
+    print(report.summary())
+
+The result loads into the paper preset of the family. Loading never passes silently: what was loaded, what had to be
+adapted, what is left over and what is missing are counted and named, and a file of which nothing fits is an error.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medmamba.errors import ConfigError, InputError, unknown_name
+
+Rule = tuple[str, str]
+
+_SS2D: tuple[Rule, ...] = (
+    (r"(^|\.)conv2d\.", r"\1conv."),  # it has three axes in a volume
+    (r"(^|\.)(x_proj_weight|dt_projs_weight|dt_projs_bias|A_logs|Ds)$", r"\1scan.\2"),
+)
+_U_SHAPE: tuple[Rule, ...] = ((r"^vmunet\.", ""),)  # the wrapper of VM-UNet and MHS-VM
+
+# (pattern, replacement) per family, applied in order to every original name; an empty name is one not needed here.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "vm_unet": (*_U_SHAPE, *_SS2D),
+    "mhs_vm": (
+        *_U_SHAPE,
+        (r"mhs\.x_ssproj_W$", "mhs.x_ssproj.weight"),  # the same matrix under two names
+        (r"\.scanning\.seq2seq_engine\.", ".mambaeng."),  # the same engine under two names
+        (r"mhs\.scanhead_(\w)\.mambaeng\.", r"mhs.heads.\1."),
+        *_SS2D,
+    ),
+    "vim": (
+        (r"(^|\.)conv1d\.", r"\1forwards.conv1d."),
+        (r"(^|\.)conv1d_b\.", r"\1backwards.conv1d."),
+        (r"(^|\.)(x_proj|dt_proj)\.", r"\1forwards.scan.\2."),
+        (r"(^|\.)(x_proj|dt_proj)_b\.", r"\1backwards.scan.\2."),
+        (r"(^|\.)(A_log|D)$", r"\1forwards.scan.\2"),
+        (r"(^|\.)A_b_log$", r"\1backwards.scan.A_log"),
+        (r"(^|\.)D_b$", r"\1backwards.scan.D"),
+    ),
+    "mambaout": (),
+    "mambaout_timm": (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
+        (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
+        (r"^head\.norm\.", "norm."),  # what the original calls head.norm is head.pre_logits.norm here
+        (r"^head\.pre_logits\.fc\.", "head.fc1."),
+        (r"^head\.pre_logits\.norm\.", "head.norm."),
+        (r"^head\.fc\.", "head.fc2."),
+    ),
+    "lamamba": (
+        (r"^(.*\.)?(attn\.relative_position_index|attn_mask)$", ""),  # computed from the sizes
+        *_SS2D,
+    ),
+    "hrvmamba": _SS2D,
+    "mamba2": ((r"(^|\.)(dt_bias|A_log|D)$", r"\1scan.\2"),),
+}
+
+
+def our_name(original: str, family: str) -> str:
+    """The name here of a parameter called ``original`` in the project that published it.
+
+    >>> our_name("vmunet.layers.0.blocks.1.self_attention.A_logs", "vm_unet")
+    'layers.0.blocks.1.self_attention.scan.A_logs'
+    """
+    for pattern, replacement in RULES[family]:
+        original = re.sub(pattern, replacement, original)
+    return original
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+
+FAMILIES = ("vm_unet", "vmamba_v0", "mhs_vm", "hrvmamba", "vim", "mambaout")
+"""Kinds of published checkpoints; vmamba_v0 is VMamba's pretraining, loaded into both halves of VM-UNet."""
+
+_WRAPPERS = ("state_dict", "model", "model_ema", "net")  # entries under which checkpoints keep their weights
+_PREFIXES = ("module.", "_orig_mod.", "backbone.")  # of distributed, compiled and wrapped models
+_SHOWN = 6  # names per line of a report
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What became of a published state dict.
+
+    Attributes:
+        loaded: our parameters that got a tensor as it was.
+        adapted: our parameters whose tensor was reshaped or is used a second time, with how.
+        left_over: the original's names that went nowhere, with why.
+        missing: our parameters that keep their initial values.
+    """
+
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    left_over: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line per group: how many, and the first few names."""
+        lines = []
+        for label in ("loaded", "adapted", "left_over", "missing"):
+            names = getattr(self, label)
+            shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            lines.append(f"{label.replace('_', ' ')}: {len(names)}" + (f" ({shown})" if names else ""))
+        return "\n".join(lines)
+
+
+def convert_weights(
+    source: Path | str, target: Path | str, *, family: str, threshold: float | None = None
+) -> WeightReport:
+    """Translate a published checkpoint to our names and write it as safetensors.
+
+    Args:
+        source: .safetensors, or .pth / .pt / .bin read with ``weights_only``.
+        target: the .safetensors file to write.
+        family: one of FAMILIES.
+        threshold: MHS-VM's fusion threshold, which its checkpoints do not store; it is written into the metadata.
+
+    Raises InputError for an unreadable file, ConfigError for an unknown family and if nothing fits.
+    """
+    import json
+
+    from safetensors.torch import save
+
+    from medmamba.disk.atomic import write_atomically
+
+    state = read_state_dict(source)
+    module = preset_for(state, family, threshold=threshold)
+    report = load_published(module, state, family)
+    facts: dict[str, Any] = {"family": family, "source": Path(source).name, "missing": list(report.missing)}
+    if threshold is not None:
+        facts["threshold"] = threshold
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    with write_atomically(target) as file:
+        file.write(save(tensors, metadata={"medmamba": json.dumps(facts)}))
+    return report
+
+
+def read_converted(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts (family, source, missing) of a file that :func:`convert_weights` wrote.
+
+    Raises ConfigError for any other file.
+    """
+    import json
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["medmamba"])
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118, not a mapping
+    except (SafetensorError, TypeError, KeyError, ValueError):
+        raise ConfigError(
+            f"{path}: not published weights under our names. Translate them first: "
+            f"`medmamba convert weights {path} -o OUTPUT.safetensors --family FAMILY`."
+        ) from None
+
+
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """Tensors by name from a checkpoint; nothing but tensors and plain containers is ever unpickled."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint.")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{path}: cannot be read as weights ({reason}). Save its state dict alone, with torch.save or safetensors."
+        ) from None
+    for wrapper in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    if not tensors:
+        raise InputError(f"{path}: holds no tensors by name; a state dict is needed.")
+    return {_without_prefixes(name): tensor for name, tensor in tensors.items()}
+
+
+def _without_prefixes(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def preset_for(state: Mapping[str, Tensor], family: str, *, threshold: float | None = None) -> nn.Module:
+    """The paper preset of ``family`` with the sizes that a published state dict has."""
+    from medmamba.parity.models import rebuild_from_shapes
+
+    if family not in FAMILIES:
+        raise unknown_name("weights family", family, FAMILIES)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if family == "vmamba_v0":
+        from medmamba.networks.published.vm_unet import PublishedVMUNet
+
+        return PublishedVMUNet()
+    if family == "mambaout":
+        shapes = {our_name(name, mambaout_layout(state)): shape for name, shape in shapes.items()}
+    return rebuild_from_shapes(family, shapes, threshold=threshold)
+
+
+def mambaout_layout(state: Mapping[str, Any]) -> str:
+    """Which of the two published layouts of MambaOut's names a state dict has."""
+    return "mambaout_timm" if any(name.startswith("stem.") for name in state) else "mambaout"
+
+
+def load_published(module: nn.Module, state: Mapping[str, Tensor], family: str) -> WeightReport:
+    """Load a published state dict into our module; names not met stay as they are and are reported.
+
+    ``vmamba_v0`` fills VM-UNet's encoder and, with the same blocks mirrored, its decoder, as the original does.
+    Raises ConfigError if not a single tensor fits.
+    """
+    if family not in FAMILIES:
+        raise unknown_name("weights family", family, FAMILIES)
+    rules = {"mambaout": mambaout_layout(state), "vmamba_v0": "vm_unet"}.get(family, family)
+    own = module.state_dict()
+    new: dict[str, Tensor] = {}
+    adapted: dict[str, str] = {}
+    left_over = []
+    for name, tensor in state.items():
+        key = our_name(name, rules)
+        if key not in own:
+            if key:
+                left_over.append(f"{name} (not in this network)")
+        elif own[key].shape == tensor.shape:
+            new[key] = tensor
+        elif own[key].numel() == tensor.numel() and own[key].squeeze().shape == tensor.squeeze().shape:
+            new[key] = tensor.reshape(own[key].shape)
+            adapted[key] = f"{key} from {tuple(tensor.shape)}"
+        else:
+            left_over.append(f"{name} (is {tuple(tensor.shape)}, {tuple(own[key].shape)} is needed)")
+    if family == "vmamba_v0":
+        deepest = max((int(n.split(".")[1]) for n in own if n.startswith("layers.")), default=0)
+        for key in list(new):
+            found = re.match(r"layers\.(\d+)\.(blocks\..*)$", key)
+            mirrored = f"layers_up.{deepest - int(found[1])}.{found[2]}" if found else ""
+            if mirrored in own and own[mirrored].shape == new[key].shape:
+                new[mirrored] = new[key]
+                adapted[mirrored] = f"{mirrored} from {key}"
+    if not new:
+        raise ConfigError(
+            f"No tensor of this checkpoint fits a {family} network. It has names like {', '.join(list(state)[:3])}; "
+            f"needed are names like {', '.join(list(own)[:3])}."
+        )
+    module.load_state_dict(new, strict=False)
+    missing = [name for name in own if name not in new and not name.endswith("num_batches_tracked")]
+    loaded = [name for name in new if name not in adapted]
+    return WeightReport(tuple(loaded), tuple(adapted.values()), tuple(left_over), tuple(missing))

@@ -1,0 +1,1 @@
+"""Golden tensors of the published implementations, and the comparison with them."""

@@ -1,0 +1,1 @@
+"""From a dataset folder to a planned run: measure, plan, preprocess, and the page about it."""

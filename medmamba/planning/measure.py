@@ -1,0 +1,140 @@
+"""The voxel side of the fingerprint: facts and sampled foreground intensities, case by case and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmamba.datasets import CaseSpec, DatasetReport, DatasetSpec, LoadedCase, check_dataset
+from medmamba.geometry import Grid
+from medmamba.geometry.trail import Reorient, SpatialTrail
+from medmamba.images.image import label_counts
+from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
+from medmamba.preprocessing.case import bounding_box
+from medmamba.preprocessing.labels import index_in
+
+
+@dataclass(frozen=True)
+class MeasuredCase:
+    """Facts of one case and ``foreground`` (channels, samples) of its intensities."""
+
+    stats: CaseStats
+    foreground: NDArray[np.float32]
+
+
+def measure_dataset(
+    spec: DatasetSpec, *, on_case: Callable[[int, int], None] | None = None, **checking: Any
+) -> tuple[DatasetReport, Fingerprint]:
+    """Check every training case and measure it while it is in memory.
+
+    ``checking`` as of :func:`medmamba.datasets.check_dataset`. Raises InputErrors with all that is wrong.
+    """
+    samples = samples_per_case(len(spec.cases))
+
+    def measure(case: CaseSpec, loaded: LoadedCase) -> MeasuredCase | None:
+        if loaded.labels is None:
+            return None
+        image, truth = loaded.image, loaded.labels
+        return measure_case(
+            case.case_id,
+            image.array,
+            truth.array,
+            image.grid,
+            spec.labels,
+            samples=samples,
+            annotated=case.annotated,
+            counts=truth.counts(),
+        )
+
+    report = check_dataset(spec, visit=measure, on_case=on_case, **checking)
+    measured = [(case.image_sha256, case.visited) for case in report.cases if case.visited is not None]
+    fingerprint = build_fingerprint(
+        spec.name,
+        spec.channels,
+        spec.labels,
+        [found.stats.model_copy(update={"image_hash": digest}) for digest, found in measured],
+        [np.concatenate([found.foreground[channel] for _, found in measured]) for channel in range(len(spec.channels))],
+    )
+    return report, fingerprint
+
+
+def measure_case(
+    case_id: str,
+    image: NDArray[np.generic],
+    labels: NDArray[np.integer],
+    grid: Grid,
+    label_values: Mapping[str, int],
+    *,
+    samples: int,
+    annotated: Sequence[str] | None = None,
+    counts: Mapping[int, int] | None = None,
+) -> MeasuredCase:
+    """Measure an image (C, i, j, k) and its label map (i, j, k); draw ``samples`` foreground voxels per channel.
+
+    Foreground are the voxels of a label: neither background nor ignored. ``counts`` are the voxels per value, where
+    they are known already.
+    """
+    trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
+    array, truth = trail.apply(image), trail.apply(labels[None])[0]
+    start, stop = bounding_box(array)
+    by_value = label_counts(labels) if counts is None else counts
+    structures = {name: value for name, value in label_values.items() if value != 0 and by_value.get(value)}
+    indices = index_in(np.array([0, *structures.values()]), truth)  # 1, 2, ... in the order of the structures
+    drawn = draw_foreground(array[:, indices > 0].astype(np.float32, copy=False), samples, case_id=case_id)
+    found = places(indices, list(structures), trail.grid.affine)
+    stats = CaseStats(
+        case_id=case_id,
+        shape=trail.grid.shape,
+        spacing_mm=trail.grid.spacing_mm,
+        orientation=grid.orientation,
+        shape_after_crop=(stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
+        label_voxels={name: by_value.get(value, 0) for name, value in label_values.items()},
+        label_components={name: place.components for name, place in found.items()},
+        label_centre_mm={name: place.centre_mm for name, place in found.items() if place.centre_mm is not None},
+        foreground_intensity=[tuple(np.percentile(channel, (0.5, 50, 99.5)).tolist()) for channel in drawn]
+        if drawn.size
+        else [],
+        annotated_labels=None if annotated is None else list(annotated),
+    )
+    return MeasuredCase(stats, drawn)
+
+
+class Place(NamedTuple):
+    """Number of connected components (corners touch) of a structure, and its centre of mass in the world."""
+
+    components: int
+    centre_mm: tuple[float, float, float] | None
+
+
+def places(indices: NDArray[np.integer], names: Sequence[str], affine: NDArray[np.float64] | None) -> dict[str, Place]:
+    """Where the structures of a map (i, j, k) of indices 1, 2, ... lie; those that do not occur are left out.
+
+    ``affine`` leads from voxels to RAS+ millimetres; None: the image has none.
+    """
+    from scipy import ndimage
+
+    found = {}
+    boxes = ndimage.find_objects(indices, len(names)) if names else []
+    for index, (name, where) in enumerate(zip(names, boxes, strict=True), start=1):
+        if where is None:
+            continue
+        box = indices[where] == index
+        _, components = ndimage.label(box, structure=np.ones((3, 3, 3)))
+        found[name] = Place(int(components), None if affine is None else _centre(box, where, affine))
+    return found
+
+
+def _centre(
+    box: NDArray[np.bool_], where: tuple[slice, ...], affine: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Centre of mass in millimetres of the True voxels of a box that was cut out at ``where``."""
+    centre = []
+    for axis, part in enumerate(where):
+        profile = box.sum(axis=tuple(other for other in range(3) if other != axis))
+        centre.append(part.start + float(profile @ np.arange(len(profile))) / float(profile.sum()))
+    x, y, z = (affine[:3, :3] @ centre + affine[:3, 3]).tolist()
+    return x, y, z

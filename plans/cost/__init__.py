@@ -1,0 +1,1 @@
+"""Memory and time of one training step, counted layer by layer from a network's numbers."""

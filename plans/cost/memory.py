@@ -1,0 +1,154 @@
+"""Memory of one training step: weights, optimiser, and the activations that the backward pass needs.
+
+Activations are counted as the networks keep them, in numbers per voxel of their stage. A scan block keeps far more than
+a convolution: the step size of each route and the states at the borders of the tiles that its backward pass recomputes.
+The counts are those of medmamba.networks and medmamba.kernels; tests/plans/test_memory.py measures them.
+
+The peak is reached where the backward pass begins (everything kept, no weight gradient yet) or, in a network with many
+weights on a small patch, where it reaches the encoder (all decoder maps gone, most weight gradients there), or in the
+optimiser's step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medmamba.plans.cost.layers import (
+    block_count,
+    block_of,
+    exchanges,
+    largest_layer,
+    light_width,
+    scans,
+    stage_voxels,
+    weight_count,
+)
+from medmamba.plans.families import Family, family
+from medmamba.plans.schema import NetworkPlan
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes per activation outside the scan; the scan and all weights stay in float32 at every precision."""
+
+OPTIMISER_SLOTS = {"sgd": 1, "adamw": 2}
+"""Numbers that the optimiser keeps per weight."""
+
+FRAME_CONV = 3
+"""Maps of a convolution of the planned frame: the norm's centred input, its output, the activated output."""
+
+BASELINE_CONV = 2
+"""Maps of a convolution of the baselines, whose activation works in place."""
+
+LABEL_MAPS = 3
+"""Maps of float32 per class that a head and its Dice and cross-entropy loss keep."""
+
+LOSS_WORKSPACE = 2
+"""Further maps per class while the loss is computed or its gradient taken."""
+
+IMAGE_MAPS = 1 + 2
+"""Numbers per voxel of the batch: the image (per channel), and the label map in 64-bit integers."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one training step."""
+
+    weights: int
+    """Weights and the optimiser's numbers."""
+    gradients: int
+    """Gradients of the weights, complete at the end of the backward pass."""
+    activations: int
+    """Everything kept from the forward pass to the backward pass, for the whole batch."""
+    encoder_activations: int
+    """The part of it that is still there when the backward pass reaches the encoder."""
+    workspace: int
+    """Temporary maps where the backward pass begins."""
+    encoder_workspace: int
+    """Temporary maps while the backward pass is in the encoder."""
+    largest_weight: int
+    """The weights of the largest layer, which are copied while its gradient is taken and twice in its update."""
+
+    @property
+    def total(self) -> int:
+        """The peak: the largest of the three moments."""
+        begin = self.activations + self.workspace
+        encoder = self.gradients + self.encoder_activations + self.encoder_workspace + self.largest_weight
+        update = self.gradients + 2 * self.largest_weight
+        return self.weights + max(begin, encoder, update)
+
+
+def training_memory(
+    network: NetworkPlan,
+    patch_size: Sequence[int],
+    *,
+    in_channels: int,
+    out_channels: int,
+    batch_size: int,
+    precision: str = "float32",
+    optimiser: str = "adamw",
+) -> Memory:
+    """Bytes that a training step of ``network`` on ``batch_size`` patches needs."""
+    width = BYTES[precision]
+    chosen = family(network.name)
+    tokens = stage_voxels(network, patch_size)
+    full = math.prod(patch_size)
+    last = len(tokens) - 1
+    encoder = decoder = heads = 0.0
+    encoder_workspace = 0.0
+    for stage, count in enumerate(tokens):
+        half, single = _encoder_stage(network, chosen, stage)
+        encoder += count * (half * width + single * 4)
+        if scans(network, stage):
+            encoder_workspace = max(encoder_workspace, 4.0 * count * _scan_gradients(network, stage))
+        if stage < last:
+            decoder += count * width * _decoder_stage(chosen, network.features_per_stage[stage])
+            if (stage == 0 and tokens[0] == full) or network.deep_supervision:
+                heads += count * 4 * LABEL_MAPS * out_channels
+    top = network.features_per_stage[0]
+    if tokens[0] < full:  # a strided stem: a light convolution of the image and a decoder at full resolution
+        top = light_width(network)
+        encoder += full * width * FRAME_CONV * top
+        decoder += full * width * _decoder_stage(chosen, top)
+        heads += full * 4 * LABEL_MAPS * out_channels
+    if chosen.parallel:
+        encoder += width * sum(exchange.kept for exchange in exchanges(network, tokens))
+    image = full * 4 * (in_channels + IMAGE_MAPS - 1)
+    grad_maps = chosen.backward_maps * top * width
+    count = weight_count(network, in_channels, out_channels)
+    return Memory(
+        weights=4 * count * (1 + OPTIMISER_SLOTS[optimiser]),
+        gradients=4 * count,
+        activations=round(batch_size * (encoder + decoder + heads + image)),
+        encoder_activations=round(batch_size * (encoder + image)),
+        workspace=round(batch_size * full * max(grad_maps, 4 * LOSS_WORKSPACE * out_channels)),
+        encoder_workspace=round(batch_size * encoder_workspace),
+        largest_weight=4 * largest_layer(network),
+    )
+
+
+def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> tuple[float, float]:
+    """Numbers kept per voxel of an encoder stage: (at the working precision, always in float32)."""
+    features, blocks = network.features_per_stage[stage], network.blocks_per_stage[stage]
+    if chosen.kind != "scan":
+        shortcut = 1 if chosen.kind == "residual" else 0
+        return (2 * BASELINE_CONV + shortcut) * features, 0.0
+    if not scans(network, stage):
+        return FRAME_CONV * max(blocks, 1) * features, 0.0
+    downsampled = 2 * features  # the norm's centred input, its output
+    convs = 2 * FRAME_CONV * chosen.conv_blocks * features if stage > 0 else 0
+    block, count = block_of(network, stage), block_count(network, stage)
+    return downsampled + convs + count * block.kept + (features if count else 0), count * block.kept_float32
+
+
+def _decoder_stage(chosen: Family, features: int) -> float:
+    """The upsampled map beside its skip, then one convolution (two in the baselines)."""
+    return (2 + (FRAME_CONV if chosen.kind == "scan" else 2 * BASELINE_CONV)) * features
+
+
+def _scan_gradients(network: NetworkPlan, stage: int) -> float:
+    """Gradients per token while the backward pass is in a block: at most what the block kept."""
+    if block_count(network, stage) == 0:
+        return 0.0
+    block = block_of(network, stage)
+    return (block.kept + block.kept_float32) / 2

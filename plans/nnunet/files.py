@@ -1,0 +1,308 @@
+"""nnU-Net's plans files: read as a plan of ours, and ours written as one where nnU-Net can express it.
+
+nnU-Net's arrays run (z, y, x) where ours run (i, j, k) = (x, y, z), so its array axis a is our axis 2 - a; behind the
+transposition both agree, and patches, spacings and strides are taken over as they stand. Pictures without millimetres
+have the same order in both. Files of nnU-Net 2.2 and newer are read (those with an "architecture" entry).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from medmamba.errors import ConfigError
+from medmamba.plans.axes import inverse
+from medmamba.plans.fingerprint import PIXEL_SPACING
+from medmamba.plans.schema import Configuration, Decision, NetworkPlan, Normalization, Plan, Scheme
+from medmamba.version import __version__
+
+SCHEME_OF: dict[str, Scheme] = {
+    "CTNormalization": "ct",
+    "ZScoreNormalization": "zscore",
+    "NoNormalization": "none",
+    "RescaleTo01Normalization": "rescale_to_0_1",
+    "RGBTo01Normalization": "rgb_to_0_1",
+}
+NNUNET_SCHEME = {ours: theirs for theirs, ours in SCHEME_OF.items()}
+
+NETWORK_OF = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
+NETWORK_CLASS = {ours: theirs for theirs, ours in NETWORK_OF.items()}
+PICTURE_READER = "NaturalImage2DIO"
+PICTURE_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+
+
+def is_nnunet(text: str | bytes, *, source: str = "plan.json") -> bool:
+    """Whether a JSON text is an nnU-Net plans file; raises ConfigError when it is no JSON object."""
+    return "plans_name" in _decode(text, source)
+
+
+def from_nnunet(plans: str | bytes, dataset: str | bytes, *, source: str = "nnUNetPlans.json") -> Plan:
+    """Our plan from the text of an nnU-Net plans file and of its dataset.json, which names channels and labels.
+
+    Raises ConfigError for what we cannot follow: an unknown network class or normalisation, a missing field.
+    """
+    document, description = _decode(plans, source), _decode(dataset, "dataset.json")
+    try:
+        return _plan(document, description, source)
+    except KeyError as error:
+        raise ConfigError(
+            f"{source}: field {error} is missing. Is this a plans file of nnU-Net 2.2 or newer?"
+        ) from None
+    except (TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(f"{source}: not built like a plans file of nnU-Net ({error}).") from None
+
+
+def to_nnunet(plan: Plan) -> str:
+    """The text of an nnU-Net plans file with the same grids, patches, batches and networks.
+
+    Raises ConfigError for what nnU-Net cannot express: a network that it does not have.
+    """
+    document: dict[str, Any] = {
+        "dataset_name": plan.dataset_name,
+        "plans_name": "medmambaPlans",
+        "transpose_forward": _mirrored(plan.axis_order, plan),
+        "transpose_backward": inverse(_mirrored(plan.axis_order, plan)),
+        "image_reader_writer": PICTURE_READER if _pictures(plan) else "SimpleITKIO",
+        "original_median_spacing_after_transp": _original(plan, "median_spacing", float),
+        "original_median_shape_after_transp": _original(plan, "median_shape_after_crop", round),
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            str(channel): {
+                "mean": part.mean,
+                "std": part.std,
+                "percentile_00_5": part.percentile_00_5,
+                "percentile_99_5": part.percentile_99_5,
+            }
+            for channel, part in enumerate(plan.normalization)
+        },
+        "configurations": {name: _their_configuration(plan, part) for name, part in plan.configurations.items()},
+    }
+    for name, part in plan.configurations.items():
+        if part.previous_stage is not None:
+            document["configurations"][part.previous_stage]["next_stage"] = name
+    return json.dumps(document, indent=4, allow_nan=False) + "\n"
+
+
+def _decode(text: str | bytes, source: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: not valid JSON: {error}. Restore this file.") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: must be a JSON object, got {type(document).__name__}.")
+    return document
+
+
+def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: str) -> Plan:
+    picture = document.get("image_reader_writer") == PICTURE_READER
+    forward = [int(axis) for axis in document["transpose_forward"]]
+    parts = {name: _inherited(document["configurations"], name, source) for name in document["configurations"]}
+    usable = {name: part for name, part in parts.items() if "patch_size" in part}
+    if not usable:
+        raise ConfigError(f"{source}: no configuration with a patch size in it. Restore this file.")
+    labels, regions, ignore = _labels(description["labels"])
+    made = {name: _configuration(name, part, picture, source) for name, part in usable.items()}
+    names = description.get("channel_names") or description["modality"]
+    return Plan(
+        medmamba_version=__version__,
+        dataset_name=document["dataset_name"],
+        dataset_hash="",
+        fingerprint_hash="",
+        channel_names=[names[key] for key in sorted(names, key=int)],
+        labels=labels,
+        regions=regions,
+        region_order=_region_order(description, labels, regions),
+        ignore_label=ignore,
+        file_ending=description["file_ending"],
+        axis_order=forward if picture else [2 - axis for axis in forward],
+        normalization=_normalization(document, usable, source),
+        configurations=made,
+        default_configuration=next(name for name in ("3d_fullres", "2d", *made) if name in made),
+        decisions=[_taken_over("nnunet_plans", document.get("plans_name", ""), source)],
+    )
+
+
+def _inherited(configurations: Mapping[str, Any], name: str, source: str) -> dict[str, Any]:
+    """A configuration with what it inherits filled in."""
+    chain, current = [], name
+    while current is not None:
+        if current in chain or current not in configurations:
+            raise ConfigError(f"{source}: configuration {name!r} inherits from {current!r}, which cannot be followed.")
+        chain.append(current)
+        current = configurations[current].get("inherits_from")
+    merged: dict[str, Any] = {}
+    for ancestor in reversed(chain):
+        merged |= configurations[ancestor]
+    return merged
+
+
+def _configuration(name: str, part: Mapping[str, Any], picture: bool, source: str) -> Configuration:
+    patch = [int(size) for size in part["patch_size"]]
+    spacing = [float(value) for value in part["spacing"]]
+    architecture = part["architecture"]
+    class_name = architecture["network_class_name"].rpartition(".")[2]
+    if class_name not in NETWORK_OF:
+        raise ConfigError(
+            f"{source}: configuration {name!r}: network class {class_name!r} is not one of {', '.join(NETWORK_OF)}. "
+            f"Plan the dataset with medmamba instead."
+        )
+    numbers = architecture["arch_kwargs"]
+    dims: Literal[2, 3] = 2 if len(patch) == 2 else 3
+    blocks = numbers.get("n_conv_per_stage") or numbers["n_blocks_per_stage"]
+    stages = int(numbers["n_stages"])
+    network = NetworkPlan(
+        name=NETWORK_OF[class_name],
+        spatial_dims=dims,
+        stem="conv",
+        strides=[list(stride) for stride in numbers["strides"]],
+        features_per_stage=list(numbers["features_per_stage"]),
+        blocks_per_stage=[blocks] * stages if isinstance(blocks, int) else list(blocks),
+        state_size=1,
+        routes="none",
+        kernel_sizes=[list(kernel) for kernel in numbers["kernel_sizes"]],
+        deep_supervision=True,
+        use_scan=False,
+    )
+    return Configuration(
+        name=name,
+        spatial_dims=dims,
+        spacing_mm=None if picture else spacing,
+        median_shape=[float(size) for size in part["median_image_size_in_voxels"]],
+        patch_size=patch,
+        batch_size=int(part["batch_size"]),
+        batch_dice=bool(part["batch_dice"]),
+        network=network,
+        previous_stage=part.get("previous_stage"),
+        decisions=[_taken_over("configuration", name, source)],
+    )
+
+
+def _normalization(document: Mapping[str, Any], parts: Mapping[str, Any], source: str) -> list[Normalization]:
+    wanted = {(tuple(part["normalization_schemes"]), tuple(part["use_mask_for_norm"])) for part in parts.values()}
+    if len(wanted) != 1:
+        raise ConfigError(f"{source}: the configurations differ in normalisation, which one plan cannot express.")
+    ((schemes, masks),) = wanted
+    result = []
+    for channel, (scheme, use_mask) in enumerate(zip(schemes, masks, strict=True)):
+        if scheme not in SCHEME_OF:
+            raise ConfigError(f"{source}: normalisation {scheme!r} is not one of {', '.join(SCHEME_OF)}.")
+        facts = document["foreground_intensity_properties_per_channel"][str(channel)]
+        statistics = {key: facts.get(key) for key in ("mean", "std", "percentile_00_5", "percentile_99_5")}
+        result.append(Normalization(scheme=SCHEME_OF[scheme], use_mask=bool(use_mask), **statistics))
+    return result
+
+
+def _labels(given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, list[str]] | None, int | None]:
+    """Labels by name, regions by the names they join, and the ignored value."""
+    entries = {name: value for name, value in given.items() if name != "ignore"}
+    ignore = given.get("ignore")
+    if all(isinstance(value, int) for value in entries.values()):
+        return dict(entries), None, ignore
+    values = sorted({v for value in entries.values() for v in ([value] if isinstance(value, int) else value)})
+    single = {value: name for name, value in entries.items() if isinstance(value, int)}
+    named = {value: single.get(value, f"label_{value}") for value in values}
+    regions = {
+        name: [named[v] for v in ([value] if isinstance(value, int) else value)]
+        for name, value in entries.items()
+        if name != "background"
+    }
+    return {"background": 0} | {named[value]: value for value in values if value != 0}, regions, ignore
+
+
+def _region_order(
+    description: Mapping[str, Any], labels: Mapping[str, int], regions: Mapping[str, list[str]] | None
+) -> list[str] | None:
+    """Label names in the order in which regions are written: their regions_class_order."""
+    if regions is None:
+        return None
+    name_of = {value: name for name, value in labels.items()}
+    values = description.get("regions_class_order") or []
+    return [name_of[value] for value in values] or [parts[-1] for parts in regions.values()]
+
+
+def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
+    network = part.network
+    if network.name not in NETWORK_CLASS:
+        raise ConfigError(
+            f"configuration {part.name!r} uses {network.name}, which nnU-Net does not have. Plan with --network "
+            f"plain_unet or residual_unet to write a plans file for nnU-Net."
+        )
+    dims = part.spatial_dims
+    stages = len(network.strides)
+    plain = network.name == "plain_unet"
+    spacing = part.spacing_mm or list(PIXEL_SPACING[-dims:])
+    sampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    written: dict[str, Any] = {
+        "data_identifier": f"medmambaPlans_{part.name}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": part.batch_size,
+        "patch_size": part.patch_size,
+        "median_image_size_in_voxels": part.median_shape,
+        "spacing": spacing,
+        "normalization_schemes": [NNUNET_SCHEME[n.scheme] for n in plan.normalization],
+        "use_mask_for_norm": [n.use_mask for n in plan.normalization],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": sampling,
+        "resampling_fn_seg_kwargs": {**sampling, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {**sampling, "order": 1},
+        "architecture": {
+            "network_class_name": f"dynamic_network_architectures.architectures.unet.{NETWORK_CLASS[network.name]}",
+            "arch_kwargs": {
+                "n_stages": stages,
+                "features_per_stage": network.features_per_stage,
+                "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+                "kernel_sizes": network.kernel_sizes,
+                "strides": network.strides,
+                "n_conv_per_stage" if plain else "n_blocks_per_stage": network.blocks_per_stage,
+                "n_conv_per_stage_decoder": [2 if plain else 1] * (stages - 1),
+                "conv_bias": True,
+                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        "batch_dice": part.batch_dice,
+    }
+    if part.previous_stage is not None:
+        written["previous_stage"] = part.previous_stage
+    return written
+
+
+def _pictures(plan: Plan) -> bool:
+    return plan.default.spacing_mm is None and plan.file_ending.lower() in PICTURE_ENDINGS
+
+
+def _mirrored(order: list[int], plan: Plan) -> list[int]:
+    return order if _pictures(plan) else [2 - axis for axis in order]
+
+
+def _original(plan: Plan, field: str, convert: Any) -> list[Any]:
+    """A median over the original images in plan axes, from the decision that it went into."""
+    known = next((d.inputs[field] for d in plan.decisions if field in d.inputs), None)
+    if known is None:
+        known = [1.0, 1.0, 1.0] if field == "median_spacing" else [1, 1, 1]
+        largest = max(plan.configurations.values(), key=lambda part: math.prod(part.median_shape))
+        taken = largest.spacing_mm if field == "median_spacing" else largest.median_shape
+        values = known if taken is None else [*known[: 3 - len(taken)], *taken]
+        return [convert(value) for value in values]
+    return [convert(known[axis]) for axis in plan.axis_order]
+
+
+def _taken_over(name: str, value: Any, source: str) -> Decision:
+    return Decision(
+        name=name,
+        value=value,
+        inputs={"file": source},
+        rule="as in the plans file",
+        reason="Taken over from nnU-Net, which has decided it.",
+        source="nnU-Net",
+    )
