@@ -48,8 +48,8 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 REMARKS = """
 ## What is in it
 
-`plans/cost/step_time.py` has the formula. The work is counted from the plan alone: multiply-accumulates, taps of depthwise
-convolutions, state updates, the bytes that the memory model says are kept, the weights and the number of layers;
+`plans/cost/step_time.py` has the formula. The work is counted from the plan alone: multiply-accumulates, taps of
+depthwise convolutions, state updates, the bytes that the memory model says are kept, the weights and the number of layers;
 `tests/plans/test_step_time.py` compares products and updates with those that `medmamba info` counts. Six rates make
 seconds of it, the same for every family and patch, and but for the products the same in both precisions. That of the
 state updates comes from kernels_cpu.md; the other five were fitted and rounded, so the tables say how well six

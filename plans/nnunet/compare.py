@@ -1,4 +1,4 @@
-"""Compare nnU-Net-compatible planning with reference decisions: ``python -m medmamba.plans.nnunet.compare CASE.json...``
+"""Compare planning with nnU-Net's own decisions: ``python -m medmamba.plans.nnunet.compare CASE.json...``
 
 A case file holds a fingerprint and the decisions of nnU-Net's planners about it; the file of function cases holds
 single steps. Integers must be equal; spacings and medians may differ by a relative 1e-9. Exit code: 0 all equal,

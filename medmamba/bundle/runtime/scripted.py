@@ -4,7 +4,7 @@ A trace would write down one grid: its routes, the number of steps of its scans,
 from parts that ``torch.jit.script`` compiles, which compute all that from the size they see; they hold the trained
 network's own weights. ``model.ts`` needs torch alone.
 
-Glossary, as in ``networks/blocks/scan_core.py``: B batch, L tokens, E inner width, N state size, R rank of the step, K routes.
+Glossary, as in ``scan_core.py``: B batch, L tokens, E inner width, N state size, R rank of the step, K routes.
 """
 
 # No `from __future__ import annotations` here: TorchScript reads the annotations of a class as types, not as text.
@@ -88,7 +88,7 @@ class _Mean(nn.Module):
 class _Unet(nn.Module):
     """Pads to the strides, goes down and up, crops.
 
-    ``doubled``: no bottleneck of one voxel (see ``networks/planned/baselines.py``). ``image_twice``: the second stage, too,
+    ``doubled``: no bottleneck of one voxel (see ``baselines.py``). ``image_twice``: the second stage, too,
     sees the image.
     """
 

@@ -1,6 +1,6 @@
 """The registry of planned networks: a name and a plan's numbers in, a module out.
 
-A family is one function from a :class:`~medmamba.networks.planned.unet.Topology` and its own options to a module, registered by
+A family is one function from a :class:`~.unet.Topology` and its own options to a module, registered by
 one decorator. Everything registered is tested by being registered (``tests/networks/test_registry.py``).
 """
 
