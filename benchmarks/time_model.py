@@ -51,8 +51,8 @@ REMARKS = """
 `plans/cost/step_time.py` has the formula. The work is counted from the plan alone: multiply-accumulates, taps of
 depthwise convolutions, state updates, the bytes that the memory model says are kept, the weights and the number of
 layers; `tests/plans/test_step_time.py` compares products and updates with those that `medmamba info` counts. Six rates
-make seconds of it, the same for every family and patch, and but for the products the same in both precisions. That of the
-state updates comes from kernels_cpu.md; the other five were fitted and rounded, so the tables say how well six
+make seconds of it, the same for every family and patch, and but for the products the same in both precisions. That of
+the state updates comes from kernels_cpu.md; the other five were fitted and rounded, so the tables say how well six
 numbers describe all networks, and little about another processor. One factor belongs to one kind of operator: reading
 a neighbour at a learned place (deformable convolution) counts as 13 depthwise taps.
 

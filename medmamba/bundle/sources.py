@@ -1,9 +1,9 @@
 """The scripts/ folder of a bundle: our own sources, copied with what they import.
 
 Starting from the files in ``runtime/`` the imports are followed. Every file keeps its place
-(``medmamba.networks.routes`` becomes ``scripts/networks/routes.py``), except that the choice of operators, the choice of
-backend and the plan's schema are exchanged for the small versions in ``runtime/``: that leaves torch, MONAI, numpy and
-scipy as the only packages that a bundle needs.
+(``medmamba.networks.routes`` becomes ``scripts/networks/routes.py``), except that the choice of operators, the choice
+of backend and the plan's schema are exchanged for the small versions in ``runtime/``: that leaves torch, MONAI, numpy
+and scipy as the only packages that a bundle needs.
 """
 
 from __future__ import annotations

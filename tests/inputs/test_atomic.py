@@ -14,7 +14,6 @@ import pytest
 
 from medmamba.disk import atomic, lock
 from medmamba.disk.atomic import (
-    FolderLock,
     remove_leftovers,
     replace_folder,
     write_atomically,
@@ -22,6 +21,7 @@ from medmamba.disk.atomic import (
     write_json,
     write_text,
 )
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
