@@ -26,19 +26,16 @@ def evaluate(
     """Dice, IoU, HD95, NSD, volumes, lesions: per case and structure, as tables, JSON, CSV and one HTML page."""
     from medmamba.cli.console import console, stages
     from medmamba.cli.tables import comparison_table, dice_table, summary_table
-    from medmamba.errors import InputError
     from medmamba.evaluation.run import run_evaluation
 
-    if missing not in ("fail", "empty"):
-        raise InputError(f"--missing {missing!r} is neither 'fail' nor 'empty'.")
     with stages() as on_item:
         result = run_evaluation(
             predictions,
             truths,
             output=output,
             other=compare,
-            tolerance=tolerance,
-            missing=missing,  # type: ignore[arg-type]
+            tolerance_mm=tolerance,
+            missing=missing,
             subgroups=subgroups,
             images=images,
             pictures=pictures,

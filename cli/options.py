@@ -119,16 +119,6 @@ def fold_name(text: str) -> int | str:
     raise InputError(f"--fold {text!r} is neither a number nor 'all'. Use for example --fold 0.")
 
 
-def part_of_parts(text: str | None) -> tuple[int, int] | None:
-    """``"2/4"`` as (2, 4); None stays None."""
-    if text is None:
-        return None
-    number, _, count = text.partition("/")
-    if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
-        return int(number), int(count)
-    raise InputError(f"--part {text!r} is not a part. Write for example --part 2/4.")
-
-
 def named_values(texts: list[str] | None, option: str) -> dict[str, int] | None:
     """``["liver=1", "spleen=2"]`` as a table that also has the background; None stays None."""
     if texts is None:

@@ -60,7 +60,6 @@ def predict(
     """Predict masks on the images' own grids, with a report of how each was made."""
     from medmamba import pipeline
     from medmamba.cli.console import console, report_warnings, stages
-    from medmamba.cli.options import fold_name, numbers, part_of_parts
     from medmamba.errors import InputErrors, PartialError
     from medmamba.training.distributed import wait_for_all
 
@@ -70,17 +69,17 @@ def predict(
             images,
             output,
             configuration=configuration,
-            folds=None if fold is None else [fold_name(name) for name in fold],
+            folds=fold,
             device=device,
             mirror=False if no_mirror else None,
             fast=fast,
-            patch_size=numbers(patch_size, int, "--patch-size"),
+            patch_size=patch_size,
             tile_batch=tile_batch,
             precision=precision,
             scratch=scratch,
             memory_gib=memory,
             strict=strict,
-            part=part_of_parts(part),
+            part=part,
             resume=resume,
             probabilities=probabilities,
             pseudonymise=pseudonymise,

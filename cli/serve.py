@@ -33,18 +33,17 @@ def serve(
 ) -> Answer:
     """Answer POST /predict with mask and report, on this machine (see docs/how-to/serve-a-model.md)."""
     from medmamba.cli.console import console
-    from medmamba.cli.options import fold_name
     from medmamba.serving.run import run_service
 
     run_service(
         model,
         host=host,
         port=port,
-        devices=device or ["auto"],
+        devices=device or ("auto",),
         upload_mb=max_upload,
         waiting=max_waiting,
         on_message=lambda line: console.print(line, markup=False),
-        folds=None if fold is None else [fold_name(name) for name in fold],
+        folds=fold,
         mirror=False if no_mirror else None,
         fast=fast,
         precision=precision,

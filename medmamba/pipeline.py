@@ -11,8 +11,10 @@ from medmamba.planning.run import plan as plan
 from medmamba.training.run import train as train
 
 if TYPE_CHECKING:
+    from medmamba.evaluation.options import EvaluateOptions
     from medmamba.evaluation.report import Evaluation
     from medmamba.inference.folder.run import PredictionReport
+    from medmamba.inference.options import PredictOptions
     from medmamba.inference.predictor import Predictor
 
 
@@ -20,27 +22,15 @@ def predict(
     model: str | Path | Predictor,
     images: str | Path | Sequence[Path],
     output: str | Path,
+    options: PredictOptions | None = None,
     *,
-    part: tuple[int, int] | None = None,
-    resume: bool = False,
-    probabilities: bool = False,
-    pseudonymise: bool = False,
-    workers: int = 0,
-    series: str | None = None,
-    dicom_seg: bool = False,
-    dicom_rtstruct: bool = False,
-    codes: str | Path | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_message: Callable[[str], None] = lambda line: None,
-    **choices: Any,
+    **changes: Any,
 ) -> PredictionReport:
     """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``.
 
-    Args:
-        workers: processes that share the cases; 0: this process does them.
-        dicom_seg, dicom_rtstruct: also write each mask as DICOM SEG, as contours.
-        series: number or UID of the DICOM series to take, where a study holds several.
-        choices: as of :class:`medmamba.Predictor`; the rest as of :func:`medmamba.inference.folder.run.predict_folder`.
+    ``changes`` are single fields of the options by name; see :class:`~medmamba.inference.options.PredictOptions`.
     """
     from contextlib import ExitStack
 
@@ -49,40 +39,37 @@ def predict(
     from medmamba.images.cases import find_cases
     from medmamba.inference.folder.run import predict_folder
     from medmamba.inference.folder.workers import Workers
+    from medmamba.inference.options import PredictOptions
     from medmamba.inference.predictor import Predictor
+    from medmamba.options import with_changes
 
+    options = with_changes(options or PredictOptions(), changes)
     with ExitStack() as stack:
         if isinstance(images, str | Path):
-            images = stack.enter_context(opened(images, series))
-        find_cases(images)  # a wrong path is told before a model is loaded
-        dicom = ["seg"] * dicom_seg + ["rtstruct"] * dicom_rtstruct
-        if dicom:
-            check_codes(codes)
+            images = stack.enter_context(opened(images, options.series))
+        find_cases(images)  # a wrong path is reported before a model is loaded
+        if options.dicom_kinds:
+            check_codes(options.codes)
         if isinstance(model, Predictor):
             engine: Predictor | Workers = model
-        elif workers:
-            engine = stack.enter_context(Workers(model, choices, workers))
+        elif options.workers:
+            engine = stack.enter_context(Workers(model, options, options.workers))
         else:
-            engine = Predictor(model, **choices)
-        return predict_folder(
-            engine,
-            images,
-            output,
-            part=part,
-            resume=resume,
-            probabilities=probabilities,
-            pseudonymise=pseudonymise,
-            dicom=dicom,
-            codes=codes,
-            on_item=on_item,
-            on_message=on_message,
-        )
+            engine = Predictor(model, options)
+        return predict_folder(engine, images, output, options, on_item=on_item, on_message=on_message)
 
 
 def evaluate(
-    predictions: str | Path, truths: str | Path | Sequence[Path], *, output: str | Path | None = None, **choices: Any
+    predictions: str | Path,
+    truths: str | Path | Sequence[Path],
+    options: EvaluateOptions | None = None,
+    *,
+    output: str | Path | None = None,
+    **changes: Any,
 ) -> Evaluation:
-    """Compare masks with truths; ``choices`` as of :func:`medmamba.evaluation.run.run_evaluation`."""
+    """Compare masks with truths; ``changes`` are fields of :class:`~medmamba.evaluation.options.EvaluateOptions`."""
     from medmamba.evaluation.run import run_evaluation
 
-    return run_evaluation(predictions, truths, output=output, **choices).evaluation
+    if "tolerance" in changes:  # its name in version 0.1
+        changes["tolerance_mm"] = changes.pop("tolerance")
+    return run_evaluation(predictions, truths, options, output=output, **changes).evaluation

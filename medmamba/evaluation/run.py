@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError
 from medmamba.evaluation.compare import Comparison, compare
-from medmamba.evaluation.metrics import DEFAULT_TOLERANCE
+from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.overlay import overlay_png
 from medmamba.evaluation.page import evaluation_page
 from medmamba.evaluation.report import Evaluation, evaluate_folders
 from medmamba.evaluation.structures import names_of
 from medmamba.evaluation.subgroups import Subgroups, read_subgroups
-
-PICTURES = 12
-"""Cases, the worst, that get a picture on the page."""
+from medmamba.options import with_changes
 
 OnItem = Callable[[str, int, int], None]
 
@@ -36,60 +34,53 @@ class EvaluationResult:
 def run_evaluation(
     predictions: str | Path,
     truths: str | Path | Sequence[Path],
+    options: EvaluateOptions | None = None,
     *,
     output: str | Path | None = None,
-    other: str | Path | None = None,
-    tolerance: float = DEFAULT_TOLERANCE,
-    missing: Literal["fail", "empty"] = "fail",
-    subgroups: str | Path | None = None,
-    images: str | Path | None = None,
-    pictures: int = PICTURES,
     on_item: OnItem = lambda stage, done, total: None,
+    **changes: Any,
 ) -> EvaluationResult:
     """Compare masks with truths; evaluation.json, .csv and .html land in ``output`` (default: beside the masks).
 
     Args:
-        other: a second folder of predictions of the same cases; comparison.json and .csv are written as well, as
-            differences of ``other`` minus ``predictions``.
-        tolerance: of the surface Dice, in mm.
-        missing: "fail", or "empty" to count a case without prediction as an empty mask.
-        subgroups: a CSV with a column ``case`` and one per property.
-        images: folder of the images, to lie below the outlines of the page's pictures.
-        pictures: how many of the worst cases get a picture; 0 for none.
+        options: see :class:`~medmamba.evaluation.options.EvaluateOptions`. With ``other``, comparison.json and .csv are
+            written as well, as differences of ``other`` minus ``predictions``.
+        changes: single fields of the options by name.
     """
-    if tolerance < 0:
-        raise InputError(f"--tolerance {tolerance:g} is below 0. Give millimetres, for example 1.")
+    options = with_changes(options or EvaluateOptions(), changes)
     folder = Path(predictions)
     masks, truth = _paths(folder), _paths(truths)
-    names = names_of(folder) or (names_of(Path(other)) if other is not None else None)
+    names = names_of(folder) or (names_of(options.other) if options.other is not None else None)
     structures = None if names is None else names.structures()
     evaluation = evaluate_folders(
         masks,
         truth,
         structures,
-        tolerance=tolerance,
-        missing=missing,
+        tolerance=options.tolerance_mm,
+        missing=options.missing,
         on_case=lambda done, total: on_item("evaluate", done, total),
     )
     comparison = None
-    if other is not None:
+    if options.other is not None:
         second = evaluate_folders(
-            _paths(Path(other)),
+            _paths(options.other),
             truth,
             evaluation.structures,
-            tolerance=tolerance,
-            missing=missing,
+            tolerance=options.tolerance_mm,
+            missing=options.missing,
             on_case=lambda done, total: on_item("compare", done, total),
         )
-        comparison = compare(evaluation, second, names=_told_apart(folder, Path(other)))
-    groups = None if subgroups is None else read_subgroups(Path(subgroups), evaluation)
+        comparison = compare(evaluation, second, names=_told_apart(folder, options.other))
+    groups = None if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
     target = Path(output) if output is not None else folder
     evaluation.write(target)
     if comparison is not None:
         comparison.write(target)
     if groups is not None:
         write_json(target / "subgroups.json", groups.as_dict(evaluation))
-    drawn = _pictures(evaluation, masks, truth, None if images is None else _paths(images), pictures)
+    drawn = _pictures(
+        evaluation, masks, truth, None if options.images is None else _paths(options.images), options.pictures
+    )
     page = evaluation_page(evaluation, pictures=drawn, subgroups=groups, comparison=comparison)
     write_text(target / "evaluation.html", page)
     return EvaluationResult(evaluation, comparison, groups, target)

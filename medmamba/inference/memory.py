@@ -10,10 +10,8 @@ from math import prod
 from pathlib import Path
 
 from medmamba.geometry.trail import SpatialTrail
+from medmamba.inference.options import BUDGET_GIB
 
-BUDGET_GIB = 6.0
-"""Memory that the arrays of one prediction may take together, so that a machine of 8 GiB has some left for the network;
-planes that do not fit are kept on disk."""
 SHARE_OF_FREE = 0.7
 """Of the memory that is free, at most this share is planned with."""
 

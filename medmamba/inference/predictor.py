@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medmamba.compute.device import choose_device
 from medmamba.compute.precision import choose_precision
-from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError, unknown_name
+from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
 from medmamba.images import label_counts, read_channels
 from medmamba.images.image import smallest_type
 from medmamba.images.in_memory import as_image
@@ -25,18 +25,17 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
 from medmamba.inference.fold_ensemble import Member
 from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
+from medmamba.inference.options import PredictorOptions
+from medmamba.inference.patch_positions import FAST_STEP, STEP
 from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
 from medmamba.inference.quality import Finding, check_image, check_result, check_sides, status_of
 from medmamba.inference.restore import label_blocks, mean_chances, undo_storage
-from medmamba.inference.sliding_window import STEP, Window
+from medmamba.inference.sliding_window import Window
 from medmamba.models.run_folder import is_plan
 from medmamba.models.trained_folds import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
+from medmamba.options import with_changes
 from medmamba.plans.labels import label_names, label_values
 from medmamba.preprocessing.case import PreprocessedCase
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-FAST_STEP = 0.75
-"""Distance of patches of ``fast``, as a share of the patch edge."""
 
 
 class Predictor:
@@ -48,60 +47,27 @@ class Predictor:
     Args:
         model: a run folder, the folder of one fold, or a bundle of `medmamba export`. Of a run, all trained folds of
             the configuration are averaged.
-        configuration: one name, or several (an ensemble whose probabilities are averaged). Default: what `medmamba
-            find-best` chose for the run, else the plan's default.
-        folds: folds to use; all trained ones by default.
-        device: auto, cpu, cuda or cuda:N. Out of memory there, the CPU takes over.
-        mirror: average over the flips that the plan allows; by default yes, and for a bundle as it was exported.
-        fast: no mirroring, and patches that overlap by a quarter instead of half.
-        patch_size: other edges than the plan's.
-        tile_batch: patches that go through the network together.
-        precision: fp32, bf16 or fp16 of convolutions and products, scans are always fp32; auto: what the device
-            multiplies fastest. Half precision moves single voxels at the borders of a mask.
-        confidence: measure entropy and the agreement of the folds.
-        scratch: folder for what does not fit into memory; the system's temporary folder by default.
-        memory_gib: memory to plan with: what does not fit goes to disk; by default 6 GiB, or most of what is free if
-            that is less.
-        memory_limit_gib: an image that needs more, with its planes on disk too, is refused; None: no limit.
-        strict: refuse a run with missing folds; a case whose status is "review" is an error.
+        options: how it predicts; see :class:`~medmamba.inference.options.PredictorOptions`.
+        changes: single fields of the options by name, as ``mirror=False``.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        configuration: str | Sequence[str] | None = None,
-        folds: Sequence[int | str] | None = None,
-        device: str = "auto",
-        mirror: bool | None = None,
-        fast: bool = False,
-        patch_size: Sequence[int] | None = None,
-        tile_batch: int = 1,
-        precision: str = "fp32",
-        confidence: bool = True,
-        scratch: str | Path | None = None,
-        memory_gib: float | None = None,
-        memory_limit_gib: float | None = None,
-        strict: bool = False,
-    ) -> None:
-        selection = select_models(Path(model), configuration, folds, strict=strict)
-        self.device = choose_device(device)
-        if precision not in PRECISIONS:
-            raise unknown_name("precision", precision, PRECISIONS)
-        precision = choose_precision(precision, self.device)
-        self.strict, self.confidence = strict, confidence
-        self.scratch = Path(scratch or tempfile.gettempdir())
-        self.memory_gib, self.memory_limit_gib = memory_gib, memory_limit_gib
+    def __init__(self, model: str | Path, options: PredictorOptions | None = None, **changes: Any) -> None:
+        self.options = options = with_changes(options or PredictorOptions(), changes)
+        selection = select_models(Path(model), options.configuration, options.folds, strict=options.strict)
+        self.device = choose_device(options.device)
+        precision = choose_precision(options.precision, self.device)
+        self.scratch = Path(options.scratch or tempfile.gettempdir())
+        self.memory_gib = options.memory_gib
         self.on_tile: Callable[[int, int], None] = lambda done, total: None
         self.recipe, self.remarks = selection.recipe, selection.remarks
         self._lock = threading.Lock()
         self._closed = False
-        mirror = mirrors_by_default(Path(model)) if mirror is None else mirror
+        mirror = mirrors_by_default(Path(model)) if options.mirror is None else options.mirror
         window = Window(
-            tuple(patch_size or ()),
-            mirror_axes=(0,) if mirror and not fast else (),
-            step=FAST_STEP if fast else STEP,
-            batch=tile_batch,
+            options.patch_size or (),
+            mirror_axes=(0,) if mirror and not options.fast else (),
+            step=FAST_STEP if options.fast else STEP,
+            batch=options.tile_batch,
             skip_empty=True,
         )
         self.members = [
@@ -118,35 +84,35 @@ class Predictor:
             "configuration": [member.name for member in self.members],
             "folds": {member.name: [folder.name for folder in member.folders] for member in self.members},
             "mirror": bool(window.mirror_axes),
-            "fast": fast,
+            "fast": options.fast,
             "step": window.step,
             "patch_size": {member.name: list(member.window.patch_size) for member in self.members},
-            "tile_batch": tile_batch,
+            "tile_batch": options.tile_batch,
             "precision": precision,
             "threads": torch.get_num_threads(),
         }
         self._made = self._provenance()  # hashes of the weights that were loaded, not of files changed later
 
     @classmethod
-    def from_run(cls, run: str | Path, **choices: Any) -> Self:
-        """The model of a run folder; ``choices`` as of the class."""
+    def from_run(cls, run: str | Path, options: PredictorOptions | None = None, **changes: Any) -> Self:
+        """The model of a run folder; ``options`` and ``changes`` as of the class."""
         if not (Path(run) / "plan.json").is_file() or is_fold(Path(run)):
             raise InputError(f"{run}: not a run folder. Give the folder that `medmamba plan` and `train` wrote.")
-        return cls(run, **choices)
+        return cls(run, options, **changes)
 
     @classmethod
-    def from_folder(cls, fold: str | Path, **choices: Any) -> Self:
+    def from_folder(cls, fold: str | Path, options: PredictorOptions | None = None, **changes: Any) -> Self:
         """The model of one trained fold, wherever its folder was moved to."""
         if not is_fold(Path(fold)):
             raise InputError(f"{fold}: not a trained fold. Give a folder that holds model.json and checkpoints/.")
-        return cls(fold, **choices)
+        return cls(fold, options, **changes)
 
     @classmethod
-    def from_bundle(cls, bundle: str | Path, **choices: Any) -> Self:
+    def from_bundle(cls, bundle: str | Path, options: PredictorOptions | None = None, **changes: Any) -> Self:
         """The model of a bundle that `medmamba export` wrote; mirrors, if not told, as the bundle does."""
         if not is_bundle(Path(bundle)):
             raise InputError(f"{bundle}: not a bundle of `medmamba export`. Give the folder that holds configs/.")
-        return cls(bundle, **choices)
+        return cls(bundle, options, **changes)
 
     def __enter__(self) -> Self:
         return self
@@ -231,7 +197,7 @@ class Predictor:
         read = time.perf_counter()
         cases = [member.prepare(name, image.array, image.grid) for member in self.members]
         prepared = time.perf_counter()
-        judge = Confidence(sigmoid=self.heads.sigmoid) if self.confidence else None
+        judge = Confidence(sigmoid=self.heads.sigmoid) if self.options.confidence else None
         indices, chances = self._indices(cases, judge, on_tile, on_message, probabilities)
         predicted = time.perf_counter()
         give_back_memory()
@@ -256,7 +222,7 @@ class Predictor:
         )
         if self.fingerprint is not None:
             findings += check_sides(indices, names, image.grid, self.fingerprint)
-        if self.strict and status_of(findings) != "ok":
+        if self.options.strict and status_of(findings) != "ok":
             raise InputError(f"{name}: {_reasons(findings, 'review')}. Look at the image, or leave out --strict.")
         done = time.perf_counter()
         seconds = {
@@ -302,14 +268,14 @@ class Predictor:
 
     def _budget(self) -> int:
         """Bytes that each configuration may plan with."""
-        known = [gib for gib in (self.memory_gib, self.memory_limit_gib) if gib is not None]
+        known = [gib for gib in (self.memory_gib, self.options.memory_limit_gib) if gib is not None]
         return budget_of(min(known, default=None)) // len(self.members)
 
     def _refuse_too_large(self, name: str, estimate: MemoryEstimate) -> None:
-        if self.memory_limit_gib is not None and estimate.peak > self.memory_limit_gib * 2**30:
+        limit = self.options.memory_limit_gib
+        if limit is not None and estimate.peak > limit * 2**30:
             raise ResourceError(
-                f"{name}: {estimate.sentence()}, the limit is {self.memory_limit_gib:.2f} GiB. "
-                "Allow more memory, or crop the image."
+                f"{name}: {estimate.sentence()}, the limit is {limit:.2f} GiB. Allow more memory, or crop the image."
             )
 
     def _indices(

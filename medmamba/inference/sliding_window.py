@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, combinations, product
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +18,15 @@ import torch
 from torch import nn
 
 from medmamba.inference.confidence import Confidence
+from medmamba.inference.patch_positions import STEP, window_starts
 from medmamba.inference.planes import PlaneStore
 
-STEP = 0.5
-"""Distance of neighbouring patches as a share of the patch edge."""
 SIGMA_SCALE = 0.125
 """Width of the Gaussian weight as a share of the patch edge."""
 EMPTY_RANGE = 1e-4
 """Largest difference of normalised values in a patch that holds one value only; resampling ripples below it."""
 BACKGROUND_LOGIT = 10.0
 """Logit of the background where no patch looked."""
-
-
-def window_starts(size: int, patch: int, step: float = STEP) -> list[int]:
-    """First voxels of the patches along one axis: evenly spread from border to border, at most ``step`` apart."""
-    if size <= patch:
-        return [0]
-    count = ceil((size - patch) / (patch * step)) + 1
-    return [round((size - patch) / (count - 1) * index) for index in range(count)]
 
 
 @lru_cache(maxsize=8)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +26,12 @@ from medmamba.inference.fold_ensemble import Member
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.model_selection.calibration import quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
+from medmamba.model_selection.options import FindBestOptions
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import Heads
 from medmamba.models.prediction_recipe import RECIPE, Recipe
 from medmamba.models.run_folder import RunFolder
+from medmamba.options import with_changes
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
 from medmamba.preprocessing.store import CaseReader, stored_cases
@@ -39,17 +42,17 @@ SAMPLED_VOXELS = 4000
 
 def find_best(
     run: str | Path,
+    options: FindBestOptions | None = None,
     *,
-    device: str = "auto",
-    mirror: bool = True,
-    scratch: str | Path | None = None,
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    **changes: Any,
 ) -> Recipe:
     """Choose configurations, thresholds, cleaning steps, temperature and limits of doubt on cross-validation.
 
-    The recipe is stored in the run. ``scratch`` is where probabilities of regions are kept meanwhile; the system's
-    temporary folder by default. Raises InputError when no fold with validation cases is trained.
+    The recipe is stored in the run. ``changes`` are single fields of the options by name. Raises InputError when no
+    fold with validation cases is trained.
     """
+    options = with_changes(options or FindBestOptions(), changes)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
     heads = Heads.of_plan(plan)
@@ -64,9 +67,9 @@ def find_best(
     names = [(name,) for name in folds] + list(combinations(folds, 2))
     candidates = {each: Candidate(heads) for each in names}
     total, done = sum(len(splits[fold]["val"]) for fold in shared), 0
-    with tempfile.TemporaryDirectory(prefix="medmamba-", dir=scratch) as kept:
+    with tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch) as kept:
         for fold in shared:
-            members = {name: _member(name, folds[name][fold], device, mirror) for name in folds}
+            members = {name: _member(name, folds[name][fold], options) for name in folds}
             readers = {name: stored_cases(folder.preprocessed(name)) for name in folds}
             for case_id in splits[fold]["val"]:
                 on_item("validate", done, total)
@@ -113,9 +116,9 @@ def _trained(folder: RunFolder, names: list[str], count: int) -> dict[str, dict[
     return found
 
 
-def _member(name: str, folder: Path, device: str, mirror: bool) -> Member:
-    window = Window((), mirror_axes=(0,) if mirror else (), skip_empty=True)
-    return Member(name, [folder], choose_device(device), window, threading.Lock())
+def _member(name: str, folder: Path, options: FindBestOptions) -> Member:
+    window = Window((), mirror_axes=(0,) if options.mirror else (), skip_empty=True)
+    return Member(name, [folder], choose_device(options.device), window, threading.Lock())
 
 
 def _validate(member: Member, case: CaseReader, candidate: Candidate, kept: Path) -> torch.Tensor:

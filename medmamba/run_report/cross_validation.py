@@ -21,6 +21,7 @@ from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
+from medmamba.run_report.options import ReportOptions
 from medmamba.training.validation import spread_subset
 
 SHOWN = 3
@@ -87,13 +88,11 @@ class CrossValidation:
 
 def cross_validate(
     run: RunFolder,
+    options: ReportOptions,
     *,
-    device: str = "auto",
-    mirror: bool = False,
-    cases: int | None = None,
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> CrossValidation:
-    """Predict the validation cases of every trained fold of the default configuration, at most ``cases`` per fold.
+    """Predict the validation cases of every trained fold of the default configuration.
 
     Where only a model of all cases is trained, some of its training cases are shown and said to be that.
 
@@ -104,13 +103,13 @@ def cross_validate(
     readers = stored_cases(run.preprocessed(name))
     if not readers:
         raise InputError(f"{run.preprocessed(name)}: no preprocessed cases. Run `medmamba plan` again.")
-    work = _work(run, name, readers, cases)
+    work = _work(run, name, readers, options.cases)
     found = CrossValidation(name, held_out=all(folder.name != "fold_all" for folder, _ in work))
     total = sum(len(chosen) for _, chosen in work)
     done = 0
     for folder, chosen in work:
-        window = Window((), mirror_axes=(0,) if mirror else (), skip_empty=True)
-        member = Member(name, [folder], choose_device(device), window, threading.Lock())
+        window = Window((), mirror_axes=(0,) if options.mirror else (), skip_empty=True)
+        member = Member(name, [folder], choose_device(options.device), window, threading.Lock())
         for reader in chosen:
             on_item("validate", done, total)
             found.add(_predicted(member, plan, reader, folder.name))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.models.run_folder import RunFolder
+from medmamba.options import with_changes
 from medmamba.run_report.cross_validation import CrossValidation, cross_validate
+from medmamba.run_report.options import ReportOptions
 from medmamba.run_report.page import run_page
 
 PAGE = "index.html"
@@ -16,19 +19,18 @@ PAGE = "index.html"
 
 def write_report(
     run: str | Path,
+    options: ReportOptions | None = None,
     *,
-    device: str = "auto",
-    mirror: bool = False,
-    cases: int | None = None,
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    **changes: Any,
 ) -> CrossValidation:
-    """Write RUN/report/index.html and cross_validation.json; ``cases`` per fold at most.
+    """Write RUN/report/index.html and cross_validation.json; ``changes`` are single fields of the options by name.
 
     Raises InputError as :func:`cross_validate` does.
     """
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
-    found = cross_validate(folder, device=device, mirror=mirror, cases=cases, on_item=on_item)
+    found = cross_validate(folder, with_changes(options or ReportOptions(), changes), on_item=on_item)
     target = folder.path / "report"
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
     write_json(

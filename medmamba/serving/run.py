@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from medmamba.errors import ConfigError, InputError
+from medmamba.options import with_changes
+from medmamba.serving.options import ServeOptions
 
 
 def run_service(
     model: str | Path,
+    options: ServeOptions | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    devices: Sequence[str] = ("auto",),
-    upload_mb: int = 512,
-    waiting: int = 8,
     on_message: Callable[[str], None] = lambda line: None,
-    **choices: Any,
+    **changes: Any,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; ``choices`` as of :class:`medmamba.Predictor`. Port 0 takes a free one.
+    """Serve until SIGINT or SIGTERM; ``changes`` are single fields of the options by name.
 
     Raises ConfigError when the extra ``serve`` is missing, InputError when the address cannot be used.
     """
+    options = with_changes(options or ServeOptions(), changes)
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"Serving needs {', '.join(missing)}. Install with: pip install 'medmamba[serve]'.")
@@ -35,14 +34,16 @@ def run_service(
     from medmamba.inference.predictor import Predictor
     from medmamba.serving.app import HOSTS, ServiceLimits, make_app
 
-    listening = _socket(host, port)  # a port that is taken is told before a model is loaded
+    listening = _socket(options.host, options.port)  # a port that is taken is reported before a model is loaded
     try:
-        predictors = [Predictor(model, device=device, **choices) for device in devices]
+        predictors = [Predictor(model, options.of_predictor(device)) for device in options.devices]
         address, taken = listening.getsockname()[:2]
         if not ipaddress.ip_address(address).is_loopback:
             on_message(f"Warning: {address} can be reached by others, and there is no login. Put a proxy in front.")
         hosts = HOSTS if ipaddress.ip_address(address).is_loopback else ("*",)
-        app = make_app(predictors, ServiceLimits(upload_bytes=upload_mb * 2**20, waiting=waiting), hosts=hosts)
+        app = make_app(
+            predictors, ServiceLimits(upload_bytes=options.upload_mb * 2**20, waiting=options.waiting), hosts=hosts
+        )
         on_message(f"Listening on http://{address}:{taken}: POST /predict, GET /info, GET /health")
         # no access log: the names of files would stand in it
         uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run([listening])

@@ -39,7 +39,8 @@ def naive(network, pixels, patch):
     """Every patch added into one array of the whole image, the way the window is defined."""
     from itertools import product
 
-    from medmamba.inference.sliding_window import _pad, gaussian_weight, window_starts
+    from medmamba.inference.patch_positions import window_starts
+    from medmamba.inference.sliding_window import _pad, gaussian_weight
 
     flat = len(patch) == 2
     box = (1, *patch) if flat else patch

@@ -17,7 +17,8 @@ from torch import nn
 
 from medmamba.inference import cpu
 from medmamba.inference.cpu import with_fast_convolutions
-from medmamba.inference.sliding_window import gaussian_weight, predict_logits, window_starts
+from medmamba.inference.patch_positions import window_starts
+from medmamba.inference.sliding_window import gaussian_weight, predict_logits
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())
 CPU = torch.device("cpu")

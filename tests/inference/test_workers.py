@@ -14,9 +14,10 @@ from medmamba import pipeline
 from medmamba.errors import InputError
 from medmamba.inference.folder.run import predict_folder
 from medmamba.inference.folder.workers import Workers
+from medmamba.inference.options import PredictorOptions
 from medmamba.inference.predictor import Predictor
 
-CHOICES = {"folds": [0], "mirror": False}
+CHOICES = PredictorOptions(folds=[0], mirror=False)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_killed_worker_is_named_its_case_tried_again_alone_and_all_others_are_
     assert any(line.startswith("patient_1: worker was killed by SIGKILL") for line in lines)
     assert not list(out.glob("*.part"))
     # and every mask is the one that this process makes
-    pipeline.predict(Predictor(tiny_run, **CHOICES), images, tmp_path / "here")
+    pipeline.predict(Predictor(tiny_run, CHOICES), images, tmp_path / "here")
     here = masks_of(tmp_path / "here")
     assert masks_of(out) == {name: data for name, data in here.items() if name != "patient_2.nii.gz"}
     assert not multiprocessing.active_children()

@@ -10,7 +10,8 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from medmamba.inference.cpu import with_fast_convolutions
-from medmamba.inference.sliding_window import STEP, Window, stream_logits
+from medmamba.inference.patch_positions import STEP
+from medmamba.inference.sliding_window import Window, stream_logits
 
 
 class PlanInferer(Inferer):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from medmamba.images.cases import ImageCase, find_cases, part_of
 from medmamba.inference.folder.case_job import SCHEMA_VERSION, Job, record_path, remove_old
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.folder.workers import Engine, InProcess
+from medmamba.inference.options import PredictOptions
 from medmamba.inference.predictor import Predictor
 
 OnItem = Callable[[str, int, int], None]
@@ -52,13 +53,8 @@ def predict_folder(
     engine: Engine | Predictor,
     images: str | Path | Iterable[Path],
     output: str | Path,
+    options: PredictOptions | None = None,
     *,
-    part: tuple[int, int] | None = None,
-    resume: bool = False,
-    probabilities: bool = False,
-    pseudonymise: bool = False,
-    dicom: Sequence[str] = (),
-    codes: str | Path | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_message: Callable[[str], None] = lambda line: None,
 ) -> PredictionReport:
@@ -66,27 +62,23 @@ def predict_folder(
 
     Args:
         engine: a predictor, which works in this process, or :class:`~medmamba.inference.folder.workers.Workers`.
-        part: (i, n): only every n-th case, the i-th of them; for several machines on one folder.
-        resume: keep the masks of cases that were finished with the same model, settings and input.
-        probabilities: also write <case>_probabilities with one channel per class.
-        pseudonymise: other names than case ids in logs and reports; the key is pseudonyms.csv.
-        dicom: also write <case>.dcm, the mask as DICOM SEG ("seg"), or <case>_rtstruct.dcm, its contours ("rtstruct");
-            every case must be a DICOM series.
-        codes: labels.json with code and colour of each label for them.
+        options: what is written, which cases, and under which names; those of the model are the engine's own.
+            ``probabilities`` are written as <case>_probabilities, DICOM objects as <case>.dcm and <case>_rtstruct.dcm.
 
     A case that cannot be read or fails is named in the report and the others are finished; no mask is written for it,
     and an old one of the same name is removed before anything is predicted. Raises ResourceError when the disk is full.
     """
-    target = Path(output)
+    options = options or PredictOptions()
+    target, dicom = Path(output), options.dicom_kinds
     engine = InProcess(engine) if isinstance(engine, Predictor) else engine
     everything = find_cases(images if isinstance(images, str | Path) else list(images))
     if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     if dicom and (wrong := next((case for case in everything if not case.paths[0].is_dir()), None)):
         raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no --dicom-{dicom[0]}. Leave that out.")
-    part = part or _part_of_launcher()
+    part = options.part or _part_of_launcher()
     cases = everything if part is None else part_of(everything, part)
-    codes = None if codes is None else Path(codes).resolve()
+    codes = None if options.codes is None else options.codes.resolve()
     make_folder(target)
     with ExitStack() as locks:
         locks.enter_context(FolderLock(target, shared=part is not None))
@@ -94,15 +86,15 @@ def predict_folder(
             locks.enter_context(FolderLock(target / f".part-{part[0]}-of-{part[1]}"))
         remove_leftovers(target, shared=part is not None)
         shown = Pseudonyms.none()
-        if pseudonymise:
+        if options.pseudonymise:
             with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
                 shown = Pseudonyms.of_folder(target)
                 shown.write_key(target, [case.case_id for case in everything])
-        job = Job(target, probabilities, shown, tuple(dicom), codes)
+        job = Job(target, options.probabilities, shown, dicom, codes)
         model = engine.provenance()
         report = PredictionReport(target)
         for case in cases:
-            record = job.finished(case, model) if resume else None
+            record = job.finished(case, model) if options.resume else None
             if record is None:
                 remove_old(target, case)
             else:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.case_job import Job
 from medmamba.inference.memory import free_memory
+from medmamba.inference.options import PredictorOptions
 from medmamba.inference.predictor import Predictor
 from medmamba.models.trained_folds import select_models
 
@@ -59,17 +60,17 @@ class Workers:
     """``count`` processes with a predictor each; a context manager.
 
     Args:
-        model, choices: as of :class:`medmamba.Predictor`. Cores are shared out among the workers.
+        model, options: as of :class:`medmamba.Predictor`. Cores are shared out among the workers.
         stall_minutes: a worker that gives no sign for so long is ended.
     """
 
     def __init__(
-        self, model: str | Path, choices: Mapping[str, Any], count: int, *, stall_minutes: float = STALL_MINUTES
+        self, model: str | Path, options: PredictorOptions, count: int, *, stall_minutes: float = STALL_MINUTES
     ) -> None:
         import torch
 
-        select_models(Path(model), choices.get("configuration"), choices.get("folds"))  # refused before any starts
-        self._start = (str(model), dict(choices), max(1, torch.get_num_threads() // count))
+        select_models(Path(model), options.configuration, options.folds)  # refused before any starts
+        self._start = (str(model), options, max(1, torch.get_num_threads() // count))
         self._stall_seconds = 60 * stall_minutes
         self._workers = [_Worker(*self._start) for _ in range(count)]
         self._model: dict[str, Any] | None = None
@@ -174,10 +175,10 @@ class Workers:
 class _Worker:
     """One process and the case it is at."""
 
-    def __init__(self, model: str, choices: dict[str, Any], threads: int) -> None:
+    def __init__(self, model: str, options: PredictorOptions, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor a pool of threads survives a fork
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, os.getpid(), model, choices, threads), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, os.getpid(), model, options, threads), daemon=True)
         self._process.start()
         theirs.close()
         self.case: ImageCase | None = None
@@ -223,7 +224,7 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, parent: int, model: str, choices: dict[str, Any], threads: int) -> None:
+def _work(connection: Connection, parent: int, model: str, options: PredictorOptions, threads: int) -> None:
     """A worker: loads the model once, then predicts what it is asked to until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt of the terminal reaches everybody; the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -237,7 +238,7 @@ def _work(connection: Connection, parent: int, model: str, choices: dict[str, An
             connection.send(message)
 
     try:
-        predictor = Predictor(model, **choices)
+        predictor = Predictor(model, options)
         predictor.on_tile = lambda done, total: tell("sign")
         tell("ready", predictor.provenance())
         while True:

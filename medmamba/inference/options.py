@@ -1,0 +1,156 @@
+"""The options of prediction: how a model predicts one image, and what `medmamba predict` does with many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from medmamba.errors import InputError
+from medmamba.inference.patch_positions import FAST_STEP, STEP
+from medmamba.options import DEVICE_TEXT, Options, numbers, option
+
+BUDGET_GIB = 6.0
+"""Memory that the arrays of one prediction may take together, so that a machine of 8 GiB has some left for the network;
+planes that do not fit are kept on disk."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ScanBackend = Literal["auto", "cpp", "triton", "torch"]
+
+PASSES_TEXT = "2^n passes of each patch through the network instead of one, n being the axes that the plan may mirror."
+NO_MIRROR_TEXT = f"No average over flips, which takes {PASSES_TEXT}"
+MIRROR_TEXT = f"Average over flips, which takes {PASSES_TEXT}"
+
+
+class ModelOptions(Options):
+    """How the networks of a model run; the same for predict and serve."""
+
+    folds: tuple[int | str, ...] | None = option(
+        None, "Fold to use; repeat for several. Default: all that are trained.", panel="Model", flag="--fold"
+    )
+    mirror: bool | None = option(None, NO_MIRROR_TEXT, panel="Speed", flag="--no-mirror")
+    fast: bool = option(
+        False,
+        f"No mirroring, and patches {FAST_STEP:g} of their edge apart instead of {STEP:g}.",
+        panel="Speed",
+    )
+    precision: Precision = option(
+        "fp32",
+        "fp32, bf16, fp16, or auto: what the device multiplies fastest. Scans are always fp32; half precision moves "
+        "single voxels at the borders of a mask.",
+        panel="Speed",
+    )
+    scan_backend: ScanBackend = option(
+        "auto",
+        "Implementation of the scan: cpp (CPU), triton (GPU), torch (both, slow), or auto: the fastest here.",
+        panel="Speed",
+    )
+
+    @field_validator("folds", mode="before")
+    @classmethod
+    def _read_folds(cls, value: Any) -> Any:
+        return None if value is None else tuple(map(fold_name, [value] if isinstance(value, str | int) else value))
+
+
+class PredictorOptions(ModelOptions):
+    """The choices of :class:`medmamba.Predictor`.
+
+    ``configuration`` may be one name; ``patch_size`` and ``folds`` may be text, as on the command line.
+    """
+
+    configuration: tuple[str, ...] | None = option(
+        None,
+        "Configuration; repeat for an ensemble whose probabilities are averaged. Default: what `medmamba find-best` "
+        "chose for the run, else the plan's default.",
+        panel="Model",
+    )
+    device: str = option("auto", DEVICE_TEXT, panel="Speed")
+    patch_size: tuple[int, ...] | None = option(None, "Patch edges other than the plan's, as 96,96,96.", panel="Speed")
+    tile_batch: int = option(1, "Patches that go through the network together.", panel="Speed", ge=1)
+    confidence: bool = option(
+        True, "Do not measure entropy and agreement of the folds.", panel="Speed", flag="--no-confidence"
+    )
+    scratch: Path | None = option(
+        None, "Folder for what does not fit into memory. Default: the system's temporary folder.", panel="Memory"
+    )
+    memory_gib: float | None = option(
+        None,
+        "Memory in GiB to plan with: what does not fit goes to disk. Default: "
+        f"{BUDGET_GIB:g}, or most of what is free if that is less.",
+        panel="Memory",
+        flag="--memory",
+        ge=0,
+    )
+    memory_limit_gib: float | None = option(
+        None,
+        "Refuse an image that needs more memory in GiB than this, with its planes on disk too. Default: no limit.",
+        panel="Memory",
+        flag="--memory-limit",
+        ge=0,
+    )
+    strict: bool = option(
+        False, "Missing folds are an error, and so is a mask whose status is review.", panel="Quality control"
+    )
+
+    @field_validator("configuration", mode="before")
+    @classmethod
+    def _several_configurations(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("patch_size", mode="before")
+    @classmethod
+    def _read_patch_size(cls, value: Any) -> Any:
+        return numbers(value, int, "--patch-size")
+
+
+class PredictOptions(PredictorOptions):
+    """The choices of `medmamba predict` and :func:`medmamba.pipeline.predict`."""
+
+    probabilities: bool = option(False, "Also write the probability of every class.", panel="Output")
+    dicom_seg: bool = option(False, "Also write each mask as DICOM SEG beside its series' own objects.", panel="Output")
+    dicom_rtstruct: bool = option(
+        False, "Also write each mask as contours (DICOM RTSTRUCT) of its series.", panel="Output"
+    )
+    codes: Path | None = option(
+        None, "labels.json with code and colour of each label of the DICOM objects.", panel="Output"
+    )
+    series: str | None = option(None, "Number or UID of the DICOM series, where a study holds several.", panel="Input")
+    pseudonymise: bool = option(
+        False, "No case names in reports and messages; the key is written to pseudonyms.csv.", panel="Output"
+    )
+    resume: bool = option(False, "Keep what an interrupted run has finished.", panel="Many cases")
+    part: tuple[int, int] | None = option(
+        None, "Predict only part i of n, as 2/4: for several machines.", panel="Many cases"
+    )
+    workers: int = option(
+        0,
+        "Processes that divide the cases among them, each with its own model; 0: this process alone.",
+        panel="Many cases",
+        ge=0,
+    )
+
+    @property
+    def dicom_kinds(self) -> tuple[str, ...]:
+        """Kinds of DICOM objects to write: "seg", "rtstruct", both or none."""
+        return ("seg",) * self.dicom_seg + ("rtstruct",) * self.dicom_rtstruct
+
+    @field_validator("part", mode="before")
+    @classmethod
+    def _read_part(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        number, _, count = value.partition("/")
+        if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
+            return int(number), int(count)
+        raise InputError(f"--part {value!r} is not a part. Write for example --part 2/4.")
+
+
+def fold_name(value: int | str) -> int | str:
+    """A fold as a number, or ``all``; raises InputError for anything else."""
+    text = str(value)
+    if text == "all":
+        return text
+    if text.isdigit():
+        return int(text)
+    raise InputError(f"--fold {text!r} is neither a number nor 'all'. Use for example --fold 0.")

@@ -1,0 +1,19 @@
+"""The options of `medmamba find-best`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medmamba.inference.options import NO_MIRROR_TEXT, ScanBackend
+from medmamba.options import DEVICE_TEXT, Options, option
+
+
+class FindBestOptions(Options):
+    """The choices of :func:`medmamba.model_selection.run.find_best`."""
+
+    device: str = option("auto", DEVICE_TEXT)
+    mirror: bool = option(True, NO_MIRROR_TEXT, flag="--no-mirror")
+    scan_backend: ScanBackend = option("auto", "Implementation of the scan: cpp, triton, torch, or auto.")
+    scratch: Path | None = option(
+        None, "Folder for probabilities of regions meanwhile. Default: the system's temporary folder."
+    )

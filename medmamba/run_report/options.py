@@ -1,0 +1,15 @@
+"""The options of `medmamba report`."""
+
+from __future__ import annotations
+
+from medmamba.inference.options import MIRROR_TEXT, ScanBackend
+from medmamba.options import DEVICE_TEXT, Options, option
+
+
+class ReportOptions(Options):
+    """The choices of :func:`medmamba.run_report.write.write_report`."""
+
+    cases: int | None = option(None, "Validation cases per fold at most. Default: all.", ge=1)
+    device: str = option("auto", DEVICE_TEXT)
+    mirror: bool = option(False, MIRROR_TEXT)
+    scan_backend: ScanBackend = option("auto", "Implementation of the scan: cpp, triton, torch, or auto.")

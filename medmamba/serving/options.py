@@ -1,0 +1,28 @@
+"""The options of `medmamba serve`."""
+
+from __future__ import annotations
+
+from medmamba.inference.options import ModelOptions, PredictorOptions
+from medmamba.options import DEVICE_TEXT, option
+
+
+class ServeOptions(ModelOptions):
+    """The choices of :func:`medmamba.serving.run.run_service`."""
+
+    host: str = option("127.0.0.1", "Address to listen on. There is no login: keep to this machine.", panel="Service")
+    port: int = option(8000, "Port to listen on; 0 takes a free one.", panel="Service", ge=0, le=65535)
+    devices: tuple[str, ...] = option(
+        ("auto",), f"{DEVICE_TEXT.rstrip('.')}; repeat for a queue on each.", panel="Service", flag="--device"
+    )
+    upload_mb: int = option(512, "Largest upload, in MB.", panel="Service", flag="--max-upload", ge=1)
+    waiting: int = option(
+        8, "Images that may wait in the queue of one device.", panel="Service", flag="--max-waiting", ge=1
+    )
+    memory_limit_gib: float | None = option(
+        None, "Memory in GiB for one image; larger ones are refused.", panel="Service", flag="--max-memory", ge=0
+    )
+
+    def of_predictor(self, device: str) -> PredictorOptions:
+        """The options of the predictor on one of the devices."""
+        shared = {name: getattr(self, name) for name in (*ModelOptions.model_fields, "memory_limit_gib")}
+        return PredictorOptions(device=device, **shared)
