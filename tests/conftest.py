@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,11 +24,47 @@ def example_data() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The large development data, beside the checkout or where MEDMAMBA_SHARED points; skips without it."""
-    folder = Path(os.environ.get("MEDMAMBA_SHARED", ROOT.parent / "shared"))
+    """The folder of real data sets beside the checkout, or in the folder that MEDMAMBA_SHARED names."""
+    folder = Path(os.environ.get("MEDMAMBA_SHARED", ROOT.parent / "shared")) / "data"
     if not folder.is_dir():
-        pytest.skip("the large development data is not here (set MEDMAMBA_SHARED)")
+        pytest.skip(f"no real data at {folder}; name the folder above it by MEDMAMBA_SHARED")
     return folder
+
+
+AFFINE = np.array([[-0.8, 0, 0, 40], [0, 0, 3, -20], [0, 1.25, 0, 7], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture
+def save(tmp_path) -> Callable[..., Path]:
+    """Writes an array as NIfTI with nibabel; ``header`` sets fields, ``patch`` changes the raw bytes behind it."""
+
+    def _save(
+        name: str,
+        array: np.ndarray,
+        affine: np.ndarray = AFFINE,
+        *,
+        kind: type = nib.Nifti1Image,
+        patch: Callable[[bytearray], bytes | None] | None = None,
+        **header: object,
+    ) -> Path:
+        image = kind(array, affine)
+        image.set_qform(affine, code=1)
+        image.set_sform(affine, code=1)
+        image.header.set_xyzt_units("mm")
+        raw = bytearray(image.to_bytes())
+        fields = np.frombuffer(raw, dtype=image.header.template_dtype, count=1)[0]
+        view = np.frombuffer(memoryview(raw)[: fields.nbytes], dtype=image.header.template_dtype)
+        for key, value in header.items():
+            view[key] = value
+        del view
+        if patch is not None:
+            raw = patch(raw) or raw
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(bytes(raw), mtime=0) if name.endswith(".gz") else bytes(raw))
+        return path
+
+    return _save
 
 
 @pytest.fixture(scope="session")

@@ -194,7 +194,7 @@ def test_a_segmentation_is_made_from_the_zip_of_a_study_and_a_mask_of_its_other_
 
 
 def test_a_real_series_takes_a_segmentation(shared_data, tmp_path):
-    folder = shared_data / "data" / "hippocampus_dicom" / "series_a"
+    folder = shared_data / "hippocampus_dicom" / "series_a"
     image = read_image(folder)
     labels = (image.array[0] > 90).astype(np.int64)
     names = {"background": 0, "bright": 1}
@@ -210,7 +210,7 @@ def test_a_real_series_takes_a_segmentation(shared_data, tmp_path):
 def test_the_api_writes_the_segmentation_of_the_series_it_predicted(shared_data, tmp_path):
     from medmamba.inference.prediction import Prediction
 
-    image = read_image(shared_data / "data" / "hippocampus_dicom" / "series_a")
+    image = read_image(shared_data / "hippocampus_dicom" / "series_a")
     labels = (image.array[0] > 90).astype(np.uint8)
     made = {"labels": {"background": 0, "bright": 1}}
     result = Prediction(labels, image.grid, {"bright": 1.0}, {"bright": 1}, like=image, provenance=made)

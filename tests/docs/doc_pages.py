@@ -16,7 +16,7 @@ PAGES = [
 KINDS = {
     "sh": "run by bash, line by line as it stands (test_pages_run.py)",
     "python": "run (test_pages_run.py)",
-    "json": "read by the reader that it is written for (test_pages_run.py, tests/inputs/test_datasets_page.py)",
+    "json": "read by the reader that it is written for (test_pages_run.py, tests/datasets/test_datasets_page.py)",
     "text": "nothing to run: what a command prints, a table of files, a figure",
 }
 

@@ -332,7 +332,7 @@ def test_one_predictor_serves_several_threads(predictor, images):
 
 
 def test_a_dicom_folder_is_a_case_and_its_mask_a_nifti(predictor, tmp_path, shared_data):
-    series = shared_data / "data" / "hippocampus_dicom" / "series_a"
+    series = shared_data / "hippocampus_dicom" / "series_a"
     if not series.is_dir():
         pytest.skip("the DICOM series is not in the development data")
     shutil.copytree(series, tmp_path / "in" / "series_a")

@@ -32,7 +32,7 @@ def volumes(small_run: Path, small_dataset: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def pictures(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Twelve microscopy images in colour, and one more."""
-    source, folder = shared_data / "data" / "nuclei2018", tmp_path_factory.mktemp("pictures")
+    source, folder = shared_data / "nuclei2018", tmp_path_factory.mktemp("pictures")
     facts = json.loads((source / "dataset.json").read_text())
     wanted = facts["training"][:13]
     for entry in wanted:

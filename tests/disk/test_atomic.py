@@ -177,7 +177,7 @@ def test_a_process_killed_at_any_point_leaves_the_old_or_the_new_one(tmp_path, k
 
 def test_without_the_exchange_of_the_kernel_a_kill_between_two_renames_gives_the_old_folder_back(tmp_path):
     code = (
-        "from medmamba import atomic\n"
+        "from medmamba.disk import atomic\n"
         "atomic._exchange = lambda a, b: False\n"
         f"p = {str(tmp_path / 'state')!r}\n"
         "for word in ('old', 'new'):\n"
