@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 
 from medmamba.errors import ConfigError
+from medmamba.geometry import MOST_VOXELS
 from medmamba.plans.fingerprint import CaseStats, Fingerprint
 from medmamba.plans.schema import Configuration
-
-MOST_VOXELS = 2**31
-"""Largest case on a plan's grid, channels included: 8 GiB in float32."""
 
 BYTES_PER_VOXEL = 8
 """One float32 of the image as it was and one as it becomes; label maps are small beside them."""

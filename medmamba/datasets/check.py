@@ -1,4 +1,4 @@
-"""Every case of a dataset, read and checked in one pass; all problems are told together, or none is left."""
+"""Every case of a dataset, read and checked in one pass; all problems are reported together, or none is left."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputErrors, MedmambaError, ResourceError
 from medmamba.geometry import Grid
-from medmamba.images import Limits
+from medmamba.images import ReadOptions
 from medmamba.images.gate import brief, shown
-from medmamba.images.nifti_header import Prefer
-from medmamba.images.voxels import NonFinite
 
 FEW_CASES = 3  # a label that occurs in fewer cases cannot be in every part of a split
 
@@ -38,7 +36,7 @@ class CheckedCase:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """A dataset without errors: its cases in order, and what was odd, one line each."""
+    """A dataset without errors: its cases in order, and warnings, one line each."""
 
     spec: DatasetSpec
     cases: tuple[CheckedCase, ...]
@@ -49,21 +47,17 @@ class DatasetReport:
 
 def check_dataset(
     dataset: DatasetSpec | Path | str,
+    options: ReadOptions | None = None,
     *,
     workers: int | None = None,
     visit: Callable[[CaseSpec, LoadedCase], Any] | None = None,
     on_case: Callable[[int, int], None] | None = None,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    match_labels: bool = False,
 ) -> DatasetReport:
     """Reads every training case once and checks all of it.
 
     Args:
         workers: cases read at the same time (threads; unpacking runs beside Python).
         visit: called with each healthy case while it is in memory, so that it need not be read a second time.
-        nonfinite, prefer, limits, match_labels: as of :func:`~medmamba.datasets.load_case`.
         on_case: progress, called with (cases done, cases in all) from one thread at a time.
 
     Raises:
@@ -73,7 +67,7 @@ def check_dataset(
 
     def one(case: CaseSpec) -> tuple[CheckedCase | None, list[str], list[str]]:
         try:
-            loaded = load_case(spec, case, nonfinite=nonfinite, prefer=prefer, limits=limits, match_labels=match_labels)
+            loaded = load_case(spec, case, options)
         except ResourceError:
             raise
         except MedmambaError as error:

@@ -1,7 +1,7 @@
-"""A dataset of any layout written anew as an nnU-Net v2 raw folder or a Medical Segmentation Decathlon folder.
+"""A dataset of any layout rewritten as an nnU-Net v2 raw folder or a Medical Segmentation Decathlon folder.
 
 Every case passes the same checks as before planning and is read once. The new folder appears as a whole when all of
-it is written; when anything is wrong, all problems are told and there is no folder. Headers keep their geometry and
+it is written; when anything is wrong, all problems are reported and there is no folder. Headers keep their geometry and
 lose names and free text.
 """
 
@@ -21,10 +21,9 @@ from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.disk.atomic import replace_folder, write_json
 from medmamba.errors import InputError, InputErrors
-from medmamba.images import Limits, MedicalImage, mask_ending, write_image, write_label_map
+from medmamba.images import MedicalImage, format_of, mask_ending, write_image, write_label_map
 from medmamba.images.gate import shown
 from medmamba.images.image import smallest_type
-from medmamba.images.raster import KINDS
 
 Layout = Literal["nnunet", "decathlon"]
 LAYOUTS = ("nnunet", "decathlon")
@@ -32,7 +31,7 @@ LAYOUTS = ("nnunet", "decathlon")
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and what was odd on the way, one line each.
+    """What was written, and warnings, one line each.
 
     ``values`` holds the new value of each old label value; nnU-Net needs 0, 1, 2, ... with the ignore value last.
     """
@@ -51,8 +50,6 @@ def convert_dataset(
     *,
     workers: int | None = None,
     on_case: Callable[[int, int], None] | None = None,
-    limits: Limits | None = None,
-    match_labels: bool = False,
 ) -> Conversion:
     """Writes a dataset in another layout into a new folder.
 
@@ -76,10 +73,8 @@ def convert_dataset(
         def write(case: CaseSpec, loaded: LoadedCase) -> None:
             _write_case(part, "Tr", case, loaded, layout, ending, values)
 
-        report = check_dataset(
-            spec, workers=workers, visit=write, on_case=on_case, limits=limits, match_labels=match_labels
-        )
-        warnings = [*report.warnings, *_write_test(part, spec, layout, ending, values, limits)]
+        report = check_dataset(spec, workers=workers, visit=write, on_case=on_case)
+        warnings = [*report.warnings, *_write_test(part, spec, layout, ending, values)]
         description = _nnunet_json(spec, values, ending) if layout == "nnunet" else _decathlon_json(spec, ending)
         write_json(part / "dataset.json", description)
         if spec.splits:
@@ -92,7 +87,7 @@ def _can_be_expressed(spec: DatasetSpec, layout: Layout) -> None:
         raise InputError(f"{shown(spec.folder)}: the Decathlon layout has no regions. Convert it to nnunet.")
     if layout == "nnunet" and any(case.annotated is not None for case in spec.cases):
         raise InputError(
-            f"{shown(spec.folder)}: nnU-Net has no per-case lists of annotated labels: what was not looked for would "
+            f"{shown(spec.folder)}: nnU-Net has no per-case lists of annotated labels: what was not annotated would "
             "become background. Convert it to decathlon."
         )
 
@@ -107,7 +102,7 @@ def _new_values(spec: DatasetSpec) -> dict[int, int]:
 def _ending(spec: DatasetSpec) -> str:
     """Flat images stay flat, in a kind that holds masks too; everything else becomes .nii.gz."""
     endings = {mask_ending(path).lower() for case in spec.cases for path in case.images}
-    flat = {ending for ending in endings if ending in KINDS}
+    flat = {ending for ending in endings if _flat(ending)}
     if flat and flat != endings:
         raise InputError(
             f"{shown(spec.folder)}: flat images and volumes in one dataset. Give each a dataset of its own."
@@ -117,11 +112,15 @@ def _ending(spec: DatasetSpec) -> str:
     return ".nii.gz"
 
 
+def _flat(ending: str) -> bool:
+    return format_of("image" + ending).flat
+
+
 def _write_case(
     part: Path, where: str, case: CaseSpec, loaded: LoadedCase, layout: Layout, ending: str, values: dict[int, int]
 ) -> None:
     image, labels = loaded
-    flat = ending in KINDS
+    flat = _flat(ending)
     channels = _narrow(image)
     if layout == "decathlon" or (flat and len(channels) == 3):
         name = f"{case.case_id}_0000{ending}" if layout == "nnunet" else case.case_id + ending
@@ -149,15 +148,13 @@ def _narrow(image: MedicalImage) -> npt.NDArray[Any]:
     return image.array
 
 
-def _write_test(
-    part: Path, spec: DatasetSpec, layout: Layout, ending: str, values: dict[int, int], limits: Limits | None
-) -> list[str]:
+def _write_test(part: Path, spec: DatasetSpec, layout: Layout, ending: str, values: dict[int, int]) -> list[str]:
     """Test images, and their label maps where there are some."""
     problems: list[str] = []
     warnings: list[str] = []
     for case in spec.test:
         try:
-            loaded = load_case(spec, case, limits=limits)
+            loaded = load_case(spec, case)
         except InputError as error:
             problems += str(error).splitlines()
             continue
@@ -214,7 +211,7 @@ def _decathlon_json(spec: DatasetSpec, ending: str) -> dict[str, Any]:
 
     return {
         **_about(spec),
-        "tensorImageSize": "2D" if ending in KINDS else "4D" if len(spec.channels) > 1 else "3D",
+        "tensorImageSize": "2D" if _flat(ending) else "4D" if len(spec.channels) > 1 else "3D",
         "modality": {str(number): name for number, name in enumerate(spec.channels)},
         "labels": {str(value): name for name, value in spec.labels.items()},
         **({"ignore": spec.ignore} if spec.ignore is not None else {}),

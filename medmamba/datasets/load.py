@@ -12,12 +12,9 @@ from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.geometry import grid_difference
 from medmamba.geometry.trail import reindexed
-from medmamba.images import LabelMap, Limits, MedicalImage, read_channels, read_label_map
+from medmamba.images import LabelMap, MedicalImage, ReadOptions, format_of, read_channels, read_label_map
 from medmamba.images.gate import brief
 from medmamba.images.image import first_voxel, smallest_type
-from medmamba.images.nifti_header import Prefer
-from medmamba.images.raster import RasterHeader
-from medmamba.images.voxels import NonFinite
 
 MOST_VALUES_SHOWN = 3
 
@@ -30,42 +27,30 @@ class LoadedCase(NamedTuple):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was odd and accepted, one line each."""
+        """What was unusual and accepted, one line each."""
         return (*self.image.warnings, *(self.labels.warnings if self.labels else ()))
 
 
-def load_case(
-    spec: DatasetSpec,
-    case: CaseSpec,
-    *,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    match_labels: bool = False,
-) -> LoadedCase:
+def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = None) -> LoadedCase:
     """Reads a case and checks it: files, headers, voxels, channels, label values, and that all lie on one grid.
-
-    Args:
-        nonfinite, prefer, limits: as of :func:`medmamba.images.read_image`.
-        match_labels: accept a label map that covers the same voxels of the world with its axes in another order or
-            direction; it is brought onto the image's grid without interpolation, and that is said.
 
     Raises:
         InputError, InputErrors: all that is wrong with this case, one line each, beginning with its id.
     """
+    options = options or ReadOptions()
     name = brief(case.case_id)
     problems: list[str] = []
     image: MedicalImage | None = None
     labels: LabelMap | None = None
     try:
         where = [f"{name}: {spec.shown(path)}" for path in case.images]
-        image = read_channels(case.images, nonfinite=nonfinite, prefer=prefer, limits=limits, where=where)
+        image = read_channels(case.images, options, where=where)
     except InputError as error:
         problems += str(error).splitlines()
     if case.label is not None:
         label_where = f"{name}: {spec.shown(case.label)}"
         try:
-            labels = read_label_map(case.label, prefer=prefer, limits=limits, where=label_where)
+            labels = read_label_map(case.label, options, where=label_where)
         except InputError as error:
             problems += str(error).splitlines()
         else:
@@ -85,7 +70,7 @@ def load_case(
             )
         if labels is not None and (difference := grid_difference(image.grid, labels.grid)):
             same_box = reindexed(labels.array[None], labels.grid, image.grid)
-            if same_box is not None and match_labels:
+            if same_box is not None and options.match_labels:
                 told = f"{name}: image and label map {difference}; the label map's axes were turned to the image's."
                 labels = LabelMap(same_box[0], image.grid, image.header, labels.path, (*labels.warnings, told))
             else:
@@ -103,7 +88,7 @@ def load_case(
 def _black_and_white(labels: LabelMap, spec: DatasetSpec, where: str) -> LabelMap:
     """A flat mask in black (0) and white (255), where one structure with another value is declared: that one."""
     structures = [value for value in spec.labels.values() if value != 0]
-    if not isinstance(labels.header, RasterHeader) or len(structures) != 1 or 255 in spec.values:
+    if labels.path is None or not format_of(labels.path).flat or len(structures) != 1 or 255 in spec.values:
         return labels
     if 255 not in (counts := labels.counts()) or not set(counts) <= {0, 255}:
         return labels

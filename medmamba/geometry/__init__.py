@@ -17,6 +17,7 @@ What was done to a case's geometry travels with it as a :class:`SpatialTrail` (t
 
 from medmamba.geometry.grid import (
     LARGEST_SPACING_MM,
+    MOST_VOXELS,
     SAME_GRID_TOLERANCE,
     SHEAR_TOLERANCE,
     SMALLEST_SPACING_MM,
@@ -44,6 +45,7 @@ from medmamba.geometry.trail import (
 
 __all__ = [
     "LARGEST_SPACING_MM",
+    "MOST_VOXELS",
     "SAME_GRID_TOLERANCE",
     "SHEAR_TOLERANCE",
     "SMALLEST_SPACING_MM",

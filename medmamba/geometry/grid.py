@@ -13,9 +13,10 @@ Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 Affine = npt.NDArray[np.float64]
 
-# Limits of what is taken for an image of a patient or a specimen; both can be widened by the caller.
+# Limits of what is taken for an image of a patient or a specimen.
 SMALLEST_SPACING_MM = 0.01  # below: a header in metres or an empty one
 LARGEST_SPACING_MM = 100.0  # above: a header in micrometres
+MOST_VOXELS = 2**31  # voxels times channels: 8 GiB in float32; more only on request
 SHEAR_TOLERANCE = 1e-3  # |cosine| between two axes; gantry tilt of 0.06 degrees
 SAME_GRID_TOLERANCE = 1e-3  # of the spacing, for the origin and for each axis' step
 SAME_CORNER_VOXELS = 0.05  # by which a far corner may move: a rotation stored as a float32 quaternion is that rough
@@ -105,12 +106,7 @@ def affine_from(
     return affine
 
 
-def affine_problem(
-    affine: npt.ArrayLike,
-    *,
-    smallest_mm: float = SMALLEST_SPACING_MM,
-    largest_mm: float = LARGEST_SPACING_MM,
-) -> str | None:
+def affine_problem(affine: npt.ArrayLike) -> str | None:
     """Why this affine (4, 4) cannot be the geometry of an image, in words; None if it can."""
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
@@ -120,8 +116,9 @@ def affine_problem(
     columns = matrix[:3, :3]
     spacing = np.linalg.norm(columns, axis=0)
     for name, mm in zip("ijk", spacing, strict=True):
-        if not smallest_mm <= mm <= largest_mm:
-            return f"the spacing along {name} is {mm:.6g} mm, outside {smallest_mm:g} to {largest_mm:g} mm"
+        if not SMALLEST_SPACING_MM <= mm <= LARGEST_SPACING_MM:
+            limits = f"{SMALLEST_SPACING_MM:g} to {LARGEST_SPACING_MM:g} mm"
+            return f"the spacing along {name} is {mm:.6g} mm, outside {limits}"
     directions = columns / spacing
     if abs(np.linalg.det(directions)) < 1e-6:
         return "the affine is singular: two axes of the image point the same way"

@@ -1,4 +1,4 @@
-"""Which cases a file, a folder or a list of files holds, and what their masks are called."""
+"""The cases that a file, a folder or a list of files holds, with the file names of their masks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from medmamba.errors import InputError
 from medmamba.images import (
-    ENDINGS,
     MedicalImage,
     ending_of,
+    known_endings,
     list_images,
     mask_ending,
     read_channels,
@@ -78,7 +78,7 @@ def _listed(source: Path) -> list[Path]:
     if source.is_file() and ending_of(source):
         return [source]
     if source.is_file():
-        raise InputError(f"{source}: not a known kind of image file. Known endings: {', '.join(ENDINGS)}.")
+        raise InputError(f"{source}: not a known kind of image file. Known endings: {', '.join(known_endings())}.")
     if not source.is_dir():
         raise InputError(f"{source}: not found. Give an image, a folder of images or a DICOM folder.")
     return list_images(source)

@@ -21,8 +21,7 @@ import numpy.typing as npt
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, affine_problem
 from medmamba.images.checked import Decoded
-from medmamba.images.gate import Limits, check_memory, check_size, open_regular, shown
-from medmamba.images.nifti_header import Prefer
+from medmamba.images.gate import ReadOptions, check_memory, check_size, open_regular, shown
 
 SERIES, POSITION, ORIENTATION = "0020|000e", "0020|0032", "0020|0037"
 ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = "0028|0010", "0028|0011", "0028|0030", "0018|0050"
@@ -54,7 +53,7 @@ def holds_dicom(folder: Path | str) -> bool:
         return False
 
 
-def read(folder: Path, where: str, limits: Limits, prefer: Prefer | None, *, mask: bool) -> Decoded:
+def read(folder: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """The volume of a series folder, (1, i, j, k): i along rows, j along columns, k through the slices.
 
     Raises:
@@ -73,18 +72,18 @@ def read(folder: Path, where: str, limits: Limits, prefer: Prefer | None, *, mas
     files, copies = without_copies(files)
     if copies:
         warnings.append(f"{where}: {copies} file(s) that are copies of another, byte for byte, were skipped.")
-    slices = _one_series(files, where, limits)
+    slices = _one_series(files, where)
     affine = _in_order(slices, where)
-    if problem := affine_problem(affine, smallest_mm=limits.smallest_spacing_mm, largest_mm=limits.largest_spacing_mm):
+    if problem := affine_problem(affine):
         raise InputError(f"{where}: {problem}.")
     columns, rows = slices[0].size
-    check_size((columns, rows, len(slices)), where, limits)
+    check_size((columns, rows, len(slices)), where, options.max_voxels)
     check_memory(columns * rows * len(slices) * 4, where)
     stored = np.empty((columns, rows, len(slices)), dtype=np.float32, order="F")
     for number, piece in enumerate(slices):
         stored[:, :, number] = _pixels(piece, f"{where}: {shown(piece.path.name)}")
     grid = Grid((columns, rows, len(slices)), affine)
-    return Decoded(stored[None], grid, None, warnings)
+    return Decoded(stored[None], grid, None, tuple(warnings))
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -126,7 +125,7 @@ def without_copies(files: list[Path]) -> tuple[list[Path], int]:
     return kept, len(files) - len(kept)
 
 
-def _one_series(files: list[Path], where: str, limits: Limits) -> list[_Slice]:
+def _one_series(files: list[Path], where: str) -> list[_Slice]:
     series: dict[str, list[_Slice]] = defaultdict(list)
     for path in files:
         tags = header_tags(path, f"{where}: {shown(path.name)}")

@@ -1,9 +1,13 @@
-"""Which reader and which writer a file belongs to, by its ending; one image out of one file per channel."""
+"""The table of image formats, and reading and writing by a file's ending; one image of one file per channel.
+
+A new format is one module (see checked.py for what it has) and one row of ``FORMATS``; a package of somebody else's
+adds its row with :func:`register_format`. docs/how-to/add-an-image-format.md has an example.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,41 +29,77 @@ from medmamba.images.checked import (
     storable_channels,
     storable_labels,
 )
-from medmamba.images.gate import Limits, shown
+from medmamba.images.gate import ReadOptions, shown
 from medmamba.images.image import LabelMap, MedicalImage
-from medmamba.images.nifti_header import Prefer
-from medmamba.images.voxels import NonFinite
+from medmamba.images.siblings import alone, header_and_zraw, pair
+from medmamba.images.text_header import detached_files
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of image file: its endings and its module (see checked.py for what that has)."""
+    """An image format.
+
+    Args:
+        name: what messages call it.
+        endings: of its files, in lower case.
+        module: where its ``read``, ``write`` and ``same_place`` are; imported on first use.
+        mask_ending: ending of the mask of such an image, where its own could not hold labels without loss.
+        flat: 2D images of pixels without millimetres.
+        holds_probabilities: whether it takes several channels of float32.
+        siblings: all files that writing to a path makes, the header first.
+        detached: an image's header names the file of its voxels.
+    """
 
     name: str
     endings: tuple[str, ...]
     module: str
+    mask_ending: str | None = None
+    flat: bool = False
+    holds_probabilities: bool = True
+    siblings: Callable[[Path], list[Path]] = alone
+    detached: bool = False
 
     def load(self) -> ModuleType:
         """The module, imported on first use."""
         return import_module(self.module)
 
 
-FORMATS = (
+_RASTER: dict[str, Any] = {"module": "medmamba.images.raster", "flat": True, "holds_probabilities": False}
+
+FORMATS = [
     Format("NIfTI", (".nii.gz", ".nii"), "medmamba.images.nifti"),
-    Format("NIfTI pair", (".hdr", ".img"), "medmamba.images.nifti"),
-    Format("NRRD", (".nrrd", ".nhdr"), "medmamba.images.nrrd"),
-    Format("MetaImage", (".mha", ".mhd"), "medmamba.images.metaimage"),
-    Format("flat image", (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg"), "medmamba.images.raster"),
-)
-DICOM = Format("DICOM series", (), "medmamba.images.dicom")
+    Format("NIfTI pair", (".hdr", ".img"), "medmamba.images.nifti", siblings=pair),
+    Format("NRRD", (".nrrd",), "medmamba.images.nrrd"),
+    Format("NRRD header", (".nhdr",), "medmamba.images.nrrd", mask_ending=".nrrd", detached=True),
+    Format("MetaImage", (".mha",), "medmamba.images.metaimage"),
+    Format("MetaImage header", (".mhd",), "medmamba.images.metaimage", siblings=header_and_zraw, detached=True),
+    Format("flat image", (".png", ".tif", ".tiff", ".bmp"), **_RASTER),
+    Format("JPEG", (".jpg", ".jpeg"), mask_ending=".png", **_RASTER),
+]
+DICOM = Format("DICOM series", (), "medmamba.images.dicom", mask_ending=".nii.gz")
 """A folder, not a file: the slices of one series."""
-ENDINGS = tuple(ending for kind in FORMATS for ending in kind.endings)
+
+
+def register_format(kind: Format) -> None:
+    """Adds a format to ``FORMATS`` for this process.
+
+    Raises:
+        ValueError: another format has one of its endings.
+    """
+    if taken := sorted(set(kind.endings) & set(known_endings())):
+        raise ValueError(f"{kind.name}: {', '.join(taken)} is the ending of another format. Choose another.")
+    FORMATS.append(kind)
+
+
+def known_endings() -> tuple[str, ...]:
+    """The endings of all formats, in lower case."""
+    return tuple(ending for kind in FORMATS for ending in kind.endings)
 
 
 def ending_of(path: Path | str) -> str | None:
     """The image ending of a file name, as ".nii.gz" of "a.nii.gz"; None if it is not that of an image."""
     name = Path(path).name.lower()
-    return next((ending for ending in ENDINGS if name.endswith(ending) and len(name) > len(ending)), None)
+    return next((ending for ending in known_endings() if name.endswith(ending) and len(name) > len(ending)), None)
 
 
 def stem_of(path: Path | str) -> str:
@@ -72,7 +112,7 @@ def format_of(path: Path | str, where: str | None = None) -> Format:
     """The format of a file, by its name, or that of a DICOM series for a folder.
 
     Raises:
-        InputError: no reader knows the ending.
+        InputError: no format has the ending.
     """
     ending = ending_of(path)
     if ending is None and os.path.isdir(path):  # Path.is_dir raises for names that are too long
@@ -80,88 +120,39 @@ def format_of(path: Path | str, where: str | None = None) -> Format:
     for kind in FORMATS:
         if ending in kind.endings:
             return kind
+    where = where or shown(path)
     if Path(path).suffix.lower() == ".dcm":
-        raise InputError(f"{where or shown(path)}: one slice of a DICOM series. Give the folder of the series.")
-    raise InputError(f"{where or shown(path)}: not a known kind of image file. Known endings: {', '.join(ENDINGS)}.")
+        raise InputError(f"{where}: one slice of a DICOM series. Give the folder of the series.")
+    raise InputError(f"{where}: not a known kind of image file. Known endings: {', '.join(known_endings())}.")
 
 
-def read_image(
-    path: Path | str,
-    *,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    where: str | None = None,
-) -> MedicalImage:
-    """One image file of any known kind, or the folder of a DICOM series, checked; float32 (C, i, j, k).
+def read_image(path: Path | str, options: ReadOptions | None = None, *, where: str | None = None) -> MedicalImage:
+    """One image file of any known format, or the folder of a DICOM series, checked; float32 (C, i, j, k).
 
-    Args:
-        nonfinite: "zero" sets NaN and infinite voxels to 0 and counts them; otherwise they are an error.
-        prefer: which affine of a NIfTI header to take when its two contradict each other.
-        limits: largest number of voxels, range of spacings.
-        where: how errors call the file; its path if not given.
+    ``where`` is how errors call the file; its path if not given.
 
     Raises:
         InputError: the file cannot be used; one line that says what is wrong, where, and what to do.
     """
-    found, where = _decoded(path, where, limits, prefer, mask=False)
-    return _image(found, path, where, nonfinite)
+    options, where = options or ReadOptions(), where or shown(path)
+    return checked_image(_decoded(path, where, options, mask=False), path, where, options.nonfinite)
 
 
-def read_label_map(
-    path: Path | str, *, prefer: Prefer | None = None, limits: Limits | None = None, where: str | None = None
-) -> LabelMap:
-    """One label map of any known kind, checked; whole numbers (i, j, k)."""
-    found, where = _decoded(path, where, limits, prefer, mask=True)
-    return _label_map(found, path, where)
+def read_label_map(path: Path | str, options: ReadOptions | None = None, *, where: str | None = None) -> LabelMap:
+    """One label map of any known format, checked; whole numbers (i, j, k)."""
+    where = where or shown(path)
+    return checked_labels(_decoded(path, where, options or ReadOptions(), mask=True), path, where)
 
 
-def _decoded(
-    path: Path | str, where: str | None, limits: Limits | None, prefer: Prefer | None, *, mask: bool
-) -> tuple[Decoded, str]:
-    module, where = format_of(path, where).load(), where or shown(path)
+def _decoded(path: Path | str, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
+    module = format_of(path, where).load()
     with np.errstate(all="ignore"):  # nonsense in a header overflows quietly and is refused by name
-        return module.read(Path(path), where, limits or Limits(), prefer, mask=mask), where
-
-
-def _image(found: Decoded, path: Path | str, where: str, nonfinite: NonFinite = "error") -> MedicalImage:
-    return checked_image(
-        found.stored,
-        found.grid,
-        found.header,
-        path,
-        where,
-        found.warnings,
-        nonfinite=nonfinite,
-        slope=found.slope,
-        inter=found.inter,
-        orientation_known=found.orientation_known,
-    )
-
-
-def _label_map(found: Decoded, path: Path | str, where: str) -> LabelMap:
-    channels = len(found.stored)
-    if channels > 1:
-        raise InputError(f"{where}: {channels} channels; a label map has one. Give one label map per case.")
-    return checked_labels(
-        found.stored[0],
-        found.grid,
-        found.header,
-        path,
-        where,
-        found.warnings,
-        slope=found.slope,
-        inter=found.inter,
-    )
+        found: Decoded = module.read(Path(path), where, options, mask=mask)
+    return found
 
 
 def read_channels(
-    paths: Sequence[Path | str],
-    *,
-    nonfinite: NonFinite = "error",
-    prefer: Prefer | None = None,
-    limits: Limits | None = None,
-    where: Sequence[str] | None = None,
+    paths: Sequence[Path | str], options: ReadOptions | None = None, *, where: Sequence[str] | None = None
 ) -> MedicalImage:
     """One image whose channels may be spread over files, all on one grid.
 
@@ -169,10 +160,7 @@ def read_channels(
         InputError: a file cannot be used, or two of them lie on different grids.
     """
     names = list(where or [shown(path) for path in paths])
-    images = [
-        read_image(path, nonfinite=nonfinite, prefer=prefer, limits=limits, where=name)
-        for path, name in zip(paths, names, strict=True)
-    ]
+    images = [read_image(path, options, where=name) for path, name in zip(paths, names, strict=True)]
     first = images[0]
     for image, name in zip(images[1:], names[1:], strict=True):
         if difference := grid_difference(first.grid, image.grid):
@@ -221,17 +209,17 @@ def write_image(path: Path | str, array: npt.NDArray[Any], like: Like) -> None:
 
 def _write(path: Path | str, stored: npt.NDArray[Any], like: Like, *, mask: bool) -> None:
     module, where = format_of(path).load(), shown(path)
-    prefer: Prefer | None = getattr(getattr(like, "header", None), "prefer", None)
+    options = ReadOptions(prefer=getattr(getattr(like, "header", None), "prefer", None))
 
     def verify(part: Path) -> None:
         with np.errstate(all="ignore"):
-            found: Decoded = module.read(part, where, Limits(), prefer, mask=mask)
+            found: Decoded = module.read(part, where, options, mask=mask)
             if not module.same_place(found, like):
                 raise ResourceError(f"Cannot write {where}: another geometry comes back from the disk. Check the disk.")
             if mask:
-                same_values(_label_map(found, part, where).array, stored[0], path)
+                same_values(checked_labels(found, part, where).array, stored[0], path)
             else:
-                same_values(_image(found, part, where).array, stored, path)
+                same_values(checked_image(found, part, where).array, stored, path)
 
     module.write(Path(path), stored, like, mask=mask, verify=verify)
 
@@ -242,36 +230,22 @@ def files_of(path: Path | str) -> list[Path]:
     Raises:
         InputError: the header of detached voxels cannot be read.
     """
-    from medmamba.images.text_header import voxel_file
-
     path = Path(path)
     if path.is_dir():
         return sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    if ending_of(path) in (".mhd", ".nhdr"):
-        beside = voxel_file(path)
-        return [path] if beside is None else [path, beside]
-    return written_files(path)
+    kind = format_of(path)
+    return detached_files(path) if kind.detached else kind.siblings(path)
 
 
 def written_files(path: Path | str) -> list[Path]:
     """The files that writing an image or a label map to ``path`` makes."""
-    from medmamba.images.nifti import pair_of
-
-    path = Path(path)
-    if ending_of(path) == ".mhd":
-        return [path, path.with_suffix(".zraw")]
-    return list(pair_of(path) or [path])
+    return format_of(path).siblings(Path(path))
 
 
 def mask_ending(path: Path | str) -> str:
-    """The ending of the mask of an image: its own, or the nearest kind that holds labels without loss.
-
-    A JPEG's mask is a PNG, that of a DICOM series a .nii.gz, that of a detached NRRD header a .nrrd in one file.
-    """
+    """The ending of the mask of an image: its own, or that of the nearest format that holds labels without loss."""
     ending = ending_of(path)
-    if ending is None:
-        return ".nii.gz"
-    return {".jpg": ".png", ".jpeg": ".png", ".nhdr": ".nrrd"}.get(ending, Path(path).name[-len(ending) :])
+    return format_of(path).mask_ending or Path(path).name[-len(ending or "") :]
 
 
 def list_images(folder: Path | str) -> list[Path]:
@@ -292,13 +266,16 @@ def list_images(folder: Path | str) -> list[Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        ending = ending_of(path)
-        if ending == ".img" and any(path.with_suffix(header).exists() for header in (".hdr", ".HDR")):
-            continue
-        if ending is not None or (path.is_dir() and holds_dicom(path)):
+        if ending_of(path) is not None:
+            header = written_files(path)[0]
+            if header == path or not header.exists():
+                found.append(path)
+        elif path.is_dir() and holds_dicom(path):
             found.append(path)
     if not found and holds_dicom(folder):
         return [folder]
     if not found:
-        raise InputError(f"{shown(folder)}: no image in this folder. Known endings: {', '.join(ENDINGS)}; or DICOM.")
+        raise InputError(
+            f"{shown(folder)}: no image in this folder. Known endings: {', '.join(known_endings())}; or DICOM."
+        )
     return found

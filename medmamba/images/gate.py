@@ -20,30 +20,39 @@ import numpy as np
 import numpy.typing as npt
 
 from medmamba.errors import InputError, ResourceError
+from medmamba.geometry import MOST_VOXELS
 
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_CEILING = 1032  # deflate cannot shrink data by more than this factor
 EXTRA_BYTES_ALLOWED = 1 << 20  # behind the voxels; more is not padding but another content
 _CHUNK = 1 << 20
 
+NonFinite = Literal["error", "zero"]
+Affines = Literal["sform", "qform"]
+Packing = Literal["raw", "gzip", "zlib"]
+
 
 @dataclass(frozen=True)
-class Limits:
-    """What an input may be at most.
+class ReadOptions:
+    """What is accepted when a file or a case is read.
 
     Args:
-        max_voxels: voxels times channels of one file; 2^31 float32 voxels are 8 GiB.
-        smallest_spacing_mm, largest_spacing_mm: spacing outside is taken for a damaged header.
+        nonfinite: "zero" sets NaN and infinite voxels to 0 and counts them; otherwise they are an error.
+        prefer: which affine of a NIfTI header to take when its two contradict each other; None: that is an error.
+        max_voxels: most voxels times channels of one file.
+        match_labels: accept a label map that covers the same voxels of the world as its image with its axes in another
+            order or direction; it is brought onto the image's grid without interpolation, and that is said.
     """
 
-    max_voxels: int = 2**31
-    smallest_spacing_mm: float = 0.01
-    largest_spacing_mm: float = 100.0
+    nonfinite: NonFinite = "error"
+    prefer: Affines | None = None
+    max_voxels: int = MOST_VOXELS
+    match_labels: bool = False
 
 
 @dataclass
 class Container:
-    """The bytes of a file behind the gate: ``data`` (uint8), whether they were packed, and what was odd."""
+    """The bytes of a file behind the gate: ``data`` (uint8), whether they were packed, and warnings."""
 
     data: npt.NDArray[np.uint8]
     packed: bool
@@ -90,7 +99,7 @@ def open_regular(path: Path | str, where: str | None = None) -> tuple[BinaryIO, 
 def read_container(
     path: Path | str, size_of: Callable[[bytes], int], *, head: int, where: str | None = None
 ) -> Container:
-    """Reads a plain or gzipped file whose length is told by its own header.
+    """Reads a plain or gzipped file whose length its own header announces.
 
     Args:
         size_of: takes the first ``head`` unpacked bytes (fewer if the file ends before), checks the header, and
@@ -115,9 +124,7 @@ def read_container(
             raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
 
 
-def read_block(
-    file: BinaryIO, file_size: int, expected: int, where: str, packing: Literal["raw", "gzip", "zlib"]
-) -> Container:
+def read_block(file: BinaryIO, file_size: int, expected: int, where: str, packing: Packing) -> Container:
     """The rest of an open file, behind a text header, as ``expected`` bytes of voxels."""
     try:
         if packing != "raw":
@@ -253,14 +260,14 @@ def _unpack(
     return Container(data, packed=True, warnings=warnings)
 
 
-def check_size(dims: tuple[int, ...], where: str, limits: Limits) -> None:
+def check_size(dims: tuple[int, ...], where: str, max_voxels: int) -> None:
     """Refuses a shape that cannot be, one that is a single voxel, and one above the limit; nothing is allocated."""
     if not dims or min(dims) < 1:
         raise InputError(f"{where}: its header says a shape of {dims}: each must be at least 1. It is damaged.")
-    if prod(dims) > limits.max_voxels:
+    if prod(dims) > max_voxels:
         raise InputError(
             f"{where}: its header announces {'x'.join(map(str, dims))} = {prod(dims)} voxels, above the limit of "
-            f"{limits.max_voxels}. If that is true, raise the limit (max_voxels); else the header is damaged."
+            f"{max_voxels}. If that is true, raise the limit (max_voxels); else the header is damaged."
         )
     if prod(dims[:3]) == 1:
         raise InputError(f"{where}: a single voxel, shape {dims}. Give a whole image.")

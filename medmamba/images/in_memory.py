@@ -12,24 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from medmamba.errors import InputError
-from medmamba.geometry import Grid, Shape, affine_problem
-from medmamba.images.checked import checked_image, storable_labels
+from medmamba.geometry import Grid, affine_problem
+from medmamba.images.checked import Decoded, Like, checked_image, grid_of, storable_labels
 from medmamba.images.formats import read_image
-from medmamba.images.gate import Limits, check_size
-from medmamba.images.image import LabelMap, MedicalImage
-from medmamba.images.voxels import NonFinite
+from medmamba.images.gate import ReadOptions, check_size
+from medmamba.images.image import MedicalImage
 
 LPS = np.array([-1.0, -1.0, 1.0])
 
 
-def as_image(
-    source: Any, *, nonfinite: NonFinite = "error", limits: Limits | None = None, where: str = "image"
-) -> MedicalImage:
+def as_image(source: Any, options: ReadOptions | None = None, *, where: str = "image") -> MedicalImage:
     """Anything that is an image, as a MedicalImage.
 
     Args:
         source: a MedicalImage; a path (file, or folder of a DICOM series); an array; an (array, affine) pair; a nibabel
-            image; a SimpleITK image. Arrays are (i, j, k) or (C, i, j, k), affines RAS+ mm.
+            image; a SimpleITK image. Arrays are (i, j), (i, j, k) or (C, i, j, k), affines RAS+ mm.
         where: how errors call an image that has no path.
 
     Raises:
@@ -38,32 +35,27 @@ def as_image(
     if isinstance(source, MedicalImage):
         return source
     if isinstance(source, str | Path):
-        return read_image(source, nonfinite=nonfinite, limits=limits)
-    if isinstance(source, np.ndarray):
-        return from_array(source, None, nonfinite=nonfinite, limits=limits, where=where)
-    if isinstance(source, tuple) and len(source) == 2:
-        return from_array(source[0], source[1], nonfinite=nonfinite, limits=limits, where=where)
+        return read_image(source, options)
+    options = options or ReadOptions()
     library = type(source).__module__.split(".")[0]
-    if library == "nibabel":
-        return from_nibabel(source, nonfinite=nonfinite, limits=limits, where=where)
-    if library == "SimpleITK":
-        return from_simpleitk(source, nonfinite=nonfinite, limits=limits, where=where)
-    raise InputError(
-        f"{where}: a {type(source).__name__} is not an image. Give a path, an array, an (array, affine) pair, or a "
-        "nibabel or SimpleITK image."
-    )
+    if isinstance(source, np.ndarray):
+        found = _from_array(source, None, options, where)
+    elif isinstance(source, tuple) and len(source) == 2:
+        found = _from_array(source[0], source[1], options, where)
+    elif library == "nibabel":
+        found = _from_nibabel(source, options, where)
+    elif library == "SimpleITK":
+        found = _from_simpleitk(source, options, where)
+    else:
+        raise InputError(
+            f"{where}: a {type(source).__name__} is not an image. Give a path, an array, an (array, affine) pair, or a "
+            "nibabel or SimpleITK image."
+        )
+    return checked_image(found, where, where, options.nonfinite)
 
 
-def from_array(
-    array: npt.ArrayLike,
-    affine: npt.ArrayLike | None,
-    *,
-    nonfinite: NonFinite = "error",
-    limits: Limits | None = None,
-    where: str = "image",
-) -> MedicalImage:
+def _from_array(array: npt.ArrayLike, affine: npt.ArrayLike | None, options: ReadOptions, where: str) -> Decoded:
     """An array (i, j), (i, j, k) or (C, i, j, k) and its affine (4, 4) in RAS+ mm, or None without millimetres."""
-    limits = limits or Limits()
     values = np.asarray(array)
     if values.dtype.kind not in "biuf":
         raise InputError(f"{where}: voxels of type {values.dtype}. Give one real number per voxel.")
@@ -72,45 +64,40 @@ def from_array(
     if values.ndim == 2:
         values = values[..., None]
     channels = values[None] if values.ndim == 3 else values
-    check_size(channels.shape[1:] + channels.shape[:1], where, limits)
-    grid = _grid(channels.shape[1:], affine, where, limits)
-    # A copy: voxels that are not finite may be set to zero, and the caller's array is his own.
-    return checked_image(
-        np.array(channels), grid, None, where, where, [], nonfinite=nonfinite, orientation_known=affine is not None
-    )
+    check_size(channels.shape[1:] + channels.shape[:1], where, options.max_voxels)
+    if affine is not None and (problem := affine_problem(affine)):
+        raise InputError(f"{where}: {problem}. Give the affine from voxels to RAS+ mm.")
+    grid = Grid(channels.shape[1:], None if affine is None else np.asarray(affine, dtype=np.float64))
+    # A copy: voxels that are not finite may be set to zero, and the array is the caller's own.
+    return Decoded(np.array(channels), grid, orientation_known=affine is not None)
 
 
-def from_nibabel(
-    image: Any, *, nonfinite: NonFinite = "error", limits: Limits | None = None, where: str = "image"
-) -> MedicalImage:
+def _from_nibabel(image: Any, options: ReadOptions, where: str) -> Decoded:
     """A nibabel image (i, j, k) or (i, j, k, C); of NIfTI images the header's geometry goes with it to the mask."""
     from nibabel.nifti1 import Nifti1Header
 
     from medmamba.images.nifti_geometry import read_grid
     from medmamba.images.nifti_header import parse_header
 
-    limits = limits or Limits()
     values = np.asanyarray(image.dataobj)
     while values.ndim > 4 and values.shape[-1] == 1:
         values = values[..., 0]
     channels = np.moveaxis(values, -1, 0) if values.ndim == 4 else values
     if not isinstance(image.header, Nifti1Header):  # Nifti2Header is one too
-        return from_array(channels, image.affine, nonfinite=nonfinite, limits=limits, where=where)
+        return _from_array(channels, image.affine, options, where)
     image.update_header()
     fields = image.header.copy()
     fields["magic"] = b"n+2\0\r\n\032\n" if "2" in type(fields).__name__ else b"n+1"
     fields["vox_offset"] = 544 if "2" in type(fields).__name__ else 352
     fields["scl_slope"], fields["scl_inter"] = 1, 0
-    header = parse_header(fields.binaryblock, where, limits)
+    header = parse_header(fields.binaryblock, where, options)
     with np.errstate(all="ignore"):
-        grid, known, warnings = read_grid(header, where, limits)
+        grid, known, warnings = read_grid(header, where)
     stored = np.array(channels if values.ndim == 4 else channels.reshape(header.shape)[None])
-    return checked_image(stored, grid, header, where, where, warnings, nonfinite=nonfinite, orientation_known=known)
+    return Decoded(stored, grid, header, tuple(warnings), known)
 
 
-def from_simpleitk(
-    image: Any, *, nonfinite: NonFinite = "error", limits: Limits | None = None, where: str = "image"
-) -> MedicalImage:
+def _from_simpleitk(image: Any, options: ReadOptions, where: str) -> Decoded:
     """A SimpleITK image in 2D or 3D; components become channels. A 2D image has its spacing, but no orientation."""
     import SimpleITK as sitk
 
@@ -127,50 +114,36 @@ def from_simpleitk(
     affine[:dimension, 3] = flips * image.GetOrigin()
     if dimension == 2:
         channels = channels[..., None]
-    return from_array(channels, affine + 0.0, nonfinite=nonfinite, limits=limits, where=where)
+    return _from_array(channels, affine + 0.0, options, where)
 
 
-def to_nibabel(labels: npt.ArrayLike, like: MedicalImage | LabelMap | Grid) -> Any:
+def to_nibabel(labels: npt.ArrayLike, like: Like) -> Any:
     """Labels (i, j, k) as a nibabel image with the header geometry of ``like``, in the smallest unsigned type."""
     import nibabel as nib
 
-    from medmamba.images.nifti_header import NIFTI2, NiftiHeader, fresh_header
+    from medmamba.images.nifti import nifti_header_of
+    from medmamba.images.nifti_header import HEAD_BYTES
 
-    grid = like if isinstance(like, Grid) else like.grid
-    header = like.header if not isinstance(like, Grid) and isinstance(like.header, NiftiHeader) else fresh_header(grid)
-    stored = storable_labels(labels, grid.shape)
+    header = nifti_header_of(like)
     several = header.channels > 1
+    stored = storable_labels(labels, grid_of(like).shape)
     stored = stored.reshape(header.shape if several else header.dims)
-    raw = header.fields
-    kind = nib.Nifti2Image if raw.dtype.itemsize == NIFTI2.itemsize else nib.Nifti1Image
-    fields = kind.header_class(raw.astype(raw.dtype.newbyteorder("=")).tobytes(), check=False)
-    fields["magic"] = kind.header_class.default_structarr()["magic"]
-    fields.set_data_shape(stored.shape)
-    fields.set_data_dtype(stored.dtype)
-    pixdim = raw["pixdim"].copy()
-    image = kind(stored, None, fields)
-    image.header["pixdim"][: 4 if several else 8] = pixdim[: 4 if several else 8]
+    raw = header.for_file(stored.shape, stored.dtype, paired=False)
+    kind = nib.Nifti2Image if len(header.geometry) == HEAD_BYTES else nib.Nifti1Image
+    image = kind(stored, None, kind.header_class(raw.astype(raw.dtype.newbyteorder("=")).tobytes(), check=False))
+    kept = 4 if several else 8
+    image.header["pixdim"][:kept] = raw["pixdim"][:kept]  # which nibabel resets behind the image's own axes
     return image
 
 
-def to_simpleitk(labels: npt.ArrayLike, like: MedicalImage | LabelMap | Grid) -> Any:
+def to_simpleitk(labels: npt.ArrayLike, like: Like) -> Any:
     """Labels (i, j, k) as a SimpleITK image on the grid of ``like``."""
     import SimpleITK as sitk
 
-    grid = like if isinstance(like, Grid) else like.grid
+    grid = grid_of(like)
     image = sitk.GetImageFromArray(np.ascontiguousarray(storable_labels(labels, grid.shape).T))
     if grid.affine is not None and grid.spacing_mm is not None:
         image.SetSpacing(grid.spacing_mm)
         image.SetOrigin((LPS * grid.affine[:3, 3]).tolist())
         image.SetDirection((LPS[:, None] * grid.affine[:3, :3] / grid.spacing_mm).ravel().tolist())
     return image
-
-
-def _grid(shape: Shape, affine: npt.ArrayLike | None, where: str, limits: Limits) -> Grid:
-    if affine is None:
-        return Grid(shape)
-    matrix = np.asarray(affine, dtype=np.float64)
-    problem = affine_problem(matrix, smallest_mm=limits.smallest_spacing_mm, largest_mm=limits.largest_spacing_mm)
-    if problem:
-        raise InputError(f"{where}: {problem}. Give the affine from voxels to RAS+ mm.")
-    return Grid(shape, matrix)

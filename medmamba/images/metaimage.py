@@ -5,10 +5,8 @@ Source: the MetaIO documentation of ITK (https://itk.org/Wiki/ITK/MetaIO/Documen
 
 from __future__ import annotations
 
-import zlib
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +14,19 @@ import numpy.typing as npt
 from medmamba.disk.atomic import Verify, write_bytes, write_pair
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Shape
-from medmamba.images.checked import Decoded, Like, grid_of
-from medmamba.images.gate import Limits, check_size, open_regular, read_block, shown
-from medmamba.images.nifti_header import Prefer
-from medmamba.images.text_header import data_file, grid_from, header_lines, numbers, whole
+from medmamba.images.checked import ZLIB, Decoded, Like, compressed, grid_of, header_of
+from medmamba.images.gate import ReadOptions, check_size
+from medmamba.images.siblings import header_and_zraw
+from medmamba.images.text_header import (
+    Geometry,
+    Placed,
+    TextHeader,
+    grid_from,
+    header_fields,
+    numbers,
+    read_text_volume,
+    whole,
+)
 from medmamba.images.voxels import Stored
 
 TYPES = {
@@ -37,37 +44,22 @@ TYPES = {
     "MET_DOUBLE": "f8",
 }
 NAME_OF = {kind: name for name, kind in reversed(TYPES.items())}
-GEOMETRY = (
-    "TransformMatrix",
-    "Rotation",
-    "Orientation",
-    "Offset",
-    "Origin",
-    "Position",
-    "CenterOfRotation",
-    "AnatomicalOrientation",
-    "ElementSpacing",
-)
+NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
+SPACING, CENTER = "ElementSpacing", "CenterOfRotation"
+DIRECTIONS = ("TransformMatrix", "Rotation", "Orientation")  # the first of the names that a file uses counts
+ORIGINS = ("Offset", "Origin", "Position")
+GEOMETRY = (*DIRECTIONS, *ORIGINS, CENTER, "AnatomicalOrientation", SPACING)
+UNSUPPORTED = {"HeaderSize": 0, "ElementToIntensityFunctionSlope": 1, "ElementToIntensityFunctionOffset": 0}
 LPS = (-1, -1, 1)
 
 
-@dataclass(frozen=True)
-class MetaHeader:
-    """Size, type and place of the voxels; ``geometry`` holds the lines that a mask gets, word for word."""
-
-    shape: Shape
-    axes: int
-    channels: int
-    dtype: np.dtype[Any]
-    packed: bool
-    data_file: str
-    geometry: tuple[tuple[str, str], ...]
+class MetaHeader(TextHeader):
+    """The header of a MetaImage."""
 
 
-def read(path: Path, where: str, limits: Limits, prefer: Prefer | None, *, mask: bool) -> Decoded:
+def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """The numbers in a MetaImage file; several per voxel become channels (C, i, j, k)."""
-    header, grid, stored, warnings = _read(path, where, limits)
-    return Decoded(stored, grid, header, warnings, grid.affine is not None and header.axes == 3)
+    return read_text_volume(path, where, partial(_understand, where=where, max_voxels=options.max_voxels))
 
 
 def same_place(found: Decoded, like: Like) -> bool:
@@ -75,51 +67,17 @@ def same_place(found: Decoded, like: Like) -> bool:
     return found.grid == grid_of(like)
 
 
-def _read(path: Path, where: str, limits: Limits) -> tuple[MetaHeader, Grid, Stored, list[str]]:
-    file, size = open_regular(path, where)
-    with file:
-        start = file.read(64).lstrip()
-        if not start.replace(b" ", b"").startswith((b"ObjectType=", b"NDims=", b"Comment=")):
-            raise InputError(f"{where}: not a MetaImage file. Give an image of the kind that its name says.")
-        file.seek(0)
-        header, grid = _understand(_fields(header_lines(file, where), where), where, limits)
-        expected = int(np.prod([*header.shape, header.channels], dtype=object)) * header.dtype.itemsize
-        packing: Any = "zlib" if header.packed else "raw"
-        if header.data_file.upper() == "LOCAL":
-            container = read_block(file, size, expected, where, packing)
-        else:
-            beside = data_file(path, header.data_file, where)
-            voxels, voxel_size = open_regular(beside, f"{where}: its voxel file {shown(beside.name)}")
-            with voxels:
-                container = read_block(voxels, voxel_size, expected, where, packing)
-    stored = container.data.view(header.dtype).reshape((header.channels, *header.shape), order="F")
-    return header, grid, stored, container.warnings
-
-
-def _fields(lines: list[str], where: str) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, equals, value = line.partition("=")
-        if not equals:
-            raise InputError(f"{where}: a line of its header is not understood: {line[:60]!r}. The file is damaged.")
-        if name.strip() in fields and name.strip() != "Comment":
-            raise InputError(f"{where}: the field {name.strip()!r} of its header occurs twice. Correct it.")
-        fields[name.strip()] = value.strip()
-    for name in ("NDims", "DimSize", "ElementType", "ElementDataFile"):
-        if name not in fields:
-            raise InputError(f"{where}: its header has no field {name!r}. The file is damaged; export it again.")
-    return fields
-
-
-def _understand(fields: dict[str, str], where: str, limits: Limits) -> tuple[MetaHeader, Grid]:
+def _understand(lines: list[str], where: str, max_voxels: int) -> Placed:
+    if not lines or not lines[0].replace(" ", "").startswith(("ObjectType=", "NDims=", "Comment=")):
+        raise InputError(f"{where}: not a MetaImage file. Give an image of the kind that its name says.")
+    fields = header_fields(lines, "=", NEEDED, where)
     kind = TYPES.get(fields["ElementType"])
     if kind is None or not _yes(fields.get("BinaryData", "True")):
         raise InputError(
             f"{where}: voxels of type {fields['ElementType'][:30]!r}, or as text. Save it as binary numbers."
         )
-    for name, plain in (("HeaderSize", "0"), ("ElementToIntensityFunctionSlope", "1"),
-                        ("ElementToIntensityFunctionOffset", "0")):  # fmt: skip
-        if float(numbers(fields.get(name, plain), 1, name, where)[0]) != float(plain):
+    for name, plain in UNSUPPORTED.items():
+        if name in fields and numbers(fields[name], 1, name, where)[0] != plain:
             raise InputError(
                 f"{where}: the field {name!r} of its header is {fields[name][:30]}. Save it again without it."
             )
@@ -128,86 +86,82 @@ def _understand(fields: dict[str, str], where: str, limits: Limits) -> tuple[Met
     channels = whole(fields.get("ElementNumberOfChannels", "1"), "ElementNumberOfChannels", where)[0]
     if len(sizes) != axes or axes not in (2, 3):
         raise InputError(f"{where}: {axes} dimensions, sizes {tuple(sizes)}. Give a 2D or 3D image.")
-    check_size((*sizes, channels), where, limits)
+    check_size((*sizes, channels), where, max_voxels)
     i, j, k = (*sizes, 1)[:3]
-    msb = _yes(fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")))
+    big = _yes(fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")))
+    grid = _grid(fields, (i, j, k), axes, where)
     header = MetaHeader(
-        (i, j, k),
-        axes,
-        channels,
-        np.dtype(kind).newbyteorder(">" if msb else "<"),
-        _yes(fields.get("CompressedData", "False")),
-        fields["ElementDataFile"],
-        tuple((name, fields[name]) for name in GEOMETRY if name in fields),
+        shape=(i, j, k),
+        axes=axes,
+        channels=channels,
+        channel_first=True,
+        dtype=np.dtype(kind).newbyteorder(">" if big else "<"),
+        packing="zlib" if _yes(fields.get("CompressedData", "False")) else "raw",
+        data_file=None if fields["ElementDataFile"].upper() == "LOCAL" else fields["ElementDataFile"],
+        geometry=tuple((name, fields[name]) for name in GEOMETRY if name in fields),
     )
-    return header, _place(fields, header, where, limits)
+    return header, grid, grid.affine is not None and axes == 3
 
 
-def _place(fields: dict[str, str], header: MetaHeader, where: str, limits: Limits) -> Grid:
-    axes = header.axes
-    if "ElementSpacing" not in fields:
-        return Grid(header.shape)
-    spacing = numbers(fields["ElementSpacing"], axes, "ElementSpacing", where)
-    identity = " ".join("1" if a == b else "0" for a in range(axes) for b in range(axes))
-    turn_field = next((name for name in ("TransformMatrix", "Rotation", "Orientation") if name in fields), "")
-    turn = numbers(fields.get(turn_field, identity), axes * axes, turn_field, where)
-    origin_field = next((name for name in ("Offset", "Origin", "Position") if name in fields), "")
-    origin = numbers(fields.get(origin_field, " ".join(["0"] * axes)), axes, origin_field, where)
-    columns = [[turn[axis * axes + world] * spacing[axis] for world in range(axes)] for axis in range(axes)]
-    return grid_from(header.shape, columns, origin, LPS if axes == 3 else (1, 1, 1), where, limits)
+def _grid(fields: dict[str, str], shape: Shape, axes: int, where: str) -> Grid:
+    if SPACING not in fields:
+        return Grid(shape)
+
+    def values(names: tuple[str, ...], default: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        name = next((name for name in names if name in fields), None)
+        return default if name is None else np.array(numbers(fields[name], default.size, name, where))
+
+    spacing = values((SPACING,), np.ones(axes))
+    directions = values(DIRECTIONS, np.eye(axes).ravel()).reshape(axes, axes)  # one row per axis of the image
+    origin = values(ORIGINS, np.zeros(axes))
+    return grid_from(shape, directions * spacing[:, None], origin, LPS if axes == 3 else (1, 1, 1), where)
 
 
 def _yes(text: str) -> bool:
     return text.strip().lower() in ("true", "t", "1", "yes")
 
 
-def _header_of(like: Like) -> MetaHeader:
-    """Geometry lines of the image itself, or fresh ones for an image of another kind."""
-    if not isinstance(like, Grid) and isinstance(like.header, MetaHeader):
-        return like.header
-    grid = grid_of(like)
-    geometry: tuple[tuple[str, str], ...] = ()
-    if grid.affine is not None and grid.spacing_mm is not None:
-        direction = (grid.affine[:3, :3] / np.array(grid.spacing_mm)) * np.array(LPS)[:, None]
-        origin = grid.affine[:3, 3] * LPS
-        geometry = (
-            ("TransformMatrix", _row(direction.T.ravel())),
-            ("Offset", _row(origin)),
-            ("CenterOfRotation", "0 0 0"),
-            ("ElementSpacing", _row(np.array(grid.spacing_mm))),
-        )
-    return MetaHeader(grid.shape, 3, 1, np.dtype("u1"), True, "LOCAL", geometry)
+def _geometry_of(grid: Grid) -> Geometry:
+    """Geometry lines for an image of another format."""
+    if grid.affine is None or grid.spacing_mm is None:
+        return ()
+    directions = (grid.affine[:3, :3] / np.array(grid.spacing_mm)) * np.array(LPS)[:, None]
+    return (
+        (DIRECTIONS[0], _row(directions.T.ravel())),
+        (ORIGINS[0], _row(grid.affine[:3, 3] * LPS)),
+        (CENTER, "0 0 0"),
+        (SPACING, _row(np.array(grid.spacing_mm))),
+    )
 
 
 def _row(values: npt.NDArray[np.float64]) -> str:
-    return " ".join(repr(float(v) + 0.0) for v in values)
+    return " ".join(repr(float(v) + 0.0) for v in values)  # repr reads back as the same number; + 0.0: no negative zero
 
 
 def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
     """Writes (C, i, j, k) as .mha, or as .mhd with its packed voxels beside it."""
-    header = _header_of(like)
-    coder = zlib.compressobj(6)
+    header: MetaHeader | None = header_of(like, MetaHeader)
+    grid = grid_of(like)
+    axes = header.axes if header else 3
     little = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
-    interleaved = little.reshape(len(stored), *header.shape)
-    packed = b"".join([coder.compress(interleaved[..., k].tobytes(order="F")) for k in range(header.shape[2])])
-    packed += coder.flush()
-    apart = path.suffix.lower() == ".mhd"
-    beside = path.with_suffix(".zraw")
+    slices = (little[..., k].tobytes(order="F") for k in range(grid.shape[2]))
+    packed = b"".join(compressed(slices, level=6, format_bits=ZLIB))
+    files = header_and_zraw(path) if path.suffix.lower() == ".mhd" else [path]
     fields = {
         "ObjectType": "Image",
-        "NDims": str(header.axes),
+        "NDims": str(axes),
         "BinaryData": "True",
         "BinaryDataByteOrderMSB": "False",
         "CompressedData": "True",
         "CompressedDataSize": str(len(packed)),
-        **dict(header.geometry),
-        "DimSize": " ".join(map(str, header.shape[: header.axes])),
+        **dict(header.geometry if header else _geometry_of(grid)),
+        "DimSize": " ".join(map(str, grid.shape[:axes])),
         **({"ElementNumberOfChannels": str(len(stored))} if len(stored) > 1 else {}),
         "ElementType": NAME_OF[stored.dtype.newbyteorder("=").str[1:]],
-        "ElementDataFile": beside.name if apart else "LOCAL",
+        "ElementDataFile": files[1].name if len(files) > 1 else "LOCAL",
     }
     text = "".join(f"{name} = {value}\n" for name, value in fields.items()).encode()
-    if apart:
-        write_pair(path, text, beside, lambda file: file.write(packed), verify=verify)
+    if len(files) > 1:
+        write_pair(path, text, files[1], lambda file: file.write(packed), verify=verify)
     else:
         write_bytes(path, text + packed, verify=verify)

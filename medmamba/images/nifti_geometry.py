@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
-from nibabel.nifti2 import header_dtype as NIFTI2
 from nibabel.spatialimages import HeaderDataError
 
 from medmamba.errors import InputError
-from medmamba.geometry import Affine, Grid, affine_problem
-from medmamba.images.gate import Limits
-from medmamba.images.nifti_header import NiftiHeader
+from medmamba.geometry import Affine, Grid, Shape, affine_problem
+from medmamba.images.nifti_header import Fields, NiftiHeader
 
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # metre, millimetre, micrometre; 0 is "unknown" and taken for mm
 UNIT_NAMES = {1: "metres", 3: "micrometres"}
@@ -21,13 +18,14 @@ SAME_AXIS = 1e-3  # of the spacing, between the axes of qform and sform
 SAME_ORIGIN_MM = 0.1
 
 
-def read_grid(header: NiftiHeader, where: str, limits: Limits) -> tuple[Grid, bool, list[str]]:
-    """The grid of one channel in RAS+ mm, whether its orientation is known, and what was odd.
+def read_grid(header: NiftiHeader, where: str) -> tuple[Grid, bool, list[str]]:
+    """The grid of one channel in RAS+ mm, whether its orientation is known, and warnings.
 
     Raises:
         InputError: the geometry is missing, contradicts itself, or is not that of an image.
     """
-    fields = header.fields
+    library = header.nibabel
+    fields: Fields = library.structarr
     warnings: list[str] = []
     pixdim = fields["pixdim"].astype(np.float64)
     axes = min(3, len(header.dims))
@@ -38,7 +36,6 @@ def read_grid(header: NiftiHeader, where: str, limits: Limits) -> tuple[Grid, bo
                 f"{where}: the header's spacing along {'ijk'[axis]} (pixdim[{axis + 1}]) is {mm:g}. "
                 "Export the image again with its true spacing."
             )
-    q_code, s_code = int(fields["qform_code"]), int(fields["sform_code"])
     unit = int(fields["xyzt_units"]) & 7
     if unit not in (0, *MM_PER_UNIT):
         warnings.append(f"{where}: unknown unit of length (xyzt_units {unit}); millimetres were assumed.")
@@ -46,68 +43,58 @@ def read_grid(header: NiftiHeader, where: str, limits: Limits) -> tuple[Grid, bo
     if unit in UNIT_NAMES:
         warnings.append(f"{where}: lengths are in {UNIT_NAMES[unit]} and were converted to millimetres.")
 
-    sform = _sform(fields, flat) if s_code > 0 else None
-    qform = _qform(fields, flat, where) if q_code > 0 and not (sform is not None and header.prefer == "sform") else None
+    sform = qform = None
+    if int(fields["sform_code"]) > 0:
+        sform = _with_thickness(library.get_sform(), fields, flat)
+    if int(fields["qform_code"]) > 0 and not (sform is not None and header.prefer == "sform"):
+        qform = _with_thickness(_qform(library, where), fields, flat)
     if header.prefer == "qform" and qform is not None:
         sform = None
     elif header.prefer is None and sform is not None:
-        _agree(sform * scale_matrix(scale), qform, pixdim, axes, where, scale)
+        _agree(sform * _scale_matrix(scale), qform, pixdim, axes, where, scale)
     affine = sform if sform is not None else qform
     known = affine is not None
     if affine is None:
-        affine = _base(fields, flat)
+        affine = _base(header.shape, pixdim[1:4])
         warnings.append(
             f"{where}: the header does not say how the image lies in the patient (qform and sform codes are 0): "
             "orientation unknown, left and right included."
         )
-    affine = affine * scale_matrix(scale)
-    if problem := affine_problem(affine, smallest_mm=limits.smallest_spacing_mm, largest_mm=limits.largest_spacing_mm):
+    affine = affine * _scale_matrix(scale)
+    if problem := affine_problem(affine):
         raise InputError(f"{where}: {problem}. Export the image again, or correct its header.")
     return Grid(header.shape, affine), known, warnings
 
 
-def scale_matrix(factor: float) -> Affine:
+def _scale_matrix(factor: float) -> Affine:
     """What a 4x4 affine is multiplied with, element by element, to change its unit of length."""
     matrix = np.ones((4, 4))
     matrix[:3] = factor
     return matrix
 
 
-def _sform(fields: np.ndarray[Any, Any], flat: bool) -> Affine:
-    affine = np.eye(4)
-    affine[:3] = [fields["srow_x"], fields["srow_y"], fields["srow_z"]]
-    return _with_thickness(affine, fields) if flat else affine
-
-
-def _qform(fields: np.ndarray[Any, Any], flat: bool, where: str) -> Affine:
-    copy = fields.copy()
-    copy["pixdim"][0] = -1.0 if fields["pixdim"][0] < 0 else 1.0  # 0 means 1 (nifti1.h)
-    kind = Nifti2Header if fields.dtype.itemsize == NIFTI2.itemsize else Nifti1Header
-    order = fields.dtype["dim"].base.byteorder
+def _qform(header: Nifti1Header, where: str) -> Affine:
+    copy = header.copy()
+    copy["pixdim"][0] = -1.0 if header["pixdim"][0] < 0 else 1.0  # 0 means 1 (nifti1.h)
     try:
-        header = kind(copy.tobytes(), endianness="<" if order in "<=|" else ">", check=False)
-        affine = np.asarray(header.get_qform(), dtype=np.float64)
+        return np.asarray(copy.get_qform(), dtype=np.float64)
     except (HeaderDataError, ValueError):
         raise InputError(
             f"{where}: its header's rotation (quatern_b, c, d) is not one. Export it again, or read it by its sform."
         ) from None
-    return _with_thickness(affine, fields) if flat else affine
 
 
-def _base(fields: np.ndarray[Any, Any], flat: bool) -> Affine:
+def _base(shape: Shape, spacing: np.ndarray[Any, Any]) -> Affine:
     """The affine of a header without codes, as nibabel has it: first axis to the left, origin at the centre."""
-    spacing = fields["pixdim"].astype(np.float64)[1:4]
-    dims = np.maximum(fields["dim"].astype(np.float64)[1:4], 1)
-    if flat and spacing[2] == 0:
-        spacing[2] = 1.0
-    affine = np.diag([-spacing[0], spacing[1], spacing[2], 1.0])
-    affine[:3, 3] = -affine[:3, :3] @ ((dims - 1) / 2)
+    thickness = 1.0 if shape[2] == 1 and spacing[2] == 0 else spacing[2]
+    affine = np.diag([-spacing[0], spacing[1], thickness, 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine
 
 
-def _with_thickness(affine: Affine, fields: np.ndarray[Any, Any]) -> Affine:
+def _with_thickness(affine: Affine, fields: Fields, flat: bool) -> Affine:
     """A single slice need not say its thickness; it is then taken to be 1 mm, square to the slice."""
-    if np.any(affine[:3, 2] != 0) or not np.isfinite(affine).all():
+    if not flat or np.any(affine[:3, 2] != 0) or not np.isfinite(affine).all():
         return affine
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     length = np.linalg.norm(normal)
@@ -133,7 +120,7 @@ def _agree(
                 'Correct it, or choose with prefer="sform".'
             )
         return
-    qform = qform * scale_matrix(scale)
+    qform = qform * _scale_matrix(scale)
     turned = np.linalg.norm((sform - qform)[:3, :axes], axis=0) > SAME_AXIS * np.maximum(lengths, 1e-12)
     moved = float(np.linalg.norm((sform - qform)[:3, 3]))
     if turned.any() or moved > SAME_ORIGIN_MM:

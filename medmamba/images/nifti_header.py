@@ -1,4 +1,4 @@
-"""The header of a NIfTI-1 or NIfTI-2 file, checked field by field before any library sees it.
+"""The header of a NIfTI-1 or NIfTI-2 file, checked field by field before a voxel is read.
 
 Numbers are multiplied as Python integers, so an absurd size is a sentence and not an allocation. What remains of the
 header for writing masks is its geometry only: names, descriptions and extensions can hold a patient's name and are
@@ -11,43 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti1 import header_dtype as NIFTI1
-from nibabel.nifti2 import header_dtype as NIFTI2
+from nibabel.nifti1 import Nifti1Header, data_type_codes
+from nibabel.nifti2 import Nifti2Header
 
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Shape
-from medmamba.images.gate import Limits, check_size
+from medmamba.images.gate import Affines, ReadOptions, check_size
 
-Prefer = Literal["sform", "qform"]
-HEAD_BYTES = NIFTI2.itemsize  # 540; a NIfTI-1 header has 348
-
-# datatype code: (numpy type, bits per voxel)
-NUMBERS = {
-    2: ("u1", 8),
-    4: ("i2", 16),
-    8: ("i4", 32),
-    16: ("f4", 32),
-    64: ("f8", 64),
-    256: ("i1", 8),
-    512: ("u2", 16),
-    768: ("u4", 32),
-    1024: ("i8", 64),
-    1280: ("u8", 64),
-}
-NOT_NUMBERS = {
-    1: "single bits",
-    32: "complex numbers",
-    128: "RGB colours",
-    1536: "128-bit numbers",
-    1792: "complex numbers",
-    2048: "complex numbers",
-    2304: "RGBA colours",
-}
-CODE_OF = {np.dtype(kind): code for code, (kind, _) in NUMBERS.items()}
+HEAD_BYTES = Nifti2Header.template_dtype.itemsize  # 540; a NIfTI-1 header has 348
 
 # What of a header is kept for the masks made from it.
 GEOMETRY_FIELDS = (
@@ -68,6 +42,8 @@ GEOMETRY_FIELDS = (
     "srow_z",
     "magic",
 )
+
+Fields = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -90,7 +66,7 @@ class NiftiHeader:
     inter: float
     paired: bool
     geometry: bytes
-    prefer: Prefer | None = None
+    prefer: Affines | None = None
 
     @property
     def shape(self) -> Shape:
@@ -109,24 +85,43 @@ class NiftiHeader:
         return prod(self.dims) * self.dtype.itemsize
 
     @property
-    def header_bytes(self) -> int:
-        """Length of the header itself, without extensions."""
-        return len(self.geometry)
+    def nibabel(self) -> Nifti1Header:
+        """The geometry as a header of nibabel, a copy."""
+        return nibabel_header(self.geometry)
 
     @property
-    def fields(self) -> np.ndarray[Any, Any]:
-        """The geometry bytes as a structured array, to read and to copy."""
-        return header_fields(self.geometry)
+    def fields(self) -> Fields:
+        """The geometry bytes as a structured array in the file's byte order, a copy."""
+        return cast(Fields, self.nibabel.structarr)
+
+    def for_file(self, dims: tuple[int, ...], dtype: np.dtype[Any], *, paired: bool) -> Fields:
+        """The header's fields for numbers of type ``dtype`` and shape ``dims`` on this geometry.
+
+        Raises:
+            ValueError: NIfTI has no such type of numbers.
+        """
+        fields = self.fields
+        try:
+            fields["datatype"], fields["bitpix"] = data_type_codes.code[dtype.type], dtype.itemsize * 8
+        except KeyError:
+            raise ValueError(f"NIfTI does not hold numbers of type {dtype}.") from None
+        fields["dim"] = 1
+        fields["dim"][: len(dims) + 1] = (len(dims), *dims)
+        fields["scl_slope"], fields["scl_inter"] = 1, 0
+        version = b"2\0\r\n\032\n" if len(self.geometry) == HEAD_BYTES else b"1"
+        fields["magic"] = (b"ni" if paired else b"n+") + version
+        start = 0 if paired else len(self.geometry) + 4
+        fields["vox_offset"] = start + (-start) % 16
+        return fields
 
 
-def header_fields(raw: bytes) -> np.ndarray[Any, Any]:
-    """A header's bytes as a structured numpy array of no dimension, in their own byte order."""
-    layout = NIFTI2 if len(raw) == NIFTI2.itemsize else NIFTI1
-    order: Literal["<", ">"] = "<" if int.from_bytes(raw[:4], "little") == layout.itemsize else ">"
-    return np.frombuffer(bytearray(raw), dtype=layout.newbyteorder(order)).reshape(())
+def nibabel_header(raw: bytes) -> Nifti1Header:
+    """The bytes of a NIfTI-1 or NIfTI-2 header as nibabel's class, in their own byte order, unchecked."""
+    kind = Nifti2Header if len(raw) == HEAD_BYTES else Nifti1Header
+    return kind(raw, endianness="<" if int.from_bytes(raw[:4], "little") == len(raw) else ">", check=False)
 
 
-def parse_header(head: bytes, where: str, limits: Limits, prefer: Prefer | None = None) -> NiftiHeader:
+def parse_header(head: bytes, where: str, options: ReadOptions) -> NiftiHeader:
     """Checks the first bytes of a file and returns what they say.
 
     Raises:
@@ -134,14 +129,11 @@ def parse_header(head: bytes, where: str, limits: Limits, prefer: Prefer | None 
     """
     fields = _recognise(head, where)
     paired = bytes(fields["magic"])[:3] in (b"ni1", b"ni2")
-    dims = _dims(fields, where, limits)
+    dims = _dims(fields, where, options.max_voxels)
     dtype = _dtype(fields, where)
     data_at = _data_at(fields, where, paired)
     slope, inter = _scale(fields, where)
-    kept = np.zeros((), dtype=fields.dtype)
-    for name in GEOMETRY_FIELDS:
-        kept[name] = fields[name]
-    return NiftiHeader(dims, dtype, data_at, slope, inter, paired, kept.tobytes(), prefer)
+    return NiftiHeader(dims, dtype, data_at, slope, inter, paired, _geometry_bytes(fields), options.prefer)
 
 
 def fresh_header(grid: Grid) -> NiftiHeader:
@@ -153,33 +145,35 @@ def fresh_header(grid: Grid) -> NiftiHeader:
         header.set_qform(grid.affine, code="scanner", strip_shears=True)
         header.set_sform(grid.affine, code="scanner")
     header["magic"] = b"n+1"
-    raw = header.structarr
-    kept = np.zeros((), dtype=raw.dtype)
+    return NiftiHeader(grid.shape, np.dtype("u1"), 352, 1.0, 0.0, False, _geometry_bytes(header.structarr))
+
+
+def _geometry_bytes(fields: Fields) -> bytes:
+    kept = np.zeros((), dtype=fields.dtype)
     for name in GEOMETRY_FIELDS:
-        kept[name] = raw[name]
-    return NiftiHeader(grid.shape, np.dtype("u1"), 352, 1.0, 0.0, False, kept.tobytes())
+        kept[name] = fields[name]
+    return kept.tobytes()
 
 
-def _recognise(head: bytes, where: str) -> np.ndarray[Any, Any]:
-    for layout, magics in ((NIFTI1, (b"n+1\0", b"ni1\0")), (NIFTI2, (b"n+2\0", b"ni2\0"))):
-        for order in ("little", "big"):
-            if len(head) < 4 or int.from_bytes(head[:4], order) != layout.itemsize:
-                continue
-            if len(head) < layout.itemsize:
-                raise InputError(f"{where}: cut off within its header. Copy it again from its source.")
-            fields = header_fields(head[: layout.itemsize])
-            at = layout.fields["magic"][1]  # type: ignore[index]
-            if head[at : at + 4] in magics:
-                return fields
-            if layout is NIFTI1:
-                raise InputError(
-                    f"{where}: a header without the NIfTI mark, as of an ANALYZE 7.5 file, which does not say how "
-                    "the image lies in the patient. Convert it to NIfTI with its orientation."
-                )
+def _recognise(head: bytes, where: str) -> Fields:
+    for kind, magics in ((Nifti1Header, (b"n+1\0", b"ni1\0")), (Nifti2Header, (b"n+2\0", b"ni2\0"))):
+        size = kind.template_dtype.itemsize
+        if len(head) < 4 or size not in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")):
+            continue
+        if len(head) < size:
+            raise InputError(f"{where}: cut off within its header. Copy it again from its source.")
+        at = kind.template_dtype.fields["magic"][1]
+        if head[at : at + 4] in magics:
+            return cast(Fields, nibabel_header(head[:size]).structarr)
+        if kind is Nifti1Header:
+            raise InputError(
+                f"{where}: a header without the NIfTI mark, as of an ANALYZE 7.5 file, which does not say how "
+                "the image lies in the patient. Convert it to NIfTI with its orientation."
+            )
     raise InputError(f"{where}: not a NIfTI file: its first bytes are {head[:8]!r}. Give a .nii or .nii.gz image.")
 
 
-def _dims(fields: np.ndarray[Any, Any], where: str, limits: Limits) -> tuple[int, ...]:
+def _dims(fields: Fields, where: str, max_voxels: int) -> tuple[int, ...]:
     count, *sizes = (int(n) for n in fields["dim"])
     if not 1 <= count <= 7:
         raise InputError(f"{where}: its header says {count} dimensions (dim[0]); 2 to 4 are possible. It is damaged.")
@@ -193,26 +187,27 @@ def _dims(fields: np.ndarray[Any, Any], where: str, limits: Limits) -> tuple[int
             f"{where}: {len(dims)} dimensions, shape {tuple(dims)}. Give a 3D image, or 4D with one channel per step "
             "of the last axis."
         )
-    check_size(tuple(dims), where, limits)
+    check_size(tuple(dims), where, max_voxels)
     return tuple(dims)
 
 
-def _dtype(fields: np.ndarray[Any, Any], where: str) -> np.dtype[Any]:
+def _dtype(fields: Fields, where: str) -> np.dtype[Any]:
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
-    if code in NOT_NUMBERS:
-        raise InputError(f"{where}: voxels are {NOT_NUMBERS[code]}. Convert it to one real number per voxel.")
-    if code not in NUMBERS:
+    if code not in data_type_codes.dtype:
         raise InputError(f"{where}: its header has an unknown type of voxels (datatype {code}). It is damaged.")
-    kind, expected = NUMBERS[code]
-    if bits != expected:
+    dtype = np.dtype(data_type_codes.dtype[code])
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        name = data_type_codes.label[code]
+        raise InputError(f"{where}: voxels are of type {name}. Convert it to one real number per voxel.")
+    if bits != dtype.itemsize * 8:
         raise InputError(
-            f"{where}: its header says {bits} bits per voxel (bitpix) for datatype {code}, which has {expected}. "
-            "It is damaged."
+            f"{where}: its header says {bits} bits per voxel (bitpix) for datatype {code}, which has "
+            f"{dtype.itemsize * 8}. It is damaged."
         )
-    return np.dtype(kind).newbyteorder(fields.dtype["dim"].base.byteorder)
+    return dtype.newbyteorder(fields.dtype["dim"].base.byteorder)
 
 
-def _data_at(fields: np.ndarray[Any, Any], where: str, paired: bool) -> int:
+def _data_at(fields: Fields, where: str, paired: bool) -> int:
     offset = float(fields["vox_offset"])
     least = 0 if paired else int(fields["sizeof_hdr"]) + 4
     if not np.isfinite(offset) or offset != int(offset) or not least <= offset < 2**40:
@@ -223,9 +218,9 @@ def _data_at(fields: np.ndarray[Any, Any], where: str, paired: bool) -> int:
     return int(offset)
 
 
-def _scale(fields: np.ndarray[Any, Any], where: str) -> tuple[float, float]:
+def _scale(fields: Fields, where: str) -> tuple[float, float]:
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
-    if slope == 0.0:  # the standard's word for "no scaling"
+    if slope == 0.0:  # "no scaling" in the standard
         return 1.0, 0.0
     if not np.isfinite(slope) or not np.isfinite(inter):
         raise InputError(

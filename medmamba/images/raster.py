@@ -1,15 +1,12 @@
 """Flat images without millimetres: PNG, TIFF, BMP and JPEG, grey or RGB; masks as PNG, TIFF or BMP.
 
-Of the array, i is the column and j the row (see geometry.py). Pillow decodes the pixels; what it forgives is looked at
-before: a PNG's checksums, several pages, 16-bit colours that it would cut to 8 bits.
+Of the array, i is the column and j the row (see medmamba/geometry). Pillow decodes the pixels; what it would accept
+is refused before: wrong checksums of a PNG, several pages, 16-bit colours that it would cut to 8 bits.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +17,23 @@ from medmamba.disk.atomic import Verify, write_atomically
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import Grid
 from medmamba.images.checked import Decoded, Like, grid_of
-from medmamba.images.gate import Limits, check_memory, check_size, open_regular, shown
-from medmamba.images.nifti_header import Prefer
+from medmamba.images.gate import ReadOptions, check_memory, check_size, open_regular, shown
 from medmamba.images.voxels import Stored
 
 KINDS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 EXIF_ORIENTATION = 0x0112
 
 
-@dataclass(frozen=True)
-class RasterHeader:
-    """The kind of file; a flat image has no geometry to keep."""
-
-    kind: str
-
-
-def read(path: Path, where: str, limits: Limits, prefer: Prefer | None, *, mask: bool) -> Decoded:
+def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """Grey values (1, i, j, 1) or colours (3, i, j, 1); of a mask one channel, a palette's numbers too."""
-    stored, kind, warnings = _read(path, where, limits, mask=mask)
+    stored, kind, warnings = _read(path, where, options.max_voxels, mask=mask)
     if mask and kind == "JPEG":
         raise InputError(f"{where}: JPEG changes label values. Save masks as PNG or TIFF.")
     if mask and any(not np.array_equal(stored[0], other) for other in stored[1:]):
         raise InputError(f"{where}: a mask in colours. Save it in grey, with the label's number as value.")
     values = stored[:1] if mask else stored
-    return Decoded(values, Grid(stored.shape[1:]), RasterHeader(kind), warnings, orientation_known=False)
+    return Decoded(values, Grid(stored.shape[1:]), None, tuple(warnings), orientation_known=False)
 
 
 def same_place(found: Decoded, like: Like) -> bool:
@@ -57,27 +45,30 @@ def _kind_of(path: Path | str) -> str:
     return KINDS[Path(path).suffix.lower()]
 
 
-def _read(path: Path, where: str, limits: Limits, *, mask: bool) -> tuple[Stored, str, list[str]]:
-    """Stored numbers (C, i, j, 1), the kind of file, and what was odd."""
+def _read(path: Path, where: str, max_voxels: int, *, mask: bool) -> tuple[Stored, str, list[str]]:
+    """Stored numbers (C, i, j, 1), the kind of file, and warnings."""
     from PIL import Image, UnidentifiedImageError
 
     file, size = open_regular(path, where)
     with file:
-        if size > limits.max_voxels * 8:
+        if size > max_voxels * 8:
             raise InputError(f"{where}: {size} bytes, more than any image within the limit. Is it the right file?")
         check_memory(size, where)
-        raw = file.read()
-    if raw.startswith(PNG_MAGIC):
-        _check_png(raw, where, limits)
+        raw = io.BytesIO(file.read())
+    kinds = sorted(set(KINDS.values()))
     warnings: list[str] = []
     try:
-        with Image.open(io.BytesIO(raw), formats=sorted(set(KINDS.values()))) as image:
+        with Image.open(raw, formats=kinds) as image:
+            image.verify()  # every checksum of a PNG, and its end; it closes the image
+        with Image.open(raw, formats=kinds) as image:
             kind = str(image.format)
             pages = int(getattr(image, "n_frames", 1))
             if pages > 1:
                 raise InputError(f"{where}: {pages} pages. Give one image per file, or the volume as NIfTI.")
-            check_size((image.width, image.height, len(image.getbands())), where, limits)
+            check_size((image.width, image.height, len(image.getbands())), where, max_voxels)
             check_memory(image.width * image.height * len(image.getbands()) * 8, where)
+            if image.mode != "I;16" and any(";16" in str(tile[3]) for tile in image.tile if kind == "PNG"):
+                raise InputError(f"{where}: 16-bit colours. Save it in 8-bit colours or 16-bit grey.")
             if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
                 warnings.append(f"{where}: a camera's orientation mark was ignored; pixels were taken as stored.")
             pixels = _pixels(image, mask, where, warnings)
@@ -108,27 +99,6 @@ def _pixels(image: Any, mask: bool, where: str, warnings: list[str]) -> npt.NDAr
         raise InputError(f"{where}: its colours are {mode}. Save it in grey or RGB.")
     pixels = np.asarray(image)
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
-
-
-def _check_png(raw: bytes, where: str, limits: Limits) -> None:
-    """Walks the chunks: size within the limit before anything is unpacked, every checksum right, the end there."""
-    at = len(PNG_MAGIC)
-    while at + 12 <= len(raw):
-        length, name = struct.unpack_from(">I4s", raw, at)
-        end = at + 12 + length
-        if end > len(raw):
-            break
-        if zlib.crc32(raw[at + 4 : end - 4]) != struct.unpack_from(">I", raw, end - 4)[0]:
-            raise InputError(f"{where}: its checksum (CRC) does not fit (PNG). Copy it again from its source.")
-        if name == b"IHDR":
-            width, height, bits, colour = struct.unpack_from(">IIBB", raw, at + 8)
-            check_size((width, height, 1), where, limits)
-            if bits == 16 and colour in (2, 4, 6):
-                raise InputError(f"{where}: 16-bit colours. Save it in 8-bit colours or 16-bit grey.")
-        if name == b"IEND":
-            return
-        at = end
-    raise InputError(f"{where}: cut off: the PNG has no end. Copy it again from its source.")
 
 
 def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:

@@ -1,19 +1,74 @@
-"""What NRRD and MetaImage share: a text header, axes in LPS or RAS, voxels plain or packed."""
+"""NRRD's and MetaImage's common part: a text header of named fields, then voxels that are plain or packed.
+
+The fields are parsed and the voxels unpacked here and not by SimpleITK, because that reads a damaged file of these two
+formats without an error (docs/explanation/own-code.md has the measurements).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, Shape, affine_problem
-from medmamba.images.gate import Limits, open_regular, shown
+from medmamba.images.checked import Decoded
+from medmamba.images.gate import Packing, open_regular, read_block, shown
 
 LONGEST_HEADER = 1 << 20
 LONGEST_LINE = 1 << 16
+
+Geometry = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class TextHeader:
+    """What a text header says about its voxels.
+
+    Args:
+        shape: (i, j, k); k = 1 for a header of two axes in space.
+        axes: axes in space that the file has, 2 or 3.
+        channel_first: whether the channels of a voxel are neighbours in the file.
+        data_file: name of the file that holds the voxels; None where they follow the header.
+        geometry: (field, text) of the lines that place the image, which a mask gets word for word.
+    """
+
+    shape: Shape
+    axes: int
+    channels: int
+    channel_first: bool
+    dtype: np.dtype[Any]
+    packing: Packing
+    data_file: str | None
+    geometry: Geometry
+
+
+Placed = tuple[TextHeader, Grid, bool]
+"""Header, grid, and whether the orientation in the patient is known."""
+
+
+def read_text_volume(path: Path, where: str, understand: Callable[[list[str]], Placed]) -> Decoded:
+    """The numbers (C, i, j, k) of a file with a text header; ``understand`` checks the header's lines."""
+    file, size = open_regular(path, where)
+    with file:
+        header, grid, known = understand(header_lines(file, where))
+        expected = prod(header.shape) * header.channels * header.dtype.itemsize
+        if header.data_file is None:
+            container = read_block(file, size, expected, where, header.packing)
+        else:
+            beside = data_file(path, header.data_file, where)
+            voxels, voxel_size = open_regular(beside, f"{where}: its voxel file {shown(beside.name)}")
+            with voxels:
+                container = read_block(voxels, voxel_size, expected, where, header.packing)
+    order = (header.channels, *header.shape) if header.channel_first else (*header.shape, header.channels)
+    stored = container.data.view(header.dtype).reshape(order, order="F")
+    if not header.channel_first:
+        stored = np.moveaxis(stored, -1, 0)
+    return Decoded(stored, grid, header, tuple(container.warnings), known)
 
 
 def header_lines(file: BinaryIO, where: str) -> list[str]:
@@ -33,6 +88,25 @@ def header_lines(file: BinaryIO, where: str) -> list[str]:
         lines.append(line)
         if line.replace(" ", "").startswith("ElementDataFile="):
             return lines
+
+
+def header_fields(lines: Sequence[str], separator: str, needed: Sequence[str], where: str) -> dict[str, str]:
+    """The text of each field by its name, without blanks in the name; comments and NRRD's key:=value are left out."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith("#") or ":=" in line or line.startswith("Comment"):
+            continue
+        name, found, value = line.partition(separator)
+        name = "".join(name.split())
+        if not found:
+            raise InputError(f"{where}: a line of its header is not understood: {line[:60]!r}. The file is damaged.")
+        if name in fields:
+            raise InputError(f"{where}: the field {name!r} of its header occurs twice. Correct it.")
+        fields[name] = value.strip()
+    for name in needed:
+        if name not in fields:
+            raise InputError(f"{where}: its header has no field {name!r}. The file is damaged; export it again.")
+    return fields
 
 
 def numbers(text: str, count: int, field: str, where: str) -> list[float]:
@@ -55,30 +129,21 @@ def whole(text: str, field: str, where: str) -> list[int]:
 
 
 def grid_from(
-    shape: Shape,
-    columns: Sequence[Sequence[float]] | None,
-    origin: Sequence[float],
-    flips: Sequence[float],
-    where: str,
-    limits: Limits,
+    shape: Shape, columns: Sequence[Sequence[float]], origin: Sequence[float], flips: Sequence[float], where: str
 ) -> Grid:
-    """A grid from steps per voxel (one per axis) in the file's own world, turned to RAS+ by ``flips``.
+    """A grid from steps per voxel (one per axis) in the file's own world, brought to RAS+ by ``flips``.
 
     Two axes of two numbers each are a flat image: its third axis is square to it, 1 mm thick.
     """
-    if columns is None:
-        return Grid(shape)
     affine: Affine = np.eye(4)
-    size = len(columns)
-    for axis, column in enumerate(columns):
-        affine[: len(column), axis] = np.asarray(column) * np.asarray(flips)[: len(column)]
-    affine[: len(origin), 3] = np.asarray(origin) * np.asarray(flips)[: len(origin)]
-    if size == 2:
+    for axis, column in enumerate([*columns, origin]):
+        at = axis if axis < len(columns) else 3
+        affine[: len(column), at] = np.asarray(column) * np.asarray(flips)[: len(column)]
+    if len(columns) == 2:
         normal = np.cross(affine[:3, 0], affine[:3, 1])
         affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-300)
     affine = affine + 0.0  # no negative zeros
-    problem = affine_problem(affine, smallest_mm=limits.smallest_spacing_mm, largest_mm=limits.largest_spacing_mm)
-    if problem:
+    if problem := affine_problem(affine):
         raise InputError(f"{where}: {problem}. Export the image again, or correct its header.")
     return Grid(shape, affine)
 
@@ -96,12 +161,12 @@ def data_file(header: Path, name: str, where: str) -> Path:
     return header.with_name(name)
 
 
-def voxel_file(path: Path) -> Path | None:
-    """The file beside a text header that holds its voxels; None where they follow the header itself."""
+def detached_files(path: Path) -> list[Path]:
+    """A text header and, where its voxels do not follow in the same file, the file beside it that holds them."""
     file, _ = open_regular(path)
     with file:
         for line in header_lines(file, shown(path)):
             name, _, value = line.replace("=", ":", 1).partition(":")
-            if name.replace(" ", "").lower() in ("elementdatafile", "datafile"):
-                return None if value.strip().upper() == "LOCAL" else data_file(path, value.strip(), shown(path))
-    return None
+            if name.replace(" ", "").lower() in ("elementdatafile", "datafile") and value.strip().upper() != "LOCAL":
+                return [path, data_file(path, value.strip(), shown(path))]
+    return [path]

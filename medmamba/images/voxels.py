@@ -1,4 +1,4 @@
-"""From stored numbers to checked values: finite float32 intensities, and whole-number labels.
+"""Stored numbers as checked values: finite float32 intensities, and whole-number labels.
 
 Values are checked before they are cast, never after: 258 must not become 2, and 0.5 must not become 0. Work goes
 slab by slab, so that scaling needs no second copy of the image in float64.
@@ -7,15 +7,15 @@ slab by slab, so that scaling needs no second copy of the image in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from medmamba.errors import InputError
+from medmamba.images.gate import NonFinite
 from medmamba.images.image import first_voxel, smallest_type
 
-NonFinite = Literal["error", "zero"]
 LABEL_TOLERANCE = 1e-3  # a stored label may differ from a whole number by this (scaled and float-stored files)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _SLAB_VOXELS = 1 << 22
@@ -40,7 +40,7 @@ def intensities(
                 values = _scaled(values, slope, inter)
             if values.dtype == np.float64:
                 _fits_float32(values, where, slope, inter)
-            with np.errstate(over="ignore"):  # beside infinite voxels, which are told of below
+            with np.errstate(over="ignore"):  # beside infinite voxels, which are reported below
                 result[slab] = values
     replaced = 0
     constant: list[int] = []
@@ -106,7 +106,7 @@ def _slabs(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
 
 
 def _scaled(stored: Stored, slope: float, inter: float) -> npt.NDArray[np.float64]:
-    """The values that the numbers stand for; what is too large becomes infinite, and is told by whoever asks."""
+    """The values that the numbers stand for; what is too large becomes infinite, which the caller reports."""
     with np.errstate(over="ignore"):
         return stored.astype(np.float64) * slope + inter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from medmamba.datasets import CaseSpec, DatasetReport, DatasetSpec, LoadedCase, check_dataset
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import Reorient, SpatialTrail
+from medmamba.images import ReadOptions
 from medmamba.images.image import label_counts
 from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
 from medmamba.preprocessing.case import bounding_box
@@ -27,11 +28,15 @@ class MeasuredCase:
 
 
 def measure_dataset(
-    spec: DatasetSpec, *, on_case: Callable[[int, int], None] | None = None, **checking: Any
+    spec: DatasetSpec,
+    options: ReadOptions | None = None,
+    *,
+    workers: int | None = None,
+    on_case: Callable[[int, int], None] | None = None,
 ) -> tuple[DatasetReport, Fingerprint]:
     """Check every training case and measure it while it is in memory.
 
-    ``checking`` as of :func:`medmamba.datasets.check_dataset`. Raises InputErrors with all that is wrong.
+    Arguments as of :func:`medmamba.datasets.check_dataset`. Raises InputErrors with all that is wrong.
     """
     samples = samples_per_case(len(spec.cases))
 
@@ -50,7 +55,7 @@ def measure_dataset(
             counts=truth.counts(),
         )
 
-    report = check_dataset(spec, visit=measure, on_case=on_case, **checking)
+    report = check_dataset(spec, options, visit=measure, workers=workers, on_case=on_case)
     measured = [(case.image_sha256, case.visited) for case in report.cases if case.visited is not None]
     fingerprint = build_fingerprint(
         spec.name,

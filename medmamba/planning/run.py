@@ -63,19 +63,20 @@ def plan(
         group_by: how cases of one patient are known, see :func:`medmamba.datasets.groups.patients_of`.
         splits: a split file in nnU-Net's layout instead of the dataset's own or our folds; one that leaks is refused.
         workers: cases read at the same time; the results do not depend on it. Default: one a core, at most 8.
-        nonfinite, prefer, match_labels: as of :func:`medmamba.datasets.load_case`.
+        nonfinite, prefer, match_labels: as of :class:`medmamba.images.ReadOptions`.
         choose_network: asked once the run is planned with ``network``; the plan is then made anew with its choice. See
             :mod:`medmamba.planning.pilot`.
         max_voxels: largest number of voxels times channels of a file, and of a case on the plan's grid.
     """
     from medmamba.datasets import read_dataset
     from medmamba.datasets.groups import patients_of
-    from medmamba.images import Limits
+    from medmamba.geometry import MOST_VOXELS
+    from medmamba.images import ReadOptions
     from medmamba.models.output_channels import Heads
     from medmamba.planning.contact_sheet import Thumbnail, spread_over, thumbnail
     from medmamba.planning.dataset_page import dataset_page
     from medmamba.planning.measure import measure_dataset
-    from medmamba.plans.case_size import MOST_VOXELS, refuse_oversize
+    from medmamba.plans.case_size import refuse_oversize
     from medmamba.plans.families import family
     from medmamba.plans.left_right import side_pairs, side_problems
     from medmamba.plans.planner import make_plan
@@ -89,11 +90,9 @@ def plan(
     spec = read_dataset(dataset, strict=False)
     patients = patients_of(spec, group_by)
     workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-    reading: dict[str, Any] = {"nonfinite": nonfinite, "prefer": prefer, "match_labels": match_labels}
-    if max_voxels is not None:
-        reading["limits"] = Limits(max_voxels=max_voxels)
+    reading = ReadOptions(nonfinite, prefer, max_voxels or MOST_VOXELS, match_labels)
     report, fingerprint = measure_dataset(
-        spec, workers=workers, on_case=lambda done, total: on_item("measure", done, total), **reading
+        spec, reading, workers=workers, on_case=lambda done, total: on_item("measure", done, total)
     )
     warnings = [*report.warnings, *side_problems(side_pairs(fingerprint))]
     folds = folds_for(spec, fingerprint, patients, splits, warnings.append)
@@ -128,7 +127,7 @@ def plan(
                 made.configurations[name],
                 made.axis_order,
                 memory_bytes=_main_memory(),
-                most_voxels=max_voxels or MOST_VOXELS,
+                most_voxels=reading.max_voxels,
             )
         return made
 
@@ -155,7 +154,7 @@ def plan(
                         workers=workers,
                         visit=picture,
                         on_case=lambda done, total: on_item("preprocess", done, total),
-                        **reading,
+                        options=reading,
                     )
                     folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
             write_text(folder.fingerprint_path, fingerprint.to_json())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from medmamba.datasets import DatasetSpec, LoadedCase, load_case
+from medmamba.images import ReadOptions
 from medmamba.plans.labels import ignore_index, label_names
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
@@ -25,7 +25,7 @@ def preprocess_dataset(
     workers: int = 1,
     visit: Callable[[PreprocessedCase], None] = lambda case: None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
-    **reading: Any,
+    options: ReadOptions | None = None,
 ) -> None:
     """Store the cases as ``folder/<configuration>/<case_id>`` for each named configuration of the plan.
 
@@ -35,11 +35,11 @@ def preprocess_dataset(
         workers: cases in memory at the same time; what is written does not depend on it.
         visit: called with each case on the grid of the first configuration while it is in memory, in any order.
         on_case: progress, called with (cases done, cases in all).
-        reading: as of :func:`medmamba.datasets.load_case`.
+        options: what is accepted when a case is read.
     """
 
     def one(case_id: str) -> None:
-        loaded = load_case(spec, spec.case(case_id), **reading)
+        loaded = load_case(spec, spec.case(case_id), options)
         made: dict[tuple[float, ...] | None, PreprocessedCase] = {}
         for name in configurations:
             configuration = plan.configurations[name]

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from medmamba.errors import InputError, MedmambaError, ResourceError
-from medmamba.images import ENDINGS
+from medmamba.images.formats import FORMATS, alone
 from medmamba.inference.predictor import Predictor
 from medmamba.serving.queues import Busy, Desk
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 Wanted = Literal["zip", "mask", "report"]
-ACCEPTED = (*(ending for ending in ENDINGS if ending not in (".hdr", ".img", ".mhd", ".nhdr")), ".zip")
+ONE_FILE = [kind for kind in FORMATS if kind.siblings is alone and not kind.detached]
+ACCEPTED = (*(ending for kind in ONE_FILE for ending in kind.endings), ".zip")
 """Endings of whole images in one file; a header without its voxels comes in a zip."""
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 

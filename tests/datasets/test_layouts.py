@@ -10,7 +10,7 @@ from PIL import Image
 from medmamba.datasets import check_dataset, load_case, read_dataset
 from medmamba.errors import InputError, InputErrors
 from medmamba.geometry import Reorient
-from medmamba.images import read_image, write_label_map
+from medmamba.images import ReadOptions, read_image, write_label_map
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ def test_a_label_map_stored_with_other_axes_is_turned_on_request_without_loss(nn
         folder / "labelsTr/la_000.nii.gz", turn.apply(truth.array[None])[0], like=turn.grid_after(truth.grid)
     )
     assert "They are the same voxels stored in another order" in problems_of(check_dataset, folder)
-    image, labels = load_case(spec, spec.cases[0], match_labels=True)
+    image, labels = load_case(spec, spec.cases[0], ReadOptions(match_labels=True))
     np.testing.assert_array_equal(labels.array, truth.array)
     assert labels.grid == image.grid
     assert "axes were turned to the image's" in labels.warnings[-1]

@@ -367,7 +367,7 @@ def test_damaged_flat_images_are_refused(tmp_path, picture):
     Image.fromarray(big).save(path)
     flipped = bytearray(path.read_bytes())
     flipped[len(flipped) // 2] ^= 1
-    assert "checksum (CRC) does not fit (PNG)" in damaged(path, lambda r: bytes(flipped))
+    assert "checksum" in damaged(path, lambda r: bytes(flipped))
     (tmp_path / "t.png").write_bytes(b"hello")
     with pytest.raises(InputError, match="not a PNG, TIFF, BMP or JPEG"):
         read_image(tmp_path / "t.png")
@@ -383,7 +383,7 @@ def png(width: int, height: int, bits: int, colour: int, data: bytes) -> bytes:
 
 def test_png_bombs_and_lossy_depths_are_refused_before_they_are_unpacked(tmp_path):
     (tmp_path / "bomb.png").write_bytes(png(100_000, 100_000, 8, 0, bytes(1000)))
-    with pytest.raises(InputError, match="100000x100000x1 = 10000000000 voxels, above the limit"):
+    with pytest.raises(InputError, match=r"10000000000 pixels\) exceeds limit"):
         read_image(tmp_path / "bomb.png")
     (tmp_path / "deep.png").write_bytes(png(2, 2, 16, 2, bytes(2 * 13)))
     with pytest.raises(InputError, match="16-bit colours"):

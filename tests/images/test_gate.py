@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from medmamba.errors import InputError, MedmambaError, ResourceError
-from medmamba.images import Limits, gate, read_image, read_label_map
+from medmamba.images import ReadOptions, gate, read_image, read_label_map
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("error")
@@ -211,7 +211,7 @@ def test_an_image_that_does_not_fit_into_memory_is_refused_before_it_is_unpacked
     monkeypatch.setattr(gate, "available_memory", lambda: 10 << 20)
     with pytest.raises(ResourceError, match=r"needs about 0\.0 GiB and 0\.0 GiB of memory are free"):
         read_image(path)
-    assert refused(path, limits=Limits(max_voxels=1000)).count("above the limit of 1000")
+    assert refused(path, options=ReadOptions(max_voxels=1000)).count("above the limit of 1000")
 
 
 def test_memory_that_is_free_is_known_here():
@@ -233,8 +233,8 @@ def test_memory_that_is_free_is_known_here():
         ({"dim": [5, 6, 7, 5, 1, 3, 1, 1]}, "5 dimensions, shape (6, 7, 5, 1, 3)"),
         ({"dim": [3, 1, 1, 1, 1, 1, 1, 1]}, "a single voxel"),
         ({"datatype": 77}, "unknown type of voxels (datatype 77)"),
-        ({"datatype": 32, "bitpix": 64}, "voxels are complex numbers"),
-        ({"datatype": 128, "bitpix": 24}, "voxels are RGB colours"),
+        ({"datatype": 32, "bitpix": 64}, "voxels are of type complex64"),
+        ({"datatype": 128, "bitpix": 24}, "voxels are of type RGB"),
         ({"bitpix": 8}, "8 bits per voxel (bitpix) for datatype 16"),
         ({"magic": b""}, "ANALYZE"),
         ({"magic": b"ni1"}, "the header of a pair"),
@@ -269,7 +269,7 @@ def test_a_contradicting_header_can_be_read_by_choice_and_masks_keep_it(save, vo
 
     path = save("a.nii.gz", volume, srow_x=[-0.8, 0, 0, 99])
     assert 'prefer="sform" or prefer="qform"' in refused(path)
-    by_sform, by_qform = (read_image(path, prefer=choice) for choice in ("sform", "qform"))
+    by_sform, by_qform = (read_image(path, ReadOptions(prefer=choice)) for choice in ("sform", "qform"))
     assert by_sform.grid.affine[0, 3] == 99
     assert by_qform.grid.affine[0, 3] == 40
     write_label_map(tmp_path / "m.nii.gz", np.ones(volume.shape, int), like=by_sform)
@@ -313,7 +313,7 @@ def test_voxels_that_are_not_finite_are_refused_or_zeroed_on_request(save, volum
     volume[1, 2, 3] = volume[5, 6, 4] = value
     path = save("a.nii.gz", volume)
     assert "2 voxels are NaN or infinite, the first at (1, 2, 3)" in refused(path)
-    image = read_image(path, nonfinite="zero")
+    image = read_image(path, ReadOptions(nonfinite="zero"))
     assert image.nonfinite_voxels == 2
     assert image.array[0, 1, 2, 3] == 0
     assert "2 voxels were NaN or infinite and are zero now" in image.warnings[0]

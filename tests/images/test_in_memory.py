@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from medmamba.errors import InputError
 from medmamba.geometry import grid_difference
-from medmamba.images import as_image, read_image, to_nibabel, to_simpleitk, write_label_map
+from medmamba.images import ReadOptions, as_image, read_image, to_nibabel, to_simpleitk, write_label_map
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
@@ -59,7 +59,7 @@ def test_a_simpleitk_mask_lies_on_its_image(tmp_path):
 
 def test_the_caller_s_array_is_left_alone():
     array = np.array([[[1.0, np.nan], [3, 4]]], np.float32)
-    image = as_image(array, nonfinite="zero")
+    image = as_image(array, ReadOptions(nonfinite="zero"))
     assert image.nonfinite_voxels == 1
     assert np.isnan(array[0, 0, 1])
     assert image.grid.spacing_mm is None

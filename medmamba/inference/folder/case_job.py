@@ -13,7 +13,7 @@ from typing import Any
 
 from medmamba.compute.out_of_memory import is_out_of_memory
 from medmamba.errors import InputError, MedmambaError
-from medmamba.images import MedicalImage, files_of, write_image, written_files
+from medmamba.images import MedicalImage, files_of, format_of, write_image, written_files
 from medmamba.images.cases import ImageCase, read_case
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.prediction import Prediction
@@ -132,10 +132,9 @@ def record_path(target: Path, case: ImageCase) -> Path:
 
 
 def probability_path(target: Path, case: ImageCase) -> Path:
-    """Where the probabilities of a case stand; pictures cannot hold them, NIfTI can."""
-    ending = case.output_name[len(case.case_id) :]
-    flat = ending.lower() in (".png", ".tif", ".tiff", ".bmp")
-    return target / f"{case.case_id}_probabilities{'.nii.gz' if flat else ending}"
+    """Where the probabilities of a case stand: in the format of its mask, or in NIfTI where that cannot hold them."""
+    ending = case.output_name[len(case.case_id) :] if format_of(case.output_name).holds_probabilities else ".nii.gz"
+    return target / f"{case.case_id}_probabilities{ending}"
 
 
 def dicom_path(target: Path, case: ImageCase, kind: str) -> Path:
