@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ class Format:
     Args:
         name: what messages call it.
         endings: of its files, in lower case.
-        module: where its ``read``, ``write`` and ``same_place`` are; imported on first use.
+        module: dotted name of the module with its ``read``, ``write`` and ``same_place``, or an object that has them.
         mask_ending: ending of the mask of such an image, where its own could not hold labels without loss.
         flat: 2D images of pixels without millimetres.
         holds_probabilities: whether it takes several channels of float32.
@@ -52,16 +51,16 @@ class Format:
 
     name: str
     endings: tuple[str, ...]
-    module: str
+    module: Any
     mask_ending: str | None = None
     flat: bool = False
     holds_probabilities: bool = True
     siblings: Callable[[Path], list[Path]] = alone
     detached: bool = False
 
-    def load(self) -> ModuleType:
-        """The module, imported on first use."""
-        return import_module(self.module)
+    def load(self) -> Any:
+        """What reads and writes it; a module is imported on first use."""
+        return import_module(self.module) if isinstance(self.module, str) else self.module
 
 
 _RASTER: dict[str, Any] = {"module": "medmamba.images.raster", "flat": True, "holds_probabilities": False}
