@@ -40,7 +40,7 @@ from medmamba.disk.atomic import write_json
 from medmamba.models.network import mirroring_of, network_arguments
 from medmamba.models.output_channels import Heads
 from medmamba.models.run_folder import RunFolder
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.plans.folds import groups_by_pattern
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases

@@ -26,7 +26,7 @@ from timing import alternate, machine  # noqa: E402
 from medmamba.compute.precision import casting, choose_precision  # noqa: E402
 from medmamba.models.network import network_arguments  # noqa: E402
 from medmamba.models.run_folder import read_plan  # noqa: E402
-from medmamba.networks.planned.registry import build_network  # noqa: E402
+from medmamba.networks.build import build_network  # noqa: E402
 from medmamba.training.compiling import Compiled  # noqa: E402
 
 FARTHER = 3.0

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medmamba.disk.atomic import write_text
-from medmamba.networks.planned.registry import available_networks
+from medmamba.networks.build import available_networks
 from medmamba.plans.cost.memory import training_memory
 from medmamba.plans.families import family
 from medmamba.plans.network import network_plan

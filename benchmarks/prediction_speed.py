@@ -116,7 +116,7 @@ def prepare(work: Path, _: list[Path]) -> None:
     from medmamba.disk.atomic import write_json, write_text
     from medmamba.models.checkpoint import save_checkpoint
     from medmamba.models.network import network_arguments
-    from medmamba.networks.planned.registry import build_network
+    from medmamba.networks.build import build_network
     from medmamba.plans.nnunet.files import from_nnunet
 
     plan = from_nnunet((work / "plans.json").read_text(), (work / "dataset.json").read_text())

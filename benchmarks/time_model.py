@@ -27,7 +27,7 @@ from memory_model import SIZES, planned, table
 
 from medmamba.disk.atomic import write_text
 from medmamba.models.output_channels import Heads
-from medmamba.networks.planned.registry import available_networks
+from medmamba.networks.build import available_networks
 from medmamba.plans.cost.step_time import machine, training_work
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig

@@ -107,7 +107,7 @@ def test_an_installed_wheel_holds_the_four_packages_and_no_bare_ones(tmp_path):
 
 def test_a_predictor_loads_neither_monai_nor_the_compiler_of_torch():
     code = (
-        "import sys, medmamba.inference.folder.run, medmamba.networks.planned.registry as r; r.available_networks()\n"
+        "import sys, medmamba.inference.folder.run, medmamba.networks.build as r; r.available_networks()\n"
         "heavy = {'monai', 'matplotlib', 'pandas', 'skimage', 'triton', 'torch._dynamo', 'blosc2'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

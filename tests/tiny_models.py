@@ -11,7 +11,7 @@ import torch
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.models.checkpoint import save_checkpoint
 from medmamba.models.network import previous_labels
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.plans.schema import Plan
 
 TINY = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import medmamba
-from medmamba.networks.blocks.vss import channels_first, channels_last, depthwise
+from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.plans.families import FAMILIES

@@ -24,7 +24,7 @@ from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import Heads
 from medmamba.models.run_folder import is_plan, read_plan
 from medmamba.models.trained_folds import hash_of_weights, is_trained, load_weights, read_model_facts
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
 

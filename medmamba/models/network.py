@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from medmamba.networks.planned.registry import build_network, network_facts, network_options
+from medmamba.networks.build import build_network, network_facts, network_options
 from medmamba.plans.families import family
 from medmamba.plans.labels import label_names
 from medmamba.plans.mirroring import choose_mirroring

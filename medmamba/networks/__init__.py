@@ -1,4 +1,4 @@
-"""Segmentation networks: plain numbers in, logits out. See ``registry.py`` for the planned ones."""
+"""Segmentation networks: plain numbers in, logits out. ``build.py`` builds them by name."""
 
-from medmamba.networks.planned.registry import available_networks as available_networks
-from medmamba.networks.planned.registry import build_network as build_network
+from medmamba.networks.build import available_networks as available_networks
+from medmamba.networks.build import build_network as build_network

@@ -8,9 +8,11 @@ from typing import Any
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.deformable import DeformableConv
+from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
+from medmamba.networks.blocks.lamamba import LaMambaBlock
 from medmamba.networks.blocks.mamba2 import Mamba2
-from medmamba.networks.published.hrvmamba import DSS, DVSSBlock, PublishedHRVMamba
-from medmamba.networks.published.lamamba import LaMambaBlock, PublishedLaMamba
+from medmamba.networks.published.hrvmamba import PublishedHRVMamba
+from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.parity.models import Shapes, Subject, by_width, count, first, model, ss2d
 
 

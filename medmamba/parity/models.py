@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, unknown_name
+from medmamba.networks.blocks.mambaout import GatedCNNBlock
 from medmamba.networks.blocks.mhs import HEADS, MHSMixer, MultiHeadScan
+from medmamba.networks.blocks.patches import PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
-from medmamba.networks.published.mambaout import SIZES, GatedCNNBlock, PublishedMambaOut
-from medmamba.networks.published.vim import WIDTHS, BidirectionalMamba, PublishedVim
+from medmamba.networks.published.mambaout import SIZES, PublishedMambaOut
+from medmamba.networks.published.vim import WIDTHS, PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
 from medmamba.networks.published.weights import our_name
-from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
 from medmamba.parity.golden import Golden
 
 

@@ -161,7 +161,7 @@ def _try(folder: RunFolder, name: str, minutes: float, fold: int, held_out: Sequ
     from medmamba.compute.device import choose_device
     from medmamba.models.checkpoint import load_checkpoint
     from medmamba.models.output_channels import Heads
-    from medmamba.networks.planned.registry import build_network
+    from medmamba.networks.build import build_network
     from medmamba.planning.run import what_if
     from medmamba.preprocessing.store import stored_cases
     from medmamba.training.config import TrainConfig

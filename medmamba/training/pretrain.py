@@ -30,8 +30,8 @@ from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
+from medmamba.networks.build import build_network
 from medmamba.networks.density import automatic_bandwidth, key_tokens
-from medmamba.networks.planned.registry import build_network
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.augmentation import augmentation_plan

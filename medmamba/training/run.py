@@ -49,7 +49,7 @@ def train(
 
     from medmamba.models.checkpoint import refuse_trained
     from medmamba.models.network import network_arguments
-    from medmamba.networks.planned.registry import available_networks, build_network, published_networks
+    from medmamba.networks.build import available_networks, build_network, published_networks
     from medmamba.preprocessing.store import stored_cases
     from medmamba.training import distributed
     from medmamba.training.cascade import ensure_first_stage

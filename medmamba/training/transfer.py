@@ -21,7 +21,7 @@ from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import read_state
 from medmamba.models.output_channels import Heads
 from medmamba.models.run_folder import read_plan
-from medmamba.networks.planned.registry import build_network, published_networks
+from medmamba.networks.build import build_network, published_networks
 from medmamba.networks.published.weights import read_converted
 from medmamba.plans.schema import Plan
 

@@ -18,7 +18,7 @@ from medmamba.bundle.check import BundleError, check_metadata, compare_with_nati
 from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
 from medmamba.cli.main import run as medmamba_command
 from medmamba.errors import ConfigError, InputError
-from medmamba.networks.planned.registry import available_networks
+from medmamba.networks.build import available_networks
 
 pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
 pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bundle'")
@@ -157,7 +157,7 @@ def test_copied_sources_import_nothing_of_ours_and_no_pydantic(tmp_path):
     code = (
         "import sys; sys.modules['medmamba'] = sys.modules['pydantic'] = None\n"
         "import scripts.network, scripts.inferer, scripts.transforms, scripts.cases, scripts.finetune\n"
-        "from scripts.networks.registry import available_networks, build_network\n"
+        "from scripts.networks.build import available_networks, build_network\n"
         "from scripts.kernels import OPERATORS\n"
         "print(OPERATORS, *available_networks())\n"
     )

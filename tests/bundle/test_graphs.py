@@ -11,7 +11,7 @@ from medmamba.bundle.graphs import LARGEST_DIFFERENCE, export_graph
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.errors import ConfigError, InputError
-from medmamba.networks.planned.registry import available_networks, network_facts
+from medmamba.networks.build import available_networks, network_facts
 
 ARGUMENTS = {
     "name": "vm_unet",

@@ -174,7 +174,7 @@ def picture_fold(tmp_path_factory, small_run):
 
     from medmamba.disk.atomic import write_json, write_text
     from medmamba.models.checkpoint import save_checkpoint
-    from medmamba.networks.planned.registry import build_network
+    from medmamba.networks.build import build_network
     from medmamba.plans.schema import Plan
 
     document = json.loads((small_run / "plan.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.networks.nets import DynUNet
 
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 
 PLANS = {
     2: {"strides": [[1, 1], [2, 2], [2, 1]], "kernels": [[3, 3], [3, 3], [3, 1]]},

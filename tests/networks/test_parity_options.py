@@ -20,13 +20,17 @@ from torch import Tensor, nn
 
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.deformable import DeformableConv
+from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
+from medmamba.networks.blocks.lamamba import LaMambaBlock
 from medmamba.networks.blocks.mamba2 import Mamba2
+from medmamba.networks.blocks.mambaout import GatedCNNBlock
 from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
+from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
-from medmamba.networks.published.hrvmamba import DSS, DVSSBlock, PublishedHRVMamba
-from medmamba.networks.published.lamamba import LaMambaBlock, PublishedLaMamba
-from medmamba.networks.published.mambaout import GatedCNNBlock, PublishedMambaOut
-from medmamba.networks.published.vim import BidirectionalMamba, PublishedVim
+from medmamba.networks.published.hrvmamba import PublishedHRVMamba
+from medmamba.networks.published.lamamba import PublishedLaMamba
+from medmamba.networks.published.mambaout import PublishedMambaOut
+from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
 from medmamba.parity.compare import compare, main, summary
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medmamba.networks import available_networks
-from medmamba.networks.planned.registry import network_facts
+from medmamba.networks.build import network_facts
 from medmamba.networks.routes import available_routes, route_count
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"

@@ -12,8 +12,8 @@ from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.mamba2 import Mamba2
 from medmamba.networks.blocks.mate import MATEMixer
 from medmamba.networks.blocks.scan_core import count_scans
-from medmamba.networks.planned.families import routes_per_stage
-from medmamba.networks.planned.registry import network_facts, network_options
+from medmamba.networks.build import network_facts, network_options
+from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import Topology
 
 torch.set_num_threads(2)

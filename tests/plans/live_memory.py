@@ -14,7 +14,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from medmamba.models.output_channels import Heads
-from medmamba.networks.planned.registry import build_network, network_options
+from medmamba.networks.build import build_network, network_options
 from medmamba.plans.schema import NetworkPlan
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 

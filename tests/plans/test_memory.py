@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medmamba.kernels.scan import cpp
-from medmamba.networks.planned.registry import available_networks
+from medmamba.networks.build import available_networks
 from medmamba.plans.cost.blocks import CHANNEL_PAD, TILE
 from medmamba.plans.cost.layers import weight_count
 from medmamba.plans.cost.memory import training_memory

@@ -11,7 +11,7 @@ from planning_cases import DATASETS, reference_fingerprint, volumes
 from test_memory import planned
 
 from medmamba.errors import ConfigError
-from medmamba.networks.planned.registry import available_networks
+from medmamba.networks.build import available_networks
 from medmamba.plans.cost.step_time import LEAST_STEPS, MACHINES, STEP_SHARE, Work, machine, training_work
 from medmamba.plans.explain import compare, explain_lines, summary_lines
 from medmamba.plans.families import FAMILIES

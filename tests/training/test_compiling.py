@@ -10,7 +10,7 @@ from torch import nn
 
 from medmamba import pipeline
 from medmamba.models.checkpoint import read_state
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.training.compiling import Compiled
 from medmamba.training.config import TrainConfig
 

@@ -14,7 +14,7 @@ from medmamba import pipeline
 from medmamba.errors import ConfigError
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import read_plan
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.networks.published.vm_unet import PublishedVMUNet
 from medmamba.networks.published.weights import convert_weights
 from medmamba.training.config import TrainConfig

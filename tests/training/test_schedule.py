@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.training.config import TrainConfig
 from medmamba.training.losses import deep_supervision_weights
 from medmamba.training.sampling import must_show_foreground

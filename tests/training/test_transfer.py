@@ -13,7 +13,7 @@ from medmamba import pipeline
 from medmamba.errors import ConfigError
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import read_plan
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.training.config import TrainConfig
 from medmamba.training.pretrain import hide_key_slices, pretrain
 from medmamba.training.transfer import freeze, initialise

@@ -22,7 +22,7 @@ from medmamba.bundle.runtime.scripted import NotScriptable, script
 from medmamba.kernels.scan import chunked
 from medmamba.networks import routes as route_tables
 from medmamba.networks.blocks import convolution
-from medmamba.networks.planned.registry import network_facts
+from medmamba.networks.build import network_facts
 
 FILES = {"torchscript": "model.ts", "torch-export": "model.pt2", "onnx": "model.onnx"}
 BATCHES = (1, 2, 3)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 
 
 class SegmentationNetwork(nn.Module):

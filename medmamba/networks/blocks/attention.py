@@ -117,15 +117,3 @@ def _apart(
         region = region * 3 + part.reshape([-1 if a == axis else 1 for a in range(len(grid))])
     ids = _to_windows(torch.from_numpy(region)[None, ..., None], window)[0, ..., 0]  # (windows, T)
     return (ids[:, :, None] != ids[:, None, :]).to(device)
-
-
-class MLP(nn.Module):
-    """Linear, exact GELU, Linear, on the last axis."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medmamba.networks.blocks.maps import CONV
 from medmamba.networks.blocks.scan_core import at_least_float32
-from medmamba.networks.blocks.vss import CONV
 
 SLOPE = 0.01  # of the leaky ReLU on the negative side
 TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

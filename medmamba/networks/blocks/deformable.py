@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medmamba.errors import ConfigError
 from medmamba.kernels import deformable_conv, offset_mask_width
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.vss import channels_first, channels_last, depthwise
+from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise
 
 
 class DeformableConv(nn.Module):

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
 from medmamba.networks.blocks.scan_core import ScanCore, at_least_float32, auto_dt_rank
-from medmamba.networks.blocks.vss import channels_first, channels_last, depthwise, per_axis
 from medmamba.networks.routes import route_count, routes
 
 HEADS = {"C": "snake", "X": "diagonal", "S": "spiral", "Z": "raster"}  # in the published order

@@ -9,67 +9,14 @@ because it has three axes in a volume.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.errors import ConfigError
+from medmamba.networks.blocks.drop_path import DropPath
 from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
 from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
 from medmamba.networks.routes import route_count, routes
-
-CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def channels_first(x: Tensor) -> Tensor:
-    """(B, *S, C) seen as (B, C, *S); no copy."""
-    return x.movedim(-1, 1)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """(B, C, *S) seen as (B, *S, C); a copy only if the memory was channels-first."""
-    return x.movedim(1, -1).contiguous()
-
-
-class _NeverHalf:
-    """A convolution that autocast on a CPU leaves in float32: torch's grouped ones are several times slower in bf16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._conv_forward(x, self.weight, self.bias)  # type: ignore[attr-defined]
-        return self._outside_autocast(x)
-
-    @torch.jit.unused
-    def _outside_autocast(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined]
-        with torch.autocast("cpu", enabled=False):
-            return self._conv_forward(x.float(), weight, bias)  # type: ignore[attr-defined]
-
-
-class DepthwiseConv2d(_NeverHalf, nn.Conv2d):
-    """See :func:`depthwise`."""
-
-
-class DepthwiseConv3d(_NeverHalf, nn.Conv3d):
-    """See :func:`depthwise`."""
-
-
-DEPTHWISE: dict[int, Callable[..., nn.Module]] = {2: DepthwiseConv2d, 3: DepthwiseConv3d}
-
-
-def depthwise(width: int, kernel: Sequence[int], bias: bool = True) -> nn.Module:
-    """Convolution of each channel with itself, size kept."""
-    padding = tuple(k // 2 for k in kernel)
-    return DEPTHWISE[len(kernel)](width, width, tuple(kernel), padding=padding, groups=width, bias=bias)
-
-
-def per_axis(kernel: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
-    """One number for every axis, or one for each."""
-    return (kernel,) * spatial_dims if isinstance(kernel, int) else tuple(kernel)
 
 
 class SS2D(nn.Module):
@@ -136,27 +83,3 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.self_attention(self.ln_1(x)))
-
-
-def rising_rates(largest: float, count: int) -> list[float]:
-    """Stochastic-depth rates of ``count`` blocks: 0 at the first, rising evenly to ``largest`` at the last."""
-    return [largest * i / max(count - 1, 1) for i in range(count)]
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: during training a sample's branch is dropped with probability ``rate``, the rest scaled up."""
-
-    def __init__(self, rate: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= rate < 1:
-            raise ConfigError(f"Stochastic depth rate must lie in [0, 1), got {rate}.")
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = torch.empty(x.shape[0], *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate}"

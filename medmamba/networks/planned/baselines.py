@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.networks.blocks.convolution import SLOPE, TRANSPOSED
+from medmamba.networks.blocks.maps import CONV
 from medmamba.networks.blocks.padding import pad_to_multiple
-from medmamba.networks.blocks.vss import CONV
 from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import PlannedNetwork, Topology
 

@@ -1,6 +1,7 @@
 """HRVMamba in its planned form: parallel branches between a convolution stem and a U-Net decoder.
 
-Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published classifier is in ``hrvmamba.py``.
+Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published classifier is
+``published/hrvmamba.py``.
 
 The published network starts at stride 4 and ends there. Thin and small structures need more: here branch i runs at the
 resolution of the plan's stage i, from the first downsampled one on, the stem works at the resolution of the image, and
@@ -18,11 +19,11 @@ from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv
-from medmamba.networks.blocks.vss import CONV, channels_first, channels_last, depthwise
-from medmamba.networks.planned.families import local_kernel, routes_per_stage
+from medmamba.networks.blocks.hrvmamba import DSS, LOCAL_KERNELS, SHUFFLE, DVSSBlock
+from medmamba.networks.blocks.maps import CONV, channels_first, channels_last, depthwise
 from medmamba.networks.planned.registry import FRAME_OPTIONS, drop_path_rates, network
+from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Blocks, PlannedUNet, Topology, build_stem, stage_blocks
-from medmamba.networks.published.hrvmamba import DSS, LOCAL_KERNELS, SHUFFLE, DVSSBlock
 
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 DEFORMABLE_FROM = {2: 1, 3: 8}  # stride from which on the convolution before the scan is deformable: 27 taps are dear

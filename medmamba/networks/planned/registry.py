@@ -1,19 +1,19 @@
-"""The registry of planned networks: a name and a plan's numbers in, a module out.
+"""The table of networks that a plan can configure, and the decorators that put a network into it.
 
-A family is one function from a :class:`~.unet.Topology` and its own options to a module, registered by
-one decorator. Everything registered is tested by being registered (``tests/networks/test_registry.py``).
+A network is one function from a :class:`~.unet.Topology` and its own options to a module, or, in the U-Net frame, to a
+factory of blocks. ``medmamba.networks.build`` imports the files that register, and builds by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
 
 from torch import nn
 
-from medmamba.errors import ConfigError, unknown_name
+from medmamba.errors import ConfigError
 from medmamba.networks.planned.unet import BlockFactory, Encoder, PlannedUNet, Topology, build_stem
 
 Builder = Callable[..., nn.Module]
@@ -56,14 +56,14 @@ class NetworkFacts:
         return "use_scan" in self.options
 
 
-_NETWORKS: dict[str, tuple[Builder, NetworkFacts]] = {}
+NETWORKS: dict[str, tuple[Builder, NetworkFacts]] = {}
 
 
 def network(name: str, **facts: Any) -> Callable[[Builder], Builder]:
     """Register a builder ``(topology, **options) -> nn.Module`` under ``name``; ``facts`` as in NetworkFacts."""
 
     def register(builder: Builder) -> Builder:
-        _NETWORKS[name] = (builder, NetworkFacts(_summary(builder), _defaults(builder), **facts))
+        NETWORKS[name] = (builder, NetworkFacts(_summary(builder), _defaults(builder), **facts))
         return builder
 
     return register
@@ -91,7 +91,7 @@ def unet_family(
                 checkpoint_blocks=chosen["checkpoint_blocks"],
             )
 
-        _NETWORKS[name] = (build, NetworkFacts(_summary(blocks), _defaults(blocks) | defaults, **facts))
+        NETWORKS[name] = (build, NetworkFacts(_summary(blocks), _defaults(blocks) | defaults, **facts))
         return blocks
 
     return register
@@ -101,159 +101,12 @@ def drop_path_rates(topology: Topology, largest: float) -> Rate:
     """Stochastic-depth rates: 0 at the first block, rising evenly to ``largest`` at the last."""
     if not 0 <= largest < 1:
         raise ConfigError(f"drop_path must lie in [0, 1), got {largest}.")
-    places = block_places(topology)
+    places = topology.block_places
 
     def rate(stage: int, index: int) -> float:
         return largest * places.index((stage, index)) / max(len(places) - 1, 1)
 
     return rate
-
-
-def block_places(topology: Topology) -> list[tuple[int, int]]:
-    """(stage, index) of every block, from the image inwards."""
-    return [(i, j) for i, count in enumerate(topology.blocks_per_stage) for j in range(count)]
-
-
-def available_networks() -> tuple[str, ...]:
-    """Names of the families that a plan can give its numbers to, sorted."""
-    _load()
-    return tuple(sorted(name for name, (_, facts) in _NETWORKS.items() if facts.published is None))
-
-
-def published_networks() -> tuple[str, ...]:
-    """Names of the published functions that can be trained for their weights, sorted."""
-    _load()
-    return tuple(sorted(name for name, (_, facts) in _NETWORKS.items() if facts.published is not None))
-
-
-def network_facts(name: str) -> NetworkFacts:
-    """Facts about a registered network. Raises ConfigError for an unknown name."""
-    return _registered(name)[1]
-
-
-def network_options(name: str) -> tuple[str, ...]:
-    """Names of the options that ``build_network(name, ...)`` takes beside a plan's numbers, ``use_scan`` among them."""
-    return tuple(network_facts(name).options)
-
-
-def build_network(
-    name: str,
-    *,
-    spatial_dims: int,
-    in_channels: int,
-    out_channels: int,
-    strides: Sequence[Sequence[int]],
-    features_per_stage: Sequence[int],
-    blocks_per_stage: Sequence[int] | None = None,
-    kernels: Sequence[Sequence[int]] | None = None,
-    stem: str = "conv",
-    deep_supervision: bool = False,
-    use_scan: bool = True,
-    **options: Any,
-) -> nn.Module:
-    """The network ``name`` with a plan's numbers; returns logits (see :class:`PlannedUNet`).
-
-    Args:
-        strides: per stage, one stride per axis; the first is the stem's.
-        features_per_stage: channels per stage.
-        blocks_per_stage: blocks per stage; 2 in the stem and 1 elsewhere if None.
-        kernels: convolution edges per stage and axis; 3 if None.
-        stem: "conv" or "patch".
-        deep_supervision: return logits of every decoder resolution in training.
-        use_scan: False builds the same network without its scans.
-        options: the family's own (for ``vm_unet``: state_size, routes, expand, drop_path, ...).
-
-    Raises ConfigError for unknown names and options, and for numbers that do not fit together.
-    """
-    builder, facts = _registered(name)
-    for option in options:
-        if option not in facts.options:
-            raise unknown_name(f"option of network {name!r}", option, [o for o in facts.options if o != "use_scan"])
-    if spatial_dims == 3 and facts.planar:
-        raise ConfigError(
-            f"Network {name!r} is built for 2D images only. Use --configuration 2d, stored by "
-            f"`medmamba plan DATASET -o RUN --configurations 2d`, or another network."
-        )
-    topology = Topology(
-        spatial_dims=spatial_dims,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        strides=tuple(tuple(int(s) for s in stride) for stride in strides),
-        features_per_stage=tuple(int(f) for f in features_per_stage),
-        blocks_per_stage=tuple(blocks_per_stage) if blocks_per_stage is not None else (2,) + (1,) * (len(strides) - 1),
-        kernels=tuple(tuple(int(k) for k in kernel) for kernel in kernels or ()),
-        stem=stem,
-        deep_supervision=deep_supervision,
-    )
-    if facts.has_scan:
-        options["use_scan"] = use_scan
-    elif not use_scan:
-        raise ConfigError(f"Network {name!r} has no scan to leave out; train it as it is.")
-    _check(name, facts, topology)
-    _check_options(options, topology)
-    return builder(topology, **options)
-
-
-def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:
-    """What a family asks of the plan's numbers."""
-    stages = len(topology.strides)
-    if stages < facts.min_stages:
-        raise ConfigError(f"Network {name!r} needs at least {facts.min_stages} stages, got {stages}.")
-    if facts.full_resolution_only and not (topology.full_resolution and topology.stem == "conv"):
-        raise ConfigError(
-            f"Network {name!r} starts at full resolution: strides[0] must be 1 on every axis and the stem 'conv', "
-            f"got {list(topology.strides[0])} and {topology.stem!r}."
-        )
-    multiple = facts.channel_multiple
-    for stage, width in enumerate(topology.features_per_stage):
-        if width % multiple and (stage or topology.stem == "patch"):
-            nearest = max(multiple, round(width / multiple) * multiple)
-            raise ConfigError(
-                f"Network {name!r} needs channels divisible by {multiple}; features_per_stage[{stage}] is {width}, "
-                f"the nearest valid number is {nearest}."
-            )
-
-
-# The lowest value of the options that are counts or edges.
-_LOWEST = {
-    "state_size": 1,
-    "conv_blocks": 0,
-    "decoder_convs": 1,
-    "review": 0,
-    "window": 1,
-    "head_width": 1,
-    "kernel": 1,
-    "threshold": 0,
-}
-_RATIOS = ("expand", "expansion", "mlp_ratio", "conv_ratio")  # of a stage's width: at least one channel
-
-
-def _check_options(options: dict[str, Any], topology: Topology) -> None:
-    """What no family can build, with the nearest value that it can."""
-    for key, lowest in _LOWEST.items():
-        value = options.get(key)
-        if value is not None and value < lowest:
-            raise ConfigError(f"{key} must be at least {lowest}, got {value}.")
-    kernel = options.get("kernel")
-    if kernel is not None and kernel % 2 == 0:
-        raise ConfigError(f"kernel must be odd, got {kernel}; use {kernel + 1}.")
-    widths = topology.features_per_stage[0 if topology.stem == "patch" else 1 :]
-    for key in _RATIOS:
-        if key in options and int(options[key] * min(widths)) < 1:
-            raise ConfigError(
-                f"{key} {options[key]} leaves no channel of {min(widths)}; use at least {1 / min(widths):.3g}."
-            )
-    if options.get("conv_ratio", 0) > options.get("expansion", 2):
-        raise ConfigError(
-            f"conv_ratio {options['conv_ratio']} is more than the expansion; use at most {options.get('expansion', 2)}."
-        )
-
-
-def _registered(name: str) -> tuple[Builder, NetworkFacts]:
-    _load()
-    if name not in _NETWORKS:
-        raise unknown_name("network", name, (*available_networks(), *published_networks()))
-    return _NETWORKS[name]
 
 
 def _defaults(builder: Callable[..., Any]) -> dict[str, Any]:
@@ -263,11 +116,3 @@ def _defaults(builder: Callable[..., Any]) -> dict[str, Any]:
 
 def _summary(builder: Callable[..., Any]) -> str:
     return (builder.__doc__ or "").partition("\n")[0]
-
-
-def _load() -> None:
-    """Import the files that register networks, on first use."""
-    import medmamba.networks.planned.baselines
-    import medmamba.networks.planned.families
-    import medmamba.networks.planned.hrvmamba
-    import medmamba.networks.published.vm_unet  # noqa: F401

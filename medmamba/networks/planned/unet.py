@@ -26,8 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import MEMORY_FORMAT, ConvNormAct, Downsample, ResidualConv, Upsample
+from medmamba.networks.blocks.maps import CONV, channels_last
 from medmamba.networks.blocks.padding import crop_to, pad_to_multiple
-from medmamba.networks.blocks.vss import CONV, channels_last
 
 STEMS = ("conv", "patch")
 
@@ -88,6 +88,11 @@ class Topology:
     def total_stride(self) -> tuple[int, ...]:
         """Stride of the bottleneck per axis: what an input is padded to a multiple of."""
         return tuple(prod(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims))
+
+    @property
+    def block_places(self) -> list[tuple[int, int]]:
+        """(stage, index) of every block, from the image inwards."""
+        return [(i, j) for i, count in enumerate(self.blocks_per_stage) for j in range(count)]
 
     @property
     def full_resolution(self) -> bool:

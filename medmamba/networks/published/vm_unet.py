@@ -1,7 +1,7 @@
 """VM-UNet as published: a pure scan U-Net on 4 x 4 patches.
 
 Source: Ruan and Xiang 2024, VM-UNet: Vision Mamba UNet for medical image segmentation (arXiv:2402.02491), and its
-public code. This is the published function; `medmamba.networks.planned.unet` holds the form that a plan configures.
+public code. This is the published function; `medmamba.networks.planned.vm_unet` is the form that a plan configures.
 
     image -> embed 1/4 -> [blocks, merge] x 3 -> blocks -> bottleneck 1/32
           -> blocks -> [add skip, expand, blocks] x 3 -> expand x4 -> 1x1 convolution -> logits
@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from medmamba.networks.blocks.drop_path import rising_rates
 from medmamba.networks.blocks.padding import crop_to, pad_to_multiple
-from medmamba.networks.blocks.vss import SS2D, VSSBlock, rising_rates
-from medmamba.networks.planned.registry import network
-from medmamba.networks.planned.unet import Topology
-from medmamba.networks.resample import PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.blocks.patches import PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.blocks.vss import SS2D, VSSBlock
 
 MixerFactory = Callable[[int], nn.Module]
 
@@ -32,28 +31,8 @@ DEPTHS = {
     "large": ((2, 2, 9, 2), (2, 9, 2, 2)),  # the constructor's defaults (44,273,833)
 }
 
-NUMBERS = {
-    "stem": "patch",
-    "strides": [[4, 4], [2, 2], [2, 2], [2, 2]],
-    "features_per_stage": [96, 192, 384, 768],
-    "blocks_per_stage": list(DEPTHS["released"][0]),
-    "kernels": None,
-    "deep_supervision": False,
-}
-"""The released network in the words of a plan."""
 
-
-@network("vm_unet_published", planar=True, published=NUMBERS)
-def vm_unet_published(topology: Topology, *, use_scan: bool = True) -> nn.Module:
-    """VM-UNet as published, trained for the sake of its pretrained weights (arXiv:2402.02491)."""
-    channels = 3 if topology.in_channels == 1 else topology.in_channels  # its weights are for colour
-    widths, depths = topology.features_per_stage, topology.blocks_per_stage
-    return PublishedVMUNet(
-        channels, topology.out_channels, widths, depths, mixer=lambda width: SS2D(width, use_scan=use_scan)
-    )
-
-
-class EncoderStage(nn.Module):
+class BlocksThenMerge(nn.Module):
     """Blocks at one resolution, then a merge to the next (the last stage has none)."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
@@ -67,7 +46,7 @@ class EncoderStage(nn.Module):
         return x if self.downsample is None else self.downsample(x)
 
 
-class DecoderStage(nn.Module):
+class ExpandThenBlocks(nn.Module):
     """An expansion from the resolution below (the first stage has none), then blocks."""
 
     def __init__(self, upsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
@@ -119,11 +98,11 @@ class PublishedVMUNet(nn.Module):
         self.layers = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             merge = PatchMerging(width, widths[i + 1], (2, 2)) if i + 1 < len(widths) else None
-            self.layers.append(EncoderStage(blocks(width, [next(rising) for _ in range(depth)]), merge))
+            self.layers.append(BlocksThenMerge(blocks(width, [next(rising) for _ in range(depth)]), merge))
         self.layers_up = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(reversed(widths), decoder_depths, strict=True)):
             expand = PatchExpand(widths[-i], width, (2, 2)) if i else None
-            self.layers_up.append(DecoderStage(expand, blocks(width, [next(falling) for _ in range(depth)])))
+            self.layers_up.append(ExpandThenBlocks(expand, blocks(width, [next(falling) for _ in range(depth)])))
         self.final_up = PatchExpand(widths[0], widths[0] // 4, (4, 4))
         self.final_conv = nn.Conv2d(widths[0] // 4, out_channels, 1)
         self.apply(_initialise)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.vss import CONV, channels_last
+from medmamba.networks.blocks.maps import CONV, channels_last
 
 
 class PatchEmbed(nn.Module):

@@ -1,0 +1,59 @@
+"""Feature maps with 2 or 3 spatial axes: their two memory layouts, and convolutions on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """(B, *S, C) seen as (B, C, *S); no copy."""
+    return x.movedim(-1, 1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """(B, C, *S) seen as (B, *S, C); a copy only if the memory was channels-first."""
+    return x.movedim(1, -1).contiguous()
+
+
+class _NeverHalf:
+    """A convolution that autocast on a CPU leaves in float32: torch's grouped ones are several times slower in bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._conv_forward(x, self.weight, self.bias)  # type: ignore[attr-defined]
+        return self._outside_autocast(x)
+
+    @torch.jit.unused
+    def _outside_autocast(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias  # type: ignore[attr-defined]
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined]
+        with torch.autocast("cpu", enabled=False):
+            return self._conv_forward(x.float(), weight, bias)  # type: ignore[attr-defined]
+
+
+class DepthwiseConv2d(_NeverHalf, nn.Conv2d):
+    """See :func:`depthwise`."""
+
+
+class DepthwiseConv3d(_NeverHalf, nn.Conv3d):
+    """See :func:`depthwise`."""
+
+
+DEPTHWISE: dict[int, Callable[..., nn.Module]] = {2: DepthwiseConv2d, 3: DepthwiseConv3d}
+
+
+def depthwise(width: int, kernel: Sequence[int], bias: bool = True) -> nn.Module:
+    """Convolution of each channel with itself, size kept."""
+    padding = tuple(k // 2 for k in kernel)
+    return DEPTHWISE[len(kernel)](width, width, tuple(kernel), padding=padding, groups=width, bias=bias)
+
+
+def per_axis(kernel: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """One number for every axis, or one for each."""
+    return (kernel,) * spatial_dims if isinstance(kernel, int) else tuple(kernel)

@@ -1,0 +1,46 @@
+"""SegMamba in its planned form: gated spatial convolution, tri-orientated scan and MLP in the U-Net frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from medmamba.networks.blocks.mlp import MLP
+from medmamba.networks.blocks.pre_norm import PreNorm
+from medmamba.networks.blocks.segmamba import GatedSpatialConvolution
+from medmamba.networks.blocks.vss import VSSBlock
+from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.stage_mixers import scan_mixers
+from medmamba.networks.planned.unet import BlockFactory, Topology
+
+
+@unet_family("segmamba", frame={"conv_blocks": 0})
+def segmamba(
+    topology: Topology,
+    rate: Rate,
+    *,
+    state_size: int = 16,
+    routes: str | Sequence[str] = "tri",
+    schedule: str = "constant",
+    expand: float = 1.0,
+    mlp_ratio: float = 2.0,
+    use_scan: bool = True,
+) -> BlockFactory:
+    """Gated spatial convolution, a tri-orientated scan and a perceptron, like SegMamba (arXiv:2401.13560).
+
+    Args:
+        state_size, routes, schedule, expand: of the scans, as for ``vm_unet``.
+        mlp_ratio: hidden width of the perceptron over the stage's width.
+        use_scan: False leaves the scans out.
+    """
+    mixer = scan_mixers(topology, routes, schedule, state_size=state_size, expand=expand, use_scan=use_scan)
+
+    def block(stage: int, index: int, width: int) -> nn.Module:
+        return nn.Sequential(
+            GatedSpatialConvolution(width, topology.kernels[stage]),
+            VSSBlock(width, mixer(stage, width), drop_path=rate(stage, index)),
+            PreNorm(nn.LayerNorm(width), MLP(width, int(mlp_ratio * width)), rate(stage, index)),
+        )
+
+    return block

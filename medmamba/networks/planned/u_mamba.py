@@ -1,0 +1,46 @@
+"""U-Mamba in its planned forms: a residual U-Net with one-way Mamba in the bottleneck, or in every encoder stage."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from medmamba.networks.blocks.pre_norm import PreNorm
+from medmamba.networks.blocks.vim import BidirectionalMamba, FlatMixer
+from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.unet import BlockFactory, Topology
+
+
+@unet_family("u_mamba_bot", frame={"conv_blocks": 2})
+def u_mamba_bot(
+    topology: Topology, rate: Rate, *, state_size: int = 16, expand: float = 2.0, use_scan: bool = True
+) -> BlockFactory:
+    """A residual U-Net with one-way Mamba in the bottleneck only, like U-Mamba Bot (arXiv:2401.04722).
+
+    Args:
+        state_size, expand: of the scans.
+        use_scan: False leaves the scans out.
+    """
+    inside = _one_way(state_size, expand, rate, use_scan)
+    bottleneck = len(topology.strides) - 1
+    return lambda stage, index, width: inside(stage, index, width) if stage == bottleneck else None
+
+
+@unet_family("u_mamba_enc", frame={"conv_blocks": 2})
+def u_mamba_enc(
+    topology: Topology, rate: Rate, *, state_size: int = 16, expand: float = 2.0, use_scan: bool = True
+) -> BlockFactory:
+    """A residual U-Net with one-way Mamba in every encoder stage, like U-Mamba Enc (arXiv:2401.04722).
+
+    Args:
+        state_size, expand: of the scans.
+        use_scan: False leaves the scans out.
+    """
+    return _one_way(state_size, expand, rate, use_scan)
+
+
+def _one_way(state_size: int, expand: float, rate: Rate, use_scan: bool) -> BlockFactory:
+    def block(stage: int, index: int, width: int) -> nn.Module:
+        mixer = BidirectionalMamba(width, state_size=state_size, expand=expand, directions="none", use_scan=use_scan)
+        return PreNorm(nn.LayerNorm(width), FlatMixer(mixer), rate(stage, index))
+
+    return block

@@ -1,0 +1,42 @@
+"""Vim in its planned form: bidirectional Mamba on the flattened map in the U-Net frame."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from medmamba.networks.blocks.pre_norm import PreNorm
+from medmamba.networks.blocks.vim import BidirectionalMamba, Directions, FlatMixer, RMSNorm
+from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.stage_mixers import routes_per_stage
+from medmamba.networks.planned.unet import BlockFactory, Topology
+from medmamba.networks.routes import route_count
+
+
+@unet_family("vim")
+def vim(
+    topology: Topology,
+    rate: Rate,
+    *,
+    state_size: int = 8,
+    expand: float = 1.0,
+    directions: Directions = "v2",
+    schedule: str = "constant",
+    use_scan: bool = True,
+) -> BlockFactory:
+    """Vim's bidirectional Mamba on the flattened map (arXiv:2401.09417).
+
+    Args:
+        state_size: N of the scans.
+        expand: inner width of the scan over the stage's width.
+        directions: "v2" (own parameters per direction), "v1" (shared) or "none" (forward only).
+        schedule: as for ``vm_unet``; a stage with one route scans forward only.
+        use_scan: False leaves the scans out.
+    """
+    names = routes_per_stage(topology, "bidirectional", schedule)
+
+    def block(stage: int, index: int, width: int) -> nn.Module:
+        ways = directions if route_count(names[stage], topology.spatial_dims) > 1 else "none"
+        mixer = BidirectionalMamba(width, state_size=state_size, expand=expand, directions=ways, use_scan=use_scan)
+        return PreNorm(RMSNorm(width), FlatMixer(mixer), rate(stage, index))
+
+    return block
