@@ -96,12 +96,11 @@ GRAPH = file_graph(FILES)
 ROOMS = room_graph(GRAPH)
 
 
-@pytest.mark.xfail(strict=True, reason="networks/planned and kernels/deformable still import in circles")
+@pytest.mark.xfail(strict=True, reason="kernels/deformable still imports in a circle")
 def test_no_circle_between_files():
     assert circle(GRAPH) == []
 
 
-@pytest.mark.xfail(strict=True, reason="networks/published/weights still imports parity")
 def test_no_circle_between_rooms():
     assert circle(ROOMS) == []
 

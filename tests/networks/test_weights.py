@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from original_names import mhs_original, ss2d_original, vim_original
+from parity.original_names import mhs_original, vim_original, vm_unet_original
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
+from medmamba.networks.published.names import our_name
+from medmamba.networks.published.presets import from_state_dict
 from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
-from medmamba.networks.published.weights import convert_weights, load_published, our_name, preset_for, read_state_dict
+from medmamba.networks.published.weights import convert_weights, load_published, read_state_dict
 
 SMALL = {"widths": (8, 16, 32, 64), "depths": (1, 2, 1, 1), "decoder_depths": (1, 1, 2, 1)}
 
@@ -32,17 +35,24 @@ def mhs_vm() -> nn.Module:
 
 
 def wrapped_mhs(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    out = {f"vmunet.{key}": t for key, t in mhs_original(state).items()}
+    out = {f"vmunet.{mhs_original(key)}": t for key, t in state.items()}
     aliases = {k.replace(".mambaeng.", ".scanning.seq2seq_engine."): t for k, t in out.items() if ".mambaeng." in k}
     return out | aliases
 
 
+def renamed(rename: Callable[[str], str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda state: {rename(key): tensor for key, tensor in state.items()}
+
+
 CASES = {
-    "vm_unet": (vm_unet, lambda s: {f"vmunet.{k}": v for k, v in ss2d_original(s).items()}),
+    "vm_unet": (vm_unet, lambda s: {f"vmunet.{vm_unet_original(k)}": v for k, v in s.items()}),
     "mhs_vm": (mhs_vm, wrapped_mhs),
-    "vim": (lambda: PublishedVim(3, 5, 16, 2, tokens=16), vim_original),
+    "vim": (lambda: PublishedVim(3, 5, 16, 2, tokens=16), renamed(vim_original)),
     "mambaout": (lambda: PublishedMambaOut(3, 5, (8, 12, 16, 24), (1, 2, 1, 1)), dict),
-    "hrvmamba": (lambda: PublishedHRVMamba(3, 16, 8, se_lpu=True, modules=(1, 1, 1), blocks=1), ss2d_original),
+    "hrvmamba": (
+        lambda: PublishedHRVMamba(3, 16, 8, se_lpu=True, modules=(1, 1, 1), blocks=1),
+        renamed(vm_unet_original),
+    ),
 }
 
 
@@ -72,7 +82,11 @@ def test_a_published_checkpoint_converts_completely(family: str, suffix: str, tm
 
 def test_pretraining_fills_encoder_and_mirrored_decoder() -> None:
     net = vm_unet()
-    state = {k: torch.full_like(t, 7.0) for k, t in ss2d_original(net.state_dict()).items() if k.startswith("layers.")}
+    state = {
+        k: torch.full_like(t, 7.0)
+        for k, t in renamed(vm_unet_original)(net.state_dict()).items()
+        if k.startswith("layers.")
+    }
     report = load_published(net, state | {"classifier.head.weight": torch.zeros(2, 2)}, "vmamba_v0")
     assert net.get_parameter("layers.1.blocks.1.ln_1.weight").eq(7).all()
     assert net.get_parameter("layers_up.2.blocks.0.self_attention.scan.A_logs").eq(7).all()
@@ -101,7 +115,7 @@ def test_the_timm_layout_of_mambaout_gives_the_same_network() -> None:
             if changed:
                 break
         state[name] = tensor
-    rebuilt = preset_for(state, "mambaout")
+    rebuilt = from_state_dict(state, "mambaout")
     report = load_published(rebuilt, state, "mambaout")
     assert not report.left_over
     assert not report.missing
@@ -111,7 +125,7 @@ def test_the_timm_layout_of_mambaout_gives_the_same_network() -> None:
 
 def test_a_wrong_shape_is_left_over_with_both_shapes() -> None:
     net = vm_unet()
-    state = ss2d_original(net.state_dict())
+    state = renamed(vm_unet_original)(net.state_dict())
     state["final_conv.weight"] = torch.zeros(9, 2, 1, 1)
     report = load_published(net, state, "vm_unet")
     assert report.left_over == ("final_conv.weight (is (9, 2, 1, 1), (4, 2, 1, 1) is needed)",)
@@ -123,7 +137,7 @@ def test_weights_of_which_nothing_fits_are_an_error() -> None:
     ):
         load_published(vm_unet(), {"a.b": torch.zeros(1)}, "vm_unet")
     with pytest.raises(ConfigError, match=r"does not look like a mambaout network"):
-        preset_for({"a.b": torch.zeros(1)}, "mambaout")
+        from_state_dict({"a.b": torch.zeros(1)}, "mambaout")
     with pytest.raises(ConfigError, match=r"Unknown weights family 'vm-unet'\. Did you mean 'vm_unet'\?"):
         load_published(vm_unet(), {}, "vm-unet")
 

@@ -1,7 +1,4 @@
-"""Published weights: the names of the original projects translated to ours.
-
-The parameters themselves have the same shapes; only where they live differs. Each family has a few rules, and they are
-the same for a state dict, for a list of gradients, and for anything else that is keyed by parameter name.
+"""Published weights: reading checkpoints of the original projects, loading them under our names, storing them.
 
     report = convert_weights("vmunet.pth", "vmunet.safetensors", family="vm_unet")
     print(report.summary())
@@ -23,68 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, InputError, unknown_name
-
-Rule = tuple[str, str]
-
-_SS2D: tuple[Rule, ...] = (
-    (r"(^|\.)conv2d\.", r"\1conv."),  # it has three axes in a volume
-    (r"(^|\.)(x_proj_weight|dt_projs_weight|dt_projs_bias|A_logs|Ds)$", r"\1scan.\2"),
-)
-_U_SHAPE: tuple[Rule, ...] = ((r"^vmunet\.", ""),)  # the wrapper of VM-UNet and MHS-VM
-
-# (pattern, replacement) per family, applied in order to every original name; an empty name is one not needed here.
-RULES: dict[str, tuple[Rule, ...]] = {
-    "vm_unet": (*_U_SHAPE, *_SS2D),
-    "mhs_vm": (
-        *_U_SHAPE,
-        (r"mhs\.x_ssproj_W$", "mhs.x_ssproj.weight"),  # the same matrix under two names
-        (r"\.scanning\.seq2seq_engine\.", ".mambaeng."),  # the same engine under two names
-        (r"mhs\.scanhead_(\w)\.mambaeng\.", r"mhs.heads.\1."),
-        *_SS2D,
-    ),
-    "vim": (
-        (r"(^|\.)conv1d\.", r"\1forwards.conv1d."),
-        (r"(^|\.)conv1d_b\.", r"\1backwards.conv1d."),
-        (r"(^|\.)(x_proj|dt_proj)\.", r"\1forwards.scan.\2."),
-        (r"(^|\.)(x_proj|dt_proj)_b\.", r"\1backwards.scan.\2."),
-        (r"(^|\.)(A_log|D)$", r"\1forwards.scan.\2"),
-        (r"(^|\.)A_b_log$", r"\1backwards.scan.A_log"),
-        (r"(^|\.)D_b$", r"\1backwards.scan.D"),
-    ),
-    "mambaout": (),
-    "mambaout_timm": (
-        (r"^stem\.", "downsample_layers.0."),
-        (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
-        (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
-        (r"^head\.norm\.", "norm."),  # what the original calls head.norm is head.pre_logits.norm here
-        (r"^head\.pre_logits\.fc\.", "head.fc1."),
-        (r"^head\.pre_logits\.norm\.", "head.norm."),
-        (r"^head\.fc\.", "head.fc2."),
-    ),
-    "lamamba": (
-        (r"^(.*\.)?(attn\.relative_position_index|attn_mask)$", ""),  # computed from the sizes
-        *_SS2D,
-    ),
-    "hrvmamba": _SS2D,
-    "mamba2": ((r"(^|\.)(dt_bias|A_log|D)$", r"\1scan.\2"),),
-}
-
-
-def our_name(original: str, family: str) -> str:
-    """The name here of a parameter called ``original`` in the project that published it.
-
-    >>> our_name("vmunet.layers.0.blocks.1.self_attention.A_logs", "vm_unet")
-    'layers.0.blocks.1.self_attention.scan.A_logs'
-    """
-    for pattern, replacement in RULES[family]:
-        original = re.sub(pattern, replacement, original)
-    return original
-
-
-# -- checkpoints ---------------------------------------------------------------------------------------------------
-
-FAMILIES = ("vm_unet", "vmamba_v0", "mhs_vm", "hrvmamba", "vim", "mambaout")
-"""Kinds of published checkpoints; vmamba_v0 is VMamba's pretraining, loaded into both halves of VM-UNet."""
+from medmamba.networks.published.names import mambaout_layout, our_name
+from medmamba.networks.published.presets import PRESETS, from_state_dict
 
 _WRAPPERS = ("state_dict", "model", "model_ema", "net")  # entries under which checkpoints keep their weights
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")  # of distributed, compiled and wrapped models
@@ -125,7 +62,7 @@ def convert_weights(
     Args:
         source: .safetensors, or .pth / .pt / .bin read with ``weights_only``.
         target: the .safetensors file to write.
-        family: one of FAMILIES.
+        family: a key of PRESETS.
         threshold: MHS-VM's fusion threshold, which its checkpoints do not store; it is written into the metadata.
 
     Raises InputError for an unreadable file, ConfigError for an unknown family and if nothing fits.
@@ -137,7 +74,7 @@ def convert_weights(
     from medmamba.disk.atomic import write_atomically
 
     state = read_state_dict(source)
-    module = preset_for(state, family, threshold=threshold)
+    module = from_state_dict(state, family, threshold=threshold)
     report = load_published(module, state, family)
     facts: dict[str, Any] = {"family": family, "source": Path(source).name, "missing": list(report.missing)}
     if threshold is not None:
@@ -201,35 +138,14 @@ def _without_prefixes(name: str) -> str:
     return name
 
 
-def preset_for(state: Mapping[str, Tensor], family: str, *, threshold: float | None = None) -> nn.Module:
-    """The paper preset of ``family`` with the sizes that a published state dict has."""
-    from medmamba.parity.models import rebuild_from_shapes
-
-    if family not in FAMILIES:
-        raise unknown_name("weights family", family, FAMILIES)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if family == "vmamba_v0":
-        from medmamba.networks.published.vm_unet import PublishedVMUNet
-
-        return PublishedVMUNet()
-    if family == "mambaout":
-        shapes = {our_name(name, mambaout_layout(state)): shape for name, shape in shapes.items()}
-    return rebuild_from_shapes(family, shapes, threshold=threshold)
-
-
-def mambaout_layout(state: Mapping[str, Any]) -> str:
-    """Which of the two published layouts of MambaOut's names a state dict has."""
-    return "mambaout_timm" if any(name.startswith("stem.") for name in state) else "mambaout"
-
-
 def load_published(module: nn.Module, state: Mapping[str, Tensor], family: str) -> WeightReport:
     """Load a published state dict into our module; names not met stay as they are and are reported.
 
     ``vmamba_v0`` fills VM-UNet's encoder and, with the same blocks mirrored, its decoder, as the original does.
     Raises ConfigError if not a single tensor fits.
     """
-    if family not in FAMILIES:
-        raise unknown_name("weights family", family, FAMILIES)
+    if family not in PRESETS:
+        raise unknown_name("weights family", family, list(PRESETS))
     rules = {"mambaout": mambaout_layout(state), "vmamba_v0": "vm_unet"}.get(family, family)
     own = module.state_dict()
     new: dict[str, Tensor] = {}

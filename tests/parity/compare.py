@@ -1,10 +1,10 @@
-"""Compare our networks with golden files of the originals.
+"""Comparison of our networks with golden files of the originals, as a command.
 
-    python -m medmamba.parity.compare FILE.safetensors ...
+    python -m tests.parity.compare FILE.safetensors ...
 
 Each file's model is rebuilt from its description, given the stored parameters (or those of the formula), run in float64
 and float32, and compared: outputs, intermediates and gradients. One line per file shows the largest error of each kind
-as a share of what is allowed; the exit code is 1 if any file is above its tolerance, 2 if a file cannot be judged.
+as a fraction of what is allowed; the exit code is 1 if any file is above its tolerance, 2 if a file cannot be judged.
 
 Errors are ||a - b|| / ||b||. What is allowed comes from the files: stored as float32, their numbers have no more than
 about 7 digits, so a float64 run may differ by 2e-6; a float32 run by 20 times what the original itself differs from its
@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, InputError, MedmambaError
-from medmamba.parity.golden import Golden, formula_input, formula_tensor, read_golden
-from medmamba.parity.models import Subject, rebuild
-from medmamba.parity.operators import operator_checks
+
+from .golden import Golden, formula_input, formula_tensor, read_golden
+from .models import rebuild
+from .operators import operator_checks
+from .subject import Subject
 
 FLOAT64_TOLERANCE = 2e-6  # limited by the float32 storage of the files
 FLOAT32_OUTPUT, FLOAT32_GRADIENT, SAFETY = 1e-5, 1e-4, 20.0
@@ -216,7 +218,7 @@ def summary(checks: Sequence[Check]) -> str:
 def main(paths: Sequence[str]) -> int:
     """Compare files, one printed line each; 0 if all agree, 1 if one is above tolerance, 2 if one cannot be judged."""
     if not paths:
-        print("usage: python -m medmamba.parity.compare FILE.safetensors ...", file=sys.stderr)
+        print("usage: python -m tests.parity.compare FILE.safetensors ...", file=sys.stderr)
         return 2
     code = 0
     for path in paths:

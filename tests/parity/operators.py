@@ -16,7 +16,8 @@ from medmamba.kernels import deformable_conv, selective_scan, ssd_chunked
 from medmamba.networks.blocks.mhs import HEADS, fuse_routes
 from medmamba.networks.density import density_peaks, key_tokens
 from medmamba.networks.routes import routes
-from medmamba.parity.golden import Golden
+
+from .golden import Golden
 
 Found = tuple[str, float, float]
 Tensors = dict[str, Tensor]

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from medmamba.parity.compare import compare, main, summary
-from medmamba.parity.golden import formula_tensor
+from parity.compare import compare, main, summary
+from parity.golden import formula_tensor
 
 ROOT = Path(__file__).parents[2]
 SMALL = sorted((ROOT / "tests" / "data" / "parity").glob("*.safetensors"))

@@ -1,1 +1,0 @@
-"""Golden tensors of the published implementations, and the comparison with them."""
