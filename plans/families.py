@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from medmamba.errors import ConfigError, unknown_name
+from medmamba.plugins import find_network
 
 Kind = Literal["scan", "plain", "residual"]
 
@@ -153,38 +153,8 @@ FAMILIES: dict[str, Family] = {
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
 """Residual encoder blocks per stage. Source: nnU-Net's residual encoder presets."""
 
-ROUTE_COUNT = {
-    "forward": (1, 1),
-    "bidirectional": (2, 2),
-    "cross": (4, 6),
-    "raster": (4, 6),
-    "raster_all": (4, 12),
-    "snake": (4, 6),
-    "continuous": (4, 6),
-    "rotary": (4, 8),
-    "tri": (3, 3),
-    "heads": (4, 6),
-    "none": (0, 0),
-}
-"""Number of routes of a set, in 2D and in 3D (the sets themselves are medmamba.networks.routes); "heads": every head of
-MHS-VM has a set of its own, of so many."""
-
 
 def family(name: str) -> Family:
-    """The family called ``name``; raises ConfigError with the nearest spelling for an unknown one."""
-    if name not in FAMILIES:
-        raise unknown_name("network", name, list(FAMILIES))
-    return FAMILIES[name]
-
-
-def route_count(routes: str, spatial_dims: int) -> int:
-    """Number of routes K of a set such as "cross" or, cut to its first two, "cross:2"."""
-    base, _, first = routes.partition(":")
-    if base not in ROUTE_COUNT:
-        raise unknown_name("route set", base, list(ROUTE_COUNT))
-    count = ROUTE_COUNT[base][spatial_dims - 2]
-    if not first:
-        return count
-    if not first.isdigit() or not 1 <= int(first) <= count:
-        raise ConfigError(f"Route set {routes!r}: {base!r} has 1 to {count} routes in {spatial_dims} dimensions.")
-    return int(first)
+    """The family called ``name``, of another package too; raises ConfigError with the nearest spelling for an unknown
+    one."""
+    return find_network(name, FAMILIES)

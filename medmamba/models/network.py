@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from medmamba.networks.build import build_network, network_facts, network_options
+from medmamba.networks.build import build_network, network_facts
 from medmamba.plans.families import family
 from medmamba.plans.labels import label_names
 from medmamba.plans.mirroring import choose_mirroring
@@ -38,7 +38,7 @@ def network_arguments(
     }
     if (own := network_facts(name).published) is not None:
         return arguments | own | {"use_scan": use_scan}
-    known = network_options(name)
+    known = network_facts(name).options
     scan = {"state_size": numbers.state_size, "routes": numbers.routes}
     if name != numbers.name:  # another family on the same plan scans its own way, and where it would by its own plan
         other = family(name)

@@ -23,28 +23,29 @@ import medmamba.networks.planned.vim
 import medmamba.networks.planned.vm_unet
 import medmamba.networks.planned.vm_unet_published  # noqa: F401
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.networks.planned.registry import NETWORKS, Builder, NetworkFacts
+from medmamba.networks.planned.registry import NETWORKS, NetworkFacts
 from medmamba.networks.planned.unet import Topology
+from medmamba.plugins import find_network, load_network_plugins
 
 
 def available_networks() -> tuple[str, ...]:
     """Names of the families that a plan can give its numbers to, sorted."""
-    return tuple(sorted(name for name, (_, facts) in NETWORKS.items() if facts.published is None))
+    load_network_plugins()
+    return tuple(sorted(name for name, facts in NETWORKS.items() if facts.published is None))
 
 
 def published_networks() -> tuple[str, ...]:
     """Names of the published functions that can be trained for their weights, sorted."""
-    return tuple(sorted(name for name, (_, facts) in NETWORKS.items() if facts.published is not None))
+    load_network_plugins()
+    return tuple(sorted(name for name, facts in NETWORKS.items() if facts.published is not None))
 
 
 def network_facts(name: str) -> NetworkFacts:
-    """Facts about a registered network. Raises ConfigError for an unknown name."""
-    return _registered(name)[1]
+    """Facts about a registered network, of another package too.
 
-
-def network_options(name: str) -> tuple[str, ...]:
-    """Names of the options that ``build_network(name, ...)`` takes beside a plan's numbers, ``use_scan`` among them."""
-    return tuple(network_facts(name).options)
+    Raises ConfigError for an unknown name, and for one whose package cannot be imported.
+    """
+    return find_network(name, NETWORKS)
 
 
 def build_network(
@@ -76,7 +77,7 @@ def build_network(
 
     Raises ConfigError for unknown names and options, and for numbers that do not fit together.
     """
-    builder, facts = _registered(name)
+    facts = network_facts(name)
     for option in options:
         if option not in facts.options:
             raise unknown_name(f"option of network {name!r}", option, [o for o in facts.options if o != "use_scan"])
@@ -101,8 +102,9 @@ def build_network(
     elif not use_scan:
         raise ConfigError(f"Network {name!r} has no scan to leave out; train it as it is.")
     _check(name, facts, topology)
-    _check_options(options, topology)
-    return builder(topology, **options)
+    for option, value in options.items():
+        facts.options[option].check(option, value, topology)
+    return facts.builder(topology, **options)
 
 
 def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:
@@ -123,44 +125,3 @@ def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:
                 f"Network {name!r} needs channels divisible by {multiple}; features_per_stage[{stage}] is {width}, "
                 f"the nearest valid number is {nearest}."
             )
-
-
-# The lowest value of the options that are counts or edges.
-_LOWEST = {
-    "state_size": 1,
-    "conv_blocks": 0,
-    "decoder_convs": 1,
-    "review": 0,
-    "window": 1,
-    "head_width": 1,
-    "kernel": 1,
-    "threshold": 0,
-}
-_RATIOS = ("expand", "expansion", "mlp_ratio", "conv_ratio")  # of a stage's width: at least one channel
-
-
-def _check_options(options: dict[str, Any], topology: Topology) -> None:
-    """What no family can build, with the nearest value that it can."""
-    for key, lowest in _LOWEST.items():
-        value = options.get(key)
-        if value is not None and value < lowest:
-            raise ConfigError(f"{key} must be at least {lowest}, got {value}.")
-    kernel = options.get("kernel")
-    if kernel is not None and kernel % 2 == 0:
-        raise ConfigError(f"kernel must be odd, got {kernel}; use {kernel + 1}.")
-    widths = topology.features_per_stage[0 if topology.stem == "patch" else 1 :]
-    for key in _RATIOS:
-        if key in options and int(options[key] * min(widths)) < 1:
-            raise ConfigError(
-                f"{key} {options[key]} leaves no channel of {min(widths)}; use at least {1 / min(widths):.3g}."
-            )
-    if options.get("conv_ratio", 0) > options.get("expansion", 2):
-        raise ConfigError(
-            f"conv_ratio {options['conv_ratio']} is more than the expansion; use at most {options.get('expansion', 2)}."
-        )
-
-
-def _registered(name: str) -> tuple[Builder, NetworkFacts]:
-    if name not in NETWORKS:
-        raise unknown_name("network", name, (*available_networks(), *published_networks()))
-    return NETWORKS[name]

@@ -8,6 +8,16 @@ Sets are looked up by name, computed once per (name, shape) and per device, and 
 
 >>> routes("cross", (2, 3)).tolist()[1]
 [0, 3, 1, 4, 2, 5]
+
+Glossary:
+
+    route        the order in which one scan visits all tokens of a grid
+    route set    routes that belong together, under one name; a scan runs along all of them and adds up
+    reverse      the same order backwards; most sets list each base order followed by its reverse
+    raster       line after line, every line in the same direction
+    snake        line after line, every second line backwards (boustrophedon): consecutive tokens touch
+    rotary-major LinGen's rasters, whose slowest axis changes from layer to layer
+    prefix       the first routes of a set, ``"raster:2"``; sets are ordered so that prefixes make sense
 """
 
 from __future__ import annotations
@@ -23,6 +33,7 @@ from torch import Tensor
 
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.kernels.compile_constant import asked_once
+from medmamba.plans.route_sets import ROUTE_COUNT, route_count, selected_routes
 
 Shape = tuple[int, ...]
 RouteSet = Callable[[Shape], list[np.ndarray]]
@@ -30,8 +41,15 @@ RouteSet = Callable[[Shape], list[np.ndarray]]
 _ROUTES: dict[str, RouteSet] = {}
 
 
-def route_set(name: str) -> Callable[[RouteSet], RouteSet]:
-    """Register a function from a grid shape to a list of orders under ``name``."""
+def route_set(name: str, *, counts: tuple[int, int] | None = None) -> Callable[[RouteSet], RouteSet]:
+    """Register a function from a grid shape to a list of orders under ``name``.
+
+    ``counts`` are the numbers of routes in 2D and in 3D; None for the sets that ``plans/route_sets.py`` lists.
+    """
+    if counts is not None:
+        ROUTE_COUNT[name] = counts
+    if name not in ROUTE_COUNT:
+        raise ConfigError(f"Route set {name!r} has no number of routes: give counts=(in 2D, in 3D).")
 
     def register(function: RouteSet) -> RouteSet:
         _ROUTES[name] = function
@@ -48,17 +66,12 @@ def available_routes() -> tuple[str, ...]:
 def routes(name: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """The route table (K, L), int32, of the set ``name`` on a grid of ``shape`` tokens, kept on ``device``.
 
-    Append ``:k`` to take the first k routes only, or ``:a-b`` for routes a to b - 1, e.g. ``"raster:3"``,
-    ``"rotary:2-4"``. Raises ConfigError for an unknown set and for routes that the set does not have.
+    ``"raster:3"`` takes the first 3 routes only, ``"rotary:2-4"`` routes 2 and 3. Raises ConfigError for an unknown
+    set, for routes that the set does not have, and for a shape that is no grid.
     """
     if torch.compiler.is_compiling():
-        return _route_table(name, list(shape), str(device), route_count(name, len(shape)))
+        return _route_table(name, list(shape), str(device), _count(name, len(shape)))
     return _cached(name, tuple(int(n) for n in shape), str(device))
-
-
-def route_count(name: str, spatial_dims: int) -> int:
-    """Number of routes K of the set ``name`` in 2 or 3 dimensions."""
-    return _count(name, spatial_dims)
 
 
 @torch.library.custom_op("medmamba::route_table", mutates_args=())
@@ -72,11 +85,12 @@ def _(name: str, shape: list[int], device: str, count: int) -> Tensor:
     return torch.empty((count, prod(shape)), dtype=torch.int32, device=device)
 
 
-@asked_once
-def _count(name: str, spatial_dims: int) -> int:
-    return len(_orders(name, (2,) * spatial_dims))
+_count = asked_once(route_count)
 
 
+# A cache and no buffers of the modules: a table belongs to a grid, and a network meets many (every patch size, every
+# stage, whole images), so that a buffer would tie the weights to one patch size and blocks of a stage could not share
+# it. 512 tables are more than the grids of one prediction; the oldest go first.
 @lru_cache(maxsize=512)
 def _cached(name: str, shape: Shape, device: str) -> Tensor:
     table = np.stack(_orders(name, shape)).astype(np.int32)
@@ -84,20 +98,12 @@ def _cached(name: str, shape: Shape, device: str) -> Tensor:
 
 
 def _orders(name: str, shape: Shape) -> list[np.ndarray]:
-    base, _, count = name.partition(":")
-    if base not in _ROUTES:
-        raise unknown_name("route set", base, available_routes())
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ConfigError(f"Route set {name!r} needs a grid of 2 or 3 axes of at least one token, got {shape}.")
-    orders = _ROUTES[base](shape)
-    if not count:
-        return orders
-    begin, _, end = count.partition("-") if "-" in count else ("0", "", count)
-    if not (begin.isdigit() and end.isdigit() and int(begin) < int(end) <= len(orders)):
-        raise ConfigError(
-            f"Route set {name!r} asks for {count!r} routes; {base!r} has 1 to {len(orders)} in {len(shape)} dimensions."
-        )
-    return orders[int(begin) : int(end)]
+    base, chosen = selected_routes(name, len(shape))
+    if base not in _ROUTES:
+        raise unknown_name("route set", base, available_routes())
+    return _ROUTES[base](shape)[chosen.start : chosen.stop]
 
 
 def _index(shape: Shape) -> np.ndarray:

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from medmamba.plans.cost.blocks import MEASURED, Block, gated_scan_block
-from medmamba.plans.families import Family, family, route_count
+from medmamba.plans.families import Family, family
+from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
 
 DEFORMABLE_FROM = {2: 1, 3: 8}

@@ -9,7 +9,8 @@ import pytest
 
 from medmamba.networks import available_networks
 from medmamba.networks.build import network_facts
-from medmamba.networks.routes import available_routes, route_count
+from medmamba.networks.routes import available_routes
+from medmamba.plans.route_sets import route_count
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 OVERVIEW = (REFERENCE / "networks.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.mamba2 import Mamba2
 from medmamba.networks.blocks.mate import MATEMixer
 from medmamba.networks.blocks.scan_core import count_scans
-from medmamba.networks.build import network_facts, network_options
+from medmamba.networks.build import network_facts
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import Topology
 
@@ -132,7 +132,7 @@ def test_a_patch_stem_still_answers_at_full_resolution() -> None:
     assert [tuple(o.shape[2:]) for o in outputs] == [(7, 9, 5), (4, 3, 2)]
 
 
-@pytest.mark.parametrize("name", [n for n in available_networks() if "checkpoint_blocks" in network_options(n)])
+@pytest.mark.parametrize("name", [n for n in available_networks() if "checkpoint_blocks" in network_facts(n).options])
 def test_recomputing_blocks_gives_the_same_gradients(name: str) -> None:
     nets = [tiny(name, 2, deep_supervision=False, checkpoint_blocks=flag) for flag in (False, True)]
     for net in nets:
@@ -168,8 +168,8 @@ def test_a_network_without_a_scan_has_none_to_leave_out() -> None:
 
 
 def test_options_say_which_networks_have_a_scan() -> None:
-    assert {"state_size", "routes", "use_scan"} <= set(network_options("vm_unet"))
-    assert network_options("plain_unet") == ()
+    assert {"state_size", "routes", "use_scan"} <= set(network_facts("vm_unet").options)
+    assert not network_facts("plain_unet").options
     assert not network_facts("mambaout").has_scan
 
 
@@ -179,7 +179,7 @@ def test_falling_schedule_has_one_route_at_the_bottleneck_and_two_more_per_level
     assert routes_per_stage(topology, "raster", "rising") == ["raster", "raster:1", "raster:3", "raster:5"]
 
 
-@pytest.mark.parametrize("name", [n for n in available_networks() if "schedule" in network_options(n)])
+@pytest.mark.parametrize("name", [n for n in available_networks() if "schedule" in network_facts(n).options])
 @both_dimensions
 def test_with_the_falling_schedule_the_bottleneck_has_one_route(name: str, dims: int) -> None:
     net, whole = tiny(name, dims, schedule="falling"), tiny(name, dims)

@@ -58,10 +58,12 @@ def model(pattern: str, *takes: str, **only: tuple[object, ...]) -> Callable[[Re
 def rebuild(golden: Golden) -> Subject:
     """The model of a golden file. Raises ConfigError for an unknown model, an unknown option, or a lacking one."""
     shapes = {name: tuple(tensor.shape) for name, tensor in golden.parameters.items()}
+    output = golden.tensors.get("output")
+    told = {} if output is None or output.ndim < 2 else {"num_classes": output.shape[1]}
     for pattern, function in MODELS:
         if pattern.fullmatch(golden.model):
             try:
-                return function(golden.info, shapes)
+                return function({**told, **golden.info}, shapes)
             except (KeyError, IndexError, StopIteration, TypeError, ValueError) as error:
                 raise ConfigError(
                     f"{golden.model} cannot be rebuilt: {type(error).__name__} {error} in what the file says of it."
@@ -184,7 +186,7 @@ def mambaout(info: Info, shapes: Shapes) -> Subject:
     if shapes:
         return Subject(presets.mambaout(shapes), "mambaout", network=True)
     depths, widths, _ = SIZES[info["model"].split()[1].lower()]
-    return Subject(PublishedMambaOut(3, info.get("num_classes", 1000), widths, depths), "mambaout", network=True)
+    return Subject(PublishedMambaOut(3, info["num_classes"], widths, depths), "mambaout", network=True)
 
 
 class VimSubject(Subject):
@@ -229,7 +231,7 @@ def vim(info: Info, shapes: Shapes) -> Subject:
 
 @model("Vim (tiny|small|base).*")
 def published_vim(info: Info, shapes: Shapes) -> Subject:
-    net = PublishedVim(classes=info.get("num_classes", 1000), width=WIDTHS[info["model"].split()[1]])
+    net = PublishedVim(classes=info["num_classes"], width=WIDTHS[info["model"].split()[1]])
     return VimSubject(net, "vim", network=True)
 
 

@@ -14,14 +14,14 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from medmamba.models.output_channels import Heads
-from medmamba.networks.build import build_network, network_options
+from medmamba.networks.build import build_network, network_facts
 from medmamba.plans.schema import NetworkPlan
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 
 
 def build(network: NetworkPlan, in_channels: int, out_channels: int) -> nn.Module:
     """The network of a plan, as training builds it."""
-    known = network_options(network.name)
+    known = network_facts(network.name).options
     options = {name: getattr(network, name) for name in ("state_size", "routes", "use_scan") if name in known}
     return build_network(
         network.name,

@@ -12,9 +12,10 @@ from medmamba.networks.build import available_networks
 from medmamba.plans.cost.blocks import CHANNEL_PAD, TILE
 from medmamba.plans.cost.layers import weight_count
 from medmamba.plans.cost.memory import training_memory
-from medmamba.plans.families import FAMILIES, ROUTE_COUNT, family, route_count
+from medmamba.plans.families import FAMILIES, family
 from medmamba.plans.network import network_plan
 from medmamba.plans.pooling import plan_topology
+from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
 
 TOO_MUCH, TOO_LITTLE = 0.15, 0.05
@@ -96,13 +97,7 @@ def test_every_network_that_can_be_trained_can_be_planned() -> None:
     assert set(available_networks()) <= set(FAMILIES)
 
 
-def test_the_number_of_routes_is_that_of_the_route_sets() -> None:
-    from medmamba.networks import routes
-
-    for name in set(ROUTE_COUNT) - {"heads", "none"}:
-        for dims in (2, 3):
-            assert route_count(name, dims) == routes.route_count(name, dims)
-    assert route_count("raster:2", 3) == 2
+def test_every_family_scans_along_a_route_set() -> None:
     assert all(route_count(family.routes, 3) >= 0 for family in FAMILIES.values())
 
 

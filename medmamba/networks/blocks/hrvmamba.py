@@ -27,7 +27,8 @@ from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
 from medmamba.networks.blocks.mlp import MLP
 from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
-from medmamba.networks.routes import route_count, routes
+from medmamba.networks.routes import routes
+from medmamba.plans.route_sets import route_count
 
 LOCAL_KERNELS = {2: (3, 5, 7, 9), 3: (3, 3, 5, 5)}  # 3D is ours: cubes of 7 and 9 cost 343 and 729 taps
 SHUFFLE = 4  # parts of the channels, one kernel each

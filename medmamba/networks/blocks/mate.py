@@ -24,7 +24,8 @@ from medmamba.networks.blocks.drop_path import DropPath
 from medmamba.networks.blocks.linear import Linear, linear
 from medmamba.networks.blocks.mamba2 import GatedRMSNorm, HeadScan
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
-from medmamba.networks.routes import route_count, routes
+from medmamba.networks.routes import routes
+from medmamba.plans.route_sets import route_count
 
 POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 

@@ -22,7 +22,8 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
 from medmamba.networks.blocks.scan_core import ScanCore, at_least_float32, auto_dt_rank
-from medmamba.networks.routes import route_count, routes
+from medmamba.networks.routes import routes
+from medmamba.plans.route_sets import route_count
 
 HEADS = {"C": "snake", "X": "diagonal", "S": "spiral", "Z": "raster"}  # in the published order
 FUSION_EPS = 1e-5

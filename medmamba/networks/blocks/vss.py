@@ -16,7 +16,8 @@ from medmamba.networks.blocks.drop_path import DropPath
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
 from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
-from medmamba.networks.routes import route_count, routes
+from medmamba.networks.routes import routes
+from medmamba.plans.route_sets import route_count
 
 
 class SS2D(nn.Module):

@@ -21,9 +21,10 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv
 from medmamba.networks.blocks.hrvmamba import DSS, LOCAL_KERNELS, SHUFFLE, DVSSBlock
 from medmamba.networks.blocks.maps import CONV, channels_first, channels_last, depthwise
-from medmamba.networks.planned.registry import FRAME_OPTIONS, drop_path_rates, network
+from medmamba.networks.planned.options import Count, WidthRatio
+from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
-from medmamba.networks.planned.unet import BlockFactory, Blocks, PlannedUNet, Topology, build_stem, stage_blocks
+from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, stage_blocks
 
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 DEFORMABLE_FROM = {2: 1, 3: 8}  # stride from which on the convolution before the scan is deformable: 27 taps are dear
@@ -138,23 +139,20 @@ class ChannelsLastConvolution(nn.Module):
         return channels_last(self.conv(channels_first(x)))
 
 
-@network("hrvmamba", channel_multiple=SHUFFLE)
+@unet_family("hrvmamba", encoder=ParallelEncoder, channel_multiple=SHUFFLE)
 def hrvmamba(
     topology: Topology,
+    rate: Rate,
     *,
-    state_size: int = 1,
+    state_size: Count = 1,
     routes: str | Sequence[str] = "raster",
     schedule: str = "constant",
-    expand: float = 1.0,
-    mlp_ratio: float = 2.0,
+    expand: WidthRatio = 1.0,
+    mlp_ratio: WidthRatio = 2.0,
     se_lpu: bool = False,
     deformable: str = "auto",
-    conv_blocks: int = FRAME_OPTIONS["conv_blocks"],  # type: ignore[assignment]
-    decoder_convs: int = FRAME_OPTIONS["decoder_convs"],  # type: ignore[assignment]
-    drop_path: float = FRAME_OPTIONS["drop_path"],
-    checkpoint_blocks: bool = FRAME_OPTIONS["checkpoint_blocks"],  # type: ignore[assignment]
     use_scan: bool = True,
-) -> nn.Module:
+) -> BlockFactory:
     """HRVMamba's parallel branches of DVSS blocks, for thin and small structures (arXiv:2410.03174).
 
     Args:
@@ -162,14 +160,12 @@ def hrvmamba(
         mlp_ratio: hidden width of the perceptron over the branch's width.
         se_lpu: with the local perception units and the channel gate of the published nano and tiny models.
         deformable: "auto" (everywhere in 2D, from stride 8 on in 3D), "always" or "never".
-        conv_blocks, decoder_convs, drop_path, checkpoint_blocks: as of every family in the U-Net frame.
         use_scan: False leaves the scans out.
     """
     t, dims = topology, topology.spatial_dims
     if deformable not in DEFORMABLE:
         raise ConfigError(f"deformable must be one of {', '.join(DEFORMABLE)}, got {deformable!r}.")
     names = routes_per_stage(t, routes, schedule)
-    rate = drop_path_rates(t, drop_path)
 
     def block(stage: int, index: int, width: int) -> nn.Module:
         stride = max(prod(s[axis] for s in t.strides[: stage + 1]) for axis in range(dims))
@@ -196,10 +192,4 @@ def hrvmamba(
             kernels=kernels,
         )
 
-    return PlannedUNet(
-        t,
-        build_stem(t, block),
-        ParallelEncoder(t, block, conv_blocks=conv_blocks),
-        decoder_convs=decoder_convs,
-        checkpoint_blocks=checkpoint_blocks,
-    )
+    return block

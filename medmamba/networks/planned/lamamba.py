@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from torch import nn
 
 from medmamba.networks.blocks.lamamba import LaMambaBlock
+from medmamba.networks.planned.options import Count, Edge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology
 
 
-@unet_family("lamamba", min_feature_edge=4)
+@unet_family("lamamba")
 def lamamba(
     topology: Topology,
     rate: Rate,
     *,
-    state_size: int = 8,
+    state_size: Count = 8,
     routes: str | Sequence[str] = "continuous",
     schedule: str = "constant",
-    expand: float = 1.0,
-    window: int | None = None,
-    head_width: int = 16,
-    mlp_ratio: float = 2.0,
+    expand: WidthRatio = 1.0,
+    window: Edge = None,
+    head_width: Count = 16,
+    mlp_ratio: WidthRatio = 2.0,
     use_scan: bool = True,
 ) -> BlockFactory:
     """LaMamba's blocks: scan, then window attention, then a perceptron (arXiv:2408.02615).

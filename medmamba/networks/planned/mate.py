@@ -6,24 +6,25 @@ from torch import nn
 
 from medmamba.networks.blocks.mate import MATEBlock, MATEMixer
 from medmamba.networks.blocks.mlp import MLP
+from medmamba.networks.planned.options import Count, CountOrZero, Edge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology
-from medmamba.networks.routes import route_count
+from medmamba.plans.route_sets import route_count
 
 
-@unet_family("mate", min_feature_edge=4)
+@unet_family("mate")
 def mate(
     topology: Topology,
     rate: Rate,
     *,
-    state_size: int = 16,
-    expand: float = 1.0,
-    head_width: int = 8,
-    review: int = 4,
+    state_size: Count = 16,
+    expand: WidthRatio = 1.0,
+    head_width: Count = 8,
+    review: CountOrZero = 4,
     schedule: str = "constant",
-    window: int | None = None,
-    mlp_ratio: float = 2.0,
+    window: Edge = None,
+    mlp_ratio: WidthRatio = 2.0,
     use_scan: bool = True,
 ) -> BlockFactory:
     """LinGen's MATE blocks: a rotary-major Mamba-2 scan with review tokens, and shifted windows (arXiv:2412.09856).

@@ -6,10 +6,11 @@ from torch import nn
 
 from medmamba.networks.blocks.mhs import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.vss import VSSBlock
+from medmamba.networks.planned.options import Count, NotNegative
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology
-from medmamba.networks.routes import route_count
+from medmamba.plans.route_sets import route_count
 
 
 @unet_family("mhs_vm")
@@ -17,10 +18,10 @@ def mhs_vm(
     topology: Topology,
     rate: Rate,
     *,
-    state_size: int = 8,
+    state_size: Count = 8,
     heads: str = "".join(HEADS),
     schedule: str = "constant",
-    threshold: float = 0.0,
+    threshold: NotNegative = 0.0,
     gated: bool = True,
     use_scan: bool = True,
 ) -> BlockFactory:

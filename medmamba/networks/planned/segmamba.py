@@ -10,21 +10,22 @@ from medmamba.networks.blocks.mlp import MLP
 from medmamba.networks.blocks.pre_norm import PreNorm
 from medmamba.networks.blocks.segmamba import GatedSpatialConvolution
 from medmamba.networks.blocks.vss import VSSBlock
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.options import Count, WidthRatio
+from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers
 from medmamba.networks.planned.unet import BlockFactory, Topology
 
 
-@unet_family("segmamba", frame={"conv_blocks": 0})
+@unet_family("segmamba", frame=FrameOptions(conv_blocks=0))
 def segmamba(
     topology: Topology,
     rate: Rate,
     *,
-    state_size: int = 16,
+    state_size: Count = 16,
     routes: str | Sequence[str] = "tri",
     schedule: str = "constant",
-    expand: float = 1.0,
-    mlp_ratio: float = 2.0,
+    expand: WidthRatio = 1.0,
+    mlp_ratio: WidthRatio = 2.0,
     use_scan: bool = True,
 ) -> BlockFactory:
     """Gated spatial convolution, a tri-orientated scan and a perceptron, like SegMamba (arXiv:2401.13560).

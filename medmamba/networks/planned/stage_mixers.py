@@ -9,7 +9,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.vss import SS2D
 from medmamba.networks.planned.unet import Topology
-from medmamba.networks.routes import route_count
+from medmamba.plans.route_sets import route_count
 
 SCHEDULES = ("constant", "falling", "rising")
 

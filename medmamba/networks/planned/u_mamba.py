@@ -6,13 +6,14 @@ from torch import nn
 
 from medmamba.networks.blocks.pre_norm import PreNorm
 from medmamba.networks.blocks.vim import BidirectionalMamba, FlatMixer
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.options import Count, WidthRatio
+from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family
 from medmamba.networks.planned.unet import BlockFactory, Topology
 
 
-@unet_family("u_mamba_bot", frame={"conv_blocks": 2})
+@unet_family("u_mamba_bot", frame=FrameOptions(conv_blocks=2))
 def u_mamba_bot(
-    topology: Topology, rate: Rate, *, state_size: int = 16, expand: float = 2.0, use_scan: bool = True
+    topology: Topology, rate: Rate, *, state_size: Count = 16, expand: WidthRatio = 2.0, use_scan: bool = True
 ) -> BlockFactory:
     """A residual U-Net with one-way Mamba in the bottleneck only, like U-Mamba Bot (arXiv:2401.04722).
 
@@ -25,9 +26,9 @@ def u_mamba_bot(
     return lambda stage, index, width: inside(stage, index, width) if stage == bottleneck else None
 
 
-@unet_family("u_mamba_enc", frame={"conv_blocks": 2})
+@unet_family("u_mamba_enc", frame=FrameOptions(conv_blocks=2))
 def u_mamba_enc(
-    topology: Topology, rate: Rate, *, state_size: int = 16, expand: float = 2.0, use_scan: bool = True
+    topology: Topology, rate: Rate, *, state_size: Count = 16, expand: WidthRatio = 2.0, use_scan: bool = True
 ) -> BlockFactory:
     """A residual U-Net with one-way Mamba in every encoder stage, like U-Mamba Enc (arXiv:2401.04722).
 

@@ -6,10 +6,11 @@ from torch import nn
 
 from medmamba.networks.blocks.pre_norm import PreNorm
 from medmamba.networks.blocks.vim import BidirectionalMamba, Directions, FlatMixer, RMSNorm
+from medmamba.networks.planned.options import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology
-from medmamba.networks.routes import route_count
+from medmamba.plans.route_sets import route_count
 
 
 @unet_family("vim")
@@ -17,8 +18,8 @@ def vim(
     topology: Topology,
     rate: Rate,
     *,
-    state_size: int = 8,
-    expand: float = 1.0,
+    state_size: Count = 8,
+    expand: WidthRatio = 1.0,
     directions: Directions = "v2",
     schedule: str = "constant",
     use_scan: bool = True,

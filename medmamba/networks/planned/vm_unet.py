@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medmamba.networks.blocks.vss import VSSBlock
+from medmamba.networks.planned.options import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers
 from medmamba.networks.planned.unet import BlockFactory, Topology
@@ -15,10 +16,10 @@ def vm_unet(
     topology: Topology,
     rate: Rate,
     *,
-    state_size: int = 8,
+    state_size: Count = 8,
     routes: str | Sequence[str] = "raster",
     schedule: str = "constant",
-    expand: float = 1.0,
+    expand: WidthRatio = 1.0,
     use_scan: bool = True,
 ) -> BlockFactory:
     """VM-UNet's gated scan blocks (arXiv:2402.02491).
