@@ -2,15 +2,21 @@
 
 Starting from the files in ``runtime/`` the imports are followed. Every file keeps its place
 (``medmamba.networks.routes`` becomes ``scripts/networks/routes.py``), except that the choice of operators, the choice
-of backend and the plan's schema are exchanged for the small versions in ``runtime/``: that leaves torch, MONAI, numpy
-and scipy as the only packages that a bundle needs.
+of backend, the plan's schema and the search for networks of other packages are exchanged for the small versions in
+``runtime/``: that leaves torch, MONAI, numpy and scipy as the only packages that a bundle needs.
+
+A network of another package comes along: the module that registers it and what that imports from its own package are
+copied to ``scripts/external/``.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from importlib.util import find_spec
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 from medmamba.errors import ConfigError
@@ -21,89 +27,156 @@ EXCHANGED = {
     "medmamba.kernels": f"{_RUNTIME}.operators",
     "medmamba.kernels.backends": f"{_RUNTIME}.backends",
     "medmamba.plans.schema": f"{_RUNTIME}.plan",
+    "medmamba.plugins": f"{_RUNTIME}.plugins",
 }
 COMPILED = "medmamba.kernels."
 """Imports of these inside functions are ways into compiled code that a bundle never takes."""
 
+EXTERNAL = "scripts.external"
+PACKAGES = {"torch", "monai", "numpy", "scipy"}
+"""What a bundle needs installed; see ``card.py``."""
 
-def bundle_sources() -> dict[str, str]:
-    """Path below scripts/ to source text, every import rewritten from ``medmamba`` to ``scripts``."""
-    modules: dict[str, Path] = {}
-    waiting = [f"{_RUNTIME}.{name}" for name in ENTRIES]
-    while waiting:
-        module = waiting.pop()
-        if module in modules:
-            continue
-        modules[module] = _file_of(EXCHANGED.get(module, module))
-        text = modules[module].read_text(encoding="utf-8")
-        waiting += _imported(text)
+
+@dataclass(frozen=True)
+class _Source:
+    """A module to copy: its dotted name, its file, the text of that."""
+
+    module: str
+    path: Path
+    text: str
+
+    @property
+    def ours(self) -> bool:
+        return _top(self.module) == "medmamba"
+
+
+def bundle_sources(networks: Iterable[str] = ()) -> dict[str, str]:
+    """Path below scripts/ to source text, every import rewritten from ``medmamba`` to ``scripts``.
+
+    ``networks`` are the names of the networks in the bundle; of those that other packages register the sources are
+    added. Raises ConfigError for one whose source cannot be copied, with the reason.
+    """
+    external = sorted({module for name in networks if _top(module := _module_of(name)) != "medmamba"})
+    found = _followed([*(f"{_RUNTIME}.{name}" for name in ENTRIES), *external])
     texts: dict[str, str] = {}
     packages = set()
-    for module, path in sorted(modules.items()):
-        name = _new_name(module)
-        is_package = path.name == "__init__.py" or module == "medmamba.kernels"
+    for source in found:
+        name = _new_name(source.module)
+        is_package = source.path.name == "__init__.py" or source.module == "medmamba.kernels"
         parts = name.split(".")[1:]
         packages |= {"/".join(parts[:depth]) for depth in range(len(parts))}
-        texts["/".join(parts) + ("/__init__.py" if is_package else ".py")] = _rewritten(path.read_text("utf-8"))
+        texts["/".join(parts) + ("/__init__.py" if is_package else ".py")] = _rewritten(source)
     for package in sorted(packages):
         texts.setdefault(f"{package}/__init__.py".lstrip("/"), "")
+    if external:
+        names = tuple(f"{EXTERNAL}.{module}" for module in external)
+        none = "MODULES: tuple[str, ...] = ()"
+        assert none in texts["plugins.py"]
+        texts["plugins.py"] = texts["plugins.py"].replace(none, f"MODULES: tuple[str, ...] = {names!r}")
     return texts
 
 
-def refuse_foreign_network(name: str) -> None:
-    """Raises ConfigError for a network that none of our own files registers."""
-    if not any(f'"{name}"' in text for text in bundle_sources().values()):
+def _module_of(network: str) -> str:
+    """The module that registers a network. Raises ConfigError for one that cannot be copied."""
+    from medmamba.networks.build import network_facts
+
+    module = network_facts(network).source
+    if module == "__main__":
         raise ConfigError(
-            f"{name} is a network of your own, whose source a bundle does not hold. Use it by medmamba.Predictor in a "
-            "program that registers it, or export a network of medmamba's."
+            f"Network {network!r} is registered by the program that runs, which a bundle cannot copy. Put it into a "
+            f"module of its own (docs/how-to/add-a-network.md)."
         )
+    return module
 
 
-def _imported(text: str) -> list[str]:
-    """Modules of ours that a source imports, without the ways into compiled code."""
-    tree = ast.parse(text)
+def _followed(modules: Iterable[str]) -> list[_Source]:
+    """The modules and what they import of medmamba and of their own packages, by name."""
+    found: dict[str, _Source] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            path = _file_of(EXCHANGED.get(module, module))
+            found[module] = source = _Source(module, path, path.read_text(encoding="utf-8"))
+            waiting += _imported(source)
+    return [found[module] for module in sorted(found)]
+
+
+def _imported(source: _Source) -> Iterator[str]:
+    """Modules that a source imports and a bundle has to hold, without the ways into compiled code."""
+    tree = ast.parse(source.text)
     top = set(map(id, tree.body))
-    found = []
     for node in ast.walk(tree):
         names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            base = _absolute(source, node)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
+        if not source.ours:
+            _refuse_imports(source, node, names, at_top=id(node) in top)
         for name in names:
-            ours = name == "medmamba" or name.startswith("medmamba.")
-            if ours and (id(node) in top or not name.startswith(COMPILED)) and name != "medmamba" and _exists(name):
-                found.append(name)
-    return found
+            wanted = name != "medmamba" and _top(name) in {"medmamba", _top(source.module)}
+            if wanted and (id(node) in top or not name.startswith(COMPILED)) and _exists(name):
+                yield name
+
+
+def _absolute(source: _Source, node: ast.ImportFrom) -> str:
+    """The dotted name after ``from``."""
+    if not node.level:
+        return node.module or ""
+    package = source.module if source.path.name == "__init__.py" else source.module.rpartition(".")[0]
+    return resolve_name("." * node.level + (node.module or ""), package)
+
+
+def _refuse_imports(source: _Source, node: ast.AST, names: list[str], *, at_top: bool) -> None:
+    """Raises ConfigError for an import of another package's source that would not work in a bundle."""
+    ours = {"medmamba", _top(source.module)}
+    for name in names:
+        place = f"{source.path.name}, line {getattr(node, 'lineno', 0)}: "
+        if isinstance(node, ast.Import) and _top(name) in ours:
+            raise ConfigError(f"{place}a bundle cannot copy `import {name}`. Write `from {name} import ...`.")
+        if at_top and _top(name) not in ours | PACKAGES | sys.stdlib_module_names:
+            raise ConfigError(
+                f"{place}{source.module} needs {_top(name)}, which a bundle does not hold: it runs with "
+                f"{', '.join(sorted(PACKAGES))} alone. Use the network by medmamba.Predictor instead."
+            )
 
 
 def _exists(module: str) -> bool:
     parent, _, _ = module.rpartition(".")
     try:
-        spec = find_spec(parent)
+        spec = find_spec(parent) if parent else find_spec(module)
     except (ImportError, AttributeError):
         return False
-    if spec is None or spec.submodule_search_locations is None:
+    if spec is None or (parent and spec.submodule_search_locations is None):
         return False
     return find_spec(module) is not None
 
 
 def _file_of(module: str) -> Path:
     spec = find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ConfigError(f"The source of {module} is not there to copy into a bundle.")
     return Path(spec.origin)
 
 
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def _new_name(module: str) -> str:
+    if _top(module) != "medmamba":
+        return f"{EXTERNAL}.{module}"
     return re.sub(rf"^{re.escape(_RUNTIME)}\b|^medmamba\b", "scripts", module)
 
 
-def _rewritten(text: str) -> str:
+def _rewritten(source: _Source) -> str:
     """The source with ``scripts`` for ``medmamba`` in every import statement at its top, and where it is copied."""
-    lines = text.splitlines()
-    tree = ast.parse(text)
+    lines = source.text.splitlines()
+    tree = ast.parse(source.text)
     top = set(map(id, tree.body))
+    own = _top(source.module)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
@@ -111,8 +184,11 @@ def _rewritten(text: str) -> str:
         if not lazy_kernel:
             line = lines[node.lineno - 1]
             line = line.replace(f"{_RUNTIME}.", "scripts.")
-            lines[node.lineno - 1] = re.sub(r"\b(from|import) medmamba\b", r"\1 scripts", line)
+            line = re.sub(r"\b(from|import) medmamba\b", r"\1 scripts", line)
+            if not source.ours:
+                line = re.sub(rf"\bfrom {re.escape(own)}\b", f"from {EXTERNAL}.{own}", line)
+            lines[node.lineno - 1] = line
     # Operators that a source registers get a namespace of their own: an installed medmamba has the same names.
     lines = [line.replace('custom_op("medmamba::', 'custom_op("medmamba_bundle::') for line in lines]
-    header = "# Copied by `medmamba export` from medmamba's own sources (Apache-2.0)."
-    return "\n".join([header, *lines]) + "\n"
+    origin = "medmamba's own sources (Apache-2.0)" if source.ours else f"{source.module}, under its own licence"
+    return "\n".join([f"# Copied by `medmamba export` from {origin}.", *lines]) + "\n"

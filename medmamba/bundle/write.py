@@ -22,7 +22,7 @@ from medmamba.bundle.check import (
 from medmamba.bundle.configuration import LOGGING, inference, training, weights_file
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
-from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
+from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.images.cases import ImageCase, find_cases
@@ -75,8 +75,9 @@ def export_bundle(
         model, configuration=configuration, folds=folds, device="cpu", mirror=mirror, confidence=False
     )
     stages = _stages(predictor)
+    sources = bundle_sources(_network_of(stage) for stage in stages.values())
     with replace_folder(output) as part:
-        _write(part, predictor, stages, card, cases)
+        _write(part, predictor, stages, card, cases, sources)
         with TemporaryDirectory(prefix="medmamba-export-") as scratch:
             images, masks = Path(scratch, "images"), Path(scratch, "masks")
             _gather(cases, images)
@@ -94,7 +95,6 @@ def _stages(predictor: Predictor) -> dict[str, Member]:
         stage: Member | None = member
         while stage is not None:
             facts = [read_model_facts(folder)["network"] for folder in stage.folders]
-            refuse_foreign_network(facts[0]["name"])
             if any(other != facts[0] for other in facts):
                 raise ConfigError(
                     f"The folds of {stage.name} were trained with different networks. Choose folds of one with --fold."
@@ -107,15 +107,25 @@ def _stages(predictor: Predictor) -> dict[str, Member]:
     return stages
 
 
+def _network_of(stage: Member) -> str:
+    """The network's name."""
+    return read_model_facts(stage.folders[0])["network"]["name"]
+
+
 def _write(
-    folder: Path, predictor: Predictor, stages: dict[str, Member], card: BundleCard, cases: list[ImageCase]
+    folder: Path,
+    predictor: Predictor,
+    stages: dict[str, Member],
+    card: BundleCard,
+    cases: list[ImageCase],
+    sources: dict[str, str],
 ) -> None:
     member = predictor.members[0]
     plan, configuration = predictor.plan, member.configuration
     weights = [parameter.numel() for parameter in member.runners[0].network.parameters()]
     provenance = {
         **predictor.provenance(),
-        "network": read_model_facts(member.folders[0])["network"]["name"],
+        "network": _network_of(member),
         "folds": len(member.runners),
         "parameters": sum(weights),
         "patch_size": configuration.patch_size,
@@ -145,7 +155,7 @@ def _write(
         "configs/logging.conf": LOGGING,
         "docs/README.md": readme(card, facts),
         "docs/license.txt": f"Licence of the training data: {card.data_licence or 'not stated by the author'}\n",
-        **{f"scripts/{name}": text for name, text in bundle_sources().items()},
+        **{f"scripts/{name}": text for name, text in sources.items()},
     }
     if len(stages) == 1:  # a second stage learns from what the first says of cases it has not seen
         texts["configs/train.json"] = json.dumps(training(member), indent=2) + "\n"

@@ -15,9 +15,9 @@ from dicom_series import write_series
 
 from medmamba.bundle.card import BundleCard
 from medmamba.bundle.check import BundleError, check_metadata, compare_with_native
-from medmamba.bundle.sources import bundle_sources, refuse_foreign_network
+from medmamba.bundle.sources import bundle_sources
 from medmamba.cli.main import run as medmamba_command
-from medmamba.errors import ConfigError, InputError
+from medmamba.errors import InputError
 from medmamba.networks.build import available_networks
 
 pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
@@ -165,13 +165,6 @@ def test_copied_sources_import_nothing_of_ours_and_no_pydantic(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("torch ")
     assert result.stdout.split()[1:] == list(available_networks())
-
-
-def test_a_network_from_elsewhere_is_refused_before_anything_is_written():
-    for name in available_networks():
-        refuse_foreign_network(name)
-    with pytest.raises(ConfigError, match="gated_unet is a network of your own"):
-        refuse_foreign_network("gated_unet")
 
 
 def test_a_bundle_takes_the_compiled_operators_where_medmamba_is_installed(tmp_path):

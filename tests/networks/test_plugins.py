@@ -1,0 +1,141 @@
+"""A network of another package is planned, built and copied like ours; a broken package concerns nobody else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from installed import install
+
+from medmamba.bundle.sources import bundle_sources
+from medmamba.errors import ConfigError
+from medmamba.networks import available_networks, build_network
+from medmamba.networks.planned.registry import NETWORKS
+from medmamba.plans.cost.blocks import MEASURED
+from medmamba.plans.families import FAMILIES, family
+from medmamba.plugins import load_network_plugins
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
+NUMBERS = {
+    "spatial_dims": 2,
+    "in_channels": 1,
+    "out_channels": 2,
+    "strides": [[1, 1], [2, 2]],
+    "features_per_stage": [4, 8],
+}
+BROKEN = """
+[project]
+name = "their-networks"
+version = "2"
+[project.entry-points."medmamba.networks"]
+{name} = "their_networks"
+[tool.setuptools]
+py-modules = ["their_networks"]
+"""
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder of installed packages on the search path; what they register is forgotten afterwards."""
+    tables = (NETWORKS, FAMILIES, MEASURED)
+    before = [dict(table) for table in tables]
+    modules = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    load_network_plugins.cache_clear()
+    yield tmp_path / "site"
+    for table, own in zip(tables, before, strict=True):
+        table.clear()
+        table.update(own)
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+    load_network_plugins.cache_clear()
+
+
+def package(folder: Path, name: str, source: str) -> Path:
+    """A package whose module has this source."""
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(BROKEN.format(name=name))
+    (folder / "their_networks.py").write_text(source)
+    return folder
+
+
+def test_an_installed_network_is_planned_and_built_by_its_name(site):
+    install(EXAMPLE, site)
+    assert family("gated_unet").source == "an example"
+    network = build_network("gated_unet", expand=2.0, **NUMBERS).eval()
+    assert network(torch.zeros(1, 1, 9, 7)).shape == (1, 2, 9, 7)
+    assert "gated_unet" in available_networks()
+    with pytest.raises(ConfigError, match=r"expand 0\.01 leaves no channel of 8"):
+        build_network("gated_unet", expand=0.01, **NUMBERS)
+
+
+def test_its_source_goes_into_a_bundle_and_builds_it_there(site, tmp_path):
+    install(EXAMPLE, site)
+    for name, text in bundle_sources(["vm_unet", "gated_unet"]).items():
+        path = tmp_path / "bundle" / "scripts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    code = (
+        "import sys; sys.modules['medmamba'] = sys.modules['pydantic'] = None\n"
+        "from scripts.networks.build import build_network\n"
+        f"network = build_network('gated_unet', **{NUMBERS!r})\n"
+        "print(type(network.encoder.stages[0].blocks[0]).__module__)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "bundle", capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "scripts.external.gated_unet"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("import einops", r"their_networks\.py, line 2: their_networks needs einops, which a bundle does not hold"),
+        ("import medmamba.plans.families", r"line 2: a bundle cannot copy `import medmamba\.plans\.families`"),
+    ],
+)
+def test_a_source_that_could_not_run_in_a_bundle_is_refused(lines, message, site, tmp_path):
+    register = "from medmamba.networks.planned.registry import network"
+    use = "@network('theirs')\ndef theirs(topology): ..."
+    install(package(tmp_path / "theirs", "theirs", f"{register}\n{lines}\n{use}\n"), site)
+    sys.modules["einops"] = sys.modules["re"]  # forgotten with the rest
+    with pytest.raises(ConfigError, match=message):
+        bundle_sources(["theirs"])
+
+
+def test_a_network_of_the_program_itself_cannot_be_copied(site):
+    install(EXAMPLE, site)
+    build_network("gated_unet", **NUMBERS)
+    NETWORKS["gated_unet"] = replace(NETWORKS["gated_unet"], source="__main__")
+    with pytest.raises(ConfigError, match="registered by the program that runs"):
+        bundle_sources(["gated_unet"])
+
+
+@pytest.mark.parametrize("find", [family, lambda name: build_network(name, **NUMBERS)], ids=["plan", "network"])
+def test_a_package_that_fails_to_import_is_named_with_the_cure_and_breaks_no_other(find, site, tmp_path):
+    install(package(tmp_path / "broken", "theirs", "raise RuntimeError('no\\nGPU')\n"), site)
+    install(EXAMPLE, site)
+    with pytest.raises(ConfigError) as caught:
+        find("theirs")
+    assert str(caught.value) == (
+        "Network 'theirs' of the package their-networks cannot be imported (RuntimeError: no GPU). Update the package "
+        "(`pip install --upgrade their-networks`), or remove it (`pip uninstall their-networks`)."
+    )
+    find("gated_unet")
+    find("vm_unet")
+    with pytest.raises(ConfigError, match=re.escape("Unknown network 'gated_une'. Did you mean 'gated_unet'?")):
+        find("gated_une")
+
+
+def test_networks_of_ours_load_no_other_package(site, tmp_path):
+    install(package(tmp_path / "broken", "theirs", "import somewhere\n"), site)
+    family("vm_unet")
+    build_network("vm_unet", **NUMBERS)
+    assert "their_networks" not in sys.modules
+    assert load_network_plugins.cache_info().currsize == 0
