@@ -265,7 +265,8 @@ def measure(name: str, dtype: torch.dtype, found: dict[str, Any]) -> dict[str, A
 
 def table(result: dict[str, Any]) -> str:
     """All figures as Markdown."""
-    lines = ["# GPU scan", "", *(f"- {key}: {value}" for key, value in result["machine"].items())]
+    shows = "Shows the time of the operators alone on one GPU; it does not show the time of a training step."
+    lines = ["# GPU scan", "", shows, "", *(f"- {key}: {value}" for key, value in result["machine"].items())]
     lines += [f"- peer not timed: {name}: {why}" for name, why in result["missing peers"].items()]
     rates = result["floor"]
     lines += [f"- measured: {rates['exp']:.3g} exponentials/s, copy {rates['copy'] / 1e12:.2f} TB/s", ""]

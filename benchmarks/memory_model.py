@@ -76,6 +76,9 @@ def page(rows: list[dict]) -> str:
     inside = sum(-TOO_LITTLE <= value <= TOO_MUCH for value in off)
     return (
         "# Memory model\n\n"
+        "Shows how far the planner's memory is from the peak measured on a CPU; it does not show the memory\n"
+        "on a GPU, which has workspaces of its own.\n"
+        "\n"
         "Peak memory of a training step in float32 (batch 2, one channel, three classes, AdamW, deep supervision)\n"
         "as measured on the CPU, and how far the planner's prediction is off. Wanted: at most 15 % above, never more\n"
         "than 5 % below.\n\n"

@@ -141,7 +141,8 @@ def run(peers: Path | None, rounds: int) -> dict:  # type: ignore[type-arg]
 
 def table(result: dict) -> str:  # type: ignore[type-arg]
     """The figures in Markdown."""
-    lines = ["# Training steps of whole networks on a CPU", ""]
+    shows = "Shows the time of one training step on a CPU; it does not show how well a network learns."
+    lines = ["# Training steps of whole networks on a CPU", "", shows, ""]
     lines += [f"- {key}: {value}" for key, value in result["machine"].items()]
     lines += [f"- not timed: {name}: {why}" for name, why in result["missing"].items()]
     lines += ["", f"One image of 3 x {SIZE} x {SIZE}, forward and backward, float32; median (minimum).", ""]

@@ -122,6 +122,9 @@ def page(rows: list[dict]) -> str:
     new = [predicted(row) / row["seconds"] for row in rows if row["patch"] in HELD_OUT]
     text = (
         "# Time model\n\n"
+        "Shows how far the planner's step time is from the measured one on one processor; it does not show\n"
+        "how well the model holds on another, or on a GPU.\n"
+        "\n"
         "Processor seconds of one training step on one thread (forward, loss, backward, clipping, AdamW; batch 2, one\n"
         "channel, three classes, deep supervision), and the planner's prediction over it. Wanted: within 30 % for\n"
         "each, and the right order.\n\n"

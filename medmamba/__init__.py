@@ -1,6 +1,7 @@
 """medmamba: self-configuring medical image segmentation on Mamba networks.
 
-The Python API mirrors the commands: :func:`plan`, :func:`train`, :func:`evaluate` and :class:`Predictor`.
+The Python API mirrors the commands: :func:`plan`, :func:`train`, :func:`predict`, :func:`evaluate` and
+:class:`Predictor`.
 They are imported on first use, so that ``import medmamba`` costs nothing.
 """
 
@@ -21,6 +22,7 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "kernels" / "csrc")
 _API = {
     "plan": "medmamba.pipeline",
     "train": "medmamba.pipeline",
+    "predict": "medmamba.pipeline",
     "evaluate": "medmamba.pipeline",
     "Predictor": "medmamba.inference.predictor",
     "Prediction": "medmamba.inference.prediction",
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from medmamba.inference.predictor import Predictor as Predictor
     from medmamba.pipeline import evaluate as evaluate
     from medmamba.pipeline import plan as plan
+    from medmamba.pipeline import predict as predict
     from medmamba.pipeline import train as train
 
 
