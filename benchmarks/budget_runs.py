@@ -38,7 +38,7 @@ from medmamba import pipeline
 from medmamba.datasets import DatasetSpec, convert_dataset, read_dataset
 from medmamba.disk.atomic import write_json
 from medmamba.models.network import mirroring_of, network_arguments
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.networks.build import build_network
 from medmamba.plans.folds import groups_by_pattern
@@ -47,6 +47,7 @@ from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
 from medmamba.training.config import TrainConfig
+from medmamba.training.loss_names import find_loss
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.step import Stepper, make_optimizer
 from medmamba.training.trainer import train_fold
@@ -190,12 +191,12 @@ def step_cost(
     plan: Plan, configuration: Configuration, cases: list[CaseReader], arguments: dict[str, Any], recipe: TrainConfig
 ) -> float:
     """Processor seconds of a step with its batch, on a network that is thrown away."""
-    heads, mirroring = Heads.of_plan(plan), mirroring_of(plan, configuration)
+    heads, mirroring = OutputChannels.of_plan(plan), mirroring_of(plan, configuration)
     augmentation = augmentation_plan(tuple(configuration.patch_size), tuple(mirroring.axes))
     batch = recipe.batch_size or configuration.batch_size
     source = PatchSource(cases, augmentation, batch, seed=recipe.seed, heads=heads)
     network = build_network(**arguments)
-    loss = DeepSupervision(SegmentationLoss(heads, name=recipe.loss, batch_dice=configuration.batch_dice))
+    loss = DeepSupervision(SegmentationLoss(heads, find_loss(recipe.loss), batch_dice=configuration.batch_dice))
     stepper = Stepper(network, make_optimizer(network, recipe), loss, heads, recipe, torch.device("cpu"))
     return quiet_step_seconds(lambda index: stepper.step(source.batch(index), 1e-4))
 

@@ -26,7 +26,7 @@ from kernels_cpu import keep_freed_memory
 from memory_model import SIZES, planned, table
 
 from medmamba.disk.atomic import write_text
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.networks.build import available_networks
 from medmamba.plans.cost.step_time import machine, training_work
 from medmamba.training.batches import Batch
@@ -68,7 +68,7 @@ timed for them says so.
 def stepper(name: str, patch: tuple[int, ...], precision: str) -> Stepper:
     """What `medmamba train` steps with."""
     network = build(planned(name, patch)[0], SIZES["in_channels"], SIZES["out_channels"])
-    heads = Heads.of_labels([str(label) for label in range(SIZES["out_channels"])])
+    heads = OutputChannels.of_labels([str(label) for label in range(SIZES["out_channels"])])
     recipe = TrainConfig(precision=PRECISIONS[precision])  # type: ignore[arg-type]
     loss = DeepSupervision(SegmentationLoss(heads, batch_dice=False))
     return Stepper(network, make_optimizer(network, recipe), loss, heads, recipe, torch.device("cpu"))

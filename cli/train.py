@@ -116,7 +116,9 @@ def train(
     from medmamba.cli.options import fold_names, weights_by_name
     from medmamba.cli.training_progress import report_results, training_progress
     from medmamba.errors import ConfigError
+    from medmamba.training.config import make_config
     from medmamba.training.folds import train_folds
+    from medmamba.training.options import TrainOptions
 
     if max_minutes is not None and max_hours is not None:
         raise ConfigError("--max-minutes and --max-hours are two budgets; give one.")
@@ -146,22 +148,22 @@ def train(
         "checkpoint_minutes": checkpoint_minutes,
         "freeze": None if freeze is None else tuple(freeze.split(",")),
     }
-    trackers = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
+    options = TrainOptions(
+        folds=tuple(fold_names(fold)),
+        configuration=configuration,
+        network=network,
+        use_scan=not no_scan,
+        devices=tuple(devices.split(",")) if devices else (),
+        init=init,
+        resume=resume,
+        restart=restart,
+        tensorboard=tensorboard,
+        mlflow=mlflow,
+        wandb=wandb,
+    )
     with training_progress() as on_step:
         results = train_folds(
-            run,
-            fold_names(fold),
-            choices,
-            devices=devices.split(",") if devices else (),
-            configuration=configuration,
-            network=network,
-            use_scan=not no_scan,
-            resume=resume,
-            restart=restart,
-            init=init,
-            trackers=[name for name, wanted in trackers.items() if wanted],
-            on_step=on_step,
-            on_event=lambda line: report_warnings([line]),
+            run, options, make_config(choices), on_step=on_step, on_event=lambda line: report_warnings([line])
         )
     report_results(run, results)
     return {"run": run, "folds": results}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.geometry.trail import Resample
 from medmamba.inference.restore import last_step, native_blocks
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
@@ -25,7 +25,7 @@ from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
 class FirstStage(Protocol):
     """What a second stage asks of its first."""
 
-    heads: Heads
+    heads: OutputChannels
 
     def prepare(self, name: str, array: NDArray[Any], grid: Grid) -> PreprocessedCase: ...
     def planes(self, image: torch.Tensor) -> Iterator[torch.Tensor]: ...
@@ -51,7 +51,7 @@ def prepare_stage(
 
 def labels_on_next_grid(
     planes: Iterable[torch.Tensor],
-    heads: Heads,
+    heads: OutputChannels,
     given: tuple[Shape, Spacing | None],
     wanted: tuple[Shape, Spacing | None],
 ) -> NDArray[np.int16]:

@@ -21,7 +21,7 @@ from medmamba.inference.restore import Block, last_step, native_blocks
 from medmamba.inference.runner import NetworkRunner
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.models.network import mirroring_of, previous_labels
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import is_plan, read_plan
 from medmamba.models.trained_folds import hash_of_weights, is_trained, load_weights, read_model_facts
 from medmamba.networks.build import build_network
@@ -46,7 +46,7 @@ class Member:
         self.name, self.folders = name, folders
         self.plan = read_plan(folders[0] / "plan.json")
         self.configuration = self.plan.configurations[name]
-        self.heads = Heads.of_plan(self.plan)
+        self.heads = OutputChannels.of_plan(self.plan)
         mirroring = mirroring_of(self.plan, self.configuration)
         self.previous = _first_stage(self.configuration, folders[0], device, window, lock, precision)
         own, extra = len(self.plan.channel_names), previous_labels(self.plan, self.configuration)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medmamba.compute.argmax import largest_channel
 from medmamba.geometry.trail import Fill, Resample, SpatialTrail
 from medmamba.images.image import smallest_type
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.resample import nearest_index, separate_axis
 
 BLOCK_BYTES = 2**20
@@ -56,7 +56,9 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
         pass  # the last planes may not be needed; the source still ends properly
 
 
-def mean_chances(streams: Sequence[Iterable[Block]], heads: Heads, temperature: float = 1.0) -> Iterator[Block]:
+def mean_chances(
+    streams: Sequence[Iterable[Block]], heads: OutputChannels, temperature: float = 1.0
+) -> Iterator[Block]:
     """Blocks of probabilities, the mean over configurations, from the blocks of logits of each.
 
     Logits are divided by ``temperature`` first.
@@ -73,7 +75,7 @@ def label_blocks(
     blocks: Iterable[Block],
     shape: Sequence[int],
     classes: int,
-    heads: Heads | None = None,
+    heads: OutputChannels | None = None,
     thresholds: Sequence[float] | None = None,
     *,
     chances: bool = False,
@@ -108,7 +110,7 @@ def undo_storage(labels: NDArray[Any], trail: SpatialTrail, fill: Fill = 0) -> N
 
 def labels_on_native_grid(
     streams: Sequence[tuple[Iterable[torch.Tensor], SpatialTrail]],
-    heads: Heads,
+    heads: OutputChannels,
     thresholds: Sequence[float] | None = None,
     temperature: float = 1.0,
 ) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from medmamba.disk.atomic import explained
 from medmamba.evaluation.dice import dice
 from medmamba.inference.cleaning import clean_one
 from medmamba.model_selection.calibration import Doubt
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_recipe import EVEN, Cleaning
 from medmamba.preprocessing.case import bounding_box
 
@@ -67,7 +67,7 @@ class ValidatedCase:
 class Candidate:
     """Configurations that answer together, and their answers; ``logits`` and ``targets`` are samples of voxels."""
 
-    heads: Heads
+    heads: OutputChannels
     cases: dict[str, ValidatedCase] = field(default_factory=dict)
     logits: list[torch.Tensor] = field(default_factory=list)
     targets: list[torch.Tensor] = field(default_factory=list)

@@ -28,7 +28,7 @@ from medmamba.model_selection.calibration import quality_limits, softmax_tempera
 from medmamba.model_selection.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.models.network import previous_labels
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_recipe import RECIPE, Recipe
 from medmamba.models.run_folder import RunFolder
 from medmamba.options import with_changes
@@ -55,7 +55,7 @@ def find_best(
     options = with_changes(options or FindBestOptions(), changes)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
-    heads = Heads.of_plan(plan)
+    heads = OutputChannels.of_plan(plan)
     splits = folder.read_splits()
     folds = _trained(folder, list(plan.configurations), len(splits))
     shared = sorted(set.intersection(*(set(found) for found in folds.values()))) if folds else []

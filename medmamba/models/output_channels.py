@@ -20,7 +20,7 @@ from medmamba.plans.schema import Plan
 
 
 @dataclass(frozen=True)
-class Heads:
+class OutputChannels:
     """The meaning of each output channel.
 
     Attributes:
@@ -42,7 +42,7 @@ class Heads:
     channel_swap: tuple[int, ...]
 
     @classmethod
-    def of_plan(cls, plan: Plan) -> Heads:
+    def of_plan(cls, plan: Plan) -> OutputChannels:
         """Raises ConfigError when regions cannot be written back to the labels they came from."""
         labels = ["background", *label_names(plan)]
         index = {name: number for number, name in enumerate(labels)}
@@ -61,7 +61,7 @@ class Heads:
         return cls(tuple(plan.regions), True, members, written, ignore, tuple(swap), channels)
 
     @classmethod
-    def of_labels(cls, names: Sequence[str]) -> Heads:
+    def of_labels(cls, names: Sequence[str]) -> OutputChannels:
         """Softmax heads of labels without sides, the background first."""
         numbers = tuple(range(len(names)))
         return cls(tuple(names), False, tuple((n,) for n in numbers), numbers, None, (*numbers, len(names)), numbers)
@@ -108,7 +108,7 @@ class Heads:
         return [set(group) <= looked_for for group in self.members]
 
 
-def class_weights(heads: Heads, weights: Mapping[str, float] | None) -> list[float] | None:
+def class_weights(heads: OutputChannels, weights: Mapping[str, float] | None) -> list[float] | None:
     """One weight a channel from weights by name; channels that are not named weigh 1."""
     if not weights:
         return None

@@ -160,7 +160,7 @@ def _try(folder: RunFolder, name: str, minutes: float, fold: int, held_out: Sequ
 
     from medmamba.compute.device import choose_device
     from medmamba.models.checkpoint import load_checkpoint
-    from medmamba.models.output_channels import Heads
+    from medmamba.models.output_channels import OutputChannels
     from medmamba.networks.build import build_network
     from medmamba.planning.run import what_if
     from medmamba.preprocessing.store import stored_cases
@@ -183,7 +183,7 @@ def _try(folder: RunFolder, name: str, minutes: float, fold: int, held_out: Sequ
     device = choose_device("auto")
     network = network.to(device).eval()
     cases = stored_cases(folder.preprocessed(configuration.name))
-    heads = Heads.of_plan(plan)
+    heads = OutputChannels.of_plan(plan)
     with torch.no_grad():
         dice = {name: validate(network, [cases[name]], configuration, heads, device).mean for name in held_out}
     return Trial(name, result.steps, round(result.seconds / 60, 2), dice)

@@ -72,7 +72,7 @@ def plan(
     from medmamba.datasets.groups import patients_of
     from medmamba.geometry import MOST_VOXELS
     from medmamba.images import ReadOptions
-    from medmamba.models.output_channels import Heads
+    from medmamba.models.output_channels import OutputChannels
     from medmamba.planning.contact_sheet import Thumbnail, spread_over, thumbnail
     from medmamba.planning.dataset_page import dataset_page
     from medmamba.planning.measure import measure_dataset
@@ -120,7 +120,7 @@ def plan(
             previous=previous,
             network_decision=decision,
         )
-        Heads.of_plan(made)  # refuses regions that cannot be written back
+        OutputChannels.of_plan(made)  # refuses regions that cannot be written back
         for name in _to_store(made, configurations):
             refuse_oversize(
                 fingerprint,

@@ -11,7 +11,7 @@ from typing import Any
 from medmamba.evaluation.overlay import data_uri, overlay_png
 from medmamba.evaluation.page import STYLE
 from medmamba.geometry import Grid
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.explain import summary
 from medmamba.plans.labels import label_names
@@ -142,7 +142,7 @@ def _plan(plan: Plan) -> str:
     parts.append(_decisions("The dataset", plan.decisions))
     for name, part in plan.configurations.items():
         parts.append(_decisions(f"Configuration {name}", part.decisions, shown=name == plan.default_configuration))
-    channels = ", ".join(escape(name) for name in Heads.of_plan(plan).names)
+    channels = ", ".join(escape(name) for name in OutputChannels.of_plan(plan).names)
     return f"<p>Channels in: {escape(', '.join(plan.channel_names))}. Out: {channels}.</p>{''.join(parts)}"
 
 

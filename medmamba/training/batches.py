@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from medmamba.inference.cascade import one_hot
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training.augmentation import AugmentationPlan, augment, centre, draw_sample, draw_spatial
 from medmamba.training.cascade import disturbed
@@ -63,7 +63,7 @@ class PatchSource:
         seed: int,
         first_step: int = 0,
         augmented: str = "cpu",
-        heads: Heads | None = None,
+        heads: OutputChannels | None = None,
         sampling: str = "foreground",
         samples: range | None = None,
         previous_labels: int = 0,
@@ -210,7 +210,7 @@ def _framed(patches: Sequence[torch.Tensor]) -> torch.Tensor:
     return batch
 
 
-def annotated_heads(cases: Sequence[CaseReader], heads: Heads | None) -> dict[str, list[bool]] | None:
+def annotated_heads(cases: Sequence[CaseReader], heads: OutputChannels | None) -> dict[str, list[bool]] | None:
     """For each case the heads that it can teach; None when all cases teach all of them."""
     if heads is None or all(case.annotated is None for case in cases):
         return None

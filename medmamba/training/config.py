@@ -1,52 +1,96 @@
-"""What the user chose for a training run."""
+"""The recipe of a training: length, optimisation, data and machine. Each field is an option of ``medmamba train``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from medmamba.errors import ConfigError
+from medmamba.options import Options, option
 from medmamba.plans.cost.step_time import EPOCHS, STEPS_PER_EPOCH
+from medmamba.training.loss_names import LOSSES, is_loss_name
+
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["poly", "cosine"]
+Sampling = Literal["foreground", "lesion"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Augment = Literal["auto", "cpu", "device", "none"]
+ScanBackend = Literal["auto", "cpp", "triton", "torch"]
+
+LENGTH, RECIPE, MACHINE = "Length", "Recipe", "Machine"
+"""Headings of ``medmamba train --help``."""
 
 
-class TrainConfig(BaseModel):
-    """Recipe of one training; written beside the checkpoints.
+def _listed(names: Any) -> str:
+    *first, last = names if isinstance(names, tuple) else get_args(names)
+    return f"{', '.join(first)} or {last}"
+
+
+class TrainConfig(Options):
+    """Recipe of one training; written beside the checkpoints as train.json.
 
     The schedule is fitted to ``epochs``, ``steps`` or ``max_minutes``, whichever ends first.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    max_minutes: float | None = Field(default=None, gt=0)
-    steps_per_epoch: int = Field(default=STEPS_PER_EPOCH, ge=1)
-    batch_size: int | None = Field(default=None, ge=1, description="instead of the plan's")
-    optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = Field(default=3e-3, gt=0)
-    schedule: Literal["poly", "cosine"] = "poly"
-    patience: int | None = Field(default=None, ge=1, description="epochs without a better Dice before training ends")
-    loss: str = "dice_ce"
-    class_weights: dict[str, float] = Field(default_factory=dict)
-    sampling: Literal["foreground", "lesion"] = "foreground"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights")
-    freeze: tuple[str, ...] = ()
-    recompute: bool = Field(default=False, description="activations again in the backward pass, to save memory")
-    compile: bool = Field(default=False, description="the network through torch.compile")
-    deterministic: bool = False
-    validation_cases: int | None = Field(default=8, ge=1, description="whole volumes validated after each epoch")
-    weight_decay: float = Field(default=1e-2, ge=0)
-    warmup_steps: int = Field(default=20, ge=0)
-    gradient_clip: float = Field(default=12.0, gt=0)
-    augment: Literal["auto", "cpu", "device", "none"] = "auto"
-    seed: int = Field(default=1, ge=0)
-    workers: int = Field(default=1, ge=0)
-    stall_seconds: float = Field(default=28.0, gt=0, description="silence after which a data worker counts as stuck")
-    checkpoint_minutes: float = Field(default=10.0, gt=0)
-    device: str = "auto"
+    epochs: int | None = option(
+        None,
+        f"Length in epochs of {STEPS_PER_EPOCH} steps (or --steps-per-epoch); {EPOCHS} if no length is given.",
+        panel=LENGTH,
+        ge=1,
+    )
+    steps: int | None = option(None, "Length in steps.", panel=LENGTH, ge=1)
+    max_minutes: float | None = option(None, "Length in minutes; the schedule ends inside.", panel=LENGTH, gt=0)
+    patience: int | None = option(None, "End after so many epochs without a better Dice.", panel=LENGTH, ge=1)
+    steps_per_epoch: int = option(STEPS_PER_EPOCH, "Steps between two validations.", panel=LENGTH, ge=1)
+    batch_size: int | None = option(None, "Batch size instead of the plan's.", panel=RECIPE, ge=1)
+    learning_rate: float = option(3e-3, "Initial learning rate.", panel=RECIPE, gt=0)
+    schedule: Schedule = option("poly", f"Decay of the learning rate: {_listed(Schedule)}.", panel=RECIPE)
+    warmup_steps: int = option(20, "Steps over which the learning rate rises from 0.", panel=RECIPE, ge=0)
+    optimizer: Optimizer = option("adamw", f"{_listed(Optimizer)}.", panel=RECIPE)
+    weight_decay: float = option(1e-2, "Weight decay of matrices and kernels.", panel=RECIPE, ge=0)
+    gradient_clip: float = option(12.0, "Largest norm of the gradient; above, it is scaled down.", panel=RECIPE, gt=0)
+    loss: str = option(
+        "dice_ce", f"{_listed(tuple(LOSSES))}, or a function of yours as package.module:function.", panel=RECIPE
+    )
+    class_weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="Weights of classes in the loss by label name: tumour=3,liver=1",
+        json_schema_extra={"panel": RECIPE, "flag": None},
+    )
+    sampling: Sampling = option(
+        "foreground", "What patches are centred on: foreground, or lesion (every lesion equally often).", panel=RECIPE
+    )
+    ema: float | None = option(
+        None, "Average the weights exponentially with this decay, e.g. 0.999.", panel=RECIPE, gt=0, lt=1
+    )
+    augment: Augment = option(
+        "auto",
+        "Where patches are augmented: cpu (one at a time), device (whole batches, on the GPU) or none; auto: on a GPU "
+        "if there is one.",
+        panel=RECIPE,
+    )
+    freeze: tuple[str, ...] = option((), "Parts of the network that are not trained: stem,encoder", panel=RECIPE)
+    validation_cases: int | None = option(8, "Whole volumes validated after each epoch.", panel=RECIPE, ge=1)
+    seed: int = option(1, "Seed of weights, patches and augmentation.", panel=RECIPE, ge=0)
+    workers: int = option(1, "Processes that make batches; 0: none.", panel=MACHINE, ge=0)
+    stall_seconds: float = option(
+        28.0, "Seconds without a sign of life after which a data worker is replaced.", panel=MACHINE, gt=0
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=MACHINE)
+    precision: Precision = option("auto", f"{_listed(Precision)}; scans are always fp32.", panel=MACHINE)
+    scan_backend: ScanBackend = option(
+        "auto", f"Implementation of the selective scan: {_listed(ScanBackend)}; auto: the fastest here.", panel=MACHINE
+    )
+    recompute: bool = option(
+        False, "Save memory: compute activations a second time in the backward pass.", panel=MACHINE
+    )
+    compile: bool = option(
+        False, "Run the network through torch.compile; where that fails, training goes on without it.", panel=MACHINE
+    )
+    deterministic: bool = option(False, "The same bytes on every run.", panel=MACHINE)
+    checkpoint_minutes: float = option(10.0, "Minutes between checkpoints.", panel=MACHINE, gt=0)
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -57,15 +101,13 @@ class TrainConfig(BaseModel):
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, name: str) -> str:
-        from medmamba.training.losses import LOSSES
-
-        if name not in LOSSES:
-            raise ValueError(f"the losses are {', '.join(LOSSES)}")
+        if not is_loss_name(name):
+            raise ValueError(f"the losses are {', '.join(LOSSES)}, or a function as package.module:function")
         return name
 
     @field_validator("class_weights")
     @classmethod
-    def _weights_are_numbers_above_zero(cls, weights: dict[str, float]) -> dict[str, float]:
+    def _weights_are_at_least_zero(cls, weights: dict[str, float]) -> dict[str, float]:
         if any(not 0 <= weight < float("inf") for weight in weights.values()):
             raise ValueError("each weight must be a number of at least 0")
         return weights
@@ -79,9 +121,14 @@ class TrainConfig(BaseModel):
             return min(given)
         return None if self.max_minutes is not None else EPOCHS * self.steps_per_epoch
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The fields that were given, without those left at their defaults."""
+        return {name: getattr(self, name) for name in TrainConfig.model_fields if name in self.model_fields_set}
 
-SETTLED = ("precision", "augment")
-"""Choices whose ``auto`` a run settles when it begins, for the machine it begins on, and keeps wherever it goes on."""
+
+RESOLVED_AT_START = ("precision", "augment", "scan_backend")
+"""Fields whose ``auto`` is resolved when a run begins, for the machine it begins on, and kept wherever it resumes."""
 LENGTHS = ("epochs", "steps", "max_minutes")
 FREE_ON_RESUME = (
     *LENGTHS,
@@ -93,7 +140,7 @@ FREE_ON_RESUME = (
     "device",
     "recompute",
 )
-"""Choices that may change when a run is resumed; all others would make it another training."""
+"""Fields that may change when a run is resumed; all others would make it another training."""
 
 
 def make_config(choices: Mapping[str, Any], stored: TrainConfig | None = None) -> TrainConfig:
@@ -111,8 +158,8 @@ def make_config(choices: Mapping[str, Any], stored: TrainConfig | None = None) -
     except ValidationError as error:
         lines = []
         for fault in error.errors():
-            option = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-")
-            lines.append(f"{option} {fault['input']!r}: {fault['msg'].lower()}.")
+            name = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-")
+            lines.append(f"{name} {fault['input']!r}: {fault['msg'].lower()}.")
         raise ConfigError("\n".join(lines)) from error
     if stored is not None:
         refuse_another_recipe(stored, made)
@@ -126,7 +173,7 @@ def refuse_another_recipe(stored: TrainConfig, wanted: TrainConfig) -> None:
         for name in TrainConfig.model_fields
         if name not in FREE_ON_RESUME
         and getattr(stored, name) != getattr(wanted, name)
-        and not (name in SETTLED and getattr(wanted, name) == "auto")
+        and not (name in RESOLVED_AT_START and getattr(wanted, name) == "auto")
     ]
     if differences:
         raise ConfigError(

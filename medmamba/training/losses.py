@@ -1,19 +1,20 @@
-"""Losses by name: Dice, cross-entropy and their relatives, and the sum over the resolutions of a decoder.
+"""Losses as functions of one record: Dice, cross-entropy and their relatives; and their sum over a decoder's outputs.
 
-One implementation serves softmax and sigmoid heads. Voxels to ignore and heads that a case cannot teach are multiplied
-by exactly zero before anything is summed, so their gradient is exactly zero.
+One implementation serves softmax and sigmoid channels. Voxels to ignore, and channels that are not annotated in a case,
+are multiplied by exactly zero before anything is summed, so their gradient is exactly zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from medmamba.errors import unknown_name
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.training.distributed import total
 
 SMOOTH = 1e-5
@@ -21,103 +22,180 @@ SMOOTH = 1e-5
 FOCAL_GAMMA = 2.0
 """Source: Lin et al. 2017, arXiv:1708.02002."""
 TOP_K = 0.1
-"""Share of the voxels, those with the largest cross-entropy, that ``dice_topk`` averages (nnU-Net v2)."""
-OUT_OF_PLAY = -1e4
+"""Fraction of the voxels, those with the largest cross-entropy, that ``dice_topk`` averages (nnU-Net v2)."""
+EXCLUDED_LOGIT = -1e4
 """Logit of a class that is left out of a softmax: its probability is exactly 0 in float32."""
 
-LOSSES = ("dice_ce", "dice_focal", "dice_topk", "ce", "dice")
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a loss is computed from: logits of one resolution, the truth, and which of it counts.
+
+    Attributes:
+        logits: (B, C, ...), float32 at least; softmax channels that are not annotated hold :data:`EXCLUDED_LOGIT`.
+        target: (B, 1, ...) label indices.
+        truth: (B, C, ...), 1 where the channel's label or region is, else 0; ignored voxels are 0 everywhere.
+        known: (B, 1, ...), 0 for voxels to ignore, else 1; None: there is no ignore label.
+        annotated: (B, C, 1, ...) bool, which channels are annotated in each case; None: all.
+        channels: what the channels mean; softmax channels begin with the background, sigmoid channels have none.
+        weights: (C,), a weight for each channel; None: all 1.
+        batch_dice: pool the Dice over the batch instead of averaging over its images.
+    """
+
+    logits: torch.Tensor
+    target: torch.Tensor
+    truth: torch.Tensor
+    known: torch.Tensor | None
+    annotated: torch.Tensor | None
+    channels: OutputChannels
+    weights: torch.Tensor | None
+    batch_dice: bool
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """(B, C, ...) of each channel, not masked."""
+        return torch.sigmoid(self.logits) if self.channels.sigmoid else torch.softmax(self.logits, 1)
+
+    @cached_property
+    def mask(self) -> torch.Tensor | None:
+        """What counts, 0 or 1, (B, 1 or C, ...) to multiply with; None: everything does."""
+        if self.annotated is None:
+            return self.known
+        annotated = self.annotated.to(self.logits.dtype)
+        return annotated if self.known is None else self.known * annotated
+
+    @property
+    def first_foreground(self) -> int:
+        """The first channel that is not background."""
+        return 0 if self.channels.sigmoid else 1
+
+
+LossFunction = Callable[[LossInputs], torch.Tensor]
+"""Returns a scalar. With several training processes its sums go through :func:`medmamba.training.distributed.total`."""
+
+
+def cross_entropy(inputs: LossInputs) -> torch.Tensor:
+    """Mean cross-entropy of the voxels (of every channel's voxels where channels are independent)."""
+    return _mean(*_voxel_losses(inputs))
+
+
+def focal(inputs: LossInputs) -> torch.Tensor:
+    """Cross-entropy in which voxels that are well predicted count little."""
+    loss, count = _voxel_losses(inputs)
+    return _mean(loss * (1 - torch.exp(-loss)) ** FOCAL_GAMMA, count)
+
+
+def top_k(inputs: LossInputs) -> torch.Tensor:
+    """Mean cross-entropy of the voxels that are predicted worst."""
+    loss, count = _voxel_losses(inputs)
+    loss, count = (loss * count).flatten(), (count > 0).to(loss.dtype).flatten()
+    chosen = loss.topk(max(1, int(TOP_K * loss.numel()))).indices
+    return total(loss[chosen].sum()) / total(count[chosen].sum()).clamp_min(1)
+
+
+def soft_dice(inputs: LossInputs) -> torch.Tensor:
+    """One minus the soft Dice of the foreground, averaged over channels."""
+    first = inputs.first_foreground
+    probability, truth, mask = inputs.probabilities[:, first:], inputs.truth[:, first:], inputs.mask
+    if mask is not None:
+        mask = mask if mask.shape[1] == 1 else mask[:, first:]
+        probability, truth = probability * mask, truth * mask
+    axes = list(range(2, truth.ndim))
+    overlap, both = (probability * truth).sum(axes), probability.sum(axes) + truth.sum(axes)  # (B, C)
+    annotated = inputs.annotated
+    counted = torch.ones_like(overlap) if annotated is None else annotated.flatten(1)[:, first:].to(overlap.dtype)
+    if inputs.batch_dice:
+        overlap, both = total(overlap.sum(0)), total(both.sum(0))
+        counted = (total(counted.sum(0)) > 0).to(overlap.dtype)
+    counted = counted if inputs.weights is None else counted * inputs.weights[first:]
+    score = (2 * overlap + SMOOTH) / (both + SMOOTH)
+    if inputs.batch_dice:
+        return ((1 - score) * counted).sum() / counted.sum().clamp_min(1e-8)
+    return total(((1 - score) * counted).sum()) / total(counted.sum()).clamp_min(1e-8)
+
+
+def dice_ce(inputs: LossInputs) -> torch.Tensor:
+    """Cross-entropy plus Dice, nnU-Net's loss."""
+    return cross_entropy(inputs) + soft_dice(inputs)
+
+
+def dice_focal(inputs: LossInputs) -> torch.Tensor:
+    """Focal loss plus Dice."""
+    return focal(inputs) + soft_dice(inputs)
+
+
+def dice_topk(inputs: LossInputs) -> torch.Tensor:
+    """Cross-entropy of the worst voxels plus Dice."""
+    return top_k(inputs) + soft_dice(inputs)
+
+
+def _voxel_losses(inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy of each voxel and how much it counts, (B, 1, ...) or of independent channels (B, C, ...)."""
+    logits, weights = inputs.logits, inputs.weights
+    if weights is not None:
+        weights = weights.reshape(1, -1, *[1] * (logits.ndim - 2))
+    if inputs.channels.sigmoid:
+        loss = F.binary_cross_entropy_with_logits(logits, inputs.truth, reduction="none")
+        count = torch.ones_like(loss) if weights is None else weights.expand_as(loss)
+        return loss, count if inputs.mask is None else count * inputs.mask
+    target = inputs.target
+    index = target if inputs.known is None else target * (target < logits.shape[1])
+    loss = F.cross_entropy(logits, index[:, 0], reduction="none")[:, None]
+    count = torch.ones_like(loss) if weights is None else (weights * inputs.truth).sum(1, keepdim=True)
+    return loss, count if inputs.known is None else count * inputs.known
+
+
+def _mean(loss: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    return total((loss * count).sum()) / total(count.sum()).clamp_min(1e-8)
 
 
 class SegmentationLoss(nn.Module):
-    """A loss of logits (B, C, ...) against label indices (B, 1, ...); computed in float32 at least.
+    """A loss of logits (B, C, ...) against label indices (B, 1, ...), computed in float32 at least.
 
     Args:
-        heads: what the channels mean; softmax heads leave the background out of the Dice, sigmoid heads have none.
-        name: one of :data:`LOSSES`; the parts of a sum weigh 1 and 1.
+        channels: what the network's output channels mean.
+        function: of :class:`LossInputs`, one of this file's or the user's.
         batch_dice: pool the Dice over the batch instead of averaging over its images.
-        weights: one weight a channel, for both parts; None: all 1.
+        weights: one weight a channel; None: all 1.
     """
 
     weights: torch.Tensor | None
 
     def __init__(
-        self, heads: Heads, *, name: str = "dice_ce", batch_dice: bool, weights: Sequence[float] | None = None
+        self,
+        channels: OutputChannels,
+        function: LossFunction = dice_ce,
+        *,
+        batch_dice: bool,
+        weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if name not in LOSSES:
-            raise unknown_name("loss", name, LOSSES)
-        self.heads = heads
-        self.name = name
+        self.channels = channels
+        self.function = function
         self.batch_dice = batch_dice
         self.register_buffer("weights", None if weights is None else torch.tensor(weights), persistent=False)
 
     def forward(
         self, logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """``annotated`` (B, C) says which channels each image can teach; None: all."""
+        """``annotated`` (B, C) says which channels are annotated in each image; None: all."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        shape = (*logits.shape[:2], *[1] * (logits.ndim - 2))
-        known = None if self.heads.ignore is None else (target != self.heads.ignore).to(logits.dtype)  # (B, 1, ...)
-        taught = None if annotated is None else annotated.reshape(shape)
-        if taught is not None and not self.heads.sigmoid:
-            logits = logits.masked_fill(~taught, OUT_OF_PLAY)
-        truth = self.heads.truth(target).to(logits.dtype)
-        mask = _product(known, None if taught is None else taught.to(logits.dtype))
-        loss = logits.new_zeros(())
-        if self.name != "dice":
-            loss = loss + self._voxel_loss(logits, target, truth, mask, known)
-        if self.name != "ce":
-            loss = loss + self._dice_loss(logits, truth, mask, taught)
-        return loss
-
-    def _voxel_loss(
-        self,
-        logits: torch.Tensor,
-        target: torch.Tensor,
-        truth: torch.Tensor,
-        mask: torch.Tensor | None,
-        known: torch.Tensor | None,
-    ) -> torch.Tensor:
-        weights = None if self.weights is None else self.weights.to(logits).reshape(1, -1, *[1] * (logits.ndim - 2))
-        if self.heads.sigmoid:
-            loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-            count = torch.ones_like(loss) if weights is None else weights.expand_as(loss)
-            count = count if mask is None else count * mask
-        else:
-            index = target if known is None else target * (target < logits.shape[1])
-            loss = F.cross_entropy(logits, index[:, 0], reduction="none")[:, None]
-            count = torch.ones_like(loss) if weights is None else (weights * truth).sum(1, keepdim=True)
-            count = count if known is None else count * known
-        if self.name == "dice_focal":
-            loss = loss * (1 - torch.exp(-loss)) ** FOCAL_GAMMA
-        if self.name == "dice_topk":
-            loss, count = (loss * count).flatten(), (count > 0).to(loss.dtype).flatten()
-            kept = max(1, int(TOP_K * loss.numel()))
-            chosen = loss.topk(kept).indices
-            loss, count = loss[chosen], count[chosen]
-            return total(loss.sum()) / total(count.sum()).clamp_min(1)
-        return total((loss * count).sum()) / total(count.sum()).clamp_min(1e-8)
-
-    def _dice_loss(
-        self, logits: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor | None, taught: torch.Tensor | None
-    ) -> torch.Tensor:
-        probability = torch.sigmoid(logits) if self.heads.sigmoid else torch.softmax(logits, 1)
-        first = 0 if self.heads.sigmoid else 1
-        probability, truth = probability[:, first:], truth[:, first:]
-        if mask is not None:
-            mask = mask if mask.shape[1] == 1 else mask[:, first:]
-            probability, truth = probability * mask, truth * mask
-        axes = list(range(2, logits.ndim))
-        overlap, both = (probability * truth).sum(axes), probability.sum(axes) + truth.sum(axes)  # (B, C)
-        counted = torch.ones_like(overlap) if taught is None else taught.flatten(1)[:, first:].to(overlap.dtype)
-        if self.batch_dice:
-            overlap, both = total(overlap.sum(0)), total(both.sum(0))
-            counted = (total(counted.sum(0)) > 0).to(overlap.dtype)
-        counted = counted if self.weights is None else counted * self.weights.to(logits)[first:]
-        score = (2 * overlap + SMOOTH) / (both + SMOOTH)
-        if self.batch_dice:
-            return ((1 - score) * counted).sum() / counted.sum().clamp_min(1e-8)
-        return total(((1 - score) * counted).sum()) / total(counted.sum()).clamp_min(1e-8)
+        if annotated is not None:
+            annotated = annotated.reshape(*logits.shape[:2], *[1] * (logits.ndim - 2))
+            if not self.channels.sigmoid:
+                logits = logits.masked_fill(~annotated, EXCLUDED_LOGIT)
+        ignore = self.channels.ignore
+        inputs = LossInputs(
+            logits=logits,
+            target=target,
+            truth=self.channels.truth(target).to(logits.dtype),
+            known=None if ignore is None else (target != ignore).to(logits.dtype),
+            annotated=annotated,
+            channels=self.channels,
+            weights=None if self.weights is None else self.weights.to(logits),
+            batch_dice=self.batch_dice,
+        )
+        return self.function(inputs)
 
 
 def deep_supervision_weights(outputs: int) -> list[float]:
@@ -152,12 +230,6 @@ class DeepSupervision(nn.Module):
             if weight:
                 summed = summed + weight * self.loss(output, _at_size(target, output.shape[2:]), annotated)
         return summed
-
-
-def _product(known: torch.Tensor | None, taught: torch.Tensor | None) -> torch.Tensor | None:
-    if known is None or taught is None:
-        return taught if known is None else known
-    return known * taught
 
 
 def _at_size(target: torch.Tensor, size: torch.Size) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from medmamba.compute.precision import casting, choose_precision
 from medmamba.errors import ConfigError
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.training import distributed
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
@@ -88,7 +88,7 @@ class Stepper:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         loss: nn.Module,
-        heads: Heads,
+        heads: OutputChannels,
         config: TrainConfig,
         device: torch.device,
         forward: Callable[[torch.Tensor], Any] | None = None,

@@ -24,7 +24,7 @@ from medmamba.disk.atomic import write_text
 from medmamba.errors import ConfigError, ResourceError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.models.network import mirroring_of, previous_labels
-from medmamba.models.output_channels import Heads, class_weights
+from medmamba.models.output_channels import OutputChannels, class_weights
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training import distributed
@@ -35,7 +35,7 @@ from medmamba.training.compiling import Compiled
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import FiniteGuard, collapse_advice
 from medmamba.training.interrupts import Impatient, undivided
-from medmamba.training.losses import DeepSupervision, SegmentationLoss
+from medmamba.training.losses import DeepSupervision, LossFunction, SegmentationLoss, dice_ce
 from medmamba.training.memory import Fit, smaller_fit
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
@@ -59,6 +59,7 @@ def train_fold(
     folder: Path,
     config: TrainConfig,
     *,
+    loss: LossFunction = dice_ce,
     resume: bool = False,
     facts: dict[str, Any] | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
@@ -70,7 +71,7 @@ def train_fold(
     last checkpoint exactly: batches depend on (seed, step) alone.
     """
     with determinism(config.deterministic):
-        fold = Training(network, plan, configuration, training, validation, folder, config, facts or {}, observe)
+        fold = Training(network, plan, configuration, training, validation, folder, config, loss, facts or {}, observe)
         fold.begin(resume)
         return fold.run(on_step)
 
@@ -87,6 +88,7 @@ class Training:
         validation: Sequence[CaseReader],
         folder: Path,
         config: TrainConfig,
+        loss: LossFunction,
         facts: dict[str, Any],
         observe: Observer,
     ) -> None:
@@ -100,13 +102,13 @@ class Training:
         self.training, self.validation = training, validation
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         self.config, self.facts, self.observe = config, facts, observe
-        self.heads = Heads.of_plan(plan)
+        self.heads = OutputChannels.of_plan(plan)
         self.optimizer = make_optimizer(self.network, config)
         weights = class_weights(self.heads, config.class_weights)
-        loss = SegmentationLoss(self.heads, name=config.loss, batch_dice=configuration.batch_dice, weights=weights)
+        criterion = SegmentationLoss(self.heads, loss, batch_dice=configuration.batch_dice, weights=weights)
         forward = Compiled(self.network, self._tell) if config.compile else None
         self.stepper = Stepper(
-            self.network, self.optimizer, DeepSupervision(loss), self.heads, config, self.device, forward
+            self.network, self.optimizer, DeepSupervision(criterion), self.heads, config, self.device, forward
         )
         self.averaged = AveragedWeights(self.network, config.ema) if config.ema is not None else None
         self.budget = Budget(config.total_steps, config.max_minutes)

@@ -19,7 +19,7 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import read_state
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import read_plan
 from medmamba.networks.build import build_network, published_networks
 from medmamba.networks.published.weights import read_converted
@@ -88,8 +88,8 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     old = load_file(folder / "checkpoints" / generation / "model.safetensors")
     heads = _shape_changes(arguments, "out_channels")
     channels = _shape_changes(arguments, "in_channels")
-    old_heads = facts.get("heads", list(Heads.of_plan(old_plan).names))
-    label_rows = _matches(list(Heads.of_plan(plan).names), old_heads)
+    old_heads = facts.get("heads", list(OutputChannels.of_plan(old_plan).names))
+    label_rows = _matches(list(OutputChannels.of_plan(plan).names), old_heads)
     channel_rows = _matches(plan.channel_names, old_plan.channel_names)
     report = TransferReport(str(folder))
     state = network.state_dict()
@@ -98,7 +98,7 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
             source = old.pop(name, None)
             if name in heads or name in channels:
                 rows, wanted, given, what = (
-                    (label_rows, len(Heads.of_plan(plan).names), len(old_heads), "classes by name")
+                    (label_rows, len(OutputChannels.of_plan(plan).names), len(old_heads), "classes by name")
                     if name in heads
                     else (channel_rows, len(plan.channel_names), len(old_plan.channel_names), "channels by name")
                 )

@@ -15,7 +15,7 @@ from torch import nn
 from medmamba.evaluation.dice import dice
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.sliding_window import predict_logits
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.store import CaseReader
 
@@ -47,7 +47,7 @@ def validate(
     network: nn.Module,
     cases: Sequence[CaseReader],
     configuration: Configuration,
-    heads: Heads,
+    heads: OutputChannels,
     device: torch.device,
     *,
     previous_labels: int = 0,

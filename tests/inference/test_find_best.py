@@ -18,12 +18,12 @@ from medmamba.inference.predictor import Predictor
 from medmamba.model_selection.calibration import Doubt, quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.run import find_best
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_recipe import Cleaning, Limits, read_recipe
 from medmamba.plans.schema import Plan
 
-ORGAN = Heads.of_labels(["background", "organ"])
-NESTED = Heads.of_plan(
+ORGAN = OutputChannels.of_labels(["background", "organ"])
+NESTED = OutputChannels.of_plan(
     SimpleNamespace(
         labels={"background": 0, "rim": 1, "core": 2},
         regions={"whole": ["rim", "core"], "core": ["core"]},
@@ -80,7 +80,7 @@ def test_a_case_that_was_not_looked_at_for_a_structure_and_ignored_voxels_do_not
     unseen = ValidatedCase(0 * truth, (True, False), 1.0, labels=found)
     both = Candidate(ORGAN, {"a": candidate(found, truth).cases["a"], "b": unseen})
     assert both.dice() == candidate(found, truth).dice()
-    ignoring = Heads.of_plan(
+    ignoring = OutputChannels.of_plan(
         SimpleNamespace(
             labels={"background": 0, "organ": 1}, regions=None, region_order=None, ignore_label=9, left_right_pairs=[]
         )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.networks.build import build_network, network_facts
 from medmamba.plans.schema import NetworkPlan
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
@@ -44,7 +44,7 @@ def peak_bytes(
     """Largest number of bytes held at once in a training step with AdamW, weights and optimiser included."""
     model = build(network, in_channels, out_channels).train()
     loss_function = DeepSupervision(
-        SegmentationLoss(Heads.of_labels([str(n) for n in range(out_channels)]), batch_dice=False)
+        SegmentationLoss(OutputChannels.of_labels([str(n) for n in range(out_channels)]), batch_dice=False)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter in model.parameters():  # the optimiser makes its numbers at its first step

@@ -17,7 +17,7 @@ from medmamba import pipeline
 from medmamba.errors import ConfigError, InputError
 from medmamba.inference.cascade import labels_on_next_grid, one_hot
 from medmamba.inference.sliding_window import Window, stream_logits
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import stored_cases
@@ -77,7 +77,10 @@ def test_labels_of_the_first_stage_lie_where_they_were_on_the_finer_grid():
     coarse[1, 2:4, 1:3, 1:3] = 4.0
     coarse[0] = 2.0
     found = labels_on_next_grid(
-        coarse.unbind(1), Heads.of_labels(["background", "a"]), ((6, 5, 4), (2.0,) * 3), ((12, 10, 8), (1.0,) * 3)
+        coarse.unbind(1),
+        OutputChannels.of_labels(["background", "a"]),
+        ((6, 5, 4), (2.0,) * 3),
+        ((12, 10, 8), (1.0,) * 3),
     )
     assert found.shape == (12, 10, 8)
     inside = np.argwhere(found == 1)

@@ -10,7 +10,7 @@ import torch
 
 from medmamba.errors import ConfigError
 from medmamba.inference.sliding_window import predict_logits
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.labels import decode, encode
 from medmamba.training.augmentation import augment, augmentation_plan, draw_sample
 from medmamba.training.sampling import choose_patch, sample_rng
@@ -31,7 +31,7 @@ TUMOUR = _plan(
 
 
 def test_labels_become_regions_and_the_same_labels_again():
-    heads = Heads.of_plan(TUMOUR)
+    heads = OutputChannels.of_plan(TUMOUR)
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (1, 1, 9, 8, 7)))
     logits = 2 * heads.truth(labels)[0] - 1  # above zero inside
     assert torch.equal(heads.label_map(logits), labels[0, 0])
@@ -40,11 +40,11 @@ def test_labels_become_regions_and_the_same_labels_again():
 def test_an_order_that_would_lose_a_label_is_refused():
     wrong = _plan(TUMOUR.labels, TUMOUR.regions, ["enhancing", "necrosis", "oedema"])
     with pytest.raises(ConfigError, match="would become"):
-        Heads.of_plan(wrong)
+        OutputChannels.of_plan(wrong)
 
 
 def test_one_head_per_label_decides_by_the_largest_logit():
-    heads = Heads.of_plan(_plan({"background": 0, "a": 7, "b": 3}, {"a": ["a"], "b": ["b"]}, ["a", "b"]))
+    heads = OutputChannels.of_plan(_plan({"background": 0, "a": 7, "b": 3}, {"a": ["a"], "b": ["b"]}, ["a", "b"]))
     logits = torch.tensor([[-1.0, 3.0, 1.0], [-2.0, 2.0, 4.0]])[:, None]
     assert heads.label_map(logits).tolist() == [[0, 1, 2]]
 
@@ -55,12 +55,12 @@ def test_any_label_values_survive_the_way_to_indices_and_back():
     assert encode(values, plan).tolist() == [[0, 2], [1, 2]]
     assert (decode(encode(values, plan), plan) == values).all()
     assert encode(np.array([-7, 420]), plan).tolist() == [3, 1]
-    assert Heads.of_plan(plan).ignore == 3
+    assert OutputChannels.of_plan(plan).ignore == 3
 
 
 def test_a_left_right_flip_exchanges_the_labels_of_a_pair():
     plan = _plan({"background": 0, "kidney_l": 1, "kidney_r": 2}, pairs=[["kidney_l", "kidney_r"]])
-    heads = Heads.of_plan(plan)
+    heads = OutputChannels.of_plan(plan)
     assert heads.label_swap == (0, 2, 1, 3)
     label = torch.zeros((1, 6, 5, 4))
     label[0, :2], label[0, 4:] = 1, 2

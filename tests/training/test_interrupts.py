@@ -20,7 +20,8 @@ from medmamba.training import pretrain, trainer
 from medmamba.training.config import TrainConfig
 from medmamba.training.folds import train_folds
 from medmamba.training.interrupts import Impatient, undivided
-from medmamba.training.run import stored_config
+from medmamba.training.options import TrainOptions
+from medmamba.training.resume import stored_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"steps_per_epoch": 2, "workers": 0, "warmup_steps": 0, "deterministic": True}
@@ -159,9 +160,9 @@ def test_handlers_are_as_before_and_an_error_does_not_swallow_an_interrupt():
 
 def test_resuming_several_folds_begins_those_that_had_not(clinic_run):
     with pytest.raises(ConfigError, match="nothing to resume here"):
-        train_folds(clinic_run, [0, 1], {}, resume=True)
-    train_folds(clinic_run, [0], {"steps": 2, "seed": 5, **RECIPE})
-    results = train_folds(clinic_run, [0, 1], {"steps": 3}, resume=True)
+        train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True), TrainConfig())
+    train_folds(clinic_run, TrainOptions(folds=(0,)), TrainConfig(steps=2, seed=5, **RECIPE))
+    results = train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True), TrainConfig(steps=3))
     assert [result.steps for result in results.values()] == [3, 3]
     assert stored_config(clinic_run, fold=1).seed == 5
 
@@ -169,13 +170,13 @@ def test_resuming_several_folds_begins_those_that_had_not(clinic_run):
 def test_folds_that_begin_late_begin_with_the_weights_of_the_others(clinic_run):
     pipeline.train(clinic_run, fold="all", config=TrainConfig(steps=1, **RECIPE))
     model = _fold(clinic_run, "all")
-    train_folds(clinic_run, [0], {"steps": 2, **RECIPE}, init=model)
+    train_folds(clinic_run, TrainOptions(folds=(0,), init=model), TrainConfig(steps=2, **RECIPE))
     with pytest.raises(ConfigError, match=r"Fold 0 began with the weights of another model.*fold 1 has not begun"):
-        train_folds(clinic_run, [0, 1], {}, resume=True)
-    train_folds(clinic_run, [0, 1], {"steps": 3}, resume=True, init=model)
+        train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True), TrainConfig())
+    train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True, init=model), TrainConfig(steps=3))
     assert (_fold(clinic_run, 1) / "init.json").is_file()
     with pytest.raises(ConfigError, match="Choose one"):
-        train_folds(clinic_run, [0, 1], {}, resume=True, init=model)
+        train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True, init=model), TrainConfig())
     pipeline.train(clinic_run, fold=1, config=TrainConfig(steps=1, **RECIPE), restart=True)
     assert not (_fold(clinic_run, 1) / "init.json").exists()
 

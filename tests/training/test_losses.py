@@ -7,12 +7,15 @@ import torch
 from monai.losses import DiceCELoss
 
 from medmamba.errors import ConfigError
-from medmamba.models.output_channels import Heads, class_weights
-from medmamba.training.losses import LOSSES, DeepSupervision, SegmentationLoss
+from medmamba.models.output_channels import OutputChannels, class_weights
+from medmamba.training.loss_names import LOSSES, find_loss, name_of_loss
+from medmamba.training.losses import DeepSupervision, LossInputs, SegmentationLoss, cross_entropy, dice_ce
 
-SOFTMAX = Heads.of_labels(["background", "liver", "tumour"])
-IGNORING = Heads(SOFTMAX.names, False, SOFTMAX.members, SOFTMAX.written, 3, SOFTMAX.label_swap, SOFTMAX.channel_swap)
-SIGMOID = Heads(("whole", "core"), True, ((1, 2), (2,)), (1, 2), 3, (0, 1, 2, 3), (0, 1))
+SOFTMAX = OutputChannels.of_labels(["background", "liver", "tumour"])
+IGNORING = OutputChannels(
+    SOFTMAX.names, False, SOFTMAX.members, SOFTMAX.written, 3, SOFTMAX.label_swap, SOFTMAX.channel_swap
+)
+SIGMOID = OutputChannels(("whole", "core"), True, ((1, 2), (2,)), (1, 2), 3, (0, 1, 2, 3), (0, 1))
 
 
 def _sample(channels: int, ignore: bool = False):
@@ -42,7 +45,7 @@ def test_dice_ce_is_monais_with_nnunets_smooth_terms(batch_dice):
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_the_gradient_is_exactly_zero_where_voxels_are_ignored(name, heads, batch_dice):
     logits, target = _sample(len(heads.names), ignore=True)
-    SegmentationLoss(heads, name=name, batch_dice=batch_dice)(logits, target).backward()
+    SegmentationLoss(heads, find_loss(name), batch_dice=batch_dice)(logits, target).backward()
     assert (logits.grad[:, :, :2] == 0).all()
     assert logits.grad[:, :, 2:].abs().sum() > 0
 
@@ -51,7 +54,7 @@ def test_the_gradient_is_exactly_zero_where_voxels_are_ignored(name, heads, batc
 @pytest.mark.parametrize("heads", [IGNORING, SIGMOID], ids=["softmax", "sigmoid"])
 def test_what_stands_in_ignored_voxels_does_not_matter(name, heads):
     logits, target = _sample(len(heads.names), ignore=True)
-    loss = SegmentationLoss(heads, name=name, batch_dice=False)
+    loss = SegmentationLoss(heads, find_loss(name), batch_dice=False)
     other = logits.detach().clone()
     other[:, :, :2] = 100 * torch.randn_like(other[:, :, :2])
     assert loss(logits, target).item() == pytest.approx(loss(other, target).item(), abs=1e-12)
@@ -75,7 +78,7 @@ def test_the_gradient_is_exactly_zero_for_classes_nobody_looked_for(name, heads,
     target[1][target[1] == 2] = 1  # the second case has no such voxel, because nobody looked
     annotated = torch.ones((2, len(heads.names)), dtype=torch.bool)
     annotated[1, last] = False
-    SegmentationLoss(heads, name=name, batch_dice=batch_dice)(logits, target, annotated).backward()
+    SegmentationLoss(heads, find_loss(name), batch_dice=batch_dice)(logits, target, annotated).backward()
     assert (logits.grad[1, last] == 0).all()
     assert logits.grad[0, last].abs().sum() > 0
     assert logits.grad[1, 0].abs().sum() > 0
@@ -83,8 +86,8 @@ def test_the_gradient_is_exactly_zero_for_classes_nobody_looked_for(name, heads,
 
 def test_a_class_weight_counts_as_often():
     logits, target = _sample(3)
-    plain = SegmentationLoss(SOFTMAX, name="ce", batch_dice=False)
-    weighted = SegmentationLoss(SOFTMAX, name="ce", batch_dice=False, weights=[1.0, 1.0, 5.0])
+    plain = SegmentationLoss(SOFTMAX, cross_entropy, batch_dice=False)
+    weighted = SegmentationLoss(SOFTMAX, cross_entropy, batch_dice=False, weights=[1.0, 1.0, 5.0])
     expected = torch.nn.functional.cross_entropy(
         logits, target[:, 0], weight=torch.tensor([1.0, 1.0, 5.0], dtype=torch.float64)
     )
@@ -94,9 +97,38 @@ def test_a_class_weight_counts_as_often():
 
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"Unknown loss 'dice_c'\. Did you mean 'dice_ce'"):
-        SegmentationLoss(SOFTMAX, name="dice_c", batch_dice=False)
+        find_loss("dice_c")
     with pytest.raises(ConfigError, match=r"class weight for 'tumor': no such class\. Classes: background, liver"):
         class_weights(SOFTMAX, {"tumor": 2.0})
+
+
+def tversky(inputs: LossInputs) -> torch.Tensor:
+    """A loss of somebody else's, for the tests."""
+    missed = ((1 - inputs.probabilities) * inputs.truth).sum()
+    return missed / inputs.truth.sum()
+
+
+def test_a_function_of_anybodys_is_found_by_the_name_it_is_recorded_by():
+    assert name_of_loss(dice_ce) == "dice_ce"
+    assert find_loss("dice_ce") is dice_ce
+    assert find_loss(name_of_loss(tversky)) is tversky
+    logits, target = _sample(3)
+    assert 0 < SegmentationLoss(SOFTMAX, tversky, batch_dice=True)(logits, target) < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("not_here.losses:mine", r"loss 'not_here.losses:mine': cannot be imported \(ModuleNotFoundError: .*Install"),
+        ("math:mine", r"loss 'math:mine': cannot be imported \(AttributeError"),
+        ("math:pi", r"loss 'math:pi' is not a function"),
+        ("__main__:mine", r"function of a script.*loss=function"),
+    ],
+)
+def test_a_loss_that_cannot_be_found_is_one_line_with_the_cure(name, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        find_loss(name)
+    assert "\n" not in str(error.value)
 
 
 def test_deep_supervision_passes_on_which_classes_are_known():

@@ -34,7 +34,8 @@ from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
-from medmamba.training.run import stored_config
+from medmamba.training.options import TrainOptions
+from medmamba.training.resume import stored_config
 from medmamba.training.workers import SupervisedWorkers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -413,7 +414,7 @@ def test_an_error_inside_a_worker_names_the_case(clinic_run):
 
 
 def test_several_folds_train_in_one_command(clinic_run):
-    results = train_folds(clinic_run, [0, 1], {"steps": 1, **SHORT})
+    results = train_folds(clinic_run, TrainOptions(folds=(0, 1)), TrainConfig(steps=1, **SHORT))
     assert list(results) == [0, 1]
     assert all((_fold(clinic_run, fold) / "checkpoints" / "last").is_dir() for fold in (0, 1))
 
@@ -428,8 +429,8 @@ def test_folds_side_by_side_are_those_one_after_the_other_and_a_killed_one_is_na
     shutil.copytree(clinic_run, other)
     shutil.copytree(clinic_run, third)
     choices = {"steps": 2, "deterministic": True, **SHORT}
-    train_folds(clinic_run, [0, 1, "all"], choices)
-    results = train_folds(other, [0, 1, "all"], choices, devices=["cpu", "cpu"])
+    train_folds(clinic_run, TrainOptions(folds=(0, 1, "all")), TrainConfig(**choices))
+    results = train_folds(other, TrainOptions(folds=(0, 1, "all"), devices=("cpu", "cpu")), TrainConfig(**choices))
     assert list(results) == [0, 1, "all"]
     assert all(_hashes(other, fold) == _hashes(clinic_run, fold) for fold in results)
 
@@ -441,7 +442,9 @@ def test_folds_side_by_side_are_those_one_after_the_other_and_a_killed_one_is_na
             threading.Timer(1.0, os.kill, (victim.pid, signal.SIGKILL)).start()
 
     with pytest.raises(PartialError, match=r"1 folds trained, 1 failed: fold 0: its process was killed"):
-        train_folds(third, [0, 1], choices, devices=["cpu", "cpu"], on_event=kill_the_first)
+        train_folds(
+            third, TrainOptions(folds=(0, 1), devices=("cpu", "cpu")), TrainConfig(**choices), on_event=kill_the_first
+        )
     assert _hashes(third, 1) == _hashes(clinic_run, 1)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.bundle.runtime.transforms import trail_of
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.case import resample_label_maps
 from medmamba.preprocessing.labels import encode
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
@@ -49,7 +49,7 @@ class FoldsLoss(nn.Module):
 
     def __init__(self, plan: Mapping[str, Any]) -> None:
         super().__init__()
-        heads = Heads.of_plan(read_numbers(plan)[0])  # type: ignore[arg-type]
+        heads = OutputChannels.of_plan(read_numbers(plan)[0])  # type: ignore[arg-type]
         self.loss = DeepSupervision(SegmentationLoss(heads, batch_dice=True))
 
     def forward(self, outputs: Sequence[Any], target: Tensor) -> Tensor:

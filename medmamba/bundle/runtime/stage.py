@@ -13,7 +13,7 @@ from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.geometry import Grid
 from medmamba.inference.cascade import prepare_stage
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.case import PreprocessedCase
 
 
@@ -36,7 +36,7 @@ class Stage:
         previous: Stage | None = None,
     ) -> None:
         self.plan, self.configuration = read_numbers(plan)
-        self.heads = Heads.of_plan(self.plan)  # type: ignore[arg-type]
+        self.heads = OutputChannels.of_plan(self.plan)  # type: ignore[arg-type]
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.network, self.inferer, self.previous = network.to(device), inferer, previous
 

@@ -23,7 +23,7 @@ from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.cleaning import CleaningStep, clean
 from medmamba.inference.restore import labels_on_native_grid
-from medmamba.models.output_channels import Heads
+from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.labels import decode
@@ -103,7 +103,7 @@ class ToNatived(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.plan, _ = read_numbers(plan)
-        self.heads = Heads.of_plan(self.plan)  # type: ignore[arg-type]
+        self.heads = OutputChannels.of_plan(self.plan)  # type: ignore[arg-type]
         self.orig_keys = orig_keys
         self.cleaning = [CleaningStep(**step) for step in cleaning]
         self.others, self.temperature, self.thresholds = list(others), temperature, thresholds

@@ -1,0 +1,143 @@
+"""A fold of a planned run in training: choices checked, network built, folder locked and written, then the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from shutil import rmtree
+
+import torch
+
+from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, write_json, write_text
+from medmamba.disk.lock import FolderLock
+from medmamba.errors import ConfigError, InputError, unknown_name
+from medmamba.models.checkpoint import refuse_trained
+from medmamba.models.network import network_arguments
+from medmamba.models.run_folder import RunFolder
+from medmamba.networks.build import available_networks, build_network, published_networks
+from medmamba.preprocessing.store import CaseReader, stored_cases
+from medmamba.training import distributed
+from medmamba.training.cascade import ensure_first_stage
+from medmamba.training.config import RESOLVED_AT_START, TrainConfig, refuse_another_recipe
+from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
+from medmamba.training.observers import observers
+from medmamba.training.options import TrainOptions
+from medmamba.training.progress import StepReport, TrainingResult
+from medmamba.training.resume import refuse_another_plan, stored_config
+from medmamba.training.trainer import train_fold
+from medmamba.training.transfer import freeze, initialise
+
+
+def train_planned_fold(
+    run: str | Path,
+    fold: int | str,
+    options: TrainOptions,
+    config: TrainConfig | None = None,
+    *,
+    loss: LossFunction | None = None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_event: Callable[[str], None] = lambda line: None,
+) -> TrainingResult:
+    """Train one fold; ``options.folds`` and ``options.devices`` are not read. The rest as of :func:`medmamba.train`."""
+    if options.resume and options.init is not None:
+        raise ConfigError("--resume continues with the run's own weights, --init starts from others. Choose one.")
+    folder = RunFolder(Path(run))
+    plan = folder.read_plan()
+    name = options.configuration or plan.default_configuration
+    if name not in plan.configurations:
+        raise unknown_name("configuration", name, list(plan.configurations))
+    known = (*available_networks(), *published_networks())
+    if options.network is not None and options.network not in known:
+        raise unknown_name("network", options.network, known)
+    chosen = plan.configurations[name]
+    training, validation = _fold_cases(folder, name, fold)
+    if chosen.previous_stage is not None:
+        first = TrainOptions(configuration=chosen.previous_stage, network=options.network, use_scan=options.use_scan)
+
+        def train_first_stage(number: int, resume: bool) -> None:
+            recipe = None if resume else config  # what was begun is resumed with its own recipe
+            begun = first.model_copy(update={"resume": resume})
+            train_planned_fold(run, number, begun, recipe, loss=loss, on_step=on_step, on_event=on_event)
+
+        where = "auto" if config is None else config.device
+        ensure_first_stage(folder, plan, chosen, train_first_stage, device=where, say=on_event)
+    arguments = network_arguments(plan, chosen, network=options.network, use_scan=options.use_scan)
+    target = folder.fold(name, fold)
+    stored = stored_config(run, fold=fold, configuration=name) if options.resume else None
+    config = config or stored or TrainConfig()
+    if loss is not None:
+        config = config.model_copy(update={"loss": name_of_loss(loss)})
+    if stored is not None:
+        refuse_another_recipe(stored, config)
+        config = config.model_copy(update={field: getattr(stored, field) for field in RESOLVED_AT_START})
+        refuse_another_plan(target, plan, arguments)
+    loss = loss or find_loss(config.loss)
+    own_device = distributed.join(config.device)
+    if own_device is not None:
+        config = config.model_copy(update={"device": str(own_device)})
+    with ExitStack() as stack:
+        stack.callback(distributed.leave)
+        if not (options.resume or options.restart):
+            refuse_trained(target / "checkpoints")
+        torch.manual_seed(config.seed)
+        built = build_network(**arguments)
+        report = None if options.init is None else initialise(built, arguments, plan, options.init)
+        freeze(built, config.freeze)
+        # Nothing is written before every choice has proved possible: the folder may hold a trained fold.
+        facts = {"plan_sha256": plan.hash(), "configuration": name, "fold": str(fold), "network": arguments}
+        first_rank = distributed.rank() == 0
+        if first_rank:
+            stack.enter_context(FolderLock(make_folder(target)))
+            remove_leftovers(target)
+            if options.restart:
+                rmtree(target / "checkpoints", ignore_errors=True)
+            write_text(target / "plan.json", plan.to_json())
+            write_json(target / "model.json", facts)
+            if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
+                write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
+            if report is not None:
+                write_json(target / "init.json", report.as_json())
+            elif not options.resume:
+                (target / "init.json").unlink(missing_ok=True)
+        distributed.from_first(0.0)  # the others continue when the first has the folder to itself
+        for line in [] if report is None else report.lines():
+            on_event(line)
+        observe = stack.enter_context(
+            observers(folder.path, target, plan, config, options.trackers, on_event, active=first_rank)
+        )
+        result = train_fold(
+            built,
+            plan,
+            chosen,
+            training,
+            validation,
+            target,
+            config,
+            loss=loss,
+            resume=options.resume,
+            facts=facts,
+            on_step=on_step,
+            observe=observe,
+        )
+        observe("end", result)
+        return result
+
+
+def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple[list[CaseReader], list[CaseReader]]:
+    """The stored cases that a fold trains on and is validated with."""
+    cases = stored_cases(folder.preprocessed(configuration))
+    if fold == "all":
+        training, validation = sorted(cases), []
+    else:
+        splits = folder.read_splits()
+        if not isinstance(fold, int) or not 0 <= fold < len(splits):
+            raise ConfigError(f"Fold {fold!r} does not exist. Use 0 to {len(splits) - 1}, or all.")
+        training, validation = splits[fold]["train"], splits[fold]["val"]
+    missing = [case_id for case_id in [*training, *validation] if case_id not in cases]
+    if missing:
+        raise InputError(
+            f"{folder.preprocessed(configuration)}: {len(missing)} case(s) of the split are not preprocessed, the "
+            f"first is {missing[0]}. Run `medmamba plan DATASET -o {folder.path} --configurations {configuration}`."
+        )
+    return [cases[name] for name in training], [cases[name] for name in validation]

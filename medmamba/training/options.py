@@ -1,0 +1,70 @@
+"""Options of train and pretrain that are no part of the recipe: which fold, which network, which start.
+
+Imports nothing heavy: the command line is made from these records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from medmamba.errors import unknown_name
+from medmamba.options import Options, option
+
+Fold = int | Literal["all"]
+"""A fold's number, or "all": one model of every case, without validation."""
+
+MACHINE, START, TRACKING = "Machine", "Start", "Tracking"
+"""Headings of ``--help``."""
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+"""Names of the trackers; each is a field of TrainOptions."""
+PRETRAINING_STEPS = 5000
+"""Length of a pretraining for which none is given."""
+
+
+class TrainOptions(Options):
+    """Which folds of a run to train, of which network, from which start, and where else the metrics go."""
+
+    folds: tuple[Fold, ...] = option(
+        (0,), "Fold number, several (0,1,2 or 0-4), or 'all': one model of every case.", flag="--fold"
+    )
+    configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
+    network: str | None = option(None, "Another network family on the same plan, or vm_unet_published.")
+    use_scan: bool = option(True, "The same network with the scan taken out.", flag="--no-scan")
+    devices: tuple[str, ...] = option(
+        (), "Train several folds at the same time, one on each: cuda:0,cuda:1", panel=MACHINE
+    )
+    init: Path | None = option(
+        None,
+        "Start from these weights (run, fold, pretraining, or the file of convert weights).",
+        panel=START,
+    )
+    resume: bool = option(False, "Continue from the last checkpoint.", panel=START)
+    restart: bool = option(False, "Delete the fold's checkpoints and begin again.", panel=START)
+    tensorboard: bool = option(False, "Metrics also to TensorBoard.", panel=TRACKING)
+    mlflow: bool = option(False, "Metrics also to MLflow.", panel=TRACKING)
+    wandb: bool = option(False, "Metrics also to Weights & Biases.", panel=TRACKING)
+
+    @classmethod
+    def with_trackers(cls, trackers: Sequence[str], **options: Any) -> TrainOptions:
+        """The options with these trackers; raises ConfigError for an unknown one."""
+        for name in trackers:
+            if name not in TRACKERS:
+                raise unknown_name("tracker", name, TRACKERS)
+        return cls(**options, **dict.fromkeys(trackers, True))
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers that are wanted."""
+        return tuple(name for name in TRACKERS if getattr(self, name))
+
+
+class PretrainOptions(Options):
+    """Which network of a run to pretrain, on which images."""
+
+    images: Path | None = option(None, "Folder of further images without labels.")
+    configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
+    network: str | None = option(None, "Another network family on the same plan.")
+    resume: bool = option(False, "Continue from the last checkpoint.")
+    restart: bool = option(False, "Begin again.")

@@ -1,0 +1,45 @@
+"""What a resumed fold must have in common with the one that was begun: its recipe, its plan, its network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from medmamba.errors import ConfigError
+from medmamba.models.run_folder import RunFolder, read_plan
+from medmamba.plans.explain import compare
+from medmamba.plans.schema import Plan
+from medmamba.training.config import TrainConfig
+
+
+def stored_config(run: str | Path, *, fold: int | str = 0, configuration: str | None = None) -> TrainConfig:
+    """The recipe that a fold was last trained with; raises ConfigError when there is none."""
+    folder = RunFolder(Path(run))
+    path = folder.fold(configuration or folder.read_plan().default_configuration, fold) / "train.json"
+    try:
+        return TrainConfig.model_validate_json(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent}: nothing to resume here. Train without --resume first.") from error
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe. Begin again with --restart.") from error
+
+
+def refuse_another_plan(target: Path, plan: Plan, arguments: dict[str, Any]) -> None:
+    """Raises ConfigError when a fold to be resumed was trained with another plan or network, naming what differs."""
+    before = read_plan(target / "plan.json")
+    if before.hash() != plan.hash():
+        fields = [f"{field}: {old} then, {new} now" for field, old, new in compare(before, plan)][:3]
+        raise ConfigError(
+            f"{target}: was trained with another plan ({'; '.join(fields) or 'other reasons, same numbers'}). Restore "
+            f"the old plan.json of the run, or begin again with --restart."
+        )
+    stored = json.loads((target / "model.json").read_text())["network"]
+    changed = [key for key in {**stored, **arguments} if stored.get(key) != json.loads(json.dumps(arguments.get(key)))]
+    if changed:
+        raise ConfigError(
+            f"{target}: was trained with another network ({', '.join(changed)} differ). Give the same --network and "
+            f"--no-scan as then, or begin again with --restart."
+        )
