@@ -28,7 +28,8 @@ from memory_model import SIZES, planned, table
 from medmamba.disk.atomic import write_text
 from medmamba.models.output_channels import OutputChannels
 from medmamba.networks.build import available_networks
-from medmamba.plans.cost.step_time import machine, training_work
+from medmamba.plans.cost.machines import machine
+from medmamba.plans.cost.step_time import training_work
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 from medmamba.training.losses import DeepSupervision, SegmentationLoss

@@ -19,7 +19,6 @@ def explain(
 ) -> Answer:
     """Every decision of the plan: the rule, what went in, what came out, and why."""
     from medmamba.cli.console import console
-    from medmamba.cli.options import planning_choices
     from medmamba.models.run_folder import RunFolder
     from medmamba.plans.explain import compare_lines, explain_lines
 
@@ -27,9 +26,10 @@ def explain(
     if what_if is None:
         lines = explain_lines(plan)
     else:
-        from medmamba.planning import run as planning
+        from medmamba.planning import what_if as planning
+        from medmamba.plans.what_if import changes_from
 
-        lines = compare_lines(*planning.what_if(run, **planning_choices(what_if)), names=("now", what_if.strip()))
+        lines = compare_lines(*planning.what_if(run, **changes_from(what_if)), names=("now", what_if.strip()))
     for line in lines:
         console.print(line, markup=False)
     return {"plan": plan}

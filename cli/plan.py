@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -98,37 +97,32 @@ def plan(
     """Measure a dataset, decide spacing, patch, batch and network, and preprocess its cases."""
     from medmamba import pipeline
     from medmamba.cli.console import console, report_warnings, stages
-    from medmamba.cli.options import gigabytes, names, numbers, one_of
     from medmamba.plans.explain import summary_lines
 
     warnings: list[str] = []
     table: list[str] = []
-    if pilot is None:
-        make = partial(pipeline.plan, dataset, output, network=network)
-    else:
-        from medmamba.planning.pilot import CANDIDATES, plan_with_pilot
-
-        candidates = CANDIDATES if network == "vm_unet" else names(network) or []
-        make = partial(plan_with_pilot, dataset, output, pilot, candidates=candidates, on_event=table.append)
+    choices: dict[str, Any] = {
+        "network": network,
+        "device_memory_gb": device_memory,
+        "train_hours": train_hours,
+        "machine": machine,
+        "spacing": spacing,
+        "patch_size": patch_size,
+        "batch_size": batch_size,
+        "configurations": configurations,
+        "mirror": mirror,
+        "pilot": pilot,
+        "group_by": group_by,
+        "splits": splits,
+        "nonfinite": nonfinite,
+        "prefer": prefer,
+        "match_labels": match_labels,
+        "max_voxels": max_voxels,
+        "workers": workers,
+    }
     with stages() as on_item:
-        made = make(
-            device_memory_gb=gigabytes(device_memory, "--device-memory"),
-            spacing=numbers(spacing, float, "--spacing"),
-            patch_size=numbers(patch_size, int, "--patch-size"),
-            batch_size=batch_size,
-            configurations=names(configurations),
-            mirror=mirror,
-            machine=machine,
-            train_hours=train_hours,
-            group_by=group_by,
-            splits=splits,
-            workers=workers,
-            nonfinite=one_of(nonfinite, ("error", "zero"), "--nonfinite"),
-            prefer=None if prefer is None else one_of(prefer, ("sform", "qform"), "--prefer"),
-            match_labels=match_labels,
-            max_voxels=max_voxels,
-            on_item=on_item,
-            on_warning=warnings.append,
+        made = pipeline.plan(
+            dataset, output, on_item=on_item, on_warning=warnings.append, on_message=table.append, **choices
         )
     report_warnings(list(dict.fromkeys(warnings)))
     for line in table:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from medmamba.errors import ConfigError, InputError, unknown_name
 
@@ -83,3 +83,25 @@ def numbers(value: Any, kind: Callable[[str], Number], flag: str) -> tuple[Numbe
         return tuple(kind(part) for part in value.replace("x", ",").split(","))
     except ValueError as error:
         raise InputError(f"{flag} {value!r} is not a list of numbers. Write for example {flag} 64,96,96.") from error
+
+
+def _parts(value: Any) -> Any:
+    """``"64,96,96"`` or ``"64x96x96"`` as its parts; lists as tuples."""
+    parts = [part.strip() for part in value.replace("x", ",").split(",")] if isinstance(value, str) else value
+    return tuple(parts) if isinstance(parts, list) else parts
+
+
+def _names(value: Any) -> Any:
+    """``"2d, 3d_fullres"`` as the names in it; lists as tuples."""
+    names = [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+    return tuple(names) if isinstance(names, list) else names
+
+
+Integers = Annotated[tuple[int, ...], BeforeValidator(_parts)]
+"""Whole numbers, one per axis; as text ``64,96,96``."""
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_parts)]
+"""Numbers, one per axis; as text ``1,1,2.5``."""
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+"""Names; as text ``2d,3d_fullres``."""

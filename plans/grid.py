@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from medmamba.errors import ConfigError
 from medmamba.plans.batch import choose_batch_size
 from medmamba.plans.cost.memory import Memory
-from medmamba.plans.cost.step_time import LEAST_STEPS, STEP_SHARE, time_decision
+from medmamba.plans.cost.step_time import time_decision
 from medmamba.plans.network import Stem, network_decisions
 from medmamba.plans.patch import PatchSearch, initial_patch_size, search_patch
 from medmamba.plans.pooling import Topology, plan_topology
 from medmamba.plans.schema import Decision, NetworkPlan
+from medmamba.plans.training_length import LEAST_STEPS, STEP_FRACTION
 from medmamba.plans.training_step import USABLE_SHARE, Step, Task, TooSlow
 
 SMALL_VIEW = 0.05
@@ -205,7 +206,7 @@ def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], m
             **timed,
         },
         rule="equal edges in mm, clipped to the median image, the axis that covers most of it shortened until it fits"
-        + (f" and {LEAST_STEPS} steps take {STEP_SHARE:.0%} of the hours" if timed else ""),
+        + (f" and {LEAST_STEPS} steps take {STEP_FRACTION:.0%} of the hours" if timed else ""),
         reason=reason,
         source="nnU-Net 2.8.1, with the memory model of medmamba.plans.cost.memory"
         + (" and medmamba.plans.cost.step_time" if timed else ""),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from medmamba.errors import ConfigError
+from medmamba.plans.options import PLANNED
 from medmamba.plans.schema import Configuration, Decision, Plan
-
-PLANNED = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-"""Configurations that the planner makes; every other name is hand-made."""
 
 _CHECKED = ("median_shape", "patch_size", "batch_size", "batch_dice")
 _CHECKED_NETWORK = (

@@ -7,14 +7,12 @@ either not mirrored, or mirrored with the labels of each pair exchanged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.plans.left_right import CANONICAL_X_AXIS, named_pairs, words_of
+from medmamba.plans.options import MirrorPolicy
 from medmamba.plans.schema import Configuration, Decision, Mirroring
-
-MirrorPolicy = Literal["auto", "swap", "all", "none"]
-"""auto: no left-right mirroring where labels have sides; swap: mirrored, paired labels exchanged; all; none."""
 
 
 def one_sided(names: Iterable[str]) -> list[str]:

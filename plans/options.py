@@ -1,24 +1,98 @@
-"""What was asked of the planner; the plan carries it, so that planning anew and "what if" start from the same wish."""
+"""The choices of planning: what a user sets instead of leaving it to a rule; a plan carries them for planning anew."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Annotated, Any, Literal
 
-from medmamba.plans.record import Record
+from pydantic import BeforeValidator, field_validator
+
+from medmamba.options import Integers, Names, Numbers, Options, option
+from medmamba.plans.cost.machines import MACHINES
+from medmamba.plans.training_length import LEAST_STEPS
+
+RULES = "Instead of a rule"
+"""Panel of ``--help`` for choices that replace a rule."""
+
+PLANNED = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""Configurations that the planner makes; every other name is a manual one."""
+
+MirrorPolicy = Literal["auto", "swap", "all", "none"]
+"""auto: no left-right mirroring where labels are left or right; swap: mirrored, paired labels exchanged; all; none."""
+
+BYTES_OF = {"": 1e9, "gb": 1e9, "g": 1e9, "gib": 2.0**30, "mb": 1e6, "m": 1e6, "mib": 2.0**20}
+"""Bytes of a unit of memory; a bare number is GB."""
 
 
-class PlanOptions(Record):
-    """The choices of :func:`medmamba.plans.planner.make_plan`; None leaves a number to the rules."""
+def gigabytes(value: Any) -> Any:
+    """``6``, ``"6GB"`` or ``"6144MiB"`` as GB (1e9 bytes); raises ValueError for anything that is no amount above 0."""
+    amount = value
+    if isinstance(value, str):
+        text = value.strip()
+        number = text.rstrip("GgIiBbMm ")
+        try:
+            amount = float(number) * BYTES_OF[text[len(number) :].strip().lower()] / 1e9
+        except (ValueError, KeyError):
+            raise ValueError("not an amount of memory. Write for example 8GB.") from None
+    if not isinstance(amount, int | float) or not 0 < amount < math.inf:
+        raise ValueError("must be a number of GB above 0. Write for example 8GB.")
+    return amount
 
-    kind: ClassVar[str] = "plan options"
 
-    network: str = "vm_unet"
-    device_memory_gb: float = 8.0
-    spacing: list[float] | None = None
-    patch_size: list[int] | None = None
-    batch_size: int | None = None
-    configurations: list[str] | None = None
-    use_scan: bool = True
-    mirror: str = "auto"
-    machine: str = "cpu"
-    train_hours: float | None = None
+def hours(value: Any) -> Any:
+    """A number of hours, or None for ``"none"``; raises ValueError for anything else."""
+    if value is None or value == "none":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("not a number of hours. Write for example 1.5, or none.") from None
+    if not 0 < number < math.inf:
+        raise ValueError("must be a number of hours above 0. Write for example 1.5, or none.")
+    return number
+
+
+class PlanOptions(Options):
+    """The choices of :func:`medmamba.plans.planner.make_plan`; None leaves a number to the rules.
+
+    Each may also be given as the text that the command line takes: ``"64,96,96"``, ``"8GB"``, ``"none"``.
+    """
+
+    network: str = option("vm_unet", "Network family, or auto: chosen by rules from what was measured.", panel=RULES)
+    device_memory_gb: Annotated[float, BeforeValidator(gigabytes)] = option(
+        8.0, "Memory of the device that will train: 8GB, 24GB (1 GB is 1e9 bytes).", panel=RULES, flag="--device-memory"
+    )
+    spacing: Numbers | None = option(
+        None, "Voxel spacing in mm along the image axes i, j, k, instead of the rule's: 1,1,2.5", panel=RULES
+    )
+    patch_size: Integers | None = option(
+        None, "Patch size in voxels, for the configurations with as many axes: 64,96,96", panel=RULES
+    )
+    batch_size: int | None = option(None, "Patches per batch.", panel=RULES, ge=1)
+    configurations: Names | None = option(
+        None, f"Configurations to plan: {', '.join(PLANNED)}, or all that apply (the default).", panel=RULES
+    )
+    use_scan: bool = option(
+        True, "Plan the same network without its scans, to measure what they are worth.", panel=RULES, flag="--no-scan"
+    )
+    mirror: MirrorPolicy = option(
+        "auto",
+        "Labels that are left or right: auto (no left-right mirroring), swap (exchange pairs), all, none.",
+        panel=RULES,
+    )
+    machine: str = option(
+        "cpu", f"What will train, for the predicted times: {', '.join(MACHINES)}; cpu:4 for four threads.", panel=RULES
+    )
+    train_hours: Annotated[float | None, BeforeValidator(hours)] = option(
+        None,
+        f"Hours to train for: configuration, patch and batch are chosen so that at least {LEAST_STEPS} steps fit. "
+        f"none: no limit.",
+        panel=RULES,
+    )
+
+    @field_validator("patch_size")
+    @classmethod
+    def _two_or_three_axes(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and (len(value) not in (2, 3) or min(value) < 1):
+            raise ValueError("must be 2 or 3 numbers of voxels of at least 1.")
+        return value

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.plans.axes import axis_order, reorder
 from medmamba.plans.choose_network import DEFAULT, choose_network, target_spacing_of
-from medmamba.plans.cost.step_time import machine as machine_named
+from medmamba.plans.cost.machines import machine
 from medmamba.plans.default_configuration import choose_default
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE, Grid, plan_grid
 from medmamba.plans.left_right import mirror_decision, side_pairs
 from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
-from medmamba.plans.manual_configurations import PLANNED, handmade, keep_handmade
+from medmamba.plans.manual_configurations import handmade, keep_handmade
 from medmamba.plans.mirroring import with_mirroring
 from medmamba.plans.normalization import choose_normalization
-from medmamba.plans.options import PlanOptions
+from medmamba.plans.options import PLANNED, PlanOptions
 from medmamba.plans.partial_annotation import one_head_per_label, partly_annotated
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.spacing import median_shape, target_spacing
@@ -32,115 +33,94 @@ from medmamba.plans.training_step import Task, TooSlow
 from medmamba.version import __version__
 
 
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a plan carries about its dataset beside the fingerprint."""
+
+    regions: Mapping[str, Sequence[str]] | None = None
+    """Regions to predict instead of labels: the label names that each joins."""
+    region_order: Sequence[str] | None = None
+    """Label name that is written for each region; default: the last of its labels."""
+    ignore_label: int | None = None
+    file_ending: str = ".nii.gz"
+    dataset_hash: str = ""
+    """SHA-256 over the hashes of all files."""
+
+
+NO_FACTS = DatasetFacts()
+
+
 def make_plan(
     fingerprint: Fingerprint,
+    options: PlanOptions = PlanOptions(),  # noqa: B008  (frozen)
+    facts: DatasetFacts = NO_FACTS,
     *,
-    network: str = "vm_unet",
-    device_memory_gb: float = 8.0,
-    spacing: Sequence[float] | None = None,
-    patch_size: Sequence[int] | None = None,
-    batch_size: int | None = None,
-    configurations: Sequence[str] | None = None,
-    use_scan: bool = True,
-    regions: Mapping[str, Sequence[str]] | None = None,
-    region_order: Sequence[str] | None = None,
-    mirror: str = "auto",
-    machine: str = "cpu",
-    train_hours: float | None = None,
-    ignore_label: int | None = None,
-    file_ending: str = ".nii.gz",
-    dataset_hash: str = "",
     previous: Plan | None = None,
     network_decision: Decision | None = None,
 ) -> Plan:
     """Plan a dataset.
 
     Args:
-        network: family of the network, see medmamba.plans.families; "auto" chooses by the rules of
-            medmamba.plans.choose_network.
-        device_memory_gb: memory of the device that will train, in GB (1e9 bytes).
-        spacing: target spacing in mm per canonical axis (i, j, k) instead of the rule's.
-        patch_size: patch in voxels per plan axis, for the configurations with as many axes.
-        batch_size: patches per batch instead of the rule's.
-        configurations: names of those to plan; default: all that apply. Hand-made ones stay without being named.
-        use_scan: False leaves the scans out of the network, for the comparison with and without.
-        mirror: policy for labels with sides, see medmamba.plans.mirroring.
-        machine: what will train, see medmamba.plans.cost.step_time.MACHINES; "cpu:4" for four threads.
-        train_hours: choose patch, batch and default configuration so that enough steps fit into so many hours there;
-            None: time decides nothing.
-        regions, region_order, ignore_label, file_ending, dataset_hash: facts about the dataset that the plan carries.
+        options: choices instead of rules; network "auto" is chosen by the rules of medmamba.plans.choose_network.
+        facts: about the dataset, carried by the plan.
+        previous: an earlier plan of this dataset, whose manual configurations are kept.
         network_decision: how the network was chosen, when neither by option nor by rule.
-        previous: an earlier plan of this dataset, whose hand-made configurations are kept.
 
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
     that no plan can be made from.
     """
-    _refuse_bad_options(fingerprint, device_memory_gb, spacing, batch_size, patch_size, train_hours)
     _refuse_bad_fingerprint(fingerprint)
-    options = PlanOptions(
-        network=network,
-        device_memory_gb=device_memory_gb,
-        spacing=None if spacing is None else list(spacing),
-        patch_size=None if patch_size is None else list(patch_size),
-        batch_size=batch_size,
-        configurations=None if configurations is None else list(configurations),
-        use_scan=use_scan,
-        mirror=mirror,
-        machine=machine,
-        train_hours=train_hours,
-    )
+    _refuse_bad_spacing(fingerprint, options.spacing)
+    network = options.network
     if network == "auto":
         network, network_decision = _automatic(fingerprint, options)
     chosen_family = family(network)
-    if not use_scan and not chosen_family.has_scan:
+    if not options.use_scan and not chosen_family.has_scan:
         raise ConfigError(f"network {network!r} has no scan to leave out. Plan it as it is.")
+    target, spacing_decision = _target_spacing(fingerprint, options.spacing)
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
-    target, spacing_decision = target_spacing(spacings, shapes)
-    if spacing is not None:
-        _refuse_coarse_spacing(spacing, spacings, shapes)
-        target = tuple(float(value) for value in spacing)
-        spacing_decision = _given_spacing(target, spacing_decision)
-    elif not fingerprint.has_millimetres:
-        spacing_decision = _no_spacing(spacing_decision)
     order, order_decision = axis_order(target, shapes)
     median = tuple(reorder(median_shape(spacings, shapes, target), order))
     target = tuple(reorder(target, order))
     normalization, normalization_decisions = choose_normalization(fingerprint)
 
     heads_decisions = []
-    if regions is None and (partly := partly_annotated(fingerprint)):
+    if facts.regions is None and (partly := partly_annotated(fingerprint)):
         regions, region_order, decision = one_head_per_label(fingerprint, partly)
+        facts = replace(facts, regions=regions, region_order=region_order)
         heads_decisions = [decision]
     task = Task(
         family=chosen_family,
         in_channels=len(fingerprint.channel_names),
-        out_channels=len(regions) if regions else len(fingerprint.labels),
-        device_memory_gb=device_memory_gb,
-        machine=machine_named(machine),
-        train_hours=train_hours,
-        use_scan=use_scan,
-        batch_size=batch_size,
+        out_channels=len(facts.regions) if facts.regions else len(fingerprint.labels),
+        device_memory_gb=options.device_memory_gb,
+        machine=machine(options.machine),
+        train_hours=options.train_hours,
+        use_scan=options.use_scan,
+        batch_size=options.batch_size,
     )
-    wanted = _wanted(configurations, previous)
+    wanted = _wanted(options.configurations, previous)
     made, decisions = _configurations(
-        task, target, median, len(fingerprint.cases), patch_size, wanted, fingerprint.has_millimetres
+        task, target, median, len(fingerprint.cases), options.patch_size, wanted, fingerprint.has_millimetres
     )
     names = [name for name in fingerprint.labels if name != "background"]
-    made = {name: with_mirroring(configuration, names, order, mirror) for name, configuration in made.items()}
-    default, default_decisions = choose_default(made, train_hours)
+    made = {name: with_mirroring(configuration, names, order, options.mirror) for name, configuration in made.items()}
+    default, default_decisions = choose_default(made, options.train_hours)
     pairs = side_pairs(fingerprint)
     made_plan = Plan(
         medmamba_version=__version__,
         dataset_name=fingerprint.dataset_name,
-        dataset_hash=dataset_hash,
+        dataset_hash=facts.dataset_hash,
         fingerprint_hash=fingerprint.content_hash or fingerprint.hash(),
         channel_names=fingerprint.channel_names,
         labels=fingerprint.labels,
-        regions=None if regions is None else {name: list(parts) for name, parts in regions.items()},
-        region_order=None if regions is None else list(region_order or [parts[-1] for parts in regions.values()]),
-        ignore_label=ignore_label,
+        regions=None if facts.regions is None else {name: list(parts) for name, parts in facts.regions.items()},
+        region_order=None
+        if facts.regions is None
+        else list(facts.region_order or [parts[-1] for parts in facts.regions.values()]),
+        ignore_label=facts.ignore_label,
         left_right_pairs=[[pair.left, pair.right] for pair in pairs],
-        file_ending=file_ending,
+        file_ending=facts.file_ending,
         axis_order=order,
         normalization=normalization,
         configurations=made,
@@ -163,8 +143,16 @@ def make_plan(
 def _automatic(fingerprint: Fingerprint, options: PlanOptions) -> tuple[str, Decision]:
     """The family by the rules, from what a scan network and the baseline would see in this memory and time."""
     given = {name: getattr(options, name) for name in ("device_memory_gb", "spacing", "machine", "train_hours")}
-    scan, baseline = (make_plan(fingerprint, network=name, **given) for name in (DEFAULT, "plain_unet"))
+    scan, baseline = (make_plan(fingerprint, PlanOptions(network=name, **given)) for name in (DEFAULT, "plain_unet"))
     return choose_network(fingerprint, target_spacing_of(scan), scan.default, baseline.default)
+
+
+def _target_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> tuple[tuple[float, ...], Decision]:
+    """Spacing of the full-resolution grid in mm per canonical axis: the given one, or the rule's."""
+    target, decision = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
+    if given is not None:
+        return tuple(given), _given_spacing(given, decision)
+    return target, decision if fingerprint.has_millimetres else _no_spacing(decision)
 
 
 def _configurations(
@@ -308,7 +296,7 @@ def _no_spacing(by_rule: Decision) -> Decision:
 
 def _wanted(configurations: Sequence[str] | None, previous: Plan | None) -> list[str]:
     """The configurations to plan; hand-made ones may be named as well and are kept in any case."""
-    if configurations is None:
+    if configurations is None or list(configurations) == ["all"]:
         return list(PLANNED)
     mine = handmade(previous)
     for name in configurations:
@@ -324,34 +312,18 @@ def _no_configuration(wanted: Sequence[str], volumes: bool) -> str:
     return f"configurations {asked}: the 3D patch covers enough of the image without one. Ask for 3d_fullres or 2d."
 
 
-def _refuse_bad_options(
-    fingerprint: Fingerprint,
-    device_memory_gb: float,
-    spacing: Sequence[float] | None,
-    batch_size: int | None,
-    patch_size: Sequence[int] | None,
-    train_hours: float | None,
-) -> None:
-    if train_hours is not None and not 0 < train_hours < math.inf:
-        raise ConfigError(f"training hours must be a number above 0, got {train_hours:g}.")
-    if not device_memory_gb > 0 or math.isinf(device_memory_gb):
-        raise ConfigError(f"device memory must be a number of GB above 0, got {device_memory_gb}.")
-    if spacing is not None:
-        if not fingerprint.has_millimetres:
-            raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
-        if len(spacing) != 3 or not all(0 < value <= MAX_SPACING_MM for value in spacing):
-            raise ConfigError(
-                f"spacing must be 3 numbers of mm, above 0 and at most {MAX_SPACING_MM:g}, one per axis i, j, k, "
-                f"got {list(spacing)}."
-            )
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch size must be at least 1, got {batch_size}.")
-    if patch_size is not None and (len(patch_size) not in (2, 3) or min(patch_size) < 1):
-        raise ConfigError(f"patch size must be 2 or 3 numbers of voxels of at least 1, got {list(patch_size)}.")
-
-
-def _refuse_coarse_spacing(spacing: Sequence[float], spacings: np.ndarray, shapes: np.ndarray) -> None:
-    """A given spacing must leave voxels enough to see a shape, along every axis that has them."""
+def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float] | None) -> None:
+    """A given spacing must be three numbers that leave enough voxels along every axis that has them."""
+    if spacing is None:
+        return
+    if not fingerprint.has_millimetres:
+        raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
+    if len(spacing) != 3 or not all(0 < value <= MAX_SPACING_MM for value in spacing):
+        raise ConfigError(
+            f"spacing must be 3 numbers of mm, above 0 and at most {MAX_SPACING_MM:g}, one per axis i, j, k, "
+            f"got {list(spacing)}."
+        )
+    spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     median = median_shape(spacings, shapes, spacing)
     least = np.minimum(LEAST_EDGE, np.median(shapes, axis=0))
     coarsest = np.floor(100 * np.median(shapes * spacings, axis=0) / least) / 100  # mm

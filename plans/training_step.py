@@ -8,12 +8,14 @@ from typing import Any
 
 from medmamba.errors import ConfigError
 from medmamba.plans.batch import MIN_BATCH
+from medmamba.plans.cost.machines import Machine
 from medmamba.plans.cost.memory import Memory, training_memory
-from medmamba.plans.cost.step_time import LEAST_STEPS, Machine, Work, least_hours, training_work
+from medmamba.plans.cost.step_time import Work, least_hours, training_work
 from medmamba.plans.families import Family
 from medmamba.plans.network import Stem, network_plan
 from medmamba.plans.pooling import Topology
 from medmamba.plans.schema import NetworkPlan
+from medmamba.plans.training_length import LEAST_STEPS
 
 USABLE_SHARE = 0.9
 """Share of the device memory that a training step may use; the rest is for the driver, the library and fragments."""

@@ -14,10 +14,7 @@ from typing import Any
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import ConfigError, MedmambaError
 from medmamba.models.run_folder import RunFolder
-from medmamba.plans.schema import Decision, Plan
-
-CANDIDATES = ("vm_unet", "u_mamba_bot", "hrvmamba", "residual_unet")
-"""One of each kind: scans in every stage, in the bottleneck only, parallel branches, and no scan at all."""
+from medmamba.plans.schema import Decision
 
 TIE = 0.005
 """Dice: the first candidate is kept unless another is ahead by more; a short training does not tell less apart."""
@@ -39,45 +36,23 @@ class Trial:
         return fmean(known) if known else math.nan
 
 
-def plan_with_pilot(
-    dataset: str | Path,
-    run: str | Path,
-    minutes: float,
-    *,
-    candidates: Sequence[str] = CANDIDATES,
-    on_event: Callable[[str], None] = lambda line: None,
-    **choices: Any,
-) -> Plan:
-    """Plan with the first candidate, try all of them, and plan with the best; the run keeps report/pilot.json.
+def compare(run: str | Path, minutes: float, candidates: Sequence[str], on_message: Callable[[str], None]) -> Decision:
+    """Try all candidates on a planned run and choose the best; the run keeps report/pilot.json.
 
     Args:
-        minutes: of training, in all; each candidate gets an equal part. Planning and validation come on top.
-        on_event: told the table of the comparison, line by line.
-        choices: as of :func:`medmamba.planning.run.plan`, without the network.
+        minutes: of training, in all; each candidate gets an equal part. Validation comes on top.
+        on_message: receives the table of the comparison, line by line.
 
     Raises ConfigError when no candidate could be trained, or the dataset has nothing to validate on.
     """
-    from medmamba.planning.run import plan
-    from medmamba.plans.families import family
-
-    if not minutes > 0:
-        raise ConfigError(f"--pilot must be a number of minutes above 0, got {minutes:g}.")
-    if len(candidates) < 2:
-        raise ConfigError(f"--pilot compares networks, and got {len(candidates)}. Name two or more, or none.")
-    for name in candidates:
-        family(name)
-
-    def compare(folder: Path) -> Decision:
-        trials = run_pilot(folder, minutes, candidates, on_event=on_event)
-        decision = choose(trials, minutes)
-        for line in table_lines(trials):
-            on_event(line)
-        on_event(decision.reason)
-        rows = [{"network": t.network, "steps": t.steps, "minutes": t.minutes, "dice": _known(t.dice)} for t in trials]
-        write_json(folder / "report" / "pilot.json", {"schema_version": 1, "chosen": decision.value, "trials": rows})
-        return decision
-
-    return plan(dataset, run, network=candidates[0], choose_network=compare, **choices)
+    trials = run_pilot(run, minutes, candidates, on_message=on_message)
+    decision = choose(trials, minutes)
+    for line in (*table_lines(trials), decision.reason):
+        on_message(line)
+    rows = [{"network": t.network, "steps": t.steps, "minutes": t.minutes, "dice": _known(t.dice)} for t in trials]
+    record = {"schema_version": 1, "chosen": decision.value, "trials": rows}
+    write_json(Path(run) / "report" / "pilot.json", record)
+    return decision
 
 
 def run_pilot(
@@ -86,11 +61,11 @@ def run_pilot(
     candidates: Sequence[str],
     *,
     fold: int = 0,
-    on_event: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
 ) -> list[Trial]:
     """Train each candidate on a fold of a planned run, each with the patch and batch that its own plan gives it.
 
-    A candidate that cannot be planned or trained is told and left out; raises ConfigError when none is left.
+    A candidate that cannot be planned or trained is reported and left out; raises ConfigError when none is left.
     """
     folder = RunFolder(Path(run))
     held_out, trained = (set(folder.read_splits()[fold][part]) for part in ("val", "train"))
@@ -102,7 +77,7 @@ def run_pilot(
             try:
                 trials.append(_try(folder, name, minutes / len(candidates), fold, sorted(held_out)))
             except MedmambaError as error:
-                on_event(f"{name} is left out: {error}")
+                on_message(f"{name} is left out: {error}")
     finally:
         rmtree(folder.path / "pilot", ignore_errors=True)
     if not trials:
@@ -162,7 +137,7 @@ def _try(folder: RunFolder, name: str, minutes: float, fold: int, held_out: Sequ
     from medmamba.models.checkpoint import load_checkpoint
     from medmamba.models.output_channels import OutputChannels
     from medmamba.networks.build import build_network
-    from medmamba.planning.run import what_if
+    from medmamba.planning.what_if import what_if
     from medmamba.preprocessing.store import stored_cases
     from medmamba.training.config import TrainConfig
     from medmamba.training.run import train

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
+from medmamba.errors import ConfigError
 from medmamba.models.run_folder import RunFolder
+from medmamba.options import with_changes
+from medmamba.planning.options import PlanRequest
 
 if TYPE_CHECKING:
-    from medmamba.datasets import DatasetSpec
+    from medmamba.datasets import DatasetReport, DatasetSpec
+    from medmamba.images import ReadOptions
+    from medmamba.planning.contact_sheet import Thumbnail
     from medmamba.plans.fingerprint import Fingerprint
     from medmamba.plans.folds import Fold
     from medmamba.plans.schema import Decision, Plan
+    from medmamba.preprocessing.case import PreprocessedCase
 
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
@@ -28,163 +35,176 @@ PICTURES = 24
 def plan(
     dataset: str | Path,
     run: str | Path,
+    options: PlanRequest | None = None,
     *,
-    network: str = "vm_unet",
-    device_memory_gb: float = 8.0,
-    spacing: Sequence[float] | None = None,
-    patch_size: Sequence[int] | None = None,
-    batch_size: int | None = None,
-    configurations: Sequence[str] | None = None,
-    mirror: str = "auto",
-    machine: str = "cpu",
-    train_hours: float | None = None,
-    group_by: str | None = None,
-    splits: str | Path | None = None,
-    workers: int | None = None,
-    nonfinite: Literal["error", "zero"] = "error",
-    prefer: Literal["sform", "qform"] | None = None,
-    match_labels: bool = False,
-    max_voxels: int | None = None,
-    choose_network: Callable[[Path], Decision] | None = None,
     on_item: OnItem = lambda stage, done, total: None,
     on_warning: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
+    **changes: Any,
 ) -> Plan:
     """Measure a dataset, plan for it and preprocess its training cases into the run folder.
 
     Every case is checked while it is measured; all problems are raised together (InputErrors) before anything is
-    written to ``run``. What is odd but usable goes to ``on_warning``, one line each, and
-    into RUN/report/dataset.html. Configurations that somebody added to the plan of ``run`` under names of their own are
-    kept.
+    written to ``run``. Configurations that somebody added to the plan of ``run`` under names of their own are kept.
 
     Args:
-        network, device_memory_gb, spacing, patch_size, batch_size, mirror, machine, train_hours: as of
-            :func:`medmamba.plans.planner.make_plan`; network "auto" is chosen by its rules.
-        configurations: those to plan and preprocess, or ``["all"]``; default: plan all, preprocess the default one.
-        group_by: how cases of one patient are known, see :func:`medmamba.datasets.groups.patients_of`.
-        splits: a split file in nnU-Net's layout instead of the dataset's own or our folds; one that leaks is refused.
-        workers: cases read at the same time; the results do not depend on it. Default: one a core, at most 8.
-        nonfinite, prefer, match_labels: as of :class:`medmamba.images.ReadOptions`.
-        choose_network: asked once the run is planned with ``network``; the plan is then made anew with its choice. See
-            :mod:`medmamba.planning.pilot`.
-        max_voxels: largest number of voxels times channels of a file, and of a case on the plan's grid.
-    """
-    from medmamba.datasets import read_dataset
-    from medmamba.datasets.groups import patients_of
-    from medmamba.geometry import MOST_VOXELS
-    from medmamba.images import ReadOptions
-    from medmamba.models.output_channels import OutputChannels
-    from medmamba.planning.contact_sheet import Thumbnail, spread_over, thumbnail
-    from medmamba.planning.dataset_page import dataset_page
-    from medmamba.planning.measure import measure_dataset
-    from medmamba.plans.case_size import refuse_oversize
-    from medmamba.plans.families import family
-    from medmamba.plans.left_right import side_pairs, side_problems
-    from medmamba.plans.planner import make_plan
-    from medmamba.preprocessing.case import PreprocessedCase
-    from medmamba.preprocessing.dataset import preprocess_dataset
+        options: the choices; default: every number by its rule.
+        on_item: progress.
+        on_warning: receives what is unusual but usable, one line each; it also stands in RUN/report/dataset.html.
+        on_message: receives the table of a pilot, line by line.
+        changes: fields of :class:`PlanRequest` by name, over those of ``options``.
 
-    if network != "auto":
-        family(network)  # a wrong name is told before a case is read
+    Raises ConfigError for choices that cannot work, InputErrors for a dataset that no plan can be made from.
+    """
+    from medmamba.plans.families import family
+
+    options = with_changes(options or PlanRequest(), changes)
+    networks = (options.network,) if options.pilot is None else options.candidates
+    if options.pilot is not None and len(networks) < 2:
+        raise ConfigError(f"--pilot compares networks, and got {len(networks)}. Name two or more, or none.")
+    for name in networks:
+        if name != "auto":
+            family(name)  # an unknown name is refused before a case is read
     folder = RunFolder(Path(run))
     previous = folder.previous_plan()
-    spec = read_dataset(dataset, strict=False)
-    patients = patients_of(spec, group_by)
-    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
-    reading = ReadOptions(nonfinite, prefer, max_voxels or MOST_VOXELS, match_labels)
-    report, fingerprint = measure_dataset(
-        spec, reading, workers=workers, on_case=lambda done, total: on_item("measure", done, total)
-    )
-    warnings = [*report.warnings, *side_problems(side_pairs(fingerprint))]
-    folds = folds_for(spec, fingerprint, patients, splits, warnings.append)
-    name_of = {value: name for name, value in spec.labels.items()}
-    every = configurations is not None and list(configurations) == ["all"]
+    measured = _measure(dataset, options, on_item)
+    writer = _Writer(folder, measured, options, on_item)
+    made = _make(measured, options, networks[0], previous)
+    writer.write(made, preprocess=True)
+    if options.pilot is not None:
+        from medmamba.planning.pilot import compare
 
-    def planned(name: str, decision: Decision | None) -> Plan:
-        made = make_plan(
-            fingerprint,
-            network=name,
-            device_memory_gb=device_memory_gb,
-            spacing=spacing,
-            patch_size=patch_size,
-            batch_size=batch_size,
-            configurations=None if every else configurations,
-            mirror=mirror,
-            machine=machine,
-            train_hours=train_hours,
-            regions=regions_by_label(spec) or None,
-            region_order=[name_of[value] for value in spec.region_order] or None,
-            ignore_label=spec.ignore,
-            dataset_hash=_hash_of(
-                text for case in report.cases for text in (case.image_sha256, case.label_sha256 or "")
-            ),
-            previous=previous,
-            network_decision=decision,
-        )
-        OutputChannels.of_plan(made)  # refuses regions that cannot be written back
-        for name in _to_store(made, configurations):
-            refuse_oversize(
-                fingerprint,
-                made.configurations[name],
-                made.axis_order,
-                memory_bytes=_main_memory(),
-                most_voxels=reading.max_voxels,
-            )
-        return made
-
-    ids = [case.case_id for case in fingerprint.cases]
-    shown = spread_over(ids, PICTURES)
-    pictures: dict[str, Thumbnail] = {}
-
-    def picture(case: PreprocessedCase) -> None:
-        if case.case_id in shown:
-            assert case.labels is not None
-            pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
-
-    def write(made: Plan, *, preprocess: bool) -> None:
-        with FolderLock(folder.path):
-            remove_leftovers(folder.path)
-            if preprocess:
-                with replace_folder(folder.preprocessed_path) as preprocessed:
-                    preprocess_dataset(
-                        spec,
-                        ids,
-                        made,
-                        _to_store(made, configurations),
-                        preprocessed,
-                        workers=workers,
-                        visit=picture,
-                        on_case=lambda done, total: on_item("preprocess", done, total),
-                        options=reading,
-                    )
-                    folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
-            write_text(folder.fingerprint_path, fingerprint.to_json())
-            write_json(folder.splits_path, folds)
-            page = dataset_page(made, fingerprint, folds, warnings, {name: pictures[name] for name in shown})
-            write_text(folder.path / "report" / "dataset.html", page)
-            write_text(folder.plan_path, made.to_json())
-            folder.aside_path.unlink(missing_ok=True)
-
-    made = planned(network, None)
-    write(made, preprocess=True)
-    if choose_network is not None:
-        decision = choose_network(folder.path)
-        before, made = made, planned(str(decision.value), decision)
-        write(made, preprocess=_grids(made, configurations) != _grids(before, configurations))
-    for line in warnings:
+        decision = compare(folder.path, options.pilot, networks, on_message)
+        before, made = made, _make(measured, options, str(decision.value), previous, decision)
+        writer.write(made, preprocess=_grids(made, options) != _grids(before, options))
+    for line in measured.warnings:
         on_warning(line)
     return made
 
 
-def what_if(run: str | Path, **changes: Any) -> tuple[Plan, Plan]:
-    """The plan of a run, and the one that other choices would have made; nothing is written.
+@dataclass(frozen=True)
+class _Measured:
+    """A dataset that was read once and checked."""
 
-    ``changes`` are arguments of :func:`medmamba.plans.planner.make_plan` by name.
-    """
-    from medmamba.plans.what_if import what_if
+    spec: DatasetSpec
+    report: DatasetReport
+    fingerprint: Fingerprint
+    folds: list[Fold]
+    warnings: list[str]
+    workers: int
+    reading: ReadOptions
 
-    folder = RunFolder(Path(run))
-    now = folder.read_plan()
-    return now, what_if(now, folder.read_fingerprint(), **changes)
+
+def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Measured:
+    from medmamba.datasets import read_dataset
+    from medmamba.datasets.groups import patients_of
+    from medmamba.geometry import MOST_VOXELS
+    from medmamba.images import ReadOptions
+    from medmamba.planning.measure import measure_dataset
+    from medmamba.plans.left_right import side_pairs, side_problems
+
+    spec = read_dataset(dataset, strict=False)
+    patients = patients_of(spec, options.group_by)
+    workers = options.workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+    reading = ReadOptions(
+        nonfinite=options.nonfinite,
+        prefer=options.prefer,
+        max_voxels=options.max_voxels or MOST_VOXELS,
+        match_labels=options.match_labels,
+    )
+    report, fingerprint = measure_dataset(
+        spec, reading, workers=workers, on_case=lambda done, total: on_item("measure", done, total)
+    )
+    warnings = [*report.warnings, *side_problems(side_pairs(fingerprint))]
+    folds = folds_for(spec, fingerprint, patients, options.splits, warnings.append)
+    return _Measured(spec, report, fingerprint, folds, warnings, workers, reading)
+
+
+def _make(
+    measured: _Measured,
+    options: PlanRequest,
+    network: str,
+    previous: Plan | None,
+    decision: Decision | None = None,
+) -> Plan:
+    """The plan with a network; raises ConfigError for regions or cases that it cannot be carried out with."""
+    from medmamba.models.output_channels import OutputChannels
+    from medmamba.plans.case_size import refuse_oversize
+    from medmamba.plans.planner import DatasetFacts, make_plan
+
+    spec, fingerprint = measured.spec, measured.fingerprint
+    name_of = {value: name for name, value in spec.labels.items()}
+    hashes = (text for case in measured.report.cases for text in (case.image_sha256, case.label_sha256 or ""))
+    facts = DatasetFacts(
+        regions=regions_by_label(spec) or None,
+        region_order=[name_of[value] for value in spec.region_order] or None,
+        ignore_label=spec.ignore,
+        dataset_hash=_hash_of(hashes),
+    )
+    made = make_plan(fingerprint, options.for_network(network), facts, previous=previous, network_decision=decision)
+    OutputChannels.of_plan(made)  # refuses regions that cannot be written back
+    for name in _to_store(made, options):
+        refuse_oversize(
+            fingerprint,
+            made.configurations[name],
+            made.axis_order,
+            memory_bytes=_main_memory(),
+            most_voxels=measured.reading.max_voxels,
+        )
+    return made
+
+
+class _Writer:
+    """Writes the plan, folds, cases and report of a run folder, all or nothing."""
+
+    def __init__(self, folder: RunFolder, measured: _Measured, options: PlanRequest, on_item: OnItem) -> None:
+        from medmamba.planning.contact_sheet import spread_over
+
+        self.folder, self.measured, self.options, self.on_item = folder, measured, options, on_item
+        self.ids = [case.case_id for case in measured.fingerprint.cases]
+        self.shown = spread_over(self.ids, PICTURES)
+        self.pictures: dict[str, Thumbnail] = {}
+
+    def write(self, made: Plan, *, preprocess: bool) -> None:
+        """``preprocess``: False keeps the cases that are there."""
+        from medmamba.planning.dataset_page import dataset_page
+
+        folder, measured = self.folder, self.measured
+        with FolderLock(folder.path):
+            remove_leftovers(folder.path)
+            if preprocess:
+                self._preprocess(made)
+            write_text(folder.fingerprint_path, measured.fingerprint.to_json())
+            write_json(folder.splits_path, measured.folds)
+            pictures = {name: self.pictures[name] for name in self.shown}
+            page = dataset_page(made, measured.fingerprint, measured.folds, measured.warnings, pictures)
+            write_text(folder.path / "report" / "dataset.html", page)
+            write_text(folder.plan_path, made.to_json())
+            folder.aside_path.unlink(missing_ok=True)
+
+    def _preprocess(self, made: Plan) -> None:
+        from medmamba.preprocessing.dataset import preprocess_dataset
+
+        with replace_folder(self.folder.preprocessed_path) as preprocessed:
+            preprocess_dataset(
+                self.measured.spec,
+                self.ids,
+                made,
+                _to_store(made, self.options),
+                preprocessed,
+                workers=self.measured.workers,
+                visit=self._picture,
+                on_case=lambda done, total: self.on_item("preprocess", done, total),
+                options=self.measured.reading,
+            )
+            self.folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
+
+    def _picture(self, case: PreprocessedCase) -> None:
+        from medmamba.planning.contact_sheet import thumbnail
+
+        if case.case_id in self.shown:
+            assert case.labels is not None
+            self.pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
 
 
 def folds_for(
@@ -220,21 +240,19 @@ def regions_by_label(spec: DatasetSpec) -> dict[str, list[str]]:
     return {name: [name_of[value] for value in values] for name, values in spec.regions.items()}
 
 
-def _to_store(plan: Plan, configurations: Sequence[str] | None) -> list[str]:
-    """The configurations to preprocess: those asked for, or the default one; hand-made ones always."""
+def _to_store(plan: Plan, options: PlanRequest) -> list[str]:
+    """The configurations to preprocess: those asked for, or the default one; manual ones always."""
     from medmamba.plans.manual_configurations import handmade
 
     mine = handmade(plan)
-    if configurations is None:
+    if options.configurations is None:
         return list(dict.fromkeys([plan.default_configuration, *mine]))
-    if list(configurations) == ["all"]:
-        return list(plan.configurations)
-    return [name for name in plan.configurations if name in configurations or name in mine]
+    return [name for name in plan.configurations if options.everything or name in (*options.configurations, *mine)]
 
 
-def _grids(plan: Plan, configurations: Sequence[str] | None) -> dict[str, list[float] | None]:
-    """What preprocessed cases depend on, among the things that a network decides."""
-    return {name: plan.configurations[name].spacing_mm for name in _to_store(plan, configurations)}
+def _grids(plan: Plan, options: PlanRequest) -> dict[str, list[float] | None]:
+    """What preprocessed cases depend on, among the numbers that a network decides."""
+    return {name: plan.configurations[name].spacing_mm for name in _to_store(plan, options)}
 
 
 def _main_memory() -> float:

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from medmamba.errors import ConfigError
 from medmamba.options import Options, option
-from medmamba.plans.cost.step_time import EPOCHS, STEPS_PER_EPOCH
+from medmamba.plans.training_length import EPOCHS, STEPS_PER_EPOCH
 from medmamba.training.loss_names import LOSSES, is_loss_name
 
 Optimizer = Literal["adamw", "sgd"]

@@ -7,8 +7,10 @@ import math
 
 import pytest
 
+import medmamba
 from medmamba.errors import ConfigError
-from medmamba.planning.pilot import Trial, choose, plan_with_pilot, table_lines
+from medmamba.planning.options import PlanRequest
+from medmamba.planning.pilot import Trial, choose, table_lines
 
 
 def trial(network: str, *dice: float) -> Trial:
@@ -41,21 +43,21 @@ def test_the_table_is_paired_with_the_first():
 
 
 def test_what_cannot_be_compared_is_refused(small_dataset, tmp_path):
-    with pytest.raises(ConfigError, match="number of minutes above 0"):
-        plan_with_pilot(small_dataset, tmp_path / "run", 0)
+    with pytest.raises(ConfigError, match="--pilot 0: input should be greater than 0"):
+        medmamba.plan(small_dataset, tmp_path / "run", pilot=0)
     with pytest.raises(ConfigError, match="compares networks, and got 1"):
-        plan_with_pilot(small_dataset, tmp_path / "run", 1, candidates=["vm_unet"])
+        medmamba.plan(small_dataset, tmp_path / "run", pilot=1, network="plain_unet")
     with pytest.raises(ConfigError, match="Did you mean 'vm_unet'"):
-        plan_with_pilot(small_dataset, tmp_path / "run", 1, candidates=["vmunet", "plain_unet"])
+        medmamba.plan(small_dataset, tmp_path / "run", pilot=1, network="vmunet,plain_unet")
     with pytest.raises(ConfigError, match="needs two patients or more"):
-        plan_with_pilot(small_dataset, tmp_path / "run", 1, group_by="hippocampus")
+        medmamba.plan(small_dataset, tmp_path / "run", pilot=1, group_by="hippocampus")
 
 
 def test_a_pilot_trains_both_and_writes_the_chosen_plan(small_dataset, tmp_path):
     run, told, read = tmp_path / "run", [], []
-    choices = {"patch_size": (16, 24, 16), "batch_size": 2, "on_event": told.append}
-    choices["on_item"] = lambda stage, done, total: read.append((stage, done))
-    plan = plan_with_pilot(small_dataset, run, 0.02, candidates=["plain_unet", "vm_unet"], **choices)
+    options = PlanRequest(patch_size=(16, 24, 16), batch_size=2, pilot=0.02, network="plain_unet, vm_unet")
+    seen = {"on_message": told.append, "on_item": lambda stage, done, total: read.append((stage, done))}
+    plan = medmamba.plan(small_dataset, run, options, **seen)
     record = json.loads((run / "report" / "pilot.json").read_text())
     assert record["chosen"] == plan.default.network.name
     assert [row["network"] for row in record["trials"]] == ["plain_unet", "vm_unet"]

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medmamba.options import with_changes
 from medmamba.plans.fingerprint import PIXEL_SPACING, CaseStats, ChannelIntensity, Fingerprint, seal
+from medmamba.plans.options import PlanOptions
+from medmamba.plans.planner import make_plan
+from medmamba.plans.schema import Plan
 
 CASES = Path(__file__).parent.parent / "data" / "planner_cases"
 DATASETS = sorted(path.stem for path in CASES.glob("*.json") if path.stem != "function_cases")
@@ -50,6 +54,11 @@ def fingerprint(cases: Sequence[CaseStats], channels: Sequence[str] = ("MRI",), 
             median_relative_size_after_cropping=facts.pop("relative_size", 1.0),
         )
     )
+
+
+def plan_of(images: Fingerprint, previous: Plan | None = None, **choices: Any) -> Plan:
+    """The plan of ``images`` with some choices by name."""
+    return make_plan(images, with_changes(PlanOptions(), choices), previous=previous)
 
 
 def volumes(count: int, shape: Sequence[int], spacing_mm: Sequence[float] | None = (1.0, 1.0, 1.0)) -> Fingerprint:

@@ -10,7 +10,8 @@ from planning_cases import DATASETS, read, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError
 from medmamba.plans.nnunet.files import from_nnunet, to_nnunet
-from medmamba.plans.planner import make_plan
+from medmamba.plans.options import PlanOptions
+from medmamba.plans.planner import DatasetFacts, make_plan
 
 FACTS = {"mean": 100.0, "median": 99.0, "std": 30.0, "min": 0.0, "max": 400.0}
 FACTS |= {"percentile_00_5": 10.0, "percentile_99_5": 250.0}
@@ -103,7 +104,7 @@ def test_regions_become_labels_and_the_regions_they_join() -> None:
 def test_a_plan_survives_the_way_through_nnunets_file(name: str, network: str) -> None:
     fingerprint = reference_fingerprint(name)
     ending = read(name)["dataset"]["file_ending"]
-    plan = make_plan(fingerprint, network=network, file_ending=ending)
+    plan = make_plan(fingerprint, PlanOptions(network=network), DatasetFacts(file_ending=ending))
     dataset = {
         "channel_names": {str(number): channel for number, channel in enumerate(plan.channel_names)},
         "labels": plan.labels,

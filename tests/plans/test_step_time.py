@@ -7,16 +7,17 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planning_cases import DATASETS, reference_fingerprint, volumes
+from planning_cases import DATASETS, plan_of, reference_fingerprint, volumes
 from test_memory import planned
 
 from medmamba.errors import ConfigError
 from medmamba.networks.build import available_networks
-from medmamba.plans.cost.step_time import LEAST_STEPS, MACHINES, STEP_SHARE, Work, machine, training_work
+from medmamba.plans.cost.machines import MACHINES, machine
+from medmamba.plans.cost.step_time import Work, training_work
 from medmamba.plans.explain import compare, explain_lines, summary_lines
 from medmamba.plans.families import FAMILIES
-from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import NetworkPlan, Plan
+from medmamba.plans.training_length import LEAST_STEPS, STEP_FRACTION
 from medmamba.plans.what_if import what_if
 
 CPU = machine("cpu")
@@ -76,9 +77,9 @@ def test_a_scan_costs_time_and_bf16_saves_it() -> None:
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_time_decides_nothing_unless_hours_are_given(name: str) -> None:
-    here, there = (make_plan(reference_fingerprint(name), machine=on) for on in ("cpu", "h100"))
+    here, there = (plan_of(reference_fingerprint(name), machine=on) for on in ("cpu", "h100"))
     assert {field.split(".")[-1] for field, _, _ in compare(here, there)} <= {"step_seconds"}
-    plenty = make_plan(reference_fingerprint(name), train_hours=1e6)
+    plenty = plan_of(reference_fingerprint(name), train_hours=1e6)
     assert compare(here, plenty) == []
 
 
@@ -86,16 +87,16 @@ def test_time_decides_nothing_unless_hours_are_given(name: str) -> None:
     ("name", "hours"), [*((name, 1.0) for name in DATASETS), ("mr_cardiac_thick_slice", 0.05), ("ct_lung", 20.0)]
 )
 def test_enough_steps_fit_into_the_hours_on_every_reference_dataset(name: str, hours: float) -> None:
-    plan = make_plan(reference_fingerprint(name), train_hours=hours)
+    plan = plan_of(reference_fingerprint(name), train_hours=hours)
     for part in plan.configurations:
-        assert LEAST_STEPS * seconds_of(plan, part) <= 1.01 * STEP_SHARE * hours * 3600
-    assert plan.to_json() == make_plan(reference_fingerprint(name), train_hours=hours).to_json()
+        assert LEAST_STEPS * seconds_of(plan, part) <= 1.01 * STEP_FRACTION * hours * 3600
+    assert plan.to_json() == plan_of(reference_fingerprint(name), train_hours=hours).to_json()
 
 
 def test_fewer_hours_never_mean_a_larger_patch() -> None:
     before = math.inf
     for hours in (10, 1, 0.2):
-        plan = make_plan(reference_fingerprint("ct_lung"), train_hours=hours)
+        plan = plan_of(reference_fingerprint("ct_lung"), train_hours=hours)
         patch = math.prod(plan.configurations["3d_fullres"].patch_size)
         assert patch <= before
         before = patch
@@ -103,7 +104,7 @@ def test_fewer_hours_never_mean_a_larger_patch() -> None:
 
 def test_four_minutes_for_thick_slices_choose_2d_as_the_measurement_did() -> None:
     images = volumes(48, (230, 229, 9), (1.35, 1.35, 8.0))  # the left ventricle of docs/benchmarks/accuracy.md
-    plan, free = make_plan(images, train_hours=240 / 3600), make_plan(images)
+    plan, free = plan_of(images, train_hours=240 / 3600), plan_of(images)
     assert (free.default.name, plan.default.name) == ("3d_fullres", "2d")
     assert plan.default.patch_size[0] >= 192
     assert plan.default.batch_size == 2
@@ -112,13 +113,13 @@ def test_four_minutes_for_thick_slices_choose_2d_as_the_measurement_did() -> Non
 
 
 def test_small_images_stay_in_3d_for_minutes() -> None:
-    plan = make_plan(reference_fingerprint("mr_hippocampus_tiny"), train_hours=330 / 3600)
+    plan = plan_of(reference_fingerprint("mr_hippocampus_tiny"), train_hours=330 / 3600)
     assert (plan.default.name, plan.default.patch_size) == ("3d_fullres", [40, 56, 40])
 
 
 def test_the_rules_of_time_are_named_with_their_inputs() -> None:
     images = volumes(20, (200, 200, 120))
-    now = make_plan(images)
+    now = plan_of(images)
     then = what_if(now, images, train_hours=0.2, machine="cpu-fp32")
     assert then.options is not None
     assert (then.options.train_hours, then.options.machine) == (0.2, "cpu-fp32")
@@ -133,7 +134,7 @@ def test_the_rules_of_time_are_named_with_their_inputs() -> None:
 
 
 def test_a_gpu_that_was_not_measured_says_so() -> None:
-    plan = make_plan(volumes(5, (64, 64, 64)), machine="a100")
+    plan = plan_of(volumes(5, (64, 64, 64)), machine="a100")
     made = next(d for d in plan.default.decisions if d.name == "step_seconds")
     assert "not measured" in made.inputs["rates"]
 
@@ -141,8 +142,8 @@ def test_a_gpu_that_was_not_measured_says_so() -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"train_hours": 0.0}, "training hours must be a number above 0, got 0"),
-        ({"train_hours": float("inf")}, "training hours must be a number above 0, got inf"),
+        ({"train_hours": 0.0}, "--train-hours 0.0: must be a number of hours above 0"),
+        ({"train_hours": float("inf")}, "--train-hours inf: must be a number of hours above 0"),
         ({"machine": "a10"}, "Unknown machine 'a10'. Did you mean 'a100'"),
         ({"machine": "cpu:0"}, "a number of threads follows a CPU only, as cpu:4"),
         ({"machine": "h100:2"}, "a number of threads follows a CPU only, as cpu:4"),
@@ -158,15 +159,15 @@ def test_a_gpu_that_was_not_measured_says_so() -> None:
 )
 def test_impossible_times_are_refused_with_the_nearest_possible(choices: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_plan(volumes(10, (160, 160, 160)), **choices)
+        plan_of(volumes(10, (160, 160, 160)), **choices)
 
 
 def test_the_least_hours_that_are_named_are_enough() -> None:
     images = volumes(10, (160, 160, 160))
     with pytest.raises(ConfigError, match=r"even a patch of 8x8 .* needs [\d.]+ hours for 500 steps") as caught:
-        make_plan(images, train_hours=1e-4)
+        plan_of(images, train_hours=1e-4)
     hours = float(str(caught.value).split(" hours for")[0].rsplit(" ", 1)[1])
-    plan = make_plan(images, train_hours=hours)
+    plan = plan_of(images, train_hours=hours)
     assert plan.default.name == "2d"
     assert list(plan.configurations) == ["2d"]
     assert "only 2D is planned" in next(d.reason for d in plan.decisions if d.name == "configurations")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from planning_cases import case, fingerprint
+from planning_cases import case, fingerprint, plan_of
 
 from medmamba.plans.choose_network import typical_diameters
-from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import Plan
 
 
@@ -35,25 +34,25 @@ def test_a_disc_has_its_diameter_in_flat_images() -> None:
 
 
 def test_large_structures_get_the_default() -> None:
-    plan = make_plan(dataset(30_000), network="auto")
+    plan = plan_of(dataset(30_000), network="auto")
     assert plan.default.network.name == "vm_unet"
     assert "default is kept" in network_decision(plan).reason
 
 
 def test_thin_structures_get_the_parallel_branches() -> None:
-    plan = make_plan(dataset(60), network="auto")
+    plan = plan_of(dataset(60), network="auto")
     assert plan.default.network.name == "hrvmamba"
     assert "'organ' is 4.9 voxels across" in network_decision(plan).reason
 
 
 def test_a_named_network_is_not_questioned() -> None:
-    plan = make_plan(dataset(60), network="vm_unet")
+    plan = plan_of(dataset(60), network="vm_unet")
     assert plan.default.network.name == "vm_unet"
     assert all(d.name != "network" for d in plan.decisions)
 
 
 def test_huge_images_in_little_memory_get_the_baseline_when_it_sees_twice_as_much() -> None:
-    plan = make_plan(dataset(10**7, (400, 512, 512)), network="auto", device_memory_gb=8)
+    plan = plan_of(dataset(10**7, (400, 512, 512)), network="auto", device_memory_gb=8)
     made = network_decision(plan)
     sees_more = made.inputs["baseline_patch_larger"] >= 2 and made.inputs["scan_patch_sees"] < 0.05
     assert plan.default.network.name == ("plain_unet" if sees_more else "vm_unet")

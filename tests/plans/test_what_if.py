@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from planning_cases import volumes
+from planning_cases import plan_of, volumes
 from test_handmade import with_mine
 
 from medmamba.errors import ConfigError
 from medmamba.plans.case_size import refuse_oversize, resampled_shape
 from medmamba.plans.explain import compare
-from medmamba.plans.planner import make_plan
 from medmamba.plans.schema import Plan
 from medmamba.plans.what_if import what_if
 
@@ -17,8 +16,8 @@ IMAGES = volumes(10, (200, 180, 160))
 
 
 def test_less_memory_gives_the_plan_that_planning_with_it_gives() -> None:
-    now = make_plan(IMAGES, mirror="none", batch_size=3)
-    assert what_if(now, IMAGES, device_memory_gb=2.0) == make_plan(
+    now = plan_of(IMAGES, mirror="none", batch_size=3)
+    assert what_if(now, IMAGES, device_memory_gb=2.0) == plan_of(
         IMAGES, mirror="none", batch_size=3, device_memory_gb=2.0
     )
     assert "3d_fullres.patch_size" in {
@@ -27,23 +26,23 @@ def test_less_memory_gives_the_plan_that_planning_with_it_gives() -> None:
 
 
 def test_no_change_gives_the_same_plan_and_hand_made_parts_stay() -> None:
-    now = make_plan(IMAGES)
+    now = plan_of(IMAGES)
     assert what_if(now, IMAGES) == now
     assert "mine" in what_if(with_mine(now), IMAGES, network="plain_unet").configurations
 
 
 def test_a_plan_of_another_dataset_is_refused() -> None:
     with pytest.raises(ConfigError, match="do not belong together"):
-        what_if(make_plan(IMAGES), volumes(10, (60, 60, 60)))
+        what_if(plan_of(IMAGES), volumes(10, (60, 60, 60)))
 
 
 def test_planning_anew_with_hand_made_parts_is_the_same_to_the_byte_each_time() -> None:
-    first = make_plan(IMAGES, previous=with_mine(make_plan(IMAGES)))
-    assert make_plan(IMAGES, previous=first).to_json() == first.to_json()
+    first = plan_of(IMAGES, previous=with_mine(plan_of(IMAGES)))
+    assert plan_of(IMAGES, previous=first).to_json() == first.to_json()
 
 
 def test_a_plan_from_before_the_options_were_kept_can_be_read() -> None:
-    plan = make_plan(IMAGES)
+    plan = plan_of(IMAGES)
     text = plan.model_copy(update={"options": None}).to_json().replace('"options": null,', "")
     assert "options" not in text
     assert Plan.from_json(text).configurations == plan.configurations
@@ -64,19 +63,19 @@ def test_a_plan_from_before_the_options_were_kept_can_be_read() -> None:
 )
 def test_the_impossible_is_refused_with_the_nearest_possible(choices, message) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_plan(IMAGES, **choices)
+        plan_of(IMAGES, **choices)
 
 
 def test_the_nearest_spacing_that_is_named_works() -> None:
-    assert make_plan(IMAGES, spacing=(25, 1, 1)).default.spacing_mm == [25, 1, 1]
+    assert plan_of(IMAGES, spacing=(25, 1, 1)).default.spacing_mm == [25, 1, 1]
 
 
 def test_a_case_too_large_on_the_grid_is_refused_and_the_spacing_that_is_named_fits() -> None:
-    plan = make_plan(IMAGES, spacing=(0.5, 0.5, 0.5))
+    plan = plan_of(IMAGES, spacing=(0.5, 0.5, 0.5))
     grid = plan.configurations["3d_fullres"]
     assert resampled_shape(IMAGES.cases[0], grid, plan.axis_order) == [400, 360, 320]
     refuse_oversize(IMAGES, grid, plan.axis_order)
     with pytest.raises(ConfigError, match=r"case_000: would have 400x360x320 voxels x 1 .*fits: 0.795, 0.795, 0.795"):
         refuse_oversize(IMAGES, grid, plan.axis_order, memory_bytes=8 * 11.5e6)
-    smaller = make_plan(IMAGES, spacing=(0.795,) * 3)
+    smaller = plan_of(IMAGES, spacing=(0.795,) * 3)
     refuse_oversize(IMAGES, smaller.configurations["3d_fullres"], smaller.axis_order, memory_bytes=8 * 11.5e6)

@@ -1,0 +1,70 @@
+"""The choices of ``medmamba plan``: those of the planner, and how the dataset is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from medmamba.options import Names, option
+from medmamba.plans.options import PLANNED, RULES, PlanOptions
+
+DATA, MACHINE = "Data", "Machine"
+
+CANDIDATES = ("vm_unet", "u_mamba_bot", "hrvmamba", "residual_unet")
+"""Networks that a pilot compares when none is named: scans in every stage, in the bottleneck only, parallel branches,
+and no scan at all."""
+
+
+class PlanRequest(PlanOptions):
+    """The choices of :func:`medmamba.planning.run.plan`, and of the command line."""
+
+    configurations: Names | None = option(
+        None,
+        f"Configurations to plan and preprocess: {', '.join(PLANNED)}, or all. Default: plan all that apply, "
+        f"preprocess the one that is trained by default.",
+        panel=RULES,
+    )
+    pilot: float | None = option(
+        None,
+        "Train candidate networks for so many minutes in all on one fold, and plan the best. --network a,b names the "
+        f"candidates; default: {', '.join(CANDIDATES)}.",
+        panel=RULES,
+        gt=0,
+    )
+    group_by: str | None = option(
+        None,
+        "Cases of one patient stay in one fold: a regular expression for the patient in the case id, such as "
+        "'(.*)_E[DS]', or TABLE.csv:COLUMN.",
+        panel=DATA,
+    )
+    splits: Path | None = option(None, "Own folds, as nnU-Net's splits_final.json.", panel=DATA)
+    nonfinite: Literal["error", "zero"] = option("error", "NaN and infinite voxels: error, or zero.", panel=DATA)
+    prefer: Literal["sform", "qform"] | None = option(
+        None, "Where a header's two forms disagree: sform or qform.", panel=DATA
+    )
+    match_labels: bool = option(False, "Reorient label maps to the axes of their images.", panel=DATA)
+    max_voxels: int | None = option(
+        None, "Largest number of voxels times channels of a file, and of a case on the plan's grid.", panel=DATA, ge=1
+    )
+    workers: int | None = option(
+        None, "Cases in memory at the same time. Default: one per core, at most 8.", panel=MACHINE, ge=1
+    )
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Networks of a pilot: those named, separated by commas, or the default ones."""
+        if self.network == PlanOptions.model_fields["network"].default:
+            return CANDIDATES
+        return tuple(name.strip() for name in self.network.split(",") if name.strip())
+
+    @property
+    def everything(self) -> bool:
+        """Whether all configurations are planned and preprocessed."""
+        return self.configurations == ("all",)
+
+    def for_network(self, network: str) -> PlanOptions:
+        """The planner's part, for one network."""
+        options = {name: getattr(self, name) for name in PlanOptions.model_fields}
+        return PlanOptions(
+            **options | {"network": network, "configurations": None if self.everything else self.configurations}
+        )
