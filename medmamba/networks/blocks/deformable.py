@@ -16,9 +16,10 @@ from medmamba.errors import ConfigError
 from medmamba.kernels import deformable_conv, offset_mask_width
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise
+from medmamba.networks.blocks.scan_core import ScanModule
 
 
-class DeformableConv(nn.Module):
+class DeformableConv(ScanModule):
     """(B, *S, C) to (B, *S, C), size kept.
 
     Args:
@@ -58,5 +59,6 @@ class DeformableConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         seen = x if self.offset_mask_dw is None else channels_last(self.offset_mask_dw(channels_first(x)))
         value = x if self.value_proj is None else self.value_proj(x)
-        y = deformable_conv(value, self.offset_mask(seen), kernel_size=self.kernel, groups=self.groups, **self.geometry)
+        sizes = {"kernel_size": self.kernel, "groups": self.groups, **self.geometry}
+        y = deformable_conv(value, self.offset_mask(seen), backend=self.scan_backend, **sizes)
         return y if self.output_proj is None else self.output_proj(y)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from medmamba.kernels import ssd_chunked
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.scan_core import at_least_float32, initial_dt_bias, scanned
+from medmamba.networks.blocks.scan_core import ScanModule, at_least_float32, initial_dt_bias, scanned
 from medmamba.networks.routes import routes
 
 
@@ -34,7 +34,7 @@ class GatedRMSNorm(nn.Module):
         return F.rms_norm(at_least_float32(y * F.silu(z)), y.shape[-1:], self.weight, self.eps)
 
 
-class HeadScan(nn.Module):
+class HeadScan(ScanModule):
     """Step bias, decay and skip per head, and the scan with them along any routes.
 
     One decay per head is a selective scan whose channels share theirs, so the routed scan computes it; each group of B
@@ -73,6 +73,7 @@ class HeadScan(nn.Module):
                     D=D[:, channels].contiguous(),
                     dt_bias=bias[:, channels].contiguous(),
                     routes=table,
+                    backend=self.scan_backend,
                 )
             )
         return outs[0] if g == 1 else torch.cat(outs, dim=-1)
@@ -130,6 +131,7 @@ class Mamba2(nn.Module):
         dt = F.softplus(dt + s.dt_bias)  # (B, L, h)
         X = x.unflatten(-1, (s.heads, s.head_width))
         B, C = (t.unflatten(-1, (s.groups, -1)) for t in (B, C))  # (B, L, g, N)
-        Y = ssd_chunked(X * dt[..., None], -torch.exp(s.A_log) * dt, B, C, chunk=self.block)
+        backend = "torch" if s.scan_backend == "cpp" else s.scan_backend  # the CPU has BLAS's products
+        Y = ssd_chunked(X * dt[..., None], -torch.exp(s.A_log) * dt, B, C, chunk=self.block, backend=backend)
         assert isinstance(Y, Tensor)
         return (Y + X * s.D[:, None]).flatten(-2)

@@ -32,7 +32,13 @@ from medmamba.networks.blocks.linear import linear
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes, Mamba's defaults
 
 
-class ScanCore(nn.Module):
+class ScanModule(nn.Module):
+    """A module that runs an operator of medmamba.kernels, on the backend that its ``scan_backend`` names."""
+
+    scan_backend: str = "auto"
+
+
+class ScanCore(ScanModule):
     """Selective scan of (B, L, E) tokens along K routes, summed (or stacked) over the routes.
 
     Parameter names and shapes are those of VM-UNet's SS2D, so published weights fit.
@@ -74,6 +80,7 @@ class ScanCore(nn.Module):
             dt_bias=at_least_float32(self.dt_projs_bias),
             routes=routes,
             merge=merge,
+            backend=self.scan_backend,
         )
 
 

@@ -25,13 +25,13 @@ from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.linear import Linear, linear
-from medmamba.networks.blocks.scan_core import at_least_float32, auto_dt_rank, initial_dt_bias, scanned
+from medmamba.networks.blocks.scan_core import ScanModule, at_least_float32, auto_dt_rank, initial_dt_bias, scanned
 from medmamba.networks.routes import routes
 
 Directions = Literal["none", "v1", "v2"]
 
 
-class SelectiveDirection(nn.Module):
+class SelectiveDirection(ScanModule):
     """Selection, decay and skip of one direction; only the decay if it borrows the rest (v1)."""
 
     def __init__(self, inner: int, state_size: int, dt_rank: int, *, own_inputs: bool = True) -> None:
@@ -150,6 +150,7 @@ class BidirectionalMamba(nn.Module):
             D=torch.stack([at_least_float32(s.D) for s in shared]),
             dt_bias=torch.stack([at_least_float32(s.dt_proj.bias) for s in shared]),
             routes=routes("bidirectional", (1, inputs[0].shape[1]), inputs[0].device)[: len(scans)],
+            backend=scans[0].scan_backend,
         )
 
 

@@ -1,0 +1,50 @@
+"""The implementation of the scan operators that a network runs on: chosen once, and its name for reports.
+
+``auto`` takes the fastest that runs on the device: C++ (``cpp``) on a CPU, Triton (``triton``) on a CUDA or ROCm
+device, else torch operations (``torch``). ``reference`` is a plain loop over time, for tests. Source: medmamba.kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from medmamba.errors import ConfigError, unknown_name
+from medmamba.kernels.backends import BACKENDS, choose_backend
+from medmamba.networks.blocks.scan_core import ScanModule
+
+
+def set_scan_backend(network: nn.Module, name: str) -> None:
+    """Let every scan and deformable convolution of ``network`` run on the backend ``name``, from the next call on.
+
+    Raises ConfigError for an unknown name. Whether the backend runs on a device is what `scan_backend_of` answers.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise unknown_name("scan backend", name, ("auto", *BACKENDS))
+    for module in network.modules():
+        if isinstance(module, ScanModule):
+            module.scan_backend = name
+
+
+def scan_backend_of(network: nn.Module, device: torch.device | str) -> str:
+    """The backend on which the scans and deformable convolutions of ``network`` run on ``device``, or "none".
+
+    "none" is for a network that has neither. Raises ConfigError if the backend that was set cannot run on ``device``.
+    """
+    asked = sorted({module.scan_backend for module in network.modules() if isinstance(module, ScanModule)})
+    double = any(parameter.dtype == torch.float64 for parameter in network.parameters())
+    dtype = torch.float64 if double else torch.float32  # half precision is scanned in float32
+    return ", ".join(dict.fromkeys(resolve_scan_backend(name, device, dtype) for name in asked)) or "none"
+
+
+def resolve_scan_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
+    """The backend that runs on ``device`` when ``name`` is asked for: itself, or what "auto" stands for.
+
+    Raises ConfigError for an unknown name, and for a backend that cannot run there, with the reason and what can.
+    """
+    try:
+        return choose_backend(name, torch.device(device).type, dtype)
+    except ValueError:
+        raise unknown_name("scan backend", name, ("auto", *BACKENDS)) from None
+    except RuntimeError as error:
+        raise ConfigError(f"Scan backend: {error}") from None
