@@ -1,11 +1,12 @@
-"""The operators of Mamba networks: selective scan, state-space duality, deformable convolution.
+"""The operators of Mamba networks: selective scan, state-space duality (Mamba-2), deformable convolution (DCNv4).
 
-Reference, C++ for the CPU, torch operations for everything else, one dispatch;
-the derivation, the memory layout and what was tried stand in README.md beside this file.
+Each has a reference, torch operations for any device, and Triton kernels for CUDA and ROCm devices; the scan and the
+convolution have C++ kernels for the CPU as well. README.md beside this file holds the derivation, the memory layout
+and the measurements.
 """
 
-from medmamba.kernels.backends import BackendChoice, BackendReport, available_backends, backend_report
 from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width
+from medmamba.kernels.report import BackendChoice, BackendReport, available_backends, backend_report
 from medmamba.kernels.scan.api import routed_scan
 from medmamba.kernels.scan.mamba_ssm import selective_scan, selective_scan_fn, selective_scan_ref
 from medmamba.kernels.state_space_duality.api import ssd_chunked

@@ -1,4 +1,4 @@
-"""What operators ask of their arguments: real floating point tensors on one device, routes that are permutations."""
+"""Checks of the operators' arguments: real floating point tensors on one device, routes that are permutations."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | No
             raise TypeError(f"{name} must be integers, they are {integer.dtype}.")
 
 
-def check_permutations(routes: Tensor) -> None:
-    """Raises ValueError unless every row of (K, L) is a permutation.
+def check_permutations(routes: Tensor | None) -> None:
+    """Raises ValueError unless every row of (K, L) is a permutation; None is raster order.
 
-    A table is looked at once and again after it was written to: on a device, looking waits for all work before it.
+    A table is checked once, and again after it was written to: on a device, a check waits for all work before it.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if routes is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return  # the values are not known while a graph is made
     version = None if routes.is_inference() else routes._version
     if version is not None and _permutations.get(routes) == version:

@@ -1,4 +1,4 @@
-"""A mark for functions that torch.compile need not look into."""
+"""A decorator for functions whose result ``torch.compile`` keeps as a constant of the graph."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def asked_once(function: F) -> F:
-    """Mark a function whose answer ``torch.compile`` asks for once and keeps.
+    """Mark a function that ``torch.compile`` calls once, with constant arguments, instead of tracing it.
 
     What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler: 150 MB of a process and two
     seconds that a prediction has no use for.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    function.__dict__["_dynamo_marked_constant"] = True
     return function

@@ -17,10 +17,10 @@ class ScanArguments(ctypes.Structure):
     """``struct MmScan``."""
 
     _fields_ = (
-        *((name, _int64) for name in ("batch", "length", "routes", "channels", "states")),
+        *((name, _int64) for name in ("batch", "length", "route_count", "channels", "states")),
         *((name, _int) for name in ("softplus", "merge", "x_per_route", "threads")),
-        *((name, _pointer) for name in ("x", "dt", "A", "B", "C", "D", "bias", "order", "initial")),
-        *((name, _pointer) for name in ("z", "segments", "y", "plain", "last", "saved")),
+        *((name, _pointer) for name in ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")),
+        *((name, _pointer) for name in ("z", "segments", "y", "plain", "last_state", "saved_states")),
     )
 
 
@@ -29,8 +29,8 @@ class ScanGradients(ctypes.Structure):
 
     _fields_ = (
         ("s", ScanArguments),
-        *((name, _pointer) for name in ("dy", "dlast")),
-        *((name, _pointer) for name in ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial", "dz")),
+        *((name, _pointer) for name in ("dy", "dlast_state")),
+        *((name, _pointer) for name in ("dx", "ddt", "dA", "dB", "dC", "dD", "ddt_bias", "dinitial_state", "dz")),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the PyTorch operators of this folder share: optional tensors, gradients of those, and no second derivative."""
+"""Helpers of the PyTorch operators: optional tensors, their gradients, and the refusal of a second derivative."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from torch.library import CustomOpDef
 def contiguous(*tensors: Tensor | None) -> list[Any]:
     """Each tensor with its elements in order, and None where there is none."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether autograd will ask for the gradient of one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def new_gradients(*inputs: Tensor | None) -> tuple[Any, ...]:

@@ -117,9 +117,9 @@ def test_a_predictor_loads_neither_monai_nor_the_compiler_of_torch():
 def test_torch_marks_a_function_that_is_asked_once_as_we_do():
     import torch
 
-    from medmamba.kernels.backends import choose_backend
+    from medmamba.kernels.scan.backends import choose_scan_backend
 
     def other() -> None: ...
 
     torch.compiler.assume_constant_result(other)
-    assert set(vars(other)) <= set(vars(choose_backend))
+    assert set(vars(other)) <= set(vars(choose_scan_backend))

@@ -22,8 +22,8 @@ enum MmStatus {
 // All arrays are float32, contiguous, in spatial order, channels last.
 // b = batch, l = position, k = route, d = channel, n = state.
 struct MmScan {
-    int64_t batch, length, routes, channels, states;
-    int32_t softplus;    // 1: step = softplus(dt + bias), 0: step = dt + bias
+    int64_t batch, length, route_count, channels, states;
+    int32_t softplus;    // 1: step = softplus(dt + dt_bias), 0: step = dt + dt_bias
     int32_t merge;       // 1: y is (b, l, d), summed over routes; 0: y is (b, l, k, d)
     int32_t x_per_route; // 1: x is (b, l, k, d); 0: x is (b, l, d), shared by all routes
     int32_t threads;
@@ -33,29 +33,29 @@ struct MmScan {
     const float* B;      // (b, l, k, n)
     const float* C;      // (b, l, k, n)
     const float* D;      // (k, d) or null
-    const float* bias;   // (k, d) or null
-    const int32_t* order;  // (k, l) or null for raster order
-    const float* initial;  // (b, k, d, n) or null for zeros
-    const float* z;        // shape of y, or null: y is multiplied by silu(z)
-    const int32_t* segments;  // (b, l), or null: the state starts from zero where a visit's value differs from the last one's
+    const float* dt_bias;  // (k, d) or null
+    const int32_t* routes; // (k, l) or null for raster order
+    const float* initial_state;  // (b, k, d, n) or null for zeros
+    const float* z;      // shape of y, or null: y is multiplied by silu(z)
+    const int32_t* segments;  // (b, l), or null: the state is reset to zero where a visit's value differs from the last one's
     float* y;
     float* plain;        // null, or y before the gate, which the backward pass needs if there is one
-    float* last;         // (b, k, d, n) or null: the state after the last position
-    float* saved;        // null, or the states at the start of each tile, mm_saved_floats() long
+    float* last_state;   // (b, k, d, n) or null: the state after the last position
+    float* saved_states; // null, or the states at the start of each tile, mm_saved_floats() long
 };
 
 struct MmScanGrad {
-    struct MmScan s;     // the same inputs; y is not read, saved and plain are
+    struct MmScan s;     // the same inputs; y is not read, saved_states and plain are
     const float* dy;     // shape of y
-    const float* dlast;  // shape of last or null
+    const float* dlast_state;  // shape of last_state or null
     float* dx;
     float* ddt;
     float* dA;
     float* dB;
     float* dC;
     float* dD;           // or null
-    float* dbias;        // or null
-    float* dinitial;     // or null
+    float* ddt_bias;     // or null
+    float* dinitial_state;  // or null
     float* dz;           // or null
 };
 
@@ -85,5 +85,5 @@ struct MmIsa {
 
 // Length of a time tile; states are saved once per tile.
 #define MM_TILE 32
-// Channels are padded to a multiple of this in `saved`, whatever the vector width.
+// Channels are padded to a multiple of this in `saved_states`, whatever the vector width.
 #define MM_PAD 16

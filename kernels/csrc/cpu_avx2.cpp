@@ -14,7 +14,8 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define MM_WIDTH 8
-#include "scan_body.h"
+#include "scan_forward.h"
+#include "scan_backward.h"
 #include "deform_body.h"
 extern const MmIsa mm_avx2 = {"avx2", forward, backward, deform_forward, deform_backward};
 #if defined(__clang__)

@@ -14,7 +14,8 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #endif
 #define MM_WIDTH 16
-#include "scan_body.h"
+#include "scan_forward.h"
+#include "scan_backward.h"
 #include "deform_body.h"
 extern const MmIsa mm_avx512 = {"avx512", forward, backward, deform_forward, deform_backward};
 #if defined(__clang__)

@@ -3,7 +3,7 @@
 // The taps of one output position and group become a list of (row of the image, weight) entries, at most 2^dimensions per
 // tap, those outside the image left out. Forward adds weighted rows; the gradient of the image adds weighted output rows
 // to the same places, and is cut into tasks by batch entry, group and channels, so that no two tasks write to one place and
-// the order of the additions is fixed. Included after scan_body.h.
+// the order of the additions is fixed. Included after scan_layout.h.
 #pragma once
 
 namespace {

@@ -33,15 +33,15 @@ int chosen = -1;
 const MmIsa& isa() { return *kIsa[chosen < 0 ? (chosen = best()) : chosen]; }
 
 // Every row must visit every position once; anything else would read or write outside the arrays.
-int check_routes(const int32_t* order, int64_t routes, int64_t length) {
-    if (order == nullptr) return MM_OK;
+int check_routes(const int32_t* routes, int64_t count, int64_t length) {
+    if (routes == nullptr) return MM_OK;
     unsigned char* seen = (unsigned char*)malloc((size_t)length);
     if (seen == nullptr) return MM_NO_MEMORY;
     int status = MM_OK;
-    for (int64_t k = 0; k < routes && status == MM_OK; ++k) {
+    for (int64_t k = 0; k < count && status == MM_OK; ++k) {
         memset(seen, 0, (size_t)length);
         for (int64_t l = 0; l < length; ++l) {
-            const int64_t place = order[k * length + l];
+            const int64_t place = routes[k * length + l];
             if (place < 0 || place >= length || seen[place]) {
                 status = MM_BAD_ROUTE;
                 break;
@@ -54,14 +54,14 @@ int check_routes(const int32_t* order, int64_t routes, int64_t length) {
 }
 
 int check(const MmScan& s) {
-    const int64_t sizes[] = {s.batch, s.length, s.routes, s.channels, s.states};
+    const int64_t sizes[] = {s.batch, s.length, s.route_count, s.channels, s.states};
     int64_t product = 1;
     for (int64_t size : sizes) {
         if (size < 1 || size > (int64_t(1) << 40) || product > (int64_t(1) << 50) / size) return MM_BAD_SHAPE;
         product *= size;
     }
     if (s.length > INT32_MAX) return MM_BAD_SHAPE;
-    return check_routes(s.order, s.routes, s.length);
+    return check_routes(s.routes, s.route_count, s.length);
 }
 
 int check(const MmDeform& d) {
@@ -104,10 +104,10 @@ MM_EXPORT int mm_choose_isa(const char* name) {
     return MM_BAD_ISA;
 }
 
-// Floats that MmScan.saved must hold.
-MM_EXPORT int64_t mm_saved_floats(int64_t batch, int64_t length, int64_t routes, int64_t channels, int64_t states) {
+// Floats that MmScan.saved_states must hold.
+MM_EXPORT int64_t mm_saved_floats(int64_t batch, int64_t length, int64_t route_count, int64_t channels, int64_t states) {
     const int64_t tiles = (length + MM_TILE - 1) / MM_TILE, padded = (channels + MM_PAD - 1) / MM_PAD * MM_PAD;
-    return batch * routes * tiles * padded * states;
+    return batch * route_count * tiles * padded * states;
 }
 
 MM_EXPORT int mm_scan_forward(const MmScan* s) {

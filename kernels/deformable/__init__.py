@@ -1,1 +1,1 @@
-"""Deformable convolution: reference, C++ and Triton."""
+"""Deformable convolution in two and three dimensions; one file per backend."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from medmamba.kernels import library as lib
-from medmamba.kernels.deformable.api import DeformGeometry
+from medmamba.kernels.deformable.geometry import DeformGeometry
 
 
 def _arguments(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> lib.DeformArguments:

@@ -10,19 +10,19 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from medmamba.kernels.deformable.api import DeformGeometry
+from medmamba.kernels.deformable.geometry import DeformGeometry
 from medmamba.kernels.operators import gradients_like, refuse_second_derivative
 
 
 def _kernels(value: Tensor) -> ModuleType:
     """The module whose `forward` and `backward` run on the tensor's device."""
     if value.device.type == "cpu":
-        from medmamba.kernels.deformable import cpp as deform_cpp
+        from medmamba.kernels.deformable import cpp
 
-        return deform_cpp
-    from medmamba.kernels.deformable import triton_launch as triton_deform
+        return cpp
+    from medmamba.kernels.deformable import triton_launch
 
-    return triton_deform
+    return triton_launch
 
 
 def _geometry(value: Tensor, sizes: list[int], groups: int, scale: float, remove_center: bool) -> DeformGeometry:
@@ -75,3 +75,10 @@ def _backward(ctx, dout):
 
 deformable_conv_op.register_autograd(_backward, setup_context=_remember)
 refuse_second_derivative(deformable_conv_backward_op, "deformable_conv")
+
+
+def run(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    """(batch, *output, channels) float32."""
+    sizes = [*geometry.kernel, *geometry.stride, *geometry.padding, *geometry.dilation]
+    options = (sizes, geometry.groups, geometry.scale, geometry.remove_center)
+    return deformable_conv_op(value.contiguous(), offset_mask.contiguous(), *options)

@@ -1,14 +1,11 @@
-"""Launches of the deformable convolution in Triton, which is imported at the first call.
-
-The kernels are in `triton_deform_kernels.py`.
-"""
+"""Launches of the deformable convolution's Triton kernels (`triton_kernels.py`), imported at the first call."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from medmamba.kernels.deformable.api import DeformGeometry
+from medmamba.kernels.deformable.geometry import DeformGeometry
 
 # Elements of the tile (positions, channels) of one program, and its warps: 16 elements per thread.
 TILE_ELEMENTS = 2048

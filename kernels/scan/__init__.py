@@ -1,1 +1,1 @@
-"""The selective scan along routes: reference, C++ and Triton, one file for each backend."""
+"""The selective scan along routes through an image; one file per backend."""

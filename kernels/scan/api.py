@@ -1,4 +1,4 @@
-"""The selective scan along routes through an image: arguments checked, backend chosen, result returned."""
+"""The selective scan along routes through an image: `routed_scan`, which checks its arguments and calls a backend."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
-from medmamba.kernels.arguments import check_kinds, check_permutations
-from medmamba.kernels.backends import choose_backend
-from medmamba.kernels.scan.chunked import routed_scan_chunked
-from medmamba.kernels.scan.reference import routed_scan_reference
+from medmamba.kernels.arguments import check_kinds
+from medmamba.kernels.scan.backends import SCAN_BACKENDS, choose_scan_backend
+from medmamba.kernels.scan.inputs import ScanInputs
 
 LARGEST_STATE = 256
 
@@ -104,61 +102,42 @@ def routed_scan(
 
     Source: Gu and Dao 2023, arXiv:2312.00752; several routes: Liu et al. 2024 (VMamba), arXiv:2401.10166.
     """
-    named = {
-        "x": x,
-        "dt": dt,
-        "A": A,
-        "B": B,
-        "C": C,
-        "D": D,
-        "dt_bias": dt_bias,
-        "initial_state": initial_state,
-        "z": z,
-    }
+    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias}
+    named |= {"initial_state": initial_state, "z": z}
     integers = {"routes": routes, "segments": segments}
-    _check_shapes(named | integers, merge)
+    _check_shapes(dt, A, named | integers, merge)
     check_kinds(named, integers)
     dtype = torch.float64 if any(v is not None and v.dtype == torch.float64 for v in named.values()) else torch.float32
-    chosen = choose_backend(backend, x.device.type, dtype)
-    # The Triton kernels read half precision as it is and compute in float32: half the traffic.
-    kept = ("x", "dt", "B", "C") if chosen == "triton" else ()
-    tensors = [v if v is None or name in kept else v.to(dtype) for name, v in named.items()]
+    chosen = SCAN_BACKENDS[choose_scan_backend(backend, x.device.type, dtype)]
     if routes is not None and routes.dtype == torch.int64:
         routes = routes.clamp(-1, dt.shape[1])  # so that nothing becomes a position by being cut to 32 bits
-    order, parts = (v if v is None else v.to(device=x.device, dtype=torch.int32) for v in (routes, segments))
-    *inputs, state, gate = tensors
-    if chosen == "cpp":
-        y, last = _run_compiled(chosen, (*inputs, order, state, gate, parts), softplus, merge)
-        return (y, last) if return_last_state else y
-    if chosen == "triton":
-        y, last = _run_compiled(chosen, (*inputs, order, state, parts), softplus, merge)
-    else:
-        if order is not None:
-            check_permutations(order)
-        run = routed_scan_reference if chosen == "reference" else routed_scan_chunked
-        with torch.autocast(x.device.type, enabled=False):
-            y, last = run(*inputs, order, state, parts, softplus, merge)  # type: ignore[arg-type,call-arg]
-    if gate is not None:
-        y = y * silu(gate)
-    return (y, last) if return_last_state else y
+    if not chosen.reads_half:
+        x, dt, B, C = (value.to(dtype) for value in (x, dt, B, C))
+    scan = ScanInputs(
+        x=x,
+        dt=dt,
+        A=A.to(dtype),
+        B=B,
+        C=C,
+        D=_to(dtype, D),
+        dt_bias=_to(dtype, dt_bias),
+        routes=_to(torch.int32, routes, x.device),
+        initial_state=_to(dtype, initial_state),
+        z=_to(dtype, z),
+        segments=_to(torch.int32, segments, x.device),
+        softplus=softplus,
+        merge=merge,
+    )
+    with torch.autocast(x.device.type, enabled=False):
+        y, last_state = chosen.run(scan)
+    return (y, last_state) if return_last_state else y
 
 
-def _run_compiled(
-    backend: str, tensors: tuple[Tensor | None, ...], softplus: bool, merge: bool
-) -> tuple[Tensor, Tensor]:
-    if backend == "cpp":
-        from medmamba.kernels.scan.cpp import routed_scan_cpp as run
-    else:
-        from medmamba.kernels.scan.triton_op import routed_scan_triton as run
-    learning = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in tensors)
-    y, last, *_ = run(*(None if value is None else value.contiguous() for value in tensors), softplus, merge, learning)
-    return y, last
+def _to(dtype: torch.dtype, value: Tensor | None, device: torch.device | None = None) -> Tensor | None:
+    return None if value is None else value.to(device=device, dtype=dtype)
 
 
-def _check_shapes(named: dict[str, Tensor | None], merge: bool) -> None:
-    dt, A = named["dt"], named["A"]
-    assert dt is not None
-    assert A is not None
+def _check_shapes(dt: Tensor, A: Tensor, named: dict[str, Tensor | None], merge: bool) -> None:
     if dt.dim() != 4:
         raise ValueError(f"dt must be (batch, L, K, channels), it is {tuple(dt.shape)}.")
     batch, length, K, channels = dt.shape

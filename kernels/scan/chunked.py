@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import softplus as softplus_of
 from torch.utils.checkpoint import checkpoint
 
-from medmamba.kernels.scan.reference import gather_routes, passes_on, scatter_routes
+from medmamba.kernels.arguments import check_permutations
+from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.reference import gather_routes, merged_and_gated, scatter_routes, segment_resets
 
 # Elements of the largest intermediate (B, chunk, K, D, N); 2^22 float32 are 16 MiB, and about six are alive at once.
 CHUNK_ELEMENTS = 1 << 22
@@ -21,12 +23,12 @@ LONGEST_CHUNK = 256
 
 
 def _chunk(
-    delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, goes_on: Tensor | None, h: Tensor
+    delta: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, resets: Tensor | None, h: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, K, D) and last state (B, K, D, N) of T positions that start from state h."""
     a = torch.exp(delta.unsqueeze(-1) * A)  # (B, T, K, D, N)
-    if goes_on is not None:
-        a = a * goes_on[..., None, None]
+    if resets is not None:
+        a = a.masked_fill(resets[..., None, None], 0)
     b = (delta * x).unsqueeze(-1) * B.unsqueeze(3)
     b = torch.cat([b[:, :1] + a[:, :1] * h.unsqueeze(1), b[:, 1:]], 1)
     reach = 1
@@ -37,21 +39,10 @@ def _chunk(
     return (b * C.unsqueeze(3)).sum(-1), b[:, -1]
 
 
-def routed_scan_chunked(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    routes: Tensor | None,
-    initial_state: Tensor | None,
-    segments: Tensor | None,
-    softplus: bool,
-    merge: bool,
-) -> tuple[Tensor, Tensor]:
-    """Output and last state; arguments as in `medmamba.kernels.routed_scan`, already checked."""
+def routed_scan_chunked(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output and last state."""
+    x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, softplus, merge = scan
+    check_permutations(routes)
     if x.dim() == 3:
         x = x.unsqueeze(2).expand(-1, -1, dt.shape[2], -1)  # (B, L, K, D)
     delta = dt if dt_bias is None else dt + dt_bias
@@ -63,12 +54,12 @@ def routed_scan_chunked(
     together = 1 if torch.compiler.is_exporting() else batch  # an exported graph is one for every batch size
     chunk = max(1, min(LONGEST_CHUNK, CHUNK_ELEMENTS // (together * A.numel()), length))
     learning = torch.is_grad_enabled() and any(v.requires_grad for v in (delta, x, A, B, C, h))
-    goes_on = passes_on(segments, routes, K)
+    resets = segment_resets(segments, routes, K)
     outputs = []
     for start in range(0, length, chunk):
         part = slice(start, start + chunk)
-        going = None if goes_on is None else goes_on[:, part]
-        arguments = (delta[:, part], x[:, part], A, B[:, part], C[:, part], going, h)
+        resets_here = None if resets is None else resets[:, part]
+        arguments = (delta[:, part], x[:, part], A, B[:, part], C[:, part], resets_here, h)
         if learning and length > chunk:
             y, h = checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -76,4 +67,4 @@ def routed_scan_chunked(
         outputs.append(y)
     y = scatter_routes(torch.cat(outputs, 1), routes)
     y = y if skip is None else y + skip
-    return (y.sum(2) if merge else y), h
+    return merged_and_gated(y, z, merge), h

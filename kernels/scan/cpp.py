@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from medmamba.kernels import library as lib
-from medmamba.kernels.operators import contiguous, new_gradients, refuse_second_derivative, wanted
+from medmamba.kernels.operators import contiguous, needs_gradient, new_gradients, refuse_second_derivative, wanted
+from medmamba.kernels.scan.inputs import ScanInputs
 
-# Sizes that csrc/abi.h fixes: positions per saved state, and the padding of channels in `saved`.
+# Sizes that csrc/abi.h fixes: positions per saved state, and the padding of channels in `saved_states`.
 TILE = 32
 PAD = 16
 
@@ -85,14 +86,14 @@ def routed_scan_cpp(
     """Output, last state and, if `save`, what the backward pass needs: states at the tile starts, y before the gate."""
     inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)
     y = dt.new_empty(_output_shape(dt, merge))
-    last = dt.new_empty(_state_shape(dt, A))
-    saved = dt.new_empty(_saved_shape(dt, A) if save else (0,))
+    last_state = dt.new_empty(_state_shape(dt, A))
+    saved_states = dt.new_empty(_saved_shape(dt, A) if save else (0,))
     plain = dt.new_empty(y.shape if save and z is not None else (0,))
     arguments = _arguments(*inputs, softplus=softplus, merge=merge)
-    arguments.y, arguments.last = y.data_ptr(), last.data_ptr()
-    arguments.saved, arguments.plain = _if_any(saved), _if_any(plain)
+    arguments.y, arguments.last_state = y.data_ptr(), last_state.data_ptr()
+    arguments.saved_states, arguments.plain = _if_any(saved_states), _if_any(plain)
     _raise_status(lib.cpu_library().mm_scan_forward(arguments))
-    return y, last, saved, plain
+    return y, last_state, saved_states, plain
 
 
 @routed_scan_cpp.register_fake
@@ -108,7 +109,7 @@ def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, softplus, 
 @torch.library.custom_op("medmamba::routed_scan_cpp_backward", mutates_args=(), device_types="cpu")
 def routed_scan_cpp_backward(
     dy: Tensor,
-    dlast: Tensor | None,
+    dlast_state: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -120,19 +121,19 @@ def routed_scan_cpp_backward(
     initial_state: Tensor | None,
     z: Tensor | None,
     segments: Tensor | None,
-    saved: Tensor,
+    saved_states: Tensor,
     plain: Tensor,
     softplus: bool,
     merge: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, z; empty where the input is None."""
     inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments)
-    dy, dlast = contiguous(dy, dlast)
+    dy, dlast_state = contiguous(dy, dlast_state)
     gradients = new_gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
     arguments = lib.ScanGradients(_arguments(*inputs, softplus=softplus, merge=merge))
-    arguments.s.saved, arguments.s.plain = saved.data_ptr(), _if_any(plain)
-    arguments.dy, arguments.dlast = dy.data_ptr(), _at(dlast)
-    names = ("dx", "ddt", "dA", "dB", "dC", "dD", "dbias", "dinitial", "dz")
+    arguments.s.saved_states, arguments.s.plain = saved_states.data_ptr(), _if_any(plain)
+    arguments.dy, arguments.dlast_state = dy.data_ptr(), _at(dlast_state)
+    names = ("dx", "ddt", "dA", "dB", "dC", "dD", "ddt_bias", "dinitial_state", "dz")
     for name, gradient in zip(names, gradients, strict=True):
         setattr(arguments, name, _if_any(gradient))
     _raise_status(lib.cpu_library().mm_scan_backward(arguments))
@@ -140,7 +141,25 @@ def routed_scan_cpp_backward(
 
 
 @routed_scan_cpp_backward.register_fake
-def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, saved, plain, softplus, merge):
+def _(
+    dy,
+    dlast_state,
+    x,
+    dt,
+    A,
+    B,
+    C,
+    D,
+    dt_bias,
+    routes,
+    initial_state,
+    z,
+    segments,
+    saved_states,
+    plain,
+    softplus,
+    merge,
+):
     return new_gradients(x, dt, A, B, C, D, dt_bias, initial_state, z)
 
 
@@ -152,15 +171,23 @@ def _remember(ctx, inputs, output) -> None:
     ctx.softplus, ctx.merge = softplus, merge
 
 
-def _backward(ctx, dy, dlast, dsaved, dplain):
+def _backward(ctx, dy, dlast_state, dsaved_states, dplain):
     saved = ctx.saved_tensors  # the eleven inputs, then what the forward pass saved
     dt, D, dt_bias, initial_state, z = (saved[i] for i in (1, 5, 6, 8, 9))
     if dy is None:
         dy = dt.new_zeros(_output_shape(dt, ctx.merge))
-    dx, ddt, dA, dB, dC, *rest = routed_scan_cpp_backward(dy, dlast, *saved, ctx.softplus, ctx.merge)
-    dD, dbias, dinitial, dz = wanted((D, dt_bias, initial_state, z), rest)
-    return dx, ddt, dA, dB, dC, dD, dbias, None, dinitial, dz, None, None, None, None
+    dx, ddt, dA, dB, dC, *rest = routed_scan_cpp_backward(dy, dlast_state, *saved, ctx.softplus, ctx.merge)
+    dD, ddt_bias, dinitial_state, dz = wanted((D, dt_bias, initial_state, z), rest)
+    return dx, ddt, dA, dB, dC, dD, ddt_bias, None, dinitial_state, dz, None, None, None, None
 
 
 routed_scan_cpp.register_autograd(_backward, setup_context=_remember)
 refuse_second_derivative(routed_scan_cpp_backward, "routed_scan")
+
+
+def run(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output and last state, from float32 tensors on the CPU."""
+    *inputs, softplus, merge = scan
+    tensors = contiguous(*inputs)
+    y, last_state, *_ = routed_scan_cpp(*tensors, softplus, merge, needs_gradient(tensors))
+    return y, last_state

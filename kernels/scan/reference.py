@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 from torch.nn.functional import softplus as softplus_of
+
+from medmamba.kernels.arguments import check_permutations
+from medmamba.kernels.scan.inputs import ScanInputs
 
 
 def gather_routes(value: Tensor, routes: Tensor | None) -> Tensor:
@@ -28,30 +32,22 @@ def scatter_routes(value: Tensor, routes: Tensor | None) -> Tensor:
     return gather_routes(value, None if routes is None else routes.argsort(1))
 
 
-def passes_on(segments: Tensor | None, routes: Tensor | None, K: int) -> Tensor | None:
-    """1 where a visit continues its route's segment, 0 where a new one starts: (B, L, K) in the order of the visits."""
+def segment_resets(segments: Tensor | None, routes: Tensor | None, K: int) -> Tensor | None:
+    """Where the state starts again from zero, because a visit lies in another segment than the one before it.
+
+    Boolean (B, L, K) in the order of the visits; None without segments.
+    """
     if segments is None:
         return None
     visited = gather_routes(segments.unsqueeze(2).expand(-1, -1, K), routes)
-    same = visited[:, 1:] == visited[:, :-1]
-    return torch.cat([torch.ones_like(visited[:, :1], dtype=torch.bool), same], 1)
+    other = visited[:, 1:] != visited[:, :-1]
+    return torch.cat([torch.zeros_like(visited[:, :1], dtype=torch.bool), other], 1)
 
 
-def routed_scan_reference(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    routes: Tensor | None,
-    initial_state: Tensor | None,
-    segments: Tensor | None,
-    softplus: bool,
-    merge: bool,
-) -> tuple[Tensor, Tensor]:
-    """Output and last state; arguments as in `medmamba.kernels.routed_scan`, already checked."""
+def routed_scan_reference(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output and last state."""
+    x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, softplus, merge = scan
+    check_permutations(routes)
     if x.dim() == 3:
         x = x.unsqueeze(2).expand(-1, -1, dt.shape[2], -1)  # (B, L, K, D)
     delta = dt if dt_bias is None else dt + dt_bias
@@ -60,13 +56,19 @@ def routed_scan_reference(
     delta, x, B, C = (gather_routes(value, routes) for value in (delta, x, B, C))
     batch, length, K, channels = x.shape
     h = x.new_zeros(batch, K, channels, A.shape[-1]) if initial_state is None else initial_state  # (B, K, D, N)
-    goes_on = passes_on(segments, routes, K)
+    resets = segment_resets(segments, routes, K)
     outputs = []
     for step in range(length):
-        if goes_on is not None:
-            h = h * goes_on[:, step, :, None, None]
+        if resets is not None:
+            h = h.masked_fill(resets[:, step, :, None, None], 0)
         d = delta[:, step].unsqueeze(-1)  # (B, K, D, 1)
         h = torch.exp(d * A) * h + d * x[:, step].unsqueeze(-1) * B[:, step].unsqueeze(2)
         outputs.append((h * C[:, step].unsqueeze(2)).sum(-1))  # (B, K, D)
     y = scatter_routes(torch.stack(outputs, 1), routes) + skip
-    return (y.sum(2) if merge else y), h
+    return merged_and_gated(y, z, merge), h
+
+
+def merged_and_gated(y: Tensor, z: Tensor | None, merge: bool) -> Tensor:
+    """y (B, L, K, D) as it is returned: summed over the routes if `merge`, multiplied by silu(z) if there is a gate."""
+    y = y.sum(2) if merge else y
+    return y if z is None else y * silu(z)

@@ -12,7 +12,7 @@ finds what each span adds to the state (`KEEP_OUTPUT` false), `pass_spans` chain
 true states.
 
 Backward: h from the saved state by the same scan, the adjoint g_l = a_{l+1} g_{l+1} + C_l dy_l by a reverse scan. Sums
-over channels (dB, dC) and over positions (dA, dD, dbias) go to partial buffers that are added in fixed order
+over channels (dB, dC) and over positions (dA, dD, ddt_bias) go to partial buffers that are added in fixed order
 afterwards: no atomics, the same bits every time. Offsets are 64 bit.
 """
 
@@ -41,44 +41,46 @@ NO_HINTS = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blo
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def scan_forward(
-    x, dt, A, B, C, D, dt_bias, order, goes_on, running, states, sum_dt, y,
+    x, dt, A, B, C, D, dt_bias, routes, resets, span_states, saved_states, sum_dt, y,
     length, channels, N, K, span_saves, saves, spans,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
     KEEP_OUTPUT: tl.constexpr,
 ):  # fmt: skip
-    """running: (b, k, spans, n, d) float32, the state at a span's start, here turned into that at its end; no other
-    program touches it. states: (b, k, saves, n, d), the state before every M tiles. y: (b, l, k, d) float32.
-    sum_dt: (b, k, spans, d). If not KEEP_OUTPUT, the spans start from zero, and only running and sum_dt are written."""
+    """y: (b, l, k, d) float32. span_states: (b, k, spans, n, d) float32, the state at a span's start, here turned into
+    that at its end; no other program touches it. saved_states: (b, k, saves, n, d), the state before every M tiles.
+    sum_dt: (b, k, spans, d). If not KEEP_OUTPUT, the spans start from zero, and y and saved_states are not written."""
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
     skip = per_channel(D, k, d, d_valid, channels, HAS_D)
     total = tl.zeros((BD,), tl.float32)
     own = (bk * spans + span) * N * channels
     if not KEEP_OUTPUT:
         for n in range(0, N):
-            tl.store(running + own + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
+            tl.store(span_states + own + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
     tl.debug_barrier()
     for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
         save = tile // M
-        rows, valid, both, delta, _v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
-                                                    K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+        rows, valid, both, delta, _v, delta_a = visit(
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
+            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
+        )  # fmt: skip
         u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
         du = delta * u
         out = u * skip[None, :]
-        total += tl.sum(lapse, 0)
+        total += tl.sum(delta_a, 0)
         for n in tl.range(0, N, loop_unroll_factor=4):
-            before = tl.load(running + own + n * channels + d, mask=d_valid, other=0.0)
+            before = tl.load(span_states + own + n * channels + d, mask=d_valid, other=0.0)
             if KEEP_OUTPUT:
                 saved = ((bk * saves + save) * N + n) * channels
-                tl.store(states + saved + d, before, mask=d_valid & (tile == save * M))
-            a = tl.exp2(lapse * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
+                tl.store(saved_states + saved + d, before, mask=d_valid & (tile == save * M))
+            a = tl.exp2(delta_a * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
             h = states_of(a, du * per_visit(B, rows, k, n, valid, K, N)[:, None], before, t == 0)
             if KEEP_OUTPUT:
                 out += h * per_visit(C, rows, k, n, valid, K, N)[:, None]
-            store_row(running + own + n * channels, h, t == T - 1, d, d_valid)
+            store_row(span_states + own + n * channels, h, t == T - 1, d, d_valid)
         if KEEP_OUTPUT:
             tl.store(y + (rows * K + k)[:, None] * channels + d[None, :], out, mask=both)
         tl.debug_barrier()
@@ -88,38 +90,38 @@ def scan_forward(
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def pass_spans(
-    A, sum_dt, running, initial, channels, N, K, spans,
-    BD: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    A, sum_dt, span_states, initial_state, channels, N, K, spans,
+    BD: tl.constexpr, HAS_INITIAL_STATE: tl.constexpr,
 ):  # fmt: skip
-    """Turns what spans add, each from zero, into the true state at their starts, in place.
+    """Turns what spans add to the state, each from zero, into the true state at their starts, in place.
 
     The decay over a whole span is exp2(A * sum of the steps)."""
     bk, _b, k, d, d_valid = program(K, channels, BD)
     n = tl.program_id(1)
     rate = per_state(A, k, n, d, d_valid, channels, N) * LOG2_E
     h = tl.zeros((BD,), tl.float32)
-    if HAS_INITIAL:
-        h = tl.load(initial + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+    if HAS_INITIAL_STATE:
+        h = tl.load(initial_state + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
     for span in range(0, spans):
         row = ((bk * spans + span) * N + n) * channels
-        local = tl.load(running + row + d, mask=d_valid, other=0.0)
-        tl.store(running + row + d, h, mask=d_valid)
+        local = tl.load(span_states + row + d, mask=d_valid, other=0.0)
+        tl.store(span_states + row + d, h, mask=d_valid)
         decay = tl.exp2(rate * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
         h = decay * h + local
 
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def adjoint_spans(
-    dt, A, C, dt_bias, order, goes_on, dy, carries, sum_dt,
+    dt, A, C, dt_bias, routes, resets, dy, carries, sum_dt,
     length, channels, N, K, span_saves, saves, spans,
-    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_DT_BIAS: tl.constexpr,
+    HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
 ):  # fmt: skip
     """What each span adds to the adjoint that leaves it at its start, a_first g_first: carries (b, k, spans, n, d)."""
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
     base = (bk * spans + span) * N * channels
     for n in range(0, N):
         tl.store(carries + base + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
@@ -128,15 +130,17 @@ def adjoint_spans(
     last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
     for back in range(0, last_tile - span * span_saves * M + 1):
         tile = last_tile - back
-        rows, valid, both, _delta, _v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
-                                                     K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+        rows, valid, both, _delta, _v, delta_a = visit(
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
+            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
+        )  # fmt: skip
         g_out = per_visit_and_channel(dy, rows, k, d, both, K, channels, DY_PER_ROUTE)
-        total += tl.sum(lapse, 0)
+        total += tl.sum(delta_a, 0)
         for n in range(0, N):
             here = carries + base + n * channels
             carry = tl.load(here + d, mask=d_valid, other=0.0)
             # G_l = a_l (G_{l+1} + C_l dy_l), so the element at l is (a_l, a_l C_l dy_l)
-            a = tl.exp2(lapse * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
+            a = tl.exp2(delta_a * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
             seen = g_out * per_visit(C, rows, k, n, valid, K, N)[:, None]
             added = a * (seen + tl.where((t == T - 1)[:, None], carry[None, :], 0.0))
             _a, G = tl.associative_scan((a, added), 0, combine, reverse=True)
@@ -147,16 +151,18 @@ def adjoint_spans(
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def pass_adjoints(
-    A, sum_dt, carries, dlast, dinitial, channels, N, K, spans,
-    BD: tl.constexpr, HAS_DLAST: tl.constexpr, HAS_DINITIAL: tl.constexpr,
+    A, sum_dt, carries, dlast_state, dinitial_state, channels, N, K, spans,
+    BD: tl.constexpr, HAS_DLAST_STATE: tl.constexpr, HAS_DINITIAL_STATE: tl.constexpr,
 ):  # fmt: skip
-    """Turns what spans add into what enters each at its end; what leaves the first is the initial state's gradient."""
+    """Turns what spans add to the adjoint, each from zero, into the true adjoint that enters each at its end, in place.
+
+    The adjoint that leaves the first span is the gradient of the initial state."""
     bk, _b, k, d, d_valid = program(K, channels, BD)
     n = tl.program_id(1)
     rate = per_state(A, k, n, d, d_valid, channels, N) * LOG2_E
     G = tl.zeros((BD,), tl.float32)
-    if HAS_DLAST:
-        G = tl.load(dlast + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+    if HAS_DLAST_STATE:
+        G = tl.load(dlast_state + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
     for back in range(0, spans):
         span = spans - 1 - back
         row = ((bk * spans + span) * N + n) * channels
@@ -164,26 +170,26 @@ def pass_adjoints(
         tl.store(carries + row + d, G, mask=d_valid)
         decay = tl.exp2(rate * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
         G = decay * G + local
-    if HAS_DINITIAL:
-        tl.store(dinitial + (bk * channels + d) * N + n, G, mask=d_valid)
+    if HAS_DINITIAL_STATE:
+        tl.store(dinitial_state + (bk * channels + d) * N + n, G, mask=d_valid)
 
 
 @triton.jit(do_not_specialize=NO_HINTS)
 def scan_backward(
-    x, dt, A, B, C, D, dt_bias, order, goes_on, states, carries, dy,
-    dx, ddt, dA, dB, dC, dD, dbias, scratch,
+    x, dt, A, B, C, D, dt_bias, routes, resets, saved_states, carries, dy,
+    dx, ddt, dA, dB, dC, dD, ddt_bias, scratch,
     length, channels, N, K, span_saves, saves, spans, blocks,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
     DY_PER_ROUTE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients: dx, ddt (b, l, k, d); dA (b, k, spans, n, d) and dD, dbias (b, k, spans, d), to be summed;
+    """Gradients: dx, ddt (b, l, k, d); dA (b, k, spans, n, d) and dD, ddt_bias (b, k, spans, d), to be summed;
     dB, dC (blocks, b, l, k, n), to be summed over the channel blocks. carries: (b, k, spans, n, d).
     scratch: (b, k, spans, M, n, d)."""
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
     skip = per_channel(D, k, d, d_valid, channels, HAS_D)
     base = (bk * spans + span) * N * channels
     for n in range(0, N):
@@ -201,24 +207,27 @@ def scan_backward(
         if tile == save * M + M - 1:
             # Entering M tiles from behind: find the state before each of them from the saved one.
             for forth in range(0, M):
-                rows, valid, both, delta, _v, lapse = visit(dt, bias, order, goes_on, save * M + forth, b, k, d,
-                                                            d_valid, length, channels, K, T, SOFTPLUS, HAS_ORDER,
-                                                            HAS_SEGMENTS)  # fmt: skip
+                rows, valid, both, delta, _v, delta_a = visit(
+                    dt, bias, routes, resets, save * M + forth, b, k, d, d_valid, length,
+                    channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
+                )  # fmt: skip
                 du = delta * per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
                 for n in range(0, N):
                     if forth == 0:
                         saved = ((bk * saves + save) * N + n) * channels
-                        before = tl.load(states + saved + d, mask=d_valid, other=0.0)
+                        before = tl.load(saved_states + saved + d, mask=d_valid, other=0.0)
                         tl.store(own + n * channels + d, before, mask=d_valid)
                     else:
                         before = tl.load(own + (forth * N + n) * channels + d, mask=d_valid, other=0.0)
                     if forth < M - 1:
-                        a = tl.exp2(lapse * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
+                        a = tl.exp2(delta_a * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
                         h = states_of(a, du * per_visit(B, rows, k, n, valid, K, N)[:, None], before, t == 0)
                         store_row(own + ((forth + 1) * N + n) * channels, h, t == T - 1, d, d_valid)
                 tl.debug_barrier()
-        rows, valid, both, delta, v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
-                                                   K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+        rows, valid, both, delta, v, delta_a = visit(
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
+            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
+        )  # fmt: skip
         u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
         g_out = per_visit_and_channel(dy, rows, k, d, both, K, channels, DY_PER_ROUTE)
         du = delta * u
@@ -230,7 +239,7 @@ def scan_backward(
             rate = per_state(A, k, n, d, d_valid, channels, N)
             b_n = per_visit(B, rows, k, n, valid, K, N)
             c_n = per_visit(C, rows, k, n, valid, K, N)
-            a = tl.exp2(lapse * (rate * LOG2_E)[None, :])
+            a = tl.exp2(delta_a * (rate * LOG2_E)[None, :])
             added = du * b_n[:, None]
             h = states_of(a, added, before, t == 0)
             g = adjoints_of(a, g_out * c_n[:, None], carry, t == T - 1)
@@ -252,4 +261,4 @@ def scan_backward(
         tl.debug_barrier()
     row = (bk * spans + span) * channels + d
     tl.store(dD + row, sum_skip, mask=d_valid)
-    tl.store(dbias + row, sum_bias, mask=d_valid)
+    tl.store(ddt_bias + row, sum_bias, mask=d_valid)

@@ -1,14 +1,12 @@
-"""The Triton backend of the selective scan as PyTorch operators for CUDA and ROCm devices.
+"""Launches of the scan's Triton kernels: programs, buffers, and the sums that finish the gradients in a fixed order.
 
-Triton is imported at the first call. The kernels are in `triton_kernels.py` and `triton_one_state.py`; here are the
-launches: how a scan is cut into programs, which buffers they fill, and the sums that finish the gradients in a fixed
-order.
+The kernels (`triton_kernels.py`, `triton_one_state.py`) and Triton itself are imported at the first call.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +27,8 @@ WARPS = 1
 WANTED_PROGRAMS = 2112
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What is scanned, as in `routed_scan`; x, dt, A, B, C contiguous in float16, bfloat16 or float32."""
+class Scan(NamedTuple):
+    """What is scanned, as in `ScanInputs`; x, dt, A, B, C contiguous in float16, bfloat16 or float32."""
 
     x: Tensor
     dt: Tensor
@@ -42,14 +39,14 @@ class Scan:
     dt_bias: Tensor | None
     routes: Tensor | None
     initial_state: Tensor | None
-    goes_on: Tensor | None  # (batch, L, K) by visits, 0 where a new segment starts (`reference.passes_on`)
+    resets: Tensor | None  # (batch, L, K) by visits, where the state starts from zero (`reference.segment_resets`)
     softplus: bool
     merge: bool
 
     def flags(self) -> dict[str, Any]:
         """What the kernels of both directions are compiled for."""
         found: dict[str, Any] = {"T": TILE, "M": TILES_PER_SAVE, "SOFTPLUS": self.softplus, "num_warps": WARPS}
-        given = {"HAS_BIAS": self.dt_bias, "HAS_ORDER": self.routes, "HAS_SEGMENTS": self.goes_on}
+        given = {"HAS_DT_BIAS": self.dt_bias, "HAS_ROUTES": self.routes, "HAS_SEGMENTS": self.resets}
         return found | {name: tensor is not None for name, tensor in given.items()}
 
 
@@ -66,7 +63,7 @@ class Launch:
 
     @property
     def saves(self) -> int:
-        """Saved states."""
+        """Number of saved states."""
         return -(-self.length // (TILE * TILES_PER_SAVE))
 
     @property
@@ -126,29 +123,28 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     one = scan.A.shape[-1] == 1
     kernel, block = (scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
     cut = launch_of(scan.dt, scan.A, block)
-    states = scan.dt.new_empty(cut.saved_shape, dtype=torch.float32)
-    running = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
-    y = states.new_empty(scan.dt.shape)
-    pointers = _given(states, scan.x, scan.dt, scan.A, scan.B, scan.C, scan.D, scan.dt_bias, scan.routes, scan.goes_on)
+    saved_states = scan.dt.new_empty(cut.saved_shape, dtype=torch.float32)
+    span_states = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
+    y = saved_states.new_empty(scan.dt.shape)
+    pointers = _given(saved_states, *scan[:8], scan.resets)  # x to routes
     flags = scan.flags() | {"BD": block, "HAS_D": scan.D is not None, "X_PER_ROUTE": scan.x.dim() == 4}
-    initial = scan.initial_state
     if cut.spans > 1:
-        sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
-        kernel[cut.grid](*pointers, running, states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
-        chain = (scan.A, sum_dt, running, *_given(states, initial))
+        sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
+        kernel[cut.grid](*pointers, span_states, saved_states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
+        chain = (scan.A, sum_dt, span_states, *_given(saved_states, scan.initial_state))
         sizes = (cut.channels, cut.N, cut.K, cut.spans)
-        has_initial = initial is not None
-        kernels.pass_spans[cut.states_grid](*chain, *sizes, BD=block, HAS_INITIAL=has_initial, num_warps=WARPS)
-    elif initial is None:
-        running.zero_()
+        given = {"HAS_INITIAL_STATE": scan.initial_state is not None}
+        kernels.pass_spans[cut.states_grid](*chain, *sizes, BD=block, **given, num_warps=WARPS)
+    elif scan.initial_state is None:
+        span_states.zero_()
     else:
-        running.copy_(initial.transpose(-1, -2).unsqueeze(2))
-    kernel[cut.grid](*pointers, running, states, states, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
-    last = running[:, :, -1].transpose(-1, -2).contiguous()
-    return (y.sum(2) if scan.merge else y), last, states
+        span_states.copy_(scan.initial_state.transpose(-1, -2).unsqueeze(2))
+    kernel[cut.grid](*pointers, span_states, saved_states, saved_states, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
+    last_state = span_states[:, :, -1].transpose(-1, -2).contiguous()
+    return (y.sum(2) if scan.merge else y), last_state, saved_states
 
 
-def backward(dy: Tensor, dlast: Tensor | None, scan: Scan, states: Tensor) -> tuple[Tensor | None, ...]:
+def backward(dy: Tensor, dlast_state: Tensor | None, scan: Scan, saved_states: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
     from medmamba.kernels.scan.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
     from medmamba.kernels.scan.triton_one_state import scan_backward_one
@@ -156,32 +152,32 @@ def backward(dy: Tensor, dlast: Tensor | None, scan: Scan, states: Tensor) -> tu
     one = scan.A.shape[-1] == 1
     block = ONE_BLOCK if one else BLOCK
     cut = launch_of(scan.dt, scan.A, block)
-    carries = states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
+    carries = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
     flags = scan.flags() | {"BD": block, "DY_PER_ROUTE": not scan.merge}
-    optional = _given(states, scan.dt_bias, scan.routes, scan.goes_on)
-    dinitial = None if scan.initial_state is None else states.new_empty(scan.initial_state.shape)
-    if cut.spans > 1 or dinitial is not None:
-        sum_dt = states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
+    optional = _given(saved_states, scan.dt_bias, scan.routes, scan.resets)
+    dinitial_state = None if scan.initial_state is None else saved_states.new_empty(scan.initial_state.shape)
+    if cut.spans > 1 or dinitial_state is not None:
+        sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
         wide = (-(-cut.channels // SPANS_BLOCK), *cut.grid[1:])
         arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
         adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
-        chain = (scan.A, sum_dt, carries, *_given(states, dlast, dinitial))
-        has = {"HAS_DLAST": dlast is not None, "HAS_DINITIAL": dinitial is not None}
+        chain = (scan.A, sum_dt, carries, *_given(saved_states, dlast_state, dinitial_state))
+        has = {"HAS_DLAST_STATE": dlast_state is not None, "HAS_DINITIAL_STATE": dinitial_state is not None}
         pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=block, **has, num_warps=WARPS)
-    elif dlast is None:
+    elif dlast_state is None:
         carries.zero_()
     else:
-        carries.copy_(dlast.transpose(-1, -2).unsqueeze(2))
-    dx, ddt = (states.new_empty(scan.dt.shape) for _ in range(2))
-    dA = states.new_empty(carries.shape)
-    dB, dC = (states.new_empty(cut.blocks, *scan.B.shape) for _ in range(2))
-    dD, dbias = (states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
+        carries.copy_(dlast_state.transpose(-1, -2).unsqueeze(2))
+    dx, ddt = (saved_states.new_empty(scan.dt.shape) for _ in range(2))
+    dA = saved_states.new_empty(carries.shape)
+    dB, dC = (saved_states.new_empty(cut.blocks, *scan.B.shape) for _ in range(2))
+    dD, ddt_bias = (saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
     if one:
         flags |= {"T": TILE // ONE_SHORTER, "M": TILES_PER_SAVE * ONE_SHORTER}
-    scratch = states.new_empty(cut.batch, cut.K, cut.spans, flags["M"], cut.N, cut.channels)
+    scratch = saved_states.new_empty(cut.batch, cut.K, cut.spans, flags["M"], cut.N, cut.channels)
     (scan_backward_one if one else scan_backward)[cut.grid](
-        *(scan.x, scan.dt, scan.A, scan.B, scan.C, *_given(states, scan.D), *optional, states, carries, dy),
-        *(dx, ddt, dA, dB, dC, dD, dbias, scratch, *cut.sizes, cut.blocks),
+        *(scan.x, scan.dt, scan.A, scan.B, scan.C, *_given(saved_states, scan.D), *optional, saved_states, carries, dy),
+        *(dx, ddt, dA, dB, dC, dD, ddt_bias, scratch, *cut.sizes, cut.blocks),
         **flags,
         HAS_D=scan.D is not None,
         X_PER_ROUTE=scan.x.dim() == 4,
@@ -193,6 +189,6 @@ def backward(dy: Tensor, dlast: Tensor | None, scan: Scan, states: Tensor) -> tu
         dB.sum(0),
         dC.sum(0),
         None if scan.D is None else dD.sum((0, 2)),
-        None if scan.dt_bias is None else dbias.sum((0, 2)),
-        dinitial,
+        None if scan.dt_bias is None else ddt_bias.sum((0, 2)),
+        dinitial_state,
     )

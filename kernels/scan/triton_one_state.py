@@ -30,57 +30,59 @@ def _row(values, row):
 
 @triton.jit
 def scan_forward_one(
-    x, dt, A, B, C, D, dt_bias, order, goes_on, running, states, sum_dt, y,
+    x, dt, A, B, C, D, dt_bias, routes, resets, span_states, saved_states, sum_dt, y,
     length, channels, N, K, span_saves, saves, spans,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
     KEEP_OUTPUT: tl.constexpr,
 ):  # fmt: skip
     """`scan_forward` for N = 1."""
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
     skip = per_channel(D, k, d, d_valid, channels, HAS_D)
     rate = per_channel(A, k, d, d_valid, channels, True) * LOG2_E
     own = (bk * spans + span) * channels + d
     total = tl.zeros((BD,), tl.float32)
     state = tl.zeros((BD,), tl.float32)
     if KEEP_OUTPUT:
-        state = tl.load(running + own, mask=d_valid, other=0.0)
+        state = tl.load(span_states + own, mask=d_valid, other=0.0)
     for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
         if KEEP_OUTPUT:
             save = tile // M
-            tl.store(states + (bk * saves + save) * channels + d, state, mask=d_valid & (tile == save * M))
-        rows, valid, both, delta, _v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
-                                                    K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+            tl.store(saved_states + (bk * saves + save) * channels + d, state, mask=d_valid & (tile == save * M))
+        rows, valid, both, delta, _v, delta_a = visit(
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
+            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
+        )  # fmt: skip
         u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
-        total += tl.sum(lapse, 0)
+        total += tl.sum(delta_a, 0)
         added = delta * u * per_visit(B, rows, k, 0, valid, K, 1)[:, None]
-        h = states_of(tl.exp2(lapse * rate[None, :]), added, state, t == 0)
+        h = states_of(tl.exp2(delta_a * rate[None, :]), added, state, t == 0)
         state = _row(h, t == T - 1)
         if KEEP_OUTPUT:
             out = u * skip[None, :] + h * per_visit(C, rows, k, 0, valid, K, 1)[:, None]
             tl.store(y + (rows * K + k)[:, None] * channels + d[None, :], out, mask=both)
-    tl.store(running + own, state, mask=d_valid)
+    tl.store(span_states + own, state, mask=d_valid)
     if not KEEP_OUTPUT:
         tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
 
 
 @triton.jit
 def scan_backward_one(
-    x, dt, A, B, C, D, dt_bias, order, goes_on, states, carries, dy,
-    dx, ddt, dA, dB, dC, dD, dbias, scratch,
+    x, dt, A, B, C, D, dt_bias, routes, resets, saved_states, carries, dy,
+    dx, ddt, dA, dB, dC, dD, ddt_bias, scratch,
     length, channels, N, K, span_saves, saves, spans, blocks,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
     DY_PER_ROUTE: tl.constexpr,
 ):  # fmt: skip
     """`scan_backward` for N = 1."""
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_BIAS)
+    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
     skip = per_channel(D, k, d, d_valid, channels, HAS_D)
     rate = per_channel(A, k, d, d_valid, channels, True)
     own = (bk * spans + span) * channels + d
@@ -96,25 +98,28 @@ def scan_backward_one(
         save = tile // M
         if tile == save * M + M - 1:
             # Entering M tiles from behind: find the state before each of them from the saved one.
-            state = tl.load(states + (bk * saves + save) * channels + d, mask=d_valid, other=0.0)
+            state = tl.load(saved_states + (bk * saves + save) * channels + d, mask=d_valid, other=0.0)
             tl.store(kept, state, mask=d_valid)
             for forth in range(0, M - 1):
-                rows, valid, both, delta, _v, lapse = visit(dt, bias, order, goes_on, save * M + forth, b, k, d,
-                                                            d_valid, length, channels, K, T, SOFTPLUS, HAS_ORDER,
-                                                            HAS_SEGMENTS)  # fmt: skip
+                rows, valid, both, delta, _v, delta_a = visit(
+                    dt, bias, routes, resets, save * M + forth, b, k, d, d_valid, length,
+                    channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
+                )  # fmt: skip
                 u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
                 added = delta * u * per_visit(B, rows, k, 0, valid, K, 1)[:, None]
-                state = _row(states_of(tl.exp2(lapse * (rate * LOG2_E)[None, :]), added, state, t == 0), t == T - 1)
+                state = _row(states_of(tl.exp2(delta_a * (rate * LOG2_E)[None, :]), added, state, t == 0), t == T - 1)
                 tl.store(kept + (forth + 1) * channels, state, mask=d_valid)
             tl.debug_barrier()
-        rows, valid, both, delta, v, lapse = visit(dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels,
-                                                   K, T, SOFTPLUS, HAS_ORDER, HAS_SEGMENTS)  # fmt: skip
+        rows, valid, both, delta, v, delta_a = visit(
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
+            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
+        )  # fmt: skip
         u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
         g_out = per_visit_and_channel(dy, rows, k, d, both, K, channels, DY_PER_ROUTE)
         got = per_visit(B, rows, k, 0, valid, K, 1)
         seen = per_visit(C, rows, k, 0, valid, K, 1)
         before = tl.load(kept + (tile - save * M) * channels, mask=d_valid, other=0.0)
-        a = tl.exp2(lapse * (rate * LOG2_E)[None, :])
+        a = tl.exp2(delta_a * (rate * LOG2_E)[None, :])
         added = delta * u * got[:, None]
         h = states_of(a, added, before, t == 0)
         g = adjoints_of(a, g_out * seen[:, None], carry, t == T - 1)
@@ -131,4 +136,4 @@ def scan_backward_one(
         sum_skip += tl.sum(g_out * u, 0)
     tl.store(dA + own, sum_rate, mask=d_valid)
     tl.store(dD + own, sum_skip, mask=d_valid)
-    tl.store(dbias + own, sum_bias, mask=d_valid)
+    tl.store(ddt_bias + own, sum_bias, mask=d_valid)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from medmamba.kernels.arguments import check_permutations
-from medmamba.kernels.operators import contiguous, gradients_like, new_gradients, refuse_second_derivative, wanted
+from medmamba.kernels.operators import (
+    contiguous,
+    gradients_like,
+    needs_gradient,
+    new_gradients,
+    refuse_second_derivative,
+    wanted,
+)
 from medmamba.kernels.scan import triton_launch as triton_scan
-from medmamba.kernels.scan.reference import passes_on
+from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.reference import segment_resets
 
 
 @torch.library.custom_op("medmamba::routed_scan_triton", mutates_args=(), device_types="cuda")
@@ -31,12 +40,11 @@ def routed_scan_triton(
 
     Routes are checked here, where their values are known also in a compiled graph.
     """
-    if routes is not None:
-        check_permutations(routes)
-    goes_on = passes_on(segments, routes, dt.shape[2])
-    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
-    y, last, states = triton_scan.forward(triton_scan.Scan(*[*inputs, softplus, merge]))
-    return y, last, states if save else states.new_empty(0)
+    check_permutations(routes)
+    resets = segment_resets(segments, routes, dt.shape[2])
+    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, resets)
+    y, last_state, saved_states = triton_scan.forward(triton_scan.Scan(*[*inputs, softplus, merge]))
+    return y, last_state, saved_states if save else saved_states.new_empty(0)
 
 
 @routed_scan_triton.register_fake
@@ -54,7 +62,7 @@ def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, softplus, mer
 @torch.library.custom_op("medmamba::routed_scan_triton_backward", mutates_args=(), device_types="cuda")
 def routed_scan_triton_backward(
     dy: Tensor,
-    dlast: Tensor | None,
+    dlast_state: Tensor | None,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -65,21 +73,21 @@ def routed_scan_triton_backward(
     routes: Tensor | None,
     initial_state: Tensor | None,
     segments: Tensor | None,
-    states: Tensor,
+    saved_states: Tensor,
     softplus: bool,
     merge: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients in the dtype of their inputs; empty where the input is None."""
-    goes_on = passes_on(segments, routes, dt.shape[2])
-    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, goes_on)
+    resets = segment_resets(segments, routes, dt.shape[2])
+    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, resets)
     scan = triton_scan.Scan(*[*inputs, softplus, merge])
-    dy, dlast = contiguous(dy, dlast)
-    found = triton_scan.backward(dy, dlast, scan, states)
+    dy, dlast_state = contiguous(dy, dlast_state)
+    found = triton_scan.backward(dy, dlast_state, scan, saved_states)
     return gradients_like((x, dt, A, B, C, D, dt_bias, initial_state), found)
 
 
 @routed_scan_triton_backward.register_fake
-def _(dy, dlast, x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, states, softplus, merge):
+def _(dy, dlast_state, x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, saved_states, softplus, merge):
     return new_gradients(x, dt, A, B, C, D, dt_bias, initial_state)
 
 
@@ -91,16 +99,26 @@ def _remember(ctx, inputs, output) -> None:
     ctx.softplus, ctx.merge = softplus, merge
 
 
-def _backward(ctx, dy, dlast, dstates):
-    *inputs, states = ctx.saved_tensors
+def _backward(ctx, dy, dlast_state, dsaved_states):
+    *inputs, saved_states = ctx.saved_tensors
     dt, D, dt_bias, initial_state = inputs[1], inputs[5], inputs[6], inputs[8]
     if dy is None:
         batch, length, _, channels = dt.shape
         dy = dt.new_zeros((batch, length, channels) if ctx.merge else dt.shape, dtype=torch.float32)
-    dx, ddt, dA, dB, dC, *rest = routed_scan_triton_backward(dy, dlast, *inputs, states, ctx.softplus, ctx.merge)
-    dD, dbias, dinitial = wanted((D, dt_bias, initial_state), rest)
-    return dx, ddt, dA, dB, dC, dD, dbias, None, dinitial, None, None, None, None
+    dx, ddt, dA, dB, dC, *rest = routed_scan_triton_backward(
+        dy, dlast_state, *inputs, saved_states, ctx.softplus, ctx.merge
+    )
+    dD, ddt_bias, dinitial_state = wanted((D, dt_bias, initial_state), rest)
+    return dx, ddt, dA, dB, dC, dD, ddt_bias, None, dinitial_state, None, None, None, None
 
 
 routed_scan_triton.register_autograd(_backward, setup_context=_remember)
 refuse_second_derivative(routed_scan_triton_backward, "routed_scan")
+
+
+def run(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output and last state, from float32 tensors; x, dt, B and C may be in half precision."""
+    *inputs, z, segments, softplus, merge = scan
+    tensors = contiguous(*inputs, segments)
+    y, last_state, *_ = routed_scan_triton(*tensors, softplus, merge, needs_gradient(tensors))
+    return (y if z is None else y * silu(z)), last_state

@@ -1,9 +1,15 @@
-"""What the scan's Triton kernels share: a tile of T visits to a block of BD channels, in the registers of a warp."""
+"""Parts of the scan's Triton kernels: a tile of T visits to a block of BD channels, in the registers of a warp.
+
+Glossary: b batch entry, k route, bk both as one number, d channels of the block (BD,), n state, l position; t visits of
+the tile (T,); rows (T,) rows of (b * l) that are visited; valid (T,), d_valid (BD,), both (T, BD) whether they exist;
+bias, skip, rate rows of dt_bias, D and A; v step before softplus, delta after it, delta_a the step by which the state
+decays; a decay, h state, g adjoint, G = a g.
+"""
 
 import triton
 import triton.language as tl
 
-ENDLESS = tl.constexpr(1e30)
+RESET_STEP = tl.constexpr(1e30)  # a step after which nothing is left of a state
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -89,27 +95,27 @@ def per_visit_and_channel(pointer, rows, k, d, both, K, channels, PER_ROUTE: tl.
 
 @triton.jit
 def visit(
-    dt, bias, order, goes_on, tile, b, k, d, d_valid, length, channels, K,
-    T: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    dt, bias, routes, resets, tile, b, k, d, d_valid, length, channels, K,
+    T: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     """A tile of route k: where its visits lie (rows of b * l), which are inside, and which are inside with a valid
     channel; steps (T, BD), 0 beyond the end (decay 1, input 0); the steps before softplus; and the steps by which the
-    state decays, endless where a new segment starts: nothing is left of it."""
+    state decays, RESET_STEP at a segment reset."""
     at = tile * T + tl.arange(0, T)
     valid = at < length
     place = at.to(tl.int64)
-    if HAS_ORDER:
-        place = tl.load(order + k * length + at, mask=valid, other=0).to(tl.int64)
+    if HAS_ROUTES:
+        place = tl.load(routes + k * length + at, mask=valid, other=0).to(tl.int64)
     rows = b * length + place
     both = valid[:, None] & d_valid[None, :]
     v = tl.load(dt + k * channels + rows[:, None] * (K * channels) + d[None, :], mask=both, other=0.0).to(tl.float32)
     v += bias[None, :]
     delta = tl.where(both, _softplus(v) if SOFTPLUS else v, 0.0)
-    lapse = delta
+    delta_a = delta
     if HAS_SEGMENTS:
-        same = tl.load(goes_on + (b * length + at) * K + k, mask=valid, other=1)
-        lapse = tl.where((same != 0)[:, None], delta, ENDLESS)
-    return rows, valid, both, delta, v, lapse
+        reset = tl.load(resets + (b * length + at) * K + k, mask=valid, other=0)
+        delta_a = tl.where((reset != 0)[:, None], RESET_STEP, delta)
+    return rows, valid, both, delta, v, delta_a
 
 
 @triton.jit

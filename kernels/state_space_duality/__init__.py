@@ -1,1 +1,1 @@
-"""Mamba-2's scan by chunks of matrix products: reference and Triton."""
+"""The scan of Mamba-2 by chunks of matrix products; one file per backend."""

@@ -5,11 +5,6 @@ attention's, which is what matrix units and BLAS are good at (Dao and Gu 2024, a
 
     S_l = exp(A_l) S_{l-1} + X_l B_l^T          S is (p, n) per head
     Y_l = S_l C_l
-
-Decays between two positions are exponentials of sums over the positions between them. Those sums are formed as
-cumulative sums that start at each position (never as a difference of two long cumulative sums), so nothing cancels,
-overflows or becomes NaN however strong the decay. Plain differentiable torch operations here: second derivatives,
-torch.compile and export need nothing special. On CUDA and ROCm devices the kernels of `triton_ssd.py` run.
 """
 
 from __future__ import annotations
@@ -18,10 +13,7 @@ import torch
 from torch import Tensor
 
 from medmamba.kernels.arguments import check_kinds
-from medmamba.kernels.backends import choose_backend
-
-# Chunks whose states are passed on together; more than this many chunks are passed on in two levels.
-CHUNKS_PER_BLOCK = 64
+from medmamba.kernels.state_space_duality.backends import SSD_BACKENDS, choose_ssd_backend
 
 
 def ssd_chunked(
@@ -50,113 +42,17 @@ def ssd_chunked(
     """
     _check(X, A, B, C, chunk, initial_state)
     dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
-    chosen = _choose(backend, X.device.type, dtype)
-    if chosen == "triton":
-        from medmamba.kernels.state_space_duality.triton_launch import ssd_triton
-
-        Y, last = ssd_triton(X, A, B, C, initial_state)
-        return (Y, last) if return_last_state else Y
-    with torch.autocast(X.device.type, enabled=False):
+    chosen = SSD_BACKENDS[choose_ssd_backend(backend, X.device.type, dtype)]
+    if not chosen.reads_half:
         X, A, B, C = (value.to(dtype) for value in (X, A, B, C))
-        state = None if initial_state is None else initial_state.to(dtype)
-        if chosen == "reference":
-            Y, last = ssd_reference(X, A, B, C, state)
-        else:
-            Y, last = _scan(X, A, B, C, chunk, state)
-    return (Y, last) if return_last_state else Y
+        initial_state = None if initial_state is None else initial_state.to(dtype)
+    with torch.autocast(X.device.type, enabled=False):
+        Y, last_state = chosen.run(X, A, B, C, initial_state, chunk)
+    return (Y, last_state) if return_last_state else Y
 
 
-def _choose(backend: str, device: str, dtype: torch.dtype) -> str:
-    """The backend that runs. There is no C++ kernel: on the CPU the matrix products are BLAS's."""
-    if backend == "cpp":
-        raise RuntimeError("Backend 'cpp' cannot run: ssd_chunked has no C++ kernel; \"torch\" uses BLAS on the CPU.")
-    if backend == "auto" and device == "cpu":
-        return "torch"
-    return choose_backend(backend, device, dtype)
-
-
-def _scan(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    batch, length, heads, width = X.shape
-    groups, n = B.shape[2:]
-    share = heads // groups
-    missing = -length % chunk  # zeros at the end change nothing before them: decay 1, input 0
-    if missing:
-        X, B, C = (torch.nn.functional.pad(value, (0, 0, 0, 0, 0, missing)) for value in (X, B, C))
-        A = torch.nn.functional.pad(A, (0, 0, 0, missing))
-    # c = chunk, q, s = position in the chunk, g = group, r = head in the group
-    X = X.reshape(batch, -1, chunk, groups, share, width).permute(0, 1, 3, 4, 2, 5)  # (b, c, g, r, q, p)
-    A = A.reshape(batch, -1, chunk, groups, share).permute(0, 1, 3, 4, 2)  # (b, c, g, r, q)
-    B = B.reshape(batch, -1, chunk, groups, n).transpose(2, 3)  # (b, c, g, q, n)
-    C = C.reshape(batch, -1, chunk, groups, n).transpose(2, 3)
-
-    between = torch.exp(sums_between(A))  # (b, c, g, r, q, q), decay from position s to position q
-    scores = (C @ B.transpose(-1, -2)).unsqueeze(3)  # (b, c, g, 1, q, s)
-    Y = (scores * between) @ X
-
-    from_start = A.cumsum(-1)  # (b, c, g, r, q)
-    to_end = between[..., -1, :]  # (b, c, g, r, s)
-    local = (X * to_end.unsqueeze(-1)).transpose(-1, -2) @ B.unsqueeze(3)  # (b, c, g, r, p, n)
-    if state is None:
-        state = X.new_zeros(batch, heads, width, n)
-    before, last = pass_states(local, from_start[..., -1], state.reshape(batch, groups, share, width, n))
-    Y = Y + (C.unsqueeze(3) @ before.transpose(-1, -2)) * torch.exp(from_start).unsqueeze(-1)
-
-    Y = Y.permute(0, 1, 4, 2, 3, 5).reshape(batch, length + missing, heads, width)
-    return Y[:, :length], last.reshape(batch, heads, width, n)
-
-
-def sums_between(A: Tensor) -> Tensor:
-    """For A (..., q) the sums A[s+1] + ... + A[i] as (..., i, s); 0 on the diagonal, -inf above it."""
-    q = A.shape[-1]
-    lower = torch.ones(q, q, dtype=torch.bool, device=A.device).tril(-1)
-    steps = A.unsqueeze(-1).expand(*A.shape, q).masked_fill(~lower, 0)  # (..., i, s) holds A[i] where i > s
-    return steps.cumsum(-2).masked_fill(lower.T, -torch.inf)
-
-
-def pass_states(local: Tensor, decay: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """The state before each chunk and after the last.
-
-    local: (b, c, ..., p, n), what each chunk adds; decay: (b, c, ...), its log decay; first: (b, ..., p, n).
-    """
-    chunks = local.shape[1]
-    if chunks <= CHUNKS_PER_BLOCK:
-        decay = torch.nn.functional.pad(decay.movedim(1, -1), (1, 0))  # (b, ..., c + 1)
-        every = torch.cat([first.unsqueeze(1), local], 1).movedim(1, -3)  # (b, ..., c + 1, p, n)
-        weights = torch.exp(sums_between(decay))  # (b, ..., c + 1, c + 1)
-        states = (weights @ every.flatten(-2)).unflatten(-1, every.shape[-2:]).movedim(-3, 1)
-        return states[:, :-1], states[:, -1]
-    missing = -chunks % CHUNKS_PER_BLOCK
-    if missing:
-        local = torch.cat([local, local.new_zeros(local.shape[0], missing, *local.shape[2:])], 1)
-        decay = torch.cat([decay, decay.new_zeros(decay.shape[0], missing, *decay.shape[2:])], 1)
-    local, decay = (value.unflatten(1, (-1, CHUNKS_PER_BLOCK)) for value in (local, decay))
-    batch, blocks = local.shape[:2]
-    nothing = local.new_zeros(batch * blocks, *first.shape[1:])
-    inside, added = pass_states(local.flatten(0, 1), decay.flatten(0, 1), nothing)
-    entering, last = pass_states(added.unflatten(0, (batch, blocks)), decay.sum(2), first)
-    decay = torch.nn.functional.pad(decay.movedim(2, -1), (1, -1)).cumsum(-1).movedim(-1, 2)  # from the block's start
-    carried = entering.unsqueeze(2) * torch.exp(decay)[..., None, None]
-    before = inside.unflatten(0, (batch, blocks)) + carried
-    return before.flatten(1, 2)[:, :chunks], last
-
-
-def ssd_reference(
-    X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """`ssd_chunked` as a plain loop over time: the truth for tests. Returns Y and the last state."""
-    batch, length, heads, width = X.shape
-    share = heads // B.shape[2]
-    B, C = (value.repeat_interleave(share, 2) for value in (B, C))
-    state = X.new_zeros(batch, heads, width, B.shape[-1]) if initial_state is None else initial_state
-    outputs = []
-    for step in range(length):
-        state = torch.exp(A[:, step])[..., None, None] * state + X[:, step].unsqueeze(-1) * B[:, step].unsqueeze(-2)
-        outputs.append((state @ C[:, step].unsqueeze(-1)).squeeze(-1))
-    return torch.stack(outputs, 1), state
-
-
-def _check(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, state: Tensor | None) -> None:
-    check_kinds({"X": X, "A": A, "B": B, "C": C, "initial_state": state})
+def _check(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, initial_state: Tensor | None) -> None:
+    check_kinds({"X": X, "A": A, "B": B, "C": C, "initial_state": initial_state})
     if X.dim() != 4 or 0 in X.shape:
         raise ValueError(f"X must be (batch, L, heads, p), none of them 0; it is {tuple(X.shape)}.")
     batch, length, heads, width = X.shape
@@ -172,5 +68,7 @@ def _check(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, state: Tensor
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, it is {chunk}.")
     expected = (batch, heads, width, B.shape[3])
-    if state is not None and tuple(state.shape) != expected:
-        raise ValueError(f"initial_state must be (batch, heads, p, n) = {expected}, it is {tuple(state.shape)}.")
+    if initial_state is not None and tuple(initial_state.shape) != expected:
+        raise ValueError(
+            f"initial_state must be (batch, heads, p, n) = {expected}, it is {tuple(initial_state.shape)}."
+        )

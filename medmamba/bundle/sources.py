@@ -1,9 +1,9 @@
 """The scripts/ folder of a bundle: our own sources, copied with what they import.
 
 Starting from the files in ``runtime/`` the imports are followed. Every file keeps its place
-(``medmamba.networks.routes`` becomes ``scripts/networks/routes.py``), except that the choice of operators, the choice
-of backend, the plan's schema and the search for networks of other packages are exchanged for the small versions in
-``runtime/``: that leaves torch, MONAI, numpy and scipy as the only packages that a bundle needs.
+(``medmamba.networks.routes`` becomes ``scripts/networks/routes.py``), except that the choice of operators, the search
+for compiled kernels, the plan's schema and the search for networks of other packages are exchanged for the small
+versions in ``runtime/``: that leaves torch, MONAI, numpy and scipy as the only packages that a bundle needs.
 
 A network of another package comes along: the module that registers it and what that imports from its own package are
 copied to ``scripts/external/``.
@@ -25,7 +25,7 @@ ENTRIES = ("network", "inferer", "transforms", "cases", "graphs", "finetune")
 _RUNTIME = "medmamba.bundle.runtime"
 EXCHANGED = {
     "medmamba.kernels": f"{_RUNTIME}.operators",
-    "medmamba.kernels.backends": f"{_RUNTIME}.backends",
+    "medmamba.kernels.availability": f"{_RUNTIME}.availability",
     "medmamba.plans.schema": f"{_RUNTIME}.plan",
     "medmamba.plugins": f"{_RUNTIME}.plugins",
 }

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.kernels.backends import BACKENDS, choose_backend
+from medmamba.kernels.scan.backends import SCAN_BACKENDS, choose_scan_backend
 from medmamba.networks.blocks.scan_core import ScanModule
 
 
@@ -19,8 +19,8 @@ def set_scan_backend(network: nn.Module, name: str) -> None:
 
     Raises ConfigError for an unknown name. Whether the backend runs on a device is what `scan_backend_of` answers.
     """
-    if name not in ("auto", *BACKENDS):
-        raise unknown_name("scan backend", name, ("auto", *BACKENDS))
+    if name not in ("auto", *SCAN_BACKENDS):
+        raise unknown_name("scan backend", name, ("auto", *SCAN_BACKENDS))
     for module in network.modules():
         if isinstance(module, ScanModule):
             module.scan_backend = name
@@ -43,8 +43,8 @@ def resolve_scan_backend(name: str, device: torch.device | str, dtype: torch.dty
     Raises ConfigError for an unknown name, and for a backend that cannot run there, with the reason and what can.
     """
     try:
-        return choose_backend(name, torch.device(device).type, dtype)
+        return choose_scan_backend(name, torch.device(device).type, dtype)
     except ValueError:
-        raise unknown_name("scan backend", name, ("auto", *BACKENDS)) from None
+        raise unknown_name("scan backend", name, ("auto", *SCAN_BACKENDS)) from None
     except RuntimeError as error:
         raise ConfigError(f"Scan backend: {error}") from None

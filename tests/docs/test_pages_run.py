@@ -30,7 +30,12 @@ if __name__ == "__main__":
     words, added = sys.argv[1:], {ADDED!r}
     run([*words, *added.get(words[0], []), *(["--restart"] if words[0] == "train" else [])])
 """
-ALONE = ["docs/explanation/geometry.md", "docs/reference/networks.md", "kernels/README.md"]
+ALONE = [
+    "docs/explanation/geometry.md",
+    "docs/how-to/add-a-scan-backend.md",
+    "docs/reference/networks.md",
+    "kernels/README.md",
+]
 STARTS_WITH_PLANNING = {"README.md", "docs/tutorial/your-own-dataset.md"}
 NNUNET = "docs/how-to/change-a-plan.md"
 CASCADE = "docs/how-to/predict-many-cases.md"

@@ -278,16 +278,16 @@ def test_a_backend_that_cannot_run_is_an_error_and_not_a_fallback(monkeypatch):
     inputs = float32(scan_inputs(1, 4, 1, 2, 2))
     with pytest.raises(RuntimeError, match=r"Backend 'cpp' cannot run: .*float32, the inputs are float64"):
         routed_scan(**{n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}, backend="cpp")
-    monkeypatch.setattr("medmamba.kernels.backends.missing_reason", lambda: "the library is missing (test)")
+    monkeypatch.setattr("medmamba.kernels.availability.missing_reason", lambda: "the library is missing (test)")
     with pytest.raises(RuntimeError, match=r"Backend 'cpp' cannot run: the library is missing \(test\)"):
         routed_scan(**inputs, backend="cpp")
 
 
 def test_the_fallback_is_announced_once(monkeypatch, recwarn):
-    from medmamba.kernels import backends
+    from medmamba.kernels.availability import announce_fallback
 
-    backends._announce_fallback.cache_clear()
-    monkeypatch.setattr("medmamba.kernels.backends.missing_reason", lambda: "the library is missing (test)")
+    announce_fallback.cache_clear()
+    monkeypatch.setattr("medmamba.kernels.availability.missing_reason", lambda: "the library is missing (test)")
     inputs = float32(scan_inputs(1, 4, 1, 2, 2))
     for _ in range(3):
         routed_scan(**inputs)
@@ -295,7 +295,7 @@ def test_the_fallback_is_announced_once(monkeypatch, recwarn):
     assert len(said) == 1
     assert "torch backend on cpu" in said[0]
     assert "the library is missing (test)" in said[0]
-    backends._announce_fallback.cache_clear()
+    announce_fallback.cache_clear()
 
 
 @settings(max_examples=30, deadline=None)

@@ -18,11 +18,11 @@ from scan_cases import (
     scan_inputs,
     ssd_inputs,
 )
+from triton_check import TARGETS, compile_kernel, kernels
 
 from medmamba.kernels import backend_report, deformable_conv, routed_scan, ssd_chunked
-from medmamba.kernels.backends import why_not
-from medmamba.kernels.deformable.api import geometry_of
-from medmamba.kernels.triton_check import TARGETS, compile_kernel, kernels
+from medmamba.kernels.availability import why_not_triton
+from medmamba.kernels.deformable.geometry import geometry_of
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 # Each kernel once in the default run; the other compilations are slow together.
@@ -70,7 +70,7 @@ def test_triton_is_refused_for_cpu_tensors_with_the_reason():
     inputs = {n: v.float() if v.is_floating_point() else v for n, v in scan_inputs(1, 4, 1, 2, 2).items()}
     with pytest.raises(RuntimeError, match=r"Backend 'triton' cannot run: .*CUDA and ROCm tensors, not cpu"):
         routed_scan(**inputs, backend="triton")
-    assert "float64" in str(why_not("triton", "cuda", torch.float64))
+    assert "float64" in str(why_not_triton("cuda", torch.float64))
     assert "CUDA and ROCm" in backend_report().cpu.refused["triton"]
 
 

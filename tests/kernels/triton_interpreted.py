@@ -19,13 +19,13 @@ from triton.runtime.interpreter import GridExecutor
 
 from medmamba.kernels import deformable_conv, routed_scan
 from medmamba.kernels.deformable import triton_launch as triton_deform
-from medmamba.kernels.deformable.api import geometry_of
+from medmamba.kernels.deformable.geometry import geometry_of
 from medmamba.kernels.scan import triton_kernels
 from medmamba.kernels.scan import triton_launch as triton_scan
-from medmamba.kernels.scan.reference import passes_on
+from medmamba.kernels.scan.reference import segment_resets
 from medmamba.kernels.scan.triton_op import routed_scan_triton, routed_scan_triton_backward
 from medmamba.kernels.state_space_duality import triton_launch as triton_ssd
-from medmamba.kernels.state_space_duality.api import ssd_reference
+from medmamba.kernels.state_space_duality.reference import ssd_reference
 from medmamba.kernels.state_space_duality.triton_launch import ssd_triton, ssd_triton_backward
 
 SCANS = {
@@ -54,10 +54,10 @@ def scan(shape, options, sizes):
     softplus, merge = options.get("softplus", True), options.get("merge", True)
     if not softplus:
         inputs["dt"], inputs["dt_bias"] = 0.1 * inputs["dt"].abs(), 0.01 * inputs["dt_bias"].abs()
-    goes_on = None
+    resets = None
     if options.get("segments"):
         inputs["segments"] = torch.arange(shape[1]).div(4, rounding_mode="floor").expand(shape[0], -1) % 2
-        goes_on = passes_on(inputs["segments"], inputs["routes"], shape[2])
+        resets = segment_resets(inputs["segments"], inputs["routes"], shape[2])
     truth = outputs_and_gradients(inputs, "reference", torch.float64, softplus=softplus, merge=merge)
     values = [inputs[name].float() if name != "routes" else inputs[name].int() for name in NAMES]
     starts = []
@@ -65,14 +65,14 @@ def scan(shape, options, sizes):
 
     class Watched:
         def __getitem__(self, grid):
-            def run(A, sum_dt, running, *arguments, **constants):
-                chain[grid](A, sum_dt, running, *arguments, **constants)
-                starts.append(running.clone())
+            def run(A, sum_dt, span_states, *arguments, **constants):
+                chain[grid](A, sum_dt, span_states, *arguments, **constants)
+                starts.append(span_states.clone())
 
             return run
 
     triton_kernels.pass_spans = Watched()
-    given = triton_scan.Scan(*values, goes_on, softplus, merge)
+    given = triton_scan.Scan(*values, resets, softplus, merge)
     y, last, states = triton_scan.forward(given)
     triton_kernels.pass_spans = chain
     generator = torch.Generator().manual_seed(99)
@@ -120,7 +120,7 @@ def scan_far(states):
     large = {name: spread(given[name]) for name in ("x", "dt", "B", "C")}
     rows = {name: row(given[name]) for name in ("A", "D", "dt_bias")}
     what = triton_scan.Scan(
-        **large, **rows, routes=order.int().unsqueeze(0), initial_state=None, goes_on=None, softplus=True, merge=False
+        **large, **rows, routes=order.int().unsqueeze(0), initial_state=None, resets=None, softplus=True, merge=False
     )
     out, _last, saved = triton_scan.forward(what)
     dx, ddt, _dA, dB, dC, *_rest = triton_scan.backward(spread(dy), None, what, saved)

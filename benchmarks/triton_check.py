@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation of the Triton kernels, without a device: ``python -m medmamba.kernels.triton_check``.
+"""Ahead-of-time compilation of the Triton kernels, without a device: ``python benchmarks/triton_check.py``.
 
 Compiles every kernel for NVIDIA (sm_80, sm_90) and AMD (gfx942) and reports processor seconds and, for NVIDIA, what the
 assembler says: registers, bytes of stack (spills) and instructions per update of the scan in its longest inner loop.
@@ -11,11 +11,14 @@ import argparse
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 
@@ -42,14 +45,23 @@ def kernels() -> dict[str, Kernel]:
 def _scan_kernels() -> dict[str, Kernel]:
     from medmamba.kernels.scan import triton_launch as launch
 
-    flags = ("SOFTPLUS", "HAS_D", "HAS_BIAS", "HAS_ORDER", "KEEP_OUTPUT", "HAS_INITIAL", "HAS_DLAST", "HAS_DINITIAL")
+    flags = (
+        "SOFTPLUS",
+        "HAS_D",
+        "HAS_DT_BIAS",
+        "HAS_ROUTES",
+        "KEEP_OUTPUT",
+        "HAS_INITIAL_STATE",
+        "HAS_DLAST_STATE",
+        "HAS_DINITIAL_STATE",
+    )
     constants: dict[str, object] = dict.fromkeys(flags, True)
     constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False}
     constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
     scans = ["scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one"]
     names = [*scans, "pass_spans", "adjoint_spans", "pass_adjoints"]
-    half, kinds = ("x", "dt", "B", "C"), {"order": "*i32", "goes_on": "*i1"}
+    half, kinds = ("x", "dt", "B", "C"), {"routes": "*i32", "resets": "*i1"}
 
     def kernel(name: str, **changes: object) -> Kernel:
         block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK

@@ -1,0 +1,57 @@
+"""Report of the scan backends that run on this machine, and of why the others do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from medmamba.kernels.library import instruction_set, library_path
+from medmamba.kernels.scan.backends import SCAN_BACKENDS
+
+_ALWAYS_SLOW = {"reference": "a plain loop for tests; runs only when asked for"}
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """What will run on one kind of device."""
+
+    device: str
+    chosen: str
+    detail: str
+    refused: dict[str, str]  # backend -> why it will not run
+
+    def __str__(self) -> str:
+        lines = [f"{self.device}: {self.chosen} ({self.detail})"]
+        return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.refused.items()])
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What will run on the processor and on a graphics device."""
+
+    cpu: BackendChoice
+    cuda: BackendChoice
+
+    def __str__(self) -> str:
+        return f"{self.cpu}\n{self.cuda}"
+
+
+def available_backends(device: str = "cpu") -> list[str]:
+    """Backends that can scan float32 on this device, the preferred one first."""
+    return [name for name, backend in SCAN_BACKENDS.items() if backend.why_not(device, torch.float32) is None]
+
+
+def backend_report() -> BackendReport:
+    """Which backend runs on cpu and cuda, and why the others will not."""
+    compiled = available_backends("cpu")[0] == "cpp"
+    cpu = _choice("cpu", f"{instruction_set()}, {library_path()}" if compiled else "torch operations, slow")
+    if not torch.cuda.is_available():
+        return BackendReport(cpu, BackendChoice("cuda", "none", "no CUDA or ROCm device is visible", {}))
+    return BackendReport(cpu, _choice("cuda", torch.cuda.get_device_name()))
+
+
+def _choice(device: str, detail: str) -> BackendChoice:
+    reasons = {name: backend.why_not(device, torch.float32) for name, backend in SCAN_BACKENDS.items()}
+    refused = {name: reason for name, reason in reasons.items() if reason is not None}
+    return BackendChoice(device, available_backends(device)[0], detail, refused | _ALWAYS_SLOW)

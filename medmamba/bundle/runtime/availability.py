@@ -1,0 +1,20 @@
+"""Shipped in bundles in place of medmamba.kernels.availability: the copied operators run as torch operations.
+
+The compiled ones come with an installed medmamba, see ``operators.py``. Torch only.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def why_not_cpp(device: str, dtype: torch.dtype) -> str:
+    """Why the C++ kernels cannot run."""
+    return "a bundle holds no compiled kernels; install medmamba"
+
+
+why_not_triton = why_not_cpp
+
+
+def announce_fallback(device: str, reason: str) -> None:
+    """Nothing: ``OPERATORS`` says that torch operations run."""
