@@ -96,7 +96,6 @@ GRAPH = file_graph(FILES)
 ROOMS = room_graph(GRAPH)
 
 
-@pytest.mark.xfail(strict=True, reason="kernels/deformable still imports in a circle")
 def test_no_circle_between_files():
     assert circle(GRAPH) == []
 

@@ -9,7 +9,7 @@ from medmamba.errors import ConfigError
 from medmamba.kernels import available_backends
 from medmamba.networks import available_networks, build_network
 from medmamba.networks.blocks import deformable, mamba2, scan_core
-from medmamba.networks.planned.registry import network_facts
+from medmamba.networks.build import network_facts
 from medmamba.networks.scan_backend import resolve_scan_backend, scan_backend_of, set_scan_backend
 
 FASTEST = available_backends("cpu")[0]
