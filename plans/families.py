@@ -20,7 +20,7 @@ class Family:
 
     name: str
     kind: Kind
-    """"scan": blocks in the planned frame; "plain" and "residual": the convolution U-Nets of every comparison."""
+    """"scan": blocks in the planned frame; "plain" and "residual": nnU-Net's PlainConvUNet and ResidualEncoderUNet."""
     source: str
     has_scan: bool = True
     """Whether the blocks scan at all."""
@@ -44,6 +44,8 @@ class Family:
     """Blocks per stage of the encoder."""
     first_block_level: int = 1
     """Halvings from which a stage has blocks, under a convolution stem; the coarsest stage always has them."""
+    decoder_convs: int = 1
+    """Convolutions of a decoder stage."""
     conv_blocks: int = 1
     """Residual convolution blocks before the blocks of each stage."""
     states: tuple[int, int] = (16, 8)
@@ -74,6 +76,7 @@ _BASELINE = Family(
     max_pools=None,
     min_stages=3,
     blocks=2,
+    decoder_convs=2,
     states=(1, 1),
     routes="none",
     backward_maps=4.2,
@@ -146,7 +149,7 @@ FAMILIES: dict[str, Family] = {
             routes="tri",
         ),
         _BASELINE,
-        replace(_BASELINE, name="residual_unet", kind="residual"),
+        replace(_BASELINE, name="residual_unet", kind="residual", decoder_convs=1),
     )
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Literal
 
-from medmamba.plans.families import Family
+from medmamba.plans.families import RESIDUAL_BLOCKS, Family
 from medmamba.plans.pooling import Topology
 from medmamba.plans.schema import Decision, NetworkPlan
 
@@ -87,6 +87,8 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
             f"{family.stem_blocks} at full resolution, {family.blocks} in every stage of at least "
             f"{family.first_block_level} halvings"
             if scans and network.stem == "conv"
+            else f"{', '.join(map(str, RESIDUAL_BLOCKS[:5]))}, ... residual blocks from full resolution down"
+            if family.kind == "residual"
             else f"{family.stem_blocks} at full resolution, {family.blocks} in every other stage",
             "Convolutions where voxels are many and a scan is dear; scan blocks in the coarser stages."
             if scans and network.stem == "conv"
@@ -139,6 +141,8 @@ def network_decisions(network: NetworkPlan, family: Family, topology: Topology, 
 
 def planned_blocks(family: Family, strides: Sequence[Sequence[int]], stem: str) -> list[int]:
     """Blocks of each stage as ``family`` plans them for these strides."""
+    if family.kind == "residual":
+        return list(RESIDUAL_BLOCKS[: len(strides)])
     first = family.first_block_level if stem == "conv" else 1
     coarsest = len(strides) - 1
     return [

@@ -34,7 +34,8 @@ class NetworkPlan(Record):
 
     Stage s works at the resolution of the patch divided by the product of strides[0..s]. With stem "conv" strides[0] is
     all ones and stage 0 has convolutions at full resolution; with stem "patch" strides[0] is the edge of the embedded
-    patches and stage 0 has the family's own blocks. ``blocks_per_stage`` counts them in the encoder.
+    patches and stage 0 has the family's own blocks. ``blocks_per_stage`` counts them in the encoder: convolutions of
+    plain_unet, residual blocks of residual_unet.
     """
 
     kind: ClassVar[str] = "network plan"
@@ -50,6 +51,8 @@ class NetworkPlan(Record):
     kernel_sizes: list[list[int]]
     deep_supervision: bool
     use_scan: bool
+    decoder_convs: list[int] | None = None
+    """Convolutions of each decoder stage, from the bottleneck up; None: as many as the family has."""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -57,6 +60,8 @@ class NetworkPlan(Record):
         for field in ("features_per_stage", "blocks_per_stage", "kernel_sizes"):
             if len(getattr(self, field)) != stages:
                 raise ValueError(f"{field} has {len(getattr(self, field))} entries, strides has {stages}")
+        if self.decoder_convs is not None and (len(self.decoder_convs) != stages - 1 or min(self.decoder_convs) < 1):
+            raise ValueError(f"decoder_convs must be {stages - 1} numbers of at least 1, got {self.decoder_convs}")
         for field in ("strides", "kernel_sizes"):
             if any(len(entry) != self.spatial_dims for entry in getattr(self, field)):
                 raise ValueError(f"each entry of {field} must have {self.spatial_dims} numbers")

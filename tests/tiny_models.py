@@ -22,6 +22,7 @@ TINY = {
     "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
     "features_per_stage": [4, 8, 8],
     "blocks_per_stage": [1, 1, 1],
+    "decoder_convs": 1,
     "kernels": [[3, 3, 3]] * 3,
     "stem": "conv",
     "deep_supervision": False,

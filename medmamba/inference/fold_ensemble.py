@@ -24,7 +24,7 @@ from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import is_plan, read_plan
 from medmamba.models.trained_folds import hash_of_weights, is_trained, load_weights, read_model_facts
-from medmamba.networks.build import build_network
+from medmamba.networks.build import rebuild_network
 from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
 
@@ -125,7 +125,7 @@ class Member:
     def _load(self, folder: Path, device: torch.device, lock: threading.Lock, precision: str) -> NetworkRunner:
         facts = read_model_facts(folder)
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
-            network = build_network(**facts["network"])
+            network = rebuild_network(facts["network"])
         load_weights(folder, network)
         if not is_plan(folder / "plan.json", facts["plan_sha256"]):
             raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from medmamba.errors import ConfigError
 from medmamba.networks.build import build_network, network_facts
+from medmamba.networks.planned.one_block_unet import ONE_BLOCK
 from medmamba.plans.families import family
 from medmamba.plans.labels import label_names
 from medmamba.plans.mirroring import choose_mirroring
@@ -46,6 +48,14 @@ def network_arguments(
             arguments["blocks_per_stage"] = planned_blocks(other, numbers.strides, numbers.stem)
         scan = {"state_size": other.states[numbers.spatial_dims - 2], "routes": other.routes}
     arguments |= {option: value for option, value in scan.items() if option in known}
+    if name in ONE_BLOCK:  # always recorded: models of before are known by its absence
+        convs = numbers.decoder_convs if name == numbers.name else None
+        arguments["decoder_convs"] = convs or known["decoder_convs"].default
+    elif name == numbers.name and numbers.decoder_convs is not None:
+        raise ConfigError(
+            f"configuration {configuration.name!r}: network.decoder_convs is for {' and '.join(ONE_BLOCK)}, not "
+            f"{name}. Take it out of the plan."
+        )
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none
         arguments["use_scan"] = use_scan and numbers.use_scan
     return arguments
@@ -71,14 +81,15 @@ def describe_network(name: str, *, spatial_dims: int, size: int) -> list[str]:
     facts = network_facts(name)
     numbers = family(name)
     widths = [numbers.stem_features, *(numbers.base_features * 2**level for level in (1, 2, 3))]
+    strides = [[1] * spatial_dims] + [[2] * spatial_dims] * 3
     network = build_network(
         name,
         spatial_dims=spatial_dims,
         in_channels=1,
         out_channels=2,
-        strides=[[1] * spatial_dims] + [[2] * spatial_dims] * 3,
+        strides=strides,
         features_per_stage=widths,
-        blocks_per_stage=[numbers.stem_blocks] + [numbers.blocks] * 3,
+        blocks_per_stage=planned_blocks(numbers, strides, "conv"),
     )
     patch = (size,) * spatial_dims
     return [

@@ -6,23 +6,25 @@ Every family is imported here, once; the families themselves know only the table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-import medmamba.networks.planned.baselines
 import medmamba.networks.planned.hrvmamba
 import medmamba.networks.planned.lamamba
 import medmamba.networks.planned.mambaout
 import medmamba.networks.planned.mate
 import medmamba.networks.planned.mhs_vm
+import medmamba.networks.planned.plain_unet
+import medmamba.networks.planned.residual_unet
 import medmamba.networks.planned.segmamba
 import medmamba.networks.planned.u_mamba
 import medmamba.networks.planned.vim
 import medmamba.networks.planned.vm_unet
 import medmamba.networks.planned.vm_unet_published  # noqa: F401
 from medmamba.errors import ConfigError, unknown_name
+from medmamba.networks.planned.one_block_unet import ONE_BLOCK, is_one_block
 from medmamba.networks.planned.registry import NETWORKS, NetworkFacts
 from medmamba.networks.planned.unet import Topology
 from medmamba.plugins import find_network, load_network_plugins
@@ -31,7 +33,7 @@ from medmamba.plugins import find_network, load_network_plugins
 def available_networks() -> tuple[str, ...]:
     """Names of the families that a plan can give its numbers to, sorted."""
     load_network_plugins()
-    return tuple(sorted(name for name, facts in NETWORKS.items() if facts.published is None))
+    return tuple(sorted(name for name, facts in NETWORKS.items() if facts.published is None and not facts.retired))
 
 
 def published_networks() -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def build_network(
     Args:
         strides: per stage, one stride per axis; the first is the stem's.
         features_per_stage: channels per stage.
-        blocks_per_stage: blocks per stage; 2 in the stem and 1 elsewhere if None.
+        blocks_per_stage: blocks per stage; the network's own default if None (``NetworkFacts.default_blocks``).
         kernels: convolution edges per stage and axis; 3 if None.
         stem: "conv" or "patch".
         deep_supervision: return logits of every decoder resolution in training.
@@ -86,13 +88,16 @@ def build_network(
             f"Network {name!r} is built for 2D images only. Use --configuration 2d, stored by "
             f"`medmamba plan DATASET -o RUN --configurations 2d`, or another network."
         )
+    if blocks_per_stage is None:
+        given = facts.default_blocks[: len(strides)]
+        blocks_per_stage = (*given, *given[-1:] * (len(strides) - len(given)))
     topology = Topology(
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         out_channels=out_channels,
         strides=tuple(tuple(int(s) for s in stride) for stride in strides),
         features_per_stage=tuple(int(f) for f in features_per_stage),
-        blocks_per_stage=tuple(blocks_per_stage) if blocks_per_stage is not None else (2,) + (1,) * (len(strides) - 1),
+        blocks_per_stage=tuple(blocks_per_stage),
         kernels=tuple(tuple(int(k) for k in kernel) for kernel in kernels or ()),
         stem=stem,
         deep_supervision=deep_supervision,
@@ -105,6 +110,12 @@ def build_network(
     for option, value in options.items():
         facts.options[option].check(option, value, topology)
     return facts.builder(topology, **options)
+
+
+def rebuild_network(arguments: Mapping[str, Any]) -> nn.Module:
+    """The network of the arguments in a model.json or a bundle, written by this version or an earlier one."""
+    name = arguments["name"]
+    return build_network(**{**arguments, "name": ONE_BLOCK[name] if is_one_block(arguments) else name})
 
 
 def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:

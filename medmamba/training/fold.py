@@ -15,7 +15,7 @@ from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
-from medmamba.networks.build import available_networks, build_network, published_networks
+from medmamba.networks.build import available_networks, published_networks, rebuild_network
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed
 from medmamba.training.cascade import ensure_first_stage
@@ -24,7 +24,7 @@ from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.observers import observers
 from medmamba.training.options import TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
-from medmamba.training.resume import refuse_another_plan, stored_config
+from medmamba.training.resume import arguments_to_resume, stored_config
 from medmamba.training.trainer import train_fold
 from medmamba.training.transfer import freeze, initialise
 
@@ -71,7 +71,7 @@ def train_planned_fold(
     if stored is not None:
         refuse_another_recipe(stored, config)
         config = config.model_copy(update={field: getattr(stored, field) for field in RESOLVED_AT_START})
-        refuse_another_plan(target, plan, arguments)
+        arguments = arguments_to_resume(target, plan, arguments)
     loss = loss or find_loss(config.loss)
     own_device = distributed.join(config.device)
     if own_device is not None:
@@ -81,7 +81,7 @@ def train_planned_fold(
         if not (options.resume or options.restart):
             refuse_trained(target / "checkpoints")
         torch.manual_seed(config.seed)
-        built = build_network(**arguments)
+        built = rebuild_network(arguments)
         report = None if options.init is None else initialise(built, arguments, plan, options.init)
         freeze(built, config.freeze)
         # Nothing is written before every choice has proved possible: the folder may hold a trained fold.

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from medmamba.errors import ConfigError
 from medmamba.models.run_folder import RunFolder, read_plan
+from medmamba.networks.planned.one_block_unet import is_one_block
 from medmamba.plans.explain import compare
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
@@ -27,8 +28,11 @@ def stored_config(run: str | Path, *, fold: int | str = 0, configuration: str | 
         raise ConfigError(f"{path}: cannot be read as a recipe. Begin again with --restart.") from error
 
 
-def refuse_another_plan(target: Path, plan: Plan, arguments: dict[str, Any]) -> None:
-    """Raises ConfigError when a fold to be resumed was trained with another plan or network, naming what differs."""
+def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The network arguments of a fold to be resumed: ``arguments``, or those of an earlier version's convolution U-Net.
+
+    Raises ConfigError when it was trained with another plan or network, naming what differs.
+    """
     before = read_plan(target / "plan.json")
     if before.hash() != plan.hash():
         fields = [f"{field}: {old} then, {new} now" for field, old, new in compare(before, plan)][:3]
@@ -37,9 +41,12 @@ def refuse_another_plan(target: Path, plan: Plan, arguments: dict[str, Any]) -> 
             f"the old plan.json of the run, or begin again with --restart."
         )
     stored = json.loads((target / "model.json").read_text())["network"]
+    if is_one_block(stored):
+        arguments = {key: value for key, value in arguments.items() if key != "decoder_convs"}
     changed = [key for key in {**stored, **arguments} if stored.get(key) != json.loads(json.dumps(arguments.get(key)))]
     if changed:
         raise ConfigError(
             f"{target}: was trained with another network ({', '.join(changed)} differ). Give the same --network and "
             f"--no-scan as then, or begin again with --restart."
         )
+    return arguments

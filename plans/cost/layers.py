@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from medmamba.plans.cost.blocks import MEASURED, Block, gated_scan_block
-from medmamba.plans.families import Family, family
+from medmamba.plans.families import family
 from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
 
@@ -40,11 +40,17 @@ def layers(network: NetworkPlan, patch_size: Sequence[int], in_channels: int, ou
     full, last, before = math.prod(patch_size), len(voxels) - 1, in_channels
     for stage, (features, size) in enumerate(zip(widths, voxels, strict=True)):
         kernel, stride = math.prod(network.kernel_sizes[stage]), network.strides[stage]
-        if chosen.kind != "scan":
+        if chosen.kind == "residual":
+            if stage == 0:  # the stem
+                yield _convolution(size, kernel * before * features)
+                before = features
             yield _convolution(size, kernel * before * features)
-            yield _convolution(size, kernel * features**2)
-            if chosen.kind == "residual" and (before != features or max(stride) > 1):
+            yield from [_convolution(size, kernel * features**2)] * (2 * network.blocks_per_stage[stage] - 1)
+            if before != features:
                 yield _convolution(size, before * features)
+        elif chosen.kind == "plain":
+            yield _convolution(size, kernel * before * features)
+            yield from [_convolution(size, kernel * features**2)] * (network.blocks_per_stage[stage] - 1)
         elif stage == 0 and network.stem == "conv":
             yield _convolution(size, kernel * before * features)
             yield from [_convolution(size, kernel * features**2)] * (max(network.blocks_per_stage[0], 1) - 1)
@@ -56,13 +62,14 @@ def layers(network: NetworkPlan, patch_size: Sequence[int], in_channels: int, ou
                 network, stage
             )
         if stage < last:
-            yield from _decoder(chosen, kernel, network.strides[stage + 1], widths[stage + 1], features, size)
+            above, convs = network.strides[stage + 1], decoder_convs(network, stage)
+            yield from _decoder(kernel, above, widths[stage + 1], features, size, convs)
             yield _convolution(size, out_channels * features)
         before = features
     if voxels[0] < full:  # a strided stem: a light convolution of the image and a decoder at full resolution
         kernel, light = math.prod(network.kernel_sizes[0]), light_width(network)
         yield _convolution(full, kernel * in_channels * light)
-        yield from _decoder(chosen, kernel, network.strides[0], widths[0], light, full)
+        yield from _decoder(kernel, network.strides[0], widths[0], light, full, chosen.decoder_convs)
         yield _convolution(full, out_channels * light)
     if chosen.parallel:
         yield from (layer for exchange in exchanges(network, voxels) for layer in exchange.layers)
@@ -164,15 +171,20 @@ def _convolution(voxels: int, weights: int) -> Layer:
     return Layer(voxels, weights, weights)
 
 
+def decoder_convs(network: NetworkPlan, stage: int) -> int:
+    """Convolutions of the decoder at the resolution of an encoder stage; a plan lists them from the bottleneck up."""
+    given = network.decoder_convs
+    return family(network.name).decoder_convs if given is None else given[-1 - stage]
+
+
 def _decoder(
-    chosen: Family, kernel: int, stride: Sequence[int], deeper: int, features: int, voxels: int
+    kernel: int, stride: Sequence[int], deeper: int, features: int, voxels: int, convs: int
 ) -> Iterator[Layer]:
-    """Upsampling, then a convolution of the map beside its skip, and another one in the baselines."""
+    """Upsampling, then a convolution of the map beside its skip, and further ones of it alone."""
     grown = math.prod(stride)
     yield Layer(voxels, grown * deeper * features, deeper * features)
     yield _convolution(voxels, 2 * kernel * features**2)
-    if chosen.kind != "scan":
-        yield _convolution(voxels, kernel * features**2)
+    yield from [_convolution(voxels, kernel * features**2)] * (convs - 1)
 
 
 def _reach(stride: Sequence[int]) -> int:

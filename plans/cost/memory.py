@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from medmamba.plans.cost.layers import (
     block_count,
     block_of,
+    decoder_convs,
     exchanges,
     largest_layer,
     light_width,
@@ -102,14 +103,15 @@ def training_memory(
         if scans(network, stage):
             encoder_workspace = max(encoder_workspace, 4.0 * count * _scan_gradients(network, stage))
         if stage < last:
-            decoder += count * width * _decoder_stage(chosen, network.features_per_stage[stage])
+            convs = decoder_convs(network, stage)
+            decoder += count * width * _decoder_stage(chosen, network.features_per_stage[stage], convs)
             if (stage == 0 and tokens[0] == full) or network.deep_supervision:
                 heads += count * 4 * LABEL_MAPS * out_channels
     top = network.features_per_stage[0]
     if tokens[0] < full:  # a strided stem: a light convolution of the image and a decoder at full resolution
         top = light_width(network)
         encoder += full * width * FRAME_CONV * top
-        decoder += full * width * _decoder_stage(chosen, top)
+        decoder += full * width * _decoder_stage(chosen, top, chosen.decoder_convs)
         heads += full * 4 * LABEL_MAPS * out_channels
     if chosen.parallel:
         encoder += width * sum(exchange.kept for exchange in exchanges(network, tokens))
@@ -130,9 +132,14 @@ def training_memory(
 def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> tuple[float, float]:
     """Numbers kept per voxel of an encoder stage: (at the working precision, always in float32)."""
     features, blocks = network.features_per_stage[stage], network.blocks_per_stage[stage]
-    if chosen.kind != "scan":
-        shortcut = 1 if chosen.kind == "residual" else 0
-        return (2 * BASELINE_CONV + shortcut) * features, 0.0
+    if chosen.kind == "plain":
+        return blocks * BASELINE_CONV * features, 0.0
+    if chosen.kind == "residual":
+        before = network.features_per_stage[stage - 1] if stage > 0 else features
+        pooled = before if max(network.strides[stage]) > 1 else 0
+        shortcut = 0 if before == features else pooled + features
+        stem = BASELINE_CONV * features if stage == 0 else 0
+        return stem + 2 * blocks * BASELINE_CONV * features + shortcut, 0.0
     if not scans(network, stage):
         return FRAME_CONV * max(blocks, 1) * features, 0.0
     downsampled = 2 * features  # the norm's centred input, its output
@@ -141,9 +148,9 @@ def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> tuple[fl
     return downsampled + convs + count * block.kept + (features if count else 0), count * block.kept_float32
 
 
-def _decoder_stage(chosen: Family, features: int) -> float:
-    """The upsampled map beside its skip, then one convolution (two in the baselines)."""
-    return (2 + (FRAME_CONV if chosen.kind == "scan" else 2 * BASELINE_CONV)) * features
+def _decoder_stage(chosen: Family, features: int, convs: int) -> float:
+    """The upsampled map beside its skip, then the convolutions."""
+    return (2 + convs * (FRAME_CONV if chosen.kind == "scan" else BASELINE_CONV)) * features
 
 
 def _scan_gradients(network: NetworkPlan, stage: int) -> float:

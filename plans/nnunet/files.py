@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from medmamba.errors import ConfigError
 from medmamba.plans.axes import inverse
+from medmamba.plans.families import family
 from medmamba.plans.fingerprint import PIXEL_SPACING
 from medmamba.plans.schema import Configuration, Decision, NetworkPlan, Normalization, Plan, Scheme
 from medmamba.version import __version__
@@ -29,6 +30,7 @@ NNUNET_SCHEME = {ours: theirs for theirs, ours in SCHEME_OF.items()}
 
 NETWORK_OF = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
 NETWORK_CLASS = {ours: theirs for theirs, ours in NETWORK_OF.items()}
+BLOCKS_FIELD = {"plain_unet": "n_conv_per_stage", "residual_unet": "n_blocks_per_stage"}
 PICTURE_READER = "NaturalImage2DIO"
 PICTURE_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
@@ -41,7 +43,8 @@ def is_nnunet(text: str | bytes, *, source: str = "plan.json") -> bool:
 def from_nnunet(plans: str | bytes, dataset: str | bytes, *, source: str = "nnUNetPlans.json") -> Plan:
     """Our plan from the text of an nnU-Net plans file and of its dataset.json, which names channels and labels.
 
-    Raises ConfigError for what we cannot follow: an unknown network class or normalisation, a missing field.
+    Raises ConfigError for what we cannot follow: an unknown network class, other parts of a network, an unknown
+    normalisation, a missing field.
     """
     document, description = _decode(plans, source), _decode(dataset, "dataset.json")
     try:
@@ -151,20 +154,22 @@ def _configuration(name: str, part: Mapping[str, Any], picture: bool, source: st
         )
     numbers = architecture["arch_kwargs"]
     dims: Literal[2, 3] = 2 if len(patch) == 2 else 3
-    blocks = numbers.get("n_conv_per_stage") or numbers["n_blocks_per_stage"]
+    ours = NETWORK_OF[class_name]
     stages = int(numbers["n_stages"])
+    _refuse_other_parts(numbers, ours, dims, f"{source}: configuration {name!r}")
     network = NetworkPlan(
-        name=NETWORK_OF[class_name],
+        name=ours,
         spatial_dims=dims,
         stem="conv",
         strides=[list(stride) for stride in numbers["strides"]],
         features_per_stage=list(numbers["features_per_stage"]),
-        blocks_per_stage=[blocks] * stages if isinstance(blocks, int) else list(blocks),
+        blocks_per_stage=_per_stage(numbers[BLOCKS_FIELD[ours]], stages),
         state_size=1,
         routes="none",
         kernel_sizes=[list(kernel) for kernel in numbers["kernel_sizes"]],
         deep_supervision=True,
         use_scan=False,
+        decoder_convs=_per_stage(numbers["n_conv_per_stage_decoder"], stages - 1),
     )
     return Configuration(
         name=name,
@@ -178,6 +183,43 @@ def _configuration(name: str, part: Mapping[str, Any], picture: bool, source: st
         previous_stage=part.get("previous_stage"),
         decisions=[_taken_over("configuration", name, source)],
     )
+
+
+def _per_stage(given: Any, stages: int) -> list[int]:
+    return [given] * stages if isinstance(given, int) else list(given)
+
+
+def _same_parts(dims: int) -> dict[str, Any]:
+    """What every network that nnU-Net plans is made of, and ours with them: medmamba.networks.planned.conv_unet."""
+    return {
+        "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
+def _refuse_other_parts(numbers: Mapping[str, Any], network: str, dims: int, where: str) -> None:
+    """Raises ConfigError, naming the field, for a network of other parts than ours has."""
+    same = _same_parts(dims)
+    read = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"}
+    for field, given in numbers.items():
+        if field in same:
+            fits = given == same[field] or (
+                isinstance(given, str) and given.rpartition(".")[2] == str(same[field]).rpartition(".")[2]
+            )
+        else:
+            fits = given is None or field in read or field == BLOCKS_FIELD[network]
+        if not fits:
+            wanted = f" in place of {same[field]!r}" if field in same else ""
+            raise ConfigError(
+                f"{where}: arch_kwargs.{field} is {given!r}{wanted}, which {network} does not have. Plan the dataset "
+                f"with medmamba instead."
+            )
 
 
 def _normalization(document: Mapping[str, Any], parts: Mapping[str, Any], source: str) -> list[Normalization]:
@@ -232,7 +274,7 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
         )
     dims = part.spatial_dims
     stages = len(network.strides)
-    plain = network.name == "plain_unet"
+    convs = network.decoder_convs or [family(network.name).decoder_convs] * (stages - 1)
     spacing = part.spacing_mm or list(PIXEL_SPACING[-dims:])
     sampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     written: dict[str, Any] = {
@@ -255,18 +297,11 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
             "arch_kwargs": {
                 "n_stages": stages,
                 "features_per_stage": network.features_per_stage,
-                "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
                 "kernel_sizes": network.kernel_sizes,
                 "strides": network.strides,
-                "n_conv_per_stage" if plain else "n_blocks_per_stage": network.blocks_per_stage,
-                "n_conv_per_stage_decoder": [2 if plain else 1] * (stages - 1),
-                "conv_bias": True,
-                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dims}d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
+                BLOCKS_FIELD[network.name]: network.blocks_per_stage,
+                "n_conv_per_stage_decoder": convs,
+                **_same_parts(dims),
             },
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },

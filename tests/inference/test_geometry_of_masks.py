@@ -192,6 +192,7 @@ def picture_fold(tmp_path_factory, small_run):
         "strides": [[1, 1], [2, 2], [2, 2]],
         "features_per_stage": [4, 8, 8],
         "blocks_per_stage": [1, 1, 1],
+        "decoder_convs": 1,
         "kernels": [[3, 3]] * 3,
         "stem": "conv",
         "deep_supervision": False,

@@ -23,6 +23,8 @@ def build(network: NetworkPlan, in_channels: int, out_channels: int) -> nn.Modul
     """The network of a plan, as training builds it."""
     known = network_facts(network.name).options
     options = {name: getattr(network, name) for name in ("state_size", "routes", "use_scan") if name in known}
+    if network.decoder_convs is not None:
+        options["decoder_convs"] = network.decoder_convs
     return build_network(
         network.name,
         spatial_dims=network.spatial_dims,

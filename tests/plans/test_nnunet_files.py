@@ -42,6 +42,14 @@ def their_file(name: str, planner: str = "default") -> tuple[str, str]:
                     "strides": part["strides"],
                     blocks: part["blocks_per_stage_encoder"],
                     "n_conv_per_stage_decoder": part["blocks_per_stage_decoder"],
+                    "conv_op": f"torch.nn.modules.conv.Conv{len(part['patch_size'])}d",
+                    "conv_bias": True,
+                    "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{len(part['patch_size'])}d",
+                    "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                    "dropout_op": None,
+                    "dropout_op_kwargs": None,
+                    "nonlin": "torch.nn.LeakyReLU",
+                    "nonlin_kwargs": {"inplace": True},
                 },
             },
             "batch_dice": part["batch_dice"],
@@ -78,6 +86,7 @@ def test_every_number_of_a_plans_file_is_taken_over(name: str, planner: str) -> 
         assert part.network.kernel_sizes == wanted["kernel_sizes"]
         assert part.network.features_per_stage == wanted["features_per_stage"]
         assert part.network.blocks_per_stage == wanted["blocks_per_stage_encoder"]
+        assert part.network.decoder_convs == wanted["blocks_per_stage_decoder"]
 
 
 def test_their_array_axes_become_ours() -> None:
@@ -120,6 +129,44 @@ def test_a_plan_survives_the_way_through_nnunets_file(name: str, network: str) -
         )
         assert other.network.strides == part.network.strides
         assert other.network.features_per_stage == part.network.features_per_stage
+        assert other.network.blocks_per_stage == part.network.blocks_per_stage
+        assert other.network.decoder_convs == [2 if network == "plain_unet" else 1] * (len(part.network.strides) - 1)
+
+
+@pytest.mark.parametrize("planner", ["default", "resenc_m", "resenc_l", "resenc_xl"])
+def test_a_network_of_nnunet_comes_out_as_it_went_in(planner: str) -> None:
+    plans, dataset = their_file("mr_prostate_2ch", planner)
+
+    def architectures(text: str) -> dict:
+        configurations = json.loads(text)["configurations"]
+        return {name: part["architecture"] for name, part in configurations.items() if "architecture" in part}
+
+    written = architectures(to_nnunet(from_nnunet(plans, dataset)))
+    for name, wanted in architectures(plans).items():
+        assert written[name]["network_class_name"] == wanted["network_class_name"]
+        assert written[name]["arch_kwargs"] == wanted["arch_kwargs"]
+
+
+def test_blocks_and_convolutions_of_another_plan_are_those_that_are_built() -> None:
+    from medmamba.models.network import build_planned_network
+
+    def edit(document: dict) -> None:
+        numbers = document["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        numbers |= {"n_blocks_per_stage": [2, 1, 1, 3], "n_conv_per_stage_decoder": [1, 3, 2]}
+        numbers["features_per_stage"] = [4, 8, 8, 8]
+
+    plans, dataset = their_file("mr_hippocampus_tiny", "resenc_m")
+    plan = from_nnunet(change(plans, edit), dataset)
+    built = build_planned_network(plan, plan.configurations["3d_fullres"])
+    assert [sum("second.conv.weight" in name for name in stage.state_dict()) for stage in built.encoder] == [2, 1, 1, 3]
+    assert [len(stage.convs) for stage in built.decoder] == [1, 3, 2]
+    assert json.loads(to_nnunet(plan))["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"][
+        "n_conv_per_stage_decoder"
+    ] == [1, 3, 2]
+
+
+def in_2d(**parts: object):
+    return lambda document: document["configurations"]["2d"]["architecture"]["arch_kwargs"].update(parts)
 
 
 def test_a_scan_network_cannot_be_written_for_nnunet() -> None:
@@ -144,6 +191,14 @@ def change(text: str, edit) -> str:
             "inherits from '2d', which cannot be followed",
         ),
         (lambda d: d["configurations"]["2d"]["architecture"].update(network_class_name="a.Primus"), "'Primus' is not"),
+        (in_2d(norm_op="torch.nn.BatchNorm2d"), r"arch_kwargs\.norm_op is 'torch.nn.BatchNorm2d' in place of"),
+        (
+            in_2d(conv_op="torch.nn.modules.conv.Conv3d"),
+            r"conv_op is .*Conv3d.* which plain_unet does not",
+        ),
+        (in_2d(nonlin="torch.nn.ReLU"), r"arch_kwargs\.nonlin is 'torch.nn.ReLU'"),
+        (in_2d(conv_bias=False), r"arch_kwargs\.conv_bias is False in place of True"),
+        (in_2d(nonlin_first=True), r"arch_kwargs\.nonlin_first is True, which plain_unet does not have"),
         (lambda d: d["configurations"]["2d"].update(normalization_schemes=["Mine"]), "differ in normalisation"),
         (lambda d: d.update(configurations={}), "no configuration with a patch size"),
         (lambda d: d.update(configurations=["2d"]), "not built like a plans file"),

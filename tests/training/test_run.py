@@ -27,6 +27,7 @@ from medmamba.compute import precision
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError, PartialError, ResourceError
 from medmamba.models.checkpoint import read_state
+from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import read_plan
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.training import trainer, validation
@@ -35,7 +36,7 @@ from medmamba.training.batches import PatchSource
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
 from medmamba.training.options import TrainOptions
-from medmamba.training.resume import stored_config
+from medmamba.training.resume import arguments_to_resume, stored_config
 from medmamba.training.workers import SupervisedWorkers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -469,3 +470,18 @@ def test_a_second_training_in_the_same_folder_is_refused(clinic_run):
     _fold(clinic_run).mkdir(parents=True)
     with FolderLock(_fold(clinic_run)), pytest.raises(InputError, match="in use by process"):
         pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT))
+
+
+@pytest.mark.parametrize("name", ["plain_unet", "residual_unet"])
+def test_a_convolution_unet_of_before_is_resumed_as_what_it_was(clinic_run, tmp_path, name) -> None:
+    """Their records have no decoder_convs; the network of now has other weights."""
+    plan = read_plan(clinic_run / "plan.json")
+    now = network_arguments(plan, plan.default, network=name)
+    before = {key: value for key, value in now.items() if key != "decoder_convs"}
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    (tmp_path / "model.json").write_text(json.dumps({"network": before}))
+    assert arguments_to_resume(tmp_path, plan, now) == before
+    with pytest.raises(ConfigError, match=r"another network \(name"):
+        arguments_to_resume(tmp_path, plan, now | {"name": "vm_unet"})
+    (tmp_path / "model.json").write_text(json.dumps({"network": now}))
+    assert arguments_to_resume(tmp_path, plan, now) == now

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medmamba.networks.build import build_network
+from medmamba.networks.build import rebuild_network
 
 
 class SegmentationNetwork(nn.Module):
@@ -23,7 +23,7 @@ class SegmentationNetwork(nn.Module):
 
     def __init__(self, folds: int, arguments: dict[str, Any]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(build_network(**arguments) for _ in range(folds))
+        self.members = nn.ModuleList(rebuild_network(arguments) for _ in range(folds))
         self.eval()
 
     def forward(self, image: Tensor) -> Any:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.networks.blocks.convolution import SLOPE, ConvNormAct, Downsample, InstanceNorm, ResidualConv
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
-from medmamba.networks.planned.baselines import ConvUNet
+from medmamba.networks.planned.conv_unet import ConvUNet
+from medmamba.networks.planned.one_block_unet import UpBlock
 from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, EncoderStage, PlannedUNet
 from medmamba.networks.routes import routes
 
@@ -34,7 +35,8 @@ def script(network: SegmentationNetwork) -> torch.jit.ScriptModule:
 
 def _unet(network: nn.Module) -> nn.Module:
     if isinstance(network, ConvUNet):
-        return _Unet(list(network.encoder), list(network.decoder), network.heads[0], network.total_stride, True)
+        up = [_join(stage) for stage in network.decoder]
+        return _Unet(list(network.encoder), up, network.heads[0], network.total_stride, True)
     if not isinstance(network, PlannedUNet) or not isinstance(network.encoder, Encoder):
         raise NotScriptable(type(network).__name__)
     encoder: list[nn.Module] = [_part(network.stem)]
@@ -48,6 +50,14 @@ def _unet(network: nn.Module) -> nn.Module:
     encoder.insert(0, _part(network.image_skip))
     decoder.append(_part(network.final))
     return _Unet(encoder, decoder, network.heads[0], network.total_stride, False, image_twice=True)
+
+
+def _join(stage: nn.Module) -> nn.Module:
+    """A decoder stage of the convolution U-Nets."""
+    if isinstance(stage, UpBlock):
+        return _Join(stage.transp_conv, stage.conv_block)
+    assert isinstance(stage, DecoderStage)
+    return _Join(stage.upsample.conv, stage.convs)
 
 
 def _part(module: nn.Module) -> nn.Module:
@@ -88,7 +98,7 @@ class _Mean(nn.Module):
 class _Unet(nn.Module):
     """Pads to the strides, goes down and up, crops.
 
-    ``doubled``: no bottleneck of one voxel (see ``baselines.py``). ``image_twice``: the second stage, too,
+    ``doubled``: no bottleneck of one voxel (see ``conv_unet.py``). ``image_twice``: the second stage, too,
     sees the image.
     """
 

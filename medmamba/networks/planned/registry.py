@@ -52,7 +52,9 @@ class NetworkFacts:
         min_stages: resolutions it needs at least.
         channel_multiple: every stage's width must be a multiple of this, the first one's excepted if the stem is a
             convolution.
+        default_blocks: blocks per stage where none are given; the last number holds for all further stages.
         planar: built for 2D images only.
+        retired: built only for models that were trained with it.
         published: the numbers of its own that a published function has; a plan gives it channels and classes alone.
     """
 
@@ -63,7 +65,9 @@ class NetworkFacts:
     full_resolution_only: bool = False
     min_stages: int = 2
     channel_multiple: int = 1
+    default_blocks: tuple[int, ...] = (2, 1)
     planar: bool = False
+    retired: bool = False
     published: dict[str, Any] | None = None
 
     @property

@@ -259,13 +259,20 @@ class DecoderStage(nn.Module):
     """
 
     def __init__(
-        self, in_width: int, skip_width: int, width: int, stride: Sequence[int], kernel: Sequence[int], convs: int
+        self,
+        in_width: int,
+        skip_width: int,
+        width: int,
+        stride: Sequence[int],
+        kernel: Sequence[int],
+        convs: int,
+        *,
+        conv: Callable[[int, int, Sequence[int]], nn.Module] = ConvNormAct,
     ) -> None:
         super().__init__()
         self.upsample = Upsample(in_width, width, stride)
         self.convs = nn.Sequential(
-            ConvNormAct(width + skip_width, width, kernel),
-            *(ConvNormAct(width, width, kernel) for _ in range(convs - 1)),
+            conv(width + skip_width, width, kernel), *(conv(width, width, kernel) for _ in range(convs - 1))
         )
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:

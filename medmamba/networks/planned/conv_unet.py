@@ -1,0 +1,117 @@
+"""What nnU-Net's two convolution U-Nets share: the convolution, the decoder and the way through the network.
+
+Source: Isensee et al. 2021 (arXiv:1904.08128) and dynamic-network-architectures 0.4.4, whose parameter counts and
+logits tests/networks/test_nnunet_networks.py compares. Strides, widths, kernels and blocks are the plan's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from medmamba.errors import ConfigError
+from medmamba.networks.blocks.convolution import SLOPE
+from medmamba.networks.blocks.maps import CONV
+from medmamba.networks.blocks.padding import pad_to_multiple
+from medmamba.networks.planned.unet import DecoderStage, PlannedNetwork, Topology
+
+NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+
+
+class ConvUNet(PlannedNetwork):
+    """A U-Net of convolutions with the interface of :class:`~medmamba.networks.planned.unet.PlannedUNet`.
+
+    Args:
+        topology: the plan's numbers.
+        encoder: one module per stage, from the image's resolution to the bottleneck.
+        decoder: one module per stage, from the bottleneck up; takes a map and the list of skips.
+    """
+
+    def __init__(self, topology: Topology, encoder: Iterable[nn.Module], decoder: Iterable[nn.Module]) -> None:
+        super().__init__(topology)
+        self.encoder = nn.ModuleList(encoder)
+        self.decoder = nn.ModuleList(decoder)
+        supervised = topology.features_per_stage[: -1 if topology.deep_supervision else 1]
+        self.heads = nn.ModuleList(CONV[topology.spatial_dims](width, topology.out_channels, 1) for width in supervised)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        x = padded = _with_variance(pad_to_multiple(image, self.total_stride), self.total_stride)
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        x = skips.pop()
+        features = []
+        for stage in self.decoder:
+            x = stage(x, skips)
+            features.append(x)
+        return self._logits(features[::-1], image, padded)
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution (edge ``kernel`` per axis) and instance norm; with ``activate`` a leaky ReLU in place."""
+
+    def __init__(
+        self,
+        in_width: int,
+        width: int,
+        kernel: Sequence[int],
+        stride: Sequence[int] | None = None,
+        *,
+        bias: bool = True,
+        activate: bool = True,
+    ) -> None:
+        dims = len(kernel)
+        steps = tuple(stride or (1,) * dims)
+        padding = tuple(edge // 2 for edge in kernel)
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        parts["conv"] = CONV[dims](in_width, width, tuple(kernel), steps, padding, bias=bias)
+        parts["norm"] = NORM[dims](width, affine=True)
+        if activate:
+            parts["act"] = nn.LeakyReLU(SLOPE, inplace=True)
+        super().__init__(parts)
+
+
+def decoder_stages(topology: Topology, convs: int | Sequence[int]) -> list[nn.Module]:
+    """Stages from the bottleneck up, each with its number of convolutions after the skip.
+
+    Raises ConfigError if ``convs`` is not one number for all stages or one per stage, of at least 1.
+    """
+    t, stages = topology, len(topology.strides) - 1
+    counts = [convs] * stages if isinstance(convs, int) else list(convs)
+    if len(counts) != stages or min(counts) < 1:
+        raise ConfigError(f"decoder_convs must be {stages} numbers of at least 1, one per decoder stage, got {counts}.")
+    widths = t.features_per_stage
+    return [
+        DecoderStage(widths[i + 1], widths[i], widths[i], t.strides[i + 1], t.kernels[i], count, conv=ConvNorm)
+        for i, count in zip(reversed(range(stages)), counts, strict=True)
+    ]
+
+
+def encoder_numbers(topology: Topology) -> list[tuple[int, int, Sequence[int], Sequence[int], int]]:
+    """Width before, width, kernel, stride and number of blocks of each encoder stage.
+
+    Raises ConfigError for a stage without blocks.
+    """
+    t = topology
+    if min(t.blocks_per_stage) < 1:
+        raise ConfigError(f"blocks_per_stage must be at least 1 in every stage, got {list(t.blocks_per_stage)}.")
+    before = (t.in_channels, *t.features_per_stage[:-1])
+    return list(zip(before, t.features_per_stage, t.kernels, t.strides, t.blocks_per_stage, strict=True))
+
+
+def initialise(module: nn.Module) -> None:
+    """Initial weights of a convolution as in nnU-Net: He et al. (arXiv:1502.01852) for the leaky ReLU, biases 0."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _with_variance(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The padded input, twice as long where the bottleneck would be one voxel: a single value has no variance."""
+    if tuple(x.shape[2:]) != tuple(stride):
+        return x
+    return pad_to_multiple(x, (*stride[:-1], 2 * stride[-1]))
