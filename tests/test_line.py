@@ -184,7 +184,7 @@ def test_a_case_without_a_prediction_fails_the_evaluation(small_dataset, tmp_pat
 
 
 @pytest.mark.parametrize("network", ["residual_unet", "plain_unet"])
-def test_the_baselines_train_from_the_same_plan(small_run, tmp_path, network):
+def test_nnunets_networks_train_from_the_same_plan(small_run, tmp_path, network):
     run = _copied(small_run, tmp_path)
     result = pipeline.train(run, fold="all", network=network, config=TrainConfig(steps=1, **SHORT))
     assert math.isfinite(result.final_loss)

@@ -38,8 +38,8 @@ OPTIMISER_SLOTS = {"sgd": 1, "adamw": 2}
 FRAME_CONV = 3
 """Maps of a convolution of the planned frame: the norm's centred input, its output, the activated output."""
 
-BASELINE_CONV = 2
-"""Maps of a convolution of the baselines, whose activation works in place."""
+IN_PLACE_CONV = 2
+"""Maps of a convolution of plain_unet and residual_unet, whose activation works in place."""
 
 LABEL_MAPS = 3
 """Maps of float32 per class that a head and its Dice and cross-entropy loss keep."""
@@ -133,13 +133,13 @@ def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> tuple[fl
     """Numbers kept per voxel of an encoder stage: (at the working precision, always in float32)."""
     features, blocks = network.features_per_stage[stage], network.blocks_per_stage[stage]
     if chosen.kind == "plain":
-        return blocks * BASELINE_CONV * features, 0.0
+        return blocks * IN_PLACE_CONV * features, 0.0
     if chosen.kind == "residual":
         before = network.features_per_stage[stage - 1] if stage > 0 else features
         pooled = before if max(network.strides[stage]) > 1 else 0
         shortcut = 0 if before == features else pooled + features
-        stem = BASELINE_CONV * features if stage == 0 else 0
-        return stem + 2 * blocks * BASELINE_CONV * features + shortcut, 0.0
+        stem = IN_PLACE_CONV * features if stage == 0 else 0
+        return stem + 2 * blocks * IN_PLACE_CONV * features + shortcut, 0.0
     if not scans(network, stage):
         return FRAME_CONV * max(blocks, 1) * features, 0.0
     downsampled = 2 * features  # the norm's centred input, its output
@@ -150,7 +150,7 @@ def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> tuple[fl
 
 def _decoder_stage(chosen: Family, features: int, convs: int) -> float:
     """The upsampled map beside its skip, then the convolutions."""
-    return (2 + convs * (FRAME_CONV if chosen.kind == "scan" else BASELINE_CONV)) * features
+    return (2 + convs * (FRAME_CONV if chosen.kind == "scan" else IN_PLACE_CONV)) * features
 
 
 def _scan_gradients(network: NetworkPlan, stage: int) -> float:

@@ -129,7 +129,7 @@ def test_blocks_of_the_plan_are_built_and_planned(name: str) -> None:
     strides = [[1, 1]] + [[2, 2]] * 4
     planned = planned_blocks(family(name), strides, "conv")
     assert planned == ([2] * 5 if name == "plain_unet" else list(RESIDUAL_BLOCKS[:5]))
-    assert family(name).decoder_convs == network_facts(name).options["decoder_convs"]
+    assert family(name).decoder_convs == network_facts(name).options["decoder_convs"].default
     given = {key: value for key, value in numbers(name, 2).items() if key not in ("blocks_per_stage", "kernels")}
     given |= {"strides": strides, "features_per_stage": [2] * 5, "decoder_convs": 1}
     assert count(build_network(**given)) == count(build_network(**given, blocks_per_stage=planned))
