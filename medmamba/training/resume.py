@@ -43,6 +43,7 @@ def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> 
     stored = json.loads((target / "model.json").read_text())["network"]
     if is_one_block(stored):
         arguments = {key: value for key, value in arguments.items() if key != "decoder_convs"}
+        arguments["blocks_per_stage"] = stored["blocks_per_stage"]  # they were never built
     changed = [key for key in {**stored, **arguments} if stored.get(key) != json.loads(json.dumps(arguments.get(key)))]
     if changed:
         raise ConfigError(

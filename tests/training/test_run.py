@@ -478,6 +478,7 @@ def test_a_convolution_unet_of_before_is_resumed_as_what_it_was(clinic_run, tmp_
     plan = read_plan(clinic_run / "plan.json")
     now = network_arguments(plan, plan.default, network=name)
     before = {key: value for key, value in now.items() if key != "decoder_convs"}
+    before["blocks_per_stage"] = [2] * len(now["strides"])
     (tmp_path / "plan.json").write_text(plan.to_json())
     (tmp_path / "model.json").write_text(json.dumps({"network": before}))
     assert arguments_to_resume(tmp_path, plan, now) == before
