@@ -1,6 +1,7 @@
 """Options of a verb as one record: default, help text, panel and bounds of each, told once.
 
-The command line is made from these records (medmamba/cli), a recipe file sets the same fields, and so does Python.
+The command line is made from these records (medmamba/cli), a recipe file sets the same fields (medmamba/recipe.py), and
+so does Python. A value may be given as the text of the command line wherever its type is one of those below.
 
     class PredictOptions(Options):
         patches_per_batch: int = option(1, "Patches that go through the network together.", panel="Speed", ge=1)
@@ -8,13 +9,15 @@ The command line is made from these records (medmamba/cli), a recipe file sets t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypeVar
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from medmamba.errors import ConfigError, InputError, unknown_name
+from medmamba.errors import ConfigError, unknown_name
 
 DEVICE_TEXT = "auto, cpu, cuda or cuda:N."
 """Help text of every ``device``."""
@@ -25,83 +28,204 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def of(cls, base: Options | None = None, /, **changes: Any) -> Self:
+        """The record with ``changes`` over the fields that were given to ``base``, all checked again.
 
-Record = TypeVar("Record", bound=Options)
-Number = TypeVar("Number", int, float)
+        ``base`` may be of a record that has further fields; they are left out.
+
+        Raises ConfigError: an unknown name with the nearest valid one, or one line per bad value.
+        """
+        for name in changes:
+            if name not in cls.model_fields:
+                raise unknown_name("option", name, list(cls.model_fields))
+        given = {} if base is None else base.given
+        given = {name: value for name, value in given.items() if name in cls.model_fields}
+        return cls.checked({**given, **changes})
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], named: Callable[[str], str] | None = None) -> Self:
+        """The record with these values; raises ConfigError with one line per bad value.
+
+        Args:
+            named: what a message calls a field; default: its option on the command line.
+        """
+        typed = {name: _no_switch(cls, name, value) for name, value in values.items()}
+        try:
+            return cls(**typed)
+        except ValidationError as error:
+            faults = {str(fault["loc"][0]): fault for fault in reversed(error.errors())}  # the first of each field
+            named = named or cls.flag
+            raise ConfigError("\n".join(_sentence(named(name), faults[name]) for name in reversed(faults))) from None
+
+    @classmethod
+    def flags(cls, name: str) -> list[str]:
+        """The names of a field on the command line; what is true by default has one that begins with ``--no-``."""
+        field = cls.model_fields[name]
+        extra = field.json_schema_extra
+        own = extra.get("flag") if isinstance(extra, dict) else None
+        prefix = "--no-" if field.default is True else "--"
+        return str(own).split() if own else [prefix + name.replace("_", "-")]
+
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """The first name of a field on the command line."""
+        return cls.flags(name)[0]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were set, without those left at their defaults."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
 
 
 def option(default: Any, text: str, *, panel: str | None = None, flag: str | None = None, **bounds: Any) -> Any:
     """A field of a record of options.
 
     Args:
-        default: of Python, of recipe files and of the command line alike.
+        default: of Python, of recipe files and of the command line alike; ``...`` for a value that must be given.
         text: one sentence for ``--help`` and the reference page; numbers in it are formatted from their constants.
         panel: heading of ``--help`` under which it stands.
-        flag: name on the command line where it differs from the field's (``--no-mirror``).
+        flag: name on the command line where it differs from the field's (``--no-mirror``); several with spaces between
+            (``--output -o``).
         bounds: of pydantic's Field: ge, gt, le, lt.
     """
     return Field(default=default, description=text, json_schema_extra={"panel": panel, "flag": flag}, **bounds)
 
 
-def flag_of(kind: type[BaseModel], name: str) -> str:
-    """The option of a field on the command line: its own ``flag``, else ``--`` and its name."""
-    extra = kind.model_fields[name].json_schema_extra
-    flag = extra.get("flag") if isinstance(extra, dict) else None
-    return str(flag or "--" + name.replace("_", "-"))
+def _no_switch(kind: type[Options], name: str, value: Any) -> Any:
+    """True and False are no numbers in a recipe, as they are in Python."""
+    numeric = name in kind.model_fields and kind.model_fields[name].annotation in (int, float, int | None, float | None)
+    return str(value) if isinstance(value, bool) and numeric else value
 
 
-def with_changes(options: Record, changes: Mapping[str, Any]) -> Record:
-    """A record of options with other values of some fields, all checked again.
-
-    Raises ConfigError with one line per fault: an unknown name with the nearest valid one, or the option, its value
-    and what is wrong with it.
-    """
-    kind = type(options)
-    for name in changes:
-        if name not in kind.model_fields:
-            raise unknown_name("option", name, list(kind.model_fields))
-    chosen = {name: getattr(options, name) for name in options.model_fields_set}
-    try:
-        return kind(**{**chosen, **changes})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_fault(kind, fault) for fault in error.errors())) from error
+def _listed(value: Any) -> Any:
+    """``"2d, 3d_fullres"`` as its parts, and several such texts too; None and tables as they are."""
+    if value is None or isinstance(value, Mapping):
+        return value
+    parts: list[Any] = []
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        parts += [part.strip() for part in entry.split(",") if part.strip()] if isinstance(entry, str) else [entry]
+    return tuple(parts)
 
 
-def _fault(kind: type[BaseModel], fault: Any) -> str:
-    name, value = str(fault["loc"][0]), fault["input"]
-    if fault["type"] == "literal_error":
-        return str(unknown_name(name.replace("_", " "), str(value), re.findall(r"'([^']*)'", fault["ctx"]["expected"])))
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{flag_of(kind, name)} {value!r}: {message[:1].lower()}{message[1:].rstrip('.')}."
+def _numbers(kind: Callable[[str], float]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        numbers: list[Any] = []
+        try:
+            for entry in value if isinstance(value, list | tuple) else [value]:
+                numbers += map(kind, entry.replace("x", ",").split(",")) if isinstance(entry, str) else [entry]
+            return tuple(numbers)
+        except ValueError:
+            raise ValueError("is not a list of numbers. Write for example 64,96,96.") from None
+
+    return read
 
 
-def numbers(value: Any, kind: Callable[[str], Number], flag: str) -> tuple[Number, ...] | None:
-    """``"96,96,96"`` or ``"96x96x96"`` as a tuple of numbers; what is not text is returned as it is."""
+def _folds(value: Any) -> Any:
+    """``"0-2,4"`` as (0, 1, 2, 4)."""
+    folds: list[Any] = []
+    for part in _listed(value) or []:
+        first, dash, last = str(part).partition("-")
+        if dash and first.isdigit() and last.isdigit() and int(first) <= int(last):
+            folds += range(int(first), int(last) + 1)
+        elif str(part).isdigit() or part == "all":
+            folds.append(part if part == "all" else int(part))
+        else:
+            raise ValueError("is neither a fold number nor 'all'. Write for example 0, 0,2 or 0-4.")
+    return None if value is None else tuple(folds)
+
+
+def _weights(value: Any) -> Any:
+    if value is None or isinstance(value, Mapping):
+        return value
+    weights = {}
+    for part in _listed(value):
+        name, _, number = str(part).rpartition("=")
+        try:
+            weights[name.strip()] = float(number)
+        except ValueError:
+            raise ValueError(f"has the part {part!r}, which is not NAME=NUMBER. Write for example tumour=3.") from None
+    return weights
+
+
+_BYTES_OF = {"": 1e9, "gb": 1e9, "g": 1e9, "gib": 2.0**30, "mb": 1e6, "m": 1e6, "mib": 2.0**20}
+"""Units of memory; a bare number is GB."""
+
+
+def _gigabytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
+    number = value.strip().rstrip("GgIiBbMm ")
+    unit = value.strip()[len(number) :].strip().lower()
     try:
-        return tuple(kind(part) for part in value.replace("x", ",").split(","))
-    except ValueError as error:
-        raise InputError(f"{flag} {value!r} is not a list of numbers. Write for example {flag} 64,96,96.") from error
+        found = float(number) * _BYTES_OF[unit] / 1e9
+    except (ValueError, KeyError):
+        raise ValueError("is not an amount of memory. Write for example 8GB.") from None
+    if not 0 < found < math.inf:
+        raise ValueError("must be above 0. Write for example 8GB.")
+    return found
 
 
-def _parts(value: Any) -> Any:
-    """``"64,96,96"`` or ``"64x96x96"`` as its parts; lists as tuples."""
-    parts = [part.strip() for part in value.replace("x", ",").split(",")] if isinstance(value, str) else value
-    return tuple(parts) if isinstance(parts, list) else parts
+def _part(value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        number, count = map(int, value.split("/")) if isinstance(value, str) else value
+    except (TypeError, ValueError):
+        number, count = 1, 0
+    if not 1 <= number <= count:
+        raise ValueError("is not a part of several. Write for example 2/4.")
+    return number, count
 
 
-def _names(value: Any) -> Any:
-    """``"2d, 3d_fullres"`` as the names in it; lists as tuples."""
-    names = [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
-    return tuple(names) if isinstance(names, list) else names
+Integers = Annotated[tuple[int, ...], BeforeValidator(_numbers(int))]
+"""Whole numbers, one per axis; as text ``64,96,96`` or ``64x96x96``."""
 
-
-Integers = Annotated[tuple[int, ...], BeforeValidator(_parts)]
-"""Whole numbers, one per axis; as text ``64,96,96``."""
-
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_parts)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers(float))]
 """Numbers, one per axis; as text ``1,1,2.5``."""
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-"""Names; as text ``2d,3d_fullres``."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""Names; as text ``2d,3d_fullres``, and the option may be repeated."""
+
+Folds = Annotated[tuple[int | Literal["all"], ...], BeforeValidator(_folds)]
+"""Fold numbers, or "all" for the model of every case; as text ``0``, ``0,2``, ``0-4`` or ``all``."""
+
+NumbersByName = Annotated[dict[str, float], BeforeValidator(_weights)]
+"""Numbers by name; as text ``tumour=3,liver=1``."""
+
+Gigabytes = Annotated[float, BeforeValidator(_gigabytes)]
+"""GB of 1e9 bytes; as text ``8GB``, ``8`` or ``8192MiB``."""
+
+_BOUNDS = {
+    "greater_than": "above",
+    "greater_than_equal": "at least",
+    "less_than": "below",
+    "less_than_equal": "at most",
+}
+Part = Annotated[tuple[int, int], BeforeValidator(_part)]
+"""Part i of n, counted from 1; as text ``2/4``."""
+
+LONGEST_VALUE = 200
+"""Characters of a value in a message."""
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "a path"}
+
+
+def _sentence(name: str, fault: Any) -> str:
+    """One line about a value that a record refuses: which, what is wrong, what to do."""
+    kind, value = str(fault["type"]), fault["input"]
+    if kind == "missing":
+        return f"{name} is missing. It has no default."
+    text = repr(value)
+    part = f" of {fault['loc'][1]!r}" if len(fault["loc"]) == 2 and isinstance(fault["loc"][1], str) else ""
+    where = f"{name}{part} {text if len(text) < LONGEST_VALUE else text[:LONGEST_VALUE] + '...'}"
+    if kind in _BOUNDS:
+        return f"{where} must be {_BOUNDS[kind]} {next(iter(fault['ctx'].values())):g}."
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+        near = get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        return f"{where} is none of: {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
+    message = str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
+    if kind.split("_")[0] in _KINDS and kind.endswith(("type", "parsing", "from_float")):
+        return f"{where} must be {_KINDS[kind.split('_')[0]]}."
+    predicate = message.startswith(("is ", "must ", "has ", "needs "))
+    return f"{where} {message}." if predicate else f"{where}: {message[:1].lower()}{message[1:]}."

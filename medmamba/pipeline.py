@@ -41,9 +41,8 @@ def predict(
     from medmamba.inference.folder.workers import Workers
     from medmamba.inference.options import PredictOptions
     from medmamba.inference.predictor import Predictor
-    from medmamba.options import with_changes
 
-    options = with_changes(options or PredictOptions(), changes)
+    options = PredictOptions.of(options, **changes)
     with ExitStack() as stack:
         if isinstance(images, str | Path):
             images = stack.enter_context(opened(images, options.series))

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator
 
-from medmamba.options import Integers, Names, Numbers, Options, option
+from medmamba.options import Gigabytes, Integers, Names, Numbers, Options, option
 from medmamba.plans.cost.machines import MACHINES
 from medmamba.plans.training_length import LEAST_STEPS
 
@@ -20,24 +20,6 @@ PLANNED = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 MirrorPolicy = Literal["auto", "swap", "all", "none"]
 """auto: no left-right mirroring where labels are left or right; swap: mirrored, paired labels exchanged; all; none."""
 
-BYTES_OF = {"": 1e9, "gb": 1e9, "g": 1e9, "gib": 2.0**30, "mb": 1e6, "m": 1e6, "mib": 2.0**20}
-"""Bytes of a unit of memory; a bare number is GB."""
-
-
-def gigabytes(value: Any) -> Any:
-    """``6``, ``"6GB"`` or ``"6144MiB"`` as GB (1e9 bytes); raises ValueError for anything that is no amount above 0."""
-    amount = value
-    if isinstance(value, str):
-        text = value.strip()
-        number = text.rstrip("GgIiBbMm ")
-        try:
-            amount = float(number) * BYTES_OF[text[len(number) :].strip().lower()] / 1e9
-        except (ValueError, KeyError):
-            raise ValueError("not an amount of memory. Write for example 8GB.") from None
-    if not isinstance(amount, int | float) or not 0 < amount < math.inf:
-        raise ValueError("must be a number of GB above 0. Write for example 8GB.")
-    return amount
-
 
 def hours(value: Any) -> Any:
     """A number of hours, or None for ``"none"``; raises ValueError for anything else."""
@@ -46,7 +28,7 @@ def hours(value: Any) -> Any:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError("not a number of hours. Write for example 1.5, or none.") from None
+        raise ValueError("is not a number of hours. Write for example 1.5, or none.") from None
     if not 0 < number < math.inf:
         raise ValueError("must be a number of hours above 0. Write for example 1.5, or none.")
     return number
@@ -59,8 +41,12 @@ class PlanOptions(Options):
     """
 
     network: str = option("vm_unet", "Network family, or auto: chosen by rules from what was measured.", panel=RULES)
-    device_memory_gb: Annotated[float, BeforeValidator(gigabytes)] = option(
-        8.0, "Memory of the device that will train: 8GB, 24GB (1 GB is 1e9 bytes).", panel=RULES, flag="--device-memory"
+    device_memory_gb: Gigabytes = option(
+        8.0,
+        "Memory of the device that will train: 8GB, 24GB (1 GB is 1e9 bytes).",
+        panel=RULES,
+        flag="--device-memory",
+        gt=0,
     )
     spacing: Numbers | None = option(
         None, "Voxel spacing in mm along the image axes i, j, k, instead of the rule's: 1,1,2.5", panel=RULES

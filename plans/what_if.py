@@ -6,7 +6,6 @@ import shlex
 from typing import Any
 
 from medmamba.errors import ConfigError, InputError, unknown_name
-from medmamba.options import flag_of, with_changes
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.manual_configurations import handmade
 from medmamba.plans.options import PlanOptions
@@ -34,7 +33,7 @@ def what_if(plan: Plan, fingerprint: Fingerprint, **changes: Any) -> Plan:
         dataset_hash=plan.dataset_hash,
     )
     kept = plan.model_copy(update={"configurations": {name: plan.configurations[name] for name in handmade(plan)}})
-    return make_plan(fingerprint, with_changes(plan.options or PlanOptions(), changes), facts, previous=kept)
+    return make_plan(fingerprint, PlanOptions.of(plan.options, **changes), facts, previous=kept)
 
 
 def changes_from(text: str) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def changes_from(text: str) -> dict[str, Any]:
 
     Raises InputError for a text that is not a list of options of ``medmamba plan`` with a value each.
     """
-    name_of = {flag_of(PlanOptions, name): name for name in PlanOptions.model_fields}
+    name_of = {PlanOptions.flag(name): name for name in PlanOptions.model_fields}
     try:
         words = [part for word in shlex.split(text) for part in (word.split("=", 1) if "--" in word else [word])]
     except ValueError as error:

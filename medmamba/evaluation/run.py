@@ -16,7 +16,6 @@ from medmamba.evaluation.page import evaluation_page
 from medmamba.evaluation.report import Evaluation, evaluate_folders
 from medmamba.evaluation.structures import names_of
 from medmamba.evaluation.subgroups import Subgroups, read_subgroups
-from medmamba.options import with_changes
 
 OnItem = Callable[[str, int, int], None]
 
@@ -47,7 +46,7 @@ def run_evaluation(
             written as well, as differences of ``other`` minus ``predictions``.
         changes: single fields of the options by name.
     """
-    options = with_changes(options or EvaluateOptions(), changes)
+    options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
     masks, truth = _paths(folder), _paths(truths)
     names = names_of(folder) or (names_of(options.other) if options.other is not None else None)

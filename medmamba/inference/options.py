@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import field_validator
-
-from medmamba.errors import InputError
 from medmamba.inference.patch_positions import FAST_STEP, STEP
-from medmamba.options import DEVICE_TEXT, Options, numbers, option
+from medmamba.options import DEVICE_TEXT, Folds, Integers, Names, Options, Part, option
 
 BUDGET_GIB = 6.0
 """Memory that the arrays of one prediction may take together, so that a machine of 8 GiB has some left for the network;
@@ -26,7 +23,7 @@ MIRROR_TEXT = f"Average over flips, which takes {PASSES_TEXT}"
 class ModelOptions(Options):
     """How the networks of a model run; the same for predict and serve."""
 
-    folds: tuple[int | str, ...] | None = option(
+    folds: Folds | None = option(
         None, "Fold to use; repeat for several. Default: all that are trained.", panel="Model", flag="--fold"
     )
     mirror: bool | None = option(None, NO_MIRROR_TEXT, panel="Speed", flag="--no-mirror")
@@ -47,11 +44,6 @@ class ModelOptions(Options):
         panel="Speed",
     )
 
-    @field_validator("folds", mode="before")
-    @classmethod
-    def _read_folds(cls, value: Any) -> Any:
-        return None if value is None else tuple(map(fold_name, [value] if isinstance(value, str | int) else value))
-
 
 class PredictorOptions(ModelOptions):
     """The choices of :class:`medmamba.Predictor`.
@@ -59,14 +51,14 @@ class PredictorOptions(ModelOptions):
     ``configuration`` may be one name; ``patch_size`` and ``folds`` may be text, as on the command line.
     """
 
-    configuration: tuple[str, ...] | None = option(
+    configuration: Names | None = option(
         None,
         "Configuration; repeat for an ensemble whose probabilities are averaged. Default: what `medmamba find-best` "
         "chose for the run, else the plan's default.",
         panel="Model",
     )
     device: str = option("auto", DEVICE_TEXT, panel="Speed")
-    patch_size: tuple[int, ...] | None = option(None, "Patch edges other than the plan's, as 96,96,96.", panel="Speed")
+    patch_size: Integers | None = option(None, "Patch edges other than the plan's, as 96,96,96.", panel="Speed")
     tile_batch: int = option(1, "Patches that go through the network together.", panel="Speed", ge=1)
     confidence: bool = option(
         True, "Do not measure entropy and agreement of the folds.", panel="Speed", flag="--no-confidence"
@@ -93,16 +85,6 @@ class PredictorOptions(ModelOptions):
         False, "Missing folds are an error, and so is a mask whose status is review.", panel="Quality control"
     )
 
-    @field_validator("configuration", mode="before")
-    @classmethod
-    def _several_configurations(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("patch_size", mode="before")
-    @classmethod
-    def _read_patch_size(cls, value: Any) -> Any:
-        return numbers(value, int, "--patch-size")
-
 
 class PredictOptions(PredictorOptions):
     """The choices of `medmamba predict` and :func:`medmamba.pipeline.predict`."""
@@ -120,9 +102,7 @@ class PredictOptions(PredictorOptions):
         False, "No case names in reports and messages; the key is written to pseudonyms.csv.", panel="Output"
     )
     resume: bool = option(False, "Keep what an interrupted run has finished.", panel="Many cases")
-    part: tuple[int, int] | None = option(
-        None, "Predict only part i of n, as 2/4: for several machines.", panel="Many cases"
-    )
+    part: Part | None = option(None, "Predict only part i of n, as 2/4: for several machines.", panel="Many cases")
     workers: int = option(
         0,
         "Processes that divide the cases among them, each with its own model; 0: this process alone.",
@@ -134,23 +114,3 @@ class PredictOptions(PredictorOptions):
     def dicom_kinds(self) -> tuple[str, ...]:
         """Kinds of DICOM objects to write: "seg", "rtstruct", both or none."""
         return ("seg",) * self.dicom_seg + ("rtstruct",) * self.dicom_rtstruct
-
-    @field_validator("part", mode="before")
-    @classmethod
-    def _read_part(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        number, _, count = value.partition("/")
-        if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count):
-            return int(number), int(count)
-        raise InputError(f"--part {value!r} is not a part. Write for example --part 2/4.")
-
-
-def fold_name(value: int | str) -> int | str:
-    """A fold as a number, or ``all``; raises InputError for anything else."""
-    text = str(value)
-    if text == "all":
-        return text
-    if text.isdigit():
-        return int(text)
-    raise InputError(f"--fold {text!r} is neither a number nor 'all'. Use for example --fold 0.")

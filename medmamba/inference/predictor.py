@@ -33,7 +33,6 @@ from medmamba.inference.restore import label_blocks, mean_chances, undo_storage
 from medmamba.inference.sliding_window import Window
 from medmamba.models.run_folder import is_plan
 from medmamba.models.trained_folds import is_bundle, is_fold, mirrors_by_default, read_fingerprint, select_models
-from medmamba.options import with_changes
 from medmamba.plans.labels import label_names, label_values
 from medmamba.preprocessing.case import PreprocessedCase
 
@@ -52,7 +51,7 @@ class Predictor:
     """
 
     def __init__(self, model: str | Path, options: PredictorOptions | None = None, **changes: Any) -> None:
-        self.options = options = with_changes(options or PredictorOptions(), changes)
+        self.options = options = PredictorOptions.of(options, **changes)
         selection = select_models(Path(model), options.configuration, options.folds, strict=options.strict)
         self.device = choose_device(options.device)
         precision = choose_precision(options.precision, self.device)

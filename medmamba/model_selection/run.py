@@ -31,7 +31,6 @@ from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_recipe import RECIPE, Recipe
 from medmamba.models.run_folder import RunFolder
-from medmamba.options import with_changes
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
 from medmamba.preprocessing.store import CaseReader, stored_cases
@@ -52,7 +51,7 @@ def find_best(
     The recipe is stored in the run. ``changes`` are single fields of the options by name. Raises InputError when no
     fold with validation cases is trained.
     """
-    options = with_changes(options or FindBestOptions(), changes)
+    options = FindBestOptions.of(options, **changes)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
     heads = OutputChannels.of_plan(plan)

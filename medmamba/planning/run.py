@@ -13,7 +13,6 @@ from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, w
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError
 from medmamba.models.run_folder import RunFolder
-from medmamba.options import with_changes
 from medmamba.planning.options import PlanRequest
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def plan(
     """
     from medmamba.plans.families import family
 
-    options = with_changes(options or PlanRequest(), changes)
+    options = PlanRequest.of(options, **changes)
     networks = (options.network,) if options.pilot is None else options.candidates
     if options.pilot is not None and len(networks) < 2:
         raise ConfigError(f"--pilot compares networks, and got {len(networks)}. Name two or more, or none.")

@@ -9,7 +9,6 @@ from typing import Any
 
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.models.run_folder import RunFolder
-from medmamba.options import with_changes
 from medmamba.run_report.cross_validation import CrossValidation, cross_validate
 from medmamba.run_report.options import ReportOptions
 from medmamba.run_report.page import run_page
@@ -30,7 +29,7 @@ def write_report(
     """
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
-    found = cross_validate(folder, with_changes(options or ReportOptions(), changes), on_item=on_item)
+    found = cross_validate(folder, ReportOptions.of(options, **changes), on_item=on_item)
     target = folder.path / "report"
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
     write_json(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medmamba.inference.options import ModelOptions, PredictorOptions
-from medmamba.options import DEVICE_TEXT, option
+from medmamba.options import DEVICE_TEXT, Names, option
 
 
 class ServeOptions(ModelOptions):
@@ -11,7 +11,7 @@ class ServeOptions(ModelOptions):
 
     host: str = option("127.0.0.1", "Address to listen on. There is no login: keep to this machine.", panel="Service")
     port: int = option(8000, "Port to listen on; 0 takes a free one.", panel="Service", ge=0, le=65535)
-    devices: tuple[str, ...] = option(
+    devices: Names = option(
         ("auto",), f"{DEVICE_TEXT.rstrip('.')}; repeat for a queue on each.", panel="Service", flag="--device"
     )
     upload_mb: int = option(512, "Largest upload, in MB.", panel="Service", flag="--max-upload", ge=1)

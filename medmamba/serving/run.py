@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.errors import ConfigError, InputError
-from medmamba.options import with_changes
 from medmamba.serving.options import ServeOptions
 
 
@@ -25,7 +24,7 @@ def run_service(
 
     Raises ConfigError when the extra ``serve`` is missing, InputError when the address cannot be used.
     """
-    options = with_changes(options or ServeOptions(), changes)
+    options = ServeOptions.of(options, **changes)
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
         raise ConfigError(f"Serving needs {', '.join(missing)}. Install with: pip install 'medmamba[serve]'.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import field_validator
 
 from medmamba.errors import ConfigError
-from medmamba.options import Options, option
+from medmamba.options import Names, NumbersByName, Options, option
 from medmamba.plans.training_length import EPOCHS, STEPS_PER_EPOCH
 from medmamba.training.loss_names import LOSSES, is_loss_name
 
@@ -54,10 +54,8 @@ class TrainConfig(Options):
     loss: str = option(
         "dice_ce", f"{_listed(tuple(LOSSES))}, or a function of yours as package.module:function.", panel=RECIPE
     )
-    class_weights: dict[str, float] = Field(
-        default_factory=dict,
-        description="Weights of classes in the loss by label name: tumour=3,liver=1",
-        json_schema_extra={"panel": RECIPE, "flag": None},
+    class_weights: NumbersByName = option(
+        {}, "Weights of classes in the loss by label name: tumour=3,liver=1", panel=RECIPE
     )
     sampling: Sampling = option(
         "foreground", "What patches are centred on: foreground, or lesion (every lesion equally often).", panel=RECIPE
@@ -71,7 +69,7 @@ class TrainConfig(Options):
         "if there is one.",
         panel=RECIPE,
     )
-    freeze: tuple[str, ...] = option((), "Parts of the network that are not trained: stem,encoder", panel=RECIPE)
+    freeze: Names = option((), "Parts of the network that are not trained: stem,encoder", panel=RECIPE)
     validation_cases: int | None = option(8, "Whole volumes validated after each epoch.", panel=RECIPE, ge=1)
     seed: int = option(1, "Seed of weights, patches and augmentation.", panel=RECIPE, ge=0)
     workers: int = option(1, "Processes that make batches; 0: none.", panel=MACHINE, ge=0)
@@ -121,11 +119,6 @@ class TrainConfig(Options):
             return min(given)
         return None if self.max_minutes is not None else EPOCHS * self.steps_per_epoch
 
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """The fields that were given, without those left at their defaults."""
-        return {name: getattr(self, name) for name in TrainConfig.model_fields if name in self.model_fields_set}
-
 
 RESOLVED_AT_START = ("precision", "augment", "scan_backend")
 """Fields whose ``auto`` is resolved when a run begins, for the machine it begins on, and kept wherever it resumes."""
@@ -153,14 +146,7 @@ def make_config(choices: Mapping[str, Any], stored: TrainConfig | None = None) -
     before = {} if stored is None else stored.model_dump()
     if any(chosen.get(name) is not None for name in LENGTHS):
         before |= dict.fromkeys(LENGTHS)
-    try:
-        made = TrainConfig(**{**before, **chosen})
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            name = "--" + "-".join(str(part) for part in fault["loc"]).replace("_", "-")
-            lines.append(f"{name} {fault['input']!r}: {fault['msg'].lower()}.")
-        raise ConfigError("\n".join(lines)) from error
+    made = TrainConfig.checked({**before, **chosen})
     if stored is not None:
         refuse_another_recipe(stored, made)
     return made

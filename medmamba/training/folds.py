@@ -41,7 +41,7 @@ def train_folds(
     folds = list(dict.fromkeys(options.folds))
     stored = _stored_recipes(run, folds, options) if options.resume else {}
     pattern = next(iter(stored.values()), None)
-    given = {"device": config.device, **config.chosen}
+    given = {"device": config.device, **config.given}
     all_resumed = len(stored) == len(folds)  # then weights to begin with are passed on, to be refused
     jobs = [
         _Job(

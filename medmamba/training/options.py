@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medmamba.errors import unknown_name
-from medmamba.options import Options, option
+from medmamba.options import Folds, Names, Options, option
 
 Fold = int | Literal["all"]
 """A fold's number, or "all": one model of every case, without validation."""
@@ -26,15 +26,13 @@ PRETRAINING_STEPS = 5000
 class TrainOptions(Options):
     """Which folds of a run to train, of which network, from which start, and where else the metrics go."""
 
-    folds: tuple[Fold, ...] = option(
+    folds: Folds = option(
         (0,), "Fold number, several (0,1,2 or 0-4), or 'all': one model of every case.", flag="--fold"
     )
     configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
     network: str | None = option(None, "Another network family on the same plan, or vm_unet_published.")
     use_scan: bool = option(True, "The same network with the scan taken out.", flag="--no-scan")
-    devices: tuple[str, ...] = option(
-        (), "Train several folds at the same time, one on each: cuda:0,cuda:1", panel=MACHINE
-    )
+    devices: Names = option((), "Train several folds at the same time, one on each: cuda:0,cuda:1", panel=MACHINE)
     init: Path | None = option(
         None,
         "Start from these weights (run, fold, pretraining, or the file of convert weights).",

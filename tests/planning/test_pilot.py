@@ -43,7 +43,7 @@ def test_the_table_is_paired_with_the_first():
 
 
 def test_what_cannot_be_compared_is_refused(small_dataset, tmp_path):
-    with pytest.raises(ConfigError, match="--pilot 0: input should be greater than 0"):
+    with pytest.raises(ConfigError, match="--pilot 0 must be above 0"):
         medmamba.plan(small_dataset, tmp_path / "run", pilot=0)
     with pytest.raises(ConfigError, match="compares networks, and got 1"):
         medmamba.plan(small_dataset, tmp_path / "run", pilot=1, network="plain_unet")

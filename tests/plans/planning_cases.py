@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medmamba.options import with_changes
 from medmamba.plans.fingerprint import PIXEL_SPACING, CaseStats, ChannelIntensity, Fingerprint, seal
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.planner import make_plan
@@ -58,7 +57,7 @@ def fingerprint(cases: Sequence[CaseStats], channels: Sequence[str] = ("MRI",), 
 
 def plan_of(images: Fingerprint, previous: Plan | None = None, **choices: Any) -> Plan:
     """The plan of ``images`` with some choices by name."""
-    return make_plan(images, with_changes(PlanOptions(), choices), previous=previous)
+    return make_plan(images, PlanOptions.of(**choices), previous=previous)
 
 
 def volumes(count: int, shape: Sequence[int], spacing_mm: Sequence[float] | None = (1.0, 1.0, 1.0)) -> Fingerprint:

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from medmamba.errors import ConfigError
-from medmamba.options import with_changes
 from medmamba.planning.options import CANDIDATES, PlanRequest
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.what_if import changes_from
@@ -30,24 +29,24 @@ from medmamba.plans.what_if import changes_from
     ],
 )
 def test_a_choice_may_be_the_text_of_the_command_line(name, text, value):
-    assert getattr(with_changes(PlanOptions(), {name: text}), name) == value
-    assert getattr(with_changes(PlanRequest(), {name: text}), name) == value
+    assert getattr(PlanOptions.of(**{name: text}), name) == value
+    assert getattr(PlanRequest.of(**{name: text}), name) == value
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_size": "64,a"}, "--patch-size 'a': input should be a valid integer"),
-        ({"patch_size": (64,)}, "--patch-size (64,): must be 2 or 3 numbers of voxels of at least 1."),
-        ({"batch_size": 0}, "--batch-size 0: input should be greater than or equal to 1."),
-        ({"device_memory_gb": "6QB"}, "--device-memory '6QB': not an amount of memory. Write for example 8GB."),
-        ({"mirror": "swop"}, "Unknown mirror 'swop'. Did you mean 'swap'?"),
+        ({"patch_size": "64,a"}, "--patch-size '64,a' is not a list of numbers. Write for example 64,96,96."),
+        ({"patch_size": (64,)}, "--patch-size (64,) must be 2 or 3 numbers of voxels of at least 1."),
+        ({"batch_size": 0}, "--batch-size 0 must be at least 1."),
+        ({"device_memory_gb": "6QB"}, "--device-memory '6QB' is not an amount of memory. Write for example 8GB."),
+        ({"mirror": "swop"}, "--mirror 'swop' is none of: auto, swap, all, none. Did you mean 'swap'?"),
         ({"devicememory": 6}, "Unknown option 'devicememory'. Did you mean 'device_memory_gb'?"),
     ],
 )
 def test_a_choice_that_cannot_be_is_one_line_with_option_value_and_cure(changes, message):
     with pytest.raises(ConfigError) as caught:
-        with_changes(PlanOptions(), changes)
+        PlanOptions.of(**changes)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -59,12 +58,10 @@ def test_every_choice_has_a_help_text_and_a_panel():
 
 
 def test_the_planners_part_of_a_request_is_what_the_plan_stores():
-    request = with_changes(
-        PlanRequest(workers=2), {"network": "mate", "configurations": "all", "device_memory_gb": "24GB"}
-    )
+    request = PlanRequest.of(PlanRequest(workers=2), network="mate", configurations="all", device_memory_gb="24GB")
     assert request.everything
     assert request.for_network("vim") == PlanOptions(network="vim", device_memory_gb=24.0)
-    assert with_changes(request, {"configurations": "2d"}).for_network("mate").configurations == ("2d",)
+    assert PlanRequest.of(request, configurations="2d").for_network("mate").configurations == ("2d",)
     assert PlanRequest().candidates == CANDIDATES
     assert PlanRequest(network="vim,mate").candidates == ("vim", "mate")
 

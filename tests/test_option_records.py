@@ -1,0 +1,135 @@
+"""Records of options: values as text, messages about bad ones, and recipe files."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import pytest
+
+from medmamba.errors import ConfigError
+from medmamba.options import Folds, Gigabytes, Integers, Names, NumbersByName, Options, option
+from medmamba.recipe import read_recipe
+
+
+class Example(Options):
+    epochs: int | None = option(None, "Length in epochs.", ge=1)
+    rate: float = option(0.1, "Rate.", gt=0)
+    schedule: Literal["poly", "cosine"] = option("poly", "Schedule.")
+    patch_size: Integers | None = option(None, "Patch size.")
+    freeze: Names = option((), "Parts.")
+    folds: Folds = option((0,), "Folds.", flag="--fold")
+    weights: NumbersByName = option({}, "Weights.")
+    memory_gb: Gigabytes = option(8.0, "Memory.", flag="--memory", gt=0)
+    use_scan: bool = option(True, "Without scan.", flag="--no-scan")
+    strict: bool = option(False, "Strict.")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("patch_size", "64,96,96", (64, 96, 96)),
+        ("patch_size", "64x96", (64, 96)),
+        ("patch_size", ["64,96", 32], (64, 96, 32)),
+        ("freeze", "stem, encoder", ("stem", "encoder")),
+        ("freeze", ["stem,encoder", "head"], ("stem", "encoder", "head")),
+        ("folds", "0-2,all", (0, 1, 2, "all")),
+        ("folds", 3, (3,)),
+        ("weights", "tumour=3,liver=0.5", {"tumour": 3.0, "liver": 0.5}),
+        ("memory_gb", "8192MB", 8.192),
+        ("epochs", "7", 7),
+    ],
+)
+def test_a_value_as_text_is_the_value(name, text, value):
+    assert getattr(Example.of(**{name: text}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0 must be at least 1."),
+        ({"epochs": "ten"}, "--epochs 'ten' must be a whole number."),
+        ({"epochs": True}, "--epochs 'True' must be a whole number."),
+        ({"rate": 0}, "--rate 0 must be above 0."),
+        ({"schedule": "polly"}, "--schedule 'polly' is none of: poly, cosine. Did you mean 'poly'?"),
+        ({"patch_size": "64,b"}, "--patch-size '64,b' is not a list of numbers. Write for example 64,96,96."),
+        ({"folds": "x"}, "--fold 'x' is neither a fold number nor 'all'. Write for example 0, 0,2 or 0-4."),
+        ({"weights": {"liver": "x"}}, "--weights of 'liver' 'x' must be a number."),
+        ({"weights": "liver"}, "--weights 'liver' has the part 'liver', which is not NAME=NUMBER."),
+        ({"memory_gb": "6QB"}, "--memory '6QB' is not an amount of memory. Write for example 8GB."),
+        ({"epoch": 3}, "Unknown option 'epoch'. Did you mean 'epochs'?"),
+    ],
+)
+def test_a_bad_value_is_one_line(values, message):
+    with pytest.raises(ConfigError) as error:
+        Example.of(**values)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_every_bad_value_is_reported_in_the_order_of_the_record():
+    with pytest.raises(ConfigError) as error:
+        Example.of(schedule="x", epochs=-1)
+    assert [line.split()[0] for line in str(error.value).splitlines()] == ["--epochs", "--schedule"]
+
+
+def test_changes_keep_what_was_given_and_nothing_else():
+    record = Example.of(Example(epochs=3), rate=1.0)
+    assert record.given == {"epochs": 3, "rate": 1.0}
+
+
+def test_a_switch_that_is_on_has_an_option_to_turn_it_off():
+    class Switch(Options):
+        mirror: bool = option(True, "No mirroring.")
+
+    assert Switch.flag("mirror") == "--no-mirror"
+    assert Example.flag("use_scan") == "--no-scan"
+
+
+def test_a_recipe_is_the_record(tmp_path):
+    values = {"epochs": 3, "patch_size": [64, 96, 96], "weights": {"tumour": 3}, "use_scan": False, "folds": "0-2"}
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    (tmp_path / "r.yaml").write_text(
+        "epochs: 3\npatch_size: [64, 96, 96]\nweights: {tumour: 3}\nuse_scan: no\nfolds: 0-2\n"
+    )
+    assert (
+        read_recipe(tmp_path / "r.json", Example) == read_recipe(tmp_path / "r.yaml", Example) == Example.of(**values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch: 3\n", "unknown key 'epoch'. Did you mean 'epochs'?"),
+        ("use-scan: false\n", "unknown key 'use-scan'. Did you mean 'use_scan'?"),
+        ("epochs: ten\n", "epochs 'ten' must be a whole number."),
+        ("epochs: yes\n", "epochs 'True' must be a whole number."),
+        ("epochs: 3\nepochs: 4\n", "the key 'epochs' occurs twice, again in line 2. Keep one."),
+        ("weights: {a: 1, a: 2}\n", "the key 'a' occurs twice"),
+        ("- epochs\n", "is a list, not a table of options."),
+        ("", "is empty, not a table of options."),
+        ("epochs: [\n", "not a recipe: "),
+        ("epochs: !!python/object/apply:os.getcwd []\n", "not a recipe: could not determine a constructor"),
+    ],
+)
+def test_a_bad_recipe_is_one_line_with_the_file(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_recipe(path, Example)
+    assert str(error.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read as a recipe \(No such file"):
+        read_recipe(tmp_path / "none.yaml", Example)
+    (tmp_path / "latin.yaml").write_bytes(b"network: \xe4\n")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_recipe(tmp_path / "latin.yaml", Example)
+    (tmp_path / "twice.json").write_text('{"epochs": 3, "epochs": 4}')
+    with pytest.raises(ConfigError, match="'epochs' occurs twice"):
+        read_recipe(tmp_path / "twice.json", Example)
+    (tmp_path / "broken.json").write_text('{"epochs": 3')
+    with pytest.raises(ConfigError, match="line 1, column"):
+        read_recipe(tmp_path / "broken.json", Example)
