@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from medmamba import pipeline
 from medmamba.cli.answer import Answer
+from medmamba.cli.console import console
 
 
 def doctor() -> Answer:
     """What this machine can do: versions, devices, and which scan backend runs and why the others do not."""
-    from medmamba.cli.console import console
-    from medmamba.doctor import doctor_lines
-
-    lines = list(doctor_lines())
+    lines = pipeline.doctor()
     for line in lines:
         console.print(line, markup=False)
     return {"lines": lines}

@@ -6,19 +6,15 @@ from typing import Annotated
 
 import typer
 
+from medmamba import pipeline
 from medmamba.cli.answer import Answer
+from medmamba.cli.console import console
+from medmamba.verb_options import InfoOptions
 
 
-def info(
-    network: Annotated[str, typer.Argument(help="Network family.")],
-    dims: Annotated[int, typer.Option(help="2 or 3 spatial dimensions.", min=2, max=3)] = 3,
-    size: Annotated[int, typer.Option(help="Edge of the patch in voxels, a multiple of 8.", min=16)] = 64,
-) -> Answer:
-    """What a network is and what it costs at four stages: parameters, products, scan steps."""
-    from medmamba.cli.console import console
-    from medmamba.models.network import describe_network
-
-    lines = list(describe_network(network, spatial_dims=dims, size=size))
+def info(network: Annotated[str, typer.Argument(help="Network family.")], options: InfoOptions) -> Answer:
+    """What a network is and what it costs at four stages: parameters, multiply-accumulates, scan steps."""
+    lines = pipeline.info(network, options)
     for line in lines:
         console.print(line, markup=False)
     return {"network": network, "lines": lines}

@@ -17,6 +17,7 @@ from medmamba.cli import (
     evaluate,
     explain,
     export,
+    find_best,
     info,
     plan,
     predict,
@@ -27,6 +28,7 @@ from medmamba.cli import (
 )
 from medmamba.cli.answer import FLAG, answering, show
 from medmamba.cli.console import report_error
+from medmamba.cli.from_record import from_records
 from medmamba.errors import MedmambaError
 from medmamba.version import __version__
 
@@ -49,7 +51,7 @@ for command in (
     train.train,
     predict.predict,
     predict.reproduce,
-    predict.find_best,
+    find_best.find_best,
     evaluate.evaluate,
     report.report,
     explain.explain,
@@ -59,7 +61,7 @@ for command in (
     info.info,
     doctor.doctor,
 ):
-    app.command()(answering(command))
+    app.command()(answering(from_records(command)))
 app.add_typer(convert.convert, name="convert")
 
 

@@ -6,14 +6,18 @@ python -m medmamba.cli.reference > docs/reference/commands.md
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pydantic.fields import FieldInfo
 
 HEAD = """# Commands
 
 Written from the commands themselves; `medmamba COMMAND --help` says the same. Every command has `--json` and `--help`.
+`--recipe FILE` sets the options of a command from a YAML or JSON file, by the names of the last column; see
+[recipes](../how-to/use-a-recipe.md).
 """
-OF_ALL = {"--json", "--help"}
+OF_ALL = {"--json", "--help", "--recipe"}
 
 
 def commands_page() -> str:
@@ -25,9 +29,11 @@ def commands_page() -> str:
     group: Any = get_command(app)
     parts = [HEAD]
     for name, command in _commands(group):
-        parts.append(f"## medmamba {name}\n\n{_text(command.help)}\n\n```text\n{_usage(name, command)}\n```\n")
-        rows = [_row(parameter) for parameter in command.params if not OF_ALL & set(parameter.opts)]
-        parts.append("\n".join(["| | |", "|---|---|", *rows]) + "\n" if rows else "")
+        fields = _fields(command)
+        parts.append(f"## medmamba {name}\n\n{_text(command.help)}\n\n```text\n{_usage(name, command, fields)}\n```\n")
+        shown = [one for one in command.params if not getattr(one, "hidden", False) and not OF_ALL & set(one.opts)]
+        rows = [_row(parameter, fields) for parameter in shown]
+        parts.append("\n".join(["| | | |", "|---|---|---|", *rows]) + "\n" if rows else "")
     return "\n".join(part for part in parts if part)
 
 
@@ -39,36 +45,39 @@ def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", command
 
 
-def _usage(name: str, command: Any) -> str:
+def _fields(command: Any) -> dict[str, FieldInfo]:
+    """The fields of a command's records by name."""
+    offers = getattr(command.callback, "offers", {})
+    return {name: field for offer in offers.values() for name, field in offer.fields.items()}
+
+
+def _usage(name: str, command: Any, fields: Mapping[str, FieldInfo]) -> str:
     arguments = [_metavar(one) for one in command.params if one.param_type_name == "argument"]
     needed = [
-        f"{one.opts[-1] if len(one.opts[-1]) == 2 else one.opts[0]} {_value(one)}"
+        f"{one.opts[-1] if len(one.opts[-1]) == 2 else one.opts[0]} {_metavar(one)}"
         for one in command.params
-        if one.param_type_name == "option" and one.required
+        if one.param_type_name == "option" and (one.required or (one.name in fields and fields[one.name].is_required()))
     ]
     return " ".join(["medmamba", name, *arguments, *needed, "[OPTIONS]"])
 
 
-def _row(parameter: Any) -> str:
+def _row(parameter: Any, fields: Mapping[str, FieldInfo]) -> str:
     if parameter.param_type_name == "argument":
-        return f"| `{_metavar(parameter)}` | {_text(parameter.help)} |"
-    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    value = "" if parameter.is_flag else f" {_value(parameter)}"
-    default = parameter.default
-    shown = "" if callable(default) or default in (None, False, "", (), []) else f" Default: {default}."
-    return f"| {names}{value} | {_text(parameter.help)}{shown} |"
+        return f"| `{_metavar(parameter)}` | {_text(parameter.help)} | |"
+    names = ", ".join(f"`{name}`" for name in parameter.opts)
+    value = "" if parameter.is_flag else f" {parameter.metavar or _metavar(parameter)}"
+    default = ",".join(parameter.default) if isinstance(parameter.default, list) else parameter.default
+    shown = "" if default in (None, False, "") else f" Default: {default}."
+    key = f"`{parameter.name}`" if parameter.name in fields else ""
+    return f"| {names}{value.replace('|', chr(92) + '|')} | {_text(parameter.help)}{shown} | {key} |"
 
 
 def _metavar(parameter: Any) -> str:
     return str(parameter.name).upper()
 
 
-def _value(parameter: Any) -> str:
-    return str(parameter.metavar or parameter.name).upper()
-
-
 def _text(text: str | None) -> str:
-    return " ".join(inspect.cleandoc(text or "").split()).replace("|", "\\|")
+    return inspect.cleandoc(text or "").replace("\n", " ").replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -50,10 +50,12 @@ def main() -> None:
     print(f"look at {run / 'report' / 'index.html'} and {options.output / 'evaluation.html'}")
 
     if options.export:
-        from medmamba.bundle.card import BundleCard
+        from medmamba.bundle.options import BundleCard
         from medmamba.bundle.write import export_bundle
 
-        card = BundleCard("Apache-2.0", "Both parts of the hippocampus in T1 MR crops, for research.")
+        card = BundleCard(
+            licence="Apache-2.0", intended_use="Both parts of the hippocampus in T1 MR crops, for research."
+        )
         report = export_bundle(run, options.output / "bundle", card, images[0], most_cases=1)
         print(f"{report.folder}: {report.cases[0].voxels} voxels equal")
 

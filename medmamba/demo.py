@@ -10,13 +10,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medmamba import pipeline
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError
 
 if TYPE_CHECKING:
     from medmamba.evaluation.report import Evaluation
     from medmamba.training.progress import StepReport
+    from medmamba.verb_options import DemoOptions
 
 STEPS_PER_EPOCH = 100
 
@@ -47,15 +47,9 @@ def example_data() -> Path:
 
 
 def run_demo(
-    output: Path,
-    data: Path | None = None,
+    options: DemoOptions,
     *,
-    minutes: float,
-    steps: int | None = None,
-    test_cases: int | None = None,
-    network: str = "vm_unet",
-    use_scan: bool = True,
-    on_item: pipeline.OnItem = lambda stage, done, total: None,
+    on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> DemoResult:
     """Train on the dataset's training list, predict its test list and compare with ``labelsTs``.
@@ -64,32 +58,36 @@ def run_demo(
     """
     from medmamba.datasets import read_dataset
     from medmamba.evaluation.overview import save_overview
-    from medmamba.inference.predictor import Predictor
+    from medmamba.evaluation.run import run_evaluation
+    from medmamba.inference.folder.predict import predict
+    from medmamba.inference.options import PredictOptions
+    from medmamba.planning.run import plan
     from medmamba.training.config import TrainConfig
+    from medmamba.training.run import train
 
-    dataset = data or example_data()
+    dataset, output = options.data or example_data(), options.output
     if not dataset.is_dir():
         raise InputError(f"{dataset}: no such folder. Give a dataset with --data, or leave it out.")
     run, masks = output / "run", output / "masks"
     seconds: dict[str, float] = {}
     with FolderLock(output):
         started = time.monotonic()
-        pipeline.plan(dataset, run, network=network, on_item=on_item)
+        plan(dataset, run, network=options.network, on_item=on_item)
         seconds["plan"] = time.monotonic() - started
 
         started = time.monotonic()
-        config = TrainConfig(max_minutes=minutes, steps=steps, steps_per_epoch=STEPS_PER_EPOCH)
-        pipeline.train(run, fold="all", use_scan=use_scan, config=config, restart=True, on_step=on_step)
+        config = TrainConfig(max_minutes=options.minutes, steps=options.steps, steps_per_epoch=STEPS_PER_EPOCH)
+        train(run, fold="all", use_scan=options.use_scan, config=config, restart=True, on_step=on_step)
         seconds["train"] = time.monotonic() - started
 
         started = time.monotonic()
-        cases = [case.images[0] for case in read_dataset(dataset).test][:test_cases]
-        pipeline.predict(Predictor(run), cases, masks, on_item=on_item)
+        cases = [case.images[0] for case in read_dataset(dataset).test][: options.test_cases]
+        predict(run, cases, masks, PredictOptions(), on_item=on_item)
         seconds["predict"] = time.monotonic() - started
 
         started = time.monotonic()
         truths = [dataset / "labelsTs" / path.name for path in cases]
-        evaluation = pipeline.evaluate(masks, truths, output=output)
+        evaluation = run_evaluation(masks, truths, output=output).evaluation
         overview = output / "overview.png"
         save_overview(overview, evaluation, cases, truths, masks)
         seconds["evaluate"] = time.monotonic() - started

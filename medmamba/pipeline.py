@@ -1,4 +1,11 @@
-"""The verbs of medmamba: plan, train, predict, evaluate. The commands and the Python API both come through here."""
+"""The verbs of medmamba, from a dataset to masks: each command and each verb of the Python API is one function here.
+
+Every function calls one room and imports it when it is called, so that this file costs nothing to import. ``options``
+is the record of a verb, and ``changes`` are single fields of it by name:
+
+    pipeline.predict("RUN", "IMAGES", "MASKS", fast=True)
+    pipeline.predict("RUN", "IMAGES", "MASKS", read_recipe("predict.yaml", PredictOptions), fast=True)
+"""
 
 from __future__ import annotations
 
@@ -6,16 +13,92 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medmamba.errors import ConfigError
 from medmamba.planning.run import OnItem
 from medmamba.planning.run import plan as plan
 from medmamba.training.run import train as train
 
 if TYPE_CHECKING:
+    from medmamba.bundle.graphs import Parity
+    from medmamba.bundle.options import BundleCard, ExportOptions
+    from medmamba.bundle.write import BundleReport
+    from medmamba.datasets import Conversion
+    from medmamba.demo import DemoResult
     from medmamba.evaluation.options import EvaluateOptions
     from medmamba.evaluation.report import Evaluation
+    from medmamba.evaluation.run import EvaluationResult
+    from medmamba.inference.folder.reproduce import Reproduction
     from medmamba.inference.folder.run import PredictionReport
     from medmamba.inference.options import PredictOptions
     from medmamba.inference.predictor import Predictor
+    from medmamba.model_selection.options import FindBestOptions
+    from medmamba.models.prediction_recipe import Recipe
+    from medmamba.networks.published.weights import WeightReport
+    from medmamba.plans.schema import Plan
+    from medmamba.run_report.cross_validation import CrossValidation
+    from medmamba.run_report.options import ReportOptions
+    from medmamba.serving.options import ServeOptions
+    from medmamba.training.config import TrainConfig
+    from medmamba.training.options import Fold, PretrainOptions, TrainOptions
+    from medmamba.training.progress import StepReport, TrainingResult
+    from medmamba.verb_options import (
+        ConvertDatasetOptions,
+        ConvertPlansOptions,
+        ConvertWeightsOptions,
+        DemoOptions,
+        DicomSegOptions,
+        ExplainOptions,
+        InfoOptions,
+        ReproduceOptions,
+    )
+
+Line = Callable[[str], None]
+OnStep = Callable[["StepReport"], None]
+
+
+def nothing(*progress: object) -> None:
+    """What is done with progress and messages that nobody asked for."""
+
+
+def train_folds(
+    run: str | Path,
+    options: TrainOptions,
+    config: TrainConfig,
+    *,
+    on_step: OnStep = nothing,
+    on_event: Line = nothing,
+) -> dict[Fold, TrainingResult]:
+    """Train each fold of ``options.folds``, as :func:`train` does with one; on several devices at the same time."""
+    from medmamba.training.folds import train_folds
+
+    if options.max_hours is not None:
+        if config.max_minutes is not None:
+            raise ConfigError("--max-minutes and --max-hours are two budgets; give one.")
+        config = config.of(config, max_minutes=60 * options.max_hours)
+    return train_folds(run, options, config, on_step=on_step, on_event=on_event)
+
+
+def pretrain(
+    run: str | Path,
+    options: PretrainOptions,
+    config: TrainConfig,
+    *,
+    on_step: OnStep = nothing,
+    on_event: Line = nothing,
+) -> TrainingResult:
+    """Pretrain a network on images without labels; ``medmamba train --init`` starts from what it learnt."""
+    from medmamba.training.pretrain import pretrain
+
+    return pretrain(run, config=config, on_step=on_step, on_event=on_event, **dict(options))
+
+
+def find_best(
+    run: str | Path, options: FindBestOptions | None = None, *, on_item: OnItem = nothing, **changes: Any
+) -> Recipe:
+    """Choose configurations, thresholds and cleaning by cross-validation; predict then uses them."""
+    from medmamba.model_selection.run import find_best
+
+    return find_best(run, options, on_item=on_item, **changes)
 
 
 def predict(
@@ -24,38 +107,33 @@ def predict(
     output: str | Path,
     options: PredictOptions | None = None,
     *,
-    on_item: OnItem = lambda stage, done, total: None,
-    on_message: Callable[[str], None] = lambda line: None,
+    on_item: OnItem = nothing,
+    on_message: Line = nothing,
     **changes: Any,
 ) -> PredictionReport:
-    """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``.
-
-    ``changes`` are single fields of the options by name; see :class:`~medmamba.inference.options.PredictOptions`.
-    """
-    from contextlib import ExitStack
-
-    from medmamba.dicom.codes import check_codes
-    from medmamba.dicom.study import opened
-    from medmamba.images.cases import find_cases
-    from medmamba.inference.folder.run import predict_folder
-    from medmamba.inference.folder.workers import Workers
+    """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``."""
+    from medmamba.inference.folder.predict import predict
     from medmamba.inference.options import PredictOptions
-    from medmamba.inference.predictor import Predictor
+    from medmamba.training.distributed import wait_for_all
 
-    options = PredictOptions.of(options, **changes)
-    with ExitStack() as stack:
-        if isinstance(images, str | Path):
-            images = stack.enter_context(opened(images, options.series))
-        find_cases(images)  # a wrong path is reported before a model is loaded
-        if options.dicom_kinds:
-            check_codes(options.codes)
-        if isinstance(model, Predictor):
-            engine: Predictor | Workers = model
-        elif options.workers:
-            engine = stack.enter_context(Workers(model, options, options.workers))
-        else:
-            engine = Predictor(model, options)
-        return predict_folder(engine, images, output, options, on_item=on_item, on_message=on_message)
+    chosen = PredictOptions.of(options, **changes)
+    report = predict(model, images, output, chosen, on_item=on_item, on_message=on_message)
+    wait_for_all()  # a process of torchrun that ends with an error takes the others with it
+    return report
+
+
+def reproduce(
+    report: str | Path,
+    model: str | Path,
+    images: str | Path,
+    options: ReproduceOptions,
+    *,
+    on_item: OnItem = nothing,
+) -> Reproduction:
+    """Make the masks of a report.json again and compare them byte by byte."""
+    from medmamba.inference.folder.reproduce import reproduce
+
+    return reproduce(report, model, images, cases=options.cases, device=options.device, on_item=on_item)
 
 
 def evaluate(
@@ -66,9 +144,125 @@ def evaluate(
     output: str | Path | None = None,
     **changes: Any,
 ) -> Evaluation:
-    """Compare masks with truths; ``changes`` are fields of :class:`~medmamba.evaluation.options.EvaluateOptions`."""
-    from medmamba.evaluation.run import run_evaluation
-
+    """Compare masks with truths; tables and a page land in ``output`` (default: beside the masks)."""
     if "tolerance" in changes:  # its name in version 0.1
         changes["tolerance_mm"] = changes.pop("tolerance")
-    return run_evaluation(predictions, truths, options, output=output, **changes).evaluation
+    return evaluate_and_compare(predictions, truths, options, output=output, **changes).evaluation
+
+
+def evaluate_and_compare(
+    predictions: str | Path,
+    truths: str | Path | Sequence[Path],
+    options: EvaluateOptions | None = None,
+    *,
+    output: str | Path | None = None,
+    on_item: OnItem = nothing,
+    **changes: Any,
+) -> EvaluationResult:
+    """As :func:`evaluate`, with the comparison to a second folder of masks and the subgroups, where asked for."""
+    from medmamba.evaluation.run import run_evaluation
+
+    return run_evaluation(predictions, truths, options, output=output, on_item=on_item, **changes)
+
+
+def report(
+    run: str | Path, options: ReportOptions | None = None, *, on_item: OnItem = nothing, **changes: Any
+) -> CrossValidation:
+    """Write RUN/report/index.html: results by fold, worst and best cases, a viewer, curves, the plan's reasons."""
+    from medmamba.run_report.write import write_report
+
+    return write_report(run, options, on_item=on_item, **changes)
+
+
+def explain(run: str | Path, options: ExplainOptions) -> tuple[Plan, list[str]]:
+    """The plan of a run, and every decision in lines; with ``what_if`` what would differ with other options."""
+    from medmamba.models.run_folder import RunFolder
+    from medmamba.planning.what_if import what_if
+    from medmamba.plans.explain import compare_lines, explain_lines
+    from medmamba.plans.what_if import changes_from
+
+    if options.what_if is None:
+        plan = RunFolder(Path(run)).read_plan()
+        return plan, explain_lines(plan)
+    plan, other = what_if(run, **changes_from(options.what_if))
+    return plan, compare_lines(plan, other, names=("now", options.what_if.strip()))
+
+
+def export(
+    model: str | Path, output: str | Path, card: BundleCard, options: ExportOptions
+) -> tuple[BundleReport, list[tuple[str, Parity]]]:
+    """Write a MONAI Bundle and prove its masks; also the graphs asked for, each row with the name of its graph."""
+    from medmamba.bundle.graphs import export_graph
+    from medmamba.bundle.write import export_bundle
+
+    report = export_bundle(
+        model,
+        output,
+        card,
+        options.check_on,
+        configuration=options.configuration,
+        folds=options.folds,
+        mirror=options.mirror,
+        most_cases=options.most_cases,
+    )
+    return report, [(kind, row) for kind in options.graphs for row in export_graph(report.folder, kind)]
+
+
+def dicom_seg(mask: str | Path, series: str | Path, output: str | Path, options: DicomSegOptions) -> dict[str, int]:
+    """Write a mask as DICOM SEG of its series; returns the labels that it names."""
+    from medmamba.dicom.export import mask_to_segmentation
+
+    return mask_to_segmentation(mask, series, output, **dict(options))
+
+
+def serve(
+    model: str | Path, options: ServeOptions | None = None, *, on_message: Line = nothing, **changes: Any
+) -> None:
+    """Answer POST /predict until interrupted."""
+    from medmamba.serving.run import run_service
+
+    run_service(model, options, on_message=on_message, **changes)
+
+
+def convert_dataset(
+    source: str | Path, output: str | Path, options: ConvertDatasetOptions, *, on_item: OnItem = nothing
+) -> Conversion:
+    """Write a dataset in nnU-Net's raw layout or the Decathlon's."""
+    from medmamba.datasets import convert_dataset
+
+    return convert_dataset(source, output, options.layout, on_case=lambda done, total: on_item("convert", done, total))
+
+
+def convert_plans(source: str | Path, output: str | Path, options: ConvertPlansOptions) -> str:
+    """Write nnU-Net's plans as a plan of ours, or ours as nnU-Net's; returns what was written."""
+    from medmamba.planning.convert import convert_plan
+
+    return convert_plan(Path(source), Path(output), options.dataset)
+
+
+def convert_weights(source: str | Path, output: str | Path, options: ConvertWeightsOptions) -> WeightReport:
+    """Translate a published checkpoint to our names."""
+    from medmamba.networks.published.weights import convert_weights
+
+    return convert_weights(source, output, family=options.family)
+
+
+def info(network: str, options: InfoOptions) -> list[str]:
+    """What a network is and what it costs, in lines."""
+    from medmamba.models.network import describe_network
+
+    return describe_network(network, spatial_dims=options.dims, size=options.size)
+
+
+def doctor() -> list[str]:
+    """What this machine can do, in lines."""
+    from medmamba.doctor import doctor_lines
+
+    return list(doctor_lines())
+
+
+def demo(options: DemoOptions, *, on_item: OnItem = nothing, on_step: OnStep = nothing) -> DemoResult:
+    """Plan, train, predict and evaluate on a small real dataset."""
+    from medmamba.demo import run_demo
+
+    return run_demo(options, on_item=on_item, on_step=on_step)

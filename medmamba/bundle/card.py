@@ -3,65 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from medmamba.bundle.options import BundleCard
 from medmamba.errors import InputError
 
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 NOT_A_DEVICE = "Not a medical device: masks are for research, and whoever uses them for patients must validate them."
 
 
-@dataclass(frozen=True)
-class BundleCard:
-    """What only the author knows.
-
-    Args:
-        licence: SPDX name ("Apache-2.0"), or the path of a text file.
-        intended_use: what the model is for, and for whom.
-        name: of the bundle; letters, digits, _ and -.
-        release: as 0.1.0.
-        authors, copyright, description, references: as in metadata.json.
-        data_licence: of the training data; unknown if empty.
-    """
-
-    licence: str
-    intended_use: str
-    name: str = "medmamba_segmentation"
-    release: str = "0.1.0"
-    authors: str = "unnamed"
-    description: str = ""
-    data_licence: str = ""
-    references: Sequence[str] = field(default_factory=tuple)
-
-    def __post_init__(self) -> None:
-        if not self.licence.strip():
-            raise InputError(
-                "A bundle needs a licence: give --licence with an SPDX name, as Apache-2.0, or with a text file."
-            )
-        if not self.intended_use.strip():
-            raise InputError(
-                'A bundle needs its intended use: give --intended-use "what it segments, in which images, for whom".'
-            )
-        if not all(part.isdigit() for part in self.release.split(".")) or self.release.count(".") != 2:
-            raise InputError(f"--release {self.release!r} is not a version. Write three numbers, as 0.1.0.")
-
-    def licence_text(self) -> str:
-        """The text of LICENSE."""
-        path = Path(self.licence)
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        if "/" in self.licence or self.licence.lower().endswith((".txt", ".md")):
-            raise InputError(f"--licence {self.licence}: no such file. Give an SPDX name or an existing text file.")
-        return (
-            f"SPDX-License-Identifier: {self.licence}\n\nCopyright {date.today().year} {self.authors}\n\n"
-            f"The weights in models/ and the configuration of this bundle are under the licence {self.licence}.\n"
-            "The Python sources in scripts/ are copied from medmamba, under the Apache License 2.0.\n"
-        )
+def licence_text(card: BundleCard) -> str:
+    """The text of LICENSE; raises InputError when the licence names a file that does not exist."""
+    path = Path(card.licence)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if "/" in card.licence or card.licence.lower().endswith((".txt", ".md")):
+        raise InputError(f"--licence {card.licence}: no such file. Give an SPDX name or an existing text file.")
+    return (
+        f"SPDX-License-Identifier: {card.licence}\n\nCopyright {date.today().year} {card.authors}\n\n"
+        f"The weights in models/ and the configuration of this bundle are under the licence {card.licence}.\n"
+        "The Python sources in scripts/ are copied from medmamba, under the Apache License 2.0.\n"
+    )
 
 
 def metadata(

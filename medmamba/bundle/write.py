@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from medmamba.bundle.card import BundleCard, metadata, readme
+from medmamba.bundle.card import licence_text, metadata, readme
 from medmamba.bundle.check import (
     CheckedCase,
     check_metadata,
@@ -20,6 +20,7 @@ from medmamba.bundle.check import (
     run_in_monai,
 )
 from medmamba.bundle.configuration import LOGGING, inference, training, weights_file
+from medmamba.bundle.options import BundleCard
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
@@ -51,7 +52,7 @@ def export_bundle(
     check_on: str | Path,
     *,
     configuration: str | Sequence[str] | None = None,
-    folds: list[int | str] | None = None,
+    folds: Sequence[int | str] | None = None,
     mirror: bool = True,
     most_cases: int = 2,
 ) -> BundleReport:
@@ -149,7 +150,7 @@ def _write(
     check_metadata(facts)
     config = inference(predictor.members, predictor.recipe)
     texts = {
-        "LICENSE": card.licence_text(),
+        "LICENSE": licence_text(card),
         METADATA: json.dumps(facts, indent=2) + "\n",
         "configs/inference.json": json.dumps(config, indent=2) + "\n",
         "configs/logging.conf": LOGGING,

@@ -15,12 +15,32 @@ from medmamba.options import Folds, Names, Options, option
 Fold = int | Literal["all"]
 """A fold's number, or "all": one model of every case, without validation."""
 
-MACHINE, START, TRACKING = "Machine", "Start", "Tracking"
+LENGTH, MACHINE, START, TRACKING = "Length", "Machine", "Start", "Tracking"
 """Headings of ``--help``."""
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Names of the trackers; each is a field of TrainOptions."""
 PRETRAINING_STEPS = 5000
 """Length of a pretraining for which none is given."""
+PRETRAINING_FIELDS = (
+    "epochs",
+    "steps",
+    "max_minutes",
+    "steps_per_epoch",
+    "batch_size",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "optimizer",
+    "weight_decay",
+    "gradient_clip",
+    "seed",
+    "workers",
+    "stall_seconds",
+    "device",
+    "precision",
+    "deterministic",
+)
+"""Fields of TrainConfig that pretraining reads; the others are about labels, or keep it from being resumed."""
 
 
 class TrainOptions(Options):
@@ -32,6 +52,7 @@ class TrainOptions(Options):
     configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
     network: str | None = option(None, "Another network family on the same plan, or vm_unet_published.")
     use_scan: bool = option(True, "The same network with the scan taken out.", flag="--no-scan")
+    max_hours: float | None = option(None, "Length in hours, instead of --max-minutes.", panel=LENGTH, gt=0)
     devices: Names = option((), "Train several folds at the same time, one on each: cuda:0,cuda:1", panel=MACHINE)
     init: Path | None = option(
         None,

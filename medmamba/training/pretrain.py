@@ -36,8 +36,9 @@ from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchSource
-from medmamba.training.config import TrainConfig
+from medmamba.training.config import LENGTHS, TrainConfig
 from medmamba.training.interrupts import Impatient, undivided
+from medmamba.training.options import PRETRAINING_STEPS
 from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
@@ -91,7 +92,9 @@ def pretrain(
     arguments = network_arguments(plan, chosen, network=network)
     channels = [f"reconstruction of {channel}" for channel in plan.channel_names]
     arguments |= {"out_channels": len(channels), "deep_supervision": False}
-    config = config or TrainConfig(steps=5000)
+    config = config or TrainConfig()
+    if not set(LENGTHS) & set(config.given):
+        config = TrainConfig.of(config, steps=PRETRAINING_STEPS)
     target = folder.path / "pretrained" / name
     facts: dict[str, Any] = {
         "plan_sha256": plan.hash(),

@@ -13,8 +13,9 @@ import pytest
 import torch
 from dicom_series import write_series
 
-from medmamba.bundle.card import BundleCard
+from medmamba.bundle.card import licence_text
 from medmamba.bundle.check import BundleError, check_metadata, compare_with_native
+from medmamba.bundle.options import BundleCard
 from medmamba.bundle.sources import bundle_sources
 from medmamba.cli.main import run as medmamba_command
 from medmamba.errors import InputError
@@ -22,7 +23,9 @@ from medmamba.networks.build import available_networks
 
 pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
 pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bundle'")
-CARD = BundleCard("Apache-2.0", "The hippocampus in T1 MR, for research.", authors="A. Author", release="1.2.3")
+CARD = BundleCard(
+    licence="Apache-2.0", intended_use="The hippocampus in T1 MR, for research.", authors="A. Author", release="1.2.3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +147,7 @@ def test_a_folder_of_other_files_is_not_taken_for_the_bundles(tiny_run, one_imag
 
 def test_a_licence_file_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match=r"no such file"):
-        BundleCard("terms/MISSING.txt", "research").licence_text()
+        licence_text(BundleCard(licence="terms/MISSING.txt", intended_use="research"))
 
 
 def test_copied_sources_import_nothing_of_ours_and_no_pydantic(tmp_path):

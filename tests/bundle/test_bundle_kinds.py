@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from medmamba import pipeline
-from medmamba.bundle.card import BundleCard
+from medmamba.bundle.options import BundleCard
 from medmamba.training.config import TrainConfig
 
 pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
@@ -136,7 +136,9 @@ def test_a_bundle_of_this_kind_gives_the_models_own_voxels(
     images.mkdir()
     for path in data.glob(first):
         shutil.copy(path, images)
-    report = export_bundle(run, tmp_path / "bundle", BundleCard("MIT", "test"), images, mirror=mirror)
+    report = export_bundle(
+        run, tmp_path / "bundle", BundleCard(licence="MIT", intended_use="test"), images, mirror=mirror
+    )
     assert [case.case_id for case in report.cases] == [sorted(images.iterdir())[0].name.split(".")[0].split("_0000")[0]]
     assert report.cases[0].foreground > 0
     config = json.loads((tmp_path / "bundle" / "configs" / "inference.json").read_text())
@@ -171,7 +173,9 @@ def test_a_bundle_of_several_configurations_gives_the_models_own_voxels(asked: l
     _planned_with_a_coarse_stage(data, run, mirror="swap", patch_size=(16, 16, 16), batch_size=2)
     pipeline.train(run, configuration="fine", fold=0, config=QUICK)
     image = data / "imagesTr" / "case_0_0000.nii.gz"
-    report = export_bundle(run, tmp_path / "bundle", BundleCard("MIT", "test"), image, configuration=asked)
+    report = export_bundle(
+        run, tmp_path / "bundle", BundleCard(licence="MIT", intended_use="test"), image, configuration=asked
+    )
     assert report.cases[0].foreground > 0
     facts = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
     assert sorted(facts["medmamba"]["stages"]) == ["coarse", "fine"]

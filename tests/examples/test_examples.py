@@ -124,9 +124,10 @@ def test_the_deploy_application_compiles_and_its_names_are_in_a_bundle(tmp_path)
     path = EXAMPLES / "deploy" / "app.py"
     py_compile.compile(str(path), cfile=str(tmp_path / "app.pyc"), doraise=True)
     names = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
-    from medmamba.bundle.card import BundleCard, metadata
+    from medmamba.bundle.card import metadata
+    from medmamba.bundle.options import BundleCard
 
-    card = BundleCard("MIT", "test")
+    card = BundleCard(licence="MIT", intended_use="test")
     facts = metadata(
         card, channels=["T1"], classes=["background", "a"], outputs=["background", "a"], sigmoid=False, divisor=[8] * 3,
         picture=False, provenance={"dataset": "d"},

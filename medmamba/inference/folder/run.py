@@ -17,7 +17,7 @@ from typing import Any
 
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
 from medmamba.disk.lock import FolderLock
-from medmamba.errors import InputError
+from medmamba.errors import InputError, InputErrors, PartialError
 from medmamba.images.cases import ImageCase, find_cases, part_of
 from medmamba.inference.folder.case_job import SCHEMA_VERSION, Job, record_path, remove_old
 from medmamba.inference.folder.pseudonyms import Pseudonyms
@@ -47,6 +47,16 @@ class PredictionReport:
             for case_id, record in self.done.items()
             if record["status"] != "ok"
         }
+
+    def raise_failures(self) -> None:
+        """Raise PartialError with the reason of every case that failed; InputErrors when no case was predicted."""
+        if not self.failed:
+            return
+        lines = list(self.failed.values())
+        summary = f"{len(self.done)} ok, {len(lines)} failed: {', '.join(self.failed)}"
+        if not self.done:
+            raise InputErrors(lines, summary=summary)
+        raise PartialError("\n".join([*lines, summary]))
 
 
 def predict_folder(

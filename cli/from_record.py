@@ -1,0 +1,200 @@
+"""Commands made of records: each field of a record of options is an option of the command line.
+
+A command is a function of arguments, written with typer, and of records:
+
+    def train(run: Annotated[Path, typer.Argument()], options: TrainOptions, config: TrainConfig) -> Answer:
+
+Text, default, bounds and heading of an option are those of its field. ``--recipe FILE`` sets the same fields by name,
+and the command line wins. ``Annotated[TrainConfig, Only(("steps", "seed"))]`` offers these fields and no others.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from medmamba.cli.answer import Answer
+from medmamba.errors import InputError, InputErrors
+from medmamba.options import Options
+from medmamba.recipe import recipe_values
+
+RECIPE = "--recipe"
+_RECIPE_OPTION = Annotated[
+    Path | None,
+    typer.Option(RECIPE, metavar="FILE", help="YAML or JSON file that sets any of these; the command line wins."),
+]
+_OPPOSITE = "not_"
+"""Prefix of the hidden parameter that takes a switch of the recipe back."""
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
+
+
+@dataclass(frozen=True)
+class Only:
+    """The fields of a record that a command offers."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A record among the parameters of a command: its class and the fields that are options."""
+
+    kind: type[Options]
+    fields: Mapping[str, FieldInfo]
+
+    def typed(self, context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that the user gave on the command line."""
+        found = {}
+        for name, field in self.fields.items():
+            if _given(context, name):
+                found[name] = (
+                    values[name] != self.kind.flag(name).startswith("--no-") if _is_switch(field) else values[name]
+                )
+            elif _given(context, _OPPOSITE + name):
+                found[name] = self.kind.flag(name).startswith("--no-")
+        return found
+
+
+def from_records(command: Callable[..., Answer]) -> Callable[..., Answer]:
+    """The command with an option for each field in place of its records; they stand in its attribute ``offers``."""
+    signature = inspect.signature(command, eval_str=True)
+    offers = {
+        name: offer for name, one in signature.parameters.items() if (offer := _offer(one.annotation)) is not None
+    }
+    if not offers:
+        return command
+    known = [name for offer in offers.values() for name in offer.fields]
+
+    @functools.wraps(command)
+    def run(*, context: typer.Context, recipe: Path | None, **values: Any) -> Answer:
+        read = {} if recipe is None else recipe_values(recipe, known)
+        records: dict[str, Any] = {}
+        problems: list[str] = []
+        for parameter, offer in offers.items():
+            typed = offer.typed(context, values)
+            chosen = {name: value for name, value in read.items() if name in offer.fields} | typed
+
+            def named(name: str, offer: Offer = offer, typed: Mapping[str, Any] = typed) -> str:
+                return f"{recipe}: {name}" if name in read and name not in typed else offer.kind.flag(name)
+
+            try:
+                records[parameter] = offer.kind.checked(chosen, named)
+            except InputError as error:
+                problems += str(error).splitlines()
+        if problems:
+            raise InputErrors(problems)
+        arguments = {name: value for name, value in values.items() if name in signature.parameters}
+        return command(**arguments, **records)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("context", keyword, annotation=typer.Context),
+        *(one.replace(kind=keyword) for name, one in signature.parameters.items() if name not in offers),
+        *(one for offer in offers.values() for name in offer.fields for one in _parameters(offer, name)),
+        inspect.Parameter("recipe", keyword, default=None, annotation=_RECIPE_OPTION),
+    ]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": Answer}
+    run.offers = offers  # type: ignore[attr-defined]
+    return run
+
+
+def _offer(annotation: Any) -> Offer | None:
+    kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if not (isinstance(kind, type) and issubclass(kind, Options)):
+        return None
+    names = next((mark.names for mark in marks if isinstance(mark, Only)), tuple(kind.model_fields))
+    return Offer(kind, {name: kind.model_fields[name] for name in names})
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _parameters(offer: Offer, name: str) -> Iterator[inspect.Parameter]:
+    """The option of a field, and of a switch also the hidden one that takes it back."""
+    field, flags = offer.fields[name], offer.kind.flags(name)
+    extra = field.json_schema_extra
+    panel: Any = extra.get("panel") if isinstance(extra, dict) else None
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    if _is_switch(field):
+        back = flags[0].replace("--no-", "--") if flags[0].startswith("--no-") else flags[0].replace("--", "--no-")
+        shown = typer.Option(*flags, help=field.description, rich_help_panel=panel)
+        hidden = typer.Option(back, hidden=True)
+        yield inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, shown])
+        yield inspect.Parameter(_OPPOSITE + name, keyword, default=False, annotation=Annotated[bool, hidden])
+        return
+    kinds, choices = list(_kinds(field.annotation)), _choices(field)
+    several = any(get_origin(kind) is dict or ... in get_args(kind) for kind in kinds)
+    kind: Any = Path if Path in kinds else str
+    shown = typer.Option(
+        *flags,
+        help=field.description,
+        rich_help_panel=panel,
+        metavar=value_of(field),
+        autocompletion=(lambda incomplete: [one for one in choices if one.startswith(incomplete)]) if choices else None,
+    )
+    annotation: Any = list[kind] | None if several else kind | None
+    yield inspect.Parameter(name, keyword, default=default_of(field), annotation=Annotated[annotation, shown])
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The members of a union, without their own annotations."""
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif get_origin(annotation) in (None, Literal, tuple, dict):
+        yield annotation
+    else:
+        for part in get_args(annotation):
+            yield from _kinds(part)
+
+
+def _is_switch(field: FieldInfo) -> bool:
+    return bool in _kinds(field.annotation)
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    """The values of a Literal, or of a tuple of them; none where other values are allowed beside."""
+    kinds = [
+        part for kind in _kinds(field.annotation) for part in (get_args(kind) if get_origin(kind) is tuple else [kind])
+    ]
+    kinds = [kind for kind in kinds if kind not in (None, type(None), ...)]
+    return (
+        [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+        if len(kinds) == 1
+        else []
+    )
+
+
+def value_of(field: FieldInfo) -> str:
+    """What stands for the value of an option in ``--help``: its choices, or its type and bounds."""
+    required = ["(required)"] if field.is_required() else []
+    if choices := _choices(field):
+        return " ".join(["|".join(choices), *required])
+    name = next((_VALUES[kind] for kind in _kinds(field.annotation) if kind in _VALUES), "TEXT")
+    bounds = [
+        f"{sign}{getattr(mark, word):g}"
+        for mark in field.metadata
+        for word, sign in _BOUNDS.items()
+        if hasattr(mark, word)
+    ]
+    return " ".join([name, *bounds, *required])
+
+
+def default_of(field: FieldInfo) -> Any:
+    """The default of an option as it would be written on the command line; None where there is nothing to show."""
+    value = None if field.is_required() else field.get_default(call_default_factory=True)
+    if value in (None, (), {}):
+        return None
+    if isinstance(value, tuple):
+        return [str(part) for part in value]
+    return value if isinstance(value, Path) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,93 @@
+"""Options of the verbs that have few: demo, explain, info, reproduce, dicom-seg and the three conversions.
+
+Those of plan, train, pretrain, predict, find-best, evaluate, report, export and serve stand in their rooms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from medmamba.options import DEVICE_TEXT, Names, Options, option
+
+DEMO_MINUTES = 8.0
+
+
+class DemoOptions(Options):
+    """The choices of :func:`medmamba.demo.run_demo`."""
+
+    output: Path = option(Path("demo"), "Folder for everything the demo makes.", flag="--output -o")
+    data: Path | None = option(None, "Dataset folder; default: the hippocampus data that comes along.")
+    minutes: float = option(DEMO_MINUTES, "Minutes of training.", ge=0.01)
+    steps: int | None = option(None, "End after this many steps at the latest.", ge=1)
+    test_cases: int | None = option(None, "Predict only the first N test cases.", ge=1)
+    network: str = option("vm_unet", "Network family.")
+    use_scan: bool = option(True, "The same network with the scan taken out.", flag="--no-scan")
+
+
+class ExplainOptions(Options):
+    """The choices of :func:`medmamba.pipeline.explain`."""
+
+    what_if: str | None = option(
+        None, 'Options of `medmamba plan`, to see the other plan beside this one: "--device-memory 6GB".'
+    )
+
+
+class InfoOptions(Options):
+    """The choices of :func:`medmamba.models.network.describe_network`."""
+
+    dims: int = option(3, "Spatial dimensions: 2 or 3.", ge=2, le=3)
+    size: int = option(64, "Edge of the patch in voxels, a multiple of 8.", ge=16)
+
+
+class ReproduceOptions(Options):
+    """The choices of :func:`medmamba.inference.folder.reproduce.reproduce`."""
+
+    cases: Names | None = option(None, "Only this case; repeat for several. Default: all.", flag="--case")
+    device: str = option("auto", DEVICE_TEXT)
+
+
+def _label_values(value: Any) -> Any:
+    """``["liver=1", "spleen=2"]`` as a table that also has the background."""
+    if value is None or isinstance(value, Mapping):
+        return value
+    table = {"background": 0}
+    for text in [value] if isinstance(value, str) else value:
+        name, _, number = str(text).partition("=")
+        if not name or not number.isdigit() or int(number) == 0:
+            raise ValueError(f"has the part {text!r}, which is not NAME=VALUE with a value above 0. Write liver=1.")
+        table[name] = int(number)
+    return table
+
+
+class DicomSegOptions(Options):
+    """The choices of :func:`medmamba.dicom.export.mask_to_segmentation`."""
+
+    codes: Path | None = option(None, "labels.json with code and colour of each label.")
+    choice: str | None = option(None, "Number or UID of the series, where a study holds several.", flag="--series")
+    labels: Annotated[dict[str, int], BeforeValidator(_label_values)] | None = option(
+        None, "NAME=VALUE; repeat. Default: from report.json.", flag="--label"
+    )
+
+
+class ConvertDatasetOptions(Options):
+    """The choices of :func:`medmamba.datasets.convert_dataset`."""
+
+    layout: Literal["nnunet", "decathlon"] = option("nnunet", "Layout to write: nnU-Net's raw one, or the Decathlon's.")
+
+
+class ConvertPlansOptions(Options):
+    """The choices of :func:`medmamba.planning.convert.convert_plan`."""
+
+    dataset: Path | None = option(None, "nnU-Net's dataset.json; default: the one beside its plans file.")
+
+
+class ConvertWeightsOptions(Options):
+    """The choices of :func:`medmamba.networks.published.weights.convert_weights`."""
+
+    family: Literal["vm_unet", "vmamba_v0", "mhs_vm", "hrvmamba", "vim", "mambaout"] = option(
+        ..., "Published network that the checkpoint belongs to."
+    )
