@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from medmamba.evaluation.metrics import METRICS
+from medmamba.plans.explain import summary_lines as plan_lines
+
+__all__ = ["comparison_table", "dice_table", "plan_lines", "summary_table"]
 
 if TYPE_CHECKING:
     from medmamba.evaluation.compare import Comparison

@@ -38,7 +38,7 @@ def test_a_converted_dataset_is_an_nnunet_folder(small_dataset, tmp_path):
 
 
 def test_an_unknown_layout_is_refused(small_dataset, tmp_path):
-    with pytest.raises(InputError, match="Available"):
+    with pytest.raises(InputError, match="is none of: nnunet, decathlon"):
         _run("convert", "dataset", small_dataset, "-o", tmp_path / "raw", "--layout", "bids")
 
 
