@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from medmamba.cli.console import clock, console
 
 if TYPE_CHECKING:
+    from medmamba.training.options import Fold
     from medmamba.training.progress import StepReport, TrainingResult
 
 PLAIN_LINE_SECONDS = 30.0
@@ -23,7 +24,7 @@ WORTH_SAYING = 0.1
 """Share of the time spent waiting for data from which the line says so."""
 
 
-def report_results(run: Path, results: Mapping[int | str, TrainingResult]) -> None:
+def report_results(run: Path, results: Mapping[Fold, TrainingResult]) -> None:
     """What came out of each fold, and what to do next."""
     from medmamba.training.report import closing_lines
 

@@ -71,7 +71,7 @@ class TrainOptions(Options):
         for name in trackers:
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
-        return cls(**options, **dict.fromkeys(trackers, True))
+        return cls.of(**options, **dict.fromkeys(trackers, True))
 
     @property
     def trackers(self) -> tuple[str, ...]:
