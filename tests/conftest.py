@@ -115,3 +115,20 @@ def tiny_run(tmp_path_factory, small_run) -> Path:
     for seed in (0, 1):
         make_fold(run / "models" / "3d_fullres" / f"fold_{seed}", plan, seed)
     return run
+
+
+@pytest.fixture
+def registrations_undone():
+    """Networks, planner facts and routes that a test registers are forgotten after it."""
+    from medmamba.networks import routes
+    from medmamba.networks.planned.registry import NETWORKS
+    from medmamba.plans.cost.blocks import MEASURED
+    from medmamba.plans.families import FAMILIES
+    from medmamba.plans.route_sets import ROUTE_COUNT
+
+    tables = (NETWORKS, FAMILIES, MEASURED, ROUTE_COUNT, routes._ROUTES)
+    before = [dict(table) for table in tables]
+    yield
+    for table, own in zip(tables, before, strict=True):
+        table.clear()
+        table.update(own)

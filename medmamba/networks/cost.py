@@ -1,7 +1,8 @@
-"""What a network costs: parameters, multiply-accumulates and scan steps of one forward pass.
+"""Cost of one forward pass of a network: parameters, multiply-accumulates and state updates of the scans.
 
-Leaf-module counters, which most papers quote, miss raw parameters, products written as einsum, and the scan itself.
-Here the products are counted where they are computed (torch's own counter), and every scan reports itself.
+Leaf-module counters, which most papers quote, miss raw parameters, matrix products written as einsum, and the scan
+itself. Here multiply-accumulates are counted where they are computed (torch's own counter), and every scan reports
+its state updates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Key slices by density peaks: which slices of a volume stand for the others.
+"""Key slices by density peaks: the slices that represent a volume.
 
 Source: Zhang et al. 2024, KMM (arXiv:2411.06481), key-frame masking; Rodriguez and Laio 2014, density peaks (Science
 344:1492). KMM masks key frames of a motion; here a token is a slice (or a patch) of a volume, and the same choice says

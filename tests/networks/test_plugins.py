@@ -16,8 +16,7 @@ from medmamba.bundle.sources import bundle_sources
 from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
 from medmamba.networks.planned.registry import NETWORKS
-from medmamba.plans.cost.blocks import MEASURED
-from medmamba.plans.families import FAMILIES, family
+from medmamba.plans.families import family
 from medmamba.plugins import load_network_plugins
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
@@ -40,17 +39,12 @@ py-modules = ["their_networks"]
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
+def site(tmp_path, monkeypatch, registrations_undone):
     """A folder of installed packages on the search path; what they register is forgotten afterwards."""
-    tables = (NETWORKS, FAMILIES, MEASURED)
-    before = [dict(table) for table in tables]
     modules = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path / "site")
     load_network_plugins.cache_clear()
     yield tmp_path / "site"
-    for table, own in zip(tables, before, strict=True):
-        table.clear()
-        table.update(own)
     for name in set(sys.modules) - modules:
         del sys.modules[name]
     load_network_plugins.cache_clear()

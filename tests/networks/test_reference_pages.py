@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from medmamba.networks import available_networks
 from medmamba.networks.build import network_facts
+from medmamba.networks.planned.registry import FrameOptions
 from medmamba.networks.routes import available_routes
 from medmamba.plans.route_sets import route_count
 
@@ -26,6 +28,22 @@ def test_every_page_that_is_linked_exists() -> None:
     pages = re.findall(r"\(([\w-]+\.md)\)", OVERVIEW)
     assert len(pages) >= 7
     assert all((REFERENCE / page).is_file() for page in pages)
+
+
+@pytest.mark.parametrize("name", available_networks())
+def test_the_page_of_a_network_lists_its_options_with_their_defaults(name: str) -> None:
+    row = next(line for line in OVERVIEW.splitlines() if line.startswith("|") and f"`{name}`" in line)
+    (page,) = re.findall(r"\((network-[\w-]+\.md)\)", row)
+    text = (REFERENCE / page).read_text(encoding="utf-8").split("Options:")[1]
+    listed = dict(re.findall(r"`(\w+)`(?: \(([^;)]*))?", text))
+    frame = {field.name for field in fields(FrameOptions)}
+    own = {
+        key: option.default for key, option in network_facts(name).options.items() if key not in {*frame, "use_scan"}
+    }
+    assert listed.keys() == own.keys()
+    for key, default in listed.items():
+        if default and " in 2D" not in default:
+            assert default.strip('"') == str(own[key]), key
 
 
 @pytest.mark.parametrize("name", available_routes())

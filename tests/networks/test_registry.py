@@ -8,13 +8,8 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
-from medmamba.networks.blocks.attention import WindowAttention
-from medmamba.networks.blocks.mamba2 import Mamba2
-from medmamba.networks.blocks.mate import MATEMixer
 from medmamba.networks.blocks.scan_core import count_scans
 from medmamba.networks.build import network_facts
-from medmamba.networks.planned.stage_mixers import routes_per_stage
-from medmamba.networks.planned.unet import Topology
 
 torch.set_num_threads(2)
 
@@ -176,12 +171,6 @@ def test_options_say_which_networks_have_a_scan() -> None:
     assert not network_facts("mambaout").has_scan
 
 
-def test_falling_schedule_has_one_route_at_the_bottleneck_and_two_more_per_level() -> None:
-    topology = Topology(3, 1, 2, ((1, 1, 1),) + ((2, 2, 2),) * 3, (8, 16, 24, 32), (2, 1, 1, 1))
-    assert routes_per_stage(topology, "raster", "falling") == ["raster", "raster:5", "raster:3", "raster:1"]
-    assert routes_per_stage(topology, "raster", "rising") == ["raster", "raster:1", "raster:3", "raster:5"]
-
-
 @pytest.mark.parametrize("name", [n for n in available_networks() if "schedule" in network_facts(n).options])
 @both_dimensions
 def test_with_the_falling_schedule_the_bottleneck_has_one_route(name: str, dims: int) -> None:
@@ -194,37 +183,6 @@ def test_with_the_falling_schedule_the_bottleneck_has_one_route(name: str, dims:
             network.eval()(torch.zeros(1, 2, *(8,) * dims))
         steps.append(scans[-1])  # the last block to run is at the bottleneck
     assert steps[1] == {"vim": 2, "mate": 2, "segmamba": 3}.get(name, 2 * dims) * steps[0]
-
-
-def test_review_tokens_change_the_scan_and_zero_of_them_do_not() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(1, 4, 4, 4, 8)
-    with_review, without = MATEMixer(8, review=2), MATEMixer(8, review=0)
-    without.load_state_dict({k: v for k, v in with_review.state_dict().items() if ".review." not in k})
-    assert not torch.allclose(with_review(x), without(x))
-    with_review.review_size = 0
-    torch.testing.assert_close(with_review(x), without(x))
-
-
-def test_mamba2_in_blocks_equals_its_scan() -> None:
-    torch.manual_seed(0)
-    layer = Mamba2(16, state_size=8, head_width=8, groups=2, block=8)
-    x = torch.randn(2, 21, 16)
-    scanned = layer(x)
-    layer.chunked = True
-    torch.testing.assert_close(layer(x), scanned, rtol=1e-4, atol=1e-5)
-
-
-def test_windows_attend_only_inside_their_region() -> None:
-    torch.manual_seed(0)
-    for shifted in (False, True):
-        attention = WindowAttention(8, 2, (4, 4), shifted=shifted)
-        x = torch.randn(1, 7, 9, 8, requires_grad=True)  # padded to 8 x 12
-        attention(x)[0, 0, 0].sum().backward()
-        seen = x.grad.abs().sum(-1)[0] > 0
-        edge = 2 if shifted else 4  # the shifted corner window is what the roll leaves of it
-        assert seen[:edge, :edge].all()
-        assert seen.sum() == edge * edge
 
 
 @pytest.mark.parametrize(

@@ -29,4 +29,5 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.rate)
 
     def extra_repr(self) -> str:
+        """The rate, as printed in the description of a network."""
         return f"rate={self.rate}"

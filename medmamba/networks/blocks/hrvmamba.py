@@ -35,7 +35,7 @@ SHUFFLE = 4  # parts of the channels, one kernel each
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by a two-layer perceptron of their means: (B, *S, C) to itself."""
+    """Channels weighted by a two-layer MLP of their means: (B, *S, C) to itself."""
 
     def __init__(self, width: int, reduction: int = 8) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ class GatedCNNBlock(nn.Module):
         width: C.
         expansion: hidden width over C (cut to an integer).
         kernel: edge of the depthwise convolution.
-        conv_ratio: share of C that the convolution sees; the rest passes beside it.
+        conv_ratio: fraction of C that the convolution sees; the rest passes beside it.
     """
 
     def __init__(

@@ -125,7 +125,7 @@ class SelectiveHeads(nn.Module):
 
 
 class MATEBlock(nn.Module):
-    """(B, *S, C) to itself: both branches on one norm, then the perceptron."""
+    """(B, *S, C) to itself: both branches on one norm, then the MLP."""
 
     def __init__(
         self, width: int, mixer: nn.Module, attention: nn.Module, mlp: nn.Module, *, drop_path: float = 0.0

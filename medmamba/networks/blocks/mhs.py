@@ -37,8 +37,8 @@ def fuse_routes(y: Tensor, threshold: float, dim: int) -> Tensor:
     centred = y - y.mean(dim, keepdim=True)
     # torch's own std takes 20 times as long over so few routes. The smallest float keeps the root's slope finite.
     variance = centred.square().sum(dim) / (y.shape[dim] - 1)
-    deviation = variance.clamp_min(torch.finfo(y.dtype).tiny).sqrt()
-    spread = deviation / ((y - y.amin(dim, keepdim=True)).mean(dim) + FUSION_EPS)
+    std = variance.clamp_min(torch.finfo(y.dtype).tiny).sqrt()
+    spread = std / ((y - y.amin(dim, keepdim=True)).mean(dim) + FUSION_EPS)
     return y.sum(dim) * F.relu(spread - threshold)
 
 

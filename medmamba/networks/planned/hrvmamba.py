@@ -27,7 +27,10 @@ from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stag
 from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, stage_blocks
 
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
-DEFORMABLE_FROM = {2: 1, 3: 8}  # stride from which on the convolution before the scan is deformable: 27 taps are dear
+DEFORMABLE_FROM = {
+    2: 1,
+    3: 8,
+}  # stride from which on the convolution before the scan is deformable: 27 taps are expensive
 DEFORMABLE = ("auto", "always", "never")
 
 
@@ -157,7 +160,7 @@ def hrvmamba(
 
     Args:
         state_size, routes, schedule, expand: of the scans, as for ``vm_unet``; the published state size is 1.
-        mlp_ratio: hidden width of the perceptron over the branch's width.
+        mlp_ratio: hidden width of the MLP over the branch's width.
         se_lpu: with the local perception units and the channel gate of the published nano and tiny models.
         deformable: "auto" (everywhere in 2D, from stride 8 on in 3D), "always" or "never".
         use_scan: False leaves the scans out.

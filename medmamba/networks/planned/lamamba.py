@@ -27,13 +27,13 @@ def lamamba(
     mlp_ratio: WidthRatio = 2.0,
     use_scan: bool = True,
 ) -> BlockFactory:
-    """LaMamba's blocks: scan, then window attention, then a perceptron (arXiv:2408.02615).
+    """LaMamba's blocks: scan, then window attention, then an MLP (arXiv:2408.02615).
 
     Args:
         state_size, routes, schedule, expand: of the scans, as for ``vm_unet``.
         window: edge of the attention windows; 8 in 2D and 4 in 3D if None. Every second block shifts them.
         head_width: channels per attention head, at least.
-        mlp_ratio: hidden width of the perceptron over the stage's width.
+        mlp_ratio: hidden width of the MLP over the stage's width.
         use_scan: False leaves the scans out and keeps the attention.
     """
     scan = scan_mixers(topology, routes, schedule, state_size=state_size, expand=expand, use_scan=use_scan)

@@ -36,7 +36,7 @@ def mate(
         review: edge of the pooled grid of review tokens; 0 for none.
         schedule: as for ``vm_unet``; a stage with one route scans its rotary order forward only.
         window: edge of the attention windows; 8 in 2D and 4 in 3D if None. Every second block shifts them.
-        mlp_ratio: hidden width of the perceptron over the stage's width.
+        mlp_ratio: hidden width of the MLP over the stage's width.
         use_scan: False leaves the scans (and the review tokens) out and keeps the attention.
     """
     names = routes_per_stage(topology, "bidirectional", schedule)

@@ -53,6 +53,7 @@ class LeavesAChannel:
             raise ConfigError(f"{option} {value} leaves no channel of {narrowest}; use at least {1 / narrowest:.3g}.")
 
 
+# Annotations of options by what they mean.
 Count = Annotated[int, AtLeast(1)]
 CountOrZero = Annotated[int, AtLeast(0)]
 Edge = Annotated[int | None, AtLeast(1)]

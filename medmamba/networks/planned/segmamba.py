@@ -28,11 +28,11 @@ def segmamba(
     mlp_ratio: WidthRatio = 2.0,
     use_scan: bool = True,
 ) -> BlockFactory:
-    """Gated spatial convolution, a tri-orientated scan and a perceptron, like SegMamba (arXiv:2401.13560).
+    """Gated spatial convolution, a tri-orientated scan and an MLP, like SegMamba (arXiv:2401.13560).
 
     Args:
         state_size, routes, schedule, expand: of the scans, as for ``vm_unet``.
-        mlp_ratio: hidden width of the perceptron over the stage's width.
+        mlp_ratio: hidden width of the MLP over the stage's width.
         use_scan: False leaves the scans out.
     """
     mixer = scan_mixers(topology, routes, schedule, state_size=state_size, expand=expand, use_scan=use_scan)

@@ -12,6 +12,7 @@ from medmamba.networks.planned.unet import Topology
 from medmamba.plans.route_sets import route_count
 
 SCHEDULES = ("constant", "falling", "rising")
+"""How the number of routes depends on depth; see :func:`routes_per_stage`."""
 
 
 def routes_per_stage(topology: Topology, routes: str | Sequence[str], schedule: str = "constant") -> list[str]:

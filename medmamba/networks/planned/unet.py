@@ -10,8 +10,8 @@ including the full one, deep supervision. What happens inside a stage is handed 
 family (VM-UNet's, MHS-VM's, Vim's, ...) is the same frame with another block. No weight depends on a patch size.
 
 Why convolutions: on 4 x 4 patches the published networks lose the structures that are a few voxels wide. Here the stem
-and the decoder work at the image's own resolution, where a convolution is cheap and a scan is dear, and scans run from
-the first downsampled stage on.
+and the decoder work at the image's own resolution, where a convolution is cheap and a scan is expensive, and scans run
+from the first downsampled stage on.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from medmamba.networks.blocks.maps import CONV, channels_last
 from medmamba.networks.blocks.padding import crop_to, pad_to_multiple
 
 STEMS = ("conv", "patch")
+"""Kinds of stems: convolutions at the resolution of the first stage, or one patch embedding and blocks."""
 
 
 @dataclass(frozen=True)
