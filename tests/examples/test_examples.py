@@ -116,7 +116,8 @@ def test_a_network_of_ones_own_is_trained_and_predicts(example, example_data, tm
     medmamba("train", run, "--fold", 0, "--steps", 1, "--workers", 0)
     medmamba("predict", run, data / "imagesTs", "-o", tmp_path / "masks", "--fast")
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 1
-    medmamba("export", run, "-o", tmp_path / "bundle", "--check-on", data / "imagesTs", "--no-mirror")
+    card = ("--licence", "MIT", "--intended-use", "A test.")
+    medmamba("export", run, "-o", tmp_path / "bundle", "--check-on", data / "imagesTs", "--no-mirror", *card)
     assert (tmp_path / "bundle" / "scripts" / "external" / "gated_unet.py").is_file()
 
 
