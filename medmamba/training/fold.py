@@ -15,7 +15,7 @@ from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
-from medmamba.networks.build import available_networks, published_networks, rebuild_network
+from medmamba.networks.build import network_facts, rebuild_network
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed
 from medmamba.training.cascade import ensure_first_stage
@@ -47,9 +47,8 @@ def train_planned_fold(
     name = options.configuration or plan.default_configuration
     if name not in plan.configurations:
         raise unknown_name("configuration", name, list(plan.configurations))
-    known = (*available_networks(), *published_networks())
-    if options.network is not None and options.network not in known:
-        raise unknown_name("network", options.network, known)
+    if options.network is not None:
+        network_facts(options.network)  # raises for an unknown one before a case is read
     chosen = plan.configurations[name]
     training, validation = _fold_cases(folder, name, fold)
     if chosen.previous_stage is not None:
