@@ -30,7 +30,10 @@ EXCHANGED = {
     "medmamba.plugins": f"{_RUNTIME}.plugins",
 }
 COMPILED = "medmamba.kernels."
-"""Imports of these inside functions are ways into compiled code that a bundle never takes."""
+"""Imports of these inside functions are ways into compiled code that a bundle never takes; they keep their names."""
+_IMPORT = re.compile(
+    r"^((?: +(?!\w+ medmamba\.kernels\.))?(?:from|import) )medmamba(?:\.bundle\.runtime)?\b", re.MULTILINE
+)
 
 EXTERNAL = "scripts.external"
 PACKAGES = {"torch", "monai", "numpy", "scipy"}
@@ -172,23 +175,11 @@ def _new_name(module: str) -> str:
 
 
 def _rewritten(source: _Source) -> str:
-    """The source with ``scripts`` for ``medmamba`` in every import statement at its top, and where it is copied."""
-    lines = source.text.splitlines()
-    tree = ast.parse(source.text)
-    top = set(map(id, tree.body))
-    own = _top(source.module)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        lazy_kernel = id(node) not in top and COMPILED in lines[node.lineno - 1]
-        if not lazy_kernel:
-            line = lines[node.lineno - 1]
-            line = line.replace(f"{_RUNTIME}.", "scripts.")
-            line = re.sub(r"\b(from|import) medmamba\b", r"\1 scripts", line)
-            if not source.ours:
-                line = re.sub(rf"\bfrom {re.escape(own)}\b", f"from {EXTERNAL}.{own}", line)
-            lines[node.lineno - 1] = line
+    """A source with ``scripts`` for ``medmamba`` in its imports, and a line that says where it comes from."""
+    text, own = _IMPORT.sub(r"\1scripts", source.text), _top(source.module)
+    if not source.ours:
+        text = re.sub(rf"^( *from ){re.escape(own)}\b", rf"\1{EXTERNAL}.{own}", text, flags=re.MULTILINE)
     # Operators that a source registers get a namespace of their own: an installed medmamba has the same names.
-    lines = [line.replace('custom_op("medmamba::', 'custom_op("medmamba_bundle::') for line in lines]
+    text = text.replace('custom_op("medmamba::', 'custom_op("medmamba_bundle::')
     origin = "medmamba's own sources (Apache-2.0)" if source.ours else f"{source.module}, under its own licence"
-    return "\n".join([f"# Copied by `medmamba export` from {origin}.", *lines]) + "\n"
+    return f"# Copied by `medmamba export` from {origin}.\n{text}"

@@ -1,1 +1,1 @@
-"""What a bundle carries beside the copied sources: these files become ``scripts/<name>.py`` of the bundle."""
+"""Shipped in bundles: files that run there with torch, numpy, MONAI and scipy alone (tests/bundle/test_sources.py)."""

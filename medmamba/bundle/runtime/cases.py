@@ -1,4 +1,4 @@
-"""Which images a folder holds, named as nnU-Net names them."""
+"""Shipped in bundles: the list of images in a folder, named as nnU-Net names them."""
 
 from __future__ import annotations
 

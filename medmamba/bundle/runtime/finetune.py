@@ -1,4 +1,4 @@
-"""What configs/train.json needs beside MONAI: labels on the plan's grid, and the loss of every fold."""
+"""Shipped in bundles: labels on the plan's grid and the loss of every fold, for configs/train.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The patch network as one file: TorchScript, torch.export or ONNX; run as ``python -m scripts.graphs FORMAT``.
+"""Shipped in bundles: the patch network as one file of TorchScript, torch.export or ONNX.
+
+Run as ``python -m scripts.graphs FORMAT``.
 
 TorchScript is scripted and takes any patch and batch size (see ``scripted.py``); a family that cannot be scripted is
 traced at the patch size of the plan. torch.export and ONNX take any batch size, and of a network without scans any

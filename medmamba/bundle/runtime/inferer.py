@@ -1,4 +1,4 @@
-"""The sliding window over an image on the plan's grid, as medmamba predicts."""
+"""Shipped in bundles: the sliding window over an image on the plan's grid, as medmamba predicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PlanInferer(Inferer):
     Args:
         patch_size: edges of the patch; two of them move over every slice of the first axis.
         mirror_axes: axes of the patch along which it is also flipped; empty for none.
-        step: distance of neighbouring patches as a share of the edge.
+        step: distance of neighbouring patches as a fraction of the edge.
         skip_empty: leave out patches that hold one value only.
         swap_axis: a flip along this axis exchanges left and right; ``channel_swap`` puts the channels back.
         sigmoid: channels are independent regions.

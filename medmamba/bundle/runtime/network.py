@@ -1,4 +1,4 @@
-"""The network of the bundle: one trained network per fold, whose logits are averaged."""
+"""Shipped in bundles: one trained network per fold, whose logits are averaged."""
 
 from __future__ import annotations
 

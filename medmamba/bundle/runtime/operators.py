@@ -1,4 +1,4 @@
-"""The operators of the networks: medmamba's compiled ones where it is installed, else torch operations.
+"""Shipped in bundles: the networks' operators, compiled where medmamba is installed, else torch operations.
 
 ``OPERATORS`` says which run. Both compute the same; the compiled ones are several times faster.
 """

@@ -1,4 +1,4 @@
-"""Networks of other packages in a bundle: their modules are copied, and register themselves when they are imported."""
+"""Shipped in bundles: networks of other packages, whose copied modules register themselves when they are imported."""
 
 from __future__ import annotations
 

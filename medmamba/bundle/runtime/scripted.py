@@ -1,4 +1,4 @@
-"""The planned networks in TorchScript's own terms: one file for every patch size and batch size.
+"""Shipped in bundles: the planned networks rebuilt for TorchScript, one file for every patch size and batch size.
 
 A trace would write down one grid: its routes, the number of steps of its scans, its padding. So the network is rebuilt
 from parts that ``torch.jit.script`` compiles, which compute all that from the size they see; they hold the trained

@@ -1,4 +1,4 @@
-"""A configuration beside the main network of a bundle: the first stage of a cascade, or another of an ensemble."""
+"""Shipped in bundles: a configuration beside the main network, as first stage of a cascade or in an ensemble."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medmamba.preprocessing.case import PreprocessedCase
 
 
 class Stage:
-    """A network with its own plan and its own way of looking.
+    """A network with its own plan and its own inferer.
 
     Args:
         plan: numbers as in the entry ``plan`` of configs/inference.json.

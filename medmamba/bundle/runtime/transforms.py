@@ -1,4 +1,4 @@
-"""The way of a case onto the plan's grid and of its mask back, as MONAI transforms.
+"""Shipped in bundles: MONAI transforms that bring a case onto the plan's grid and its mask back.
 
 Both stand between a plain LoadImaged and a plain SaveImaged, so that a client can replace those two by its own. The
 way back travels as text in the image's metadata, under ``TRAIL``.
