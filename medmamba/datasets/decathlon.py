@@ -8,9 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from medmamba.datasets.description import channel_names, check_ids, ignore_value, label_values, parse
+from medmamba.datasets.description import (
+    Description,
+    Entry,
+    channel_names,
+    check_ids,
+    ignore_value,
+    label_values,
+    parse,
+)
 from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
@@ -18,10 +26,8 @@ from medmamba.images import stem_of
 from medmamba.images.gate import brief, shown
 
 
-class _Pair(BaseModel):
+class _Pair(Entry):
     """One entry of the training list, and of the test list where it is not a bare path."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     image: str | list[str]
     label: str | None = None
@@ -29,24 +35,15 @@ class _Pair(BaseModel):
     group: str | None = None
 
 
-class _File(BaseModel):
-    """dataset.json; keys that only people read are not looked at."""
+class _Decathlon(Description):
+    """dataset.json of the Decathlon."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    name: str = ""
-    description: str = ""
-    reference: str = ""
-    licence: str = ""
-    release: str = ""
     modality: dict[str, str] | None = None
-    channel_names: dict[str, str] | None = None
-    labels: dict[str, Any]
     ignore: int | None = None
     num_training: int | None = Field(None, alias="numTraining")
     num_test: int | None = Field(None, alias="numTest")
     training: list[_Pair]
-    test: list[str | _Pair] = []
+    test: list[str | _Pair] = Field(default_factory=list)
 
 
 def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
@@ -56,7 +53,7 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
         InputErrors: keys are missing or of the wrong kind, all in one pass, each with its place.
     """
     where = "dataset.json"
-    file = parse(_File, raw, where)
+    file = parse(_Decathlon, raw, where)
     problems: list[str] = []
     warnings: list[str] = []
     channels = channel_names(file.modality or file.channel_names, where, problems)
@@ -79,18 +76,13 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
     _check_counts(file, where, problems, warnings)
     check_ids([*training, *(case for case in test if case is not None)], problems)
     return DatasetSpec(
-        name=brief(file.name or folder.name, 100),
-        folder=folder,
+        **file.about(folder),
         layout="decathlon",
         channels=channels,
         labels=labels,
         cases=training,
         test=tuple(case for case in test if case is not None),
         ignore=ignore,
-        description=file.description,
-        reference=file.reference,
-        licence=file.licence,
-        release=file.release,
         problems=tuple(problems),
         warnings=tuple(warnings),
     )
@@ -117,7 +109,7 @@ def _case(folder: Path, pair: _Pair, entry: str, problems: list[str], warnings: 
     return CaseSpec(case_id, images, label, annotated, pair.group)
 
 
-def _check_counts(file: _File, where: str, problems: list[str], warnings: list[str]) -> None:
+def _check_counts(file: _Decathlon, where: str, problems: list[str], warnings: list[str]) -> None:
     if not file.training:
         problems.append(f"{where}: the training list is empty. Add the training cases.")
     if file.num_training not in (None, len(file.training)):

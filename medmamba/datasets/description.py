@@ -1,11 +1,12 @@
-"""What all kinds of dataset.json share: channels by index, labels by name, and errors with the key's path."""
+"""The keys that all kinds of dataset.json share: channels by index, labels by name; errors name the key's path."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmamba.datasets.names import clashes
 from medmamba.datasets.spec import CaseSpec
@@ -15,6 +16,35 @@ from medmamba.images.gate import brief
 Model = TypeVar("Model", bound=BaseModel)
 TRIED = re.compile(r"^(str|list\[.*\]|_[A-Z]\w*)$")
 LONGEST_NAME = 100
+
+
+class Entry(BaseModel):
+    """A part of a JSON file; types are taken strictly, keys that only people read are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Description(Entry):
+    """The keys of dataset.json that all layouts share."""
+
+    name: str = ""
+    description: str = ""
+    reference: str = ""
+    licence: str = ""
+    release: str = ""
+    channel_names: dict[str, str] | None = None
+    labels: dict[str, Any]
+
+    def about(self, folder: Path) -> dict[str, Any]:
+        """What :class:`~medmamba.datasets.spec.DatasetSpec` says about a dataset as a whole."""
+        return {
+            "name": brief(self.name or folder.name, 100),
+            "folder": folder,
+            "description": self.description,
+            "reference": self.reference,
+            "licence": self.licence,
+            "release": self.release,
+        }
 
 
 def parse(model: type[Model], raw: Any, where: str) -> Model:

@@ -12,9 +12,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from medmamba.datasets.description import channel_names, check_ids, label_values, parse
+from medmamba.datasets.description import Description, Entry, channel_names, check_ids, label_values, parse
 from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
@@ -24,33 +24,22 @@ from medmamba.images.gate import brief, shown
 CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 
 
-class _Listed(BaseModel):
+class _Listed(Entry):
     """One entry of the explicit list of cases."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
 
     images: list[str]
     label: str | None = None
 
 
-class _File(BaseModel):
+class _NnUnet(Description):
     """dataset.json of nnU-Net v2."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    name: str = ""
-    description: str = ""
-    reference: str = ""
-    licence: str = ""
     license: str = ""
-    release: str = ""
     channel_names: dict[str, str]
-    labels: dict[str, Any]
     regions_class_order: list[int] | None = None
     num_training: int | None = Field(None, alias="numTraining")
     file_ending: str
     dataset: dict[str, _Listed] | None = None
-    overwrite_image_reader_writer: str | None = None
 
 
 def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = False) -> DatasetSpec:
@@ -63,7 +52,7 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
         InputErrors: keys are missing or of the wrong kind, all in one pass, each with its place.
     """
     where = "dataset.json"
-    file = parse(_File, raw, where)
+    file = parse(_NnUnet, raw, where)
     problems: list[str] = []
     warnings: list[str] = []
     channels = channel_names(file.channel_names, where, problems)
@@ -92,8 +81,7 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     check_ids(cases, problems)
     _overlap(cases, test, problems)
     return DatasetSpec(
-        name=brief(file.name or folder.name, 100),
-        folder=folder,
+        **file.about(folder) | {"licence": file.licence or file.license},
         layout="nnunet",
         channels=channels,
         labels=labels,
@@ -102,17 +90,13 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
         regions=regions,
         region_order=order,
         ignore=ignore,
-        description=file.description,
-        reference=file.reference,
-        licence=file.licence or file.license,
-        release=file.release,
         problems=tuple(problems),
         warnings=tuple(warnings),
     )
 
 
 def _labels(
-    file: _File, where: str, problems: list[str]
+    file: _NnUnet, where: str, problems: list[str]
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]], tuple[int, ...], int | None]:
     """Values by name, regions by name, the order in which regions are written, and the ignore value."""
     plain = {name: value for name, value in file.labels.items() if not isinstance(value, list)}

@@ -1,13 +1,13 @@
-"""A split file that comes with a dataset, as nnU-Net writes it: which cases train and which validate, per fold."""
+"""The split file of a dataset, as nnU-Net writes it: training and validation cases of each fold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, RootModel
+from pydantic import RootModel
 
-from medmamba.datasets.description import parse
+from medmamba.datasets.description import Entry, parse
 from medmamba.datasets.strict_json import read_json
 from medmamba.errors import InputErrors
 from medmamba.images.gate import brief, shown
@@ -18,9 +18,7 @@ SPLITS = "splits_final.json"
 Split = tuple[tuple[str, ...], tuple[str, ...]]
 
 
-class _Fold(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
+class _Fold(Entry):
     train: list[str]
     val: list[str]
 

@@ -15,9 +15,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from medmamba.datasets.description import channel_names, check_ids, ignore_value, label_values, parse
+from medmamba.datasets.description import Description, channel_names, check_ids, ignore_value, label_values, parse
 from medmamba.datasets.names import case_id_problem, inside
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
@@ -27,21 +25,11 @@ from medmamba.images.gate import brief, read_small, shown
 LARGEST_BYTES = 100 * 2**20
 
 
-class _File(BaseModel):
-    """dataset.json beside the table."""
+class _Table(Description):
+    """dataset.json beside a table."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    name: str = ""
-    description: str = ""
-    reference: str = ""
-    licence: str = ""
-    release: str = ""
     modality: dict[str, str] | None = None
-    channel_names: dict[str, str] | None = None
-    labels: dict[str, Any]
     ignore: int | None = None
-    cases: str | None = None
 
 
 def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside: bool) -> DatasetSpec:
@@ -50,7 +38,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     Args:
         allow_outside: paths may lead out of the folder; for a table that the user named himself.
     """
-    file = parse(_File, raw, "dataset.json")
+    file = parse(_Table, raw, "dataset.json")
     problems: list[str] = []
     channels = channel_names(file.modality or file.channel_names, "dataset.json", problems)
     labels = label_values(file.labels, "dataset.json", problems)
@@ -92,18 +80,13 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
         problems.append(f"{where}: no training case. Add one line per case.")
     check_ids([*cases, *test], problems)
     return DatasetSpec(
-        name=brief(file.name or folder.name, 100),
-        folder=folder,
+        **file.about(folder),
         layout="csv",
         channels=channels,
         labels=labels,
         cases=tuple(cases),
         test=tuple(test),
         ignore=ignore,
-        description=file.description,
-        reference=file.reference,
-        licence=file.licence,
-        release=file.release,
         problems=tuple(problems),
     )
 
