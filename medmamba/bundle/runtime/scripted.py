@@ -1,13 +1,15 @@
-"""Shipped in bundles: the planned networks rebuilt for TorchScript, one file for every patch size and batch size.
+"""Shipped in bundles: the planned networks in TorchScript, one file for every patch size and batch size.
 
-A trace would write down one grid: its routes, the number of steps of its scans, its padding. So the network is rebuilt
-from parts that ``torch.jit.script`` compiles, which compute all that from the size they see; they hold the trained
-network's own weights. ``model.ts`` needs torch alone.
+A trace would write down one grid: its routes, the number of steps of its scans, its padding. So the network's own
+modules are compiled by ``torch.jit.script``, and the few that it cannot compile (norm, scan mixer, the frame with its
+padding) are exchanged for some that compute the same from the size they see, with the same weights. ``model.ts`` needs
+torch alone.
 
 Glossary, as in ``scan_core.py``: B batch, L tokens, E inner width, N state size, R rank of the step, K routes.
 """
 
 # No `from __future__ import annotations` here: TorchScript reads the annotations of a class as types, not as text.
+from copy import deepcopy
 from itertools import permutations
 
 import torch
@@ -15,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
-from medmamba.networks.blocks.convolution import SLOPE, ConvNormAct, Downsample, InstanceNorm, ResidualConv
+from medmamba.networks.blocks.convolution import ConvNormAct, Downsample, InstanceNorm, ResidualConv, Upsample
+from medmamba.networks.blocks.drop_path import DropPath
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.planned.conv_unet import ConvUNet
-from medmamba.networks.planned.one_block_unet import UpBlock
 from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, EncoderStage, PlannedUNet
 from medmamba.networks.routes import routes
+
+SCRIPTABLE = (ConvNormAct, Downsample, ResidualConv, Upsample, DecoderStage, VSSBlock)
+"""Modules of the networks that TorchScript compiles as they are."""
 
 
 class NotScriptable(Exception):
@@ -29,58 +34,43 @@ class NotScriptable(Exception):
 
 def script(network: SegmentationNetwork) -> torch.jit.ScriptModule:
     """The network, folds averaged, as TorchScript. Raises NotScriptable."""
-    scripted: torch.jit.ScriptModule = torch.jit.script(_Mean([_unet(member) for member in network.members]).eval())
+    scripted: torch.jit.ScriptModule = torch.jit.script(_Mean([_unet(deepcopy(m)) for m in network.members]).eval())
     return scripted
 
 
 def _unet(network: nn.Module) -> nn.Module:
     if isinstance(network, ConvUNet):
-        up = [_join(stage) for stage in network.decoder]
-        return _Unet(list(network.encoder), up, network.heads[0], network.total_stride, True)
+        return _Unet(list(network.encoder), list(network.decoder), network.heads[0], network.total_stride, True)
     if not isinstance(network, PlannedUNet) or not isinstance(network.encoder, Encoder):
         raise NotScriptable(type(network).__name__)
-    encoder: list[nn.Module] = [_part(network.stem)]
+    encoder = [network.stem]
     for stage in network.encoder.stages:
         assert isinstance(stage, EncoderStage)
-        encoder.append(nn.Sequential(_part(stage.downsample), _part(stage.convs), _part(stage.blocks)))
-    decoder: list[nn.Module] = [_part(stage) for stage in network.decoder]
-    if network.final is None or network.image_skip is None:
-        return _Unet(encoder, decoder, network.heads[0], network.total_stride, False)
-    # A stem that strides: above it a light convolution of the image itself, and both see the image.
-    encoder.insert(0, _part(network.image_skip))
-    decoder.append(_part(network.final))
-    return _Unet(encoder, decoder, network.heads[0], network.total_stride, False, image_twice=True)
+        encoder.append(nn.Sequential(stage.downsample, stage.convs, stage.blocks))
+    decoder = list(network.decoder)
+    image_twice = network.final is not None and network.image_skip is not None
+    if image_twice:  # a stem that strides: above it a light convolution of the image itself, and both see the image
+        encoder.insert(0, network.image_skip)
+        decoder.append(network.final)
+    encoder, decoder = (list(_exchanged(nn.Sequential(*stages))) for stages in (encoder, decoder))
+    return _Unet(encoder, decoder, network.heads[0], network.total_stride, False, image_twice)
 
 
-def _join(stage: nn.Module) -> nn.Module:
-    """A decoder stage of the convolution U-Nets."""
-    if isinstance(stage, UpBlock):
-        return _Join(stage.transp_conv, stage.conv_block)
-    assert isinstance(stage, DecoderStage)
-    return _Join(stage.upsample.conv, stage.convs)
-
-
-def _part(module: nn.Module) -> nn.Module:
-    """A module of the planned networks as one that can be scripted, with the same weights."""
-    if isinstance(module, ConvNormAct):
-        return _Conv(module.conv, _Norm(module.norm), SLOPE if module.activate else 1.0)
-    if isinstance(module, Downsample):
-        return _Conv(module.conv, _Norm(module.norm), 1.0)
-    if isinstance(module, ResidualConv):
-        return _Residual(_part(module.first), _part(module.second), _part(module.shortcut))
-    if isinstance(module, DecoderStage):
-        return _Join(module.upsample.conv, _part(module.convs))
-    if isinstance(module, Blocks):
-        return _ChannelsLast(nn.Sequential(*map(_part, module))) if len(module) else nn.Identity()
-    if isinstance(module, VSSBlock):
-        return _Added(module.ln_1, _part(module.self_attention))
+def _exchanged(module: nn.Module) -> nn.Module:
+    """The module with every part that cannot be scripted exchanged, in place, for one of the same weights that can."""
     if isinstance(module, SS2D):
         return _Mixer(module)
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*map(_part, module))
-    if isinstance(module, nn.Identity):
-        return module
-    raise NotScriptable(type(module).__name__)
+    if isinstance(module, InstanceNorm):
+        return _Norm(module)
+    if isinstance(module, DropPath):
+        return nn.Identity()
+    if not isinstance(module, (*SCRIPTABLE, Blocks)) and not type(module).__module__.startswith("torch."):
+        raise NotScriptable(type(module).__name__)
+    for name, child in module.named_children():
+        setattr(module, name, _exchanged(child))
+    if isinstance(module, Blocks):
+        return _ChannelsLast(nn.Sequential(*module)) if len(module) else nn.Identity()
+    return module
 
 
 class _Mean(nn.Module):
@@ -132,7 +122,7 @@ class _Unet(nn.Module):
             skips.append(x)
         x = skips.pop()
         for stage in self.decoder:
-            x = stage(x, skips.pop())
+            x = stage(x, skips)
         x = self.head(x)
         for axis in range(len(self.stride)):
             x = x.narrow(2 + axis, 0, image.shape[2 + axis])
@@ -162,37 +152,6 @@ class _Norm(nn.Module):
         return centred * (self.weight.view(shape) * rstd) + self.bias.view(shape)
 
 
-class _Conv(nn.Module):
-    """Convolution, norm, leaky ReLU; a slope of 1 is no activation."""
-
-    def __init__(self, conv: nn.Module, norm: nn.Module, slope: float) -> None:
-        super().__init__()
-        self.conv, self.norm, self.slope = conv, norm, slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(x)), self.slope)
-
-
-class _Residual(nn.Module):
-    def __init__(self, first: nn.Module, second: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second, self.shortcut, self.slope = first, second, shortcut, SLOPE
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.second(self.first(x)) + self.shortcut(x), self.slope)
-
-
-class _Join(nn.Module):
-    """Upsampling, the skip beside it, convolutions."""
-
-    def __init__(self, upsample: nn.Module, convs: nn.Module) -> None:
-        super().__init__()
-        self.upsample, self.convs = upsample, convs
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.convs(torch.cat([self.upsample(x), skip], dim=1))
-
-
 class _ChannelsLast(nn.Module):
     def __init__(self, blocks: nn.Module) -> None:
         super().__init__()
@@ -200,17 +159,6 @@ class _ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x.movedim(1, -1)).movedim(-1, 1)
-
-
-class _Added(nn.Module):
-    """x + mixer(norm(x))."""
-
-    def __init__(self, norm: nn.Module, mixer: nn.Module) -> None:
-        super().__init__()
-        self.norm, self.mixer = norm, mixer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.mixer(self.norm(x))
 
 
 class _Mixer(nn.Module):

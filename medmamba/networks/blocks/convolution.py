@@ -86,11 +86,11 @@ class ConvNormAct(nn.Module):
         padding = tuple(k // 2 for k in kernel)
         self.conv = CONV[dims](in_width, width, tuple(kernel), tuple(stride or (1,) * dims), padding, bias=False)
         self.norm = InstanceNorm(width)
-        self.activate = activate
+        self.activate, self.slope = activate, SLOPE  # TorchScript reads attributes, not names of the file
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return F.leaky_relu(x, SLOPE) if self.activate else x
+        return F.leaky_relu(x, self.slope) if self.activate else x
 
 
 class ResidualConv(nn.Module):
@@ -102,9 +102,10 @@ class ResidualConv(nn.Module):
         self.second = ConvNormAct(width, width, kernel, activate=False)
         same = in_width == width
         self.shortcut = nn.Identity() if same else ConvNormAct(in_width, width, (1,) * len(kernel), activate=False)
+        self.slope = SLOPE
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.second(self.first(x)) + self.shortcut(x), SLOPE)
+        return F.leaky_relu(self.second(self.first(x)) + self.shortcut(x), self.slope)
 
 
 class Downsample(nn.Module):
