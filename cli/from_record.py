@@ -5,7 +5,8 @@ A command is a function of arguments, written with typer, and of records:
     def train(run: Annotated[Path, typer.Argument()], options: TrainOptions, config: TrainConfig) -> Answer:
 
 Text, default, bounds and heading of an option are those of its field. ``--recipe FILE`` sets the same fields by name,
-and the command line wins. ``Annotated[TrainConfig, Only(("steps", "seed"))]`` offers these fields and no others.
+and the command line wins. ``Annotated[TrainConfig, Only({"steps": None, "seed": "Seed of the masks."})]`` offers these
+fields and no others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -38,9 +40,9 @@ _VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 @dataclass(frozen=True)
 class Only:
-    """The fields of a record that a command offers."""
+    """The fields of a record that a command offers, with a help text where it differs from the record's."""
 
-    names: tuple[str, ...]
+    texts: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,11 @@ def _offer(annotation: Any) -> Offer | None:
     kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     if not (isinstance(kind, type) and issubclass(kind, Options)):
         return None
-    names = next((mark.names for mark in marks if isinstance(mark, Only)), tuple(kind.model_fields))
-    return Offer(kind, {name: kind.model_fields[name] for name in names})
+    texts = next((mark.texts for mark in marks if isinstance(mark, Only)), dict.fromkeys(kind.model_fields))
+    fields = {name: copy(kind.model_fields[name]) for name in texts}
+    for name, field in fields.items():
+        field.description = texts[name] or field.description
+    return Offer(kind, fields)
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -13,14 +13,25 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from medmamba.errors import ConfigError, unknown_name
 
-DEVICE_TEXT = "auto, cpu, cuda or cuda:N."
-"""Help text of every ``device``."""
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ScanBackend = Literal["auto", "cpp", "triton", "torch"]
+
+
+def listed(names: Any) -> str:
+    """Names, or the values of a Literal, as text: "a, b or c"."""
+    *first, last = names if isinstance(names, tuple) else get_args(names)
+    return f"{', '.join(first)} or {last}"
+
+
+DEVICE_TEXT = "Device that computes: auto, cpu, cuda or cuda:N."
+SCAN_BACKEND_TEXT = f"Implementation of the selective scan: {listed(ScanBackend)}; auto: the fastest that works here."
+"""Help texts of every ``device`` and ``scan_backend``."""
 
 
 class Options(BaseModel):

@@ -25,7 +25,7 @@ class DemoOptions(Options):
     steps: int | None = option(None, "End after this many steps at the latest.", ge=1)
     test_cases: int | None = option(None, "Predict only the first N test cases.", ge=1)
     network: str = option("vm_unet", "Network family.")
-    use_scan: bool = option(True, "The same network with the scan taken out.", flag="--no-scan")
+    use_scan: bool = option(True, "No scan: the same network with the scan taken out.", flag="--no-scan")
 
 
 class ExplainOptions(Options):
@@ -46,7 +46,7 @@ class InfoOptions(Options):
 class ReproduceOptions(Options):
     """The choices of :func:`medmamba.inference.folder.reproduce.reproduce`."""
 
-    cases: Names | None = option(None, "Only this case; repeat for several. Default: all.", flag="--case")
+    cases: Names | None = option(None, "Case to reproduce; repeat for several. Default: all.", flag="--case")
     device: str = option("auto", DEVICE_TEXT)
 
 
@@ -69,7 +69,7 @@ class DicomSegOptions(Options):
     codes: Path | None = option(None, "labels.json with code and colour of each label.")
     choice: str | None = option(None, "Number or UID of the series, where a study holds several.", flag="--series")
     labels: Annotated[dict[str, int], BeforeValidator(_label_values)] | None = option(
-        None, "NAME=VALUE; repeat. Default: from report.json.", flag="--label"
+        None, "Value of a label as NAME=VALUE; repeat. Default: from report.json.", flag="--label"
     )
 
 

@@ -25,15 +25,17 @@ class BundleCard(Options):
     Raises InputError without licence and intended use, and for a release that is no version.
     """
 
-    licence: str = option("", "SPDX name or a text file.", panel=CARD, flag="--licence --license")
-    intended_use: str = option("", "What the model is for, in a sentence.", panel=CARD)
+    licence: str = option(
+        "", "Licence of the bundle: SPDX name or a text file.", panel=CARD, flag="--licence --license"
+    )
+    intended_use: str = option("", "Intended use: what the model is for, in a sentence.", panel=CARD)
     name: str = option("medmamba_segmentation", "Name of the bundle: letters, digits, _ and -.", panel=CARD)
     release: str = option("0.1.0", "Version of the bundle.", panel=CARD)
     authors: str = option("unnamed", "Who made the model.", panel=CARD)
     description: str = option("", "What the model does.", panel=CARD)
     data_licence: str = option("", "Licence of the training data.", panel=CARD)
     references: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = option(
-        (), "A publication; repeat for several.", panel=CARD, flag="--reference"
+        (), "Publication about the model; repeat for several.", panel=CARD, flag="--reference"
     )
 
     def model_post_init(self, context: object) -> None:
@@ -60,6 +62,6 @@ class ExportOptions(Options):
     folds: Folds | None = option(None, "Fold to use; repeat for several. Default: all.", flag="--fold")
     mirror: bool = option(True, NO_MIRROR_TEXT, flag="--no-mirror")
     graphs: Annotated[tuple[Graph, ...], BeforeValidator(_one_or_several)] = option(
-        (), f"Also a graph of the network: {', '.join(get_args(Graph))}; repeat for several.", flag="--graph"
+        (), f"Graph of the network to write as well: {', '.join(get_args(Graph))}; repeat for several.", flag="--graph"
     )
     most_cases: int = option(2, "Check on at most this many cases.", ge=1)

@@ -22,7 +22,7 @@ class EvaluateOptions(Options):
     tolerance_mm: float = option(TOLERANCE_MM, "Tolerance of the surface Dice (NSD) in mm.", flag="--tolerance", ge=0)
     tolerance_px: float | None = option(
         None,
-        "The same in pixels, for images without millimetres. Default: the number of --tolerance.",
+        "Tolerance of the surface Dice in pixels, for images without millimetres. Default: the number of --tolerance.",
         ge=0,
     )
     missing: Literal["fail", "empty"] = option(

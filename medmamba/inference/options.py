@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from medmamba.inference.patch_positions import FAST_STEP, STEP
-from medmamba.options import DEVICE_TEXT, Folds, Integers, Names, Options, Part, option
+from medmamba.options import (
+    DEVICE_TEXT,
+    SCAN_BACKEND_TEXT,
+    Folds,
+    Integers,
+    Names,
+    Options,
+    Part,
+    Precision,
+    ScanBackend,
+    listed,
+    option,
+)
 
 BUDGET_GIB = 6.0
 """Memory that the arrays of one prediction may take together, so that a machine of 8 GiB has some left for the network;
 planes that do not fit are kept on disk."""
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-ScanBackend = Literal["auto", "cpp", "triton", "torch"]
 
 PASSES_TEXT = "2^n passes of each patch through the network instead of one, n being the axes that the plan may mirror."
 NO_MIRROR_TEXT = f"No average over flips, which takes {PASSES_TEXT}"
@@ -34,15 +42,11 @@ class ModelOptions(Options):
     )
     precision: Precision = option(
         "fp32",
-        "fp32, bf16, fp16, or auto: what the device multiplies fastest. Scans are always fp32; half precision moves "
-        "single voxels at the borders of a mask.",
+        f"Precision of the network: {listed(Precision)}; auto: what the device multiplies fastest. Scans are always "
+        "fp32; half precision moves single voxels at the borders of a mask.",
         panel="Speed",
     )
-    scan_backend: ScanBackend = option(
-        "auto",
-        "Implementation of the scan: cpp (CPU), triton (GPU), torch (both, slow), or auto: the fastest here.",
-        panel="Speed",
-    )
+    scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT, panel="Speed")
 
 
 class PredictorOptions(ModelOptions):

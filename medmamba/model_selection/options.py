@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medmamba.inference.options import NO_MIRROR_TEXT, ScanBackend
-from medmamba.options import DEVICE_TEXT, Options, option
+from medmamba.inference.options import NO_MIRROR_TEXT
+from medmamba.options import DEVICE_TEXT, SCAN_BACKEND_TEXT, Options, ScanBackend, option
 
 
 class FindBestOptions(Options):
@@ -13,7 +13,7 @@ class FindBestOptions(Options):
 
     device: str = option("auto", DEVICE_TEXT)
     mirror: bool = option(True, NO_MIRROR_TEXT, flag="--no-mirror")
-    scan_backend: ScanBackend = option("auto", "Implementation of the scan: cpp, triton, torch, or auto.")
+    scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT)
     scratch: Path | None = option(
         None, "Folder for probabilities of regions meanwhile. Default: the system's temporary folder."
     )

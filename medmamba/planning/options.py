@@ -33,14 +33,14 @@ class PlanRequest(PlanOptions):
     )
     group_by: str | None = option(
         None,
-        "Cases of one patient stay in one fold: a regular expression for the patient in the case id, such as "
+        "Patient of a case, whose cases stay in one fold: a regular expression for it in the case id, such as "
         "'(.*)_E[DS]', or TABLE.csv:COLUMN.",
         panel=DATA,
     )
     splits: Path | None = option(None, "Own folds, as nnU-Net's splits_final.json.", panel=DATA)
     nonfinite: Literal["error", "zero"] = option("error", "NaN and infinite voxels: error, or zero.", panel=DATA)
     prefer: Literal["sform", "qform"] | None = option(
-        None, "Where a header's two forms disagree: sform or qform.", panel=DATA
+        None, "Form of the header that counts where its two disagree: sform or qform.", panel=DATA
     )
     match_labels: bool = option(False, "Reorient label maps to the axes of their images.", panel=DATA)
     max_voxels: int | None = option(

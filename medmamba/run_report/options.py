@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medmamba.inference.options import MIRROR_TEXT, ScanBackend
-from medmamba.options import DEVICE_TEXT, Options, option
+from medmamba.inference.options import MIRROR_TEXT
+from medmamba.options import DEVICE_TEXT, SCAN_BACKEND_TEXT, Options, ScanBackend, option
 
 
 class ReportOptions(Options):
@@ -12,4 +12,4 @@ class ReportOptions(Options):
     cases: int | None = option(None, "Validation cases per fold at most. Default: all.", ge=1)
     device: str = option("auto", DEVICE_TEXT)
     mirror: bool = option(False, MIRROR_TEXT)
-    scan_backend: ScanBackend = option("auto", "Implementation of the scan: cpp, triton, torch, or auto.")
+    scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT)

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import field_validator
 
 from medmamba.errors import ConfigError
-from medmamba.options import Names, NumbersByName, Options, option
+from medmamba.options import (
+    DEVICE_TEXT,
+    SCAN_BACKEND_TEXT,
+    Names,
+    NumbersByName,
+    Options,
+    Precision,
+    ScanBackend,
+    listed,
+    option,
+)
 from medmamba.plans.training_length import EPOCHS, STEPS_PER_EPOCH
 from medmamba.training.loss_names import LOSSES, is_loss_name
 
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["poly", "cosine"]
 Sampling = Literal["foreground", "lesion"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Augment = Literal["auto", "cpu", "device", "none"]
-ScanBackend = Literal["auto", "cpp", "triton", "torch"]
 
 LENGTH, RECIPE, MACHINE = "Length", "Recipe", "Machine"
 """Headings of ``medmamba train --help``."""
-
-
-def _listed(names: Any) -> str:
-    *first, last = names if isinstance(names, tuple) else get_args(names)
-    return f"{', '.join(first)} or {last}"
 
 
 class TrainConfig(Options):
@@ -42,17 +45,17 @@ class TrainConfig(Options):
     )
     steps: int | None = option(None, "Length in steps.", panel=LENGTH, ge=1)
     max_minutes: float | None = option(None, "Length in minutes; the schedule ends inside.", panel=LENGTH, gt=0)
-    patience: int | None = option(None, "End after so many epochs without a better Dice.", panel=LENGTH, ge=1)
+    patience: int | None = option(None, "Epochs without a better Dice after which training ends.", panel=LENGTH, ge=1)
     steps_per_epoch: int = option(STEPS_PER_EPOCH, "Steps between two validations.", panel=LENGTH, ge=1)
     batch_size: int | None = option(None, "Batch size instead of the plan's.", panel=RECIPE, ge=1)
     learning_rate: float = option(3e-3, "Initial learning rate.", panel=RECIPE, gt=0)
-    schedule: Schedule = option("poly", f"Decay of the learning rate: {_listed(Schedule)}.", panel=RECIPE)
+    schedule: Schedule = option("poly", f"Decay of the learning rate: {listed(Schedule)}.", panel=RECIPE)
     warmup_steps: int = option(20, "Steps over which the learning rate rises from 0.", panel=RECIPE, ge=0)
-    optimizer: Optimizer = option("adamw", f"{_listed(Optimizer)}.", panel=RECIPE)
+    optimizer: Optimizer = option("adamw", f"Optimizer: {listed(Optimizer)}.", panel=RECIPE)
     weight_decay: float = option(1e-2, "Weight decay of matrices and kernels.", panel=RECIPE, ge=0)
     gradient_clip: float = option(12.0, "Largest norm of the gradient; above, it is scaled down.", panel=RECIPE, gt=0)
     loss: str = option(
-        "dice_ce", f"{_listed(tuple(LOSSES))}, or a function of yours as package.module:function.", panel=RECIPE
+        "dice_ce", f"Loss: {listed(tuple(LOSSES))}, or a function of yours as package.module:function.", panel=RECIPE
     )
     class_weights: NumbersByName = option(
         {}, "Weights of classes in the loss by label name: tumour=3,liver=1", panel=RECIPE
@@ -61,7 +64,7 @@ class TrainConfig(Options):
         "foreground", "What patches are centred on: foreground, or lesion (every lesion equally often).", panel=RECIPE
     )
     ema: float | None = option(
-        None, "Average the weights exponentially with this decay, e.g. 0.999.", panel=RECIPE, gt=0, lt=1
+        None, "Decay of an exponential average of the weights, e.g. 0.999; none if not given.", panel=RECIPE, gt=0, lt=1
     )
     augment: Augment = option(
         "auto",
@@ -74,20 +77,20 @@ class TrainConfig(Options):
     seed: int = option(1, "Seed of weights, patches and augmentation.", panel=RECIPE, ge=0)
     workers: int = option(1, "Processes that make batches; 0: none.", panel=MACHINE, ge=0)
     stall_seconds: float = option(
-        28.0, "Seconds without a sign of life after which a data worker is replaced.", panel=MACHINE, gt=0
+        28.0, "Seconds of silence after which a data worker is replaced.", panel=MACHINE, gt=0
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=MACHINE)
-    precision: Precision = option("auto", f"{_listed(Precision)}; scans are always fp32.", panel=MACHINE)
-    scan_backend: ScanBackend = option(
-        "auto", f"Implementation of the selective scan: {_listed(ScanBackend)}; auto: the fastest here.", panel=MACHINE
+    device: str = option("auto", DEVICE_TEXT, panel=MACHINE)
+    precision: Precision = option(
+        "auto", f"Precision of the network: {listed(Precision)}; scans are always fp32.", panel=MACHINE
     )
+    scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT, panel=MACHINE)
     recompute: bool = option(
         False, "Save memory: compute activations a second time in the backward pass.", panel=MACHINE
     )
     compile: bool = option(
         False, "Run the network through torch.compile; where that fails, training goes on without it.", panel=MACHINE
     )
-    deterministic: bool = option(False, "The same bytes on every run.", panel=MACHINE)
+    deterministic: bool = option(False, "Deterministic algorithms: the same bytes on every run.", panel=MACHINE)
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints.", panel=MACHINE, gt=0)
 
     @field_validator("augment", mode="before")

@@ -21,26 +21,26 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Names of the trackers; each is a field of TrainOptions."""
 PRETRAINING_STEPS = 5000
 """Length of a pretraining for which none is given."""
-PRETRAINING_FIELDS = (
-    "epochs",
-    "steps",
-    "max_minutes",
-    "steps_per_epoch",
-    "batch_size",
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "optimizer",
-    "weight_decay",
-    "gradient_clip",
-    "seed",
-    "workers",
-    "stall_seconds",
-    "device",
-    "precision",
-    "deterministic",
-)
-"""Fields of TrainConfig that pretraining reads; the others are about labels, or keep it from being resumed."""
+PRETRAINING_FIELDS: dict[str, str | None] = {
+    "epochs": "Length in epochs of --steps-per-epoch steps.",
+    "steps": f"Length in steps; {PRETRAINING_STEPS} if no length is given.",
+    "max_minutes": None,
+    "steps_per_epoch": "Steps between two checkpoints.",
+    "batch_size": None,
+    "learning_rate": None,
+    "schedule": None,
+    "warmup_steps": None,
+    "optimizer": None,
+    "weight_decay": None,
+    "gradient_clip": None,
+    "seed": "Seed of weights, patches and masks.",
+    "workers": None,
+    "stall_seconds": None,
+    "device": None,
+    "precision": None,
+    "deterministic": None,
+}
+"""Fields of TrainConfig that pretraining reads, with the text of those that mean something else there."""
 
 
 class TrainOptions(Options):
@@ -50,13 +50,15 @@ class TrainOptions(Options):
         (0,), "Fold number, several (0,1,2 or 0-4), or 'all': one model of every case.", flag="--fold"
     )
     configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
-    network: str | None = option(None, "Another network family on the same plan, or vm_unet_published.")
-    use_scan: bool = option(True, "The same network with the scan taken out.", flag="--no-scan")
+    network: str | None = option(
+        None, "Network family to train on the plan in place of its own; vm_unet_published too."
+    )
+    use_scan: bool = option(True, "No scan: the same network with the scan taken out.", flag="--no-scan")
     max_hours: float | None = option(None, "Length in hours, instead of --max-minutes.", panel=LENGTH, gt=0)
-    devices: Names = option((), "Train several folds at the same time, one on each: cuda:0,cuda:1", panel=MACHINE)
+    devices: Names = option((), "Devices for several folds at the same time, one on each: cuda:0,cuda:1", panel=MACHINE)
     init: Path | None = option(
         None,
-        "Start from these weights (run, fold, pretraining, or the file of convert weights).",
+        "Weights to start from (run, fold, pretraining, or the file of convert weights).",
         panel=START,
     )
     resume: bool = option(False, "Continue from the last checkpoint.", panel=START)
@@ -84,6 +86,6 @@ class PretrainOptions(Options):
 
     images: Path | None = option(None, "Folder of further images without labels.")
     configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
-    network: str | None = option(None, "Another network family on the same plan.")
+    network: str | None = option(None, "Network family to pretrain in place of the plan's.")
     resume: bool = option(False, "Continue from the last checkpoint.")
     restart: bool = option(False, "Begin again.")
