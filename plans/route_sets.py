@@ -20,8 +20,6 @@ ROUTE_COUNT: dict[str, tuple[int, int]] = {
     "continuous": (4, 6),
     "rotary": (4, 8),
     "tri": (3, 3),
-    "morton": (4, 6),
-    "hilbert": (4, 6),
     "heads": (4, 6),
     "none": (0, 0),
 }

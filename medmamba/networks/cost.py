@@ -17,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medmamba.networks.blocks.scan_core import count_scans
 
-FLOPS_PER_SCAN_STEP = 9  # of one state of one channel at one token, the figure of Mamba's author (mamba issue 110)
-
 
 def _count_product(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
     return 2 * math.prod(a) * b[0]
@@ -46,11 +44,6 @@ class NetworkCost:
     macs: int
     scan_steps: int
     scan_calls: int
-
-    @property
-    def scan_flops(self) -> int:
-        """Floating-point operations of the scans."""
-        return FLOPS_PER_SCAN_STEP * self.scan_steps
 
     def summary(self) -> str:
         """One line: ``3.62 M parameters, 12.4 GMAC, 0.21 G scan steps in 6 scans``."""

@@ -6,7 +6,7 @@ Source: VM-UNet (arXiv:2402.02491), section 3.1; merging after Swin (arXiv:2103.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 
@@ -62,6 +62,28 @@ class PatchExpand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(depth_to_space(self.expand(x), self.stride))
+
+
+class Level(nn.Module):
+    """Blocks at one resolution of a published U-Net, after an expansion to it or before a merging to the next."""
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], *, upsample: nn.Module | None = None, downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.upsample = upsample or nn.Identity()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(self.blocks(self.upsample(x)))
+
+
+def levels(modules: nn.ModuleList) -> Iterator[Level]:
+    """The members of a list of levels, with their type."""
+    for module in modules:
+        assert isinstance(module, Level)
+        yield module
 
 
 def depth_to_space(x: Tensor, stride: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ Source: Fu et al. 2024, LaMamba-Diff (arXiv:2408.02615), section 3.3, and its pu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,38 +14,8 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.lamamba import LaMambaBlock
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.patches import PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.blocks.patches import Level, PatchEmbed, PatchExpand, PatchMerging, levels
 from medmamba.networks.blocks.vss import SS2D
-
-
-class Level(nn.Module):
-    """Blocks at one resolution, with what comes before (expansion) or after (merging) them."""
-
-    def __init__(
-        self, blocks: Sequence[nn.Module], *, upsample: nn.Module | None = None, downsample: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.upsample, self.downsample = upsample, downsample
-
-    def enter(self, x: Tensor) -> Tensor:
-        """Expand to this level's resolution."""
-        return x if self.upsample is None else self.upsample(x)
-
-    def leave(self, x: Tensor) -> Tensor:
-        """Merge to the next level's resolution."""
-        return x if self.downsample is None else self.downsample(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-def _levels(modules: nn.ModuleList) -> Iterator[Level]:
-    for module in modules:
-        assert isinstance(module, Level)
-        yield module
 
 
 class PublishedLaMamba(nn.Module):
@@ -127,11 +97,11 @@ class PublishedLaMamba(nn.Module):
             )
         x = x + self.pos_embed
         skips = []
-        for level in _levels(self.layers):
-            x = level(x)
+        for level in levels(self.layers):
+            x = level.blocks(x)
             skips.append(x)
-            x = level.leave(x)
+            x = level.downsample(x)
         x = x + self.mid_layer(x)
-        for level in _levels(self.layers_up):
-            x = level(level.enter(x) + skips.pop())
+        for level in levels(self.layers_up):
+            x = level.blocks(level.upsample(x) + skips.pop())
         return self.final_linear(self.final_norm(self.final_up(x))).movedim(-1, 1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from medmamba.networks.blocks.drop_path import rising_rates
 from medmamba.networks.blocks.padding import crop_to, pad_to_multiple
-from medmamba.networks.blocks.patches import PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.blocks.patches import Level, PatchEmbed, PatchExpand, PatchMerging
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 
 MixerFactory = Callable[[int], nn.Module]
@@ -30,35 +30,6 @@ DEPTHS = {
     "released": ((2, 2, 2, 2), (2, 2, 2, 1)),  # ISIC and Synapse configuration files (27,427,561)
     "large": ((2, 2, 9, 2), (2, 9, 2, 2)),  # the constructor's defaults (44,273,833)
 }
-
-
-class BlocksThenMerge(nn.Module):
-    """Blocks at one resolution, then a merge to the next (the last stage has none)."""
-
-    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x if self.downsample is None else self.downsample(x)
-
-
-class ExpandThenBlocks(nn.Module):
-    """An expansion from the resolution below (the first stage has none), then blocks."""
-
-    def __init__(self, upsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.upsample = upsample
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.upsample is None else self.upsample(x)
-        for block in self.blocks:
-            x = block(x)
-        return x
 
 
 class PublishedVMUNet(nn.Module):
@@ -98,11 +69,11 @@ class PublishedVMUNet(nn.Module):
         self.layers = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             merge = PatchMerging(width, widths[i + 1], (2, 2)) if i + 1 < len(widths) else None
-            self.layers.append(BlocksThenMerge(blocks(width, [next(rising) for _ in range(depth)]), merge))
+            self.layers.append(Level(blocks(width, [next(rising) for _ in range(depth)]), downsample=merge))
         self.layers_up = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(reversed(widths), decoder_depths, strict=True)):
             expand = PatchExpand(widths[-i], width, (2, 2)) if i else None
-            self.layers_up.append(ExpandThenBlocks(expand, blocks(width, [next(falling) for _ in range(depth)])))
+            self.layers_up.append(Level(blocks(width, [next(falling) for _ in range(depth)]), upsample=expand))
         self.final_up = PatchExpand(widths[0], widths[0] // 4, (4, 4))
         self.final_conv = nn.Conv2d(widths[0] // 4, out_channels, 1)
         self.apply(_initialise)
