@@ -86,8 +86,6 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             continue
         library.mm_isa_name.restype = ctypes.c_char_p
         library.mm_choose_isa.argtypes = (ctypes.c_char_p,)
-        library.mm_saved_floats.restype = _int64
-        library.mm_saved_floats.argtypes = (_int64,) * 5
         library.mm_scan_forward.argtypes = (ctypes.POINTER(ScanArguments),)
         library.mm_scan_backward.argtypes = (ctypes.POINTER(ScanGradients),)
         library.mm_deform_forward.argtypes = (ctypes.POINTER(DeformArguments),)

@@ -41,7 +41,7 @@ struct MmScan {
     float* y;
     float* plain;        // null, or y before the gate, which the backward pass needs if there is one
     float* last_state;   // (b, k, d, n) or null: the state after the last position
-    float* saved_states; // null, or the states at the start of each tile, mm_saved_floats() long
+    float* saved_states; // null, or the states at the start of each tile: (b, k, tiles, padded d, n), see MM_TILE and MM_PAD
 };
 
 struct MmScanGrad {

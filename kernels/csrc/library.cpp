@@ -104,12 +104,6 @@ MM_EXPORT int mm_choose_isa(const char* name) {
     return MM_BAD_ISA;
 }
 
-// Floats that MmScan.saved_states must hold.
-MM_EXPORT int64_t mm_saved_floats(int64_t batch, int64_t length, int64_t route_count, int64_t channels, int64_t states) {
-    const int64_t tiles = (length + MM_TILE - 1) / MM_TILE, padded = (channels + MM_PAD - 1) / MM_PAD * MM_PAD;
-    return batch * route_count * tiles * padded * states;
-}
-
 MM_EXPORT int mm_scan_forward(const MmScan* s) {
     const int status = check(*s);
     return status == MM_OK ? isa().forward(s) : status;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
 import torch
 from torch import Tensor
 
@@ -12,48 +10,6 @@ from medmamba.kernels.scan.backends import SCAN_BACKENDS, choose_scan_backend
 from medmamba.kernels.scan.inputs import ScanInputs
 
 LARGEST_STATE = 256
-
-
-@overload
-def routed_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    routes: Tensor | None = None,
-    *,
-    softplus: bool = True,
-    merge: bool = True,
-    backend: str = "auto",
-    initial_state: Tensor | None = None,
-    z: Tensor | None = None,
-    segments: Tensor | None = None,
-    return_last_state: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def routed_scan(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    routes: Tensor | None = None,
-    *,
-    softplus: bool = True,
-    merge: bool = True,
-    backend: str = "auto",
-    initial_state: Tensor | None = None,
-    z: Tensor | None = None,
-    segments: Tensor | None = None,
-    return_last_state: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
 
 
 def routed_scan(

@@ -58,7 +58,7 @@ def selective_scan(
         raise ValueError(f"{groups} groups of B and C do not divide D = {channels} channels.")
     per_group = channels // groups
     split = (batch, groups, per_group, length)
-    y, last = routed_scan(
+    result = routed_scan(
         u.reshape(split).permute(0, 3, 1, 2),
         delta.reshape(split).permute(0, 3, 1, 2),
         A.reshape(groups, per_group, states),
@@ -72,9 +72,11 @@ def selective_scan(
         z=None if z is None else z.reshape(split).permute(0, 3, 1, 2),
         return_last_state=True,
     )
+    assert isinstance(result, tuple)
+    y, last_state = result
     y = y.reshape(batch, length, channels).transpose(1, 2)  # (batch, D, L)
     y = y.to(u.dtype)
-    return (y, last.reshape(batch, channels, states)) if return_last_state else y
+    return (y, last_state.reshape(batch, channels, states)) if return_last_state else y
 
 
 def _groups(name: str, value: Tensor) -> int:

@@ -6,10 +6,13 @@ The kernels (`triton_kernels.py`, `triton_one_state.py`) and Triton itself are i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.reference import segment_resets
 
 # Positions per tile, tiles per saved state, and channels per program: one warp, one lane per channel, the positions of
 # a tile in its registers. Tiles of 16 make the backward pass spill.
@@ -27,27 +30,11 @@ WARPS = 1
 WANTED_PROGRAMS = 2112
 
 
-class Scan(NamedTuple):
-    """What is scanned, as in `ScanInputs`; x, dt, A, B, C contiguous in float16, bfloat16 or float32."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    dt_bias: Tensor | None
-    routes: Tensor | None
-    initial_state: Tensor | None
-    resets: Tensor | None  # (batch, L, K) by visits, where the state starts from zero (`reference.segment_resets`)
-    softplus: bool
-    merge: bool
-
-    def flags(self) -> dict[str, Any]:
-        """What the kernels of both directions are compiled for."""
-        found: dict[str, Any] = {"T": TILE, "M": TILES_PER_SAVE, "SOFTPLUS": self.softplus, "num_warps": WARPS}
-        given = {"HAS_DT_BIAS": self.dt_bias, "HAS_ROUTES": self.routes, "HAS_SEGMENTS": self.resets}
-        return found | {name: tensor is not None for name, tensor in given.items()}
+def _flags(scan: ScanInputs, resets: Tensor | None) -> dict[str, Any]:
+    """What the kernels of both directions are compiled for."""
+    found: dict[str, Any] = {"T": TILE, "M": TILES_PER_SAVE, "SOFTPLUS": scan.softplus, "num_warps": WARPS}
+    given = {"HAS_DT_BIAS": scan.dt_bias, "HAS_ROUTES": scan.routes, "HAS_SEGMENTS": resets}
+    return found | {name: tensor is not None for name, tensor in given.items()}
 
 
 @dataclass(frozen=True)
@@ -110,13 +97,18 @@ def launch_of(dt: Tensor, A: Tensor, block: int) -> Launch:
     return Launch(batch, length, K, channels, A.shape[-1], block)
 
 
+def _resets(scan: ScanInputs) -> Tensor | None:
+    resets = segment_resets(scan.segments, scan.routes, scan.dt.shape[2])
+    return None if resets is None else resets.contiguous()
+
+
 def _given(nothing: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     """`nothing` in place of None: a pointer for arguments that are not read."""
     return [nothing if tensor is None else tensor for tensor in tensors]
 
 
-def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (float32), last state, saved states."""
+def forward(scan: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Output before the gate (float32), last state, saved states; tensors are contiguous, routes checked."""
     from medmamba.kernels.scan import triton_kernels as kernels
     from medmamba.kernels.scan.triton_one_state import scan_forward_one
 
@@ -126,8 +118,9 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     saved_states = scan.dt.new_empty(cut.saved_shape, dtype=torch.float32)
     span_states = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
     y = saved_states.new_empty(scan.dt.shape)
-    pointers = _given(saved_states, *scan[:8], scan.resets)  # x to routes
-    flags = scan.flags() | {"BD": block, "HAS_D": scan.D is not None, "X_PER_ROUTE": scan.x.dim() == 4}
+    resets = _resets(scan)
+    pointers = _given(saved_states, *scan[:8], resets)  # x to routes
+    flags = _flags(scan, resets) | {"BD": block, "HAS_D": scan.D is not None, "X_PER_ROUTE": scan.x.dim() == 4}
     if cut.spans > 1:
         sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
         kernel[cut.grid](*pointers, span_states, saved_states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
@@ -144,7 +137,9 @@ def forward(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     return (y.sum(2) if scan.merge else y), last_state, saved_states
 
 
-def backward(dy: Tensor, dlast_state: Tensor | None, scan: Scan, saved_states: Tensor) -> tuple[Tensor | None, ...]:
+def backward(
+    dy: Tensor, dlast_state: Tensor | None, scan: ScanInputs, saved_states: Tensor
+) -> tuple[Tensor | None, ...]:
     """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
     from medmamba.kernels.scan.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
     from medmamba.kernels.scan.triton_one_state import scan_backward_one
@@ -153,8 +148,9 @@ def backward(dy: Tensor, dlast_state: Tensor | None, scan: Scan, saved_states: T
     block = ONE_BLOCK if one else BLOCK
     cut = launch_of(scan.dt, scan.A, block)
     carries = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
-    flags = scan.flags() | {"BD": block, "DY_PER_ROUTE": not scan.merge}
-    optional = _given(saved_states, scan.dt_bias, scan.routes, scan.resets)
+    resets = _resets(scan)
+    flags = _flags(scan, resets) | {"BD": block, "DY_PER_ROUTE": not scan.merge}
+    optional = _given(saved_states, scan.dt_bias, scan.routes, resets)
     dinitial_state = None if scan.initial_state is None else saved_states.new_empty(scan.initial_state.shape)
     if cut.spans > 1 or dinitial_state is not None:
         sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)

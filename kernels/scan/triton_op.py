@@ -1,4 +1,7 @@
-"""The Triton backend of the selective scan as PyTorch operators, with gradients and shapes for the compiler."""
+"""The Triton backend of the selective scan: `medmamba::routed_scan_triton` and its backward pass.
+
+The kernels have no gate: y is multiplied by silu(z) here.
+"""
 
 from __future__ import annotations
 
@@ -7,118 +10,41 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from medmamba.kernels.arguments import check_permutations
-from medmamba.kernels.operators import (
-    contiguous,
-    gradients_like,
-    needs_gradient,
-    new_gradients,
-    refuse_second_derivative,
-    wanted,
-)
-from medmamba.kernels.scan import triton_launch as triton_scan
+from medmamba.kernels.scan import triton_launch
 from medmamba.kernels.scan.inputs import ScanInputs
-from medmamba.kernels.scan.reference import segment_resets
+from medmamba.kernels.scan.operators import ScanKernels, call_operator, scan_operators
 
 
-@torch.library.custom_op("medmamba::routed_scan_triton", mutates_args=(), device_types="cuda")
-def routed_scan_triton(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    routes: Tensor | None,
-    initial_state: Tensor | None,
-    segments: Tensor | None,
-    softplus: bool,
-    merge: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, last state and, if `save`, the states that the backward pass needs.
-
-    Routes are checked here, where their values are known also in a compiled graph.
-    """
-    check_permutations(routes)
-    resets = segment_resets(segments, routes, dt.shape[2])
-    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, resets)
-    y, last_state, saved_states = triton_scan.forward(triton_scan.Scan(*[*inputs, softplus, merge]))
-    return y, last_state, saved_states if save else saved_states.new_empty(0)
+def _saved_shape(dt: Tensor, A: Tensor) -> tuple[int, ...]:
+    return triton_launch.launch_of(dt, A, triton_launch.BLOCK).saved_shape
 
 
-@routed_scan_triton.register_fake
-def _(x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, softplus, merge, save):
-    batch, length, _, channels = dt.shape
-    return (
-        dt.new_empty((batch, length, channels) if merge else dt.shape, dtype=torch.float32),
-        dt.new_empty((batch, *A.shape), dtype=torch.float32),
-        dt.new_empty(
-            triton_scan.launch_of(dt, A, triton_scan.BLOCK).saved_shape if save else (0,), dtype=torch.float32
-        ),
-    )
-
-
-@torch.library.custom_op("medmamba::routed_scan_triton_backward", mutates_args=(), device_types="cuda")
-def routed_scan_triton_backward(
-    dy: Tensor,
-    dlast_state: Tensor | None,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    routes: Tensor | None,
-    initial_state: Tensor | None,
-    segments: Tensor | None,
-    saved_states: Tensor,
-    softplus: bool,
-    merge: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in the dtype of their inputs; empty where the input is None."""
-    resets = segment_resets(segments, routes, dt.shape[2])
-    inputs = contiguous(x, dt, A, B, C, D, dt_bias, routes, initial_state, resets)
-    scan = triton_scan.Scan(*[*inputs, softplus, merge])
-    dy, dlast_state = contiguous(dy, dlast_state)
-    found = triton_scan.backward(dy, dlast_state, scan, saved_states)
-    return gradients_like((x, dt, A, B, C, D, dt_bias, initial_state), found)
-
-
-@routed_scan_triton_backward.register_fake
-def _(dy, dlast_state, x, dt, A, B, C, D, dt_bias, routes, initial_state, segments, saved_states, softplus, merge):
-    return new_gradients(x, dt, A, B, C, D, dt_bias, initial_state)
-
-
-def _remember(ctx, inputs, output) -> None:
-    *tensors, softplus, merge, save = inputs
+def _forward(scan: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Routes are checked here, where their values are known also in a compiled graph."""
+    check_permutations(scan.routes)
+    plain, last_state, saved_states = triton_launch.forward(scan)
+    y = plain if scan.z is None else plain * silu(scan.z)
     if not save:
-        raise RuntimeError("routed_scan was called with save=False, but a gradient is wanted.")
-    ctx.save_for_backward(*tensors, output[2])
-    ctx.softplus, ctx.merge = softplus, merge
+        saved_states = y.new_empty(0)
+    return y, last_state, saved_states, plain if save and scan.z is not None else y.new_empty(0)
 
 
-def _backward(ctx, dy, dlast_state, dsaved_states):
-    *inputs, saved_states = ctx.saved_tensors
-    dt, D, dt_bias, initial_state = inputs[1], inputs[5], inputs[6], inputs[8]
-    if dy is None:
-        batch, length, _, channels = dt.shape
-        dy = dt.new_zeros((batch, length, channels) if ctx.merge else dt.shape, dtype=torch.float32)
-    dx, ddt, dA, dB, dC, *rest = routed_scan_triton_backward(
-        dy, dlast_state, *inputs, saved_states, ctx.softplus, ctx.merge
-    )
-    dD, ddt_bias, dinitial_state = wanted((D, dt_bias, initial_state), rest)
-    return dx, ddt, dA, dB, dC, dD, ddt_bias, None, dinitial_state, None, None, None, None
+def _backward(
+    dy: Tensor, dlast_state: Tensor | None, scan: ScanInputs, saved_states: Tensor, plain: Tensor
+) -> tuple[Tensor | None, ...]:
+    dz = None
+    if scan.z is not None:
+        gate = torch.sigmoid(scan.z)
+        dz = dy * plain * gate * (1 + scan.z * (1 - gate))
+        dy = dy * scan.z * gate
+    return *triton_launch.backward(dy, dlast_state, scan, saved_states), dz
 
 
-routed_scan_triton.register_autograd(_backward, setup_context=_remember)
-refuse_second_derivative(routed_scan_triton_backward, "routed_scan")
+routed_scan_triton, routed_scan_triton_backward = scan_operators(
+    "routed_scan_triton", "cuda", ScanKernels(_forward, _backward, _saved_shape)
+)
 
 
 def run(scan: ScanInputs) -> tuple[Tensor, Tensor]:
     """Output and last state, from float32 tensors; x, dt, B and C may be in half precision."""
-    *inputs, z, segments, softplus, merge = scan
-    tensors = contiguous(*inputs, segments)
-    y, last_state, *_ = routed_scan_triton(*tensors, softplus, merge, needs_gradient(tensors))
-    return (y if z is None else y * silu(z)), last_state
+    return call_operator(routed_scan_triton, scan)

@@ -1,7 +1,5 @@
 """Every row of a table of backends computes what the reference computes, and says why where it cannot run."""
 
-import inspect
-
 import pytest
 import torch
 from scan_cases import errors, gated_in_segments, outputs_and_gradients, scan_inputs, ssd_inputs
@@ -10,11 +8,9 @@ from medmamba.kernels import routed_scan
 from medmamba.kernels.backends import Backend, choose_backend
 from medmamba.kernels.deformable.backends import DEFORMABLE_BACKENDS
 from medmamba.kernels.deformable.geometry import geometry_of
+from medmamba.kernels.library import ScanArguments
 from medmamba.kernels.scan.backends import SCAN_BACKENDS
-from medmamba.kernels.scan.cpp import routed_scan_cpp, routed_scan_cpp_backward
 from medmamba.kernels.scan.inputs import ScanInputs
-from medmamba.kernels.scan.triton_launch import Scan
-from medmamba.kernels.scan.triton_op import routed_scan_triton, routed_scan_triton_backward
 from medmamba.kernels.state_space_duality.backends import SSD_BACKENDS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 beside float64
@@ -51,19 +47,9 @@ def test_every_backend_of_state_space_duality_equals_the_reference(name):
         torch.testing.assert_close(output.double(), exact, **CLOSE)
 
 
-def test_operators_take_the_inputs_in_one_order():
-    def names(function: object) -> list[str]:
-        return list(inspect.signature(function).parameters)
-
-    order = list(ScanInputs._fields)
-    inputs, flags = order[:-2], order[-2:]
-    ungated = [name for name in inputs if name != "z"]
-    backward = ["dy", "dlast_state"]
-    assert names(routed_scan_cpp._init_fn) == [*order, "save"]
-    assert names(routed_scan_cpp_backward._init_fn) == [*backward, *inputs, "saved_states", "plain", *flags]
-    assert names(routed_scan_triton._init_fn) == [*ungated, *flags, "save"]
-    assert names(routed_scan_triton_backward._init_fn) == [*backward, *ungated, "saved_states", *flags]
-    assert [{"resets": "segments"}.get(name, name) for name in Scan._fields] == [*ungated, *flags]
+def test_the_library_takes_the_inputs_in_the_order_of_the_operators():
+    names = [name for name, _kind in ScanArguments._fields_]
+    assert names[names.index("x") :][: len(ScanInputs._fields) - 2] == list(ScanInputs._fields[:-2])
 
 
 def test_a_row_of_the_table_is_all_that_a_backend_needs(monkeypatch):

@@ -6,11 +6,11 @@ from scan_cases import gated_in_segments, scan_inputs
 
 from medmamba.kernels import routed_scan
 from medmamba.kernels.library import missing_reason
+from medmamba.kernels.scan.inputs import ScanInputs
+
+TENSORS = ScanInputs._fields[:-2]  # without softplus and merge
 
 pytestmark = pytest.mark.skipif(missing_reason() is not None, reason=str(missing_reason()))
-
-
-ORDER = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state", "z", "segments")
 
 
 def leaves(*shape, merge=True):
@@ -27,12 +27,12 @@ def test_the_operators_pass_opcheck(left_out, merge):
     from medmamba.kernels.scan.cpp import routed_scan_cpp, routed_scan_cpp_backward
 
     inputs = leaves(2, 20, 2, 5, 3, merge=merge)
-    arguments = [None if name in left_out else inputs[name] for name in ORDER]
+    arguments = [None if name in left_out else inputs[name] for name in TENSORS]
     torch.library.opcheck(routed_scan_cpp, (*arguments, True, merge, True))
     plain = [None if value is None else value.detach() for value in arguments]
     y, last, *saved = routed_scan_cpp(*plain, True, merge, True)
     cotangents = torch.randn_like(y), torch.randn_like(last)
-    torch.library.opcheck(routed_scan_cpp_backward, (*cotangents, *plain, *saved, True, merge))
+    torch.library.opcheck(routed_scan_cpp_backward, (*cotangents, *plain, True, merge, *saved))
 
 
 def block(x, *arguments, **named):
@@ -81,7 +81,7 @@ def test_without_gradients_no_states_are_kept():
     from medmamba.kernels.scan.cpp import routed_scan_cpp
 
     inputs = {name: value.detach() for name, value in leaves(1, 200, 1, 16, 16).items()}
-    _, _, saved, plain = routed_scan_cpp(*(inputs[name] for name in ORDER), True, True, False)
+    _, _, saved, plain = routed_scan_cpp(*(inputs[name] for name in TENSORS), True, True, False)
     assert saved.numel() == plain.numel() == 0
 
 

@@ -23,6 +23,7 @@ from triton_check import TARGETS, compile_kernel, kernels
 from medmamba.kernels import backend_report, deformable_conv, routed_scan, ssd_chunked
 from medmamba.kernels.availability import why_not_triton
 from medmamba.kernels.deformable.geometry import geometry_of
+from medmamba.kernels.scan.inputs import ScanInputs
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 # Each kernel once in the default run; the other compilations are slow together.
@@ -186,7 +187,7 @@ def test_on_the_device_the_operators_pass_opcheck():
         return [v.cuda().float().requires_grad_() if v.is_floating_point() else v.cuda().int() for v in values]
 
     scan = gated_in_segments(scan_inputs(2, 20, 2, 5, 3))
-    names = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state", "segments")
+    names = ScanInputs._fields[:-2]
     torch.library.opcheck(routed_scan_triton, (*leaves(scan[name] for name in names), True, True, True))
     torch.library.opcheck(ssd_triton, leaves(ssd_inputs(1, 70, 2, 3, 1, 4).values()))
     deform = leaves([torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 54)])

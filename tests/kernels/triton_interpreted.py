@@ -14,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
-from scan_cases import float32, golden, outputs_and_gradients, relative, scan_inputs, ssd_inputs
+from scan_cases import float32, gated_in_segments, golden, outputs_and_gradients, relative, scan_inputs, ssd_inputs
 from triton.runtime.interpreter import GridExecutor
 
 from medmamba.kernels import deformable_conv, routed_scan
@@ -22,7 +22,8 @@ from medmamba.kernels.deformable import triton_launch as triton_deform
 from medmamba.kernels.deformable.geometry import geometry_of
 from medmamba.kernels.scan import triton_kernels
 from medmamba.kernels.scan import triton_launch as triton_scan
-from medmamba.kernels.scan.reference import segment_resets
+from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.operators import call_operator
 from medmamba.kernels.scan.triton_op import routed_scan_triton, routed_scan_triton_backward
 from medmamba.kernels.state_space_duality import triton_launch as triton_ssd
 from medmamba.kernels.state_space_duality.reference import ssd_reference
@@ -54,12 +55,10 @@ def scan(shape, options, sizes):
     softplus, merge = options.get("softplus", True), options.get("merge", True)
     if not softplus:
         inputs["dt"], inputs["dt_bias"] = 0.1 * inputs["dt"].abs(), 0.01 * inputs["dt_bias"].abs()
-    resets = None
     if options.get("segments"):
         inputs["segments"] = torch.arange(shape[1]).div(4, rounding_mode="floor").expand(shape[0], -1) % 2
-        resets = segment_resets(inputs["segments"], inputs["routes"], shape[2])
     truth = outputs_and_gradients(inputs, "reference", torch.float64, softplus=softplus, merge=merge)
-    values = [inputs[name].float() if name != "routes" else inputs[name].int() for name in NAMES]
+    values = {name: value.float() if value.is_floating_point() else value.int() for name, value in inputs.items()}
     starts = []
     chain = triton_kernels.pass_spans
 
@@ -72,7 +71,7 @@ def scan(shape, options, sizes):
             return run
 
     triton_kernels.pass_spans = Watched()
-    given = triton_scan.Scan(*values, resets, softplus, merge)
+    given = ScanInputs(**{"segments": None} | values, z=None, softplus=softplus, merge=merge)
     y, last, states = triton_scan.forward(given)
     triton_kernels.pass_spans = chain
     generator = torch.Generator().manual_seed(99)
@@ -119,9 +118,8 @@ def scan_far(states):
 
     large = {name: spread(given[name]) for name in ("x", "dt", "B", "C")}
     rows = {name: row(given[name]) for name in ("A", "D", "dt_bias")}
-    what = triton_scan.Scan(
-        **large, **rows, routes=order.int().unsqueeze(0), initial_state=None, resets=None, softplus=True, merge=False
-    )
+    absent = dict.fromkeys(("initial_state", "z", "segments"))
+    what = ScanInputs(**large, **rows, **absent, routes=order.int().unsqueeze(0), softplus=True, merge=False)
     out, _last, saved = triton_scan.forward(what)
     dx, ddt, _dA, dB, dC, *_rest = triton_scan.backward(spread(dy), None, what, saved)
     found = {"y": out, "x": dx, "dt": ddt, "B": dB, "C": dC}
@@ -227,24 +225,43 @@ def operators():
     for operator in (routed_scan_triton, routed_scan_triton_backward, ssd_triton, ssd_triton_backward):
         operator.register_kernel("cpu", operator._init_fn)
     values = float32(scan_inputs(1, 3, 1, 2, 2))
-    check_operators(routed_scan_triton, routed_scan_triton_backward, [*(values[n] for n in NAMES), None], (True, True))
+    gated = gated_in_segments(values)
+    gated |= {"z": gated["z"].float(), "routes": values["routes"].int(), "segments": gated["segments"].int()}
+    for given in (gated, gated | {"z": None, "segments": None}):
+        flags = {"softplus": True, "merge": True}
+        check_operators(routed_scan_triton, routed_scan_triton_backward, ScanInputs(**given, **flags))
+    found = gate_errors(gated)
     values["routes"] = torch.tensor([[0, 1, 5]])  # refused where the operator runs, also in a compiled graph
     with pytest.raises(ValueError, match="not a permutation"):
-        routed_scan_triton(*(values[n].detach() for n in NAMES), None, True, True, False)
+        routed_scan_triton(*(values[n].detach() for n in NAMES), None, None, True, True, False)
     values = float32(ssd_inputs(1, 3, 1, 2, 1, 2))
-    check_operators(ssd_triton, ssd_triton_backward, list(values.values()), ())
-    return {"checked": 0.0}
+    check_operators(ssd_triton, ssd_triton_backward, list(values.values()))
+    return found
 
 
-def check_operators(operator, gradient_operator, inputs, flags):
-    save = flags and (True,)
-    leaves = [value.requires_grad_() if value is not None and value.is_floating_point() else value for value in inputs]
-    torch.library.opcheck(operator, (*leaves, *flags, *save))
-    plain = [None if value is None else value.detach() for value in leaves]
-    y, last, *saved = operator(*plain, *flags, *save)
+def gate_errors(inputs):
+    """Of y and the gradients of x and z, with a gate and segments."""
+    results = []
+    for backend, dtype in (("reference", torch.float64), ("triton", torch.float32)):
+        leaves = {n: v.detach().to(dtype).requires_grad_() if v.is_floating_point() else v for n, v in inputs.items()}
+        if backend == "triton":
+            y, _last = call_operator(routed_scan_triton, ScanInputs(**leaves, softplus=True, merge=True))
+        else:
+            y = routed_scan(**leaves, backend=backend)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), (leaves["x"], leaves["z"]))])
+    return {name: relative(*both[::-1]) for name, *both in zip(("y", "x", "z"), *results, strict=True)}
+
+
+def check_operators(operator, gradient_operator, inputs):
+    save = (True,) if isinstance(inputs, ScanInputs) else ()
+    floats = [isinstance(value, torch.Tensor) and value.is_floating_point() for value in inputs]
+    leaves = [value.requires_grad_() if real else value for value, real in zip(inputs, floats, strict=True)]
+    torch.library.opcheck(operator, (*leaves, *save))
+    plain = [value.detach() if isinstance(value, torch.Tensor) else value for value in leaves]
+    y, last, *saved = operator(*plain, *save)
     cotangents = torch.ones_like(y), torch.ones_like(last)
-    torch.library.opcheck(gradient_operator, (*cotangents, *plain, *saved, *flags))
-    y, *_ = operator(*leaves, *flags, *save)
+    torch.library.opcheck(gradient_operator, (*cotangents, *plain, *saved))
+    y, *_ = operator(*leaves, *save)
     (gradient,) = torch.autograd.grad(y.square().sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()

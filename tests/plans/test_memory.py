@@ -128,6 +128,6 @@ def test_more_routes_need_more_memory() -> None:
 
 
 def test_the_scan_keeps_its_states_as_often_as_the_model_says():
-    header = (Path(cpp.__file__).parent / "csrc" / "abi.h").read_text()
+    header = (Path(cpp.__file__).parents[1] / "csrc" / "abi.h").read_text()
     defined = dict(re.findall(r"#define (MM_TILE|MM_PAD) (\d+)", header))
     assert defined == {"MM_TILE": str(TILE), "MM_PAD": str(CHANNEL_PAD)}
