@@ -25,7 +25,7 @@ import torch
 from medmamba.geometry import Grid, affine_from
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.inference.memory import BUDGET_GIB, budget_of, estimate_memory
-from medmamba.inference.restore import label_blocks, native_blocks, undo_storage
+from medmamba.inference.restore import label_blocks, native_blocks
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.preprocessing.case import shape_at_spacing
 from medmamba.preprocessing.resample import resample_image
@@ -81,14 +81,15 @@ def differences(
     labels: np.ndarray, network: torch.nn.Module, image: torch.Tensor, patch: tuple[int, int, int], trail: SpatialTrail
 ) -> dict[str, float]:
     """The mask against those of whole volumes of logits, by the same interpolation and by torch's trilinear one."""
-    shape = trail.steps[-1].shape_before
+    stored, resample = trail.split_resampling()
+    shape = resample.shape_before
     every = torch.stack(list(stream_logits([network], image, Window(patch))), dim=1)
     whole = all_at_once(every, shape).argmax(0)
-    unlike = int((undo_storage(whole.numpy()[None], trail)[0] != labels).sum())
+    unlike = int((stored.undo(whole.numpy()[None])[0] != labels).sum())
     del whole
     trilinear = torch.nn.functional.interpolate(every[None], size=shape, mode="trilinear")[0]
-    other = undo_storage(trilinear.argmax(0).numpy()[None], trail)[0] != labels
-    gaps = undo_storage(trilinear.topk(2, dim=0).values.diff(dim=0).abs().numpy(), trail)[0]
+    other = stored.undo(trilinear.argmax(0).numpy()[None])[0] != labels
+    gaps = stored.undo(trilinear.topk(2, dim=0).values.diff(dim=0).abs().numpy())[0]
     return {
         "voxels_unlike_naive": unlike,
         "voxels_unlike_trilinear": int(other.sum()),
@@ -111,7 +112,7 @@ def main() -> int:
     patch = (lambda a, b, c: (a, b, c))(*map(int, choices.patch.split(",")))
     grid = Grid((i, j, k), affine_from(SPACING_MM))
     trail, resample = trail_of(grid, choices.plan_mm)
-    estimate = estimate_memory(trail, 1, choices.classes, patch, budget=budget_of(choices.memory))
+    estimate = estimate_memory(trail, channels=1, classes=choices.classes, box=patch, budget=budget_of(choices.memory))
     print(f"{choices.classes} classes on {i}x{j}x{k}: {estimate.sentence()}", file=sys.stderr, flush=True)
     network = synthetic_network(choices.classes)
     window = Window(patch, scratch=choices.scratch if estimate.spills else None)
@@ -127,7 +128,7 @@ def main() -> int:
         image = torch.from_numpy(np.ascontiguousarray(resample_image(volume, resample.shape_after)))
         del volume
         blocks = native_blocks(stream_logits([network], image, window, on_tile=tell), resample)
-        labels = undo_storage(label_blocks(blocks, resample.shape_before, choices.classes)[None], trail)[0]
+        labels = trail.split_resampling()[0].undo(label_blocks(blocks, resample.shape_before, choices.classes)[None])[0]
         spent = time.process_time() - cpu
         volumes.append(
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medmamba.inference.fold_ensemble import Member
+from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.models.network import mirroring_of
 from medmamba.models.prediction_recipe import Recipe
 from medmamba.models.trained_folds import read_model_facts
@@ -59,31 +59,31 @@ _LOAD_WEIGHTS = {
 }
 
 
-def _shared(member: Member) -> dict[str, Any]:
+def _shared(ensemble: FoldEnsemble) -> dict[str, Any]:
     """What every configuration of a bundle begins with."""
     return {
         "imports": ["$import torch"],
         "bundle_root": ".",
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "plan": plan_numbers(member.plan, member.configuration),
-        "network_def": network_def(member),
+        "plan": plan_numbers(ensemble.plan, ensemble.configuration),
+        "network_def": network_def(ensemble),
         "network": "$@network_def.to(@device)",
         "initialize": [],
     }
 
 
-def network_def(member: Member) -> dict[str, Any]:
+def network_def(ensemble: FoldEnsemble) -> dict[str, Any]:
     """The network of a configuration, all its folds, with untrained weights."""
     return {
         "_target_": "scripts.network.SegmentationNetwork",
-        "folds": len(member.runners),
-        "arguments": read_model_facts(member.folders[0])["network"],
+        "folds": len(ensemble.runners),
+        "arguments": read_model_facts(ensemble.folders[0])["network"],
     }
 
 
-def inferer(member: Member) -> dict[str, Any]:
+def inferer(ensemble: FoldEnsemble) -> dict[str, Any]:
     """How patches move over an image in a configuration."""
-    window = member.window
+    window = ensemble.window
     return {
         "_target_": "scripts.inferer.PlanInferer",
         "patch_size": list(window.patch_size),
@@ -95,40 +95,40 @@ def inferer(member: Member) -> dict[str, Any]:
     }
 
 
-def stage(member: Member, main: Member) -> dict[str, Any]:
+def stage(ensemble: FoldEnsemble, main: FoldEnsemble) -> dict[str, Any]:
     """A configuration beside the main network, with its weights."""
     return {
         "_target_": "scripts.stage.Stage",
-        "plan": plan_numbers(member.plan, member.configuration),
-        "network": network_def(member),
-        "weights": f"$@bundle_root + {'/models/' + weights_file(member, main)!r}",
-        "inferer": inferer(member),
+        "plan": plan_numbers(ensemble.plan, ensemble.configuration),
+        "network": network_def(ensemble),
+        "weights": f"$@bundle_root + {'/models/' + weights_file(ensemble, main)!r}",
+        "inferer": inferer(ensemble),
         "device": "@device",
-        "previous": None if member.previous is None else stage(member.previous, main),
+        "previous": None if ensemble.previous is None else stage(ensemble.previous, main),
     }
 
 
-def weights_file(member: Member, main: Member) -> str:
+def weights_file(ensemble: FoldEnsemble, main: FoldEnsemble) -> str:
     """Name of a configuration's weights below models/; ``model.pt`` is where clients look for the main network's."""
-    return "model.pt" if member.name == main.name else f"{member.name}.pt"
+    return "model.pt" if ensemble.name == main.name else f"{ensemble.name}.pt"
 
 
-def training(member: Member) -> dict[str, Any]:
+def training(ensemble: FoldEnsemble) -> dict[str, Any]:
     """The configuration that continues the training of a single configuration, every fold on all cases.
 
     Light augmentation; for all of it use `medmamba train --init`.
     """
-    patch = member.configuration.patch_size
+    patch = ensemble.configuration.patch_size
     keys = ["image", "label"]
-    window, flat = member.window, [1] if member.window.flat else []
-    flips = [axis for axis in mirroring_of(member.plan, member.configuration).axes if axis != window.swap_axis]
+    window, flat = ensemble.window, [1] if ensemble.window.flat else []
+    flips = [axis for axis in mirroring_of(ensemble.plan, ensemble.configuration).axes if axis != window.swap_axis]
     return {
         "dataset_dir": "$@bundle_root + '/data'",
         "output_dir": "$@bundle_root + '/models'",
         "epochs": 10,
         "iterations": 250,
         "learning_rate": 1e-4,
-        **_shared(member),
+        **_shared(ensemble),
         "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": "@learning_rate"},
         "loss": {"_target_": "scripts.finetune.FoldsLoss", "plan": "@plan"},
         "preprocessing": {
@@ -161,7 +161,7 @@ def training(member: Member) -> dict[str, Any]:
         "dataloader": {
             "_target_": "DataLoader",
             "dataset": "@dataset",
-            "batch_size": member.configuration.batch_size,
+            "batch_size": ensemble.configuration.batch_size,
             "shuffle": True,
             "num_workers": 0,
         },
@@ -198,12 +198,12 @@ def training(member: Member) -> dict[str, Any]:
     }
 
 
-def inference(members: Sequence[Member], recipe: Recipe | None) -> dict[str, Any]:
-    """The configuration that every client runs; the first member is its main network."""
-    main, *others = members
+def inference(ensembles: Sequence[FoldEnsemble], recipe: Recipe | None) -> dict[str, Any]:
+    """The configuration that every client runs; the first ensemble is its main network."""
+    main, *others = ensembles
     plan, configuration = main.plan, main.configuration
     first = main.previous
-    beside = {f"other_{number}": stage(member, main) for number, member in enumerate(others, start=1)}
+    beside = {f"other_{number}": stage(ensemble, main) for number, ensemble in enumerate(others, start=1)}
     if first is not None:
         beside["first_stage"] = stage(first, main)
     names = [f"@other_{number}" for number in range(1, 1 + len(others))]

@@ -27,7 +27,7 @@ from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.images.cases import ImageCase, find_cases
-from medmamba.inference.fold_ensemble import Member
+from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.predictor import Predictor
 from medmamba.models.prediction_recipe import RECIPE
 from medmamba.models.trained_folds import read_model_facts
@@ -89,11 +89,11 @@ def export_bundle(
     return BundleReport(Path(output), checked, printed)
 
 
-def _stages(predictor: Predictor) -> dict[str, Member]:
+def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
     """Every configuration of the bundle by name, the main one first, the first stages of cascades among them."""
-    stages: dict[str, Member] = {}
-    for member in predictor.members:
-        stage: Member | None = member
+    stages: dict[str, FoldEnsemble] = {}
+    for ensemble in predictor.model.ensembles:
+        stage: FoldEnsemble | None = ensemble
         while stage is not None:
             facts = [read_model_facts(folder)["network"] for folder in stage.folders]
             if any(other != facts[0] for other in facts):
@@ -108,7 +108,7 @@ def _stages(predictor: Predictor) -> dict[str, Member]:
     return stages
 
 
-def _network_of(stage: Member) -> str:
+def _network_of(stage: FoldEnsemble) -> str:
     """The network's name."""
     return read_model_facts(stage.folders[0])["network"]["name"]
 
@@ -116,18 +116,18 @@ def _network_of(stage: Member) -> str:
 def _write(
     folder: Path,
     predictor: Predictor,
-    stages: dict[str, Member],
+    stages: dict[str, FoldEnsemble],
     card: BundleCard,
     cases: list[ImageCase],
     sources: dict[str, str],
 ) -> None:
-    member = predictor.members[0]
-    plan, configuration = predictor.plan, member.configuration
-    weights = [parameter.numel() for parameter in member.runners[0].network.parameters()]
+    ensemble = predictor.model.ensembles[0]
+    plan, configuration = predictor.plan, ensemble.configuration
+    weights = [parameter.numel() for parameter in ensemble.runners[0].network.parameters()]
     provenance = {
-        **predictor.provenance(),
-        "network": _network_of(member),
-        "folds": len(member.runners),
+        **predictor.provenance().as_dict(),
+        "network": _network_of(ensemble),
+        "folds": len(ensemble.runners),
         "parameters": sum(weights),
         "patch_size": configuration.patch_size,
         "stages": list(stages),
@@ -135,7 +135,7 @@ def _write(
         "licence": card.licence,
     }
     names = ["background", *label_names(plan)]
-    first = [] if member.previous is None else [f"first stage: {name}" for name in names[1:]]
+    first = [] if ensemble.previous is None else [f"first stage: {name}" for name in names[1:]]
     facts = metadata(
         card,
         channels=plan.channel_names,
@@ -148,7 +148,7 @@ def _write(
         provenance=provenance,
     )
     check_metadata(facts)
-    config = inference(predictor.members, predictor.recipe)
+    config = inference(predictor.model.ensembles, predictor.model.recipe)
     texts = {
         "LICENSE": licence_text(card),
         METADATA: json.dumps(facts, indent=2) + "\n",
@@ -159,21 +159,21 @@ def _write(
         **{f"scripts/{name}": text for name, text in sources.items()},
     }
     if len(stages) == 1:  # a second stage learns from what the first says of cases it has not seen
-        texts["configs/train.json"] = json.dumps(training(member), indent=2) + "\n"
+        texts["configs/train.json"] = json.dumps(training(ensemble), indent=2) + "\n"
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     models = folder / "models"
     for stage in stages.values():
-        _write_stage(models, stage, weights_file(stage, member))
-    if predictor.fingerprint is not None:
-        (models / "fingerprint.json").write_text(predictor.fingerprint.to_json(), encoding="utf-8")
-    if predictor.recipe is not None:
-        (models / RECIPE).write_text(predictor.recipe.to_json(), encoding="utf-8")
+        _write_stage(models, stage, weights_file(stage, ensemble))
+    if predictor.model.fingerprint is not None:
+        (models / "fingerprint.json").write_text(predictor.model.fingerprint.to_json(), encoding="utf-8")
+    if predictor.model.recipe is not None:
+        (models / RECIPE).write_text(predictor.model.recipe.to_json(), encoding="utf-8")
 
 
-def _write_stage(models: Path, stage: Member, weights: str) -> None:
+def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> None:
     """A configuration's weights as one raw state dict, and what `Predictor.from_bundle` needs of each fold."""
     network = SegmentationNetwork(len(stage.runners), read_model_facts(stage.folders[0])["network"])
     for number, (copy, runner, source) in enumerate(zip(network.members, stage.runners, stage.folders, strict=True)):

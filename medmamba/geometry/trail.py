@@ -275,6 +275,13 @@ class SpatialTrail:
             array = step.undo(array, resample=resample, fill=fill)
         return array
 
+    def split_resampling(self) -> tuple[SpatialTrail, Resample]:
+        """The trail up to its last step, and that step: the resampling with which every trail to a plan's grid ends."""
+        *before, last = self.steps
+        if not isinstance(last, Resample):
+            raise ValueError(f"the trail ends with {last}, not with a Resample")
+        return SpatialTrail(self.native, tuple(before)), last
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings for a JSON file."""
         affine = None if self.native.affine is None else self.native.affine.tolist()

@@ -19,6 +19,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
+from medmamba.compute.free_memory import free_memory
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import MOST_VOXELS
 
@@ -150,30 +151,12 @@ def read_small(path: Path | str, limit: int, where: str | None = None) -> bytes:
 
 def check_memory(needed: int, where: str) -> None:
     """Refuses work that needs more bytes than are free, before anything is allocated."""
-    free = available_memory()
+    free = free_memory()
     if free is not None and needed > free:
         raise ResourceError(
             f"{where}: reading it needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of memory are free. "
             "Close other programs, crop or resample the image, or use a larger machine."
         )
-
-
-def available_memory() -> int | None:
-    """Bytes that can be allocated without swapping (the container's limit respected); None where unknown."""
-    free: list[int] = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(int(line.split()[1]) * 1024)
-    except OSError:
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return max(0, min(free)) if free else None
 
 
 def _read_plain(

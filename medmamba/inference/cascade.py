@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.geometry.trail import Resample
-from medmamba.inference.restore import last_step, native_blocks
+from medmamba.inference.restore import native_blocks
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Configuration, Plan
@@ -39,7 +39,7 @@ def prepare_stage(
     if previous is None:
         return case
     before = previous.prepare(name, array, grid)
-    first, second = last_step(before.trail), last_step(case.trail)
+    (_, first), (_, second) = before.trail.split_resampling(), case.trail.split_resampling()
     labels = labels_on_next_grid(
         previous.planes(torch.from_numpy(before.image)),
         previous.heads,

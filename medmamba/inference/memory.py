@@ -1,19 +1,18 @@
-"""What a prediction will need, said before it starts, and whether its planes have to go to disk."""
+"""Estimate of the memory that a prediction needs, and whether its planes go to disk."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import prod
-from pathlib import Path
 
+from medmamba.compute.free_memory import free_memory
 from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.options import BUDGET_GIB
 
-SHARE_OF_FREE = 0.7
-"""Of the memory that is free, at most this share is planned with."""
+FREE_FRACTION = 0.7
+"""Of the memory that is free, at most this fraction is planned with."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ def sum_of(estimates: Sequence[MemoryEstimate]) -> MemoryEstimate:
 
 def estimate_memory(
     trail: SpatialTrail,
+    *,
     channels: int,
     classes: int,
     box: tuple[int, int, int],
-    *,
     batch: int = 1,
     passes: int = 1,
     budget: int | None = None,
@@ -73,7 +72,7 @@ def estimate_memory(
 
     ``passes`` through the network (flips, members) are averaged; ``budget`` is in bytes (default: :func:`budget_of`).
     """
-    planned, cropped = trail.grid.shape, trail.steps[-1].shape_before
+    planned, cropped = trail.grid.shape, trail.split_resampling()[1].shape_before
     between = cropped[0] * planned[1] * planned[2]
     padded = [max(extent, edge) for extent, edge in zip(planned, box, strict=True)]
     label_bytes = 1 if classes <= 256 else 2
@@ -95,34 +94,4 @@ def budget_of(memory_gib: float | None = None) -> int:
     if memory_gib is not None:
         return int(memory_gib * 2**30)
     free = free_memory()
-    return int(min(BUDGET_GIB * 2**30, math.inf if free is None else SHARE_OF_FREE * free))
-
-
-def free_memory() -> int | None:
-    """Bytes that this process can still take, its container's limit included; None where the system does not say."""
-    known = [value for value in (_system_memory(), _container_memory()) if value is not None]
-    return min(known, default=None)
-
-
-def _system_memory() -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _container_memory() -> int | None:
-    """What control groups (version 2) leave to this process."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return max(0, int(limit) - int(used))
-    except (OSError, ValueError):  # no control groups, or "max"
-        return None
+    return int(min(BUDGET_GIB * 2**30, math.inf if free is None else FREE_FRACTION * free))

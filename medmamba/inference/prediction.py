@@ -14,6 +14,7 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, write_label_map
+from medmamba.inference.provenance import Provenance
 from medmamba.inference.quality import Finding, status_of
 
 
@@ -27,12 +28,12 @@ class Prediction:
         volumes_ml: by label; None for images without millimetres.
         voxels: count by label.
         findings: what is unusual about image or mask; :attr:`status` is the most serious of them.
-        entropy: mean entropy of the foreground as a share of the largest possible; None if not measured.
+        entropy: mean entropy of the foreground as a fraction of the largest possible; None if not measured.
         agreement: Dice of the least agreeing fold with the mean of all; None for one fold.
         seconds: by stage.
         probabilities: float32 (classes, i, j, k) if asked for.
         like: the image, as it was read.
-        provenance: what made the mask (see :meth:`medmamba.Predictor.provenance`).
+        provenance: what made the mask; None for one that no predictor made.
     """
 
     labels: NDArray[Any]
@@ -45,7 +46,7 @@ class Prediction:
     seconds: dict[str, float] = field(default_factory=dict)
     probabilities: NDArray[np.float32] | None = None
     like: MedicalImage | None = None
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
     @property
     def status(self) -> str:
@@ -90,7 +91,9 @@ class Prediction:
                 "A DICOM segmentation refers to the series it was made from. Predict the folder of a series, or name "
                 "it with series=FOLDER."
             )
-        names = self.provenance["labels"]
+        if self.provenance is None:
+            raise InputError("A DICOM object names its labels. Give the prediction a provenance.")
+        names = self.provenance.labels
         write(path, self.labels, self.grid, source, names, read_codes(codes, list(names)))
 
     def record(self) -> dict[str, Any]:
@@ -106,11 +109,15 @@ class Prediction:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
 
+    def report(self) -> dict[str, Any]:
+        """:meth:`record` with the provenance as ``model``."""
+        return {**self.record(), "model": None if self.provenance is None else self.provenance.as_dict()}
+
     def save_report(self, path: str | Path) -> None:
-        """Write :meth:`record` and the provenance as .json, or as one .html page with a picture of the mask."""
+        """Write :meth:`report` as .json, or as one .html page that shows the mask."""
         path = Path(path)
         if path.suffix == ".json":
-            write_json(path, {**self.record(), "model": self.provenance})
+            write_json(path, self.report())
         elif path.suffix == ".html":
             from medmamba.inference.report_page import prediction_page
 

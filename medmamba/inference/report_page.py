@@ -19,7 +19,8 @@ NOT_A_DEVICE = "For research. Not a medical device: whoever uses this mask for a
 
 def prediction_page(prediction: Prediction) -> str:
     """The page. It names neither case nor patient."""
-    names = {name: value for name, value in prediction.provenance.get("labels", {}).items() if value}
+    model = prediction.provenance
+    names = {} if model is None else {name: value for name, value in model.labels.items() if value}
     image = None if prediction.like is None else prediction.like.array[0]
     png = overlay_png(np.zeros_like(prediction.labels), prediction.labels, prediction.grid, list(names.values()), image)
     rows = "".join(
@@ -27,7 +28,7 @@ def prediction_page(prediction: Prediction) -> str:
         for name, count in prediction.voxels.items()
     )
     findings = "".join(f"<li>{escape(found.level)}: {escape(found.text)}</li>" for found in prediction.findings)
-    made = escape(json.dumps(prediction.provenance, indent=1))
+    made = escape(json.dumps(None if model is None else model.as_dict(), indent=1))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Prediction</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>Prediction: {escape(prediction.status)}</h1>"

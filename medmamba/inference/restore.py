@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from medmamba.compute.argmax import largest_channel
-from medmamba.geometry.trail import Fill, Resample, SpatialTrail
+from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.images.image import smallest_type
 from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.resample import nearest_index, separate_axis
@@ -42,8 +41,8 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
     held: dict[int, torch.Tensor] = {}
     reached = -1
     for index in range(across.wanted):
-        below, share = int(across.below[index]), float(across.share[index])
-        above = below + (share > 0)
+        below, weight = int(across.below[index]), float(across.weight[index])
+        above = below + (weight > 0)
         while reached < above:
             reached += 1
             plane = next(source)
@@ -51,12 +50,57 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
             if reached >= below:
                 held[reached] = plane
         for rows in _rows_of(down.wanted, len(held[below]) * along.wanted):
-            yield index, rows, _block(held[below], held[above], share, rows, down, along)
+            yield index, rows, _block(held[below], held[above], weight, rows, down, along)
     for _ in source:
         pass  # the last planes may not be needed; the source still ends properly
 
 
-def mean_chances(
+@dataclass(frozen=True, eq=False)
+class NativeResult:
+    """Label indices (i, j, k) on the native grid of an image, and the probabilities (classes, i, j, k) if asked for."""
+
+    labels: NDArray[np.unsignedinteger]
+    probabilities: NDArray[np.float32] | None = None
+
+
+def on_native_grid(
+    streams: Sequence[tuple[Iterable[torch.Tensor], SpatialTrail]],
+    heads: OutputChannels,
+    thresholds: Sequence[float] | None = None,
+    temperature: float = 1.0,
+    *,
+    probabilities: bool = False,
+) -> NativeResult:
+    """Labels on the native grid of one image from the planes of logits of each configuration.
+
+    Args:
+        streams: planes (classes, J, K) of each configuration with the trail at whose end they lie; several are averaged
+            as probabilities.
+        heads: what the channels mean.
+        thresholds: of regions, as probabilities; one half if None.
+        temperature: logits are divided by it before they become probabilities.
+        probabilities: keep them too, which takes 4 bytes per class and voxel.
+    """
+    trails = [trail.split_resampling() for _, trail in streams]
+    (stored, step), *_ = trails
+    blocks = [native_blocks(planes, own) for (planes, _), (_, own) in zip(streams, trails, strict=True)]
+    as_probabilities = probabilities or len(blocks) > 1
+    scores = mean_probabilities(blocks, heads, temperature) if as_probabilities else blocks[0]
+    channels, labels = len(heads.names), len(heads.label_swap) - 1
+    kept = np.empty((channels, *step.shape_before), np.float32) if probabilities else None
+    indices = label_blocks(
+        scores, step.shape_before, labels, heads, thresholds, are_probabilities=as_probabilities, keep=kept
+    )
+    native = stored.undo(indices[None])[0]
+    if kept is None:
+        return NativeResult(native)
+    background = np.zeros(channels, np.float32)
+    if not heads.sigmoid:
+        background[0] = 1.0
+    return NativeResult(native, stored.undo(kept, fill=background))
+
+
+def mean_probabilities(
     streams: Sequence[Iterable[Block]], heads: OutputChannels, temperature: float = 1.0
 ) -> Iterator[Block]:
     """Blocks of probabilities, the mean over configurations, from the blocks of logits of each.
@@ -65,10 +109,10 @@ def mean_chances(
     """
     for blocks in zip(*streams, strict=True):
         plane, rows, first = blocks[0]
-        chances = heads.probabilities(first / temperature)
+        mean = heads.probabilities(first / temperature)
         for _, _, logits in blocks[1:]:
-            chances += heads.probabilities(logits / temperature)
-        yield plane, rows, chances.div_(len(blocks))
+            mean += heads.probabilities(logits / temperature)
+        yield plane, rows, mean.div_(len(blocks))
 
 
 def label_blocks(
@@ -78,7 +122,7 @@ def label_blocks(
     heads: OutputChannels | None = None,
     thresholds: Sequence[float] | None = None,
     *,
-    chances: bool = False,
+    are_probabilities: bool = False,
     keep: NDArray[np.float32] | None = None,
 ) -> NDArray[np.unsignedinteger]:
     """The most likely label of every voxel (I, J, K), in the smallest type that holds ``classes`` indices.
@@ -86,13 +130,13 @@ def label_blocks(
     Args:
         heads: what the channels mean; without it each channel is a label.
         thresholds: of regions, as probabilities; one half if None.
-        chances: the scores are probabilities, not logits.
-        keep: takes the scores (classes, I, J, K).
+        are_probabilities: the scores are probabilities, not logits.
+        keep: takes the scores (channels, I, J, K).
     """
     labels = np.empty(tuple(shape), smallest_type(0, max(classes - 1, 1)))
     regions = heads if heads is not None and heads.sigmoid else None
     limits = [] if regions is None else list(thresholds or [0.5] * len(regions.names))
-    limits = limits if chances else [math.log(chance / (1 - chance)) for chance in limits]
+    limits = limits if are_probabilities else [math.log(limit / (1 - limit)) for limit in limits]
     for index, rows, scores in blocks:
         if regions is not None:
             labels[index, rows] = regions.label_map(scores, limits).numpy()
@@ -103,49 +147,18 @@ def label_blocks(
     return labels
 
 
-def undo_storage(labels: NDArray[Any], trail: SpatialTrail, fill: Fill = 0) -> NDArray[Any]:
-    """An array (C, I, J, K) of native spacing back through axis order, crop and orientation: (C, i, j, k)."""
-    return SpatialTrail(trail.native, trail.steps[:-1]).undo(labels, fill=fill)
-
-
-def labels_on_native_grid(
-    streams: Sequence[tuple[Iterable[torch.Tensor], SpatialTrail]],
-    heads: OutputChannels,
-    thresholds: Sequence[float] | None = None,
-    temperature: float = 1.0,
-) -> NDArray[Any]:
-    """Label indices (i, j, k) on the native grid of one image from the planes of logits of each configuration.
-
-    Every entry holds the planes (classes, J, K) and the trail at whose end they lie; several are averaged as
-    probabilities. ``thresholds`` of regions are probabilities, one half if None.
-    """
-    trail = streams[0][1]
-    blocks = [native_blocks(planes, last_step(own)) for planes, own in streams]
-    several = len(blocks) > 1
-    scores = mean_chances(blocks, heads, temperature) if several else blocks[0]
-    shape, classes = last_step(trail).shape_before, len(heads.label_swap) - 1
-    return undo_storage(label_blocks(scores, shape, classes, heads, thresholds, chances=several)[None], trail)[0]
-
-
-def last_step(trail: SpatialTrail) -> Resample:
-    """The resampling that every way onto a plan's grid ends with."""
-    step = trail.steps[-1]
-    assert isinstance(step, Resample)
-    return step
-
-
 @dataclass(frozen=True, eq=False)
 class _Axis:
     """Where the wanted voxels of one axis lie among the given ones, voxel edges meeting at both ends.
 
-    ``below`` is the given voxel before each wanted one, ``share`` (float64) the weight of the voxel after it.
+    ``below`` is the given voxel before each wanted one, ``weight`` (float64) the weight of the voxel after it.
     """
 
     wanted: int
     given: int
     nearest: bool
     below: torch.Tensor
-    share: torch.Tensor
+    weight: torch.Tensor
 
     @classmethod
     def between(cls, wanted: int, given: int, *, nearest: bool) -> _Axis:
@@ -157,21 +170,21 @@ class _Axis:
 
 
 def _block(
-    first: torch.Tensor, second: torch.Tensor, share: float, rows: slice, down: _Axis, along: _Axis
+    first: torch.Tensor, second: torch.Tensor, weight: float, rows: slice, down: _Axis, along: _Axis
 ) -> torch.Tensor:
-    """``rows`` of the plane that lies ``share`` of the way from one plane (classes, J, K) to the next."""
-    below, shares = down.below[rows], down.share[rows].float()[:, None]
+    """``rows`` of the plane interpolated between two planes (classes, J, K), ``weight`` being that of the second."""
+    below, weights = down.below[rows], down.weight[rows].float()[:, None]
     low, high = int(below[0]), min(int(below[-1]) + 2, down.given)
     block = first[:, low:high]
-    if share:
-        block = torch.lerp(block, second[:, low:high], share)
+    if weight:
+        block = torch.lerp(block, second[:, low:high], weight)
     block = _along_rows(block, along)
     if down.wanted == down.given:
         return block[:, : len(below)]
     result = block.index_select(1, below - low)
-    if shares.any():
+    if weights.any():
         after = (below - low + 1).clamp_(max=block.shape[1] - 1)
-        torch.lerp(result, block.index_select(1, after), shares, out=result)
+        torch.lerp(result, block.index_select(1, after), weights, out=result)
     return result
 
 

@@ -22,11 +22,11 @@ from medmamba.inference.patch_positions import STEP, window_starts
 from medmamba.inference.planes import PlaneStore
 
 SIGMA_SCALE = 0.125
-"""Width of the Gaussian weight as a share of the patch edge."""
+"""Width of the Gaussian weight as a fraction of the patch edge."""
 EMPTY_RANGE = 1e-4
 """Largest difference of normalised values in a patch that holds one value only; resampling ripples below it."""
 BACKGROUND_LOGIT = 10.0
-"""Logit of the background where no patch looked."""
+"""Logit of the background in voxels that no patch covers."""
 
 
 @lru_cache(maxsize=8)
@@ -54,7 +54,7 @@ class Window:
         patch_size: two or three edges; two are moved over every slice of the first axis.
         mirror_axes: axes of the patch; the mean over all flips along them is taken.
         swap_axis: a flip along this axis exchanges left and right; its channels are put back by ``channel_swap``.
-        step: distance of neighbouring patches as a share of the edge.
+        step: distance of neighbouring patches as a fraction of the edge.
         batch: patches that go through the network together.
         skip_empty: leave out patches that hold one value only (air, padding). Voxels that lie in such patches alone
             become background.
@@ -97,11 +97,11 @@ def stream_logits(
     window: Window,
     *,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
-    judge: Confidence | None = None,
+    confidence: Confidence | None = None,
 ) -> Iterator[torch.Tensor]:
     """The planes (classes, J, K) of the logits of an image (C, I, J, K), one after the other along the first axis.
 
-    Several networks are averaged. ``judge`` sees what each of them says about every batch of patches.
+    Several networks are averaged. ``confidence`` sees what each of them says about every batch of patches.
     Images smaller than the patch are padded with zeros and cropped again.
     """
     padded, before = _pad(image, window.box)
@@ -122,7 +122,7 @@ def stream_logits(
                     boxes = [box for box in boxes if not _is_empty(padded[(slice(None), *box)])]
                 if boxes:
                     patches = torch.stack([padded[(slice(None), *box)] for box in boxes])
-                    logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, judge)
+                    logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, confidence)
                     if store is None:
                         classes = logits.shape[1]
                         store = PlaneStore(kept, (classes, image.shape[2], image.shape[3]), window.scratch)
@@ -175,20 +175,20 @@ def _mean_logits(
     networks: Networks,
     patches: torch.Tensor,
     window: Window,
-    judge: Confidence | None,
+    confidence: Confidence | None,
 ) -> torch.Tensor:
     """Mean logits (N, classes, *patch) of all networks and flips, float32 on the CPU."""
     total, decisions = None, []
     for number, network in enumerate(networks):
         logits = _mirrored(network, patches, window).float().cpu()
-        if judge is not None:
-            decisions.append(judge.decide(logits, 1))
+        if confidence is not None:
+            decisions.append(confidence.decide(logits, 1))
         # the first sum is a new array: what a network returned may be its own
         total = logits if total is None else total + logits if number == 1 else total.add_(logits)
     assert total is not None
     mean = total if len(networks) == 1 else total.div_(len(networks))
-    if judge is not None and len(networks) > 1:
-        judge.see_patch(decisions, judge.decide(mean, 1))
+    if confidence is not None and len(networks) > 1:
+        confidence.see_patch(decisions, confidence.decide(mean, 1))
     return mean
 
 
@@ -247,7 +247,7 @@ def _normalised(plane: torch.Tensor, weights: torch.Tensor, window: Window) -> t
 
 
 def _background(shape: tuple[int, ...], window: Window) -> torch.Tensor:
-    """Logits (classes, ...) where no patch looked."""
+    """Logits (classes, ...) in voxels that no patch covers."""
     plane = torch.zeros(shape)
     if window.sigmoid:
         return plane - BACKGROUND_LOGIT

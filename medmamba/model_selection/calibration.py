@@ -1,4 +1,4 @@
-"""Numbers that cross-validation gives to a model: the temperature of its probabilities, and where doubt begins."""
+"""Temperature of the probabilities and limits of uncertainty, measured by cross-validation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from medmamba.models.prediction_recipe import Limits
 
 TEMPERATURES = np.geomspace(0.5, 4.0, 25)
 MIN_CASES = 10
-"""Usual cases below which limits would be anecdotes, and the fixed ones stay (see quality.py)."""
+"""Fewest usual cases to measure limits on; with fewer the fixed ones stay (see inference/quality.py)."""
 ALARM_PERCENT = 5.0
-"""Share of usual cases that the limits may send to review."""
+"""Usual cases that the limits may send to review."""
 FENCE = 1.5
 """A case whose Dice lies more than this many interquartile ranges below the lower quartile is not usual (Tukey)."""
 
 
-class Doubt(NamedTuple):
+class Uncertainty(NamedTuple):
     """Of one validation case: mean entropy of the foreground and mean Dice of the fold that had not seen it."""
 
     entropy: float | None
     dice: float
 
 
-def quality_limits(cases: Sequence[Doubt]) -> Limits | None:
+def quality_limits(cases: Sequence[Uncertainty]) -> Limits | None:
     """Limits that hardly any usual case passes; None for too few cases.
 
     Entropy: the 95th percentile. Agreement of folds: the 5th percentile of the Dice with the truth. A case of

@@ -1,4 +1,4 @@
-"""One candidate of `medmamba find-best`: what it said about each validation case, and what would make it better.
+"""A candidate of `medmamba find-best`: its predictions of the validation cases, and changes that raise their Dice.
 
 A change (a threshold, a cleaning step) is taken when the mean Dice of one structure gains and that of no other loses.
 Structures are the labels of softmax heads and the regions of sigmoid heads.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medmamba.disk.atomic import explained
 from medmamba.evaluation.dice import dice
 from medmamba.inference.cleaning import clean_one
-from medmamba.model_selection.calibration import Doubt
+from medmamba.model_selection.calibration import Uncertainty
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_recipe import EVEN, Cleaning
 from medmamba.preprocessing.case import bounding_box
@@ -27,44 +27,44 @@ from medmamba.preprocessing.case import bounding_box
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
 """Probabilities that are tried beside one half."""
 SMALLEST_GAIN = 1e-4
-"""Dice that a change must gain to be worth having."""
-LOSS = 1e-9
-"""Dice that is rounding."""
+"""Smallest gain in Dice for which a change is made."""
+ROUNDING_ERROR = 1e-9
+"""Differences of Dice that are none."""
 
 Labels = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
 class ValidatedCase:
-    """What was said about a case.
+    """A validation case and what was predicted for it.
 
     Attributes:
         truth: label indices (I, J, K).
-        looked_for: whether each channel's labels were looked for by whoever drew the truth.
+        annotated: whether each channel's labels were annotated in this case.
         voxel_mm3: volume of a voxel; None without millimetres.
         entropy: mean entropy of the predicted foreground.
         labels: label indices that were predicted.
         dice: mean Dice over the structures; nan where there is none.
-        chances: of sigmoid heads, a file of probabilities inside ``box``; outside no threshold is reached.
+        probabilities: of sigmoid heads, a file of them inside ``box``; outside no threshold is reached.
     """
 
     truth: Labels
-    looked_for: tuple[bool, ...]
+    annotated: tuple[bool, ...]
     voxel_mm3: float | None
     entropy: float | None = None
     labels: Labels = field(default_factory=lambda: np.empty(0, np.int16))
     dice: float = math.nan
-    chances: Path | None = None
+    probabilities: Path | None = None
     box: tuple[slice, ...] = ()
 
     @property
-    def doubt(self) -> Doubt:
+    def uncertainty(self) -> Uncertainty:
         """Entropy and Dice, from which limits are made."""
-        return Doubt(self.entropy, self.dice)
+        return Uncertainty(self.entropy, self.dice)
 
 
 @dataclass
-class Candidate:
+class EnsembleCandidate:
     """Configurations that answer together, and their answers; ``logits`` and ``targets`` are samples of voxels."""
 
     heads: OutputChannels
@@ -72,16 +72,16 @@ class Candidate:
     logits: list[torch.Tensor] = field(default_factory=list)
     targets: list[torch.Tensor] = field(default_factory=list)
 
-    def add(self, case_id: str, chances: torch.Tensor, facts: ValidatedCase, keep_at: Path) -> ValidatedCase:
+    def add(self, case_id: str, probabilities: torch.Tensor, facts: ValidatedCase, keep_at: Path) -> ValidatedCase:
         """Enter probabilities (classes, I, J, K); those of regions are kept in a file."""
-        labels = self.heads.label_map(chances, [EVEN] * len(chances)).numpy().astype(np.int16)
-        case = replace(facts, labels=labels, chances=None, box=())
+        labels = self.heads.label_map(probabilities, [EVEN] * len(probabilities)).numpy().astype(np.int16)
+        case = replace(facts, labels=labels, probabilities=None, box=())
         if self.heads.sigmoid:
-            values = chances.numpy()
+            values = probabilities.numpy()
             box = tuple(map(slice, *bounding_box((values.max(axis=0) > min(THRESHOLDS))[None])))
             with explained(keep_at):
                 np.save(keep_at, values[(slice(None), *box)].astype(np.float16))
-            case = replace(case, chances=keep_at, box=box)
+            case = replace(case, probabilities=keep_at, box=box)
         found = [value for value in self._of_case(case, self.channels).values() if not math.isnan(value)]
         case = replace(case, dice=fmean(found) if found else math.nan)
         self.cases[case_id] = case
@@ -124,7 +124,7 @@ class Candidate:
         truth, labels = case.truth[known], case.labels[known]
         return {
             channel: dice(np.isin(truth, self.heads.members[channel]), np.isin(labels, self.heads.members[channel]))
-            if case.looked_for[channel]
+            if case.annotated[channel]
             else math.nan
             for channel in channels
         }
@@ -137,8 +137,8 @@ class Candidate:
         """The change that other thresholds of the channels make."""
 
         def change(case: ValidatedCase) -> Labels:
-            assert case.chances is not None
-            inner = torch.from_numpy(np.load(case.chances).astype(np.float32))
+            assert case.probabilities is not None
+            inner = torch.from_numpy(np.load(case.probabilities).astype(np.float32))
             labels = np.zeros(case.truth.shape, np.int16)
             labels[case.box] = self.heads.label_map(inner, thresholds).numpy()
             return labels
@@ -146,8 +146,8 @@ class Candidate:
         return change
 
 
-def choose_thresholds(candidate: Candidate) -> dict[str, float]:
-    """The probability above which a voxel belongs to each region, of those that are better not one half."""
+def choose_thresholds(candidate: EnsembleCandidate) -> dict[str, float]:
+    """The probability above which a voxel belongs to a region, for each region with a better one than one half."""
     limits = [EVEN] * len(candidate.heads.names)
     candidate.take(candidate.thresholded(limits))
     for channel in candidate.channels:
@@ -163,12 +163,12 @@ def choose_thresholds(candidate: Candidate) -> dict[str, float]:
     return {name: limit for name, limit in zip(candidate.heads.names, limits, strict=True) if limit != EVEN}
 
 
-def choose_cleaning(candidate: Candidate, names: Sequence[str]) -> list[Cleaning]:
+def choose_cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> list[Cleaning]:
     """For each label the better of two steps on its components, where one helps; later ones see what earlier left."""
     return list(_cleaning(candidate, names))
 
 
-def _cleaning(candidate: Candidate, names: Sequence[str]) -> Iterator[Cleaning]:
+def _cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> Iterator[Cleaning]:
     for index, name in enumerate(names, start=1):
         touched = [channel for channel in candidate.channels if index in candidate.heads.members[channel]]
         options = [Cleaning(label=name, action="largest_component")]
@@ -189,17 +189,17 @@ def _cleaned(step: Cleaning, index: int) -> Callable[[ValidatedCase], Labels]:
 
 
 def _gain(
-    candidate: Candidate, channel: int, touched: Sequence[int], change: Callable[[ValidatedCase], Labels]
+    candidate: EnsembleCandidate, channel: int, touched: Sequence[int], change: Callable[[ValidatedCase], Labels]
 ) -> float | None:
     """What a change adds to the Dice of a channel; None when it is too little, or any touched channel loses."""
     before, after = candidate.dice(touched), candidate.dice(touched, change)
     gains = {other: after[other] - before[other] for other in touched if not math.isnan(before[other])}
-    loses = any(math.isnan(gain) or gain < -LOSS for gain in gains.values())
+    loses = any(math.isnan(gain) or gain < -ROUNDING_ERROR for gain in gains.values())
     gain = gains.get(channel, 0.0)
     return None if loses or gain < SMALLEST_GAIN else gain
 
 
-def _smallest_component(candidate: Candidate, index: int) -> float:
+def _smallest_component(candidate: EnsembleCandidate, index: int) -> float:
     from scipy.ndimage import label
 
     sizes: list[float] = []

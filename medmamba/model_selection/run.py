@@ -1,4 +1,4 @@
-"""`medmamba find-best`: what cross-validation says about configurations, ensembles, thresholds, cleaning and doubt.
+"""`medmamba find-best`: configurations, ensembles, thresholds, cleaning and limits of uncertainty by cross-validation.
 
 Everything is measured on the plan's grid, on validation cases, each predicted by the one fold that has not seen it.
 Folds that are not trained are left out. What wins is written to RUN/best.json, and predict uses it from then on.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import threading
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -22,10 +21,11 @@ from medmamba.disk.atomic import write_text
 from medmamba.errors import InputError
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.confidence import Confidence
-from medmamba.inference.fold_ensemble import Member
-from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.inference.fold_ensemble import FoldEnsemble
+from medmamba.inference.runner import Execution
+from medmamba.inference.sliding_window import Window
 from medmamba.model_selection.calibration import quality_limits, softmax_temperature
-from medmamba.model_selection.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
+from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
@@ -46,7 +46,7 @@ def find_best(
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **changes: Any,
 ) -> Recipe:
-    """Choose configurations, thresholds, cleaning steps, temperature and limits of doubt on cross-validation.
+    """Choose configurations, thresholds, cleaning steps, temperature and limits of uncertainty on cross-validation.
 
     The recipe is stored in the run. ``changes`` are single fields of the options by name. Raises InputError when no
     fold with validation cases is trained.
@@ -64,19 +64,19 @@ def find_best(
             "--fold 0`, and as many other folds as you can."
         )
     names = [(name,) for name in folds] + list(combinations(folds, 2))
-    candidates = {each: Candidate(heads) for each in names}
+    candidates = {each: EnsembleCandidate(heads) for each in names}
     total, done = sum(len(splits[fold]["val"]) for fold in shared), 0
     with tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch) as kept:
         for fold in shared:
-            members = {name: _member(name, folds[name][fold], options) for name in folds}
+            ensembles = {name: _ensemble(name, folds[name][fold], options) for name in folds}
             readers = {name: stored_cases(folder.preprocessed(name)) for name in folds}
             for case_id in splits[fold]["val"]:
                 on_item("validate", done, total)
-                chances = {}
-                for name, member in members.items():
-                    chances[name] = _validate(member, readers[name][case_id], candidates[(name,)], Path(kept))
+                probabilities = {}
+                for name, ensemble in ensembles.items():
+                    probabilities[name] = _validate(ensemble, readers[name][case_id], candidates[(name,)], Path(kept))
                 for first, second in combinations(folds, 2):
-                    joint = (chances[first] + _onto(chances[second], chances[first].shape[1:])) / 2
+                    joint = (probabilities[first] + _onto(probabilities[second], probabilities[first].shape[1:])) / 2
                     alone = candidates[(first,)].cases[case_id]
                     where = Path(kept) / f"{len(candidates[first, second].cases)}-{first}+{second}.npy"
                     candidates[first, second].add(case_id, joint, alone, where)
@@ -99,7 +99,7 @@ def find_best(
         thresholds=thresholds,
         cleaning=cleaning,
         temperature=softmax_temperature(chosen.logits, chosen.targets),
-        limits=quality_limits([case.doubt for case in candidates[best[:1]].cases.values()]),
+        limits=quality_limits([case.uncertainty for case in candidates[best[:1]].cases.values()]),
     )
     write_text(folder.path / RECIPE, recipe.to_json())
     return recipe
@@ -115,33 +115,34 @@ def _trained(folder: RunFolder, names: list[str], count: int) -> dict[str, dict[
     return found
 
 
-def _member(name: str, folder: Path, options: FindBestOptions) -> Member:
+def _ensemble(name: str, folder: Path, options: FindBestOptions) -> FoldEnsemble:
     window = Window((), mirror_axes=(0,) if options.mirror else (), skip_empty=True)
-    return Member(name, [folder], choose_device(options.device), window, threading.Lock())
+    execution = Execution(choose_device(options.device), scan_backend=options.scan_backend)
+    return FoldEnsemble.load(name, [folder], window, execution)
 
 
-def _validate(member: Member, case: CaseReader, candidate: Candidate, kept: Path) -> torch.Tensor:
+def _validate(ensemble: FoldEnsemble, case: CaseReader, candidate: EnsembleCandidate, kept: Path) -> torch.Tensor:
     """Probabilities (classes, I, J, K) of a stored case; what is to be compared goes to the candidate."""
     image, truth = case.read_whole()
-    if before := previous_labels(member.plan, member.configuration):
+    if before := previous_labels(ensemble.plan, ensemble.configuration):
         image = np.concatenate([image, one_hot(case.read_previous(), before)])
-    judge = Confidence(sigmoid=member.heads.sigmoid)
-    planes = stream_logits(member.runners, torch.from_numpy(image), member.window)
-    logits = torch.stack(list(map(judge.see_plane, planes)), dim=1)
-    spacing = member.configuration.spacing_mm
+    confidence = Confidence(sigmoid=ensemble.heads.sigmoid)
+    logits = torch.stack(list(ensemble.planes(torch.from_numpy(image), confidence=confidence)), dim=1)
+    spacing = ensemble.configuration.spacing_mm
     voxel_mm3 = math.prod(spacing) if spacing is not None and len(spacing) == 3 else None
-    facts = ValidatedCase(truth, tuple(member.heads.annotated(case.annotated)), voxel_mm3, judge.entropy)
-    chances = member.heads.probabilities(logits)
-    where = kept / f"{len(candidate.cases)}-{member.name}.npy"
-    labels = candidate.add(case.case_id, chances, facts, where).labels
-    if not member.heads.sigmoid:
-        near = torch.from_numpy(((labels > 0) | (truth > 0)) & (truth < len(logits)))  # where doubt is possible
+    annotated = tuple(ensemble.heads.annotated(case.annotated))
+    probabilities = ensemble.heads.probabilities(logits)
+    where = kept / f"{len(candidate.cases)}-{ensemble.name}.npy"
+    facts = ValidatedCase(truth=truth, annotated=annotated, voxel_mm3=voxel_mm3, entropy=confidence.entropy)
+    labels = candidate.add(case.case_id, probabilities, facts, where).labels
+    if not ensemble.heads.sigmoid:
+        near = torch.from_numpy(((labels > 0) | (truth > 0)) & (truth < len(logits)))  # where labels are uncertain
         flat, target = logits[:, near].T, torch.from_numpy(truth.astype(np.int64))[near]
         stride = max(1, len(flat) // SAMPLED_VOXELS)
         candidate.logits.append(flat[::stride])
         candidate.targets.append(target[::stride])
-    return chances
+    return probabilities
 
 
-def _onto(chances: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    return torch.stack([interpolate_linear(volume, tuple(shape)) for volume in chances])
+def _onto(probabilities: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return torch.stack([interpolate_linear(volume, tuple(shape)) for volume in probabilities])

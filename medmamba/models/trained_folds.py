@@ -22,11 +22,11 @@ from medmamba.plans.fingerprint import Fingerprint
 
 @dataclass(frozen=True)
 class Selection:
-    """The folders of the trained folds by configuration, the recipe of ``find-best`` if it is used, and remarks."""
+    """The folders of the trained folds by configuration, the recipe of ``find-best`` if it is used, and warnings."""
 
     folders: dict[str, list[Path]]
     recipe: Recipe | None
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def select_models(
@@ -55,15 +55,15 @@ def select_models(
     else:
         names = [configuration] if isinstance(configuration, str) else list(configuration)
         recipe = recipe if recipe and sorted(recipe.configurations) == sorted(names) else None
-    folders, remarks = {}, []
+    folders, warnings = {}, []
     for name in names:
         if name not in plan.configurations:
             raise unknown_name("configuration", name, list(plan.configurations))
-        folders[name], remark = _folds_of(run, name, folds)
-        if remark and strict:
-            raise InputError(f"{model}: {remark}. Train the missing folds, or leave out --strict.")
-        remarks += [remark] if remark else []
-    return Selection(folders, recipe, tuple(remarks))
+        folders[name], warning = _folds_of(run, name, folds)
+        if warning and strict:
+            raise InputError(f"{model}: {warning}. Train the missing folds, or leave out --strict.")
+        warnings += [warning] if warning else []
+    return Selection(folders, recipe, tuple(warnings))
 
 
 def is_fold(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medmamba.compute.free_memory import main_memory
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError
@@ -147,7 +149,7 @@ def _make(
             fingerprint,
             made.configurations[name],
             made.axis_order,
-            memory_bytes=_main_memory(),
+            memory_bytes=main_memory() or math.inf,
             most_voxels=measured.reading.max_voxels,
         )
     return made
@@ -252,14 +254,6 @@ def _to_store(plan: Plan, options: PlanRequest) -> list[str]:
 def _grids(plan: Plan, options: PlanRequest) -> dict[str, list[float] | None]:
     """What preprocessed cases depend on, among the numbers that a network decides."""
     return {name: plan.configurations[name].spacing_mm for name in _to_store(plan, options)}
-
-
-def _main_memory() -> float:
-    """Bytes of this machine's main memory, or infinity where the system does not say."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
 
 
 def _hash_of(texts: Iterable[str]) -> str:

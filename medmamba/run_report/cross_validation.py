@@ -1,9 +1,8 @@
-"""What each trained fold says about the cases it never saw, on the plan's grid, and the cases worth looking at."""
+"""Dice of each trained fold on the cases it was not trained on, on the plan's grid, and the worst and best of them."""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 from medmamba.compute.device import choose_device
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice
-from medmamba.inference.fold_ensemble import Member
-from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.inference.fold_ensemble import FoldEnsemble
+from medmamba.inference.runner import Execution
+from medmamba.inference.sliding_window import Window
 from medmamba.models.run_folder import RunFolder
-from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.run_report.options import ReportOptions
 from medmamba.training.validation import spread_subset
@@ -107,12 +106,13 @@ def cross_validate(
     found = CrossValidation(name, held_out=all(folder.name != "fold_all" for folder, _ in work))
     total = sum(len(chosen) for _, chosen in work)
     done = 0
+    execution = Execution(choose_device(options.device), scan_backend=options.scan_backend)
     for folder, chosen in work:
         window = Window((), mirror_axes=(0,) if options.mirror else (), skip_empty=True)
-        member = Member(name, [folder], choose_device(options.device), window, threading.Lock())
+        ensemble = FoldEnsemble.load(name, [folder], window, execution)
         for reader in chosen:
             on_item("validate", done, total)
-            found.add(_predicted(member, plan, reader, folder.name))
+            found.add(_predicted(ensemble, reader, folder.name))
             done += 1
     on_item("validate", total, total)
     return found
@@ -138,20 +138,20 @@ def _work(
 
 
 @torch.no_grad()
-def _predicted(member: Member, plan: Plan, case: CaseReader, fold: str) -> ShownCase:
+def _predicted(ensemble: FoldEnsemble, case: CaseReader, fold: str) -> ShownCase:
     image, truth = case.read_whole()
-    heads = member.heads
-    planes = stream_logits(member.runners, torch.from_numpy(image), member.window)
+    heads = ensemble.heads
+    planes = ensemble.planes(torch.from_numpy(image))
     prediction = np.stack([heads.label_map(plane).numpy() for plane in planes]).astype(np.uint8)
     known = np.ones(truth.shape, bool) if heads.ignore is None else truth != heads.ignore
     first = 0 if heads.sigmoid else 1
     scores = {
-        name: dice(np.isin(truth[known], joined), np.isin(prediction[known], joined)) if looked_for else math.nan
-        for name, joined, looked_for in list(
+        name: dice(np.isin(truth[known], joined), np.isin(prediction[known], joined)) if annotated else math.nan
+        for name, joined, annotated in list(
             zip(heads.names, heads.members, heads.annotated(case.annotated), strict=True)
         )[first:]
     }
-    wanted = member.configuration.spacing_mm
+    wanted = ensemble.configuration.spacing_mm
     spacing = tuple(wanted) if wanted is not None and len(wanted) == 3 else (1.0, *(wanted or (1.0, 1.0)))
     score = CaseScore(case.case_id, fold, scores)
     return ShownCase(score, image[0], truth, prediction, (spacing[0], spacing[1], spacing[2]))

@@ -2,12 +2,12 @@
 
     curl --data-binary @case.nii.gz 'http://127.0.0.1:8000/predict?name=case.nii.gz' -o answer.zip
 
-The body is one file: an image of a known kind, or a zip of a DICOM series, or of one file per channel. The answer is a
+The body is one file: an image in a known format, or a zip of a DICOM series or of one file per channel. The answer is a
 zip of ``mask`` and ``report.json``, or one of the two (``&answer=mask``, ``&answer=report``). Only the ending of
 ``name`` is used; no name is logged, kept or sent back, and every file is gone when the answer has been made.
 
     400  the body is empty                    413  too large, as a file or in memory
-    415  not a kind of file that is known     422  read, but not usable: the reason is in "error"
+    415  not a known file format     422  read, but not usable: the reason is in "error"
     503  too many images are waiting
 """
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images.formats import FORMATS, alone
 from medmamba.inference.predictor import Predictor
-from medmamba.serving.queues import Busy, Desk
+from medmamba.serving.queues import Busy, RequestQueues
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -70,19 +70,19 @@ def make_app(
     from medmamba.version import __version__
 
     allowed = limits or ServiceLimits()
-    desk = Desk(predictors, allowed.waiting)
+    queues = RequestQueues(predictors, allowed.waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        desk.close()
+        queues.close()
 
     app = FastAPI(title="medmamba", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     @app.get("/health")
     def health() -> dict[str, Any]:
-        return {"status": "ok", "waiting": desk.lengths}
+        return {"status": "ok", "waiting": queues.lengths}
 
     @app.get("/info")
     def info() -> dict[str, Any]:
@@ -92,7 +92,7 @@ def make_app(
             "labels": plan.labels,
             "endings": list(ACCEPTED),
             "upload_bytes": allowed.upload_bytes,
-            "model": predictors[0].provenance(),
+            "model": predictors[0].provenance().as_dict(),
         }
 
     # Annotations of this module are strings, and FastAPI looks them up at module level: so the request is given.
@@ -103,7 +103,7 @@ def make_app(
             with TemporaryDirectory(prefix="medmamba-serve-") as folder:
                 path = Path(folder, "image" + _ending(query.get("name", "")))
                 await _receive(request, path, allowed.upload_bytes)
-                future = desk.submit(lambda predictor: _answer(predictor, path, wanted, allowed))
+                future = queues.submit(lambda predictor: _answer(predictor, path, wanted, allowed))
                 content, kind = await asyncio.wrap_future(future)
             return Response(content, media_type=kind)
         except Refusal as refusal:
@@ -113,7 +113,7 @@ def make_app(
             return JSONResponse({"error": str(error)}, 503, {"Retry-After": "10"})
 
     app.add_route("/predict", predict, methods=["POST"])
-    app.state.desk = desk
+    app.state.queues = queues
     return app
 
 
@@ -132,7 +132,7 @@ def _answer(predictor: Predictor, path: Path, wanted: Wanted, limits: ServiceLim
         raise Refusal(413, "out of memory; send a smaller image") from error
     except FloatingPointError as error:
         raise Refusal(422, str(error)) from error
-    report = json.dumps({**result.record(), "model": result.provenance}, indent=2).encode()
+    report = json.dumps(result.report(), indent=2).encode()
     if wanted == "mask":
         return mask.read_bytes(), "application/octet-stream"
     if wanted == "report":
@@ -183,8 +183,8 @@ def _ending(name: str) -> str:
         if name.lower().endswith(ending):
             return ending
     if name:
-        raise Refusal(415, f"not a kind of file that is known; give name=X with one of {', '.join(ACCEPTED)}")
-    raise Refusal(415, "say what kind of file it is: /predict?name=image.nii.gz")
+        raise Refusal(415, f"not a known file format; give name=X with one of {', '.join(ACCEPTED)}")
+    raise Refusal(415, "name the file format: /predict?name=image.nii.gz")
 
 
 def _wanted(text: str) -> Wanted:

@@ -1,4 +1,4 @@
-"""Where requests wait: one line per device, each served by one thread, none longer than allowed."""
+"""Queues of requests: one per device, each served by one thread, with a largest length."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Answer = TypeVar("Answer")
 
 
 class Busy(ResourceError):
-    """All lines are as long as they may be."""
+    """All queues are full."""
 
 
-class Desk:
-    """Sends each job to the device with the shortest line.
+class RequestQueues:
+    """Sends each job to the device with the shortest queue.
 
     Args:
         predictors: the same model, once per device.
@@ -38,7 +38,7 @@ class Desk:
             return {f"{number}:{p.device}": self._lengths[number] for number, p in enumerate(self.predictors)}
 
     def submit(self, job: Callable[[Predictor], Answer]) -> Future[Answer]:
-        """Put a job into the shortest line. Raises Busy when that one is full."""
+        """Put a job into the shortest queue. Raises Busy when that one is full."""
         with self._lock:
             index = min(range(len(self._lengths)), key=self._lengths.__getitem__)
             if self._lengths[index] >= self.longest:
@@ -49,7 +49,7 @@ class Desk:
         return future
 
     def close(self) -> None:
-        """Finish what runs, drop what waits, free the models."""
+        """Finish the running jobs, drop the waiting ones, free the models."""
         for thread in self._threads:
             thread.shutdown(wait=True, cancel_futures=True)
         for predictor in self.predictors:

@@ -7,7 +7,6 @@ like those it will meet. In training they are disturbed: grown or shrunk, and co
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -148,18 +147,19 @@ def ensure_first_stage(
 def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseReader, CaseReader]], device: str) -> None:
     from medmamba.compute.device import choose_device
     from medmamba.inference.cascade import labels_on_next_grid
-    from medmamba.inference.fold_ensemble import Member
+    from medmamba.inference.fold_ensemble import FoldEnsemble
+    from medmamba.inference.runner import Execution
     from medmamba.inference.sliding_window import Window
 
-    member = Member(first, [fold], choose_device(device), Window((), skip_empty=True), threading.Lock())
+    ensemble = FoldEnsemble.load(first, [fold], Window((), skip_empty=True), Execution(choose_device(device)))
     following = next(part for part in plan.configurations.values() if part.previous_stage == first)
     for source, target in cases:
         image, _ = source.read_whole()
         grids = [
             (case.shape, None if part.spacing_mm is None else tuple(part.spacing_mm))
-            for case, part in ((source, member.configuration), (target, following))
+            for case, part in ((source, ensemble.configuration), (target, following))
         ]
-        labels = labels_on_next_grid(member.planes(torch.from_numpy(image)), member.heads, *grids)  # type: ignore[arg-type]
+        labels = labels_on_next_grid(ensemble.planes(torch.from_numpy(image)), ensemble.heads, *grids)  # type: ignore[arg-type]
         target.write_previous(labels)
         write_json(_mark(target), {"weights_sha256": _weights(fold)})
 

@@ -59,9 +59,9 @@ def test_the_api_and_the_command_predict_from_the_bundle_as_from_the_run(exporte
 
     run = medmamba.Predictor.from_run(tiny_model, device="cpu", mirror=False)
     bundle = medmamba.Predictor.from_bundle(exported.folder, device="cpu")
-    assert bundle.settings["mirror"] is False  # as it was exported
-    assert bundle.provenance()["weights_sha256"] == run.provenance()["weights_sha256"]
-    assert bundle.fingerprint is not None
+    assert bundle.provenance().settings.mirror is False  # as it was exported
+    assert bundle.provenance().weights_sha256 == run.provenance().weights_sha256
+    assert bundle.model.fingerprint is not None
     expected = run.predict(one_image)
     found = bundle.predict(one_image)
     assert np.array_equal(found.labels, expected.labels)

@@ -148,7 +148,7 @@ def test_a_bundle_of_this_kind_gives_the_models_own_voxels(
     again = Predictor.from_bundle(tmp_path / "bundle", device="cpu")
     paths = sorted(images.iterdir())
     assert np.array_equal(again.predict(paths).labels, native.predict(paths).labels)
-    assert again.provenance()["weights_sha256"] == native.provenance()["weights_sha256"]
+    assert again.provenance().weights_sha256 == native.provenance().weights_sha256
 
 
 def _planned_with_a_coarse_stage(data: Path, run: Path, **choices: Any) -> None:
@@ -185,5 +185,5 @@ def test_a_bundle_of_several_configurations_gives_the_models_own_voxels(asked: l
     (tmp_path / "bundle").rename(alone)
     native, again = (Predictor(model, configuration=asked, device="cpu") for model in (run, alone))
     assert np.array_equal(again.predict(image).labels, native.predict(image).labels)
-    assert again.provenance()["weights_sha256"] == native.provenance()["weights_sha256"]
-    assert [member.name for member in Predictor.from_bundle(alone, device="cpu").members] == asked
+    assert again.provenance().weights_sha256 == native.provenance().weights_sha256
+    assert [member.name for member in Predictor.from_bundle(alone, device="cpu").model.ensembles] == asked

@@ -209,10 +209,12 @@ def test_a_real_series_takes_a_segmentation(shared_data, tmp_path):
 
 def test_the_api_writes_the_segmentation_of_the_series_it_predicted(shared_data, tmp_path):
     from medmamba.inference.prediction import Prediction
+    from medmamba.inference.provenance import PredictionSettings, Provenance
 
     image = read_image(shared_data / "hippocampus_dicom" / "series_a")
     labels = (image.array[0] > 90).astype(np.uint8)
-    made = {"labels": {"background": 0, "bright": 1}}
+    settings = PredictionSettings(["2d"], {}, False, False, 0.5, {}, 1, "fp32", "none", 1)
+    made = Provenance("0", "0", "D", "0", {}, settings, None, "cpu", {"background": 0, "bright": 1})
     result = Prediction(labels, image.grid, {"bright": 1.0}, {"bright": 1}, like=image, provenance=made)
     result.save_dicom_seg(tmp_path / "seg.dcm")
     assert np.array_equal(read_segmentation(tmp_path / "seg.dcm", image.grid)[0], labels)

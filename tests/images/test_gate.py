@@ -208,14 +208,14 @@ def test_a_bomb_is_refused_in_little_time_and_memory(tmp_path, shape, content, w
 def test_an_image_that_does_not_fit_into_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "large.nii.gz"
     path.write_bytes(bomb((256, 256, 256), 1 << 24))
-    monkeypatch.setattr(gate, "available_memory", lambda: 10 << 20)
+    monkeypatch.setattr(gate, "free_memory", lambda: 10 << 20)
     with pytest.raises(ResourceError, match=r"needs about 0\.0 GiB and 0\.0 GiB of memory are free"):
         read_image(path)
     assert refused(path, options=ReadOptions(max_voxels=1000)).count("above the limit of 1000")
 
 
 def test_memory_that_is_free_is_known_here():
-    free = gate.available_memory()
+    free = gate.free_memory()
     assert free is None or 0 < free < resource.RLIM_INFINITY % (1 << 50)
 
 

@@ -48,9 +48,9 @@ def test_runs_and_folds_are_opened_by_name_and_refused_by_name(tiny_run, tmp_pat
 def test_a_result_carries_its_provenance_and_the_record_names_nobody(predictor, images):
     result = predictor.predict(images[0])
     assert result.provenance == predictor.provenance()
-    assert set(result.provenance["weights_sha256"]["3d_fullres"]) == {"fold_0", "fold_1"}
-    result.provenance["settings"]["step"] = None  # a caller's change stays his own
-    assert predictor.provenance()["settings"]["step"] == 0.5
+    assert set(result.provenance.weights_sha256["3d_fullres"]) == {"fold_0", "fold_1"}
+    assert predictor.provenance().settings.step == 0.5
+    assert predictor.provenance().settings.scan_backend == "none"  # a network without scans
     text = json.dumps(result.record())
     assert images[0].name.split(".")[0] not in text
     assert result.record()["volume_ml"] == result.volumes_ml
@@ -83,8 +83,8 @@ def test_one_bad_case_is_a_result_and_the_next_ones_follow(predictor, images, tm
 
 def test_the_estimate_before_is_the_estimate_of_the_case(predictor):
     grid = Grid((40, 50, 60), np.diag([1.0, 1.0, 2.0, 1.0]))
-    case = predictor.members[0].prepare("solid block", np.ones((1, *grid.shape), np.float32), grid)
-    told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.members[0].estimate(case)
+    case = predictor.model.ensembles[0].prepare("solid block", np.ones((1, *grid.shape), np.float32), grid)
+    told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.model.ensembles[0].estimate(case)
     assert replace(told, budget=0) == replace(found, budget=0)  # what is free changes from moment to moment
     assert predictor.estimate((400, 400, 400)).peak > predictor.estimate((40, 40, 40)).peak
 
@@ -102,10 +102,10 @@ def test_fast_and_batches_of_patches_are_choices_that_the_provenance_names(tiny_
     masks = [predictor.predict(images[0]) for predictor in (plain, batched, fast)]
     assert (masks[0].labels == masks[1].labels).mean() > 0.999  # sums in another order
     assert masks[2].labels.shape == masks[0].labels.shape
-    settings = [mask.provenance["settings"] for mask in masks]
-    assert [one["tile_batch"] for one in settings] == [1, 3, 1]
-    assert (settings[2]["fast"], settings[2]["mirror"]) == (True, False)
-    assert settings[2]["step"] > settings[0]["step"]
+    settings = [mask.provenance.settings for mask in masks]
+    assert [one.tile_batch for one in settings] == [1, 3, 1]
+    assert (settings[2].fast, settings[2].mirror) == (True, False)
+    assert settings[2].step > settings[0].step
 
 
 def test_threads_get_the_bits_of_a_single_caller(predictor, images):
@@ -147,8 +147,8 @@ def test_a_prediction_changes_nothing_outside_itself(tiny_run, images, tmp_path)
 def test_half_precision_moves_probabilities_little_and_is_part_of_the_record(tiny_run, images):
     half = medmamba.Predictor(tiny_run, folds=[0], mirror=False, device="cpu", precision="bf16")
     single = medmamba.Predictor(tiny_run, folds=[0], mirror=False, device="cpu")
-    assert half.provenance()["settings"]["precision"] == "bf16"
-    assert single.provenance()["settings"]["precision"] == "fp32"
+    assert half.provenance().settings.precision == "bf16"
+    assert single.provenance().settings.precision == "fp32"
     found, expected = (p.predict(images[0], probabilities=True) for p in (half, single))
     difference = np.abs(found.probabilities - expected.probabilities).max()
     assert 0 < difference < 0.05

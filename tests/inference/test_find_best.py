@@ -15,8 +15,8 @@ from tiny_models import make_fold
 from medmamba.errors import InputError
 from medmamba.inference.cleaning import clean
 from medmamba.inference.predictor import Predictor
-from medmamba.model_selection.calibration import Doubt, quality_limits, softmax_temperature
-from medmamba.model_selection.candidate import Candidate, ValidatedCase, choose_cleaning, choose_thresholds
+from medmamba.model_selection.calibration import Uncertainty, quality_limits, softmax_temperature
+from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.run import find_best
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_recipe import Cleaning, Limits, read_recipe
@@ -36,7 +36,7 @@ NESTED = OutputChannels.of_plan(
 
 def candidate(labels, truth, heads=ORGAN):
     case = ValidatedCase(truth, (True,) * len(heads.names), 1.0, labels=labels)
-    return Candidate(heads, {"a": case})
+    return EnsembleCandidate(heads, {"a": case})
 
 
 def ball_and_speck():
@@ -78,7 +78,7 @@ def test_small_objects_are_measured_in_cubic_millimetres():
 def test_a_case_that_was_not_looked_at_for_a_structure_and_ignored_voxels_do_not_count():
     found, truth = ball_and_speck()
     unseen = ValidatedCase(0 * truth, (True, False), 1.0, labels=found)
-    both = Candidate(ORGAN, {"a": candidate(found, truth).cases["a"], "b": unseen})
+    both = EnsembleCandidate(ORGAN, {"a": candidate(found, truth).cases["a"], "b": unseen})
     assert both.dice() == candidate(found, truth).dice()
     ignoring = OutputChannels.of_plan(
         SimpleNamespace(
@@ -94,13 +94,13 @@ def shy(tmp_path, *, harmful=False):
     truth = np.zeros((12, 12, 12), np.int16)
     truth[2:9, 2:9, 2:9] = 1
     truth[4:7, 4:7, 4:7] = 2
-    chances = torch.full((2, *truth.shape), 0.01)
-    chances[0][torch.from_numpy(truth > 0)] = 0.9
-    chances[1][torch.from_numpy(truth == 2)] = 0.35
+    probabilities = torch.full((2, *truth.shape), 0.01)
+    probabilities[0][torch.from_numpy(truth > 0)] = 0.9
+    probabilities[1][torch.from_numpy(truth == 2)] = 0.35
     if harmful:
-        chances[1, 10, 10, :5] = 0.35  # outside the whole, which core is a part of
-    found = Candidate(NESTED)
-    found.add("a", chances, ValidatedCase(truth, (True, True), 1.0), tmp_path / "a.npy")
+        probabilities[1, 10, 10, :5] = 0.35  # outside the whole, which core is a part of
+    found = EnsembleCandidate(NESTED)
+    found.add("a", probabilities, ValidatedCase(truth, (True, True), 1.0), tmp_path / "a.npy")
     return found, truth
 
 
@@ -133,13 +133,13 @@ def test_a_temperature_that_costs_one_class_is_not_taken():
     assert softmax_temperature([logits], [wrong]) == 1.0  # flatter would cost class 0
 
 
-def test_limits_of_doubt_come_from_usual_cases_and_pass_nearly_all_of_them():
+def test_limits_of_uncertainty_come_from_usual_cases_and_pass_nearly_all_of_them():
     random = np.random.default_rng(0)
     usual = [
-        Doubt(float(e), float(d))
+        Uncertainty(float(e), float(d))
         for e, d in zip(random.uniform(0.05, 0.2, 40), random.uniform(0.85, 0.95, 40), strict=True)
     ]
-    limits = quality_limits([*usual, Doubt(0.9, 0.1), Doubt(None, 0.9), Doubt(0.1, math.nan)])
+    limits = quality_limits([*usual, Uncertainty(0.9, 0.1), Uncertainty(None, 0.9), Uncertainty(0.1, math.nan)])
     assert limits is not None
     assert limits.cases == 40
     assert 0.15 < limits.max_entropy < 0.21
@@ -167,13 +167,13 @@ def test_the_recipe_is_stored_says_its_folds_and_is_applied_by_predict(tiny_run,
     assert recipe.limits is None  # two cases are not enough
     image = sorted((small_dataset / "imagesTs").iterdir())[0]
     predictor = Predictor(run, mirror=False)
-    assert predictor.recipe == recipe
-    assert predictor.provenance()["recipe_sha256"] == recipe.hash()
+    assert predictor.model.recipe == recipe
+    assert predictor.provenance().recipe_sha256 == recipe.hash()
     strict = recipe.model_copy(update={"limits": Limits(max_entropy=1e-6, min_agreement=1.0, cases=12)})
     (run / "best.json").write_text(strict.to_json())
-    doubts = " ".join(finding.text for finding in Predictor(run, mirror=False).predict(image).findings)
-    assert "undecided" in doubts
-    assert "(limit 1.00, from 12 validation cases)" in doubts
+    findings = " ".join(finding.text for finding in Predictor(run, mirror=False).predict(image).findings)
+    assert "undecided" in findings
+    assert "(limit 1.00, from 12 validation cases)" in findings
 
 
 def test_regions_are_compared_and_their_thresholds_applied_by_predict(tiny_run, small_run, small_dataset, tmp_path):
@@ -192,9 +192,9 @@ def test_regions_are_compared_and_their_thresholds_applied_by_predict(tiny_run, 
         masks[limit] = Predictor(run, mirror=False).predict(image)
     assert masks[1e-6].voxels[second] > masks[0.5].voxels[second] > masks[1 - 1e-6].voxels[second] == 0
     (run / "best.json").write_text(changed.model_copy(update={"thresholds": {second: 0.3}}).to_json())
-    chances = Predictor(run, mirror=False).predict(image, probabilities=True)
-    assert chances.probabilities is not None
-    assert chances.voxels[second] == int((chances.probabilities[1] > 0.3).sum())
+    found = Predictor(run, mirror=False).predict(image, probabilities=True)
+    assert found.probabilities is not None
+    assert found.voxels[second] == int((found.probabilities[1] > 0.3).sum())
 
 
 def test_two_configurations_are_compared_with_their_ensemble_and_predict_averages_them(
@@ -212,11 +212,11 @@ def test_two_configurations_are_compared_with_their_ensemble_and_predict_average
     assert all(folds == ["fold_0"] for folds in recipe.folds.values())  # the one that both have
     (run / "best.json").unlink()
     image = sorted((small_dataset / "imagesTs").iterdir())[0]
-    chances = [
+    probabilities = [
         Predictor(run, configuration=names, folds=[0], mirror=False).predict(image, probabilities=True).probabilities
         for names in ("3d_fullres", "3d_other", ["3d_fullres", "3d_other"])
     ]
-    assert np.allclose(chances[2], (chances[0] + chances[1]) / 2, atol=1e-6)
+    assert np.allclose(probabilities[2], (probabilities[0] + probabilities[1]) / 2, atol=1e-6)
 
 
 def test_the_command_says_what_was_chosen(tiny_run, small_run, tmp_path, capsys):

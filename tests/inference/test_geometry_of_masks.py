@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from medmamba.geometry import Grid, affine_from, all_reorientations
 from medmamba.geometry.trail import Reorient
 from medmamba.images import MedicalImage, read_image, read_label_map, written_files
+from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.predictor import Predictor
+from medmamba.inference.sliding_window import Window
+from medmamba.inference.trained_model import TrainedModel
+from medmamba.models.run_folder import read_plan
 
 OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 
@@ -21,17 +25,20 @@ OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 class Identity:
     """Logits that call a voxel what its intensity says: 0, 1 or 2."""
 
-    device = torch.device("cpu")
-
     def __call__(self, patches):
         return torch.cat([-20 * (patches - value) ** 2 for value in range(3)], dim=1)
 
 
 @pytest.fixture
 def identity(raw_fold):
-    predictor = Predictor(raw_fold, mirror=False, confidence=False)
-    predictor.members[0].runners = [Identity()]
-    return predictor
+    return identity_of(raw_fold)
+
+
+def identity_of(fold):
+    """A predictor with the plan of a trained fold, and in place of its network one that copies the image."""
+    plan = read_plan(fold / "plan.json")
+    ensemble = FoldEnsemble(plan.default_configuration, plan, [Identity()], Window((), skip_empty=True))
+    return Predictor(TrainedModel((ensemble,)), confidence=False)
 
 
 def blobs(grid: Grid) -> np.ndarray:
@@ -130,7 +137,7 @@ def test_the_mask_has_the_grid_of_its_image_in_every_kind_of_file(tiny_run, tmp_
     assert first.GetSpacing() == second.GetSpacing()
     labels = sitk.GetArrayFromImage(second).transpose(2, 1, 0)
     assert np.array_equal(labels, mask.array)
-    assert [int((labels == value).sum()) for value in (1, 2)] == list(report.done["a"]["voxels"].values())
+    assert [int((labels == value).sum()) for value in (1, 2)] == list(report.done["a"].voxels.values())
 
 
 def test_nifti2_comes_out_as_nifti2(tiny_run, tmp_path):
@@ -216,9 +223,7 @@ def test_pictures_come_out_as_pictures_pixel_for_pixel(picture_fold, tmp_path, n
     rows, columns = np.indices(shape)
     labels = ((rows // 5 + columns // 7) % 3).astype(np.uint8)
     Image.fromarray(labels).save(tmp_path / "in" / name)
-    predictor = Predictor(picture_fold, mirror=False, confidence=False)
-    predictor.members[0].runners = [Identity()]
-    report = pipeline.predict(predictor, tmp_path / "in", tmp_path / "out")
+    report = pipeline.predict(identity_of(picture_fold), tmp_path / "in", tmp_path / "out")
     assert not report.failed
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / name)), labels)
 

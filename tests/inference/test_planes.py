@@ -166,12 +166,15 @@ def test_a_full_scratch_disk_is_told_before_the_start(tmp_path, monkeypatch):
 def test_the_estimate_grows_with_the_output_and_not_with_classes_times_voxels():
     grid = Grid((512, 512, 600))
     trail = SpatialTrail(grid, (Resample(grid.shape, (256, 256, 400)),))
-    few, many = (estimate_memory(trail, 1, classes, (128, 128, 128), budget=8 * 2**30) for classes in (2, 118))
+    few, many = (
+        estimate_memory(trail, channels=1, classes=classes, box=(128, 128, 128), budget=8 * 2**30)
+        for classes in (2, 118)
+    )
     assert many.naive > 60 * 2**30
     assert many.peak < 8 * 2**30
     assert not many.spills
     assert not few.spills
-    small = estimate_memory(trail, 1, 118, (128, 128, 128), budget=4 * 2**30)
+    small = estimate_memory(trail, channels=1, classes=118, box=(128, 128, 128), budget=4 * 2**30)
     assert small.spills
     assert small.peak + small.planes == many.peak
 

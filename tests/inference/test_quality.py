@@ -12,7 +12,7 @@ from medmamba.images import MedicalImage, read_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.quality import check_image, check_result, check_sides, status_of
-from medmamba.inference.runner import NetworkRunner
+from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.plans.fingerprint import CaseStats, build_fingerprint
 
 
@@ -88,7 +88,7 @@ def test_swapped_channels_are_seen(fingerprint):
     assert "swapped: they resemble T2, T1" in texts(result(picture(fill=(500, 100)), fingerprint))
 
 
-def test_an_empty_or_huge_mask_and_doubtful_networks_need_review(fingerprint):
+def test_an_empty_or_huge_mask_and_uncertain_networks_need_review(fingerprint):
     image = picture()
     assert "no organ was found; all 4 training cases have it" in texts(result(image, fingerprint, voxels=0))
     assert "organ has 200 ml" in texts(result(image, fingerprint, voxels=100_000))
@@ -110,15 +110,15 @@ def test_strict_turns_review_into_an_error(tiny_run):
 
 
 def test_missing_folds_are_said_and_refused_when_strict(tiny_run):
-    assert Predictor(tiny_run, mirror=False).remarks == ("2 of 4 folds of 3d_fullres are trained and used",)
+    assert Predictor(tiny_run, mirror=False).model.warnings == ("2 of 4 folds of 3d_fullres are trained and used",)
     with pytest.raises(InputError, match="2 of 4 folds"):
         Predictor(tiny_run, strict=True)
 
 
-def test_real_cases_of_the_same_scanner_are_not_doubted_for_their_geometry(tiny_run, small_dataset):
+def test_real_cases_of_the_same_scanner_need_no_review_for_their_geometry(tiny_run, small_dataset):
     predictor = Predictor(tiny_run, folds=[0])
     for path in sorted((small_dataset / "imagesTs").iterdir()):
-        assert [f for f in check_image(read_image(path), predictor.fingerprint) if f.level != "note"] == []
+        assert [f for f in check_image(read_image(path), predictor.model.fingerprint) if f.level != "note"] == []
 
 
 def test_confidence_knows_certain_from_undecided_and_agreeing_from_contradicting():
@@ -133,27 +133,25 @@ def test_confidence_knows_certain_from_undecided_and_agreeing_from_contradicting
     one, two = torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 2, 4, 4, 4)
     one[:, 1], two[:, 1, :2] = 1.0, 2.0
     two[:, 0, 2:] = 5.0
-    judge = Confidence()
-    judge.see_patch([judge.decide(logits, 1) for logits in (one, two)], judge.decide((one + two) / 2, 1))
-    assert judge.agreement == pytest.approx(2 * 32 / (64 + 32))
+    confidence = Confidence()
+    confidence.see_patch([confidence.decide(logits, 1) for logits in (one, two)], confidence.decide((one + two) / 2, 1))
+    assert confidence.agreement == pytest.approx(2 * 32 / (64 + 32))
     assert Confidence().agreement is None
 
 
 def test_independent_heads_have_an_entropy_and_an_agreement_of_their_own():
-    judge = Confidence(sigmoid=True)
+    confidence = Confidence(sigmoid=True)
     plane = torch.full((2, 4, 4), -30.0)
     plane[0] = 1e-6  # one head is undecided everywhere, the other certain
-    judge.see_plane(plane)
-    assert judge.entropy == pytest.approx(0.5, abs=1e-3)
+    confidence.see_plane(plane)
+    assert confidence.entropy == pytest.approx(0.5, abs=1e-3)
     one, two = -torch.ones(1, 2, 4, 4, 4), -torch.ones(1, 2, 4, 4, 4)
     one[:, 0], two[:, 0], two[:, 1, :2] = 3.0, 1.0, 0.5  # the mean says: head 0 everywhere, head 1 nowhere
-    judge.see_patch([judge.decide(logits, 1) for logits in (one, two)], judge.decide((one + two) / 2, 1))
-    assert judge.agreement == pytest.approx(2 * 64 / (96 + 64))
+    confidence.see_patch([confidence.decide(logits, 1) for logits in (one, two)], confidence.decide((one + two) / 2, 1))
+    assert confidence.agreement == pytest.approx(2 * 64 / (96 + 64))
 
 
 def test_out_of_memory_halves_the_batch_and_then_moves_to_the_cpu_with_the_same_result():
-    import threading
-
     class Small(torch.nn.Module):
         """Runs out of memory for more than one patch, and on any device but the CPU."""
 
@@ -168,7 +166,7 @@ def test_out_of_memory_halves_the_batch_and_then_moves_to_the_cpu_with_the_same_
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
             return 2 * x
 
-    runner = NetworkRunner(Small(), torch.device("cpu"), threading.Lock())
+    runner = NetworkRunner(Small(), Execution(torch.device("cpu")))
     patches = torch.randn(3, 1, 4, 4, 4)
     assert torch.equal(runner(patches), 2 * patches)
 

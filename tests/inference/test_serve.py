@@ -25,7 +25,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 from medmamba.errors import InputError  # noqa: E402
 from medmamba.inference.predictor import Predictor  # noqa: E402
 from medmamba.serving.app import ServiceLimits, make_app  # noqa: E402
-from medmamba.serving.queues import Busy, Desk  # noqa: E402
+from medmamba.serving.queues import Busy, RequestQueues  # noqa: E402
 from medmamba.serving.run import run_service  # noqa: E402
 
 SHAPE = (18, 22, 17)
@@ -92,7 +92,7 @@ def test_a_volume_gives_the_mask_and_report_of_the_api(service, predictor, tmp_p
     assert (tmp_path / "answer" / "mask.nii.gz").read_bytes() == (tmp_path / "expected.nii.gz").read_bytes()
     report = json.loads((tmp_path / "answer" / "report.json").read_text())
     assert report["volume_ml"] == expected.volumes_ml
-    assert report["model"]["weights_sha256"] == expected.provenance["weights_sha256"]
+    assert report["model"]["weights_sha256"] == expected.provenance.weights_sha256
     assert "Anna" not in json.dumps(report)
 
 
@@ -174,15 +174,15 @@ def test_info_tells_channels_labels_and_limits(service):
 
 
 def test_a_full_queue_refuses_and_an_emptied_one_takes_again(predictor):
-    desk = Desk([predictor, predictor], longest=1)
+    queues = RequestQueues([predictor, predictor], longest=1)
     gate = threading.Event()
-    jobs = [desk.submit(lambda p: gate.wait()) for _ in range(2)]
-    assert list(desk.lengths.values()) == [1, 1]  # one at each device
+    jobs = [queues.submit(lambda p: gate.wait()) for _ in range(2)]
+    assert list(queues.lengths.values()) == [1, 1]  # one at each device
     with pytest.raises(Busy, match="2 images are waiting"):
-        desk.submit(lambda p: None)
+        queues.submit(lambda p: None)
     gate.set()
     assert all(job.result() for job in jobs)
-    assert desk.submit(lambda p: 7).result() == 7
+    assert queues.submit(lambda p: 7).result() == 7
 
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(service):

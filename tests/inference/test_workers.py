@@ -45,7 +45,7 @@ def test_a_killed_worker_is_named_its_case_tried_again_alone_and_all_others_are_
         report = predict_folder(workers, images, out, on_message=kill)
     assert killed == ["patient_1", "patient_2", "patient_2"]
     assert sorted(report.done) == ["patient_0", "patient_1", "patient_3"]
-    notes = [finding["text"] for finding in report.done["patient_1"]["findings"]]
+    notes = [finding.text for finding in report.done["patient_1"].findings]
     assert any("second attempt" in note and "SIGKILL" in note for note in notes)
     assert list(report.failed) == ["patient_2"]
     assert "killed by SIGKILL" in report.failed["patient_2"]

@@ -179,7 +179,7 @@ def test_one_command_trains_both_stages_and_one_predicts_through_both(cascade_ru
     image = sorted((clinic_dataset / "imagesTr").iterdir())[0]
     predictor = medmamba.Predictor(cascade_run, configuration="cascade")
     assert predictor.predict(image).labels.shape == (16, 16, 16)
-    assert f"coarse/fold_{len(splits) - 1}" in predictor.provenance()["weights_sha256"]["cascade"]
+    assert f"coarse/fold_{len(splits) - 1}" in predictor.provenance().weights_sha256["cascade"]
     alone = tmp_path / "elsewhere" / "models" / "cascade" / "fold_0"
     shutil.copytree(cascade_run / "models" / "cascade" / "fold_0", alone)
     with pytest.raises(ConfigError, match=r"second stage of a cascade whose first, coarse"):

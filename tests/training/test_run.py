@@ -68,7 +68,7 @@ def test_clinic_labels_are_planned_trained_and_predicted_with_their_own_values(c
     pipeline.train(clinic_run, fold="all", config=config)
     image = clinic_dataset / "imagesTr" / "k_0.nii.gz"
     predictor = medmamba.Predictor(clinic_run)
-    assert predictor.members[0].window.mirror_axes == (1, 2)
+    assert predictor.model.ensembles[0].window.mirror_axes == (1, 2)
     result = predictor.predict(image)
     assert {205, 420} <= set(np.unique(result.labels)) <= {0, 205, 420}
     truth = np.asarray(nib.load(clinic_dataset / "labelsTr" / "k_0.nii.gz").dataobj)

@@ -22,7 +22,7 @@ from medmamba.geometry import Grid
 from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.cleaning import CleaningStep, clean
-from medmamba.inference.restore import labels_on_native_grid
+from medmamba.inference.restore import on_native_grid
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.case import PreprocessedCase
@@ -123,7 +123,7 @@ class ToNatived(MapTransform):
             *(stage.planes(_plain(other)) for stage, other in zip(self.others, images[1:], strict=True)),
         ]
         streams = list(zip(planes, map(trail_of, images), strict=True))
-        indices = labels_on_native_grid(streams, self.heads, self.thresholds, self.temperature)
+        indices = on_native_grid(streams, self.heads, self.thresholds, self.temperature).labels
         number = {name: index for index, name in enumerate(label_names(self.plan), start=1)}  # type: ignore[arg-type]
         indices = clean(indices, self.cleaning, number, trail.native.voxel_volume_mm3)
         labels = decode(indices, self.plan)[None].astype(np.int32)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""One case of a folder: read it, predict it, write its mask, and say what became of it."""
+"""One case of a folder: read, predicted, its mask written, its record made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from medmamba.compute.out_of_memory import is_out_of_memory
 from medmamba.errors import InputError, MedmambaError
 from medmamba.images import MedicalImage, files_of, format_of, write_image, written_files
 from medmamba.images.cases import ImageCase, read_case
+from medmamba.inference.folder.case_record import CaseRecord, Geometry
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.prediction import Prediction
 from medmamba.inference.predictor import Predictor
+from medmamba.inference.provenance import Provenance
 from medmamba.inference.quality import Finding
-
-SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,32 @@ class Job:
     dicom: tuple[str, ...] = ()
     codes: Path | None = None
 
-    def request(self, model: dict[str, Any]) -> dict[str, Any]:
-        """Everything that decides what a mask looks like, besides the image."""
-        wanted = {**model, "probabilities": self.probabilities}
+    def request(self, model: Provenance) -> dict[str, Any]:
+        """Everything that decides what a mask looks like, besides the image; stands in report.json."""
+        wanted = {**model.as_dict(), "probabilities": self.probabilities}
         for kind in self.dicom:
             wanted[f"dicom_{kind}"] = {"codes_sha256": None if self.codes is None else file_sha256(self.codes)}
         return wanted
 
-    def failed(self, case: ImageCase, model: dict[str, Any], reason: str) -> dict[str, Any]:
+    def failed(self, case: ImageCase, model: Provenance, reason: str) -> CaseRecord:
         """The record of a case without a mask; whatever was written for it is removed."""
         remove_old(self.target, case)
-        return {**self._head(case, model), "status": "failed", "reason": self.shown.hide(reason, case)}
-
-    def _head(self, case: ImageCase, model: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "case": self.shown.of(case.case_id),
-            "request": digest(self.request(model)),
-        }
+        return CaseRecord(
+            case=self.shown.of(case.case_id),
+            request=digest(self.request(model)),
+            status="failed",
+            reason=self.shown.hide(reason, case),
+        )
 
     def run(
-        self, predictor: Predictor, model: dict[str, Any], case: ImageCase, say: Callable[[str], None]
-    ) -> dict[str, Any]:
+        self, predictor: Predictor, model: Provenance, case: ImageCase, on_message: Callable[[str], None]
+    ) -> CaseRecord:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
         started = time.perf_counter()
         try:
-            image = read_case(case)  # first: it says best what is wrong with a file
+            image = read_case(case)  # first: its errors name best what is wrong with a file
             inputs = [input_sha256(path) for path in case.paths]
-            result = self._predict(predictor, image, lambda line: say(self.shown.hide(line, case)))
+            result = self._predict(predictor, image, lambda line: on_message(self.shown.hide(line, case)))
             result.save(self.target / case.output_name)
             if result.probabilities is not None:
                 write_image(probability_path(self.target, case), result.probabilities, like=image)
@@ -82,48 +80,54 @@ class Job:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             return self.failed(case, model, f"{case.case_id}: unexpected {type(error).__name__} at {where}: {error}")
-        made = result.record()
-        made["findings"] += [asdict(Finding("note", self.shown.hide(line, case))) for line in image.warnings]
-        return {
-            **self._head(case, model),
-            "input_sha256": inputs,
-            **made,
-            "mask": None if self.shown.active else case.output_name,
-            "mask_sha256": [file_sha256(path) for path in case.outputs(self.target)],
-            "image_sha256": image.content_hash(),
-            "geometry": _geometry(image),
-            "seconds": {**made["seconds"], "all": round(time.perf_counter() - started, 3)},
-        }
+        warnings = [Finding("note", self.shown.hide(line, case)) for line in image.warnings]
+        seconds = {**result.seconds, "all": time.perf_counter() - started}
+        return CaseRecord(
+            case=self.shown.of(case.case_id),
+            request=digest(self.request(model)),
+            status=result.status,
+            input_sha256=inputs,
+            findings=[*result.findings, *warnings],
+            voxels=result.voxels,
+            volume_ml=result.volumes_ml,
+            empty=not any(result.voxels.values()),
+            entropy=result.entropy,
+            fold_agreement=result.agreement,
+            seconds={stage: round(value, 3) for stage, value in seconds.items()},
+            mask=None if self.shown.active else case.output_name,
+            mask_sha256=[file_sha256(path) for path in case.outputs(self.target)],
+            image_sha256=image.content_hash(),
+            geometry=Geometry.of(image.grid),
+        )
 
-    def _predict(self, predictor: Predictor, image: MedicalImage, say: Callable[[str], None]) -> Prediction:
+    def _predict(self, predictor: Predictor, image: MedicalImage, on_message: Callable[[str], None]) -> Prediction:
         """The prediction; when memory runs out, once more with as little of it as possible."""
-        before = predictor.memory_gib
         try:
-            return predictor.predict(image, probabilities=self.probabilities, on_message=say)
+            return predictor.predict(image, probabilities=self.probabilities, on_message=on_message)
         except Exception as error:
-            if not is_out_of_memory(error) or before == 0:
+            if not is_out_of_memory(error) or predictor.options.memory_gib == 0:
                 raise
-        say(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
-        predictor.memory_gib = 0.0
-        try:
-            return predictor.predict(image, probabilities=self.probabilities, on_message=say)
-        finally:
-            predictor.memory_gib = before
+        on_message(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
+        return predictor.predict(image, probabilities=self.probabilities, planes_on_disk=True, on_message=on_message)
 
-    def finished(self, case: ImageCase, model: dict[str, Any]) -> dict[str, Any] | None:
+    def finished(self, case: ImageCase, model: Provenance) -> CaseRecord | None:
         """The record of a case finished with the same request and input, its mask still as written; else None."""
         try:
-            record = json.loads(record_path(self.target, case).read_text(encoding="utf-8"))
+            record = read_record(self.target, case)
             same = (
-                record["status"] != "failed"
-                and record["schema_version"] == SCHEMA_VERSION
-                and record["request"] == digest(self.request(model))
-                and record["input_sha256"] == [input_sha256(path) for path in case.paths]
-                and record["mask_sha256"] == [file_sha256(path) for path in case.outputs(self.target)]
+                not record.failed
+                and record.request == digest(self.request(model))
+                and record.input_sha256 == [input_sha256(path) for path in case.paths]
+                and record.mask_sha256 == [file_sha256(path) for path in case.outputs(self.target)]
             )
         except (InputError, OSError, ValueError, KeyError, TypeError):
             return None
         return record if same else None
+
+
+def read_record(target: Path, case: ImageCase) -> CaseRecord:
+    """The record of a case. Raises OSError, ValueError, KeyError or TypeError where there is none of this version."""
+    return CaseRecord.from_dict(json.loads(record_path(target, case).read_text(encoding="utf-8")))
 
 
 def record_path(target: Path, case: ImageCase) -> Path:
@@ -166,13 +170,3 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _geometry(image: MedicalImage) -> dict[str, Any]:
-    grid = image.grid
-    return {
-        "shape": list(grid.shape),
-        "spacing_mm": None if grid.spacing_mm is None else [round(mm, 6) for mm in grid.spacing_mm],
-        "orientation": grid.orientation,
-        "affine_sha256": None if grid.affine is None else hashlib.sha256(grid.affine.tobytes()).hexdigest(),
-    }

@@ -1,4 +1,4 @@
-"""Make the masks of a report again and see whether the same bytes come out."""
+"""Reproduction: the masks of a report made again and compared byte by byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def reproduce(
 ) -> Reproduction:
     """Predict the cases of a report.json again, with its settings, and compare the masks byte by byte.
 
-    Raises ConfigError when plan or weights are not those of the report, InputError when an image is missing or differs.
+    Raises ConfigError when plan or weights are not those of the report, or its scan backend cannot run here;
+    InputError when an image is missing or differs.
     """
     record = _read(Path(report))
     settings = record["model"]["settings"]
@@ -48,11 +49,12 @@ def reproduce(
         fast=settings["fast"],
         tile_batch=settings["tile_batch"],
         precision=settings.get("precision", "fp32"),
+        scan_backend=_backend(settings),
         patch_size=next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
     )
     found = predictor.provenance()
     for key, part in (("plan", "plan"), ("weights", "weights"), ("recipe", "best.json, which find-best writes,")):
-        if found[f"{key}_sha256"] != record["model"][f"{key}_sha256"]:
+        if found.as_dict()[f"{key}_sha256"] != record["model"][f"{key}_sha256"]:
             raise ConfigError(f"{model}: its {part} is not that of {report}. Give the model that made the report.")
     wanted = list(record["cases"]) if cases is None else list(cases)
     inputs = {case.case_id: case for case in find_cases(images)}
@@ -68,9 +70,15 @@ def reproduce(
         same = [
             case_id
             for case_id in wanted
-            if again.done.get(case_id, {}).get("mask_sha256") == record["cases"][case_id]["mask_sha256"]
+            if case_id in again.done and again.done[case_id].mask_sha256 == record["cases"][case_id]["mask_sha256"]
         ]
     return Reproduction(tuple(same), tuple(case_id for case_id in wanted if case_id not in same))
+
+
+def _backend(settings: dict[str, Any]) -> str:
+    """The scan backend of the report; its masks may differ in single voxels from those of another one."""
+    recorded = settings.get("scan_backend", "auto")  # reports of version 0.1 do not name it
+    return "auto" if recorded == "none" else recorded
 
 
 def _folds(settings: dict[str, Any]) -> list[str]:

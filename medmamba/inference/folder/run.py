@@ -7,23 +7,23 @@ OUT/report.json              the model and all cases, those that failed with the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError, InputErrors, PartialError
 from medmamba.images.cases import ImageCase, find_cases, part_of
-from medmamba.inference.folder.case_job import SCHEMA_VERSION, Job, record_path, remove_old
+from medmamba.inference.folder.case_job import Job, read_record, record_path, remove_old
+from medmamba.inference.folder.case_record import SCHEMA_VERSION, CaseRecord
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.folder.workers import Engine, InProcess
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.predictor import Predictor
+from medmamba.inference.provenance import Provenance
 
 OnItem = Callable[[str, int, int], None]
 PATIENCE = 60.0
@@ -35,7 +35,7 @@ class PredictionReport:
     """What became of each case of a folder, by the name to show; ``resumed`` were finished by an earlier run."""
 
     output: Path
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    done: dict[str, CaseRecord] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
 
@@ -43,9 +43,9 @@ class PredictionReport:
     def review(self) -> dict[str, list[str]]:
         """Cases that a person should look at, with the reasons."""
         return {
-            case_id: [finding["text"] for finding in record["findings"] if finding["level"] != "note"]
+            case_id: [finding.text for finding in record.findings if finding.level != "note"]
             for case_id, record in self.done.items()
-            if record["status"] != "ok"
+            if record.status != "ok"
         }
 
     def raise_failures(self) -> None:
@@ -102,6 +102,7 @@ def predict_folder(
                 shown.write_key(target, [case.case_id for case in everything])
         job = Job(target, options.probabilities, shown, dicom, codes)
         model = engine.provenance()
+        on_message(f"Predicting with {model.sentence()}.")
         report = PredictionReport(target)
         for case in cases:
             record = job.finished(case, model) if options.resume else None
@@ -113,9 +114,9 @@ def predict_folder(
         waiting = [case for case in cases if shown.of(case.case_id) not in report.done]
         on_item("predict", len(report.done), len(cases))
         for case, record in engine.records(waiting, job, on_message):
-            write_json(record_path(target, case), record)
-            if record["status"] == "failed":
-                report.failed[shown.of(case.case_id)] = record["reason"]
+            write_json(record_path(target, case), record.as_dict())
+            if record.failed:
+                report.failed[shown.of(case.case_id)] = record.reason
             else:
                 report.done[shown.of(case.case_id)] = record
             on_item("predict", len(report.done) + len(report.failed), len(cases))
@@ -125,26 +126,24 @@ def predict_folder(
     return report
 
 
-def _write_report(cases: list[ImageCase], job: Job, model: dict[str, Any]) -> None:
+def _write_report(cases: list[ImageCase], job: Job, model: Provenance) -> None:
     """All records that belong to the input's cases, of other parts too."""
     done, failed = {}, {}
     for case in cases:
         try:
-            record = json.loads(record_path(job.target, case).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read_record(job.target, case)
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # a part that has not come to it yet
         name = job.shown.of(case.case_id)
-        if record["status"] == "failed":
-            failed[name] = record["reason"]
+        if record.failed:
+            failed[name] = record.reason
         else:
-            done[name] = {
-                key: value for key, value in record.items() if key not in ("schema_version", "case", "request")
-            }
+            numbers = record.as_dict()
+            done[name] = {key: numbers[key] for key in numbers if key not in ("schema_version", "case", "request")}
     summary = {"cases": len(cases), "done": len(done), "failed": len(failed)}
     summary["waiting"] = len(cases) - len(done) - len(failed)
-    request = job.request(model)
-    record = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": request, "cases": done, "failed": failed}
-    write_json(job.target / "report.json", record)
+    report = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": job.request(model)}
+    write_json(job.target / "report.json", {**report, "cases": done, "failed": failed})
 
 
 def _part_of_launcher() -> tuple[int, int] | None:

@@ -1,8 +1,8 @@
-"""Who predicts the cases of a folder: this process, or worker processes under supervision.
+"""Engines that predict the cases of a folder: this process, or worker processes under supervision.
 
 A worker does whole cases, so that reading, preprocessing, restoring and writing of one run beside the network of
-another, and a death takes one case only. A worker that dies or falls silent is named with its case; when all others are
-done the case is tried once more, alone, with the machine to itself, and only then given up.
+another, and a death takes one case only. A worker that dies or gives no sign is named with its case; when all others
+are done the case is tried once more, alone, with the machine to itself, and only then given up.
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from medmamba.compute.free_memory import free_memory
 from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.case_job import Job
-from medmamba.inference.memory import free_memory
+from medmamba.inference.folder.case_record import CaseRecord
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.predictor import Predictor
+from medmamba.inference.provenance import Provenance
+from medmamba.inference.quality import Finding
 from medmamba.models.trained_folds import select_models
 
-Say = Callable[[str], None]
-Finished = tuple[ImageCase, dict[str, Any]]
+OnMessage = Callable[[str], None]
+Finished = tuple[ImageCase, CaseRecord]
 STALL_MINUTES = 60.0
 """A worker that finishes neither a tile nor a case for so long is ended."""
 
@@ -35,8 +39,8 @@ STALL_MINUTES = 60.0
 class Engine(Protocol):
     """Predicts cases, in any order."""
 
-    def provenance(self) -> dict[str, Any]: ...
-    def records(self, cases: Sequence[ImageCase], job: Job, say: Say) -> Iterator[Finished]: ...
+    def provenance(self) -> Provenance: ...
+    def records(self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage) -> Iterator[Finished]: ...
 
 
 class InProcess:
@@ -45,15 +49,15 @@ class InProcess:
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """What makes the masks."""
         return self.predictor.provenance()
 
-    def records(self, cases: Sequence[ImageCase], job: Job, say: Say) -> Iterator[Finished]:
+    def records(self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage) -> Iterator[Finished]:
         """Each case with its record."""
         model = self.provenance()
         for case in cases:
-            yield case, job.run(self.predictor, model, case, say)
+            yield case, job.run(self.predictor, model, case, on_message)
 
 
 class Workers:
@@ -73,10 +77,10 @@ class Workers:
         self._start = (str(model), options, max(1, torch.get_num_threads() // count))
         self._stall_seconds = 60 * stall_minutes
         self._workers = [_Worker(*self._start) for _ in range(count)]
-        self._model: dict[str, Any] | None = None
+        self._model: Provenance | None = None
 
-    def provenance(self) -> dict[str, Any]:
-        """What makes the masks, as the first worker that has loaded the model says."""
+    def provenance(self) -> Provenance:
+        """What makes the masks, as the first worker that has loaded the model reports."""
         faults = 0
         while self._model is None:
             for worker, message in self._messages(lambda line: None):
@@ -88,7 +92,7 @@ class Workers:
                 self._workers[self._workers.index(worker)] = _Worker(*self._start)
         return self._model
 
-    def records(self, cases: Sequence[ImageCase], job: Job, say: Say) -> Iterator[Finished]:
+    def records(self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage) -> Iterator[Finished]:
         """Each case with its record, in the order in which they end."""
         model = self.provenance()
         waiting, alone = list(cases), dict[str, tuple[ImageCase, str]]()
@@ -96,7 +100,7 @@ class Workers:
             for worker in self._workers:
                 if waiting and worker.case is None:
                     worker.ask(waiting.pop(0), job, model)
-            for worker, message in self._messages(say):
+            for worker, message in self._messages(on_message):
                 case, worker.case = worker.case, None
                 if message is not None:
                     assert case is not None
@@ -105,25 +109,25 @@ class Workers:
                 fault = worker.fault()
                 self._workers[self._workers.index(worker)] = _Worker(*self._start)
                 if case is not None:
-                    say(job.shown.hide(f"{case.case_id}: {fault}; it is tried once more, alone, at the end.", case))
+                    on_message(
+                        job.shown.hide(f"{case.case_id}: {fault}; it is tried once more, alone, at the end.", case)
+                    )
                     alone[case.case_id] = case, fault
         for case, fault in alone.values():
-            yield case, self._once_more(case, fault, job, model, say)
+            yield case, self._once_more(case, fault, job, model, on_message)
 
-    def _once_more(self, case: ImageCase, fault: str, job: Job, model: dict[str, Any], say: Say) -> dict[str, Any]:
+    def _once_more(self, case: ImageCase, fault: str, job: Job, model: Provenance, on_message: OnMessage) -> CaseRecord:
         for worker in self._workers:
             worker.end()
         self._workers = [_Worker(*self._start)]
         self._workers[0].ask(case, job, model)
         while True:
-            for worker, message in self._messages(say):
+            for worker, message in self._messages(on_message):
                 worker.case = None
                 if message is not None:
-                    record: dict[str, Any] = message[1]
-                    note = {"level": "note", "text": f"made at the second attempt; at the first the {fault}"}
-                    return (
-                        record if record["status"] == "failed" else record | {"findings": [*record["findings"], note]}
-                    )
+                    record: CaseRecord = message[1]
+                    note = Finding("note", f"made at the second attempt; at the first the {fault}")
+                    return record if record.failed else replace(record, findings=[*record.findings, note])
                 again = worker.fault()
                 self._workers = [_Worker(*self._start)]
                 free = free_memory()
@@ -135,8 +139,8 @@ class Workers:
                     "look at the image.",
                 )
 
-    def _messages(self, say: Say) -> Iterator[tuple[_Worker, Any]]:
-        """Workers that ended a case with their message, or that died or fell silent, with None."""
+    def _messages(self, on_message: OnMessage) -> Iterator[tuple[_Worker, Any]]:
+        """Workers that ended a case with their message, or that died or gave no sign, with None."""
         ready = wait([worker.connection for worker in self._workers], timeout=1.0)
         for worker in list(self._workers):
             message = worker.read() if worker.connection in ready else None
@@ -152,7 +156,7 @@ class Workers:
                 case ("ready", model):
                     self._model = self._model or model
                 case ("say", line):
-                    say(line)
+                    on_message(line)
                 case ("sign",):
                     pass
                 case ("refused", error, text):
@@ -173,7 +177,7 @@ class Workers:
 
 
 class _Worker:
-    """One process and the case it is at."""
+    """One process and its current case."""
 
     def __init__(self, model: str, options: PredictorOptions, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor a pool of threads survives a fork
@@ -185,7 +189,7 @@ class _Worker:
         self._sign = time.monotonic()
         self._fault = ""
 
-    def ask(self, case: ImageCase, job: Job, model: dict[str, Any]) -> None:
+    def ask(self, case: ImageCase, job: Job, model: Provenance) -> None:
         self.case, self._sign = case, time.monotonic()
         with contextlib.suppress(OSError):  # it is dead already, which is seen when its answer is read
             self.connection.send((case, job, model))
@@ -200,7 +204,7 @@ class _Worker:
         return message
 
     def silent_for(self) -> float:
-        """Seconds since it was last heard of."""
+        """Seconds since its last sign."""
         return time.monotonic() - self._sign
 
     def join(self) -> None:
@@ -225,7 +229,7 @@ class _Worker:
 
 
 def _work(connection: Connection, parent: int, model: str, options: PredictorOptions, threads: int) -> None:
-    """A worker: loads the model once, then predicts what it is asked to until nobody asks any more."""
+    """A worker: loads the model once, then predicts the cases that it is sent, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt of the terminal reaches everybody; the parent decides
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     import torch
