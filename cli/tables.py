@@ -25,7 +25,9 @@ def dice_table(evaluation: Evaluation) -> Table:
         table.add_column(name, justify="right")
     means = evaluation.mean_per_case()
     for case_id, scores in evaluation.cases.items():
-        table.add_row(case_id, *[_shown(value) for value in [*(s.dice for s in scores.values()), means[case_id]]])
+        table.add_row(
+            case_id, *[_shown(value) for value in [*(score.value("dice") for score in scores.values()), means[case_id]]]
+        )
     table.add_section()
     per_label = evaluation.mean_per_label()
     table.add_row("mean", *[_shown(value) for value in [*per_label.values(), evaluation.mean_foreground]])
@@ -34,11 +36,11 @@ def dice_table(evaluation: Evaluation) -> Table:
 
 def summary_table(evaluation: Evaluation) -> Table:
     """Mean and 95% interval of the main metrics per structure."""
-    metrics = ("dice", "hd95", "nsd", "sensitivity", "specificity", "volume_bias", "lesion_sensitivity")
-    table = Table(title=f"mean [95% interval]; distances in {evaluation.unit}, NSD at {evaluation.tolerance:g}")
+    metrics = [name for name in evaluation.metrics if METRICS[name].tables == "all"]
+    table = Table(title=f"mean [95% interval]; NSD at {evaluation.tolerances()}")
     table.add_column("structure")
     for metric in metrics:
-        table.add_column(METRICS[metric].title, justify="right")
+        table.add_column(METRICS[metric].heading, justify="right")
     for name in evaluation.structures:
         cells = []
         for found in (evaluation.summary(metric, name) for metric in metrics):
@@ -55,11 +57,11 @@ def comparison_table(comparison: Comparison) -> Table:
     for column in ("structure", "metric", "difference", "95% interval", "p (Wilcoxon)", "p (Holm)", "pairs"):
         table.add_column(column, justify="left" if column in ("structure", "metric") else "right")
     for name, rows in comparison.differences.items():
-        for metric in (metric for metric in ("dice", "hd95", "nsd") if metric in rows):
+        for metric in (metric for metric in ("dice", "hd95_mm", "hd95_px", "nsd", "nsd_px") if metric in rows):
             found = rows[metric]
             interval = f"{found.low:.4f} to {found.high:.4f}"
             cells = (f"{found.difference:+.4f}", interval, f"{found.p:.3g}", f"{found.p_holm:.3g}", str(found.pairs))
-            table.add_row(name, METRICS[metric].title, *cells)
+            table.add_row(name, METRICS[metric].heading, *cells)
     return table
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError
-from medmamba.evaluation.metrics import METRICS, as_json
 from medmamba.evaluation.report import Evaluation
 from medmamba.evaluation.statistics import PairedDifference, holm, paired_difference
 
@@ -66,7 +65,7 @@ def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = (
     if not first.cases:
         raise InputError("There is no case to compare. Give truths that both folders have masks for.")
     table: dict[str, dict[str, PairedDifference]] = {name: {} for name in first.structures}
-    for metric in METRICS:
+    for metric in first.metrics:
         found = {name: _pair(first.values(metric, name), second.values(metric, name)) for name in first.structures}
         for (name, difference), p in zip(found.items(), holm([d.p for d in found.values()]), strict=True):
             table[name][metric] = replace(difference, p_holm=p)
@@ -78,16 +77,3 @@ def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = (
 
 def _pair(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
     return paired_difference(first, second)
-
-
-def sentence(difference: PairedDifference, metric: str) -> str:
-    """A paired difference in words, for people."""
-    if not difference.pairs:
-        return "no pair of values to compare"
-    sign = "+" if difference.difference >= 0 else ""
-    p = as_json(difference.p)
-    test = "" if p is None else f", p = {difference.p:.3g}"
-    return (
-        f"{METRICS[metric].title} {sign}{difference.difference:.4f} "
-        f"(95% interval {difference.low:.4f} to {difference.high:.4f}{test}, {difference.pairs} pairs)"
-    )

@@ -31,3 +31,8 @@ class EvaluateOptions(Options):
     subgroups: Path | None = option(None, "CSV with a column 'case' and properties of the cases.")
     images: Path | None = option(None, "Folder of the images, shown below the outlines.")
     pictures: int = option(OVERLAYS, "How many of the worst cases the page shows with outlines.", ge=0)
+
+    @property
+    def tolerance_in_pixels(self) -> float:
+        """``tolerance_px``, or the number of ``tolerance_mm``."""
+        return self.tolerance_mm if self.tolerance_px is None else self.tolerance_px

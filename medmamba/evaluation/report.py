@@ -1,4 +1,4 @@
-"""Evaluation of a folder of masks: every metric per case and structure, as a record, JSON and CSV."""
+"""The evaluation of a folder of masks: every metric per case and structure, as a record, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputErrors, MedmambaError
-from medmamba.evaluation.metrics import DEFAULT_TOLERANCE, METRICS, Score, as_json, score_case
+from medmamba.evaluation.metrics import METRICS, Score, as_json, score_case
+from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.statistics import Summary, summarise
 from medmamba.evaluation.structures import Structures, structures_found
 from medmamba.geometry import grid_difference
 from medmamba.images import read_label_map
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 COUNTS = ("truth_voxels", "prediction_voxels", "overlap_voxels")
 VOLUMES = ("truth_ml", "prediction_ml")
 LESION_ML = (0.1, 1.0, 10.0)
@@ -33,12 +34,11 @@ LESION_VOXELS = (10.0, 100.0, 1000.0)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of every case and structure; ``unit`` is that of distances, "mm" or "pixels"."""
+    """The scores of every case and structure."""
 
     structures: Structures
     cases: dict[str, dict[str, Score]]
-    tolerance: float = DEFAULT_TOLERANCE
-    unit: str = "mm"
+    options: EvaluateOptions = field(default_factory=EvaluateOptions)
     missing: tuple[str, ...] = field(default=())
     """Cases without a prediction that were counted as empty masks, on request."""
 
@@ -47,8 +47,19 @@ class Evaluation:
         """Names and values of the structures that are a single label."""
         return {name: values[0] for name, values in self.structures.items() if len(values) == 1}
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that apply to one of the images: millimetres, pixels, or both."""
+        scores = [score for found in self.cases.values() for score in found.values()]
+        return [name for name in METRICS if not scores or any(score.values[name] is not None for score in scores)]
+
+    def tolerances(self) -> str:
+        """The tolerances of the surface Dice of these images, as "1 mm"."""
+        used = {"nsd": f"{self.options.tolerance_mm:g} mm", "nsd_px": f"{self.options.tolerance_in_pixels:g} px"}
+        return ", ".join(text for name, text in used.items() if name in self.metrics)
+
     def values(self, metric: str, structure: str) -> list[float]:
-        """One metric of one structure over the cases, in their order."""
+        """One metric of one structure over the cases, in their order; nan where undefined."""
         return [scores[structure].value(metric) for scores in self.cases.values()]
 
     def summary(self, metric: str, structure: str) -> Summary:
@@ -102,10 +113,11 @@ class Evaluation:
         return {
             "schema_version": SCHEMA_VERSION,
             "metrics": {
-                name: {"title": m.title, "better": m.better, "meaning": m.meaning} for name, m in METRICS.items()
+                name: {"title": m.title, "unit": m.unit, "better": m.better, "meaning": m.meaning}
+                for name, m in METRICS.items()
             },
-            "distance_unit": self.unit,
-            "nsd_tolerance": self.tolerance,
+            "nsd_tolerance_mm": self.options.tolerance_mm,
+            "nsd_tolerance_px": self.options.tolerance_in_pixels,
             "labels": self.labels,
             "regions": {name: list(values) for name, values in self.structures.items() if len(values) > 1},
             "counted_as_empty": list(self.missing),
@@ -129,7 +141,7 @@ class Evaluation:
         writer.writerow(["case", "structure", *METRICS, *COUNTS, *VOLUMES])
         for case_id, scores in self.cases.items():
             for name, score in scores.items():
-                numbers = [score.value(metric) for metric in METRICS]
+                numbers = [score.values[metric] for metric in METRICS]
                 extra = [getattr(score, key) for key in (*COUNTS, *VOLUMES)]
                 writer.writerow([case_id, name, *(_cell(number) for number in numbers), *(_cell(n) for n in extra)])
         write_text(folder / "evaluation.csv", text.getvalue())
@@ -148,30 +160,30 @@ def evaluate_folders(
     predictions: Mapping[str, Path],
     truths: Mapping[str, Path],
     structures: Structures | None = None,
+    options: EvaluateOptions | None = None,
     *,
-    tolerance: float = DEFAULT_TOLERANCE,
-    missing: Literal["fail", "empty"] = "fail",
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Compare masks by case id, one case in memory at a time.
+    """Compare masks by case id, one case in memory at a time; of ``options``, tolerances and ``missing`` count.
 
     Without ``structures`` every label value found is one. A truth without a prediction is an error, or with
     ``missing="empty"`` counts as an empty mask. Raises InputErrors naming every problem of every case.
     """
+    options = options or EvaluateOptions()
+    fail = options.missing == "fail"
     absent = [case_id for case_id in truths if case_id not in predictions]
     problems = [
         f"{case_id}: no prediction for {truths[case_id].name}. Predict this case, or evaluate against fewer truths."
         for case_id in absent
-        if missing == "fail"
+        if fail
     ]
     if structures is None and not problems:
         files = [*truths.values(), *(predictions[case_id] for case_id in truths if case_id in predictions)]
         structures = structures_found(_values_in(files))
     cases: dict[str, dict[str, Score]] = {}
-    unit = "mm"
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))
-        if case_id in absent and missing == "fail":
+        if case_id in absent and fail:
             continue
         try:
             truth = read_label_map(path)
@@ -185,12 +197,18 @@ def evaluate_folders(
         if not problems:
             found = np.zeros_like(truth.array) if prediction is None else prediction.array
             assert structures is not None
-            cases[case_id] = score_case(truth.array, found, truth.grid, structures, tolerance=tolerance)
-            unit = "pixels" if truth.grid.affine is None else unit
+            cases[case_id] = score_case(
+                truth.array,
+                found,
+                truth.grid,
+                structures,
+                tolerance_mm=options.tolerance_mm,
+                tolerance_px=options.tolerance_in_pixels,
+            )
     on_case(len(truths), len(truths))
     if problems:
         raise InputErrors(problems, summary=f"{len(problems)} problem(s); nothing was evaluated.")
-    return Evaluation(structures or {}, cases, tolerance, unit, tuple(absent))
+    return Evaluation(structures or {}, cases, options, tuple(absent))
 
 
 def _values_in(paths: list[Path]) -> list[int]:

@@ -55,8 +55,7 @@ def run_evaluation(
         masks,
         truth,
         structures,
-        tolerance=options.tolerance_mm,
-        missing=options.missing,
+        options,
         on_case=lambda done, total: on_item("evaluate", done, total),
     )
     comparison = None
@@ -65,8 +64,7 @@ def run_evaluation(
             _paths(options.other),
             truth,
             evaluation.structures,
-            tolerance=options.tolerance_mm,
-            missing=options.missing,
+            options,
             on_case=lambda done, total: on_item("compare", done, total),
         )
         comparison = compare(evaluation, second, names=_told_apart(folder, options.other))

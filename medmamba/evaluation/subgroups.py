@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 from medmamba.errors import InputError
-from medmamba.evaluation.metrics import METRICS
 from medmamba.evaluation.report import Evaluation
 from medmamba.evaluation.statistics import Summary, summarise
 
@@ -42,13 +41,13 @@ class Subgroups:
 
     def as_dict(self, evaluation: Evaluation) -> dict[str, Any]:
         """For strict JSON: column, group, number of cases, structure, metric."""
-        tables = {metric: self.summaries(evaluation, metric) for metric in METRICS}
+        tables = {metric: self.summaries(evaluation, metric) for metric in evaluation.metrics}
         return {
             column: {
                 group: {
                     "cases": len(cases),
                     "summary": {
-                        name: {metric: tables[metric][column][group][name].as_dict() for metric in METRICS}
+                        name: {metric: tables[metric][column][group][name].as_dict() for metric in tables}
                         for name in evaluation.structures
                     },
                 }

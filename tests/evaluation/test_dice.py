@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from medmamba.evaluation.dice import dice, dice_per_label
+from medmamba.evaluation.dice import dice
 
 
 def test_dice_of_masks_that_can_be_counted():
@@ -27,11 +27,3 @@ def test_two_empty_masks_have_no_dice():
 def test_masks_of_other_shapes_are_not_compared():
     with pytest.raises(ValueError, match=r"\(2, 2, 2\) and \(2, 2, 3\)"):
         dice(np.zeros((2, 2, 2), bool), np.zeros((2, 2, 3), bool))
-
-
-def test_labels_are_scored_by_their_value():
-    truth = np.array([0, 205, 205, 420])
-    scores = dice_per_label(truth, np.array([0, 205, 0, 420]), (205, 420, 7))
-    assert scores[205] == pytest.approx(2 / 3)
-    assert scores[420] == 1
-    assert math.isnan(scores[7])

@@ -46,12 +46,14 @@ def test_every_metric_of_every_case_and_structure_is_in_the_table(folders):
     assert len(rows) == CASES * 2
     for row in rows:
         score = result.evaluation.cases[row["case"]][row["structure"]]
-        assert float(row["hd95"]) == pytest.approx(score.hd95)
-        assert float(row["dice"]) == pytest.approx(score.dice)
+        assert float(row["hd95_mm"]) == pytest.approx(score.value("hd95_mm"))
+        assert float(row["dice"]) == pytest.approx(score.value("dice"))
     record = json.loads((folders / "out" / "evaluation.json").read_text())
     summary = record["summary"]["label_1"]["dice"]
     assert summary["low"] <= summary["mean"] <= summary["high"]
-    assert record["distance_unit"] == "mm"
+    assert record["metrics"]["hd95_mm"]["unit"] == "mm"
+    assert record["cases"]["case_0"]["label_1"]["hd95_px"] is None
+    assert record["nsd_tolerance_mm"] == 1
 
 
 def test_the_page_needs_nothing_else_and_shows_the_worst_case_first(folders):
@@ -80,7 +82,7 @@ def test_a_paired_comparison_has_the_sign_the_interval_and_the_test(folders):
     assert found.lower == CASES
     assert found.p == pytest.approx(2 / 2**CASES)  # all eight differences negative: the smallest p there is
     assert found.p_holm >= found.p
-    hd = result.comparison.differences["label_1"]["hd95"]
+    hd = result.comparison.differences["label_1"]["hd95_mm"]
     assert hd.difference > 0
     rows = list(csv.DictReader((folders / "out" / "comparison.csv").open()))
     assert {row["structure"] for row in rows} == {"label_1", "label_2", "mean of structures"}
@@ -118,9 +120,9 @@ def test_missing_predictions_fail_unless_counted_as_empty(folders):
         run_evaluation(folders / "good", folders / "truth", output=folders / "out")
     assert not (folders / "out").exists()
     result = run_evaluation(folders / "good", folders / "truth", output=folders / "out", missing="empty")
-    assert result.evaluation.cases["case_5"]["label_1"].dice == 0
+    assert result.evaluation.cases["case_5"]["label_1"].value("dice") == 0
     assert result.evaluation.missing == ("case_5",)
-    assert result.evaluation.summary("hd95", "label_1").infinite == 1
+    assert result.evaluation.summary("hd95_mm", "label_1").infinite == 1
 
 
 def test_another_grid_and_a_damaged_file_are_told_in_one_pass(folders):
@@ -148,7 +150,7 @@ def test_labels_and_regions_take_their_names_from_the_report(folders):
     (folders / "good" / "report.json").write_text(json.dumps(report))
     result = run_evaluation(folders / "good", folders / "truth", output=folders / "out")
     assert list(result.evaluation.structures) == ["liver", "tumour", "whole"]
-    assert result.evaluation.cases["case_0"]["whole"].dice == 1
+    assert result.evaluation.cases["case_0"]["whole"].value("dice") == 1
 
 
 def test_the_command_prints_tables_and_writes_the_files(folders, capsys):

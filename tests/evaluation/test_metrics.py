@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from medmamba.evaluation.lesions import count_lesions
-from medmamba.evaluation.metrics import METRICS, score_case, score_masks
+from medmamba.evaluation.metrics import METRICS, MaskPair, score_case, score_pair
 from medmamba.geometry import Grid, affine_from
 
 
@@ -23,19 +23,27 @@ def boxes():
     return truth, prediction
 
 
+def score_masks(truth, prediction, spacing_mm, voxel_ml=None):
+    return score_pair(MaskPair.of_masks(truth, prediction, spacing_mm), voxel_ml)
+
+
+def values(score, *names):
+    return tuple(score.value(name) for name in names)
+
+
 def test_ratios_of_two_boxes():
     score = score_masks(*boxes(), (1, 1, 1), voxel_ml=0.001)
     assert (score.truth_voxels, score.prediction_voxels, score.overlap_voxels) == (64, 64, 32)
-    assert score.dice == 0.5
-    assert score.iou == pytest.approx(32 / 96)
-    assert score.sensitivity == score.precision == 0.5
-    assert score.specificity == pytest.approx((1000 - 64 - 32) / (1000 - 64))
-    assert score.volume_bias == 0
+    assert score.value("dice") == 0.5
+    assert score.value("iou") == pytest.approx(32 / 96)
+    assert score.value("sensitivity") == score.value("precision") == 0.5
+    assert score.value("specificity") == pytest.approx((1000 - 64 - 32) / (1000 - 64))
+    assert score.value("volume_bias") == 0
     assert score.truth_ml == pytest.approx(0.064)
 
 
 def test_distances_follow_the_spacing():
-    near, far = (score_masks(*boxes(), (1, 1, k)).hd95 for k in (1.0, 3.0))
+    near, far = (score_masks(*boxes(), (1, 1, k)).value("hd95_mm") for k in (1.0, 3.0))
     assert far == pytest.approx(3 * near)
 
 
@@ -43,28 +51,28 @@ def test_identical_disjoint_and_empty_masks():
     truth, prediction = boxes()
     empty = np.zeros_like(truth)
     same = score_masks(truth, truth, (1, 1, 1))
-    assert (same.dice, same.iou, same.hd95, same.nsd, same.lesion_f1) == (1, 1, 0, 1, 1)
-    assert score_masks(truth, np.roll(truth, 4, axis=2), (1, 1, 1)).dice == 0
+    assert values(same, "dice", "iou", "hd95_mm", "nsd", "lesion_f1") == (1, 1, 0, 1, 1)
+    assert score_masks(truth, np.roll(truth, 4, axis=2), (1, 1, 1)).value("dice") == 0
     absent = score_masks(empty, empty, (1, 1, 1))
     undefined = [name for name in METRICS if math.isnan(absent.value(name))]
     assert undefined == [name for name in METRICS if name != "specificity"]
-    assert absent.specificity == 1
+    assert absent.value("specificity") == 1
     missed = score_masks(truth, empty, (1, 1, 1))
-    assert (missed.dice, missed.iou, missed.nsd, missed.sensitivity, missed.volume_error) == (0, 0, 0, 0, 1)
-    assert missed.hd95 == math.inf
-    assert math.isnan(missed.precision)
-    assert missed.specificity == 1
+    assert values(missed, "dice", "iou", "nsd", "sensitivity", "volume_error") == (0, 0, 0, 0, 1)
+    assert missed.value("hd95_mm") == math.inf
+    assert math.isnan(missed.value("precision"))
+    assert missed.value("specificity") == 1
     invented = score_masks(empty, prediction, (1, 1, 1))
-    assert (invented.dice, invented.precision, invented.lesion_precision) == (0, 0, 0)
-    assert invented.hd95 == math.inf
-    assert math.isnan(invented.sensitivity)
-    assert invented.specificity == pytest.approx(1 - 64 / 1000)
+    assert (invented.value("dice"), invented.value("precision"), invented.value("lesion_precision")) == (0, 0, 0)
+    assert invented.value("hd95_mm") == math.inf
+    assert math.isnan(invented.value("sensitivity"))
+    assert invented.value("specificity") == pytest.approx(1 - 64 / 1000)
 
 
 def test_undefined_and_infinite_numbers_are_strict_json():
     truth, _ = boxes()
     record = score_masks(truth, np.zeros_like(truth), (1, 1, 1)).as_dict()
-    assert record["hd95"] == "inf"
+    assert record["hd95_mm"] == "inf"
     assert record["precision"] is None
     json.dumps(record, allow_nan=False)
 
@@ -86,7 +94,7 @@ def test_regions_join_labels():
     prediction = np.zeros_like(truth)
     prediction[:2], prediction[2:4] = 2, 1  # both labels wrong, the region right
     scores = score_case(truth, prediction, Grid((6, 6, 6)), {"a": (1,), "b": (2,), "whole": (1, 2)})
-    assert (scores["a"].dice, scores["b"].dice, scores["whole"].dice) == (0, 0, 1)
+    assert (scores["a"].value("dice"), scores["b"].value("dice"), scores["whole"].value("dice")) == (0, 0, 1)
 
 
 def test_a_flat_image_is_compared_as_contours_in_pixels():
@@ -94,7 +102,25 @@ def test_a_flat_image_is_compared_as_contours_in_pixels():
     truth[5:25, 5:25], prediction[5:25, 8:25] = 1, 1
     score = score_case(truth, prediction, Grid((30, 30, 1)), {"cell": (1,)})["cell"]
     assert score.truth_ml is None
-    assert score.hd95 == pytest.approx(3.0)
+    assert score.values["hd95_px"] == pytest.approx(3.0)
+    assert score.values["nsd_px"] == pytest.approx(score_of_contours(tolerance_px=1.0).values["nsd_px"])
+    assert score_of_contours(tolerance_px=3.0).values["nsd_px"] == 1
+    assert (
+        score.values["hd95_mm"] is score.values["assd_mm"] is score.values["nsd"] is None
+    )  # no millimetres, no number
+
+
+def score_of_contours(**tolerance):
+    truth, prediction = np.zeros((30, 30, 1), int), np.zeros((30, 30, 1), int)
+    truth[5:25, 5:25], prediction[5:25, 8:25] = 1, 1
+    return score_case(truth, prediction, Grid((30, 30, 1)), {"cell": (1,)}, **tolerance)["cell"]
+
+
+def test_pixels_are_no_number_of_an_image_with_millimetres():
+    score = score_masks(*boxes(), (1, 1, 1))
+    assert score.values["hd95_px"] is score.values["nsd_px"] is None
+    assert score.as_dict()["hd95_px"] is None
+    assert score.values["assd_mm"] <= score.values["hd95_mm"]
 
 
 @given(
@@ -110,10 +136,10 @@ def test_scores_do_not_depend_on_how_the_body_is_stored(truth, prediction, axis,
     for name in ("dice", "iou", "sensitivity", "specificity", "lesion_f1"):
         values = [one.value(name) for one in (straight, flipped, turned)]
         assert values == pytest.approx([values[0]] * 3, nan_ok=True)
-    assert flipped.hd95 == pytest.approx(straight.hd95, nan_ok=True)
-    assert turned.hd95 == pytest.approx(straight.hd95, nan_ok=True)
+    assert flipped.value("hd95_mm") == pytest.approx(straight.value("hd95_mm"), nan_ok=True)
+    assert turned.value("hd95_mm") == pytest.approx(straight.value("hd95_mm"), nan_ok=True)
     # areas of ambiguous blocks depend on the axis in the published table, so the surface Dice is looked at flipped only
-    assert 0 <= straight.nsd <= 1 or math.isnan(straight.nsd)
+    assert 0 <= straight.value("nsd") <= 1 or math.isnan(straight.value("nsd"))
 
 
 def test_volumes_are_in_millilitres_of_the_affine():

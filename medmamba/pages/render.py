@@ -1,0 +1,72 @@
+"""HTML pages from the templates of this folder; every value is escaped, pictures lie inside the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0", "#21d07a", "#f0e442", "#ffffff")
+"""Of labels: IBM's palette, distinct with any kind of colour vision, and three more; labels beyond begin again."""
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template with these values."""
+    return _environment().get_template(template).render(**values)
+
+
+def data_uri(png: bytes) -> str:
+    """A PNG as an address that a page can hold inside itself."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def colour_of(number: int) -> str:
+    """The colour of a label, counted from 0."""
+    return COLOURS[number % len(COLOURS)]
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("medmamba.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"png": data_uri, "number": number, "brief": brief}
+    made.globals |= {"colour_of": colour_of}
+    return made
+
+
+def _printable(value: Any) -> Any:
+    """Text with control characters written out, as a name in a damaged header may hold them."""
+    if isinstance(value, str) and not value.isprintable() and not hasattr(value, "__html__"):
+        return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in value)
+    return value
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A result: a dash if it is undefined."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def brief(value: Any) -> str:
+    """Any value in a few characters: a dash for none, numbers with four digits."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
