@@ -1,8 +1,7 @@
-"""A small picture of one case: the slice where truth and prediction differ most, both outlined."""
+"""A small 2D image of one case: the slice where truth and prediction differ most, both outlined."""
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 
@@ -11,11 +10,10 @@ from numpy.typing import NDArray
 
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import Reorient, SpatialTrail
+from medmamba.pages.render import colour_of
 
 WIDTH = 320
 """Longest edge of a picture in pixels."""
-COLOURS = ((255, 176, 0), (100, 143, 255), (220, 38, 127), (254, 97, 0), (120, 94, 240))
-"""Told apart with any kind of colour vision (IBM's palette)."""
 
 
 def overlay_png(
@@ -33,7 +31,7 @@ def overlay_png(
 
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     true, found = (trail.apply(labels[None])[0] for labels in (truth, prediction))
-    index = _telling_slice(true, found)
+    index = _slice_of_interest(true, found)
     picture = np.zeros(true.shape[:2])
     if image is not None:
         picture = trail.apply(image[None])[0][:, :, index].astype(np.float64)
@@ -44,19 +42,14 @@ def overlay_png(
     for number, value in enumerate(values):
         masks = (true[:, :, index] == value, found[:, :, index] == value)
         outlines = [_outline(_resized((mask * 255).astype(np.uint8), size, upright) > 127) for mask in masks]
-        canvas[outlines[1]] = COLOURS[number % len(COLOURS)]
+        canvas[outlines[1]] = list(bytes.fromhex(colour_of(number)[1:]))
         canvas[outlines[0] & ~outlines[1]] = 255
     buffer = io.BytesIO()
     Image.fromarray(canvas.astype(np.uint8)).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
-def data_uri(png: bytes) -> str:
-    """A PNG as an address that a page can hold inside itself."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _telling_slice(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> int:
+def _slice_of_interest(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> int:
     wrong = (truth != prediction).sum(axis=(0, 1))
     return int(wrong.argmax()) if wrong.any() else int((truth > 0).sum(axis=(0, 1)).argmax())
 

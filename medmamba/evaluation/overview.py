@@ -13,10 +13,9 @@ from medmamba.disk.atomic import write_bytes
 from medmamba.evaluation.report import Evaluation
 from medmamba.geometry.trail import Reorient, SpatialTrail
 from medmamba.images import read_image, read_label_map
+from medmamba.pages.render import COLOURS
 
 COLUMNS = 5
-COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0")
-"""Told apart with any kind of colour vision (IBM's palette)."""
 
 
 def save_overview(

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0", "#21d07a", "#f0e442", "#ffffff")
-"""Of labels: IBM's palette, distinct with any kind of colour vision, and three more; labels beyond begin again."""
+COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0", "#21d07a", "#f0e442")
+"""Of labels: IBM's palette, distinct with any kind of colour vision, and two more; labels beyond begin again. White is
+the truth."""
 
 
 def render(template: str, **values: Any) -> str:

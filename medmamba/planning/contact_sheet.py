@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.geometry import Spacing
-
-COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0", "#21d07a", "#f0e442", "#ffffff")
-"""IBM's palette, told apart with any kind of colour vision, and three more; labels beyond begin again."""
+from medmamba.pages.render import colour_of
 
 EDGE = 200
 """Pixels of a picture's longer side."""
@@ -47,7 +45,7 @@ def thumbnail(image: NDArray[np.float32], labels: NDArray[np.integer], spacing: 
     rows, columns = _nearest(labels.shape[1:], (1.0, 1.0) if spacing is None else spacing[1:])
     colours, truth = colours[:, rows][:, :, columns], labels[index][rows][:, columns]
     for value in np.unique(truth[truth > 0]):
-        shade = COLOURS[(int(value) - 1) % len(COLOURS)]
+        shade = colour_of(int(value) - 1)
         colours[:, outline(truth == value)] = np.array([[int(shade[n : n + 2], 16)] for n in (1, 3, 5)])
     upright = colours.transpose(2, 1, 0)  # the third axis runs upwards, the second to the right
     buffer = io.BytesIO()

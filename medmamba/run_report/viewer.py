@@ -1,42 +1,22 @@
-"""Volumes that a page carries inside itself: every slice in one PNG, and the viewer that unfolds it.
+"""Volumes that a page carries inside itself: every slice in one PNG, which the viewer unfolds.
 
-A volume (I, J, K) becomes one picture of I slices below each other: red holds the image, green the truth, blue the
-prediction. The viewer (viewer.js) reads the pixels back and draws any slice along any axis.
+A volume (I, J, K) becomes one 2D image of I slices below each other: red holds the image, green the truth, blue the
+prediction. The viewer (pages/templates/viewer.js) reads the pixels back and draws any slice along any axis.
 """
 
 from __future__ import annotations
 
 import io
-import json
-from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medmamba.evaluation.overlay import data_uri
+from medmamba.pages.render import data_uri
 from medmamba.run_report.cross_validation import ShownCase
 
 LONGEST_EDGE = 160
 """Larger volumes are thinned out for the page."""
-
-
-def viewer_html(cases: Sequence[tuple[str, ShownCase]], names: Sequence[str], colours: Sequence[str]) -> str:
-    """The viewer with its cases, each with a title; ``names`` and ``colours`` of label indices 1, 2, ..."""
-    volumes = [volume(title, case) for title, case in cases]
-    data = json.dumps({"cases": volumes, "names": list(names), "colours": list(colours)}).replace("</", "<\\/")
-    script = (files("medmamba.run_report") / "viewer.js").read_text(encoding="utf-8")
-    return f"""<div class="viewer" id="viewer">
-<p><label>Case <select id="v-case"></select></label> <label>View <select id="v-axis"></select></label>
-<label><input type="checkbox" id="v-truth" checked> truth (white)</label>
-<label><input type="checkbox" id="v-prediction" checked> prediction (colour)</label>
-<label><input type="checkbox" id="v-fill"> filled</label></p>
-<canvas id="v-canvas" width="480" height="480" role="img" aria-label="one slice of the case"></canvas>
-<p><label>Slice <input type="range" id="v-slice" min="0" value="0"></label> <output id="v-place"></output></p>
-</div>
-<script type="application/json" id="v-data">{data}</script>
-<script>{script}</script>"""
 
 
 def volume(title: str, case: ShownCase) -> dict[str, Any]:

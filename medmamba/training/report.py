@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import math
 from collections.abc import Sequence
@@ -13,18 +11,11 @@ from typing import Any
 import numpy as np
 
 from medmamba.disk.atomic import write_bytes, write_text
+from medmamba.pages.render import COLOURS, brief, colour_of, render
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
 from medmamba.training.progress import TrainingResult, read_metrics
 from medmamba.training.validation import Example
-
-COLOURS = ("#ffb000", "#648fff", "#dc267f", "#fe6100", "#785ef0")
-"""Told apart with any kind of colour vision (IBM's palette)."""
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:right}
-td:first-child,th:first-child{text-align:left}
-.note{background:#fff6dd;padding:.4em .8em;border-left:3px solid #ffb000}"""
 
 
 class TrainingReport:
@@ -66,20 +57,18 @@ class TrainingReport:
         write_text(self.run / "report" / "training.html", page)
 
     def _page(self, pictures: dict[str, bytes], rows: Sequence[dict[str, Any]]) -> str:
-        title = f"Training of {self.plan.dataset_name}, {self.fold.parent.name}, {self.fold.name}"
-        parts = [f"<h1>{html.escape(title)}</h1>"]
-        if self.result is not None:
-            parts += [f"<p>{html.escape(line)}</p>" for line in closing_lines(self.result, self.run)]
-        parts += [f'<p class="note">{html.escape(event)}</p>' for event in self.events]
-        for caption, data in pictures.items():
-            code = base64.b64encode(data).decode()
-            parts.append(f'<h2>{caption}</h2><img alt="{caption}" src="data:image/png;base64,{code}">')
-        if rows:
-            parts.append("<h2>Epochs</h2>" + _table(rows))
-        recipe = [{"choice": key, "value": str(value)} for key, value in self.config.model_dump().items()]
-        parts.append("<h2>Recipe</h2>" + _table(recipe))
-        head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-        return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+        header = list(rows[0]) if rows else []
+        return render(
+            "training.html",
+            dataset=self.plan.dataset_name,
+            configuration=self.fold.parent.name,
+            fold=self.fold.name,
+            closing=[] if self.result is None else closing_lines(self.result, self.run),
+            events=self.events,
+            pictures=pictures,
+            epochs=[header, *([brief(row.get(key)) for key in header] for row in rows)] if rows else [],
+            recipe=[[key, str(value)] for key, value in self.config.model_dump().items()],
+        )
 
 
 def closing_lines(result: TrainingResult, run: Path) -> list[str]:
@@ -136,7 +125,7 @@ def examples_png(examples: Sequence[Example]) -> bytes:
         for label in np.unique(example.truth[example.truth > 0]):
             axis.contour(example.truth == label, levels=[0.5], colors="white", linewidths=0.6)
         for label in np.unique(example.prediction[example.prediction > 0]):
-            colour = COLOURS[(int(label) - 1) % len(COLOURS)]
+            colour = colour_of(int(label) - 1)
             axis.contour(example.prediction == label, levels=[0.5], colors=colour, linewidths=1.2)
         axis.set_title(example.case_id, color="white", fontsize=8)
         axis.set_axis_off()
@@ -153,16 +142,3 @@ def _png(figure: Any) -> bytes:
 
 def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
     return [math.nan if row.get(key) is None else float(row[key]) for row in rows]
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    header = list(rows[0])
-    cells = ["".join(f"<td>{html.escape(_shown(row.get(key)))}</td>" for key in header) for row in rows]
-    head = "".join(f"<th>{html.escape(key)}</th>" for key in header)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
-
-
-def _shown(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

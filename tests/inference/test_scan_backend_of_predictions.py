@@ -16,7 +16,7 @@ from medmamba.images import write_label_map
 from medmamba.inference.folder.reproduce import reproduce
 from medmamba.inference.predictor import Predictor
 from medmamba.models.checkpoint import save_checkpoint
-from medmamba.networks.planned.registry import build_network
+from medmamba.networks.build import build_network
 from medmamba.plans.schema import Plan
 
 

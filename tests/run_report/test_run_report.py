@@ -69,9 +69,22 @@ def test_the_page_holds_results_reasons_and_links_and_loads_nothing(page, tiny_r
     for text in ("case_0", "case_7", "fold_1", 'href="dataset.html"', 'href="training.html"', plan.dataset_name):
         assert text in page
     for decision in plan.default.decisions:
-        assert html.escape(decision.reason) in page
+        assert decision.reason in html.unescape(page)
     assert not re.search(r'(src|href)="(?!data:|#|dataset|training)', page)
     assert "http" not in re.sub(r"https?://\S*arxiv\S*", "", page.split('<h2 id="plan">')[0])
+
+
+def test_labels_cannot_end_the_script_that_holds_the_volumes(tiny_run):
+    run = RunFolder(tiny_run)
+    plan = run.read_plan()
+    name = "<!--<script>&</script>"
+    page = run_page(
+        run, plan.model_copy(update={"dataset_name": name, "labels": {"background": 0, name: 1}}), crossed(), []
+    )
+    assert name not in page
+    assert page.count("<script") == page.count("</script>") == 2
+    data = page.split('id="v-data">')[1].split("</script>")[0]
+    assert json.loads(data)["names"] == [name]
 
 
 def test_a_run_is_cross_validated_and_the_page_written(tiny_run, tmp_path, small_run):
