@@ -57,16 +57,20 @@ class MaskPair:
         truth: NDArray[np.bool_],
         prediction: NDArray[np.bool_],
         spacing_mm: Sequence[float] | None,
-        **tolerance: float,
+        *,
+        tolerance_mm: float = TOLERANCE_MM,
+        tolerance_px: float = TOLERANCE_MM,
     ) -> MaskPair:
         """Two masks of a whole image; raises ValueError if they differ in shape."""
         if truth.shape != prediction.shape:
             raise ValueError(f"masks differ in shape: {truth.shape} and {prediction.shape}")
+        voxels, spacing = truth.size, None if spacing_mm is None else tuple(spacing_mm)
         box = bounding_slices(truth | prediction) or (slice(1),) * truth.ndim
-        cropped, spacing = [truth[box], prediction[box]], None if spacing_mm is None else tuple(spacing_mm)
-        if truth.ndim == 3 and truth.shape[2] == 1:
-            cropped, spacing = [mask[:, :, 0] for mask in cropped], spacing and spacing[:2]
-        return cls(*cropped, truth.size, spacing, **tolerance)
+        flat = truth.ndim == 3 and truth.shape[2] == 1
+        truth, prediction = truth[box], prediction[box]
+        if flat:
+            truth, prediction, spacing = truth[:, :, 0], prediction[:, :, 0], spacing and spacing[:2]
+        return cls(truth, prediction, voxels, spacing, tolerance_mm, tolerance_px)
 
     @cached_property
     def truth_voxels(self) -> int:
@@ -304,22 +308,25 @@ def score_case(
     prediction: NDArray[np.integer],
     grid: Grid,
     structures: Mapping[str, Sequence[int]],
-    **tolerance: float,
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_px: float = TOLERANCE_MM,
 ) -> dict[str, Score]:
-    """The scores of two label maps (i, j, k) on one grid; a structure is one label value, or several (a region).
-
-    ``tolerance`` is ``tolerance_mm`` and ``tolerance_px`` of :class:`MaskPair`.
-    """
+    """The scores of two label maps (i, j, k) on one grid; a structure is one label value, or several (a region)."""
     if truth.shape != prediction.shape:
         raise ValueError(f"label maps differ in shape: {truth.shape} and {prediction.shape}")
     voxel_ml = None if grid.voxel_volume_mm3 is None else grid.voxel_volume_mm3 / 1000
-    return {
-        name: score_pair(
-            MaskPair.of_masks(_mask(truth, values), _mask(prediction, values), grid.spacing_mm, **tolerance),
-            voxel_ml,
+    scores = {}
+    for name, values in structures.items():
+        pair = MaskPair.of_masks(
+            _mask(truth, values),
+            _mask(prediction, values),
+            grid.spacing_mm,
+            tolerance_mm=tolerance_mm,
+            tolerance_px=tolerance_px,
         )
-        for name, values in structures.items()
-    }
+        scores[name] = score_pair(pair, voxel_ml)
+    return scores
 
 
 def score_pair(pair: MaskPair, voxel_ml: float | None = None) -> Score:

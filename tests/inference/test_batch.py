@@ -21,6 +21,7 @@ from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, ResourceError
 from medmamba.images.cases import find_cases, part_of
 from medmamba.inference.folder.reproduce import reproduce
+from medmamba.inference.folder.run import predict_folder
 from medmamba.inference.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +188,7 @@ def test_torchrun_gives_every_process_its_part(predictor, images, tmp_path, monk
     done = {}
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        done[rank] = set(pipeline.predict(predictor, images, tmp_path / "out").done)
+        done[rank] = set(predict_folder(predictor, images, tmp_path / "out").done)
     assert done == {0: {"patient_0", "patient_2"}, 1: {"patient_1"}}
 
 
