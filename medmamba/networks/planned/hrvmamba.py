@@ -21,7 +21,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv
 from medmamba.networks.blocks.hrvmamba import DSS, LOCAL_KERNELS, SHUFFLE, DVSSBlock
 from medmamba.networks.blocks.maps import CONV, channels_first, channels_last, depthwise
-from medmamba.networks.planned.options import Count, WidthRatio
+from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, stage_blocks
@@ -75,7 +75,7 @@ class CoarserToFiner(nn.Module):
         return F.interpolate(self.norm(self.conv(x)), scale_factor=self.scale, mode=self.mode, align_corners=False)
 
 
-class Exchange(nn.Module):
+class BranchFusion(nn.Module):
     """Every branch receives the sum of all, brought to its resolution and width."""
 
     def __init__(self, topology: Topology, stages: Sequence[int]) -> None:
@@ -118,7 +118,7 @@ class ParallelEncoder(nn.Module):
             stages = range(1, newest + 1)
             self.branches.append(nn.ModuleList(Blocks(stage_blocks(t, block, stage)) for stage in stages))
             if newest > 1:
-                self.exchange.append(Exchange(t, stages))
+                self.exchange.append(BranchFusion(t, stages))
 
     def forward(self, x: Tensor, recompute: bool = False) -> list[Tensor]:
         maps: list[Tensor] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from medmamba.networks.blocks.lamamba import LaMambaBlock
-from medmamba.networks.planned.options import Count, Edge, WidthRatio
+from medmamba.networks.planned.bounds import Count, Edge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology

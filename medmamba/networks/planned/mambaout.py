@@ -6,7 +6,7 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.mambaout import GatedCNNBlock
-from medmamba.networks.planned.options import OddEdge, WidthRatio
+from medmamba.networks.planned.bounds import OddEdge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel
 from medmamba.networks.planned.unet import BlockFactory, Topology

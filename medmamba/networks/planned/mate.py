@@ -6,7 +6,7 @@ from torch import nn
 
 from medmamba.networks.blocks.mate import MATEBlock, MATEMixer
 from medmamba.networks.blocks.mlp import MLP
-from medmamba.networks.planned.options import Count, CountOrZero, Edge, WidthRatio
+from medmamba.networks.planned.bounds import Count, CountOrZero, Edge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology

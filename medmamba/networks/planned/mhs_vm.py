@@ -6,7 +6,7 @@ from torch import nn
 
 from medmamba.networks.blocks.mhs import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.vss import VSSBlock
-from medmamba.networks.planned.options import Count, NotNegative
+from medmamba.networks.planned.bounds import Count, NotNegative
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology

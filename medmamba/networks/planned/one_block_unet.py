@@ -33,16 +33,16 @@ def is_one_block(arguments: Mapping[str, Any]) -> bool:
 @network(ONE_BLOCK["plain_unet"], full_resolution_only=True, min_stages=3, retired=True)
 def plain_unet(topology: Topology) -> nn.Module:
     """Two convolutions per stage."""
-    return _unet(topology, PlainBlock)
+    return _unet(topology, PlainPair)
 
 
 @network(ONE_BLOCK["residual_unet"], full_resolution_only=True, min_stages=3, retired=True)
 def residual_unet(topology: Topology) -> nn.Module:
     """One residual block of two convolutions per stage."""
-    return _unet(topology, ResidualBlock)
+    return _unet(topology, ResidualPair)
 
 
-def _unet(topology: Topology, block: type[PlainBlock]) -> nn.Module:
+def _unet(topology: Topology, block: type[PlainPair]) -> nn.Module:
     t = topology
     dims, widths = t.spatial_dims, t.features_per_stage
     down = zip((t.in_channels, *widths[:-1]), widths, t.kernels, t.strides, strict=True)
@@ -51,7 +51,7 @@ def _unet(topology: Topology, block: type[PlainBlock]) -> nn.Module:
     return ConvUNet(topology, encoder, [UpBlock(dims, *numbers) for numbers in up][::-1])
 
 
-class PlainBlock(nn.Module):
+class PlainPair(nn.Module):
     """Twice convolution, instance norm and leaky ReLU; the first convolution strides."""
 
     def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
@@ -66,8 +66,8 @@ class PlainBlock(nn.Module):
         return self.lrelu(self.norm2(self.conv2(x)))
 
 
-class ResidualBlock(PlainBlock):
-    """The same around a shortcut, which is a convolution of one voxel where width or resolution change."""
+class ResidualPair(PlainPair):
+    """A pair of convolutions beside a shortcut, which is a convolution of one voxel if width or resolution change."""
 
     def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__(dims, before, width, kernel, stride)
@@ -84,13 +84,13 @@ class ResidualBlock(PlainBlock):
 
 
 class UpBlock(nn.Module):
-    """A transposed convolution to the resolution of the last skip, then a plain block of both."""
+    """A transposed convolution to the resolution of the last skip, then a plain pair of both."""
 
     def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
         whole = TRANSPOSED[dims](before, width, tuple(stride), tuple(stride), bias=False)
         self.transp_conv = nn.Sequential(OrderedDict(conv=whole))
-        self.conv_block = PlainBlock(dims, 2 * width, width, kernel, [1] * dims)
+        self.conv_block = PlainPair(dims, 2 * width, width, kernel, [1] * dims)
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         return self.conv_block(torch.cat((self.transp_conv(x), skips.pop()), dim=1))

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from medmamba.errors import ConfigError
-from medmamba.networks.planned.options import Count, CountOrZero, Option, options_of
+from medmamba.networks.planned.bounds import Count, CountOrZero, Option, options_of
 from medmamba.networks.planned.unet import BlockFactory, Encoder, PlannedUNet, Topology, build_stem
 
 Builder = Callable[..., nn.Module]

@@ -10,7 +10,7 @@ from medmamba.networks.blocks.mlp import MLP
 from medmamba.networks.blocks.pre_norm import PreNorm
 from medmamba.networks.blocks.segmamba import GatedSpatialConvolution
 from medmamba.networks.blocks.vss import VSSBlock
-from medmamba.networks.planned.options import Count, WidthRatio
+from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers
 from medmamba.networks.planned.unet import BlockFactory, Topology

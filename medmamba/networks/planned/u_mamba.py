@@ -6,7 +6,7 @@ from torch import nn
 
 from medmamba.networks.blocks.pre_norm import PreNorm
 from medmamba.networks.blocks.vim import BidirectionalMamba, FlatMixer
-from medmamba.networks.planned.options import Count, WidthRatio
+from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family
 from medmamba.networks.planned.unet import BlockFactory, Topology
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from medmamba.networks.blocks.pre_norm import PreNorm
 from medmamba.networks.blocks.vim import BidirectionalMamba, Directions, FlatMixer, RMSNorm
-from medmamba.networks.planned.options import Count, WidthRatio
+from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology
