@@ -132,7 +132,7 @@ def _parameters(offer: Offer, name: str) -> Iterator[inspect.Parameter]:
     panel: Any = extra.get("panel") if isinstance(extra, dict) else None
     keyword = inspect.Parameter.KEYWORD_ONLY
     if _is_switch(field):
-        back = flags[0].replace("--no-", "--") if flags[0].startswith("--no-") else flags[0].replace("--", "--no-")
+        back = "--" + flags[0].removeprefix("--no-") if flags[0].startswith("--no-") else "--no-" + flags[0][2:]
         shown = typer.Option(*flags, help=field.description, rich_help_panel=panel)
         hidden = typer.Option(back, hidden=True)
         yield inspect.Parameter(name, keyword, default=False, annotation=Annotated[bool, shown])
@@ -168,16 +168,9 @@ def _is_switch(field: FieldInfo) -> bool:
 
 
 def _choices(field: FieldInfo) -> list[str]:
-    """The values of a Literal, or of a tuple of them; none where other values are allowed beside."""
-    kinds = [
-        part for kind in _kinds(field.annotation) for part in (get_args(kind) if get_origin(kind) is tuple else [kind])
-    ]
-    kinds = [kind for kind in kinds if kind not in (None, type(None), ...)]
-    return (
-        [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
-        if len(kinds) == 1
-        else []
-    )
+    """The values of a Literal, or of a tuple of them."""
+    kinds = [get_args(kind)[0] if get_origin(kind) is tuple else kind for kind in _kinds(field.annotation)]
+    return [str(value) for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
 
 
 def value_of(field: FieldInfo) -> str:
