@@ -32,6 +32,7 @@ def predict(
             options,
             on_item=on_item,
             on_message=lambda line: console.print(line, markup=False),
+            wait=True,
         )
     kept = f", {len(report.resumed)} of them kept from before" if report.resumed else ""
     console.print(f"{len(report.done)} mask(s){kept} and report.json: {output}", markup=False)

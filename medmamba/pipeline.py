@@ -109,16 +109,21 @@ def predict(
     *,
     on_item: OnItem = nothing,
     on_message: Line = nothing,
+    wait: bool = False,
     **changes: Any,
 ) -> PredictionReport:
-    """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``."""
+    """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``.
+
+    With ``wait`` the processes of torchrun end together: one that ends with an error would take the others with it.
+    """
     from medmamba.inference.folder.predict import predict
     from medmamba.inference.options import PredictOptions
     from medmamba.training.distributed import wait_for_all
 
     chosen = PredictOptions.of(options, **changes)
     report = predict(model, images, output, chosen, on_item=on_item, on_message=on_message)
-    wait_for_all()  # a process of torchrun that ends with an error takes the others with it
+    if wait:
+        wait_for_all()
     return report
 
 
