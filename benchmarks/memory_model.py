@@ -21,7 +21,7 @@ from medmamba.networks.build import available_networks
 from medmamba.plans.cost.memory import training_memory
 from medmamba.plans.families import family
 from medmamba.plans.network import network_plan
-from medmamba.plans.pooling import plan_topology
+from medmamba.plans.pooling import plan_pooling
 from medmamba.plans.schema import NetworkPlan
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "plans"))
@@ -37,8 +37,8 @@ def planned(name: str, patch: tuple[int, ...]) -> tuple[NetworkPlan, list[int]]:
     chosen = family(name)
     thick = len(patch) == 3 and 4 * patch[0] <= patch[1]
     spacing = (5.0, 1.0, 1.0) if thick else (1.0,) * len(patch)
-    topology = plan_topology(spacing, patch, max_pools=chosen.max_pools)
-    return network_plan(chosen, topology), list(topology.patch_size)
+    pooling = plan_pooling(spacing, patch, max_pools=chosen.max_pools)
+    return network_plan(chosen, pooling), list(pooling.patch_size)
 
 
 def compare(name: str, patch: tuple[int, ...]) -> dict[str, object]:

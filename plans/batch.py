@@ -14,8 +14,8 @@ better than larger batches. Source: nnU-Net 2.8.1, UNet_reference_val_corresp_bs
 MIN_BATCH = 2
 """Source: nnU-Net, UNet_min_batch_size."""
 
-DATASET_SHARE = 0.05
-"""Largest share of the dataset's voxels in one batch. Source: nnU-Net, max_dataset_covered."""
+DATASET_FRACTION = 0.05
+"""Largest fraction of the dataset's voxels in one batch. Source: nnU-Net, max_dataset_covered."""
 
 
 def choose_batch_size(
@@ -36,12 +36,17 @@ def choose_batch_size(
     if in_time is not None:
         timed = {"fits_in_hours": max((size for size in range(1, fitting + 1) if in_time(size)), default=0)}
     most = min(fitting, *timed.values()) if timed else fitting
-    share = round(dataset_voxels * DATASET_SHARE / math.prod(patch_size))
-    batch_size = max(min(most, share), MIN_BATCH)
-    if share < MIN_BATCH:
-        reason = f"The dataset is small: {MIN_BATCH} is the least that a batch needs, although it is over 5 % of it."
-    elif share < most:
-        reason = "Five percent of the dataset's voxels: larger batches would show the same images again and again."
+    covering = round(dataset_voxels * DATASET_FRACTION / math.prod(patch_size))
+    batch_size = max(min(most, covering), MIN_BATCH)
+    if covering < MIN_BATCH:
+        reason = (
+            f"The dataset is small: {MIN_BATCH} is the least that a batch needs, although it is over "
+            f"{DATASET_FRACTION:.0%} of it."
+        )
+    elif most < MIN_BATCH:
+        reason = f"{MIN_BATCH} is the least that a batch needs."
+    elif covering < most:
+        reason = f"{DATASET_FRACTION:.0%} of the dataset's voxels: larger batches would repeat the same images."
     elif most < fitting:
         reason = "As many patches as leave enough steps in the hours."
     elif fitting == largest:
@@ -54,13 +59,14 @@ def choose_batch_size(
         inputs={
             "fits_in_memory": fitting,
             **timed,
-            "five_percent_of_dataset": share,
+            "five_percent_of_dataset": covering,
             "largest": largest,
             "smallest": MIN_BATCH,
             "step_bytes": bytes_for(batch_size),
             "limit_bytes": limit_bytes,
         },
-        rule="the least of: what fits, 5 % of the dataset's voxels, the reference batch; at least 2",
+        rule=f"the least of: what fits, {DATASET_FRACTION:.0%} of the dataset's voxels, the reference batch "
+        f"of {largest}; at least {MIN_BATCH}",
         reason=reason,
         source="nnU-Net 2.8.1; the upper bound is ours",
     )

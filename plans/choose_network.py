@@ -14,15 +14,13 @@ import numpy as np
 
 from medmamba.plans.families import FAMILIES
 from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.grid import SMALL_VIEW
 from medmamba.plans.schema import Configuration, Decision, Plan
 
 DEFAULT = "vm_unet"
 
 THIN_VOXELS = 6.0
 """Voxels: a structure whose typical component is a ball of a smaller diameter vanishes after two or three halvings."""
-
-SMALL_VIEW = 0.05
-"""Share of the median image that a patch must see before context is worth more than detail."""
 
 BASELINE_SEES = 2.0
 """The baseline is taken when, at the same memory, its patch is this many times larger and the scan sees too little."""
@@ -82,8 +80,9 @@ def choose_network(
             "scan_patch_sees": round(scan_view, 4),
             "baseline_patch_larger": round(larger, 3),
         },
-        rule=f"hrvmamba if a structure is under {THIN_VOXELS:g} voxels across; plain_unet if a scan network's patch "
-        f"sees under {SMALL_VIEW:.0%} and the baseline's {BASELINE_SEES:g} times as much; else {DEFAULT}",
+        rule=f"hrvmamba if a structure's typical component is under {THIN_VOXELS:g} voxels across; plain_unet if a "
+        f"scan network's patch sees under {SMALL_VIEW:.0%} and the baseline's {BASELINE_SEES:g} times as much; else "
+        f"{DEFAULT}",
         reason=reason,
         source="medmamba; no published comparison decides this",
     )

@@ -1,7 +1,7 @@
-"""Network families as the planner sees them: how wide and deep they are, how they scan, and in which frame they stand.
+"""Network families as the planner sees them: how wide and deep they are, how they scan, in which frame, and why.
 
-A new family is one line in :data:`FAMILIES` and its block's cost in blocks.py; nothing else in the planner knows a
-family by name. The families themselves are built by medmamba.networks.
+The families themselves are built by medmamba.networks, and medmamba.plans.cost.blocks has what a block of each costs.
+A network of somebody else's package joins by :func:`medmamba.plans.cost.blocks.register_family`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,18 @@ from typing import Literal
 from medmamba.plugins import find_network
 
 Kind = Literal["scan", "plain", "residual"]
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """Rule, reason and source of one choice of a family; they are printed beside its value."""
+
+    rule: str
+    reason: str
+    source: str
+
+
+OWN = Rationale("the family's own", "Stated by the package that registers the family.", "the family")
 
 
 @dataclass(frozen=True)
@@ -33,11 +45,11 @@ class Family:
     base_features: int = 16
     """Channels at full resolution from which the other stages double."""
     max_features: tuple[int, int] = (512, 320)
-    """Largest number of channels, in 2D and in 3D."""
+    """Largest number of channels, in 2D and in 3D. Source: nnU-Net."""
     max_pools: int | None = 5
     """Halvings per axis at most; None: as many as the patch allows."""
     min_stages: int = 2
-    """Resolutions that the network needs at least."""
+    """Stages that the network needs at least."""
     stem_blocks: int = 2
     """Convolutions of a convolution stem at full resolution."""
     blocks: int = 1
@@ -48,10 +60,14 @@ class Family:
     """Convolutions of a decoder stage."""
     conv_blocks: int = 1
     """Residual convolution blocks before the blocks of each stage."""
+    blocks_reason: str = "Convolutions at full resolution, the family's own blocks in every other stage."
     states: tuple[int, int] = (16, 8)
     """States per inner channel of the scan, in 2D and in 3D."""
+    states_reason: str = OWN.reason
+    states_source: str = OWN.source
     routes: str = "raster"
     """Route set of the scans, or a word for a fixed order."""
+    routes_why: Rationale = OWN
     expand: int = 1
     """Inner width of the scan over the block's."""
     window: int = 0
@@ -65,6 +81,42 @@ class Family:
     def states_in(self, spatial_dims: int) -> int:
         return self.states[spatial_dims - 2]
 
+    @property
+    def scans_everywhere(self) -> bool:
+        """Whether stages other than the coarsest scan."""
+        return self.has_scan and not self.bottleneck_only
+
+
+WINDOW_EDGE = {2: 8, 3: 4}
+"""Edge of the attention windows of lamamba and mate, in tokens; both hold as many."""
+
+DEFORMABLE_FROM = {2: 1, 3: 8}
+"""Stride from which HRVMamba's depthwise convolutions are deformable: in 3D their 27 sampled positions are expensive at
+high resolution."""
+
+ABLATION = "docs/benchmarks/ablation.md"
+
+_FEWER_IN_3D = (
+    "In 2D as published; in 3D fewer states keep time and memory of the scan in bounds, where voxels are many."
+)
+_PUBLISHED_IN_2D = "the family's publication; the value for 3D is ours"
+
+_SCANS_WHERE_VOXELS_ARE_FEW = (
+    "Convolutions where voxels are many and a scan is expensive; scan blocks in the coarser stages."
+)
+
+_EVERY_AXIS = Rationale(
+    rule="every axis runs fastest once, forwards and backwards",
+    reason="Each voxel is reached from all sides, whichever way the structure lies.",
+    source="VMamba, arXiv:2401.10166, cross scan; one pair of routes per axis in 3D is ours",
+)
+_ONE_WAY = Rationale(
+    rule="one pass over the voxels, row by row",
+    reason="As published: Mamba on the flattened map, in one direction.",
+    source="U-Mamba, arXiv:2401.04722",
+)
+_NO_ROUTES = Rationale(rule="no routes", reason="The network does not scan.", source="the family's definition")
+
 
 _BASELINE = Family(
     name="plain_unet",
@@ -76,22 +128,41 @@ _BASELINE = Family(
     max_pools=None,
     min_stages=3,
     blocks=2,
+    blocks_reason="As nnU-Net plans its plain U-Net.",
     decoder_convs=2,
     states=(1, 1),
     routes="none",
+    routes_why=_NO_ROUTES,
     backward_maps=4.2,
 )
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        Family("vm_unet", "scan", "VM-UNet, arXiv:2402.02491: gated scan blocks", first_block_level=2),
+        Family(
+            "vm_unet",
+            "scan",
+            "VM-UNet, arXiv:2402.02491: gated scan blocks",
+            first_block_level=2,
+            blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
+            states_reason=_FEWER_IN_3D,
+            states_source=_PUBLISHED_IN_2D,
+            routes_why=_EVERY_AXIS,
+        ),
         Family(
             "mhs_vm",
             "scan",
             "MHS-VM, arXiv:2406.05992: several scan heads per block",
             first_block_level=2,
+            blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
+            states_reason=_FEWER_IN_3D,
+            states_source=_PUBLISHED_IN_2D,
             routes="heads",
+            routes_why=Rationale(
+                rule="each head has orders of its own and their reverses: snake, diagonal, spiral, raster",
+                reason="Each head sees the neighbourhood of a voxel in another order.",
+                source="MHS-VM, arXiv:2406.05992; the orders in 3D are ours",
+            ),
         ),
         Family(
             "hrvmamba",
@@ -99,45 +170,92 @@ FAMILIES: dict[str, Family] = {
             "HRVMamba, arXiv:2410.03174: parallel branches that keep the resolution",
             first_block_level=2,
             parallel=True,
+            blocks_reason="No scan at the highest resolutions, where voxels are many and a scan is expensive; every "
+            "coarser branch has blocks in each step.",
             states=(1, 1),
+            states_reason="As published.",
+            states_source="the family's publication",
+            routes_why=_EVERY_AXIS,
         ),
-        Family("vim", "scan", "Vim, arXiv:2401.09417: there and back through the whole map", routes="bidirectional"),
         Family(
-            "mambaout", "scan", "MambaOut, arXiv:2405.07992: the block without a scan", has_scan=False, routes="none"
+            "vim",
+            "scan",
+            "Vim, arXiv:2401.09417: there and back through the whole map",
+            states_reason=_FEWER_IN_3D,
+            states_source=_PUBLISHED_IN_2D,
+            routes="bidirectional",
+            routes_why=Rationale(
+                rule="row by row through all voxels, forwards and backwards",
+                reason="As published: each voxel sees those before it and those after it.",
+                source="Vim, arXiv:2401.09417",
+            ),
+        ),
+        Family(
+            "mambaout",
+            "scan",
+            "MambaOut, arXiv:2405.07992: the block without a scan",
+            has_scan=False,
+            routes="none",
+            routes_why=_NO_ROUTES,
         ),
         Family(
             "lamamba",
             "scan",
             "LaMamba, arXiv:2408.02615: scan and window attention",
             first_block_level=2,
+            blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
+            states_reason="As many as vm_unet, so that routes and attention make the difference; the published block "
+            "has one state.",
+            states_source="medmamba",
             routes="continuous",
-            window=64,
+            routes_why=Rationale(
+                rule="a snake along every axis, forwards and backwards",
+                reason="Consecutive voxels of a route always touch.",
+                source="LaMamba, arXiv:2408.02615; the third axis in 3D is ours",
+            ),
+            window=WINDOW_EDGE[2] ** 2,
         ),
         Family(
             "mate",
             "scan",
             "LinGen, arXiv:2412.09856: rotary-major scan and windows",
             states=(16, 16),
+            states_reason="As many as U-Mamba and SegMamba; the paper gives no number.",
+            states_source="medmamba",
             routes="rotary:2",
-            window=64,
+            routes_why=Rationale(
+                rule="one rotary-major order forwards and backwards in each block, the next order in the next block",
+                reason="Few scans a block, and after one round of orders every axis has run fastest.",
+                source="LinGen, arXiv:2412.09856",
+            ),
+            window=WINDOW_EDGE[2] ** 2,
         ),
         Family(
             "u_mamba_bot",
             "scan",
             "U-Mamba Bot, arXiv:2401.04722: residual U-Net, scan in the bottleneck",
             bottleneck_only=True,
+            blocks_reason="As published: residual convolutions everywhere, a scan in the bottleneck only.",
             conv_blocks=2,
             states=(16, 16),
+            states_reason="As published.",
+            states_source="the family's publication",
             routes="forward",
+            routes_why=_ONE_WAY,
             expand=2,
         ),
         Family(
             "u_mamba_enc",
             "scan",
             "U-Mamba Enc, arXiv:2401.04722: residual U-Net, scan in every encoder stage",
+            blocks_reason="Residual convolutions and a scan in every encoder stage; at full resolution convolutions "
+            "only.",
             conv_blocks=2,
             states=(16, 16),
+            states_reason="As published.",
+            states_source="the family's publication",
             routes="forward",
+            routes_why=_ONE_WAY,
             expand=2,
         ),
         Family(
@@ -146,10 +264,23 @@ FAMILIES: dict[str, Family] = {
             "SegMamba, arXiv:2401.13560: gated convolution, scan in three orientations",
             conv_blocks=0,
             states=(16, 16),
+            states_reason="As published.",
+            states_source="the family's publication",
             routes="tri",
+            routes_why=Rationale(
+                rule="forwards, backwards, and across the first axis of the patch",
+                reason="The third route follows a structure through the slices.",
+                source="SegMamba, arXiv:2401.13560",
+            ),
         ),
         _BASELINE,
-        replace(_BASELINE, name="residual_unet", kind="residual", decoder_convs=1),
+        replace(
+            _BASELINE,
+            name="residual_unet",
+            kind="residual",
+            blocks_reason="As nnU-Net's residual encoder presets have them.",
+            decoder_convs=1,
+        ),
     )
 }
 

@@ -15,16 +15,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medmamba.errors import InputErrors
-from medmamba.plans.record import Record
+from medmamba.geometry import LARGEST_SPACING_MM
+from medmamba.plans.json_record import Record
 
 PIXEL_SPACING = (999.0, 1.0, 1.0)
 """What nnU-Net's rules see for an image without millimetres: one very thick slice of unit pixels."""
 
-MAX_SPACING_MM = 1000.0
-"""A larger distance between voxels is a broken header, not an image of a patient."""
-
 FOREGROUND_SAMPLES = 2_000_000
-"""Foreground voxels drawn per channel over the whole dataset, in equal shares per case: enough to know the mean to a
+"""Foreground voxels drawn per channel over the whole dataset, equally many per case: enough to know the mean to a
 thousandth of the standard deviation and the 0.5 % percentile from 10 000 voxels below it."""
 
 HISTOGRAM_BINS = 40
@@ -82,7 +80,7 @@ class CaseStats(Record):
     def rule_spacing(self) -> tuple[float, float, float]:
         """The spacing as the planner's rules see it: millimetres, or unit pixels with the flat axis very thick.
 
-        A picture is one slice along whichever axis has one voxel; a stack without millimetres has unit voxels.
+        A 2D image is one slice along whichever axis has one voxel; a stack without millimetres has unit voxels.
         """
         if self.spacing_mm is not None:
             return self.spacing_mm
@@ -127,10 +125,10 @@ class CaseStats(Record):
                     f"cropping to non-zero. Check that the image is not empty."
                 )
             spacing = None if self.spacing_mm is None else self.spacing_mm[axis]
-            if spacing is not None and not (0 < spacing <= MAX_SPACING_MM):
+            if spacing is not None and not (0 < spacing <= LARGEST_SPACING_MM):
                 found.append(
                     f"{self.case_id}: spacing along axis {name} is {spacing:g} mm, it must be above 0 and at most "
-                    f"{MAX_SPACING_MM:g}. Repair the header of this image."
+                    f"{LARGEST_SPACING_MM:g}. Repair the header of this image."
                 )
         return found
 
@@ -250,7 +248,7 @@ def channel_intensity(values: np.ndarray) -> ChannelIntensity:
 
 
 def samples_per_case(n_cases: int, total: int = FOREGROUND_SAMPLES) -> int:
-    """Foreground voxels to draw from each case: equal shares of ``total``, so that large cases do not outvote small."""
+    """Foreground voxels to draw from each case: equal parts of ``total``, so that large cases do not outvote small."""
     return max(1, total // max(1, n_cases))
 
 

@@ -11,14 +11,15 @@ from medmamba.plans.batch import choose_batch_size
 from medmamba.plans.cost.memory import Memory
 from medmamba.plans.cost.step_time import time_decision
 from medmamba.plans.network import Stem, network_decisions
-from medmamba.plans.patch import PatchSearch, initial_patch_size, search_patch
-from medmamba.plans.pooling import Topology, plan_topology
+from medmamba.plans.patch import INITIAL_EDGE, PatchSearch, initial_patch_size, search_patch
+from medmamba.plans.pooling import plan_pooling
 from medmamba.plans.schema import Decision, NetworkPlan
 from medmamba.plans.training_length import LEAST_STEPS, STEP_FRACTION
-from medmamba.plans.training_step import USABLE_SHARE, Step, Task, TooSlow
+from medmamba.plans.training_step import USABLE_FRACTION, PlanTask, TooSlow, TrainingStep
 
 SMALL_VIEW = 0.05
-"""Below this share of the median image seen by a full-resolution patch, a strided stem is considered."""
+"""Fraction of the median image: a patch that covers less sees too little, and what it sees more cheaply is considered
+(a strided stem; with network "auto" the plain U-Net)."""
 
 LEAST_EDGE = 8
 """Voxels: the search does not shorten an axis below this, a network that sees less learns nothing of use."""
@@ -28,7 +29,7 @@ WORTH_STRIDING = 1.5
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridPlan:
     """Patch, network and batch on one grid, with their decisions."""
 
     spacing: tuple[float, ...]
@@ -39,47 +40,44 @@ class Grid:
     decisions: list[Decision]
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A patch that fits, with the decisions about it and its stem."""
+
+    search: PatchSearch
+    stem: Stem
+    patch_decision: Decision
+    stem_decision: Decision
+
+
 def plan_grid(
-    task: Task,
+    task: PlanTask,
     spacing: Sequence[float],
     median_shape: Sequence[float],
     dataset_voxels: float,
     patch_size: Sequence[int] | None = None,
-) -> Grid:
+) -> GridPlan:
     """Plan the grid of ``spacing`` (plan axes) on which the median image has ``median_shape`` voxels.
 
     ``patch_size`` fixes the patch instead of searching it. Raises ConfigError if nothing fits into the memory, with
     the nearest choice that does.
     """
     if patch_size is None:
-        search, stem, stem_reason = _search(task, spacing, median_shape)
-        patch_decision = _patch_decision(task, search, spacing, median_shape)
+        found = _search(task, spacing, median_shape)
     else:
-        search, stem, stem_reason = _fixed(task, spacing, median_shape, patch_size)
-        patch_decision = _given("patch_size", list(patch_size), {"median_shape": list(median_shape)})
-    topology = search.topology
-    step = Step.of(task, topology, stem)
-    if task.batch_size is None:
-        timed = None if task.train_hours is None else step.in_time
-        batch, batch_decision = choose_batch_size(step.patch_size, dataset_voxels, step.bytes, task.limit_bytes, timed)
-    else:
-        batch = task.batch_size
-        if (refusal := step.refusal(batch)) is not None:
-            raise ConfigError(
-                f"batch size {batch}: a training step on {_times(step.patch_size)} {refusal}. "
-                f"Largest that fits: {_largest_batch(step)}."
-            )
-        inputs: dict[str, object] = {"step_bytes": step.bytes(batch), "limit_bytes": task.limit_bytes}
-        batch_decision = _given("batch_size", batch, inputs)
-    return Grid(
+        found = _fixed(task, spacing, median_shape, patch_size)
+    step = TrainingStep.of(task, found.search.pooling, found.stem)
+    batch, batch_decision = _batch(task, step, dataset_voxels)
+    return GridPlan(
         spacing=tuple(spacing),
         median_shape=tuple(median_shape),
         patch_size=list(step.patch_size),
         batch_size=batch,
         network=step.network,
         decisions=[
-            patch_decision,
-            *network_decisions(step.network, task.family, topology, stem_reason),
+            found.patch_decision,
+            found.stem_decision,
+            *network_decisions(step.network, task.family, spacing, found.search.pooling),
             batch_decision,
             _memory_decision(task, step.memory(batch)),
             time_decision(step.work(batch), task.machine),
@@ -87,96 +85,140 @@ def plan_grid(
     )
 
 
-def _search(task: Task, spacing: Sequence[float], median: Sequence[float]) -> tuple[PatchSearch, Stem, str]:
+def _batch(task: PlanTask, step: TrainingStep, dataset_voxels: float) -> tuple[int, Decision]:
+    """The given batch size, or the rule's; raises ConfigError for a given one that does not fit."""
+    if task.batch_size is None:
+        timed = None if task.train_hours is None else step.in_time
+        return choose_batch_size(step.patch_size, dataset_voxels, step.bytes, task.limit_bytes, timed)
+    batch = task.batch_size
+    if (refusal := step.refusal(batch)) is not None:
+        raise ConfigError(
+            f"batch size {batch}: a training step on {_times(step.patch_size)} {refusal}. "
+            f"Largest that fits: {_largest_batch(step)}."
+        )
+    return batch, _given("batch_size", batch, {"step_bytes": step.bytes(batch), "limit_bytes": task.limit_bytes})
+
+
+def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -> _Found:
     """The full-resolution patch if it sees enough of the image, else the larger one that a strided stem allows."""
     full = _search_with(task, spacing, median, "conv")
     view = math.prod(full.patch_size) / math.prod(median)
-    if full.fits and (view >= SMALL_VIEW or task.family.kind != "scan"):
-        return full, "conv", f"A patch at full resolution fits {task.limits} and sees {min(view, 1):.0%} of the image."
-    if task.family.kind == "scan":
+    inputs: dict[str, object] = {"full_resolution_fits": full.fits, "full_resolution_sees": round(view, 6)}
+    found, reason = full, ""
+    stem: Stem = "conv"
+    if task.family.kind != "scan":
+        reason = "The network has no strided stem."
+    elif full.fits and view >= SMALL_VIEW:
+        reason = f"A patch at full resolution fits {task.limits} and sees {min(view, 1):.0%} of the image."
+    else:
         strided = _search_with(task, spacing, median, "patch")
         larger = math.prod(strided.patch_size) / math.prod(full.patch_size)
+        inputs |= {"strided_fits": strided.fits, "strided_times_larger": round(larger, 6)}
         if strided.fits and (not full.fits or larger >= WORTH_STRIDING):
             seen = f"would see only {view:.1%} of the image" if full.fits else f"does not fit {task.limits}"
-            return (
-                strided,
-                "patch",
-                f"A full-resolution patch {seen}; with a strided stem it is {larger:.2g} times larger.",
-            )
-        if full.fits:
-            return (
-                full,
-                "conv",
-                f"A patch at full resolution sees {view:.1%} of the image; a strided stem would add little.",
-            )
-    smallest = Step.of(task, full.topology, "conv")
+            found, stem = strided, "patch"
+            reason = f"A full-resolution patch {seen}; with a strided stem it is {larger:.2g} times larger."
+        else:
+            reason = f"A patch at full resolution sees {view:.1%} of the image; a strided stem would add little."
+    if not found.fits:
+        raise _nothing_fits(task, full)
+    return _Found(
+        found, stem, _patch_decision(task, found, spacing, median), _stem_decision(task, stem, inputs, reason)
+    )
+
+
+def _nothing_fits(task: PlanTask, search: PatchSearch) -> ConfigError:
+    """The error for a memory or a time that not even the smallest patch fits."""
+    smallest = TrainingStep.of(task, search.pooling, "conv")
     asked = (
-        f"cannot fit {task.family.name}; even a patch of {_times(full.patch_size)} with a batch of {task.least_batch}"
+        f"cannot fit {task.family.name}; even a patch of {_times(search.patch_size)} with a batch of {task.least_batch}"
     )
     needed = smallest.bytes(task.least_batch)
     if needed > task.limit_bytes:
-        raise ConfigError(
-            f"device memory of {task.device_memory_gb:g} GB: {asked} needs {needed / USABLE_SHARE / 1e9:.2g} GB. Give "
-            f"more device memory or a smaller batch."
+        return ConfigError(
+            f"device memory of {task.device_memory_gb:g} GB: {asked} needs {needed / USABLE_FRACTION / 1e9:.2g} GB. "
+            f"Give more device memory or a smaller batch."
         )
-    raise TooSlow(
+    return TooSlow(
         f"--train-hours: {asked} {smallest.refusal(task.least_batch)}. Give more hours or a faster --machine."
     )
 
 
-def _search_with(task: Task, spacing: Sequence[float], median: Sequence[float], stem: Stem) -> PatchSearch:
+def _search_with(task: PlanTask, spacing: Sequence[float], median: Sequence[float], stem: Stem) -> PatchSearch:
     return search_patch(
         spacing,
         median,
-        cost=lambda topology: Step.of(task, topology, stem).bytes(task.least_batch),
+        cost=lambda pooling: TrainingStep.of(task, pooling, stem).bytes(task.least_batch),
         limit=task.limit_bytes,
         max_pools=task.family.max_pools,
         least_edge=LEAST_EDGE,
-        in_time=lambda topology: Step.of(task, topology, stem).in_time(task.least_batch),
+        in_time=lambda pooling: TrainingStep.of(task, pooling, stem).in_time(task.least_batch),
     )
 
 
-def _fixed(
-    task: Task, spacing: Sequence[float], median: Sequence[float], patch: Sequence[int]
-) -> tuple[PatchSearch, Stem, str]:
-    topology = plan_topology(spacing, patch, max_pools=task.family.max_pools)
-    if list(topology.patch_size) != list(patch):
-        below = [n // d * d or d for n, d in zip(patch, topology.divisor, strict=True)]
+def _fixed(task: PlanTask, spacing: Sequence[float], median: Sequence[float], patch: Sequence[int]) -> _Found:
+    """The given patch; raises ConfigError, with the nearest that works, where strides or limits do not allow it."""
+    pooling = plan_pooling(spacing, patch, max_pools=task.family.max_pools)
+    if list(pooling.patch_size) != list(patch):
+        below = [n // d * d or d for n, d in zip(patch, pooling.divisor, strict=True)]
         raise ConfigError(
-            f"patch size {_times(patch)}: the network halves its axes {_times(topology.num_pool_per_axis)} times, so "
-            f"it must be a multiple of {_times(topology.divisor)}. Nearest: {_times(below)} or "
-            f"{_times(topology.patch_size)}."
+            f"patch size {_times(patch)}: the network halves its axes {_times(pooling.num_pool_per_axis)} times, so "
+            f"it must be a multiple of {_times(pooling.divisor)}. Nearest: {_times(below)} or "
+            f"{_times(pooling.patch_size)}."
         )
     view = min(math.prod(patch) / math.prod(median), 1.0)
     stems: tuple[Stem, ...] = ("conv", "patch") if task.family.kind == "scan" else ("conv",)
-    steps = {stem: Step.of(task, topology, stem) for stem in stems}
-    for stem, step in steps.items():
-        if step.refusal(task.least_batch) is None:
-            reason = f"The given patch fits {task.limits} at full resolution; it sees {view:.0%} of the image."
-            if stem == "patch":
-                reason = f"The given patch fits {task.limits} only with a strided stem."
-            return _only(topology, step), stem, reason
-    if task.batch_size is not None and steps["conv"].refusal(1) is None:
-        # The patch alone would fit: the batch is what has to change, and is refused by the caller.
-        return _only(topology, steps["conv"]), "conv", ""
-    nearest, _, _ = _search(task, spacing, median)
-    raise ConfigError(
-        f"patch size {_times(patch)}: a training step with a batch of {task.least_batch} "
-        f"{step.refusal(task.least_batch)}. Nearest that fits: {_times(nearest.patch_size)}."
+    steps = {stem: TrainingStep.of(task, pooling, stem) for stem in stems}
+    fitting = [stem for stem in stems if steps[stem].refusal(task.least_batch) is None]
+    if not fitting and task.batch_size is not None and steps["conv"].refusal(1) is None:
+        fitting = ["conv"]  # the patch alone would fit: the batch has to change, and is refused by the caller
+    if not fitting:
+        nearest = _search(task, spacing, median).search
+        raise ConfigError(
+            f"patch size {_times(patch)}: a training step with a batch of {task.least_batch} "
+            f"{steps[stems[-1]].refusal(task.least_batch)}. Nearest that fits: {_times(nearest.patch_size)}."
+        )
+    stem = fitting[0]
+    cost = steps[stem].bytes(task.least_batch)
+    inputs: dict[str, object] = {"patch_size": list(patch), "full_resolution_fits": stem == "conv"}
+    reason = f"The given patch fits {task.limits} only with a strided stem."
+    if stem == "conv":
+        reason = f"The given patch fits {task.limits} at full resolution; it sees {view:.0%} of the image."
+    return _Found(
+        PatchSearch(pooling, cost, ((pooling.patch_size, cost),), fits=True),
+        stem,
+        _given("patch_size", list(patch), {"median_shape": list(median)}),
+        Decision(
+            name="stem",
+            value=stem,
+            inputs=inputs,
+            rule="full-resolution convolutions if the given patch fits with them, else a strided stem",
+            reason=reason,
+            source="medmamba",
+        ),
     )
 
 
-def _only(topology: Topology, step: Step) -> PatchSearch:
-    cost = step.bytes(step.task.least_batch)
-    return PatchSearch(topology, cost, ((topology.patch_size, cost),), fits=True)
-
-
-def _largest_batch(step: Step) -> int:
+def _largest_batch(step: TrainingStep) -> int:
     return next((size for size in range(1, 4096) if step.refusal(size + 1) is not None), 4096)
 
 
-def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], median: Sequence[float]) -> Decision:
-    tried = len(search.steps)
+def _stem_decision(task: PlanTask, stem: Stem, inputs: dict[str, object], reason: str) -> Decision:
+    strides = task.family.kind == "scan"
+    return Decision(
+        name="stem",
+        value=stem,
+        inputs=inputs,
+        rule=f"full-resolution convolutions; a strided stem where their patch does not fit, or sees under "
+        f"{SMALL_VIEW:.0%} of the image while the strided stem's is at least {WORTH_STRIDING:g} times as large"
+        if strides
+        else "full-resolution convolutions",
+        reason=reason,
+        source="medmamba" if strides else task.family.source,
+    )
+
+
+def _patch_decision(task: PlanTask, search: PatchSearch, spacing: Sequence[float], median: Sequence[float]) -> Decision:
     whole = all(edge >= size for edge, size in zip(search.patch_size, median, strict=True))
     view = min(math.prod(search.patch_size) / math.prod(median), 1.0)
     if whole:
@@ -193,6 +235,7 @@ def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], m
             "machine": task.machine.name,
             "patch_for_memory": list(search.within(task.limit_bytes)),
         }
+    dims = len(spacing)
     return Decision(
         name="patch_size",
         value=list(search.patch_size),
@@ -200,12 +243,15 @@ def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], m
             "spacing": list(spacing),
             "median_shape": list(median),
             "initial_patch": initial_patch_size(spacing, median),
-            "patches_tried": tried,
+            "max_pools": task.family.max_pools,
+            "patches_tried": len(search.steps),
             "device_memory_gb": task.device_memory_gb,
             "step_bytes_at_batch": [search.cost, task.least_batch],
             **timed,
         },
-        rule="equal edges in mm, clipped to the median image, the axis that covers most of it shortened until it fits"
+        rule=f"equal edges in mm with the content of {'x'.join([str(INITIAL_EDGE[dims])] * dims)} voxels, clipped to "
+        f"the median image; the axis that covers most of it is shortened, not below {LEAST_EDGE} voxels, until a "
+        f"training step needs at most {USABLE_FRACTION:.0%} of the device memory"
         + (f" and {LEAST_STEPS} steps take {STEP_FRACTION:.0%} of the hours" if timed else ""),
         reason=reason,
         source="nnU-Net 2.8.1, with the memory model of medmamba.plans.cost.memory"
@@ -213,7 +259,7 @@ def _patch_decision(task: Task, search: PatchSearch, spacing: Sequence[float], m
     )
 
 
-def _memory_decision(task: Task, memory: Memory) -> Decision:
+def _memory_decision(task: PlanTask, memory: Memory) -> Decision:
     return Decision(
         name="training_memory_gb",
         value=round(memory.total / 1e9, 3),
@@ -221,11 +267,13 @@ def _memory_decision(task: Task, memory: Memory) -> Decision:
             "weights_bytes": memory.weights + memory.gradients,
             "activations_bytes": memory.activations,
             "workspace_bytes": memory.workspace,
+            "bytes_at": memory.moments,
             "precision": "float32",
             "optimiser": "adamw",
             "device_memory_gb": task.device_memory_gb,
         },
-        rule="weights, gradients and optimiser, plus what each layer keeps for the backward pass, plus its gradients",
+        rule="the largest of three moments: the backward pass begins, it reaches the encoder, the optimiser steps; "
+        "each with weights, optimiser state, and the activations, gradients and temporary maps of that moment",
         reason=f"One training step in float32 is expected to need {memory.total / 1e9:.2g} of "
         f"{task.device_memory_gb:g} GB.",
         source="medmamba.plans.cost.memory",

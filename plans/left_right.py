@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from medmamba.plans.fingerprint import CaseStats, Fingerprint
-from medmamba.plans.record import Record
+from medmamba.plans.json_record import Record
 from medmamba.plans.schema import Decision
 
 CANONICAL_X_AXIS = 0

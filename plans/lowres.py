@@ -1,4 +1,4 @@
-"""The low-resolution grid of a cascade: coarser voxels until the patch covers a quarter of the image.
+"""The low-resolution grid of a cascade: coarser voxels until the patch covers enough of the image.
 
 nnU-Net's search (2.8.1), with the planning of one grid handed in.
 """
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 COVERAGE = 0.25
-"""Share of the median image that a patch must cover. Source: nnU-Net, lowres_creation_threshold."""
+"""Fraction of the median image that a patch must cover. Source: nnU-Net, lowres_creation_threshold."""
 
 GROWTH = 1.03
 """Factor by which the spacing grows per step. Source: nnU-Net."""
@@ -45,7 +45,7 @@ def search_low_resolution(
     plan_grid: Callable[[tuple[float, ...], tuple[int, ...], float], G],
     patch_of: Callable[[G], Sequence[int]],
 ) -> LowResolution[G]:
-    """Grow ``spacing`` until a patch covers 25 % of the median image, planning anew at each step.
+    """Grow ``spacing`` until a patch covers COVERAGE of the median image, planning anew at each step.
 
     ``plan_grid(spacing, median_shape, median_voxels)`` plans one grid and ``patch_of`` gives its patch.
     """

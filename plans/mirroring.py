@@ -1,6 +1,6 @@
-"""Mirroring: which axes of a patch may be flipped without turning one side's structure into the other's.
+"""Mirroring: which axes of a patch may be flipped without making the left structure the right one.
 
-A mirrored body is a body, but its left kidney is on the right. So where labels have sides, the left-right axis is
+In a mirrored patient the left kidney is on the right. So where labels are left or right, the left-right axis is
 either not mirrored, or mirrored with the labels of each pair exchanged.
 """
 
@@ -13,6 +13,14 @@ from medmamba.errors import ConfigError, unknown_name
 from medmamba.plans.left_right import CANONICAL_X_AXIS, named_pairs, words_of
 from medmamba.plans.options import MirrorPolicy
 from medmamba.plans.schema import Configuration, Decision, Mirroring
+
+RULE_OF: dict[str, str] = {
+    "auto": "every axis, but not the left-right axis where a label name says left or right",
+    "swap": "every axis; along the left-right axis the labels of each pair are exchanged",
+    "all": "every axis",
+    "none": "no axis",
+}
+"""The rule of each policy."""
 
 
 def one_sided(names: Iterable[str]) -> list[str]:
@@ -67,7 +75,7 @@ def choose_mirroring(
             "policy": policy,
             "left_right_patch_axis": axis,
         },
-        rule="every axis; without the left-right axis where label names carry a side",
+        rule=RULE_OF[policy],
         reason=reason,
         source="ours; nnU-Net mirrors every axis unless another trainer is chosen",
     )

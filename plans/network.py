@@ -1,23 +1,30 @@
-"""The numbers of a network for one patch: stem, strides, widths, blocks and scan, from a family and a topology."""
+"""The numbers of a network for one patch: stem, strides, widths, blocks and scan, from a family and a pooling plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Literal
 
-from medmamba.plans.families import RESIDUAL_BLOCKS, Family
-from medmamba.plans.pooling import Topology
+from medmamba.plans.families import ABLATION, RESIDUAL_BLOCKS, Family
+from medmamba.plans.pooling import COMPARABLE, LONELY_AXIS_EDGES, MIN_EDGE, PoolingPlan
+from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import Decision, NetworkPlan
 
 Stem = Literal["conv", "patch"]
 
+SUPERVISED_FROM = 3
+"""Stages from which on the coarser outputs are supervised as well. Source: nnU-Net."""
 
-def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use_scan: bool = True) -> NetworkPlan:
+NNUNET_FEATURES = "doubling and largest widths as in nnU-Net 2.8.1, the widths at full resolution are ours"
+
+
+def network_plan(family: Family, pooling: PoolingPlan, *, stem: Stem = "conv", use_scan: bool = True) -> NetworkPlan:
     """The network of ``family`` for a patch; with stem "patch" the first halving is done by the embedding."""
-    dims: Literal[2, 3] = 2 if len(topology.patch_size) == 2 else 3
-    strides = [list(stride) for stride in topology.strides]
-    kernels = [list(kernel) for kernel in topology.kernel_sizes]
+    dims: Literal[2, 3] = 2 if len(pooling.patch_size) == 2 else 3
+    strides = [list(stride) for stride in pooling.strides]
+    kernels = [list(kernel) for kernel in pooling.kernel_sizes]
     missing = (family.min_stages + (stem == "patch")) - len(strides)
     for _ in range(missing):  # a tiny image: further stages at the same resolution
         strides.append([1] * dims)
@@ -29,129 +36,168 @@ def network_plan(family: Family, topology: Topology, *, stem: Stem = "conv", use
         spatial_dims=dims,
         stem=stem,
         strides=strides,
-        features_per_stage=[_features(family, level, dims) for level in _halvings(strides)],
+        features_per_stage=[_features(family, level, dims) for level in halvings_of(strides)],
         blocks_per_stage=planned_blocks(family, strides, stem),
         state_size=family.states_in(dims),
         routes=family.routes,
         kernel_sizes=kernels,
-        deep_supervision=len(strides) > 2,
+        deep_supervision=len(strides) >= SUPERVISED_FROM,
         use_scan=use_scan and family.has_scan,
     )
 
 
-def network_decisions(network: NetworkPlan, family: Family, topology: Topology, stem_reason: str) -> list[Decision]:
-    """One decision for each number of the network."""
-    patch = list(topology.patch_size)
-    scans = family.kind == "scan"
-
-    def decision(name: str, value: object, rule: str, reason: str, source: str, **inputs: object) -> Decision:
-        return Decision(name=name, value=value, inputs=inputs, rule=rule, reason=reason, source=source)
-
+def network_decisions(
+    network: NetworkPlan, family: Family, spacing: Sequence[float], pooling: PoolingPlan
+) -> list[Decision]:
+    """One decision for each number of the network but the stem."""
+    dims, max_features = network.spatial_dims, family.max_features_in(network.spatial_dims)
+    grid = {"patch_size": list(pooling.patch_size), "spacing": list(spacing)}
+    frame = {"stem": network.stem, "min_stages": family.min_stages}
+    halvings = {"halvings": halvings_of(network.strides)}
+    source = f"{family.source}; {NNUNET_FEATURES}" if family.kind == "scan" else family.source
     made = [
-        decision(
-            "stem",
-            network.stem,
-            "full-resolution convolutions, unless they see under 5 % of the image and a strided stem 1.5 times as much",
-            stem_reason,
-            "medmamba",
-            patch_size=patch,
+        Decision(
+            name="strides",
+            value=network.strides,
+            inputs={**grid, **frame, "max_pools": family.max_pools},
+            rule=f"halve each axis of at least {2 * MIN_EDGE} voxels whose spacing is within a factor of "
+            f"{COMPARABLE:g} of the finest of these, a single axis from {LONELY_AXIS_EDGES * MIN_EDGE} voxels on"
+            + (f", at most {family.max_pools} times" if family.max_pools else "")
+            + f"; at least {family.min_stages} stages; a strided stem takes the first halving",
+            reason="Coarse axes are halved later than fine ones, so that voxels become cubes before they are pooled "
+            "together" + _depth_reason(family),
+            source="nnU-Net 2.8.1, network_topology" + ("; the most halvings are ours" if family.max_pools else ""),
         ),
-        decision(
-            "strides",
-            network.strides,
-            "halve each axis of at least 8 voxels whose spacing is within a factor of 2 of the finest"
-            + (f", at most {family.max_pools} times" if family.max_pools else ""),
-            "Coarse axes are halved later than fine ones, so that voxels become cubes before they are pooled together"
-            + ("; a scan sees the whole patch at every stage, so deeper stages add little." if scans else "."),
-            "nnU-Net 2.8.1, network_topology",
-            patch_size=patch,
+        Decision(
+            name="kernel_sizes",
+            value=network.kernel_sizes,
+            inputs={**grid, **frame, "strides": network.strides},
+            rule=f"3 along an axis once its spacing is within a factor of {COMPARABLE:g} of the finest, else 1; the "
+            f"deepest stage 3",
+            reason="A kernel does not reach across thick slices before the plane is as coarse as they are.",
+            source="nnU-Net 2.8.1, network_topology",
         ),
-        decision(
-            "kernel_sizes",
-            network.kernel_sizes,
-            "3 along an axis once its spacing is within a factor of 2 of the finest, else 1; the deepest stage 3",
-            "A kernel does not reach across thick slices before the plane is as coarse as they are.",
-            "nnU-Net 2.8.1, network_topology",
+        Decision(
+            name="features_per_stage",
+            value=network.features_per_stage,
+            inputs=halvings,
+            rule=f"{family.stem_features} at full resolution, {2 * family.base_features} at half of it, doubled with "
+            f"each halving, at most {max_features}",
+            reason="Each halving leaves fewer voxels, so more channels cost no more; the maximum bounds the weights.",
+            source=source,
         ),
-        decision(
-            "features_per_stage",
-            network.features_per_stage,
-            f"{family.stem_features} at full resolution, {2 * family.base_features} at half of it, doubled with each "
-            f"halving, at most {family.max_features_in(network.spatial_dims)}",
-            "Each halving leaves fewer voxels, so more channels cost no more; the maximum bounds the weights.",
-            family.source,
-        ),
-        decision(
-            "blocks_per_stage",
-            network.blocks_per_stage,
-            f"{family.stem_blocks} at full resolution, {family.blocks} in every stage of at least "
-            f"{family.first_block_level} halvings"
-            if scans and network.stem == "conv"
-            else f"{', '.join(map(str, RESIDUAL_BLOCKS[:5]))}, ... residual blocks from full resolution down"
-            if family.kind == "residual"
-            else f"{family.stem_blocks} at full resolution, {family.blocks} in every other stage",
-            "Convolutions where voxels are many and a scan is dear; scan blocks in the coarser stages."
-            if scans and network.stem == "conv"
-            else "The family's own blocks in every stage.",
-            f"{family.source}; the first stage with blocks: docs/benchmarks/ablation.md"
-            if family.first_block_level > 1
-            else family.source,
-        ),
-        decision(
-            "deep_supervision",
-            network.deep_supervision,
-            "on with more than two resolutions",
-            "The loss also looks at the coarser outputs, which steadies the training of the deep stages."
+        _blocks_decision(network, family, halvings),
+        Decision(
+            name="deep_supervision",
+            value=network.deep_supervision,
+            inputs={"stages": len(network.strides)},
+            rule=f"on with more than {SUPERVISED_FROM - 1} stages",
+            reason="The loss also looks at the coarser outputs, which steadies the training of the deep stages."
             if network.deep_supervision
-            else "With two resolutions there is no coarser output to supervise.",
-            "nnU-Net 2.8.1",
+            else f"With {len(network.strides)} stages there is no coarser output to supervise.",
+            source="nnU-Net 2.8.1",
         ),
     ]
-    if family.has_scan:
-        made += [
-            decision(
-                "routes",
-                network.routes,
-                "every axis runs fastest once, forwards and backwards",
-                "Each voxel is reached from all sides, whichever way the structure lies."
-                if network.use_scan
-                else "Listed for the paired network; this one leaves its scans out.",
-                "VMamba, arXiv:2401.10166, cross scan; one pair of routes per axis in 3D",
-            ),
-            decision(
-                "state_size",
-                network.state_size,
-                "16 in 2D, 8 in 3D",
-                "16 states as published for 4 routes in 2D; in 3D 6 routes with 8 states keep about as many numbers "
-                "per voxel at less than the time.",
-                f"{family.source}; the value for 3D is ours",
-            ),
-            decision(
-                "use_scan",
-                network.use_scan,
-                "on unless switched off",
-                "The network scans."
-                if network.use_scan
-                else "The scans are left out and all else is kept, to measure what they are worth.",
-                "medmamba",
-            ),
-        ]
-    return made
+    if not family.has_scan:
+        return made
+    count = {f"routes_in_{axes}d": route_count(network.routes, axes) for axes in (2, 3)}
+    return [
+        *made,
+        Decision(
+            name="routes",
+            value=network.routes,
+            inputs={"spatial_dims": dims, **count},
+            rule=f"{family.routes_why.rule}: {count['routes_in_2d']} routes in 2D, {count['routes_in_3d']} routes "
+            f"in 3D",
+            reason=family.routes_why.reason
+            if network.use_scan
+            else "Listed for the paired network; this one leaves its scans out.",
+            source=family.routes_why.source,
+        ),
+        Decision(
+            name="state_size",
+            value=network.state_size,
+            inputs={"spatial_dims": dims},
+            rule=f"{family.states_in(2)} in 2D, {family.states_in(3)} in 3D",
+            reason=family.states_reason,
+            source=family.states_source,
+        ),
+        Decision(
+            name="use_scan",
+            value=network.use_scan,
+            inputs={"left_out": not network.use_scan},
+            rule="on unless left out on request",
+            reason="The network scans."
+            if network.use_scan
+            else "The scans are left out and all else is kept, to measure what they are worth.",
+            source="medmamba",
+        ),
+    ]
+
+
+def _depth_reason(family: Family) -> str:
+    if family.max_pools is None:
+        return "."
+    if family.scans_everywhere:
+        return "; a scan sees the whole patch at every stage, so deeper stages add little."
+    return "; as deep as the networks that scan in every stage, for a fair comparison."
+
+
+def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, list[int]]) -> Decision:
+    """How many blocks each stage of the encoder has; the rule is that of :func:`planned_blocks`."""
+    first, reason, source = family.first_block_level, family.blocks_reason, "medmamba"
+    rule = f"{family.stem_blocks} at full resolution, "
+    if family.kind == "residual":
+        rule = f"{', '.join(map(str, RESIDUAL_BLOCKS))} residual blocks from full resolution down"
+        source = family.source
+    elif family.bottleneck_only:
+        rule += f"{family.blocks} in the coarsest stage, none between"
+        source = family.source
+    elif first > 1 and network.stem == "conv":
+        rule += f"{family.blocks} in every stage of at least {first} halvings and in the coarsest, none between"
+        source = f"medmamba; {ABLATION}"
+    else:
+        rule += f"{family.blocks} in every other stage"
+        source = family.source if family.kind == "plain" else source
+        if network.stem == "patch":
+            reason = "The family's own blocks in every stage: a strided stem leaves few voxels."
+    return Decision(
+        name="blocks_per_stage",
+        value=network.blocks_per_stage,
+        inputs={**halvings, "stem": network.stem},
+        rule=rule,
+        reason=reason,
+        source=source,
+    )
 
 
 def planned_blocks(family: Family, strides: Sequence[Sequence[int]], stem: str) -> list[int]:
     """Blocks of each stage as ``family`` plans them for these strides."""
     if family.kind == "residual":
         return list(RESIDUAL_BLOCKS[: len(strides)])
-    first = family.first_block_level if stem == "conv" else 1
     coarsest = len(strides) - 1
-    return [
-        family.stem_blocks if level == 0 else family.blocks if level >= first or stage == coarsest else 0
-        for stage, level in enumerate(_halvings(strides))
-    ]
+    first = family.first_block_level if stem == "conv" else 1
+
+    def blocks(stage: int, halvings: int) -> int:
+        if family.bottleneck_only and stage < coarsest and (stage > 0 or stem == "patch"):
+            return 0
+        if halvings == 0:
+            return family.stem_blocks
+        return family.blocks if halvings >= first or stage == coarsest else 0
+
+    return [blocks(stage, halvings) for stage, halvings in enumerate(halvings_of(strides))]
 
 
-def _halvings(strides: Sequence[Sequence[int]]) -> list[int]:
+def are_planned_blocks(family: Family, blocks: Sequence[int], strides: Sequence[Sequence[int]], stem: str) -> bool:
+    """Whether these are the blocks that a plan gives the family, and not somebody's own.
+
+    Plans of before 0.2 list a block in every stage of a network that has one in the bottleneck only.
+    """
+    before = replace(family, bottleneck_only=False)
+    return list(blocks) in (planned_blocks(family, strides, stem), planned_blocks(before, strides, stem))
+
+
+def halvings_of(strides: Sequence[Sequence[int]]) -> list[int]:
     """How often each stage has halved the axis that was halved most."""
     reductions = [[prod(axis) for axis in zip(*strides[: stage + 1], strict=True)] for stage in range(len(strides))]
     return [max(reduction).bit_length() - 1 for reduction in reductions]

@@ -1,40 +1,19 @@
-"""Intensity normalisation per channel, by what the channel is called, and whether it looks inside the mask only."""
+"""The choice of each channel's intensity normalisation: by what the channel is called, inside the mask or not.
+
+The normalisations themselves are the rows of normalizers.py; medmamba/preprocessing/normalize.py carries them out.
+"""
 
 from __future__ import annotations
 
 from medmamba.plans.fingerprint import ChannelIntensity, Fingerprint
-from medmamba.plans.schema import Decision, Normalization, Scheme
+from medmamba.plans.normalizers import DEFAULT, NORMALIZERS, normalizer_for
+from medmamba.plans.schema import Decision, Normalization
 
 MASK_BELOW = 0.75
-"""When cropping to non-zero leaves less than this share of the voxels (median case), the mask is used.
+"""When cropping to non-zero leaves less than this fraction of the voxels (median case), the mask is used.
 Source: nnU-Net."""
 
-SCHEMES: dict[str, Scheme] = {
-    "ct": "ct",
-    "nonorm": "none",
-    "zscore": "zscore",
-    "rescale_to_0_1": "rescale_to_0_1",
-    "rgb_to_0_1": "rgb_to_0_1",
-}
-"""Scheme by channel name in lower case; every other name means z-score. Source: nnU-Net."""
-
 SOURCE = "nnU-Net 2.8.1, normalisation by channel name"
-
-_RULES = {
-    "ct": "clip to the 0.5 and 99.5 percentiles of the training foreground, subtract its mean, divide by its std",
-    "zscore": "subtract the mean of each image, divide by its standard deviation",
-    "none": "leave the values as they are",
-    "rescale_to_0_1": "map the minimum of each image to 0 and its maximum to 1",
-    "rgb_to_0_1": "divide by 255",
-}
-
-_REASONS = {
-    "ct": "CT numbers have the same meaning on every scanner, so all images share one window and one scale.",
-    "zscore": "Intensities of this kind have no common scale between scanners or cases, so each image sets its own.",
-    "none": "The channel name asks for the values as stored.",
-    "rescale_to_0_1": "The channel name asks for the range of each image to become 0 to 1.",
-    "rgb_to_0_1": "Colour values are stored as 0 to 255.",
-}
 
 
 def choose_normalization(fingerprint: Fingerprint) -> tuple[list[Normalization], list[Decision]]:
@@ -48,11 +27,11 @@ def choose_normalization(fingerprint: Fingerprint) -> tuple[list[Normalization],
 
 
 def channel_normalization(channel_name: str, intensity: ChannelIntensity, relative_size: float) -> Normalization:
-    """Normalisation of one channel; ``relative_size`` is the median share of voxels left after cropping."""
-    scheme = SCHEMES.get(channel_name.casefold(), "zscore")
+    """Normalisation of one channel; ``relative_size`` is the median fraction of voxels left after cropping."""
+    scheme = normalizer_for(channel_name)
     return Normalization(
         scheme=scheme,
-        use_mask=scheme == "zscore" and relative_size < MASK_BELOW,
+        use_mask=NORMALIZERS[scheme].uses_mask and relative_size < MASK_BELOW,
         mean=intensity.mean,
         std=intensity.std,
         percentile_00_5=intensity.percentile_00_5,
@@ -61,7 +40,12 @@ def channel_normalization(channel_name: str, intensity: ChannelIntensity, relati
 
 
 def _decision(name: str, result: Normalization, intensity: ChannelIntensity, relative_size: float) -> Decision:
-    reason = _REASONS[result.scheme]
+    row = NORMALIZERS[result.scheme]
+    reason, rule = row.reason, f"channel {row.channel_name!r}: {row.rule}"
+    if result.scheme == DEFAULT:
+        rule = f"every channel name that asks for no other: {row.rule}"
+    if row.uses_mask:
+        rule += f", inside the non-zero mask where cropping to it leaves under {MASK_BELOW:.0%} of the voxels"
     if result.use_mask:
         reason += (
             f" Cropping to non-zero leaves {relative_size:.0%} of the voxels: the background was removed, so the "
@@ -76,7 +60,7 @@ def _decision(name: str, result: Normalization, intensity: ChannelIntensity, rel
             "foreground_mean": intensity.mean,
             "foreground_std": intensity.std,
         },
-        rule=_RULES[result.scheme] + ("; inside the non-zero mask" if result.use_mask else ""),
+        rule=rule,
         reason=reason,
         source=SOURCE,
     )

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medmamba.plans.pooling import Topology, plan_topology
+from medmamba.plans.pooling import PoolingPlan, plan_pooling
 
 INITIAL_EDGE = {2: 2048, 3: 256}
 """Voxels: edge of the square or cube whose content the first patch has, before it is clipped to the image.
 Source: nnU-Net."""
 
-Cost = Callable[[Topology], float]
-"""Cost of one sample of a patch with its topology (activations or bytes)."""
+Cost = Callable[[PoolingPlan], float]
+"""Cost of one sample of a patch with its pooling (activations or bytes)."""
 
 
 @dataclass(frozen=True)
 class PatchSearch:
-    """The chosen topology (with its patch), its cost, and every (patch, cost) that was tried, in order."""
+    """The chosen pooling (with its patch), its cost, and every (patch, cost) that was tried, in order."""
 
-    topology: Topology
+    pooling: PoolingPlan
     cost: float
     steps: tuple[tuple[tuple[int, ...], float], ...]
     fits: bool
@@ -36,7 +36,7 @@ class PatchSearch:
 
     @property
     def patch_size(self) -> tuple[int, ...]:
-        return self.topology.patch_size
+        return self.pooling.patch_size
 
 
 def initial_patch_size(spacing: Sequence[float], median_shape: Sequence[float]) -> list[float]:
@@ -55,47 +55,47 @@ def search_patch(
     *,
     max_pools: int | None = None,
     least_edge: int = 1,
-    in_time: Callable[[Topology], bool] = lambda topology: True,
+    in_time: Callable[[PoolingPlan], bool] = lambda pooling: True,
 ) -> PatchSearch:
     """Shrink the initial patch until it costs at most ``limit`` and is ``in_time``; no axis gets below ``least_edge``.
 
     Each round shortens the axis along which the patch covers most of the median image, by the smallest step that keeps
     the patch divisible by the strides of the shortened patch (so 256 becomes 224, not 192).
     """
-    topology = plan_topology(spacing, initial_patch_size(spacing, median_shape), max_pools=max_pools)
-    value = cost(topology)
-    steps = [(topology.patch_size, value)]
-    seen = {topology.patch_size}
-    while value > limit or not in_time(topology):
-        shorter = _shorten(topology, spacing, median_shape, max_pools, least_edge, seen)
+    pooling = plan_pooling(spacing, initial_patch_size(spacing, median_shape), max_pools=max_pools)
+    value = cost(pooling)
+    steps = [(pooling.patch_size, value)]
+    seen = {pooling.patch_size}
+    while value > limit or not in_time(pooling):
+        shorter = _shorten(pooling, spacing, median_shape, max_pools, least_edge, seen)
         if shorter is None:
-            return PatchSearch(topology, value, tuple(steps), fits=False)
-        topology = shorter
-        seen.add(topology.patch_size)
-        value = cost(topology)
-        steps.append((topology.patch_size, value))
-    return PatchSearch(topology, value, tuple(steps), fits=True)
+            return PatchSearch(pooling, value, tuple(steps), fits=False)
+        pooling = shorter
+        seen.add(pooling.patch_size)
+        value = cost(pooling)
+        steps.append((pooling.patch_size, value))
+    return PatchSearch(pooling, value, tuple(steps), fits=True)
 
 
 def _shorten(
-    topology: Topology,
+    pooling: PoolingPlan,
     spacing: Sequence[float],
     median_shape: Sequence[float],
     max_pools: int | None,
     least_edge: int,
     seen: set[tuple[int, ...]],
-) -> Topology | None:
+) -> PoolingPlan | None:
     """The next smaller patch; an axis that cannot be shortened gives way to the next (nnU-Net would go on for ever)."""
-    coverage = [edge / size for edge, size in zip(topology.patch_size, median_shape, strict=True)]
+    coverage = [edge / size for edge, size in zip(pooling.patch_size, median_shape, strict=True)]
     for axis in reversed(np.argsort(coverage).tolist()):
-        patch, trial = list(topology.patch_size), list(topology.patch_size)
-        trial[axis] -= topology.divisor[axis]
+        patch, trial = list(pooling.patch_size), list(pooling.patch_size)
+        trial[axis] -= pooling.divisor[axis]
         if trial[axis] < 1:
             continue
-        patch[axis] -= plan_topology(spacing, trial, max_pools=max_pools).divisor[axis]
+        patch[axis] -= plan_pooling(spacing, trial, max_pools=max_pools).divisor[axis]
         if patch[axis] < least_edge:
             continue
-        shorter = plan_topology(spacing, patch, max_pools=max_pools)
+        shorter = plan_pooling(spacing, patch, max_pools=max_pools)
         if shorter.patch_size not in seen:
             return shorter
     return None

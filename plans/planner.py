@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
+from medmamba.geometry import LARGEST_SPACING_MM
 from medmamba.plans.axes import axis_order, reorder
 from medmamba.plans.choose_network import DEFAULT, choose_network, target_spacing_of
 from medmamba.plans.cost.machines import machine
 from medmamba.plans.default_configuration import choose_default
 from medmamba.plans.families import family
-from medmamba.plans.fingerprint import MAX_SPACING_MM, Fingerprint
-from medmamba.plans.grid import LEAST_EDGE, Grid, plan_grid
+from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.grid import LEAST_EDGE, GridPlan, plan_grid
 from medmamba.plans.left_right import mirror_decision, side_pairs
-from medmamba.plans.lowres import COVERAGE, LowResolution, search_low_resolution
+from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.manual_configurations import handmade, keep_handmade
 from medmamba.plans.mirroring import with_mirroring
 from medmamba.plans.normalization import choose_normalization
@@ -29,7 +30,7 @@ from medmamba.plans.options import PLANNED, PlanOptions
 from medmamba.plans.partial_annotation import one_head_per_label, partly_annotated
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.spacing import median_shape, target_spacing
-from medmamba.plans.training_step import Task, TooSlow
+from medmamba.plans.training_step import PlanTask, TooSlow
 from medmamba.version import __version__
 
 
@@ -89,7 +90,7 @@ def make_plan(
         regions, region_order, decision = one_head_per_label(fingerprint, partly)
         facts = replace(facts, regions=regions, region_order=region_order)
         heads_decisions = [decision]
-    task = Task(
+    task = PlanTask(
         family=chosen_family,
         in_channels=len(fingerprint.channel_names),
         out_channels=len(facts.regions) if facts.regions else len(fingerprint.labels),
@@ -100,11 +101,12 @@ def make_plan(
         batch_size=options.batch_size,
     )
     wanted = _wanted(options.configurations, previous)
-    made, decisions = _configurations(
-        task, target, median, len(fingerprint.cases), options.patch_size, wanted, fingerprint.has_millimetres
-    )
+    planned = _configurations(task, target, median, fingerprint, options.patch_size, wanted)
     names = [name for name in fingerprint.labels if name != "background"]
-    made = {name: with_mirroring(configuration, names, order, options.mirror) for name, configuration in made.items()}
+    made = {
+        name: with_mirroring(configuration, names, order, options.mirror)
+        for name, configuration in planned.configurations.items()
+    }
     default, default_decisions = choose_default(made, options.train_hours)
     pairs = side_pairs(fingerprint)
     made_plan = Plan(
@@ -133,7 +135,7 @@ def make_plan(
             *normalization_decisions,
             mirror_decision(pairs, order),
             *([network_decision] if network_decision else []),
-            *decisions,
+            planned.decision,
             *default_decisions,
         ],
     )
@@ -155,24 +157,31 @@ def _target_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> 
     return target, decision if fingerprint.has_millimetres else _no_spacing(decision)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """The configurations that apply and are wanted, and the decision about which these are."""
+
+    configurations: dict[str, Configuration]
+    decision: Decision
+
+
 def _configurations(
-    task: Task,
+    task: PlanTask,
     target: Sequence[float],
     median: Sequence[float],
-    n_cases: int,
+    fingerprint: Fingerprint,
     patch_size: Sequence[int] | None,
     wanted: Sequence[str],
-    has_millimetres: bool,
-) -> tuple[dict[str, Configuration], list[Decision]]:
-    """All configurations that apply and are wanted, and the decisions about which these are."""
+) -> _Made:
+    """All configurations on grids of ``target`` (plan axes) where the median image has ``median`` voxels."""
+    n_cases = len(fingerprint.cases)
     voxels = math.prod(median) * n_cases
     patch_for = {dims: patch_size if patch_size and len(patch_size) == dims else None for dims in (2, 3)}
-    made: dict[str, Configuration] = {}
-    low: LowResolution[Grid] | None = None
+    grids: dict[str, GridPlan] = {}
+    low: LowResolution[GridPlan] | None = None
     volumes, slow = median[0] != 1, False
     if "2d" in wanted:
-        grid = plan_grid(task, target[1:], median[1:], voxels, patch_for[2])
-        made["2d"] = _configuration("2d", grid, batch_dice=True, has_millimetres=has_millimetres)
+        grids["2d"] = plan_grid(task, target[1:], median[1:], voxels, patch_for[2])
     if volumes and any(name.startswith("3d") for name in wanted):
         try:
             full = plan_grid(task, target, median, voxels, patch_for[3])
@@ -184,51 +193,32 @@ def _configurations(
                 patch_of=lambda grid: grid.patch_size,
             )
         except TooSlow:
-            if not made:
+            if not grids:
                 raise
             slow = True
         else:
-            candidates: dict[str, tuple[Grid, bool, str | None]] = {"3d_fullres": (full, low.grid is not None, None)}
+            grids["3d_fullres"] = full
             if low.grid is not None:
-                candidates["3d_lowres"] = (low.grid, False, None)
-                candidates["3d_cascade_fullres"] = (full, True, "3d_lowres")
-            for name, (grid, batch_dice, previous) in candidates.items():
-                if name in wanted:
-                    made[name] = _configuration(name, grid, batch_dice, has_millimetres, previous)
-    if "3d_cascade_fullres" in made and "3d_lowres" not in made:
+                grids |= {"3d_lowres": low.grid, "3d_cascade_fullres": full}
+    grids = {name: grid for name, grid in grids.items() if name in wanted}
+    if "3d_cascade_fullres" in grids and "3d_lowres" not in grids:
         raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
-    if not made:
+    if not grids:
         raise ConfigError(_no_configuration(wanted, volumes))
-    if patch_size and all(part.spatial_dims != len(patch_size) for part in made.values()):
-        dims = next(iter(made.values())).spatial_dims
+    if patch_size and all(grid.network.spatial_dims != len(patch_size) for grid in grids.values()):
+        first = next(iter(grids.values()))
         raise ConfigError(
-            f"patch size {'x'.join(map(str, patch_size))}: {len(patch_size)} numbers, but {', '.join(made)} is planned "
-            f"in {dims} dimensions. Nearest: {'x'.join(map(str, next(iter(made.values())).patch_size))}."
+            f"patch size {'x'.join(map(str, patch_size))}: {len(patch_size)} numbers, but {', '.join(grids)} is "
+            f"planned in {first.network.spatial_dims} dimensions. Nearest: {'x'.join(map(str, first.patch_size))}."
         )
-    return made, [_existence(list(made), median, low, slow)]
+    beside_low = low is not None and low.grid is not None
+    made = {name: _configuration(name, grid, beside_low, fingerprint.has_millimetres) for name, grid in grids.items()}
+    return _Made(made, _existence(list(made), wanted, median, low, slow))
 
 
-def _configuration(
-    name: str, grid: Grid, batch_dice: bool, has_millimetres: bool, previous: str | None = None
-) -> Configuration:
-    shape = Decision(
-        name="median_shape",
-        value=list(grid.median_shape),
-        inputs={"spacing": list(grid.spacing)},
-        rule="median over the cases of their shape after resampling, rounded half to even",
-        reason="The size of a typical image on this grid; it bounds the patch.",
-        source="nnU-Net 2.8.1",
-    )
-    pooled = Decision(
-        name="batch_dice",
-        value=batch_dice,
-        inputs={"configuration": name},
-        rule="on in 2D, off in 3d_lowres, on in 3d_fullres only beside a low resolution",
-        reason="A patch sees a small part of the image and may lack a structure, so the Dice loss pools the batch."
-        if batch_dice
-        else "A patch sees most of the image, so each one is judged by itself.",
-        source="nnU-Net 2.8.1",
-    )
+def _configuration(name: str, grid: GridPlan, beside_low: bool, has_millimetres: bool) -> Configuration:
+    """A configuration on its grid; ``beside_low``: there is a low resolution of the same images."""
+    batch_dice = name == "2d" or (beside_low and name != "3d_lowres")
     return Configuration(
         name=name,
         spatial_dims=grid.network.spatial_dims,
@@ -238,12 +228,47 @@ def _configuration(
         batch_size=grid.batch_size,
         batch_dice=batch_dice,
         network=grid.network,
-        previous_stage=previous,
-        decisions=[shape, *grid.decisions, pooled],
+        previous_stage="3d_lowres" if name == "3d_cascade_fullres" else None,
+        decisions=[_median_shape(name, grid), *grid.decisions, _batch_dice(name, batch_dice, beside_low)],
     )
 
 
-def _existence(names: list[str], median: Sequence[float], low: LowResolution[Grid] | None, slow: bool) -> Decision:
+def _median_shape(name: str, grid: GridPlan) -> Decision:
+    low = name == "3d_lowres"
+    return Decision(
+        name="median_shape",
+        value=list(grid.median_shape),
+        inputs={"spacing": list(grid.spacing), "configuration": name},
+        rule="the median shape at full resolution, times its spacing over this one, rounded half to even"
+        if low
+        else "median over the cases of their shape after resampling, rounded half to even",
+        reason="The size of a typical image on this grid; it bounds the patch.",
+        source="nnU-Net 2.8.1",
+    )
+
+
+def _batch_dice(name: str, value: bool, beside_low: bool) -> Decision:
+    if name == "2d":
+        reason = "A slice may lack a structure, so the Dice loss pools the batch."
+    elif value:
+        reason = "A patch sees a small part of the image and may lack a structure, so the Dice loss pools the batch."
+    elif name == "3d_lowres":
+        reason = "A patch sees much of the image, so the Dice loss is taken of each one alone."
+    else:
+        reason = "No low resolution is planned beside it, so the Dice loss is taken of each patch alone."
+    return Decision(
+        name="batch_dice",
+        value=value,
+        inputs={"configuration": name, "beside_low_resolution": beside_low},
+        rule="on in 2d, off in 3d_lowres, on in the other 3D configurations only beside a low resolution",
+        reason=reason,
+        source="nnU-Net 2.8.1",
+    )
+
+
+def _existence(
+    names: list[str], wanted: Sequence[str], median: Sequence[float], low: LowResolution[GridPlan] | None, slow: bool
+) -> Decision:
     if median[0] == 1:
         reason = "The images have one slice, so only 2D is planned."
     elif slow:
@@ -251,26 +276,31 @@ def _existence(names: list[str], median: Sequence[float], low: LowResolution[Gri
     elif low is None:
         reason = "As asked for."
     elif low.steps == 0:
-        reason = "The 3D patch sees at least a quarter of the image, so no low resolution is needed."
+        reason = f"The 3D patch sees at least {COVERAGE:.0%} of the image, so no low resolution is needed."
     elif low.grid is None:
         reason = (
-            f"A patch covers a quarter of the image already at {low.voxel_ratio:.2g} times fewer voxels: too little "
-            f"difference for a low resolution."
+            f"A patch covers {COVERAGE:.0%} of the image already at {low.voxel_ratio:.2g} times fewer voxels: too "
+            f"little difference for a low resolution."
         )
     else:
         reason = (
-            f"The full-resolution patch sees less than a quarter of the image, so a low resolution with "
+            f"The full-resolution patch sees less than {COVERAGE:.0%} of the image, so a low resolution with "
             f"{low.voxel_ratio:.2g} times fewer voxels gives the context, and a cascade refines it."
         )
     return Decision(
         name="configurations",
         value=names,
         inputs={
+            "asked_for": list(wanted),
             "median_shape": list(median),
+            "enough_3d_steps_in_the_hours": not slow,
             "coverage_wanted": COVERAGE,
             "lowres_steps": 0 if low is None else low.steps,
+            "lowres_times_fewer_voxels": 1.0 if low is None else round(low.voxel_ratio, 6),
         },
-        rule="2d always; 3d_fullres unless flat; 3d_lowres with its cascade when a patch sees under 25 % of the image",
+        rule=f"of those asked for: 2d always; 3d_fullres unless the images are flat or the hours too few; 3d_lowres "
+        f"with its cascade when a patch sees under {COVERAGE:.0%} of the image, and less than that at every grid of "
+        f"less than {WORTHWHILE:g} times fewer voxels",
         reason=reason,
         source="nnU-Net 2.8.1",
     )
@@ -318,9 +348,9 @@ def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float] | Non
         return
     if not fingerprint.has_millimetres:
         raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
-    if len(spacing) != 3 or not all(0 < value <= MAX_SPACING_MM for value in spacing):
+    if len(spacing) != 3 or not all(0 < value <= LARGEST_SPACING_MM for value in spacing):
         raise ConfigError(
-            f"spacing must be 3 numbers of mm, above 0 and at most {MAX_SPACING_MM:g}, one per axis i, j, k, "
+            f"spacing must be 3 numbers of mm, above 0 and at most {LARGEST_SPACING_MM:g}, one per axis i, j, k, "
             f"got {list(spacing)}."
         )
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop

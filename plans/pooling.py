@@ -1,4 +1,4 @@
-"""Topology of a U-shaped network for a patch: how often each axis is halved, in which stage, with which kernels.
+"""PoolingPlan of a U-shaped network for a patch: how often each axis is halved, in which stage, with which kernels.
 
 The rule is nnU-Net's (2.8.1, network_topology), in our own words: in each round the axes that are long enough and not
 much coarser than the finest of them are halved; an axis gets kernels of 3 for good once its spacing is comparable.
@@ -21,7 +21,7 @@ LONELY_AXIS_EDGES = 3
 
 
 @dataclass(frozen=True)
-class Topology:
+class PoolingPlan:
     """Strides and kernels per stage (stage 0 has full resolution), and the patch padded so that they fit."""
 
     patch_size: tuple[int, ...]
@@ -47,10 +47,10 @@ class Topology:
         return shapes
 
 
-def plan_topology(
+def plan_pooling(
     spacing: Sequence[float], patch_size: Sequence[float], *, min_edge: int = MIN_EDGE, max_pools: int | None = None
-) -> Topology:
-    """Topology for a patch on a grid of ``spacing`` (mm per axis); the patch is padded up to what the strides need.
+) -> PoolingPlan:
+    """PoolingPlan for a patch on a grid of ``spacing`` (mm per axis); the patch is padded up to what the strides need.
 
     ``max_pools`` bounds the halvings per axis (None: as many as the patch allows).
     """
@@ -72,7 +72,7 @@ def plan_topology(
             size[axis] = math.ceil(size[axis] / 2)
     kernels.append((3,) * dims)  # the deepest stage sees every axis
     padded = tuple(math.ceil(n / 2**p) * 2**p for n, p in zip(patch_size, pools, strict=True))
-    return Topology(patch_size=padded, strides=tuple(strides), kernel_sizes=tuple(kernels))
+    return PoolingPlan(patch_size=padded, strides=tuple(strides), kernel_sizes=tuple(kernels))
 
 
 def _axes_to_halve(

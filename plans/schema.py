@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from medmamba.plans.json_record import Record
+from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.options import PlanOptions
-from medmamba.plans.record import Record
-
-Scheme = Literal["zscore", "ct", "rescale_to_0_1", "rgb_to_0_1", "none"]
 
 
 class Decision(Record):
@@ -83,13 +82,21 @@ class Normalization(Record):
 
     kind: ClassVar[str] = "normalisation"
 
-    scheme: Scheme
+    scheme: str
+    """Name of one of medmamba.plans.normalizers."""
     use_mask: bool
     """Whether mean and standard deviation are taken inside the non-zero mask only, and outside stays zero."""
     mean: float | None = None
     std: float | None = None
     percentile_00_5: float | None = None
     percentile_99_5: float | None = None
+
+    @field_validator("scheme")
+    @classmethod
+    def _known(cls, scheme: str) -> str:
+        if scheme not in NORMALIZERS:
+            raise ValueError(f"the normalisations are {', '.join(NORMALIZERS)}")
+        return scheme
 
     @model_validator(mode="after")
     def _ct_needs_statistics(self) -> Self:

@@ -1,4 +1,4 @@
-"""Target spacing of a dataset, the shapes its images take there, and which axis is resampled on its own.
+"""Target spacing of a dataset, and the shapes that its images take there.
 
 All rules are nnU-Net's (2.8.1), stated in our own words. Spacings and shapes share one axis order, whichever it is.
 """
@@ -9,11 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medmamba.geometry.anisotropy import ANISOTROPY_THRESHOLD
 from medmamba.plans.schema import Decision
-
-ANISOTROPY_THRESHOLD = 3.0
-"""Ratio of coarsest to finest spacing (and of voxel counts) above which a volume counts as anisotropic.
-Source: nnU-Net, ANISO_THRESHOLD."""
 
 COARSE_AXIS_PERCENTILE = 10.0
 """Percentile of the cases' spacings that replaces the median along an anisotropic axis. Source: nnU-Net."""
@@ -41,7 +38,8 @@ def target_spacing(spacings: np.ndarray, shapes_after_crop: np.ndarray) -> tuple
         target[coarse] = low if low >= floor else floor + NOT_FINER_BY_MM
         reason = (
             f"The slices are thick ({median[coarse]:g} mm, median) and few, so the slice distance follows the better "
-            f"cases (10th percentile) and thin slices are not thrown away; in the plane the median is kept."
+            f"cases ({COARSE_AXIS_PERCENTILE:g}th percentile) and thin slices are not thrown away; in the plane the "
+            f"median is kept."
         )
     elif coarse_spacing:
         reason += " One axis is coarser, but it has many slices, so the median is safe there as well."
@@ -53,9 +51,12 @@ def target_spacing(spacings: np.ndarray, shapes_after_crop: np.ndarray) -> tuple
             "median_spacing": median.tolist(),
             "min_spacing": spacings.min(axis=0).tolist(),
             "max_spacing": spacings.max(axis=0).tolist(),
+            "percentile_10_spacing": np.percentile(spacings, COARSE_AXIS_PERCENTILE, axis=0).tolist(),
             "median_shape_after_crop": voxels.tolist(),
         },
-        rule="median per axis; 10th percentile along an axis over 3 times coarser with 3 times fewer voxels",
+        rule=f"median per axis; along an axis over {ANISOTROPY_THRESHOLD:g} times coarser with over "
+        f"{ANISOTROPY_THRESHOLD:g} times fewer voxels than the others the {COARSE_AXIS_PERCENTILE:g}th percentile, or "
+        f"{NOT_FINER_BY_MM:g} mm above the others where that is finer than they are",
         reason=reason,
         source=SOURCE,
     )
@@ -74,20 +75,3 @@ def median_shape(spacings: np.ndarray, shapes_after_crop: np.ndarray, target: Se
     """Median over the cases of their shape on the target grid; may end in .5 for an even number of cases."""
     resampled = [new_shape(shape, spacing, target) for shape, spacing in zip(shapes_after_crop, spacings, strict=True)]
     return tuple(float(value) for value in np.median(np.array(resampled), axis=0))
-
-
-def separate_axis(current_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
-    """The axis that is resampled on its own (order 0) because its voxels are far apart, or None.
-
-    Asked first of the image's spacing, then of the target's: anisotropic means a ratio above 3. Two or more equally
-    coarse axes are not separated. Source: nnU-Net 2.8.1, default_resampling.
-
-    >>> separate_axis((5, 1, 1), (1, 1, 1)), separate_axis((3, 1, 1), (1, 1, 1))
-    (0, None)
-    """
-    for spacing in (current_spacing, new_spacing):
-        coarsest = max(spacing)
-        if coarsest / min(spacing) > ANISOTROPY_THRESHOLD:
-            axes = [axis for axis, value in enumerate(spacing) if value == coarsest]
-            return axes[0] if len(axes) == 1 else None
-    return None

@@ -13,16 +13,16 @@ from medmamba.plans.cost.memory import Memory, training_memory
 from medmamba.plans.cost.step_time import Work, least_hours, training_work
 from medmamba.plans.families import Family
 from medmamba.plans.network import Stem, network_plan
-from medmamba.plans.pooling import Topology
+from medmamba.plans.pooling import PoolingPlan
 from medmamba.plans.schema import NetworkPlan
 from medmamba.plans.training_length import LEAST_STEPS
 
-USABLE_SHARE = 0.9
+USABLE_FRACTION = 0.9
 """Share of the device memory that a training step may use; the rest is for the driver, the library and fragments."""
 
 
 @dataclass(frozen=True)
-class Task:
+class PlanTask:
     """What is asked of every grid: the network, the memory, the time, and what the user fixed."""
 
     family: Family
@@ -36,7 +36,7 @@ class Task:
 
     @property
     def limit_bytes(self) -> int:
-        return int(USABLE_SHARE * self.device_memory_gb * 1e9)
+        return int(USABLE_FRACTION * self.device_memory_gb * 1e9)
 
     @property
     def least_batch(self) -> int:
@@ -50,16 +50,16 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """A training step: a network on a patch, and what it takes with a batch of some size."""
 
-    task: Task
+    task: PlanTask
     network: NetworkPlan
     patch_size: tuple[int, ...]
 
     @classmethod
-    def of(cls, task: Task, topology: Topology, stem: Stem) -> Step:
-        return cls(task, network_plan(task.family, topology, stem=stem, use_scan=task.use_scan), topology.patch_size)
+    def of(cls, task: PlanTask, pooling: PoolingPlan, stem: Stem) -> TrainingStep:
+        return cls(task, network_plan(task.family, pooling, stem=stem, use_scan=task.use_scan), pooling.patch_size)
 
     def memory(self, batch: int) -> Memory:
         return training_memory(self.network, self.patch_size, batch_size=batch, **self._channels)
@@ -82,7 +82,7 @@ class Step:
         """What it needs more of than there is, or None."""
         needed, task = self.bytes(batch), self.task
         if needed > task.limit_bytes:
-            return f"needs {needed / USABLE_SHARE / 1e9:.3g} GB, the device has {task.device_memory_gb:g} GB"
+            return f"needs {needed / USABLE_FRACTION / 1e9:.3g} GB, the device has {task.device_memory_gb:g} GB"
         if task.train_hours is None or self.in_time(batch):
             return None
         return (

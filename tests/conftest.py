@@ -122,11 +122,11 @@ def registrations_undone():
     """Networks, planner facts and routes that a test registers are forgotten after it."""
     from medmamba.networks import routes
     from medmamba.networks.planned.registry import NETWORKS
-    from medmamba.plans.cost.blocks import MEASURED
+    from medmamba.plans.cost.blocks import COSTS
     from medmamba.plans.families import FAMILIES
     from medmamba.plans.route_sets import ROUTE_COUNT
 
-    tables = (NETWORKS, FAMILIES, MEASURED, ROUTE_COUNT, routes._ROUTES)
+    tables = (NETWORKS, FAMILIES, COSTS, ROUTE_COUNT, routes._ROUTES)
     before = [dict(table) for table in tables]
     yield
     for table, own in zip(tables, before, strict=True):

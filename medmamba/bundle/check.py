@@ -46,7 +46,7 @@ class BundleError(MedmambaError):
 
 
 @dataclass(frozen=True)
-class CheckedCase:
+class ComparedCase:
     """One real case predicted by both."""
 
     case_id: str
@@ -100,7 +100,7 @@ def run_in_monai(bundle: Path, images: Path, masks: Path, scale: int) -> str:
     return printed
 
 
-def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks: Path) -> list[CheckedCase]:
+def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks: Path) -> list[ComparedCase]:
     """Predict every case with medmamba and compare with the bundle's mask, voxel for voxel and grid for grid.
 
     Raises BundleError for the first difference.
@@ -129,7 +129,7 @@ def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks:
                 f"{case.case_id}: {different} of {expected.size} voxels differ between the bundle and medmamba, the "
                 f"first at {place}: {mask.array[place]} instead of {expected[place]}. The bundle was not kept."
             )
-        checked.append(CheckedCase(case.case_id, int(expected.size), int((expected != 0).sum())))
+        checked.append(ComparedCase(case.case_id, int(expected.size), int((expected != 0).sum())))
     if not checked:
         raise InputError("No case to check the bundle on. Give --check-on IMAGES.")
     return checked

@@ -13,7 +13,7 @@ import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
 from medmamba.bundle.check import (
-    CheckedCase,
+    ComparedCase,
     check_metadata,
     compare_with_native,
     need_packages,
@@ -41,7 +41,7 @@ class BundleReport:
     """Where the bundle is, what it was checked on and what MONAI's commands printed."""
 
     folder: Path
-    cases: list[CheckedCase]
+    cases: list[ComparedCase]
     printed: str
 
 

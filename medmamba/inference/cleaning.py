@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medmamba.preprocessing.case import bounding_box
 
 
-class Step(Protocol):
+class CleaningLike(Protocol):
     """One step: ``action`` is largest_component or remove_small, the volume in mm3 (voxels without millimetres)."""
 
     @property
@@ -25,7 +25,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class CleaningStep:
-    """A :class:`Step` as plain values."""
+    """A :class:`CleaningLike` as plain values."""
 
     label: str
     action: str
@@ -33,7 +33,7 @@ class CleaningStep:
 
 
 def clean(
-    labels: NDArray[Any], steps: Sequence[Step], indices: dict[str, int], voxel_mm3: float | None
+    labels: NDArray[Any], steps: Sequence[CleaningLike], indices: dict[str, int], voxel_mm3: float | None
 ) -> NDArray[Any]:
     """Apply cleaning steps to label indices (i, j, k); ``indices`` gives the index of each label's name."""
     for step in steps:
@@ -41,7 +41,7 @@ def clean(
     return labels
 
 
-def clean_one(labels: NDArray[Any], step: Step, index: int, voxel_mm3: float | None) -> NDArray[Any]:
+def clean_one(labels: NDArray[Any], step: CleaningLike, index: int, voxel_mm3: float | None) -> NDArray[Any]:
     """One cleaning step; components touch by face, edge or corner; ties keep the first in the array's order."""
     from scipy.ndimage import label
 

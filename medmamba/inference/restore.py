@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from medmamba.compute.argmax import largest_channel
+from medmamba.geometry.anisotropy import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.images.image import smallest_type
 from medmamba.models.output_channels import OutputChannels
-from medmamba.preprocessing.resample import nearest_index, separate_axis
+from medmamba.preprocessing.resample import nearest_index
 
 BLOCK_BYTES = 2**20
 """Size of a block of rows: well inside a core's own cache."""

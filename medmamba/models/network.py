@@ -12,7 +12,7 @@ from medmamba.networks.planned.one_block_unet import ONE_BLOCK
 from medmamba.plans.families import family
 from medmamba.plans.labels import label_names
 from medmamba.plans.mirroring import choose_mirroring
-from medmamba.plans.network import planned_blocks
+from medmamba.plans.network import are_planned_blocks, planned_blocks
 from medmamba.plans.schema import Configuration, Mirroring, Plan
 
 
@@ -44,7 +44,8 @@ def network_arguments(
     scan = {"state_size": numbers.state_size, "routes": numbers.routes}
     if name != numbers.name:  # another family on the same plan scans its own way, and where it would by its own plan
         other = family(name)
-        if numbers.blocks_per_stage == planned_blocks(family(numbers.name), numbers.strides, numbers.stem):
+        planned_for = family(numbers.name)
+        if are_planned_blocks(planned_for, numbers.blocks_per_stage, numbers.strides, numbers.stem):
             arguments["blocks_per_stage"] = planned_blocks(other, numbers.strides, numbers.stem)
         scan = {"state_size": other.states[numbers.spatial_dims - 2], "routes": other.routes}
     arguments |= {option: value for option, value in scan.items() if option in known}

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from medmamba.errors import ConfigError
-from medmamba.plans.record import Record
+from medmamba.plans.json_record import Record
 
 RECIPE = "best.json"
 EVEN = 0.5

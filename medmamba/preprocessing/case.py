@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
+from medmamba.geometry.anisotropy import separate_axis
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.normalize import body_of, normalized_slabs
-from medmamba.preprocessing.resample import resample_labels, resample_slabs, separate_axis
+from medmamba.preprocessing.resample import resample_labels, resample_slabs
 
 
 @dataclass(frozen=True)

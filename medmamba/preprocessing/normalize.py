@@ -1,4 +1,6 @@
-"""Intensity normalisation, one scheme per channel, as nnU-Net's plans name them.
+"""Intensity normalisation of an image, one function per name of medmamba/plans/normalizers.py.
+
+That table says which channels ask for which; the functions are in :data:`FUNCTIONS`. CT is clipped in :func:`ct`.
 
 An image is normalised a few planes at a time, so that no second copy of it is needed at its own spacing. Statistics are
 sums over planes in the order of the plan's axes: the same image stored in another order has the same ones, to the bit.
@@ -8,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.schema import Normalization
 
 MIN_STD = 1e-8
@@ -63,42 +67,75 @@ def _slabs(image: NDArray[np.generic], channels: slice, body: Inside | None) -> 
         yield slab, None if body is None else body[planes]
 
 
-def _scale(
-    image: NDArray[np.generic], number: int, scheme: Normalization, body: Inside | None
-) -> Callable[[Slab, Inside | None], None]:
-    """What brings planes of channel ``number`` onto the scale, in place."""
+@dataclass(frozen=True)
+class Channel:
+    """One channel of an image, read a few planes at a time, inside the body only (None: everywhere)."""
 
-    def values() -> Iterator[NDArray[np.float64]]:
-        for slab, inside in _slabs(image, slice(number, number + 1), body if masked else None):
+    image: NDArray[np.generic]
+    number: int
+    body: Inside | None
+
+    def values(self) -> Iterator[NDArray[np.float64]]:
+        """The values that statistics are taken from, in parts."""
+        for slab, inside in _slabs(self.image, slice(self.number, self.number + 1), self.body):
             yield (slab[0] if inside is None else slab[0][inside]).astype(np.float64)
 
-    masked = scheme.use_mask and scheme.scheme == "zscore" and body is not None and bool(body.any())
-    match scheme.scheme:
-        case "zscore":
-            count = sum(part.size for part in values())
-            # float64 statistics: float32 sums lose digits on images with values near 1e6.
-            mean = sum(float(part.sum()) for part in values()) / count
-            variance = sum(float(np.square(part - mean).sum()) for part in values()) / count
-            return _shifted(mean, math.sqrt(variance), masked=masked)
-        case "ct":
-            low, high, centre, std = scheme.percentile_00_5, scheme.percentile_99_5, scheme.mean, scheme.std
-            if low is None or high is None or centre is None or std is None:
-                raise ValueError("CT normalisation needs the dataset's percentiles, mean and std in the plan")
-            return _shifted(centre, std, clip=(low, high))
-        case "rescale_to_0_1":
-            low, high = float(image[number].min()), float(image[number].max())
-            return _shifted(low, high - low)
-        case "rgb_to_0_1":
-            return _shifted(0.0, 255.0)
-        case "none":
-            return lambda plane, inside: None
-    raise ValueError(f"unknown normalisation scheme {scheme.scheme!r}")
+
+Scale = Callable[[Slab, Inside | None], None]
+"""Brings some planes of a channel onto the plan's scale, in place; the second argument are their voxels in the body."""
 
 
-def _shifted(
-    zero: float, one: float, *, clip: tuple[float, float] | None = None, masked: bool = False
-) -> Callable[[Slab, Inside | None], None]:
-    """(values - zero) / one."""
+def zscore(channel: Channel, settings: Normalization) -> Scale:
+    """Mean 0 and standard deviation 1 of this image, inside the body where the plan says so."""
+    count = sum(part.size for part in channel.values())
+    # float64 statistics: float32 sums lose digits on images with values near 1e6.
+    mean = sum(float(part.sum()) for part in channel.values()) / count
+    variance = sum(float(np.square(part - mean).sum()) for part in channel.values()) / count
+    return shifted(mean, math.sqrt(variance), masked=channel.body is not None)
+
+
+def ct(channel: Channel, settings: Normalization) -> Scale:
+    """Clipped to the percentiles of the training foreground, then its mean becomes 0 and its standard deviation 1."""
+    low, high, centre, std = settings.percentile_00_5, settings.percentile_99_5, settings.mean, settings.std
+    if low is None or high is None or centre is None or std is None:
+        raise ValueError("CT normalisation needs the dataset's percentiles, mean and std in the plan")
+    return shifted(centre, std, clip=(low, high))
+
+
+def rescale_to_0_1(channel: Channel, settings: Normalization) -> Scale:
+    """Minimum and maximum of this image become 0 and 1."""
+    low, high = (float(edge(channel.image[channel.number])) for edge in (np.min, np.max))
+    return shifted(low, high - low)
+
+
+def rgb_to_0_1(channel: Channel, settings: Normalization) -> Scale:
+    """0 to 255 becomes 0 to 1."""
+    return shifted(0.0, 255.0)
+
+
+def unchanged(channel: Channel, settings: Normalization) -> Scale:
+    """The values as stored."""
+    return lambda plane, inside: None
+
+
+FUNCTIONS: dict[str, Callable[[Channel, Normalization], Scale]] = {
+    "zscore": zscore,
+    "ct": ct,
+    "rescale_to_0_1": rescale_to_0_1,
+    "rgb_to_0_1": rgb_to_0_1,
+    "none": unchanged,
+}
+"""What is done for each name of medmamba/plans/normalizers.py."""
+
+
+def _scale(image: NDArray[np.generic], number: int, scheme: Normalization, body: Inside | None) -> Scale:
+    """What brings planes of channel ``number`` onto the scale."""
+    masked = scheme.use_mask and NORMALIZERS[scheme.scheme].uses_mask and body is not None and bool(body.any())
+    return FUNCTIONS[scheme.scheme](Channel(image, number, body if masked else None), scheme)
+
+
+def shifted(zero: float, one: float, *, clip: tuple[float, float] | None = None, masked: bool = False) -> Scale:
+    """(values - zero) / one, of values clipped to ``clip``; ``masked``: 0 outside the body."""
     zero32, one32 = np.float32(zero), np.float32(max(one, MIN_STD))
 
     def scale(plane: Slab, inside: Inside | None) -> None:

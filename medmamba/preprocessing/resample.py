@@ -13,22 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-SEPARATE_AXIS_ANISOTROPY = 3.0
-"""Ratio of coarsest to finest spacing above which the coarse axis is resampled on its own (nnU-Net v2)."""
-
-
-def separate_axis(spacing: tuple[float, ...], new_spacing: tuple[float, ...]) -> int | None:
-    """The one axis so coarse that interpolating across it would invent anatomy, or None.
-
-    The present spacing decides when it is anisotropic, else the wanted one; two equally coarse axes have no separate
-    axis. Source: nnU-Net v2, ``preprocessing/resampling/default_resampling.py``.
-    """
-    for candidate in (spacing, new_spacing):
-        if max(candidate) / min(candidate) > SEPARATE_AXIS_ANISOTROPY:
-            coarse = [axis for axis, value in enumerate(candidate) if value == max(candidate)]
-            return coarse[0] if len(coarse) == 1 else None
-    return None
-
 
 def resample_image(
     array: NDArray[np.float32], shape: tuple[int, ...], coarse_axis: int | None = None

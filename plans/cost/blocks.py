@@ -1,14 +1,20 @@
 """What one block of each family costs: numbers kept for the backward pass per token, weights, and work.
 
 VM-UNet's block is counted from its parts, because its routes and states vary; the others were measured at the options
-the planner gives them (memory of a network with and without one more block, at widths of 32 to 128 channels).
-tests/plans/test_memory.py measures whole training steps against these numbers.
+the planner gives them, as ``python -m medmamba.networks.measure_cost NAME`` does. tests/plans/test_memory.py measures
+whole training steps against these numbers.
+
+A network of another package joins by :func:`register_family`, with its own cost or that of a family it resembles.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from medmamba.errors import ConfigError
+from medmamba.plans.families import FAMILIES, Family
 
 TILE = 32
 """Tokens between two states that the scan keeps for its backward pass. Source: kernels/csrc/abi.h, MM_TILE."""
@@ -18,7 +24,7 @@ CHANNEL_PAD = 16
 
 
 DEFORMABLE_TAP = 13
-"""Taps of a depthwise convolution that take as long as one neighbour read at a learned place, its gradients included.
+"""Depthwise multiply-accumulates that take as long as one neighbour read at a learned position, its gradients included.
 Source: docs/benchmarks/time_model.md."""
 
 DEFORMABLE_GROUP = 16
@@ -43,6 +49,29 @@ class Block:
 
 
 @dataclass(frozen=True)
+class BlockPlace:
+    """Where a block stands, and how it scans there."""
+
+    spatial_dims: int
+    width: int
+    taps: int
+    """Weights of a depthwise convolution with the plan's kernel, per channel."""
+    routes: int
+    """0: without its scan."""
+    states: int
+    updates: float
+    """State updates of its scans per token."""
+    window: int = 0
+    """Tokens of its attention windows."""
+    deformable: int = 0
+    """Sampled positions of its deformable convolution."""
+
+
+Cost = Callable[[BlockPlace], Block]
+"""What a block costs where it stands."""
+
+
+@dataclass(frozen=True)
 class BlockCost:
     """Linear in the width d: ``kept`` = (per channel, constant) numbers per token, ``weights`` = (per squared channel,
     per channel)."""
@@ -50,87 +79,43 @@ class BlockCost:
     kept: tuple[float, float]
     weights: tuple[float, float]
 
-    def at(self, width: int, without_scan: BlockCost, updates: float, window: int, deformable: int, dims: int) -> Block:
+
+@dataclass(frozen=True)
+class MeasuredCost:
+    """Costs by (spatial dimensions, whether it scans); a block without scans has the entries without."""
+
+    measured: Mapping[tuple[int, bool], BlockCost]
+
+    def __call__(self, place: BlockPlace) -> Block:
         """The block of one width.
 
-        Weights per squared channel are products. Those per channel are the taps of depthwise convolutions, and with a
-        scan also its own, of which the selection (B and C: two numbers a state) is products. A window adds products of
-        each token with all others, twice; ``deformable`` taps read 2^dims corners each, where their offsets say.
+        Weights per squared channel are multiply-accumulates between channels. Those per channel are depthwise
+        convolutions, and with a scan also its own, of which the selection (B and C: two numbers a state) multiplies
+        channels. A window adds products of each token with all others, twice; ``deformable`` positions read 2^dims
+        corners each, where their offsets say.
         """
-        square, line = self.weights[0] * width**2, self.weights[1] * width
-        taps = without_scan.weights[1] * width
-        kept, weights = self.kept[0] * width + self.kept[1], square + line
-        products = square + min(line - taps, 2 * updates) + 2 * window * width
-        if deformable and dims == 3:  # in 2D they are part of what was measured
-            offsets = deformable * (dims + 1) * math.ceil(width / DEFORMABLE_GROUP)
+        dims, width = place.spatial_dims, place.width
+        cost = self.measured[dims, place.routes > 0]
+        square, line = cost.weights[0] * width**2, cost.weights[1] * width
+        taps = self.measured[dims, False].weights[1] * width
+        kept, weights = cost.kept[0] * width + cost.kept[1], square + line
+        products = square + min(line - taps, 2 * place.updates) + 2 * place.window * width
+        if place.deformable and dims == 3:  # in 2D they are part of what was measured
+            offsets = place.deformable * (dims + 1) * math.ceil(width / DEFORMABLE_GROUP)
             kept, weights, products = kept + 2 * offsets, weights + offsets * width, products + offsets * width
-        return Block(kept, 0.0, round(weights), products, taps + DEFORMABLE_TAP * 2**dims * deformable * width, updates)
+        sampled = DEFORMABLE_TAP * 2**dims * place.deformable * width
+        return Block(kept, 0.0, round(weights), products, taps + sampled, place.updates)
 
 
-MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {
-    "hrvmamba": {
-        (2, True): BlockCost((22.02, 23), (8.165, 83)),
-        (2, False): BlockCost((16.67, 16), (7.665, 63)),
-        (3, True): BlockCost((22.55, 18), (6.75, 146)),
-        (3, False): BlockCost((15.0, 8), (6.0, 116)),
-    },
-    "lamamba": {
-        (2, True): BlockCost((31.39, 143), (11.5, 239)),
-        (2, False): BlockCost((24.75, 32), (11.0, 39)),
-        (3, True): BlockCost((34.0, 78), (11.75, 220)),
-        (3, False): BlockCost((24.71, 36), (11.0, 64)),
-    },
-    "mambaout": {
-        (2, False): BlockCost((12.0, 2), (6.0, 57)),
-        (3, False): BlockCost((12.0, 2), (6.0, 133)),
-    },
-    "mate": {
-        (2, True): BlockCost((29.63, 80), (12.125, 72)),
-        (2, False): BlockCost((24.75, 29), (11.0, 36)),
-        (3, True): BlockCost((31.72, 0), (12.125, 97)),
-        (3, False): BlockCost((24.71, 33), (11.0, 61)),
-    },
-    "mhs_vm": {
-        (2, True): BlockCost((26.8, 1330), (4.167, 216)),
-        (2, False): BlockCost((11.0, 6), (4.0, 16)),
-        (3, True): BlockCost((34.0, 1020), (4.25, 190)),
-        (3, False): BlockCost((11.0, 6), (4.0, 34)),
-    },
-    "segmamba": {
-        (2, True): BlockCost((33.21, 91), (27.375, 177)),
-        (2, False): BlockCost((28.01, 6), (27.0, 27)),
-        (3, True): BlockCost((33.51, 76), (63.375, 195)),
-        (3, False): BlockCost((28.01, 5), (63.0, 45)),
-    },
-    "u_mamba_bot": {
-        (2, True): BlockCost((20.63, 68), (6.25, 112)),
-        (2, False): BlockCost((16.01, 2), (6.0, 12)),
-        (3, True): BlockCost((20.71, 68), (6.25, 112)),
-        (3, False): BlockCost((16.01, 2), (6.0, 12)),
-    },
-    "vim": {
-        (2, True): BlockCost((18.76, 124), (3.25, 111)),
-        (2, False): BlockCost((12.02, 0), (3.0, 11)),
-        (3, True): BlockCost((18.54, 58), (3.25, 63)),
-        (3, False): BlockCost((12.04, 0), (3.0, 11)),
-    },
-    "u_mamba_enc": {
-        (2, True): BlockCost((20.69, 61), (6.25, 112)),
-        (2, False): BlockCost((16.01, 2), (6.0, 12)),
-        (3, True): BlockCost((20.83, 54), (6.25, 112)),
-        (3, False): BlockCost((16.01, 2), (6.0, 12)),
-    },
-}
-
-
-def gated_scan_block(width: int, kernel: int, routes: int, states: int) -> Block:
-    """VM-UNet's block; no routes: without its scan.
+def gated_scan_block(place: BlockPlace) -> Block:
+    """VM-UNet's block.
 
     Around the scan: the norm's input and output, both halves of the projection, the convolution, the two gates, the
     output norm and the output projection. In the scan: its input, the step size of every route, B and C of every
-    route, the low-rank steps, and the states at the tile borders. ``kernel`` is the convolution's number of taps.
+    route, the low-rank steps, and the states at the tile borders.
     """
-    around, projections, taps = 9.0 * width + 4, 3 * width**2, (kernel + 5) * width
+    width, routes, states = place.width, place.routes, place.states
+    around, projections, taps = 9.0 * width + 4, 3 * width**2, (place.taps + 5) * width
     if not routes:
         return Block(around, 0.0, projections + taps, projections, taps, 0.0)
     rank = math.ceil(width / 16)
@@ -145,3 +130,113 @@ def gated_scan_block(width: int, kernel: int, routes: int, states: int) -> Block
         taps=taps,
         updates=float(routes * width * states),
     )
+
+
+def no_block(place: BlockPlace) -> Block:
+    """The convolution U-Nets have no blocks beside the convolutions that medmamba.plans.cost.layers counts."""
+    return Block(0.0, 0.0, 0, 0.0, 0.0, 0.0)
+
+
+COSTS: dict[str, Cost] = {
+    "vm_unet": gated_scan_block,
+    "plain_unet": no_block,
+    "residual_unet": no_block,
+    "hrvmamba": MeasuredCost(
+        {
+            (2, True): BlockCost((22.02, 23), (8.165, 83)),
+            (2, False): BlockCost((16.67, 16), (7.665, 63)),
+            (3, True): BlockCost((22.55, 18), (6.75, 146)),
+            (3, False): BlockCost((15.0, 8), (6.0, 116)),
+        }
+    ),
+    "lamamba": MeasuredCost(
+        {
+            (2, True): BlockCost((31.39, 143), (11.5, 239)),
+            (2, False): BlockCost((24.75, 32), (11.0, 39)),
+            (3, True): BlockCost((34.0, 78), (11.75, 220)),
+            (3, False): BlockCost((24.71, 36), (11.0, 64)),
+        }
+    ),
+    "mambaout": MeasuredCost(
+        {
+            (2, False): BlockCost((12.0, 2), (6.0, 57)),
+            (3, False): BlockCost((12.0, 2), (6.0, 133)),
+        }
+    ),
+    "mate": MeasuredCost(
+        {
+            (2, True): BlockCost((29.63, 80), (12.125, 72)),
+            (2, False): BlockCost((24.75, 29), (11.0, 36)),
+            (3, True): BlockCost((31.72, 0), (12.125, 97)),
+            (3, False): BlockCost((24.71, 33), (11.0, 61)),
+        }
+    ),
+    "mhs_vm": MeasuredCost(
+        {
+            (2, True): BlockCost((26.8, 1330), (4.167, 216)),
+            (2, False): BlockCost((11.0, 6), (4.0, 16)),
+            (3, True): BlockCost((34.0, 1020), (4.25, 190)),
+            (3, False): BlockCost((11.0, 6), (4.0, 34)),
+        }
+    ),
+    "segmamba": MeasuredCost(
+        {
+            (2, True): BlockCost((33.21, 91), (27.375, 177)),
+            (2, False): BlockCost((28.01, 6), (27.0, 27)),
+            (3, True): BlockCost((33.51, 76), (63.375, 195)),
+            (3, False): BlockCost((28.01, 5), (63.0, 45)),
+        }
+    ),
+    "u_mamba_bot": MeasuredCost(
+        {
+            (2, True): BlockCost((20.63, 68), (6.25, 112)),
+            (2, False): BlockCost((16.01, 2), (6.0, 12)),
+            (3, True): BlockCost((20.71, 68), (6.25, 112)),
+            (3, False): BlockCost((16.01, 2), (6.0, 12)),
+        }
+    ),
+    "vim": MeasuredCost(
+        {
+            (2, True): BlockCost((18.76, 124), (3.25, 111)),
+            (2, False): BlockCost((12.02, 0), (3.0, 11)),
+            (3, True): BlockCost((18.54, 58), (3.25, 63)),
+            (3, False): BlockCost((12.04, 0), (3.0, 11)),
+        }
+    ),
+    "u_mamba_enc": MeasuredCost(
+        {
+            (2, True): BlockCost((20.69, 61), (6.25, 112)),
+            (2, False): BlockCost((16.01, 2), (6.0, 12)),
+            (3, True): BlockCost((20.83, 54), (6.25, 112)),
+            (3, False): BlockCost((16.01, 2), (6.0, 12)),
+        }
+    ),
+}
+"""The cost of each family's block, by the name of the family; a family without an entry cannot be planned."""
+
+
+def cost_of(name: str) -> Cost:
+    """The cost of a family's block; raises ConfigError, with the way to measure it, for a family without one."""
+    if name not in COSTS:
+        raise ConfigError(
+            f"no cost for {name!r}: measure it with `python -m medmamba.networks.measure_cost {name}`, or name the "
+            f"family it resembles (cost_as=...); see medmamba.plans.cost.blocks.register_family."
+        )
+    return COSTS[name]
+
+
+def register_family(family: Family, cost: Cost | None = None, *, cost_as: str | None = None) -> None:
+    """Make a family of another package known to the planner.
+
+    Args:
+        family: its facts for the planner.
+        cost: of one of its blocks, usually a :class:`MeasuredCost`.
+        cost_as: name of a family whose block costs as much, instead of ``cost``.
+
+    Without either it can be built and measured, but not planned.
+    """
+    FAMILIES[family.name] = family
+    if cost is None and cost_as is not None:
+        cost = cost_of(cost_as)
+    if cost is not None:
+        COSTS[family.name] = cost

@@ -10,13 +10,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from medmamba.plans.cost.blocks import MEASURED, Block, gated_scan_block
-from medmamba.plans.families import family
+from medmamba.plans.cost.blocks import Block, BlockPlace, cost_of
+from medmamba.plans.families import DEFORMABLE_FROM, family
 from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
-
-DEFORMABLE_FROM = {2: 1, 3: 8}
-"""Stride from which HRVMamba's convolutions are deformable. Source: medmamba.networks.planned.hrvmamba."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +119,26 @@ def block_of(network: NetworkPlan, stage: int) -> Block:
     """What one block of a stage costs."""
     dims, width, chosen = network.spatial_dims, network.features_per_stage[stage], family(network.name)
     routes = route_count(network.routes, dims) if network.use_scan else 0
-    updates = float(routes * chosen.expand * width * network.state_size)
-    if network.name not in MEASURED:
-        kernel = math.prod(network.kernel_sizes[stage])
-        return gated_scan_block(width, kernel, routes, network.state_size)
     deformable = 0
     if chosen.parallel:
         edge = max(math.prod(s[axis] for s in network.strides[: stage + 1]) for axis in range(dims))
         deformable = 3**dims if edge >= DEFORMABLE_FROM[dims] else 0
-    cost = MEASURED[network.name]
-    return cost[dims, network.use_scan].at(width, cost[dims, False], updates, chosen.window, deformable, dims)
+    return cost_of(network.name)(
+        BlockPlace(
+            spatial_dims=dims,
+            width=width,
+            taps=math.prod(network.kernel_sizes[stage]),
+            routes=routes,
+            states=network.state_size,
+            updates=float(routes * chosen.expand * width * network.state_size),
+            window=chosen.window,
+            deformable=deformable,
+        )
+    )
 
 
 @dataclass(frozen=True)
-class Exchange:
+class BranchExchange:
     """All paths to one branch of a parallel encoder after a step."""
 
     kept: float
@@ -143,7 +146,7 @@ class Exchange:
     layers: list[Layer]
 
 
-def exchanges(network: NetworkPlan, voxels: Sequence[int]) -> list[Exchange]:
+def exchanges(network: NetworkPlan, voxels: Sequence[int]) -> list[BranchExchange]:
     """What the branches of a parallel encoder give to each other: after step n, branches 1 to n.
 
     Down: one strided depthwise and one pointwise convolution per resolution. Up: one pointwise convolution, then
@@ -163,7 +166,7 @@ def exchanges(network: NetworkPlan, voxels: Sequence[int]) -> list[Exchange]:
                     kept += voxels[stage] * (2 * widths[source] + (1 if stage == to else 3) * out)
                     taps, mixed = _reach(network.strides[stage]) * widths[source], out * widths[source]
                     made.append(Layer(voxels[stage], taps + mixed, mixed, taps))
-            paths.append(Exchange(kept, made))
+            paths.append(BranchExchange(kept, made))
     return paths
 
 

@@ -73,10 +73,17 @@ class Memory:
     @property
     def total(self) -> int:
         """The peak: the largest of the three moments."""
-        begin = self.activations + self.workspace
+        return max(self.moments.values())
+
+    @property
+    def moments(self) -> dict[str, int]:
+        """Bytes where the backward pass begins, where it reaches the encoder, and in the optimiser's step."""
         encoder = self.gradients + self.encoder_activations + self.encoder_workspace + self.largest_weight
-        update = self.gradients + 2 * self.largest_weight
-        return self.weights + max(begin, encoder, update)
+        return {
+            "backward_begins": self.weights + self.activations + self.workspace,
+            "backward_in_encoder": self.weights + encoder,
+            "optimiser_step": self.weights + self.gradients + 2 * self.largest_weight,
+        }
 
 
 def training_memory(

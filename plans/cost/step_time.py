@@ -82,12 +82,16 @@ def time_decision(work: Work, on: Machine) -> Decision:
         inputs={
             "machine": on.name,
             "precision": on.precision,
-            "multiply_accumulates": round(work.products + work.taps),
+            "multiply_accumulates": round(work.products),
+            "depthwise_multiply_accumulates": round(work.taps),
             "scan_updates": round(work.updates),
             "kept_bytes": round(work.bytes),
+            "weight_bytes": round(work.weight_bytes),
+            "layers": work.layers,
             "rates": on.source,
         },
-        rule="the work of each kind over the machine's rate for it, forward and backward pass and optimiser",
+        rule=f"the work of each kind over the machine's rate for it, {PER_PRODUCT} operations a multiply-accumulate "
+        f"(forward and backward pass), and a fixed time per layer",
         reason=f"On {on.name} a step takes about {_span(seconds)}, {steps}, {whole}; patches and validation are extra.",
         source="medmamba.plans.cost.step_time; docs/benchmarks/time_model.md",
     )

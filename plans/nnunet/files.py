@@ -16,17 +16,11 @@ from medmamba.errors import ConfigError
 from medmamba.plans.axes import inverse
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import PIXEL_SPACING
-from medmamba.plans.schema import Configuration, Decision, NetworkPlan, Normalization, Plan, Scheme
+from medmamba.plans.normalizers import NORMALIZERS
+from medmamba.plans.schema import Configuration, Decision, NetworkPlan, Normalization, Plan
 from medmamba.version import __version__
 
-SCHEME_OF: dict[str, Scheme] = {
-    "CTNormalization": "ct",
-    "ZScoreNormalization": "zscore",
-    "NoNormalization": "none",
-    "RescaleTo01Normalization": "rescale_to_0_1",
-    "RGBTo01Normalization": "rgb_to_0_1",
-}
-NNUNET_SCHEME = {ours: theirs for theirs, ours in SCHEME_OF.items()}
+SCHEME_OF = {row.nnunet: name for name, row in NORMALIZERS.items() if row.nnunet is not None}
 
 NETWORK_OF = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
 NETWORK_CLASS = {ours: theirs for theirs, ours in NETWORK_OF.items()}
@@ -284,7 +278,7 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
         "patch_size": part.patch_size,
         "median_image_size_in_voxels": part.median_shape,
         "spacing": spacing,
-        "normalization_schemes": [NNUNET_SCHEME[n.scheme] for n in plan.normalization],
+        "normalization_schemes": [_their_scheme(n.scheme) for n in plan.normalization],
         "use_mask_for_norm": [n.use_mask for n in plan.normalization],
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_seg": "resample_data_or_seg_to_shape",
@@ -310,6 +304,13 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
     if part.previous_stage is not None:
         written["previous_stage"] = part.previous_stage
     return written
+
+
+def _their_scheme(name: str) -> str:
+    theirs = NORMALIZERS[name].nnunet
+    if theirs is None:
+        raise ConfigError(f"normalisation {name!r} does not exist in nnU-Net, so no plans file can name it.")
+    return theirs
 
 
 def _pictures(plan: Plan) -> bool:

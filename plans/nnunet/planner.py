@@ -18,7 +18,7 @@ from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.lowres import search_low_resolution
 from medmamba.plans.nnunet.activations import plain_unet_activations, residual_unet_activations
 from medmamba.plans.patch import PatchSearch, search_patch
-from medmamba.plans.pooling import Topology
+from medmamba.plans.pooling import PoolingPlan
 from medmamba.plans.spacing import median_shape, target_spacing
 
 BASE_FEATURES = 32
@@ -35,7 +35,7 @@ class Preset:
     reference: dict[int, float]
     """Activations that fit into ``reference_gb`` at the reference batch, by spatial dimensions."""
     reference_gb: float
-    dataset_share: float
+    dataset_fraction: float
     """Largest share of the dataset's voxels in one batch."""
 
 
@@ -49,7 +49,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class GridPlan:
+class NnunetGrid:
     """One configuration as nnU-Net plans it (plan axes)."""
 
     spacing: tuple[float, ...]
@@ -64,8 +64,8 @@ class GridPlan:
     """Steps of the low-resolution search; None for the other configurations."""
 
     @property
-    def topology(self) -> Topology:
-        return self.search.topology
+    def pooling(self) -> PoolingPlan:
+        return self.search.pooling
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ReferencePlan:
 
     target_spacing: tuple[float, ...]
     axis_order: tuple[int, ...]
-    configurations: dict[str, GridPlan]
+    configurations: dict[str, NnunetGrid]
     lowres_steps: int
     """Steps of the low-resolution search, also when its result was dropped."""
 
@@ -106,7 +106,7 @@ def plan_as_nnunet(
     spacing = tuple(reorder(target, order))
     median = tuple(reorder(median_shape(spacings, shapes_after_crop, target), order))
 
-    def grid(where: Sequence[float], shape: Sequence[float], median_voxels: float) -> GridPlan:
+    def grid(where: Sequence[float], shape: Sequence[float], median_voxels: float) -> NnunetGrid:
         return _plan_grid(where, shape, median_voxels * num_training, num_labels, chosen, memory_gb)
 
     voxels = math.prod(median)
@@ -134,16 +134,16 @@ def _plan_grid(
     num_labels: int,
     preset: Preset,
     memory_gb: float,
-) -> GridPlan:
+) -> NnunetGrid:
     dims = len(spacing)
     reference = preset.reference[dims] * (memory_gb / preset.reference_gb)
     reference_batch = REFERENCE_BATCH[dims]
 
-    def cost(topology: Topology) -> float:
-        features = features_per_stage(len(topology.strides), dims)
+    def cost(pooling: PoolingPlan) -> float:
+        features = features_per_stage(len(pooling.strides), dims)
         if preset.residual:
-            return residual_unet_activations(topology, features, RESIDUAL_BLOCKS[: len(features)], num_labels)
-        return plain_unet_activations(topology, features, num_labels)
+            return residual_unet_activations(pooling, features, RESIDUAL_BLOCKS[: len(features)], num_labels)
+        return plain_unet_activations(pooling, features, num_labels)
 
     # The plain planner may go down to a batch of 2 before it shrinks the patch; the residual ones may not.
     limit = reference if preset.residual else reference * reference_batch / MIN_BATCH
@@ -153,10 +153,10 @@ def _plan_grid(
             f"no patch fits into {memory_gb:g} GB: even {search.patch_size} with a batch of {MIN_BATCH} needs "
             f"{search.cost / limit:.1f} times as much. Give more device memory."
         )
-    stages = len(search.topology.strides)
-    five_percent = round(dataset_voxels * preset.dataset_share / math.prod(search.patch_size))
+    stages = len(search.pooling.strides)
+    five_percent = round(dataset_voxels * preset.dataset_fraction / math.prod(search.patch_size))
     fitting = round(reference / search.cost * reference_batch)
-    return GridPlan(
+    return NnunetGrid(
         spacing=tuple(float(s) for s in spacing),
         median_shape=tuple(float(n) for n in median),
         search=search,

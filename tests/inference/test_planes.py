@@ -10,6 +10,7 @@ from torch import nn
 from medmamba.compute.argmax import largest_channel
 from medmamba.errors import ResourceError
 from medmamba.geometry import Grid
+from medmamba.geometry.anisotropy import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.inference import planes as planes_module
 from medmamba.inference import restore
@@ -18,7 +19,7 @@ from medmamba.inference.planes import PlaneStore
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.restore import label_blocks, native_blocks
 from medmamba.inference.sliding_window import BACKGROUND_LOGIT, Window, predict_logits, stream_logits
-from medmamba.preprocessing.resample import interpolate_linear, separate_axis
+from medmamba.preprocessing.resample import interpolate_linear
 
 CPU = torch.device("cpu")
 

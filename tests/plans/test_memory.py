@@ -14,7 +14,7 @@ from medmamba.plans.cost.layers import weight_count
 from medmamba.plans.cost.memory import training_memory
 from medmamba.plans.families import FAMILIES, family
 from medmamba.plans.network import network_plan
-from medmamba.plans.pooling import plan_topology
+from medmamba.plans.pooling import plan_pooling
 from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
 
@@ -26,8 +26,8 @@ def planned(
     name: str, patch: tuple[int, ...], spacing: tuple[float, ...] | None = None, **choices
 ) -> tuple[NetworkPlan, list[int]]:
     chosen = family(name)
-    topology = plan_topology(spacing or (1.0,) * len(patch), patch, max_pools=chosen.max_pools)
-    return network_plan(chosen, topology, **choices), list(topology.patch_size)
+    pooling = plan_pooling(spacing or (1.0,) * len(patch), patch, max_pools=chosen.max_pools)
+    return network_plan(chosen, pooling, **choices), list(pooling.patch_size)
 
 
 def check(network: NetworkPlan, patch: list[int], *, batch_size: int = 2, in_channels: int = 1, out_channels: int = 3):

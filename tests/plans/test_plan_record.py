@@ -9,8 +9,8 @@ from planning_cases import DATASETS, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError
 from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.json_record import canonical_json
 from medmamba.plans.planner import make_plan
-from medmamba.plans.record import canonical_json
 from medmamba.plans.schema import Plan
 
 

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from nnunet_decisions import differences, equal, main
 from planning_cases import CASES, DATASETS, read
-
-from medmamba.plans.nnunet.compare import differences, equal, main
 
 
 @pytest.mark.parametrize("name", [*DATASETS, "function_cases"])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from medmamba.geometry import Grid
+from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.schema import Normalization
 from medmamba.preprocessing.case import bounding_box, preprocess_case
-from medmamba.preprocessing.normalize import body_of, normalized_slabs
+from medmamba.preprocessing.normalize import FUNCTIONS, body_of, normalized_slabs
 
 CT = {"percentile_00_5": -50.0, "percentile_99_5": 70.0, "mean": 10.0, "std": 20.0}
 
@@ -115,3 +116,7 @@ def test_the_body_in_which_channels_are_normalised_goes_the_way_of_the_labels(sp
     assert preprocess_case("c", image, grid, plan, configuration).body is None
     plan.normalization = [scheme(scheme="zscore")] * 2
     assert preprocess_case("c", image, grid, plan, configuration, body).body is None
+
+
+def test_every_normalisation_of_the_planner_is_carried_out_by_a_function_of_its_name():
+    assert list(NORMALIZERS) == list(FUNCTIONS)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from medmamba.geometry.anisotropy import separate_axis
 from medmamba.preprocessing.case import shape_at_spacing
-from medmamba.preprocessing.resample import resample_image, resample_labels, separate_axis
+from medmamba.preprocessing.resample import resample_image, resample_labels
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())
 

@@ -25,12 +25,9 @@ from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, stage_blocks
+from medmamba.plans.families import DEFORMABLE_FROM
 
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
-DEFORMABLE_FROM = {
-    2: 1,
-    3: 8,
-}  # stride from which on the convolution before the scan is deformable: 27 taps are expensive
 DEFORMABLE = ("auto", "always", "never")
 
 

@@ -9,6 +9,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.vss import SS2D
 from medmamba.networks.planned.unet import Topology
+from medmamba.plans.families import WINDOW_EDGE
 from medmamba.plans.route_sets import route_count
 
 SCHEDULES = ("constant", "falling", "rising")
@@ -63,7 +64,7 @@ def window_attentions(
     topology: Topology, window: int | None, head_width: int
 ) -> Callable[[int, int, int], WindowAttention]:
     """(stage, index, width) to attention in windows, 8 in 2D and 4 in 3D if None; every second block shifts them."""
-    edge = window or {2: 8, 3: 4}[topology.spatial_dims]
+    edge = window or WINDOW_EDGE[topology.spatial_dims]
     places = topology.block_places
 
     def attention(stage: int, index: int, width: int) -> WindowAttention:

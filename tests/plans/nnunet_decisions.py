@@ -1,4 +1,4 @@
-"""Compare planning with nnU-Net's own decisions: ``python -m medmamba.plans.nnunet.compare CASE.json...``
+"""Compare planning with nnU-Net's own decisions: ``python tests/plans/nnunet_decisions.py CASE.json...``
 
 A case file holds a fingerprint and the decisions of nnU-Net's planners about it; the file of function cases holds
 single steps. Integers must be equal; spacings and medians may differ by a relative 1e-9. Exit code: 0 all equal,
@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 
 from medmamba.errors import InputError, MedmambaError
+from medmamba.geometry.anisotropy import separate_axis
 from medmamba.plans.axes import inverse, reorder
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.fingerprint import ChannelIntensity
 from medmamba.plans.folds import nnunet_folds
 from medmamba.plans.nnunet.activations import plain_unet_activations, residual_unet_activations
-from medmamba.plans.nnunet.files import NNUNET_SCHEME
-from medmamba.plans.nnunet.planner import GridPlan, plan_as_nnunet
+from medmamba.plans.nnunet.planner import NnunetGrid, plan_as_nnunet
 from medmamba.plans.normalization import channel_normalization
-from medmamba.plans.pooling import Topology, plan_topology
-from medmamba.plans.spacing import new_shape, separate_axis
+from medmamba.plans.normalizers import NORMALIZERS
+from medmamba.plans.pooling import PoolingPlan, plan_pooling
+from medmamba.plans.spacing import new_shape
 
 RELATIVE_TOLERANCE = 1e-9
 """For spacings and medians, which are float64 sums of products in both programs."""
@@ -66,20 +67,20 @@ def case_checks(case: dict[str, Any]) -> Iterator[Check]:
                 yield f"{name}: {key}.{field}", ours.get(field), value
 
 
-def describe(grid: GridPlan) -> dict[str, Any]:
+def describe(grid: NnunetGrid) -> dict[str, Any]:
     """A configuration in the words of the case files."""
-    topology = grid.topology
+    pooling = grid.pooling
     fields = {
         "spacing": list(grid.spacing),
         "median_image_size_in_voxels": list(grid.median_shape),
-        "patch_size": list(topology.patch_size),
+        "patch_size": list(pooling.patch_size),
         "batch_size": grid.batch_size,
         "batch_dice": grid.batch_dice,
-        "n_stages": len(topology.strides),
+        "n_stages": len(pooling.strides),
         "features_per_stage": list(grid.features),
-        "strides": [list(stride) for stride in topology.strides],
-        "num_pool_per_axis": list(topology.num_pool_per_axis),
-        "kernel_sizes": [list(kernel) for kernel in topology.kernel_sizes],
+        "strides": [list(stride) for stride in pooling.strides],
+        "num_pool_per_axis": list(pooling.num_pool_per_axis),
+        "kernel_sizes": [list(kernel) for kernel in pooling.kernel_sizes],
         "blocks_per_stage_encoder": list(grid.encoder_blocks),
         "blocks_per_stage_decoder": list(grid.decoder_blocks),
         "feature_map_estimate": grid.search.cost,
@@ -101,7 +102,7 @@ def _normalization_checks(case: dict[str, Any]) -> Iterator[Check]:
         channel_normalization(name, ChannelIntensity(**properties[str(channel)]), relative)
         for channel, name in enumerate(names)
     ]
-    schemes = [NNUNET_SCHEME[result.scheme] for result in chosen]
+    schemes = [NORMALIZERS[result.scheme].nnunet for result in chosen]
     yield "normalization_schemes", schemes, expected["normalization_schemes"]
     yield "use_mask_for_norm", [result.use_mask for result in chosen], expected["use_mask_for_norm"]
 
@@ -109,7 +110,7 @@ def _normalization_checks(case: dict[str, Any]) -> Iterator[Check]:
 def function_checks(cases: dict[str, Any]) -> Iterator[Check]:
     """Every comparison of single planning steps; steps of training and inference are checked where those live."""
     for number, item in enumerate(cases.get("network_topology", [])):
-        ours = plan_topology(item["spacing"], item["patch_size_in"], min_edge=item["min_feature_map_edge"])
+        ours = plan_pooling(item["spacing"], item["patch_size_in"], min_edge=item["min_feature_map_edge"])
         name = f"network_topology[{number}]"
         yield f"{name}.num_pool_per_axis", list(ours.num_pool_per_axis), item["num_pool_per_axis"]
         yield f"{name}.strides", [list(s) for s in ours.strides], item["strides"]
@@ -127,10 +128,10 @@ def function_checks(cases: dict[str, Any]) -> Iterator[Check]:
         yield f"crossval_split[{number}]", [fold["val"] for fold in folds], item["val_per_fold"]
     for number, item in enumerate(cases.get("feature_map_estimate", [])):
         strides = tuple(tuple(stride) for stride in item["strides"])
-        topology = Topology(tuple(item["patch_size"]), strides, ((3,) * len(item["patch_size"]),) * len(strides))
+        pooling = PoolingPlan(tuple(item["patch_size"]), strides, ((3,) * len(item["patch_size"]),) * len(strides))
         features, classes = item["features_per_stage"], item["num_classes"]
-        plain = plain_unet_activations(topology, features, classes)
-        residual = residual_unet_activations(topology, features, RESIDUAL_BLOCKS[: len(strides)], classes)
+        plain = plain_unet_activations(pooling, features, classes)
+        residual = residual_unet_activations(pooling, features, RESIDUAL_BLOCKS[: len(strides)], classes)
         yield f"feature_map_estimate[{number}].plain", plain, item["plain_unet_2_convs_per_stage"]
         wanted = next(value for key, value in item.items() if key.startswith("residual_encoder"))
         yield f"feature_map_estimate[{number}].residual", residual, wanted
@@ -186,7 +187,7 @@ def read_case(path: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     """Compare the given files, print one line per file and per difference, and return the exit code."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m medmamba.plans.nnunet.compare CASE.json...")
+        print("usage: python tests/plans/nnunet_decisions.py CASE.json...")
         return 0 if arguments else 2
     total = failed = 0
     try:

@@ -1,0 +1,22 @@
+"""A class name means one thing: no two modules of the package define a class of the same name."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+
+from test_architecture import FILES
+
+
+def classes() -> dict[str, list[str]]:
+    """Public class names, and the modules that define them."""
+    found = defaultdict(list)
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].append(module)
+    return found
+
+
+def test_no_class_name_is_used_twice():
+    assert {name: modules for name, modules in classes().items() if len(modules) > 1} == {}
