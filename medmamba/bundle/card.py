@@ -1,4 +1,4 @@
-"""What the author of a bundle must say about it, and the pages made of it: LICENSE, README, metadata.json."""
+"""LICENSE, README and metadata.json of a bundle, made from its author's model card."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def metadata(
     outputs: Sequence[str],
     sigmoid: bool,
     divisor: Sequence[int],
-    picture: bool,
+    flat: bool,
     provenance: Mapping[str, Any],
     further_channels: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def metadata(
     Args:
         classes: labels, the background first.
         outputs, sigmoid: names of the network's channels, and whether they are independent (regions).
-        divisor: per axis of the patch, what the network's strides multiply to.
+        divisor: per axis of the patch, the product of the network's strides.
+        flat: 2D images without millimetres.
         further_channels: of the network, behind those of the image.
     """
     import monai
@@ -73,7 +74,7 @@ def metadata(
         "authors": card.authors,
         "copyright": f"Copyright {date.today().year} {card.authors}",
         "data_source": str(provenance["dataset"]),
-        "data_type": "picture" if picture else "nifti",
+        "data_type": "picture" if flat else "nifti",
         "image_classes": f"channels: {', '.join(channels)}",
         "label_classes": ", ".join(classes),
         "pred_classes": ", ".join(classes),

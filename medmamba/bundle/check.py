@@ -1,4 +1,4 @@
-"""Does a bundle do what the model does? MONAI's own commands, in a process that cannot import medmamba."""
+"""The check of a bundle: MONAI's own commands, in a process that cannot import medmamba, give the model's masks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ assert sys.modules["medmamba"] is None
 
 
 class BundleError(MedmambaError):
-    """The bundle does not do what the model does; it was not kept."""
+    """The bundle gives other results than the model; it was not kept."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The files of configs/: the pipeline in MONAI's words, plain ``_target_`` wherever it can."""
+"""The files in a bundle's configs/ folder: inference, training and logging as MONAI configurations."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def network_def(ensemble: FoldEnsemble) -> dict[str, Any]:
 
 
 def inferer(ensemble: FoldEnsemble) -> dict[str, Any]:
-    """How patches move over an image in a configuration."""
+    """The sliding window of a configuration."""
     window = ensemble.window
     return {
         "_target_": "scripts.inferer.PlanInferer",
@@ -207,8 +207,8 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: Recipe | None) -> dict[
     if first is not None:
         beside["first_stage"] = stage(first, main)
     names = [f"@other_{number}" for number in range(1, 1 + len(others))]
-    picture = configuration.spacing_mm is None
-    saved = ".png" if picture else ".nii.gz"
+    flat = configuration.spacing_mm is None
+    saved = ".png" if flat else ".nii.gz"
     largest = max(plan.labels.values())
     mask_type = "uint8" if largest < 256 else "int32"
     return {

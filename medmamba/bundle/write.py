@@ -38,7 +38,7 @@ METADATA = "configs/metadata.json"
 
 @dataclass(frozen=True)
 class BundleReport:
-    """Where the bundle is, what it was checked on and what MONAI's commands printed."""
+    """Folder of the bundle, the cases it was checked on, and the output of MONAI's commands."""
 
     folder: Path
     cases: list[ComparedCase]
@@ -144,7 +144,7 @@ def _write(
         outputs=list(predictor.heads.names),
         sigmoid=predictor.heads.sigmoid,
         divisor=configuration.network.divisor,
-        picture=configuration.spacing_mm is None,
+        flat=configuration.spacing_mm is None,
         provenance=provenance,
     )
     check_metadata(facts)
@@ -158,7 +158,7 @@ def _write(
         "docs/license.txt": f"Licence of the training data: {card.data_licence or 'not stated by the author'}\n",
         **{f"scripts/{name}": text for name, text in sources.items()},
     }
-    if len(stages) == 1:  # a second stage learns from what the first says of cases it has not seen
+    if len(stages) == 1:  # a second stage is trained on the first one's predictions for held-out cases
         texts["configs/train.json"] = json.dumps(training(ensemble), indent=2) + "\n"
     for name, text in texts.items():
         path = folder / name

@@ -1,4 +1,4 @@
-"""Datasets as they lie on disk: described, checked, and read case by case."""
+"""Datasets on disk: their description, their check, and reading them case by case."""
 
 from medmamba.datasets.check import CheckedCase, DatasetReport, check_dataset
 from medmamba.datasets.convert import Conversion, convert_dataset

@@ -1,4 +1,4 @@
-"""Every case of a dataset, read and checked in one pass; all problems are reported together, or none is left."""
+"""The check of a dataset: every case is read once, and all problems are reported together."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def check_dataset(
     """Reads every training case once and checks all of it.
 
     Args:
-        workers: cases read at the same time (threads; unpacking runs beside Python).
+        workers: cases read at the same time (threads; unpacking releases the interpreter lock).
         visit: called with each healthy case while it is in memory, so that it need not be read a second time.
         on_case: progress, called with (cases done, cases in all) from one thread at a time.
 
@@ -91,15 +91,15 @@ def check_dataset(
     checked: list[CheckedCase] = []
     total = len(spec.cases)
     with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
-        for done, (healthy, wrong, odd) in enumerate(pool.map(one, spec.cases), start=1):
+        for done, (healthy, wrong, unusual) in enumerate(pool.map(one, spec.cases), start=1):
             problems += wrong
-            warnings += odd
+            warnings += unusual
             if healthy is not None:
                 checked.append(healthy)
             if on_case is not None:
                 on_case(done, total)
-    duplicates, told = _duplicates(checked)
-    warnings += told
+    duplicates, of_duplicates = _duplicates(checked)
+    warnings += of_duplicates
     if not problems:
         problems += _without_foreground(spec, checked, warnings)
     if problems:

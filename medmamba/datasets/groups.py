@@ -1,4 +1,4 @@
-"""Which cases belong to one patient: by the dataset's own table, by the case ids, or by a table of the user."""
+"""The patient of each case: by the dataset's own table, by the case ids, or by a table of the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One case, read once, with every check that it must pass before anything is computed from it."""
+"""Reading of one case, with every check that it must pass before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -71,8 +71,10 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
         if labels is not None and (difference := grid_difference(image.grid, labels.grid)):
             same_box = reindexed(labels.array[None], labels.grid, image.grid)
             if same_box is not None and options.match_labels:
-                told = f"{name}: image and label map {difference}; the label map's axes were turned to the image's."
-                labels = LabelMap(same_box[0], image.grid, image.header, labels.path, (*labels.warnings, told))
+                warning = (
+                    f"{name}: image and label map {difference}; the label map's axes were reordered to the image's."
+                )
+                labels = LabelMap(same_box[0], image.grid, image.header, labels.path, (*labels.warnings, warning))
             else:
                 cure = (
                     "They are the same voxels stored in another order; allow that with match_labels."
@@ -93,8 +95,8 @@ def _black_and_white(labels: LabelMap, spec: DatasetSpec, where: str) -> LabelMa
     if 255 not in (counts := labels.counts()) or not set(counts) <= {0, 255}:
         return labels
     array = np.where(labels.array == 255, structures[0], 0).astype(smallest_type(0, structures[0]))
-    told = f"{where}: a mask of 0 and 255; 255 was taken for {structures[0]}."
-    return replace(labels, array=array, warnings=(*labels.warnings, told))
+    warning = f"{where}: a mask of 0 and 255; 255 was taken for {structures[0]}."
+    return replace(labels, array=array, warnings=(*labels.warnings, warning))
 
 
 def undeclared(labels: LabelMap, spec: DatasetSpec, where: str) -> list[str]:
@@ -115,7 +117,7 @@ def undeclared(labels: LabelMap, spec: DatasetSpec, where: str) -> list[str]:
 
 
 def _not_annotated(labels: LabelMap, spec: DatasetSpec, case: CaseSpec, where: str) -> list[str]:
-    """Labels that occur although the case is said not to have been annotated for them."""
+    """Errors for labels that occur although they are not listed as annotated in this case."""
     if case.annotated is None:
         return []
     counts = labels.counts()

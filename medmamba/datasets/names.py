@@ -1,4 +1,4 @@
-"""Case ids: what may be one, and which two a file system or a reader could take for each other."""
+"""Rules for case ids: allowed names, and pairs that a file system or a reader could confuse."""
 
 from __future__ import annotations
 

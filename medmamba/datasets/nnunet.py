@@ -171,7 +171,7 @@ def _find(
         if problem := case_id_problem(case_id):
             problems.append(f"{folder.name}: {name}: {problem}.")
             continue
-        # One file may hold all channels (RGB pictures); whether it does is seen when it is read.
+        # One file may hold all channels (2D RGB images); whether it does is seen when it is read.
         wanted = set(range(channels))
         missing, extra = sorted(wanted - set(files)), sorted(set(files) - wanted)
         if missing and set(files) != {0}:

@@ -1,4 +1,4 @@
-"""From a folder or a table to a DatasetSpec: which layout it is, and what its description says."""
+"""The description of a dataset in any layout, read from a folder or a table as a DatasetSpec."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from medmamba.images.gate import shown
 
 
 def read_dataset(dataset: Path | str, *, strict: bool = True, allow_outside: bool = False) -> DatasetSpec:
-    """The description of a dataset, read and checked; no voxel is looked at.
+    """The description of a dataset, read and checked; no voxel is read.
 
     Args:
         dataset: a folder with dataset.json (Medical Segmentation Decathlon, nnU-Net v2 raw, or with the key "cases"

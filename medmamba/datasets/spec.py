@@ -16,7 +16,7 @@ class CaseSpec:
         case_id: unique in its dataset; masks get this name.
         images: one file with all channels, or one file per channel, in the order of the channels.
         label: the label map; None for a case without ground truth.
-        annotated: names of the labels that were looked for in this case; None for all of them.
+        annotated: names of the labels that were annotated in this case; None for all of them.
         group: the patient or site that the case belongs to, if the dataset says so.
     """
 
@@ -42,7 +42,7 @@ class DatasetSpec:
         region_order: value written for each region, in the order of writing (nnU-Net's regions_class_order).
         ignore: value of voxels that are not to be learned from.
         splits: (training ids, validation ids) per fold, if the dataset comes with its own.
-        problems, warnings: what the description itself has wrong or odd, one line each.
+        problems, warnings: errors and warnings of the description itself, one line each.
     """
 
     name: str

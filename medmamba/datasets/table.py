@@ -5,7 +5,7 @@
 
 Columns: ``case_id`` (the image's name if absent), ``image`` or ``image_0``, ``image_1``, ... in the order of the
 channels, ``label``, and if wanted ``group`` (patient), ``split`` (train or test) and ``annotated`` (names of the
-labels looked for, separated by ;).
+labels annotated in the case, separated by ;).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Masks as DICOM segmentation objects, beside the series they were made from. Needs the extra ``dicom``."""
+"""Masks as DICOM SEG and RTSTRUCT objects that refer to their series. Needs the extra ``dicom``."""

@@ -1,4 +1,4 @@
-"""labels.json: what each label is, in the codes that a DICOM viewer or archive understands.
+"""The labels file: DICOM codes and a colour for each label.
 
     {"anterior": {"property_type": ["T-A7010", "SCT", "..."], "category": ["123037004", "SCT", "Anatomical Structure"],
                   "colour": [220, 60, 60]}}
@@ -38,7 +38,7 @@ _TABLE = TypeAdapter(dict[str, SegmentCode])
 
 
 def read_codes(path: Path | str | None, labels: list[str]) -> dict[str, SegmentCode]:
-    """One entry per label of ``labels``; what the file at ``path`` does not name is Tissue.
+    """One entry per label of ``labels``; labels that the file at ``path`` does not name are Tissue.
 
     Raises InputErrors with every problem of the file, each with the path of its field.
     """
@@ -50,10 +50,15 @@ def read_codes(path: Path | str | None, labels: list[str]) -> dict[str, SegmentC
 
 
 def check_codes(path: Path | str | None) -> None:
-    """Before a long run: highdicom is there and the labels file can be read; raises as :func:`read_codes`."""
+    """Before a long run: highdicom is installed and the labels file can be read; raises as :func:`read_codes`."""
+    need_highdicom()
+    _read(path)
+
+
+def need_highdicom() -> None:
+    """Raises ConfigError with the install line when highdicom is missing."""
     if find_spec("highdicom") is None:
         raise ConfigError("DICOM segmentations need highdicom. Install with: pip install 'medmamba[dicom]'.")
-    _read(path)
 
 
 def _read(path: Path | str | None) -> dict[str, SegmentCode]:

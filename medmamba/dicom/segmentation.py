@@ -1,8 +1,8 @@
 """A label map on the grid of a DICOM series as one DICOM SEG object, and back.
 
 The segmentation keeps the study, the patient and the frame of reference of its series, refers to every source image,
-and names each segment by the codes of the labels file. highdicom writes it; here stands which voxel belongs to which
-slice, and the check that what was written says the same as the mask.
+and names each segment by the codes of the labels file. highdicom writes it; this file assigns
+voxels to slices and checks that what was written holds the same mask.
 
 Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS there, RAS+ here.
 """
@@ -10,17 +10,17 @@ Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.dicom.codes import SegmentCode
+from medmamba.dicom.codes import SegmentCode, need_highdicom
 from medmamba.disk.atomic import write_atomically
-from medmamba.errors import ConfigError, InputError
+from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, grid_difference
+from medmamba.version import __version__
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -73,7 +73,7 @@ def write_segmentation(
         instance_number=1,
         manufacturer=ALGORITHM,
         manufacturer_model_name=ALGORITHM,
-        software_versions=_version(),
+        software_versions=__version__,
         device_serial_number="1",
         series_description=description[:64],
         content_label="SEGMENTATION",
@@ -172,12 +172,6 @@ def series_in_order(series: Path | str, grid: Grid) -> list[Dataset]:
     return [datasets[int(index)] for index in order]
 
 
-def need_highdicom() -> None:
-    """Raises ConfigError with the install line when highdicom is missing."""
-    if find_spec("highdicom") is None:
-        raise ConfigError("DICOM segmentations need highdicom. Install with: pip install 'medmamba[dicom]'.")
-
-
 def _same_axes(dataset: Dataset, affine: Affine) -> bool:
     axes = np.asarray(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3) * [-1, -1, 1]
     ours = affine[:3, :2].T / np.linalg.norm(affine[:3, :2].T, axis=1, keepdims=True)
@@ -218,7 +212,7 @@ def _segment(number: int, name: str, code: SegmentCode) -> Any:
         segmented_property_type=concept(code.property_type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=ALGORITHM, version=_version(), family=CodedConcept("123109", "DCM", "Artificial Intelligence")
+            name=ALGORITHM, version=__version__, family=CodedConcept("123109", "DCM", "Artificial Intelligence")
         ),
         display_color=None if code.colour is None else hd.color.CIELabColor.from_rgb(*code.colour),
     )
@@ -227,9 +221,3 @@ def _segment(number: int, name: str, code: SegmentCode) -> Any:
 def series_number(sources: Sequence[Dataset]) -> int:
     """A number for what is derived from a series, away from those of a study's own."""
     return int(getattr(sources[0], "SeriesNumber", 0) or 0) + 1000
-
-
-def _version() -> str:
-    from medmamba.version import __version__
-
-    return __version__

@@ -1,4 +1,4 @@
-"""One series out of whatever an archive hands over: a folder, a tree of folders, or a zip of either.
+"""The choice of one DICOM series from a folder, a tree of folders, or a zip of either.
 
 The series is found by its SeriesInstanceUID, not by its folder. One series of images is taken; among several the
 caller chooses, and the error lists them. Objects without a place in space (reports, segmentations, structure sets,

@@ -1,6 +1,6 @@
-"""The one way to put a file or a folder on disk: whole, or not at all.
+"""Atomic writing of files and folders: whole, or not at all.
 
-A file is written beside its place as ``.name.<pid>.<random>.part``, flushed to the disk, checked if the caller can
+A file is written in its own folder as ``.name.<pid>.<random>.part``, flushed to the disk, checked if the caller can
 check it, then renamed. Nothing that carries a final name is ever partial, whatever is killed and whenever.
 
     with write_atomically(path, verify=check) as file:
@@ -82,7 +82,7 @@ def write_bytes(path: Path | str, data: bytes, *, verify: Verify | None = None) 
 def write_pair(
     header: Path, head: bytes, data: Path, send: Callable[[IO[bytes]], object], *, verify: Verify | None = None
 ) -> None:
-    """Writes a header file and the data file that belongs to it, so that no header ever stands beside wrong data.
+    """Writes a header file and the data file that belongs to it, so that a header never belongs to wrong data.
 
     Two names cannot change in one step: the old header goes first and the new one comes last. When anything fails,
     ``verify`` (called with the final header) included, neither file is left.
@@ -159,8 +159,8 @@ def make_folder(path: Path | str) -> Path:
 def remove_leftovers(folder: Path | str, *, shared: bool = False) -> list[Path]:
     """Removes ``.part`` files and folders of processes that are gone; returns what was removed.
 
-    Call it while holding the folder's lock: a process on another machine cannot be told from a dead one. Where others
-    may be at work beside this one (``shared``), only what this machine has left behind goes.
+    Call it while holding the folder's lock: a process on another machine cannot be distinguished from a dead one. Where
+    others may be running (``shared``), only leftovers of this machine are removed.
     """
     removed = []
     for part in sorted(Path(folder).glob(".*.part")):
@@ -217,7 +217,7 @@ def _part_beside(path: Path) -> Path:
 
 
 def _who_wrote(part: str) -> tuple[str, int | None]:
-    """The final name and the process in a name made by ``_part_beside``; None for anybody else's file."""
+    """The final name and the process in a name made by ``_part_beside``; None for files of other programs."""
     pieces = part.removeprefix(".").removesuffix(".part").rsplit(".", 2)
     if len(pieces) != 3 or not pieces[1].isdecimal() or len(pieces[2]) != 8:
         return part, None
@@ -246,7 +246,7 @@ def _alive(pid: int) -> bool:
 
 
 def _swap_in(part: Path, path: Path) -> Path | None:
-    """Gives ``part`` the name ``path``; returns where the folder that had it now stands."""
+    """Gives ``part`` the name ``path``; returns the new path of the folder that had it."""
     if not path.exists():
         part.rename(path)
         return None
@@ -296,7 +296,7 @@ def _sync_file_system(folder: Path) -> bool:
         return False
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if syncfs(descriptor) != 0:  # a failed write to the disk is told here, as by fsync
+        if syncfs(descriptor) != 0:  # a failed write to the disk is reported here, as by fsync
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:
         os.close(descriptor)

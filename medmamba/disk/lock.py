@@ -1,4 +1,4 @@
-"""One run per folder: a lock that the system lets go of when its process dies, however it dies."""
+"""The lock of a folder, which the system releases when the process that holds it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class FolderLock:
-    """Keeps a second run out of a folder; the system lets go of it when the process dies.
+    """Keeps a second run out of a folder; the system releases it when the process dies.
 
         with FolderLock(run):
             ...
@@ -38,7 +38,7 @@ class FolderLock:
     Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
     no locks, a file that exists only while the folder is in use takes their place; ``break_lock`` removes a stale one.
     ``patience_seconds``: wait so long for the other one to finish. ``shared``: for runs that may be in the folder at
-    once, but not beside one that is not shared.
+    once, but not together with one that is not shared.
     """
 
     def __init__(

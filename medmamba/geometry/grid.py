@@ -1,4 +1,4 @@
-"""A box of voxels and its place in the world; the conventions stand at the top of the package."""
+"""The grid of an image: shape and affine. Conventions are in the docstring of the package."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def canonical_reorientation(grid: Grid) -> tuple[Shape, tuple[bool, bool, bool]]
         (permutation, flips): axis a of the canonical array is axis ``permutation[a]`` of the stored one, reversed
         where ``flips[a]``. A grid without millimetres stays as it is.
 
-    The choice is the same for all 48 ways to store one body, at exactly 45 degrees too: the largest sum of cosines
+    The choice is the same for all 48 ways to store one image, at exactly 45 degrees too: the largest sum of cosines
     with the world's axes wins, then the direction matrix that is first in a fixed order.
     """
     if grid.affine is None:

@@ -1,8 +1,8 @@
-"""The way from a case's native grid to the plan's grid, and back: reorient, crop, resample, pad.
+"""The invertible steps from a case's native grid to the plan's grid: reorient, crop, resample, pad.
 
 Each step is a frozen record that knows the grid it starts from, the grid it gives, and how to carry an array
 (C, i, j, k) forward and back. Reorient, crop and pad only move voxels, so they return exactly what went in.
-How values are interpolated is not decided here: whoever walks a :class:`Resample` step brings the function.
+How values are interpolated is not decided here: the caller passes the function to :class:`Resample` steps.
 
     trail = SpatialTrail(native=image.grid).then(Reorient.to_canonical(image.grid))
     trail = trail.then(Crop(trail.grid.shape, start=(4, 0, 2), stop=(90, 80, 30)))

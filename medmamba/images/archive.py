@@ -1,4 +1,4 @@
-"""Zip archives of images: unpacked into a folder of our own, and never beyond it."""
+"""Unpacking of zip archives of images, never beyond the folder given."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def unpack(
     """Unpack a zip into ``folder``; hidden files and the ones macOS adds are left out.
 
     Raises InputError for a damaged or encrypted archive, for names that lead out of the folder, for links, and when
-    more comes out than ``largest_bytes`` or ``most_files``; what its directory promises is not believed.
+    more comes out than ``largest_bytes`` or ``most_files``; the sizes in its directory are not trusted.
     """
     name = where or brief(str(archive))
     try:

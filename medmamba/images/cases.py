@@ -31,7 +31,7 @@ class ImageCase:
     output_name: str
 
     def outputs(self, folder: Path) -> list[Path]:
-        """Where its mask stands: one file, or header and voxels."""
+        """Paths of its mask in ``folder``: one file, or header and voxels."""
         return written_files(folder / self.output_name)
 
 

@@ -1,4 +1,4 @@
-"""A folder with the slices of one DICOM series, put in order by where each slice lies in the patient.
+"""Reader of a folder with the slices of one DICOM series, ordered by their positions in the patient.
 
 SimpleITK decodes the pixels (imported on first use). Which files belong together, in what order, whether a slice is
 missing and how the volume lies is decided here, from the tags listed below; no other tag is read and none is kept.

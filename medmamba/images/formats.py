@@ -1,6 +1,6 @@
 """The table of image formats, and reading and writing by a file's ending; one image of one file per channel.
 
-A new format is one module (see checked.py for what it has) and one row of ``FORMATS``; a package of somebody else's
+A new format is one module (see checked.py for what it has) and one row of ``FORMATS``; another package
 adds its row with :func:`register_format`. docs/how-to/add-an-image-format.md has an example.
 """
 

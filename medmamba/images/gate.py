@@ -42,7 +42,7 @@ class ReadOptions:
         prefer: which affine of a NIfTI header to take when its two contradict each other; None: that is an error.
         max_voxels: most voxels times channels of one file.
         match_labels: accept a label map that covers the same voxels of the world as its image with its axes in another
-            order or direction; it is brought onto the image's grid without interpolation, and that is said.
+            order or direction; it is brought onto the image's grid without interpolation, with a warning.
     """
 
     nonfinite: NonFinite = "error"
@@ -76,7 +76,7 @@ def open_regular(path: Path | str, where: str | None = None) -> tuple[BinaryIO, 
     """Opens a regular file (a link to one is fine) without ever waiting; returns it with its size in bytes."""
     where = where or shown(path)
     try:
-        # Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
+        # Without O_NONBLOCK, opening a named pipe would block until somebody writes.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         if os.path.islink(path):
@@ -183,7 +183,7 @@ def _unpack(
     data: npt.NDArray[np.uint8] | None = None
     filled = 0  # bytes that came out
     trailing = 0
-    decoder = zlib.decompressobj(wbits)  # 31: gzip, its checksum looked at; 15: zlib, the same
+    decoder = zlib.decompressobj(wbits)  # 31: gzip, 15: zlib; both verify checksums
     expected = 0
     pending = b""
 

@@ -1,4 +1,4 @@
-"""An image, and a label map, as they travel: voxels, grid, and what is needed to write masks on the same grid."""
+"""Records of an image and of a label map: voxels, grid, and the header that masks on the same grid are written with."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class MedicalImage:
     Args:
         array: float32 (C, i, j, k), finite. Memory is ordered as in the file (i fastest); it is not C-contiguous.
         grid: shape (i, j, k) and affine, in RAS+ mm.
-        header: what the file's kind needs to write a mask on the same grid, bit for bit; nothing about the patient.
+        header: what the file's format needs to write a mask on the same grid, bit for bit; nothing about the patient.
         path: the file it came from (the first, if each channel has one).
-        warnings: what was odd and accepted, one sentence each.
+        warnings: what was unusual and accepted, one sentence each.
         constant_channels: channels that hold one value only.
         orientation_known: False if the file does not say where left and right are.
         nonfinite_voxels: how many NaN or infinite voxels were set to zero on request.

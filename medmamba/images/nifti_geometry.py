@@ -1,4 +1,4 @@
-"""Where a NIfTI image lies: which of its header's two affines holds, and whether they contradict each other."""
+"""The grid of a NIfTI image: the choice between its header's two affines, and the check that they agree."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _agree(
     """The two affines, and the spacing, of one header must say the same."""
     lengths = np.linalg.norm(sform[:3, :3], axis=0)[:axes]
     if not np.isfinite(sform).all():
-        return  # affine_problem says it better
+        return  # affine_problem names the field
     spacing = pixdim[1 : axes + 1] * scale
     if qform is None:
         wrong = np.abs(lengths - spacing) > SAME_AXIS * np.maximum(lengths, 1e-12)
@@ -121,10 +121,10 @@ def _agree(
             )
         return
     qform = qform * _scale_matrix(scale)
-    turned = np.linalg.norm((sform - qform)[:3, :axes], axis=0) > SAME_AXIS * np.maximum(lengths, 1e-12)
+    rotated = np.linalg.norm((sform - qform)[:3, :axes], axis=0) > SAME_AXIS * np.maximum(lengths, 1e-12)
     moved = float(np.linalg.norm((sform - qform)[:3, 3]))
-    if turned.any() or moved > SAME_ORIGIN_MM:
-        what = "axes" if turned.any() else f"origins, by {moved:.3g} mm"
+    if rotated.any() or moved > SAME_ORIGIN_MM:
+        what = "axes" if rotated.any() else f"origins, by {moved:.3g} mm"
         raise InputError(
             f"{where}: its header contradicts itself: qform and sform have different {what}. "
             'Correct it, or choose one with prefer="sform" or prefer="qform".'

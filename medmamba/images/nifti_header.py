@@ -122,7 +122,7 @@ def nibabel_header(raw: bytes) -> Nifti1Header:
 
 
 def parse_header(head: bytes, where: str, options: ReadOptions) -> NiftiHeader:
-    """Checks the first bytes of a file and returns what they say.
+    """Checks the first bytes of a file and returns the header in them.
 
     Raises:
         InputError: this is no NIfTI file, or a field of its header cannot be.

@@ -1,4 +1,4 @@
-"""Which files writing an image makes: one, a header with its voxels, or a header and packed voxels beside it."""
+"""The files that writing an image makes: one file, a pair, or a header and packed voxels in a second file."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def read_text_volume(path: Path, where: str, understand: Callable[[list[str]], P
 
 
 def header_lines(file: BinaryIO, where: str) -> list[str]:
-    """Lines of a text header up to a blank one, or one that starts with ElementDataFile; the file stands behind it."""
+    """Lines of a text header up to a blank one or one that starts with ElementDataFile; the file is left behind it."""
     lines: list[str] = []
     length = 0
     while True:

@@ -63,7 +63,7 @@ def intensities(
 
 
 def whole_numbers(stored: Stored, slope: float, inter: float, where: str) -> tuple[Stored, list[str]]:
-    """Stored numbers (i, j, k) to labels in the smallest integer type, and what was rounded.
+    """Stored numbers (i, j, k) to labels in the smallest integer type, with a warning where values were rounded.
 
     Raises:
         InputError: a value is not finite, or farther than 1e-3 from a whole number.

@@ -1,1 +1,1 @@
-"""From a case on its native grid to an array on the plan's grid, and the way back."""
+"""Preprocessing of a case from its native grid to the plan's grid."""

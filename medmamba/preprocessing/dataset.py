@@ -1,4 +1,4 @@
-"""All cases of a dataset onto the grids of a plan, into the preprocessing folder that training reads."""
+"""Preprocessing of all cases of a dataset into the folder that training reads."""
 
 from __future__ import annotations
 

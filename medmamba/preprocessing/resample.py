@@ -63,7 +63,7 @@ def resample_slabs(
 def resample_labels(
     labels: NDArray[np.integer], shape: tuple[int, ...], coarse_axis: int | None = None
 ) -> NDArray[np.integer]:
-    """(I, J, K) label map on a grid of ``shape``: each label interpolated linearly, the largest share wins.
+    """(I, J, K) label map on a grid of ``shape``: each label interpolated linearly, the largest value wins.
 
     A running maximum keeps the memory at two volumes whatever the number of labels.
     """
@@ -72,10 +72,10 @@ def resample_labels(
     best = torch.full(tuple(shape), -1.0)
     result = torch.zeros(tuple(shape), dtype=torch.int64)
     for value in np.unique(labels):
-        share = interpolate_linear(torch.from_numpy(labels == value).float(), shape, coarse_axis)
-        better = share > best
+        weight = interpolate_linear(torch.from_numpy(labels == value).float(), shape, coarse_axis)
+        better = weight > best
         result[better] = int(value)
-        best = torch.where(better, share, best)
+        best = torch.where(better, weight, best)
     return result.numpy().astype(labels.dtype)
 
 

@@ -5,7 +5,7 @@
     <case>/locations.safetensors   per label an (n, 3) int16/int32 table of voxel coordinates
                                    and an (n,) table of its connected components
     <case>/body.b2nd      bool (I, J, K), where channels are normalised in the body alone: where that is
-    <case>/previous.b2nd  int16 (I, J, K), second stage of a cascade only: what the first stage says of the case
+    <case>/previous.b2nd  int16 (I, J, K), second stage of a cascade only: the labels that the first stage predicts
     <case>/case.json      schema, case id, shape, annotated labels
 
 A case is either whole or absent: its folder is renamed into place when it is complete, alone (:func:`write_case`) or
@@ -60,7 +60,7 @@ def fill_case(
     """Write the files of one preprocessed case into an empty folder that nobody reads yet.
 
     ``chunk`` is the patch size, so that a patch touches few chunks. ``annotated`` are the label indices that were
-    looked for (None: all); ``ignore`` marks voxels without annotation; ``body`` is where channels normalised in the
+    annotated (None: all); ``ignore`` marks voxels without annotation; ``body`` is where channels normalised in the
     body alone are not 0 (None: there are none).
     """
     chunks = tuple(min(edge, extent) for edge, extent in zip(chunk, labels.shape, strict=True))
@@ -93,7 +93,7 @@ class CaseReader:
         self.case_id: str = facts["case_id"]
         self.shape: tuple[int, ...] = tuple(facts["shape"])
         self.annotated: tuple[int, ...] | None = tuple(facts["annotated"]) if "annotated" in facts else None
-        """Label indices that were looked for in this case; None: all."""
+        """Label indices that were annotated in this case; None: all."""
 
     def __reduce__(self) -> tuple[type[CaseReader], tuple[Path]]:
         return CaseReader, (self.folder,)  # a copy in another process opens the files itself
@@ -197,7 +197,7 @@ def stored_cases(folder: Path) -> dict[str, CaseReader]:
 
 
 def _opened(path: Path) -> blosc2.NDArray:
-    # One thread: a forked data worker would wait for ever for blosc2's threads in the process that it came from.
+    # One thread: a forked data worker would wait without end for blosc2's threads in the process that it came from.
     return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
 
 

@@ -289,7 +289,7 @@ def test_a_label_map_stored_with_other_axes_is_turned_on_request_without_loss(nn
     image, labels = load_case(spec, spec.cases[0], ReadOptions(match_labels=True))
     np.testing.assert_array_equal(labels.array, truth.array)
     assert labels.grid == image.grid
-    assert "axes were turned to the image's" in labels.warnings[-1]
+    assert "axes were reordered to the image's" in labels.warnings[-1]
 
 
 def test_the_real_pictures_agree_with_their_table(shared_data):

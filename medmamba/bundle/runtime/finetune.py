@@ -45,7 +45,7 @@ class LabelToPlanGridd(MapTransform):
 
 
 class FoldsLoss(nn.Module):
-    """Dice and cross-entropy of what every fold says, the mean over the folds; ignored voxels do not count."""
+    """Dice and cross-entropy of every fold's logits, the mean over the folds; ignored voxels do not count."""
 
     def __init__(self, plan: Mapping[str, Any]) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from medmamba.networks.build import rebuild_network
 
 
 class SegmentationNetwork(nn.Module):
-    """(B, channels, *S) to logits (B, classes, *S), the mean over the folds; in training what each of them says.
+    """(B, channels, *S) to logits (B, classes, *S), the mean over the folds; in training the logits of each.
 
     The state dict holds the folds as ``members.0.…``, ``members.1.…``.
 

@@ -1,6 +1,6 @@
 """Shipped in bundles: the numbers of the plan that prediction needs, from configs/inference.json.
 
-In a bundle this file stands for ``medmamba.plans.schema``, which needs pydantic.
+In a bundle this file replaces ``medmamba.plans.schema``, which needs pydantic.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shipped in bundles: MONAI transforms that bring a case onto the plan's grid and its mask back.
 
-Both stand between a plain LoadImaged and a plain SaveImaged, so that a client can replace those two by its own. The
-way back travels as text in the image's metadata, under ``TRAIL``.
+Both are placed between a plain LoadImaged and a plain SaveImaged, so that a client can replace those two.
+The way back travels as text in the image's metadata, under ``TRAIL``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ToPlanGridd(MapTransform):
     Takes an image (C, i, j, k) or (C, i, j) with its RAS+ affine and gives (C, I, J, K) float32.
 
     Args:
-        previous: first stage of a cascade; what it finds becomes further channels.
+        previous: first stage of a cascade; its labels become further channels.
         others: configurations that answer together with the main one; the image on their grids is ``KEY_1``, ...
     """
 
