@@ -39,7 +39,7 @@ from medmamba.geometry.trail import (
     Resample,
     Resampler,
     SpatialTrail,
-    Step,
+    TrailStep,
     reindexed,
 )
 
@@ -59,7 +59,7 @@ __all__ = [
     "Shape",
     "Spacing",
     "SpatialTrail",
-    "Step",
+    "TrailStep",
     "affine_from",
     "affine_problem",
     "all_reorientations",

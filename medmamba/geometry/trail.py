@@ -33,7 +33,7 @@ class Resampler(Protocol):
     ) -> Array: ...
 
 
-class Step(Protocol):
+class TrailStep(Protocol):
     """One change of geometry."""
 
     @property
@@ -235,7 +235,7 @@ class SpatialTrail:
     """The steps that took a case from its native grid to where it is now."""
 
     native: Grid
-    steps: tuple[Step, ...] = ()
+    steps: tuple[TrailStep, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
@@ -245,7 +245,7 @@ class SpatialTrail:
                 raise ValueError(f"{step} starts at {step.shape_before}, but the trail has reached {shape}.")
             shape = step.shape_after
 
-    def then(self, *steps: Step) -> SpatialTrail:
+    def then(self, *steps: TrailStep) -> SpatialTrail:
         """The trail with more steps at its end."""
         return SpatialTrail(self.native, (*self.steps, *steps))
 

@@ -71,10 +71,9 @@ def nifti_header_of(like: Like) -> NiftiHeader:
 def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
     """Writes (C, i, j, k) behind the geometry of ``like``; several channels become a fourth axis."""
     header = nifti_header_of(like)
+    array, dims = stored[0], header.dims if header.channels == 1 else header.shape
     if len(stored) > 1:
         array, dims = np.moveaxis(stored, 0, -1), (*header.shape, len(stored))
-    else:
-        array, dims = stored[0], header.dims if header.channels == 1 else header.shape
     files = pair(path) if path.suffix.lower() in PAIR else None
     fields = header.for_file(dims, array.dtype, paired=files is not None)
     voxels = array.astype(array.dtype.newbyteorder(fields.dtype["dim"].base.byteorder), copy=False)

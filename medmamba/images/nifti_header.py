@@ -102,7 +102,7 @@ class NiftiHeader:
         """
         fields = self.fields
         try:
-            fields["datatype"], fields["bitpix"] = data_type_codes.code[dtype.type], dtype.itemsize * 8
+            fields["datatype"], fields["bitpix"] = data_type_codes.code[cast(Any, dtype.type)], dtype.itemsize * 8
         except KeyError:
             raise ValueError(f"NIfTI does not hold numbers of type {dtype}.") from None
         fields["dim"] = 1
@@ -149,7 +149,7 @@ def fresh_header(grid: Grid) -> NiftiHeader:
 
 
 def _geometry_bytes(fields: Fields) -> bytes:
-    kept = np.zeros((), dtype=fields.dtype)
+    kept: Fields = np.zeros((), dtype=fields.dtype)
     for name in GEOMETRY_FIELDS:
         kept[name] = fields[name]
     return kept.tobytes()
@@ -162,7 +162,7 @@ def _recognise(head: bytes, where: str) -> Fields:
             continue
         if len(head) < size:
             raise InputError(f"{where}: cut off within its header. Copy it again from its source.")
-        at = kind.template_dtype.fields["magic"][1]
+        at = cast(Any, kind.template_dtype.fields)["magic"][1]
         if head[at : at + 4] in magics:
             return cast(Fields, nibabel_header(head[:size]).structarr)
         if kind is Nifti1Header:
@@ -195,7 +195,7 @@ def _dtype(fields: Fields, where: str) -> np.dtype[Any]:
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
     if code not in data_type_codes.dtype:
         raise InputError(f"{where}: its header has an unknown type of voxels (datatype {code}). It is damaged.")
-    dtype = np.dtype(data_type_codes.dtype[code])
+    dtype = np.dtype(cast(Any, data_type_codes.dtype[code]))
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         name = data_type_codes.label[code]
         raise InputError(f"{where}: voxels are of type {name}. Convert it to one real number per voxel.")

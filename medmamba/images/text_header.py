@@ -6,13 +6,14 @@ formats without an error (docs/explanation/own-code.md has the measurements).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, Shape, affine_problem
@@ -129,17 +130,18 @@ def whole(text: str, field: str, where: str) -> list[int]:
 
 
 def grid_from(
-    shape: Shape, columns: Sequence[Sequence[float]], origin: Sequence[float], flips: Sequence[float], where: str
+    shape: Shape, columns: Iterable[npt.ArrayLike], origin: npt.ArrayLike, flips: Sequence[float], where: str
 ) -> Grid:
     """A grid from steps per voxel (one per axis) in the file's own world, brought to RAS+ by ``flips``.
 
     Two axes of two numbers each are a flat image: its third axis is square to it, 1 mm thick.
     """
     affine: Affine = np.eye(4)
-    for axis, column in enumerate([*columns, origin]):
-        at = axis if axis < len(columns) else 3
-        affine[: len(column), at] = np.asarray(column) * np.asarray(flips)[: len(column)]
-    if len(columns) == 2:
+    steps = [np.asarray(column, dtype=np.float64) for column in columns]
+    axes = len(steps)
+    for at, vector in zip((*range(axes), 3), (*steps, np.asarray(origin)), strict=True):
+        affine[:axes, at] = vector * np.asarray(flips)[:axes]
+    if axes == 2:
         normal = np.cross(affine[:3, 0], affine[:3, 1])
         affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-300)
     affine = affine + 0.0  # no negative zeros

@@ -48,12 +48,13 @@ def _unet(network: nn.Module) -> nn.Module:
         assert isinstance(stage, EncoderStage)
         encoder.append(nn.Sequential(stage.downsample, stage.convs, stage.blocks))
     decoder = list(network.decoder)
-    image_twice = network.final is not None and network.image_skip is not None
-    if image_twice:  # a stem that strides: above it a light convolution of the image itself, and both see the image
+    image_twice = network.image_skip is not None
+    if network.image_skip is not None and network.final is not None:
+        # A stem that strides: above it a light convolution of the image itself, and both see the image.
         encoder.insert(0, network.image_skip)
         decoder.append(network.final)
-    encoder, decoder = (list(_exchanged(nn.Sequential(*stages))) for stages in (encoder, decoder))
-    return _Unet(encoder, decoder, network.heads[0], network.total_stride, False, image_twice)
+    down, up = ([_exchanged(stage) for stage in stages] for stages in (encoder, decoder))
+    return _Unet(down, up, network.heads[0], network.total_stride, False, image_twice)
 
 
 def _exchanged(module: nn.Module) -> nn.Module:
