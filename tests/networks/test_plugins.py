@@ -27,14 +27,14 @@ NUMBERS = {
     "strides": [[1, 1], [2, 2]],
     "features_per_stage": [4, 8],
 }
-BROKEN = """
+PROJECT = """
 [project]
 name = "their-networks"
 version = "2"
 [project.entry-points."medmamba.networks"]
-{name} = "their_networks"
+{name} = "{module}"
 [tool.setuptools]
-py-modules = ["their_networks"]
+{kind} = ["their_networks"]
 """
 
 
@@ -53,7 +53,7 @@ def site(tmp_path, monkeypatch, registrations_undone):
 def package(folder: Path, name: str, source: str) -> Path:
     """A package whose module has this source."""
     folder.mkdir()
-    (folder / "pyproject.toml").write_text(BROKEN.format(name=name))
+    (folder / "pyproject.toml").write_text(PROJECT.format(name=name, module="their_networks", kind="py-modules"))
     (folder / "their_networks.py").write_text(source)
     return folder
 
@@ -85,6 +85,29 @@ def test_its_source_goes_into_a_bundle_and_builds_it_there(site, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "scripts.external.gated_unet"
+
+
+def test_what_a_network_imports_of_its_own_package_comes_along(site, tmp_path):
+    theirs = tmp_path / "theirs"
+    (theirs / "their_networks" / "blocks").mkdir(parents=True)
+    (theirs / "pyproject.toml").write_text(PROJECT.format(name="theirs", module="their_networks.unet", kind="packages"))
+    for path, source in {
+        "__init__.py": "",
+        "blocks/__init__.py": "",
+        "blocks/local.py": "from their_networks.widths import WIDTH",
+        "widths.py": "WIDTH = 4",
+        "unrelated.py": "import nothing_that_exists",
+        "unet.py": "from medmamba.networks.planned.registry import network\nfrom .blocks.local import WIDTH\n"
+        "@network('theirs')\ndef theirs(topology):\n    return WIDTH\n",
+    }.items():
+        (theirs / "their_networks" / path).write_text(source)
+    install(theirs, site)
+    texts = bundle_sources(["theirs"])
+    external = {name for name in texts if name.startswith("external/") and texts[name]}
+    assert external == {f"external/their_networks/{name}.py" for name in ("unet", "blocks/local", "widths")}
+    assert (
+        "from scripts.external.their_networks.widths import WIDTH" in texts["external/their_networks/blocks/local.py"]
+    )
 
 
 @pytest.mark.parametrize(
