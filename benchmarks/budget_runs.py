@@ -35,8 +35,10 @@ import torch
 from cpu_clock import quiet_step_seconds
 
 from medmamba import pipeline
+from medmamba.compute.device import choose_device
 from medmamba.datasets import DatasetSpec, convert_dataset, read_dataset
 from medmamba.disk.atomic import write_json
+from medmamba.models.model_facts import ModelFacts
 from medmamba.models.network import mirroring_of, network_arguments
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
@@ -45,10 +47,12 @@ from medmamba.plans.folds import groups_by_pattern
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training.augmentation import augmentation_plan
-from medmamba.training.batches import PatchSource
+from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.config import TrainConfig
 from medmamba.training.loss_names import find_loss
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
+from medmamba.training.machine import resolved
+from medmamba.training.setup import FoldSetup
 from medmamba.training.step import Stepper, make_optimizer
 from medmamba.training.trainer import train_fold
 
@@ -159,14 +163,17 @@ def run_ours(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     name = "".join(c if c.isalnum() else "_" for c in "_".join(str(part) for part in key(wanted)))
     target = folder / "ablation" / name
     target.mkdir(parents=True, exist_ok=True)
-    facts = {"plan_sha256": plan.hash(), "configuration": configuration.name, "fold": "all", "network": arguments}
+    facts = ModelFacts(plan.hash(), configuration.name, arguments, "all")
     (target / "plan.json").write_text(plan.to_json())
-    (target / "model.json").write_text(json.dumps(facts))
+    (target / "model.json").write_text(json.dumps(facts.as_json()))
     torch.manual_seed(recipe.seed)
     network = build_network(**arguments)
+    recipe = resolved(recipe, network, choose_device(recipe.device), cascade=configuration.previous_stage is not None)
     parameters = sum(p.numel() for p in network.parameters())
     started, cpu = time.monotonic(), time.process_time()
-    result = train_fold(network, plan, configuration, cases, [], target, recipe, facts=facts)
+    result = train_fold(
+        network, FoldSetup(plan, configuration, cases, [], target, recipe, facts, find_loss(recipe.loss))
+    )
     spent, wall = time.process_time() - cpu, time.monotonic() - started
     masks = target / "masks"
     cpu = time.process_time()
@@ -192,12 +199,12 @@ def step_cost(
 ) -> float:
     """Processor seconds of a step with its batch, on a network that is thrown away."""
     heads, mirroring = OutputChannels.of_plan(plan), mirroring_of(plan, configuration)
-    augmentation = augmentation_plan(tuple(configuration.patch_size), tuple(mirroring.axes))
+    augmentation = augmentation_plan(tuple(configuration.patch_size), mirroring)
     batch = recipe.batch_size or configuration.batch_size
-    source = PatchSource(cases, augmentation, batch, seed=recipe.seed, heads=heads)
+    source = PatchSource(cases, PatchRecipe(augmentation, batch, recipe.seed, channels=heads))
     network = build_network(**arguments)
     loss = DeepSupervision(SegmentationLoss(heads, find_loss(recipe.loss), batch_dice=configuration.batch_dice))
-    stepper = Stepper(network, make_optimizer(network, recipe), loss, heads, recipe, torch.device("cpu"))
+    stepper = Stepper(network, make_optimizer(network, recipe), loss, heads, recipe)
     return quiet_step_seconds(lambda index: stepper.step(source.batch(index), 1e-4))
 
 

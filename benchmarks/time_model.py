@@ -72,7 +72,7 @@ def stepper(name: str, patch: tuple[int, ...], precision: str) -> Stepper:
     heads = OutputChannels.of_labels([str(label) for label in range(SIZES["out_channels"])])
     recipe = TrainConfig(precision=PRECISIONS[precision])  # type: ignore[arg-type]
     loss = DeepSupervision(SegmentationLoss(heads, batch_dice=False))
-    return Stepper(network, make_optimizer(network, recipe), loss, heads, recipe, torch.device("cpu"))
+    return Stepper(network, make_optimizer(network, recipe), loss, heads, recipe)
 
 
 def measure(patch: tuple[int, ...], names: list[str], rounds: int) -> list[dict]:

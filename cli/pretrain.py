@@ -23,7 +23,14 @@ def pretrain(
 ) -> Answer:
     """Learn from images without labels: hide key slices, draw them again; a start for `train --init`."""
     with training_progress() as on_step:
-        result = pipeline.pretrain(run, options, config, on_step=on_step, on_event=lambda line: report_warnings([line]))
+        result = pipeline.pretrain(
+            run,
+            options,
+            config,
+            on_step=on_step,
+            on_event=lambda line: report_warnings([line]),
+            on_start=lambda line: console.print(line, markup=False),
+        )
     console.print(f"{result.steps} steps in {clock(result.seconds)}, last loss {result.final_loss:.4f}")
     console.print(f"Next: medmamba train {run} --init {result.folder}", markup=False)
     return {"model": result.folder, "steps": result.steps, "seconds": result.seconds, "loss": result.final_loss}

@@ -9,7 +9,7 @@ import typer
 
 from medmamba import pipeline
 from medmamba.cli.answer import Answer
-from medmamba.cli.console import report_warnings
+from medmamba.cli.console import console, report_warnings
 from medmamba.cli.training_progress import report_results, training_progress
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import TrainOptions
@@ -23,7 +23,12 @@ def train(
     """Train folds; checkpoints and metrics land in RUN/models, curves and figures in RUN/report."""
     with training_progress() as on_step:
         results = pipeline.train_folds(
-            run, options, config, on_step=on_step, on_event=lambda line: report_warnings([line])
+            run,
+            options,
+            config,
+            on_step=on_step,
+            on_event=lambda line: report_warnings([line]),
+            on_start=lambda line: console.print(line, markup=False),
         )
     report_results(run, results)
     return {"run": run, "folds": results}

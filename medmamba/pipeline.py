@@ -67,6 +67,7 @@ def train_folds(
     *,
     on_step: OnStep = nothing,
     on_event: Line = nothing,
+    on_start: Line = nothing,
 ) -> dict[Fold, TrainingResult]:
     """Train each fold of ``options.folds``, as :func:`train` does with one; on several devices at the same time."""
     from medmamba.training.folds import train_folds
@@ -75,7 +76,7 @@ def train_folds(
         if config.max_minutes is not None:
             raise ConfigError("--max-minutes and --max-hours are two budgets; give one.")
         config = config.of(config, max_minutes=60 * options.max_hours)
-    return train_folds(run, options, config, on_step=on_step, on_event=on_event)
+    return train_folds(run, options, config, on_step=on_step, on_event=on_event, on_start=on_start)
 
 
 def pretrain(
@@ -85,11 +86,12 @@ def pretrain(
     *,
     on_step: OnStep = nothing,
     on_event: Line = nothing,
+    on_start: Line = nothing,
 ) -> TrainingResult:
     """Pretrain a network on images without labels; ``medmamba train --init`` starts from what it learnt."""
     from medmamba.training.pretrain import pretrain
 
-    return pretrain(run, config=config, on_step=on_step, on_event=on_event, **dict(options))
+    return pretrain(run, config=config, on_step=on_step, on_event=on_event, on_start=on_start, **dict(options))
 
 
 def find_best(

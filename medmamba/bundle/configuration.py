@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from medmamba.inference.fold_ensemble import FoldEnsemble
+from medmamba.models.model_facts import read_model_facts
 from medmamba.models.network import mirroring_of
 from medmamba.models.prediction_recipe import Recipe
-from medmamba.models.trained_folds import read_model_facts
 from medmamba.plans.schema import Configuration, Plan
 
 LOGGING = """[loggers]
@@ -77,7 +77,7 @@ def network_def(ensemble: FoldEnsemble) -> dict[str, Any]:
     return {
         "_target_": "scripts.network.SegmentationNetwork",
         "folds": len(ensemble.runners),
-        "arguments": read_model_facts(ensemble.folders[0])["network"],
+        "arguments": read_model_facts(ensemble.folders[0]).network,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,8 +29,8 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.images.cases import ImageCase, find_cases
 from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.predictor import Predictor
+from medmamba.models.model_facts import read_model_facts
 from medmamba.models.prediction_recipe import RECIPE
-from medmamba.models.trained_folds import read_model_facts
 from medmamba.plans.labels import label_names
 
 METADATA = "configs/metadata.json"
@@ -95,7 +95,7 @@ def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
     for ensemble in predictor.model.ensembles:
         stage: FoldEnsemble | None = ensemble
         while stage is not None:
-            facts = [read_model_facts(folder)["network"] for folder in stage.folders]
+            facts = [read_model_facts(folder).network for folder in stage.folders]
             if any(other != facts[0] for other in facts):
                 raise ConfigError(
                     f"The folds of {stage.name} were trained with different networks. Choose folds of one with --fold."
@@ -110,7 +110,7 @@ def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
 
 def _network_of(stage: FoldEnsemble) -> str:
     """The network's name."""
-    return read_model_facts(stage.folders[0])["network"]["name"]
+    return read_model_facts(stage.folders[0]).network["name"]
 
 
 def _write(
@@ -175,13 +175,13 @@ def _write(
 
 def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> None:
     """A configuration's weights as one raw state dict, and what `Predictor.from_bundle` needs of each fold."""
-    network = SegmentationNetwork(len(stage.runners), read_model_facts(stage.folders[0])["network"])
+    network = SegmentationNetwork(len(stage.runners), read_model_facts(stage.folders[0]).network)
     for number, (copy, runner, source) in enumerate(zip(network.members, stage.runners, stage.folders, strict=True)):
         copy.load_state_dict(runner.network.state_dict())
         target = models / stage.name / (source.name if source.name.startswith("fold_") else f"fold_{number}")
         target.mkdir(parents=True)
-        facts = {**read_model_facts(source), "state_dict": f"../../{weights}", "prefix": f"members.{number}."}
-        (target / "model.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        facts = replace(read_model_facts(source), state_dict=f"../../{weights}", prefix=f"members.{number}.")
+        (target / "model.json").write_text(json.dumps(facts.as_json(), indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(source / "plan.json", target / "plan.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     torch.save(state, models / weights)

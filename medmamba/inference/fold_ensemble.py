@@ -19,10 +19,11 @@ from medmamba.inference.memory import MemoryEstimate, estimate_memory
 from medmamba.inference.restore import Block, native_blocks
 from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.inference.sliding_window import Networks, Window, stream_logits
+from medmamba.models.model_facts import read_model_facts
 from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import is_plan, read_plan
-from medmamba.models.trained_folds import hash_of_weights, is_trained, load_weights, read_model_facts
+from medmamba.models.trained_folds import has_weights, hash_of_weights, load_weights
 from medmamba.networks.build import rebuild_network
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
@@ -157,9 +158,9 @@ class FoldEnsemble:
 def _load(folder: Path, execution: Execution) -> NetworkRunner:
     facts = read_model_facts(folder)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
-        network = rebuild_network(facts["network"])
+        network = rebuild_network(facts.network)
     load_weights(folder, network)
-    if not is_plan(folder / "plan.json", facts["plan_sha256"]):
+    if not is_plan(folder / "plan.json", facts.plan_sha256):
         raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
     return NetworkRunner(network, execution)
 
@@ -169,7 +170,7 @@ def _first_stage(configuration: Configuration, folder: Path) -> tuple[str, list[
     name = configuration.previous_stage
     if name is None:
         return None
-    trained = sorted(path for path in folder.parent.parent.glob(f"{name}/fold_*") if is_trained(path))
+    trained = sorted(path for path in folder.parent.parent.glob(f"{name}/fold_*") if has_weights(path))
     if not trained:
         raise ConfigError(
             f"{folder}: the second stage of a cascade whose first, {name}, is not in {folder.parent.parent}. Keep the "

@@ -24,6 +24,7 @@ from torch import nn
 
 from medmamba.disk.atomic import replace_folder
 from medmamba.errors import ConfigError
+from medmamba.networks.scan_backend import scan_backend_of
 from medmamba.version import __version__
 
 SCHEMA_VERSION = 1
@@ -61,7 +62,7 @@ def save_checkpoint(
             record["torch_random_state"] = torch.get_rng_state().numpy().tobytes().hex()
             if torch.cuda.is_available():
                 record["cuda_random_state"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
-        record["versions"] = versions()
+        record["versions"] = versions(network)
         record["schema_version"] = SCHEMA_VERSION
         record["sha256"] = {path.name: _sha256(path) for path in sorted(part.glob("*.safetensors"))}
         (part / "state.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -78,8 +79,8 @@ def load_checkpoint(
     """Load the newest whole generation below ``folder`` into network and optimiser and return its state.
 
     A damaged ``last`` falls back to ``prev`` with a warning; when none is whole, ConfigError names both reasons.
-    Never starts anew on its own. With an optimiser (to go on training) a change of versions is told, because results
-    then need not be equal to the bit.
+    Never starts anew on its own. With an optimiser (to resume training) a change of versions is a warning, because
+    results then need not be bit-identical.
     """
     reasons = []
     for name in (generation,) if generation else GENERATIONS:
@@ -96,11 +97,11 @@ def load_checkpoint(
         if averaged is not None:
             _load_weights(averaged, model)
         if optimizer is not None:
-            _tell_of_other_versions(state.get("versions", {}))
+            _warn_of_other_versions(state.get("versions", {}), versions(network))
             if _grouping(state["optimizer"]) != _grouping(optimizer.state_dict()):
                 raise ConfigError(
                     f"{folder / name}: its optimiser groups the parameters in another way, as other versions of "
-                    "medmamba do. Go on with the version that began, or start anew from its weights with --init."
+                    "medmamba do. Continue with the version that began, or start anew from its weights with --init."
                 )
             tensors = load_file(folder / name / "optimizer.safetensors")
             optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
@@ -133,30 +134,32 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def versions() -> dict[str, str]:
-    """The versions that results to the bit depend on."""
-    return {"medmamba": __version__, "torch": torch.__version__}
+def versions(network: nn.Module) -> dict[str, str]:
+    """What bit-identical results depend on: versions, and the scan backend of a network that scans."""
+    backend = scan_backend_of(network, next(network.parameters()).device)
+    scans = {} if backend == "none" else {"scan_backend": backend}
+    return {"medmamba": __version__, "torch": torch.__version__, **scans}
 
 
-def _tell_of_other_versions(stored: Mapping[str, str]) -> None:
-    changed = [f"{name} {stored[name]}, now {now}" for name, now in versions().items() if stored.get(name, now) != now]
+def _warn_of_other_versions(stored: Mapping[str, str], present: Mapping[str, str]) -> None:
+    changed = [f"{name} {stored[name]}, now {now}" for name, now in present.items() if stored.get(name, now) != now]
     if changed:
         warnings.warn(
-            f"The checkpoint was written with {'; '.join(changed)}. Training goes on, but not equal to the bit.",
+            f"The checkpoint was written with {'; '.join(changed)}. Training continues, but not bit-identically.",
             stacklevel=3,
         )
 
 
-def is_trained(folder: Path) -> bool:
+def has_checkpoint(folder: Path) -> bool:
     """Whether any generation exists below ``folder``, whole or not."""
     return any((folder / name / "state.json").exists() for name in GENERATIONS)
 
 
 def refuse_trained(folder: Path) -> None:
     """Raises ConfigError when any generation exists below ``folder``."""
-    if is_trained(folder):
+    if has_checkpoint(folder):
         raise ConfigError(
-            f"{folder.parent}: holds a trained model. Use --resume to go on, or --restart to begin again."
+            f"{folder.parent}: holds a trained model. Use --resume to continue, or --restart to begin again."
         )
 
 
@@ -205,7 +208,7 @@ def _join_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
 
 
 def _grouping(optimizer: Mapping[str, Any]) -> list[tuple[int, float | None]]:
-    """Size and share of the rate of each group of parameters."""
+    """Size and fraction of the learning rate of each group of parameters."""
     return [(len(group["params"]), group.get("scale")) for group in optimizer["param_groups"]]
 
 

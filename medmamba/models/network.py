@@ -58,7 +58,8 @@ def network_arguments(
             f"{name}. Take it out of the plan."
         )
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none
-        arguments["use_scan"] = use_scan and numbers.use_scan
+        # a plan of a family without a scan does not say that other families should be without theirs
+        arguments["use_scan"] = use_scan and (numbers.use_scan or not family(numbers.name).has_scan)
     return arguments
 
 

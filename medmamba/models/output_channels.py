@@ -1,10 +1,10 @@
-"""What the output channels of a network mean, and the way between label maps, heads and label maps again.
+"""The meaning of a network's output channels, and the conversions between label maps and channels.
 
 Label indices count the labels of the plan: 0 is the background, 1 ... n-1 the labels in the plan's order, and n marks
 voxels to ignore (in training label maps only; see medmamba/preprocessing/labels.py).
 
-    softmax heads   channel c is label index c; one of them holds in each voxel
-    sigmoid heads   channel c is region c, a set of labels; any number of them holds in each voxel
+    softmax channels   channel c is label index c; one of them holds in each voxel
+    sigmoid channels   channel c is region c, a set of labels; any number of them holds in each voxel
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OutputChannels:
         sigmoid: whether the channels are independent regions.
         members: label indices that each channel joins.
         written: label index that each channel leaves in a label map; later channels overwrite earlier ones.
-        ignore: index of voxels that nothing is learnt from, or None.
+        ignore: index of voxels that are ignored in training, or None.
         label_swap: label index after an exchange of left and right, for every index, the ignore index included.
         channel_swap: channel after an exchange of left and right.
     """
@@ -62,7 +62,7 @@ class OutputChannels:
 
     @classmethod
     def of_labels(cls, names: Sequence[str]) -> OutputChannels:
-        """Softmax heads of labels without sides, the background first."""
+        """Softmax channels of labels without left and right, the background first."""
         numbers = tuple(range(len(names)))
         return cls(tuple(names), False, tuple((n,) for n in numbers), numbers, None, (*numbers, len(names)), numbers)
 
@@ -73,7 +73,7 @@ class OutputChannels:
         return len(joined) == len(set(joined)) and all(len(group) == 1 for group in self.members)
 
     def truth(self, target: torch.Tensor) -> torch.Tensor:
-        """(B, 1, ...) label indices to one channel a head (B, C, ...), 0 or 1; ignored voxels are 0 everywhere."""
+        """(B, 1, ...) label indices to channels (B, C, ...) of 0 and 1; ignored voxels are 0 everywhere."""
         table = torch.zeros((len(self.label_swap), len(self.names)), device=target.device)
         for channel, labels in enumerate(self.members):
             table[list(labels), channel] = 1.0
@@ -84,7 +84,7 @@ class OutputChannels:
         return torch.sigmoid(logits) if self.sigmoid else torch.softmax(logits, dim=0)
 
     def label_map(self, scores: torch.Tensor, thresholds: Sequence[float] | None = None) -> torch.Tensor:
-        """Scores (C, ...) to label indices (...), int64; of sigmoid heads those above the threshold of their channel.
+        """Scores (C, ...) to label indices (...), int64; sigmoid channels count above their threshold.
 
         Without thresholds scores are logits, and 0 is probability one half.
         """
@@ -101,11 +101,11 @@ class OutputChannels:
         return labels
 
     def annotated(self, labels: Sequence[int] | None) -> list[bool]:
-        """Which channels a case with these annotated label indices can teach (None: all were looked for)."""
+        """Which channels are annotated in a case with these annotated label indices (None: all)."""
         if labels is None:
             return [True] * len(self.names)
-        looked_for = {0, *labels}
-        return [set(group) <= looked_for for group in self.members]
+        annotated = {0, *labels}
+        return [set(group) <= annotated for group in self.members]
 
 
 def class_weights(heads: OutputChannels, weights: Mapping[str, float] | None) -> list[float] | None:

@@ -13,7 +13,7 @@ from medmamba.plans.json_record import Record
 
 RECIPE = "best.json"
 EVEN = 0.5
-"""The probability above which a voxel belongs to a region, if nothing else was learnt."""
+"""The probability above which a voxel belongs to a region, unless find-best chose another."""
 
 
 class Cleaning(Record):
@@ -30,12 +30,12 @@ class Cleaning(Record):
 
 
 class Limits(Record):
-    """Where quality control asks a person to look at a mask."""
+    """Limits of quality control beyond which a person should look at a mask."""
 
     kind: ClassVar[str] = "limits of quality control"
 
     max_entropy: float = Field(gt=0)
-    """Mean entropy of the foreground, as a share of the largest possible."""
+    """Mean entropy of the foreground, as a fraction of the largest possible."""
     min_agreement: float = Field(ge=0, le=1)
     """Dice of the least agreeing fold with the mean of all."""
     cases: int | None = Field(ge=1)
@@ -43,7 +43,7 @@ class Limits(Record):
 
 
 class Recipe(Record):
-    """Configurations that answer together, thresholds, cleaning steps, temperature, and limits of quality control."""
+    """Configurations that predict together, thresholds, cleaning steps, temperature, and limits of quality control."""
 
     kind: ClassVar[str] = "recipe of find-best"
 

@@ -1,4 +1,4 @@
-"""Where things are in a run folder.
+"""The paths of a run folder.
 
     RUN/plan.json  fingerprint.json  splits.json
     RUN/preprocessed/<configuration>/<case>/
@@ -61,7 +61,7 @@ class RunFolder:
         return read_plan(self.plan_path)
 
     def previous_plan(self) -> Plan | None:
-        """The plan that stands here before planning anew; None in a new folder."""
+        """The plan before this planning; None in a new folder."""
         path = next((path for path in (self.plan_path, self.aside_path) if path.is_file()), None)
         return None if path is None else read_plan(path)
 

@@ -1,4 +1,4 @@
-"""Which trained folds of which configurations answer together, and what the run has learnt about using them."""
+"""The trained folds that predict together, of a run, a fold's folder or a bundle; their weights and their hashes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch import nn
 
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import load_checkpoint, weights_sha256
+from medmamba.models.model_facts import FILE as MODEL_FACTS
+from medmamba.models.model_facts import read_model_facts
 from medmamba.models.prediction_recipe import Recipe, read_recipe
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.fingerprint import Fingerprint
@@ -22,7 +24,7 @@ from medmamba.plans.fingerprint import Fingerprint
 
 @dataclass(frozen=True)
 class Selection:
-    """The folders of the trained folds by configuration, the recipe of ``find-best`` if it is used, and warnings."""
+    """Folders of trained folds by configuration, the recipe of ``find-best`` if it is used, and warnings."""
 
     folders: dict[str, list[Path]]
     recipe: Recipe | None
@@ -42,7 +44,7 @@ def select_models(
     the plan's default. ``strict`` refuses a run in which folds of the cross-validation are missing.
     """
     if is_fold(model):
-        return Selection({read_model_facts(model)["configuration"]: [model]}, None, ())
+        return Selection({read_model_facts(model).configuration: [model]}, None, ())
     if not model.is_dir():
         raise InputError(f"{model}: not found. Give a run folder or the folder of a trained fold.")
     if is_bundle(model):
@@ -68,7 +70,7 @@ def select_models(
 
 def is_fold(path: Path) -> bool:
     """Whether a folder is one trained fold."""
-    return (path / "model.json").is_file()
+    return (path / MODEL_FACTS).is_file()
 
 
 def is_bundle(path: Path) -> bool:
@@ -76,20 +78,20 @@ def is_bundle(path: Path) -> bool:
     return (path / "configs" / "metadata.json").is_file() and any(path.glob("models/*/fold_*/model.json"))
 
 
-def is_trained(fold: Path) -> bool:
-    """Whether a fold has weights: checkpoints of its own, or a share of a bundle's."""
-    return (fold / "checkpoints" / "last").exists() or (is_fold(fold) and "state_dict" in read_model_facts(fold))
+def has_weights(fold: Path) -> bool:
+    """Whether a fold can predict: it has checkpoints of its own, or its weights are in a bundle's file."""
+    return (fold / "checkpoints" / "last").exists() or (is_fold(fold) and read_model_facts(fold).state_dict is not None)
 
 
 def mirrors_by_default(model: Path) -> bool:
-    """Whether a model averages over flips when nobody says so: yes, unless it is a bundle that was exported without."""
+    """Whether a model averages over mirrorings by default: yes, unless it is a bundle that was exported without."""
     if not is_bundle(model):
         return True
     return bool(_settings(model)["mirror"])
 
 
 def _of_bundle(bundle: Path, configuration: str | Sequence[str] | None, folds: Sequence[int | str] | None) -> Selection:
-    held: list[str] = _settings(bundle)["configuration"]  # a first stage lies beside them, and does not answer
+    held: list[str] = _settings(bundle)["configuration"]  # beside a first stage, which does not predict alone
     names = held if configuration is None else [configuration] if isinstance(configuration, str) else configuration
     chosen = {}
     for name in names:
@@ -104,7 +106,7 @@ def _of_bundle(bundle: Path, configuration: str | Sequence[str] | None, folds: S
 
 
 def _settings(bundle: Path) -> dict[str, Any]:
-    """What the exported model was set to."""
+    """The settings of an exported model."""
     path = bundle / "configs" / "metadata.json"
     try:
         settings: dict[str, Any] = json.loads(path.read_text())["medmamba"]["settings"]
@@ -115,7 +117,7 @@ def _settings(bundle: Path) -> dict[str, Any]:
 
 def load_weights(folder: Path, network: nn.Module) -> None:
     """The weights of a fold's folder; of a bundle's fold from the one file that holds all of them."""
-    if "state_dict" not in read_model_facts(folder):
+    if read_model_facts(folder).state_dict is None:
         load_checkpoint(folder / "checkpoints", network, generation=generation_of(folder))
         return
     try:
@@ -126,7 +128,7 @@ def load_weights(folder: Path, network: nn.Module) -> None:
 
 def hash_of_weights(folder: Path) -> str:
     """SHA-256 of a fold's weights as a safetensors file: the same in a run and in a bundle made of it."""
-    if "state_dict" in read_model_facts(folder):
+    if read_model_facts(folder).state_dict is not None:
         return sha256(save(_shared_state(folder))).hexdigest()
     return weights_sha256(folder / "checkpoints" / generation_of(folder))
 
@@ -134,12 +136,13 @@ def hash_of_weights(folder: Path) -> str:
 def _shared_state(folder: Path) -> dict[str, torch.Tensor]:
     """Tensors of one fold in a bundle's models/model.pt, named as in the fold."""
     facts = read_model_facts(folder)
-    path = folder / facts["state_dict"]
+    assert facts.state_dict is not None
+    path = folder / facts.state_dict
     try:
         everything = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__}). Copy the bundle again.") from error
-    prefix = facts["prefix"]
+    prefix = facts.prefix
     return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
 
 
@@ -160,17 +163,6 @@ def _folds_of(run: RunFolder, name: str, folds: Sequence[int | str] | None) -> t
     if numbered and len(numbered) < planned and len(numbered) == len(trained):
         return trained, f"{len(numbered)} of {planned} folds of {name} are trained and used"
     return trained, ""
-
-
-def read_model_facts(folder: Path) -> dict[str, Any]:
-    """The network arguments and plan hash that a fold was trained with."""
-    try:
-        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: not a trained fold ({error}). Run `medmamba train` first.") from error
-    if not isinstance(facts, dict) or not {"network", "configuration", "plan_sha256"} <= set(facts):
-        raise ConfigError(f"{folder / 'model.json'}: not the record of a trained fold. Restore the file.")
-    return facts
 
 
 def generation_of(folder: Path) -> str:

@@ -165,9 +165,9 @@ def _try(folder: RunFolder, name: str, minutes: float, fold: int, held_out: Sequ
 
 
 def _arguments(folder: Path) -> dict[str, Any]:
-    from medmamba.models.trained_folds import read_model_facts
+    from medmamba.models.model_facts import read_model_facts
 
-    return dict(read_model_facts(folder)["network"])
+    return read_model_facts(folder).network
 
 
 def _known(dice: dict[str, float]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is validated and predicted with, when it is asked for."""
+"""An exponential moving average of the weights (--ema), used in validation and prediction."""
 
 from __future__ import annotations
 

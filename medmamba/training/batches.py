@@ -20,20 +20,21 @@ from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training.augmentation import AugmentationPlan, augment, centre, draw_sample, draw_spatial
 from medmamba.training.cascade import disturbed
+from medmamba.training.config import Augment, Sampling
 from medmamba.training.device_augmentation import augment_batch
 from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
 
 DEVICE_STREAM = 2_000_000
-"""Sample number from which the random streams of batches augmented as a whole count, apart from those of patches."""
+"""Added to the sample number: batches augmented as a whole have random streams apart from those of patches."""
 NOTE_BYTES = 256
-"""Length of the note in which a worker says what it is at; always rewritten in place."""
+"""Length of a worker's current status on disk; always rewritten in place."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images (B, C, ...) float32, label maps (B, 1, ...) int64, and the cases they came from.
 
-    ``annotated`` (B, heads) says which heads a case can teach; None: all of them.
+    ``annotated`` (B, C) says which output channels are annotated in each case; None: all.
     """
 
     step: int
@@ -43,53 +44,56 @@ class Batch:
     annotated: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class PatchRecipe:
+    """How patches are drawn from cases and augmented.
+
+    Attributes:
+        augmentation: patch size, rotations, mirroring.
+        batch_size: patches of a batch.
+        seed: of every random stream.
+        augment: "cpu" (in :meth:`PatchSource.batch`), "device" (in :meth:`PatchSource.finished`) or "none".
+        sampling: "foreground", or "lesion": every connected component equally often.
+        channels: what the output channels mean, for cases that are annotated in part; None: all are annotated.
+        previous_labels: labels of a cascade's first stage, which become channels of the image.
+        masked_channels: image channels that are 0 outside the nonzero mask, also after augmentation.
+        samples: the samples of each batch that this process makes, when several share the work; None: all.
+    """
+
+    augmentation: AugmentationPlan
+    batch_size: int
+    seed: int
+    augment: Augment = "cpu"
+    sampling: Sampling = "foreground"
+    channels: OutputChannels | None = None
+    previous_labels: int = 0
+    masked_channels: tuple[int, ...] = ()
+    samples: range | None = None
+
+
 class PatchSource:
     """Makes the batch of any step from (seed, step) alone.
 
     It also speaks batchgenerators' loader protocol: each worker holds a copy that yields every n-th step, and the
-    supervisor collects them in turn. So the order of the batches never depends on timing. ``samples`` are the samples
-    of each batch that this process makes, when several share the work. ``previous_labels`` are the labels of a
-    cascade's first stage, which become channels of the image. ``body_channels`` are 0 outside the body, also after
-    augmentation. With ``augmented="device"`` the patches leave the workers as they were read, for :meth:`finished` to
-    augment.
+    supervisor collects them in order, so the order of the batches never depends on timing.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[CaseReader],
-        augmentation: AugmentationPlan,
-        batch_size: int,
-        *,
-        seed: int,
-        first_step: int = 0,
-        augmented: str = "cpu",
-        heads: OutputChannels | None = None,
-        sampling: str = "foreground",
-        samples: range | None = None,
-        previous_labels: int = 0,
-        body_channels: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, cases: Sequence[CaseReader], recipe: PatchRecipe, first_step: int = 0) -> None:
         self.cases = list(cases)
-        self.augmentation = augmentation
-        self.batch_size = batch_size
-        self.seed = seed
+        self.recipe = recipe
         self.first_step = first_step
-        self.augmented = augmented == "cpu"
-        self.raw = augmented == "device"
-        self.previous_labels = previous_labels
-        self.body_channels = list(body_channels) if self.augmented or self.raw else []
-        self.lesion_aware = sampling == "lesion"
-        self._annotated = annotated_heads(cases, heads)
         self.stride = 1
         self.notes: Path | None = None
-        self.samples = range(batch_size) if samples is None else samples
+        self._samples = range(recipe.batch_size) if recipe.samples is None else recipe.samples
+        self._masked = [] if recipe.augment == "none" else list(recipe.masked_channels)
+        self._annotated = annotated_channels(cases, recipe.channels)
         self._at = ""
         self._notes_file: int | None = None
-        self._flat = len(augmentation.patch_size) == 2
+        self._flat = len(recipe.augmentation.patch_size) == 2
         self._next_step: int | None = None
 
     def for_worker(self, first_step: int, stride: int, notes: Path) -> PatchSource:
-        """A copy that yields every ``stride``-th batch and writes down which case it is at."""
+        """A copy that yields every ``stride``-th batch and writes down which case it reads."""
         own = copy.copy(self)
         own.first_step, own.stride, own.notes, own._next_step = first_step, stride, notes, None
         return own
@@ -126,31 +130,32 @@ class PatchSource:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        samples = [self._sample(step, index) for index in self.samples]
+        samples = [self._sample(step, index) for index in self._samples]
         ids = tuple(case_id for _, _, case_id in samples)
         images, labels = _framed([image for image, _, _ in samples]), _framed([label for _, label, _ in samples])
         return Batch(step, images, labels.long(), ids, self._annotated_in(ids))
 
     def finished(self, batch: Batch, device: torch.device) -> Batch:
         """The batch as the network gets it: augmented on the device if the workers left it raw."""
-        if not self.raw:
+        if self.recipe.augment != "device":
             return batch
-        draws = []
-        for index in self.samples:
-            spatial = draw_spatial(sample_rng(self.seed, batch.step, index), self.augmentation)
-            rng = sample_rng(self.seed, batch.step, DEVICE_STREAM + index)
-            draws.append(draw_sample(rng, self.augmentation, spatial, batch.image.shape[1]))
+        draws, plan, seed = [], self.recipe.augmentation, self.recipe.seed
+        for index in self._samples:
+            spatial = draw_spatial(sample_rng(seed, batch.step, index), plan)
+            rng = sample_rng(seed, batch.step, DEVICE_STREAM + index)
+            draws.append(draw_sample(rng, plan, spatial, batch.image.shape[1]))
         image, label = batch.image.to(device), batch.label.to(device)
-        image, label = augment_batch(image, label, self.augmentation, draws)
-        if self.body_channels:
-            image[:, self.body_channels] *= label[:, -1:] > 0
+        image, label = augment_batch(image, label, plan, draws)
+        if self._masked:
+            image[:, self._masked] *= label[:, -1:] > 0
             label = label[:, :-1]
         return replace(batch, image=image, label=label)
 
     def _sample(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-        rng = sample_rng(self.seed, step, index)
-        spatial = draw_spatial(rng, self.augmentation) if self.augmented or self.raw else None
-        size = self.augmentation.patch_size if spatial is None else self.augmentation.enlarged_size
+        recipe, plan = self.recipe, self.recipe.augmentation
+        rng = sample_rng(recipe.seed, step, index)
+        spatial = None if recipe.augment == "none" else draw_spatial(rng, plan)
+        size = plan.patch_size if spatial is None else plan.enlarged_size
         if self._flat:
             size = (1, *size)
         choice = choose_patch(
@@ -158,30 +163,30 @@ class PatchSource:
             [case.shape for case in self.cases],
             [case.locations for case in self.cases],
             size,
-            on_foreground=must_show_foreground(index, self.batch_size),
-            lesions=[case.lesions for case in self.cases] if self.lesion_aware else None,
+            on_foreground=must_show_foreground(index, recipe.batch_size),
+            lesions=[case.lesions for case in self.cases] if recipe.sampling == "lesion" else None,
             annotated=[case.annotated_voxels for case in self.cases],
         )
         case = self.cases[choice.case_index]
         self._note(f"case {case.case_id} (step {step}, sample {index})")
         image, label = case.read_patch(choice.start, size)
-        if self.previous_labels:  # travels as a second label map, so that it stays crisp
+        if recipe.previous_labels:  # travels as a second label map, so that it stays crisp
             label = np.concatenate([label, case.read_previous_patch(choice.start, size)])
-        if self.body_channels:  # as yet another
+        if self._masked:  # a further label map
             label = np.concatenate([label, case.read_body_patch(choice.start, size)])
         if self._flat:
             image, label = image[:, 0], label[:, 0]
         image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).float()
-        if self.augmented:
-            draw = draw_sample(rng, self.augmentation, spatial, len(image_tensor))
-            image_tensor, label_tensor = augment(image_tensor, label_tensor, self.augmentation, draw)
-            if self.body_channels:
-                image_tensor[self.body_channels] *= label_tensor[-1:] > 0
+        if recipe.augment == "cpu":
+            draw = draw_sample(rng, plan, spatial, len(image_tensor))
+            image_tensor, label_tensor = augment(image_tensor, label_tensor, plan, draw)
+            if self._masked:
+                image_tensor[self._masked] *= label_tensor[-1:] > 0
                 label_tensor = label_tensor[:-1]
-        if self.previous_labels:
+        if recipe.previous_labels:
             label_tensor, before = label_tensor[:1], label_tensor[1].numpy()
-            channels = one_hot(before, self.previous_labels)
-            channels = disturbed(channels, rng) if self.augmented else channels
+            channels = one_hot(before, recipe.previous_labels)
+            channels = disturbed(channels, rng) if recipe.augment == "cpu" else channels
             image_tensor = torch.cat([image_tensor, torch.from_numpy(channels)])
         return image_tensor, label_tensor, case.case_id
 
@@ -194,7 +199,7 @@ class PatchSource:
 
 
 def end_with_parent() -> None:
-    """A killed process cannot end its workers; each sees to it, in a thread, that it does not outlive it."""
+    """Ends this process with its parent (run in a thread), because a killed process cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -210,8 +215,8 @@ def _framed(patches: Sequence[torch.Tensor]) -> torch.Tensor:
     return batch
 
 
-def annotated_heads(cases: Sequence[CaseReader], heads: OutputChannels | None) -> dict[str, list[bool]] | None:
-    """For each case the heads that it can teach; None when all cases teach all of them."""
-    if heads is None or all(case.annotated is None for case in cases):
+def annotated_channels(cases: Sequence[CaseReader], channels: OutputChannels | None) -> dict[str, list[bool]] | None:
+    """For each case which output channels are annotated; None when all are in all cases."""
+    if channels is None or all(case.annotated is None for case in cases):
         return None
-    return {case.case_id: heads.annotated(case.annotated) for case in cases}
+    return {case.case_id: channels.annotated(case.annotated) for case in cases}

@@ -1,7 +1,7 @@
-"""The second stage of a cascade in training: its first stage, trained fold by fold, and what it says of unseen cases.
+"""The second stage of a cascade in training: the labels that its first stage predicts for the training cases.
 
 A case's first-stage labels come from the fold that has not trained on it, so that the second stage learns from mistakes
-like those it will meet. In training they are disturbed: grown or shrunk, and components left out (nnU-Net's figures).
+like those it will meet. In training they are disturbed: grown or shrunk, and components removed (nnU-Net's figures).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MORPHOLOGY_RADIUS = (1, 8)
 """Smallest and largest radius, in voxels, of the ball that a channel is grown or shrunk with."""
 REMOVAL_PROBABILITY = 0.2
 PER_LABEL = 0.5
-"""How often a channel is met when one of the two happens to a patch."""
-LARGEST_REMOVED_SHARE = 0.15
-"""Components that fill more of the patch than this are never left out."""
+"""Probability that a channel is changed when one of the two happens to a patch."""
+LARGEST_REMOVED_FRACTION = 0.15
+"""Components that fill more of the patch than this are never removed."""
 WAIT_SECONDS = 1.0
-"""Between two looks whether the other ranks have stored their labels."""
+"""Between two checks whether the other ranks have stored their labels."""
 
 
 def disturbed(channels: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -41,17 +41,17 @@ def disturbed(channels: NDArray[np.float32], rng: np.random.Generator) -> NDArra
     """
     masks = channels > 0
     if rng.random() < MORPHOLOGY_PROBABILITY:
-        for index in _met(masks, rng):
+        for index in _changed_channels(masks, rng):
             before = masks[index].copy()
             masks[index] = _reshaped(before, rng)
             masks[np.arange(len(masks)) != index] &= ~(masks[index] & ~before)  # a voxel has one label
     if rng.random() < REMOVAL_PROBABILITY:
-        for index in _met(masks, rng):
+        for index in _changed_channels(masks, rng):
             _remove_one_component(masks[index], rng)
     return masks.astype(np.float32)
 
 
-def _met(masks: NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
+def _changed_channels(masks: NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
     """The channels that are changed, in a drawn order."""
     return [int(index) for index in rng.permutation(len(masks)) if rng.random() < PER_LABEL]
 
@@ -89,7 +89,7 @@ def _remove_one_component(mask: NDArray[np.bool_], rng: np.random.Generator) -> 
     if not count:
         return
     sizes = np.bincount(components.ravel())[1:]
-    small = np.flatnonzero(sizes <= LARGEST_REMOVED_SHARE * mask.size) + 1
+    small = np.flatnonzero(sizes <= LARGEST_REMOVED_FRACTION * mask.size) + 1
     if len(small):
         mask[components == rng.choice(small)] = False
 
@@ -108,7 +108,7 @@ def ensure_first_stage(
     Args:
         train_fold: trains (and with True resumes) a fold of the first stage.
 
-    Started by torchrun, each process stores its share of the labels and waits for the others; the first stage must be
+    Started by torchrun, each process stores a part of the labels and waits for the others; the first stage must be
     trained then, because ranks that found different folds missing would wait for each other for ever.
 
     Raises InputError when either stage is not preprocessed, or a fold is missing under torchrun.

@@ -1,4 +1,4 @@
-"""torch.compile in training: asked for, and never what a training fails from."""
+"""torch.compile in training (--compile); where it fails, training continues without it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from medmamba.compute.out_of_memory import is_out_of_memory
 
 
 class Compiled:
-    """A network through torch.compile; from the first failure on as it is, which is told once.
+    """A network through torch.compile; from the first failure on the network itself, which is reported once.
 
-    Weights are the network's own, so that checkpoints, averages and validation know nothing of it.
+    Weights are the network's own, so checkpoints, averages and validation do not depend on it.
     """
 
-    def __init__(self, network: nn.Module, tell: Callable[[str], None]) -> None:
-        self._network, self._tell = network, tell
+    def __init__(self, network: nn.Module, report: Callable[[str], None]) -> None:
+        self._network, self._report = network, report
         self._forward: Callable[[torch.Tensor], Any] | None = None
 
     def __call__(self, image: torch.Tensor) -> Any:
-        """What the network makes of ``image``."""
+        """The network's outputs for ``image``."""
         try:
             if self._forward is None:
                 # Patches have one size; where a second one comes, inductor fails on sizes that are symbols.
@@ -32,6 +32,6 @@ class Compiled:
             if self._forward is self._network or is_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
-            self._tell(f"--compile: torch.compile failed ({type(error).__name__}: {reason}); going on without it.")
+            self._report(f"--compile: torch.compile failed ({type(error).__name__}: {reason}); continuing without it.")
             self._forward = self._network
         return self._network(image)

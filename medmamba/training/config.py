@@ -88,7 +88,7 @@ class TrainConfig(Options):
         False, "Save memory: compute activations a second time in the backward pass.", panel=MACHINE
     )
     compile: bool = option(
-        False, "Run the network through torch.compile; where that fails, training goes on without it.", panel=MACHINE
+        False, "Run the network through torch.compile; where that fails, training continues without it.", panel=MACHINE
     )
     deterministic: bool = option(False, "Deterministic algorithms: the same bytes on every run.", panel=MACHINE)
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints.", panel=MACHINE, gt=0)

@@ -1,6 +1,6 @@
-"""Several processes, one training: started by torchrun, gloo on CPUs and NCCL on GPUs.
+"""One training in several processes, started by torchrun: gloo on CPUs, NCCL on GPUs.
 
-Each rank computes its own share of every batch. Sums of the loss and gradients are shared, so that the loss curve is
+Each rank computes its own part of every batch. Sums of the loss and gradients are exchanged, so that the loss curve is
 that of one process with the same total batch. In a single process every function here does nothing.
 """
 
@@ -41,7 +41,7 @@ def join(device: str) -> torch.device | None:
 
 
 def leave() -> None:
-    """Take leave of the other ranks."""
+    """Leave the other ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -57,7 +57,7 @@ def wait_for_all() -> None:
 
 
 def rank() -> int:
-    """Number of this process; the first writes files and speaks to the user."""
+    """Number of this process; the first writes files and reports to the user."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -67,9 +67,9 @@ def size() -> int:
 
 
 def own_samples(batch_size: int) -> range:
-    """Samples of a batch that this rank makes: an equal, contiguous share."""
-    share = batch_size // size()
-    return range(rank() * share, (rank() + 1) * share)
+    """Samples of a batch that this rank makes: an equal, contiguous part."""
+    part = batch_size // size()
+    return range(rank() * part, (rank() + 1) * part)
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,7 @@ def all_true(value: bool) -> bool:
 
 
 def from_first(value: float) -> float:
-    """The first rank's number on every rank, so that all decide alike."""
+    """The first rank's number on every rank, so that all decide the same."""
     if size() == 1:
         return value
     box = torch.tensor([value], dtype=torch.float64, device=_place())

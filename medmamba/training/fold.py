@@ -9,10 +9,12 @@ from shutil import rmtree
 
 import torch
 
+from medmamba.compute.device import choose_device
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
+from medmamba.models.model_facts import ModelFacts
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
 from medmamba.networks.build import network_facts, rebuild_network
@@ -21,10 +23,14 @@ from medmamba.training import distributed
 from medmamba.training.cascade import ensure_first_stage
 from medmamba.training.config import RESOLVED_AT_START, TrainConfig, refuse_another_recipe
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
-from medmamba.training.observers import observers
+from medmamba.training.machine import machine_line, resolved
+from medmamba.training.observers import Lines, Observer, Observers, Silent
 from medmamba.training.options import TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
+from medmamba.training.report import TrainingReport
 from medmamba.training.resume import arguments_to_resume, stored_config
+from medmamba.training.setup import FoldSetup
+from medmamba.training.trackers import open_tracker
 from medmamba.training.trainer import train_fold
 from medmamba.training.transfer import freeze, initialise
 
@@ -38,6 +44,7 @@ def train_planned_fold(
     loss: LossFunction | None = None,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
+    on_start: Callable[[str], None] = lambda line: None,
 ) -> TrainingResult:
     """Train one fold; ``options.folds`` and ``options.devices`` are not read. The rest as of :func:`medmamba.train`."""
     if options.resume and options.init is not None:
@@ -83,8 +90,10 @@ def train_planned_fold(
         built = rebuild_network(arguments)
         report = None if options.init is None else initialise(built, arguments, plan, options.init)
         freeze(built, config.freeze)
+        device = choose_device(config.device)
+        config = resolved(config, built, device, cascade=chosen.previous_stage is not None, resumed=options.resume)
+        facts = ModelFacts(plan.hash(), name, arguments, str(fold))
         # Nothing is written before every choice has proved possible: the folder may hold a trained fold.
-        facts = {"plan_sha256": plan.hash(), "configuration": name, "fold": str(fold), "network": arguments}
         first_rank = distributed.rank() == 0
         if first_rank:
             stack.enter_context(FolderLock(make_folder(target)))
@@ -92,7 +101,7 @@ def train_planned_fold(
             if options.restart:
                 rmtree(target / "checkpoints", ignore_errors=True)
             write_text(target / "plan.json", plan.to_json())
-            write_json(target / "model.json", facts)
+            write_json(target / "model.json", facts.as_json())
             if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
                 write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
             if report is not None:
@@ -102,24 +111,19 @@ def train_planned_fold(
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)
-        observe = stack.enter_context(
-            observers(folder.path, target, plan, config, options.trackers, on_event, active=first_rank)
-        )
-        result = train_fold(
-            built,
-            plan,
-            chosen,
-            training,
-            validation,
-            target,
-            config,
-            loss=loss,
-            resume=options.resume,
-            facts=facts,
-            on_step=on_step,
-            observe=observe,
-        )
-        observe("end", result)
+        observer: Observer = Silent()
+        if first_rank:
+            machine = machine_line(config, built, device)
+            on_start(machine)
+            trackers = [open_tracker(tracker, folder.path, target, config) for tracker in options.trackers]
+            for tracker in trackers:
+                stack.callback(tracker.close)
+            observer = Observers(
+                [Lines(on_event), TrainingReport(folder.path, target, plan, config, machine), *trackers]
+            )
+        setup = FoldSetup(plan, chosen, training, validation, target, config, facts, loss)
+        result = train_fold(built, setup, resume=options.resume, on_step=on_step, observer=observer)
+        observer.end(result)
         return result
 
 

@@ -13,7 +13,7 @@ from threading import Thread
 from types import FrameType
 
 from medmamba.errors import ConfigError, PartialError
-from medmamba.models.checkpoint import is_trained
+from medmamba.models.checkpoint import has_checkpoint
 from medmamba.models.run_folder import RunFolder
 from medmamba.training.batches import end_with_parent
 from medmamba.training.config import TrainConfig, make_config
@@ -30,6 +30,7 @@ def train_folds(
     *,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
+    on_start: Callable[[str], None] = lambda line: None,
 ) -> dict[Fold, TrainingResult]:
     """Train each of ``options.folds``.
 
@@ -63,7 +64,9 @@ def train_folds(
         if len(jobs) > 1:
             on_event(f"Fold {job.fold} ({len(results) + 1} of {len(jobs)})")
         config = job.config if not options.devices else job.on(options.devices[0]).config
-        results[job.fold] = train_planned_fold(run, job.fold, job.options, config, on_step=on_step, on_event=on_event)
+        results[job.fold] = train_planned_fold(
+            run, job.fold, job.options, config, on_step=on_step, on_event=on_event, on_start=on_start
+        )
     return results
 
 
@@ -88,7 +91,7 @@ def _stored_recipes(run: str | Path, folds: list[Fold], options: TrainOptions) -
     folder = RunFolder(Path(run))
     chosen = options.configuration or folder.read_plan().default_configuration
     places = {fold: folder.fold(chosen, fold) for fold in folds}
-    begun = [fold for fold in folds if is_trained(places[fold] / "checkpoints")] or folds
+    begun = [fold for fold in folds if has_checkpoint(places[fold] / "checkpoints")] or folds
     new = [fold for fold in folds if fold not in begun]
     initialised = [fold for fold in begun if (places[fold] / "init.json").is_file()]
     if new and initialised and options.init is None:
@@ -144,10 +147,10 @@ def _side_by_side(
 
 
 def _follow_parent() -> None:
-    """An interrupted command ends its folds with their checkpoints saved; a killed one takes them along.
+    """Initializer of a fold's process: it ends with its parent, its checkpoint saved if the parent was interrupted.
 
-    Without it they would stay for ever, with the memory of their devices. Ctrl-C of a terminal reaches everybody, and
-    the parent decides.
+    Without it they would stay, with the memory of their devices. Ctrl-C of a terminal reaches every process, and the
+    parent decides.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _save_and_end)
@@ -155,7 +158,7 @@ def _follow_parent() -> None:
 
 
 def _save_and_end(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some schedulers tell everybody, and the parent tells its folds too
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some schedulers signal every process, and the parent does too
     raise SystemExit(128 + number)
 
 

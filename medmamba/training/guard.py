@@ -1,4 +1,4 @@
-"""What keeps a training from going wrong in silence: steps that are not finite, and a network that gave up.
+"""Guards of a training: steps whose loss or gradient is not finite, and networks that predict nothing.
 
 A step whose loss or gradient is not finite is skipped; after three in a row the learning rate is lowered for good;
 after ten training stops, with the batch on disk and its cases named.
@@ -30,7 +30,7 @@ COLLAPSE_EPOCHS = 3
 
 @dataclass
 class FiniteGuard:
-    """Counts steps that were not finite, and says what follows."""
+    """Counts steps that were not finite, and decides what follows."""
 
     rate_factor: float = 1.0
     in_a_row: int = 0
@@ -68,18 +68,18 @@ def save_batch(batch: Batch, path: Path) -> Path:
     return path
 
 
-def collapse_advice(dices: Sequence[float | None], foreground_share: float | None) -> str | None:
+def collapse_advice(dices: Sequence[float | None], foreground_fraction: float | None) -> str | None:
     """Advice when the last epochs found no structure at all; None while all is well.
 
-    ``dices`` are the mean Dice of each epoch so far; ``foreground_share`` the share of voxels that the network calls
+    ``dices`` are the mean Dice of each epoch so far; ``foreground_fraction`` the fraction of voxels predicted as
     foreground now.
     """
     last = dices[-COLLAPSE_EPOCHS:]
     if len(last) < COLLAPSE_EPOCHS or any(dice is None or dice >= COLLAPSED_DICE for dice in last):
         return None
-    if foreground_share is not None and foreground_share > 0.5:
+    if foreground_fraction is not None and foreground_fraction > 0.5:
         seen = "everything is predicted as foreground"
-    elif not foreground_share:
+    elif not foreground_fraction:
         seen = "everything is predicted as background"
     else:
         seen = "what is predicted lies nowhere near the truth"

@@ -1,4 +1,4 @@
-"""Interrupts wait for the end of a step, because half a step that is saved cannot be gone on with to the bit."""
+"""Interrupts wait for the end of a step, because a run saved in the middle of one cannot be resumed bit-exactly."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from typing import Any
 from medmamba.training import distributed
 
 
-class Impatient(KeyboardInterrupt):
-    """A second Ctrl-C in one step: the step is given up, and what it half did must not be saved."""
+class SecondInterrupt(KeyboardInterrupt):
+    """A second Ctrl-C in one step: the step is abandoned, and what it half did must not be saved."""
 
 
 @contextmanager
-def undivided() -> Iterator[None]:
-    """What is done within is done whole: Ctrl-C and SIGTERM reach their handlers at its end, on all ranks at once.
+def deferred_interrupts() -> Iterator[None]:
+    """Ctrl-C and SIGTERM that arrive within reach their handlers at its end, on all ranks at the same time.
 
-    A second Ctrl-C does not wait (Impatient). Signals that nobody handles, and threads that get none, are left alone.
+    A second Ctrl-C does not wait (SecondInterrupt). Signals that nobody handles are left alone, and so are threads,
+    which get none.
     """
     handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
     waiting: list[signal.Signals] = []
 
     def put_off(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in waiting:
-            raise Impatient
+            raise SecondInterrupt
         waiting.append(signal.Signals(number))
 
     def deliver() -> None:
@@ -46,7 +47,7 @@ def undivided() -> Iterator[None]:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-    except Impatient:
+    except SecondInterrupt:
         raise
     except BaseException:
         deliver()

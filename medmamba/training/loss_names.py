@@ -27,7 +27,7 @@ LossFunction = Callable[[Any], Any]
 
 
 def is_loss_name(name: str) -> bool:
-    """Whether a recipe may hold this name: one of :data:`LOSSES`, or module:function of anybody's."""
+    """Whether a recipe may hold this name: one of :data:`LOSSES`, or module:function."""
     module, colon, function = name.partition(":")
     return name in LOSSES or bool(colon and module and function)
 
@@ -36,8 +36,8 @@ def name_of_loss(loss: str | LossFunction) -> str:
     """The name that a recipe stores for a loss: its own, or module:function of a function."""
     if isinstance(loss, str):
         return loss
-    module, name = getattr(loss, "__module__", None), getattr(loss, "__qualname__", None)
-    if not module or not name:
+    module, name = getattr(loss, "__module__", None) or "__main__", getattr(loss, "__qualname__", None)
+    if not name:
         raise ConfigError(f"loss {loss!r} has no name to be recorded by. Give a function, for example def my_loss(x).")
     return next((known for known, place in LOSSES.items() if place == f"{module}:{name}"), f"{module}:{name}")
 

@@ -38,6 +38,7 @@ PRETRAINING_FIELDS: dict[str, str | None] = {
     "stall_seconds": None,
     "device": None,
     "precision": None,
+    "scan_backend": None,
     "deterministic": None,
 }
 """Fields of TrainConfig that pretraining reads, with the text of those that mean something else there."""

@@ -1,9 +1,9 @@
-"""Pretraining without labels: hide the slices that say most, and learn to draw them from their neighbours.
+"""Pretraining without labels: the most informative slices are hidden and reconstructed from their neighbours.
 
-In every patch an axis is drawn; the slices along it are compared, and a share of them is hidden: the density peaks,
+In every patch an axis is drawn; the slices along it are compared, and a fraction of them is hidden: the density peaks,
 that is slices with many slices like them and far from other such slices. The network of the plan, with one output per
-image channel, reconstructs them; the loss is the mean squared error on the hidden slices. Its body then starts a
-training (--init).
+image channel, reconstructs them; the loss is the mean squared error on the hidden slices. Its weights, without the last
+convolution, are then the start of a training (--init).
 
 Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slices in place of frames of a motion.
 """
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +27,7 @@ from medmamba.disk.atomic import make_folder, remove_leftovers, write_json, writ
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
+from medmamba.models.model_facts import ModelFacts
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
 from medmamba.networks.build import build_network
@@ -35,21 +35,22 @@ from medmamba.networks.density import automatic_bandwidth, key_tokens
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.augmentation import augmentation_plan
-from medmamba.training.batches import PatchSource
-from medmamba.training.config import LENGTHS, TrainConfig
-from medmamba.training.interrupts import Impatient, undivided
+from medmamba.training.batches import PatchRecipe, PatchSource
+from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
+from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
+from medmamba.training.machine import determinism, machine_line, peak_memory_gib, resolved
 from medmamba.training.options import PRETRAINING_STEPS
-from medmamba.training.progress import Progress, StepReport, TrainingResult, step_report, write_metrics
+from medmamba.training.progress import Progress, StepReport, TrainingResult, write_metrics
 from medmamba.training.sampling import sample_rng
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
+from medmamba.training.setup import FoldSetup
 from medmamba.training.step import make_optimizer, rate_of, set_rate
-from medmamba.training.trainer import determinism, peak_memory_gib, settled
 from medmamba.training.workers import SupervisedWorkers
 
-HIDDEN_SHARE = 0.3
-"""Share of the slices of a patch that are hidden."""
+HIDDEN_FRACTION = 0.3
+"""Fraction of the slices of a patch that are hidden."""
 TOKEN_EDGE = 8
-"""Slices are compared at this resolution: anatomy counts, noise does not."""
+"""Slices are compared at this resolution, so that anatomy counts and noise does not."""
 MASK_STREAM = 1_000_000
 """Sample number from which the random streams of the masks count, apart from those of the patches."""
 
@@ -73,6 +74,7 @@ def pretrain(
     restart: bool = False,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
+    on_start: Callable[[str], None] = lambda line: None,
 ) -> TrainingResult:
     """Pretrain the network of a planned run on its images and on a further folder of unlabelled ones.
 
@@ -96,37 +98,35 @@ def pretrain(
     if not set(LENGTHS) & set(config.given):
         config = TrainConfig.of(config, steps=PRETRAINING_STEPS)
     target = folder.path / "pretrained" / name
-    facts: dict[str, Any] = {
-        "plan_sha256": plan.hash(),
-        "configuration": name,
-        "fold": "pretrained",
-        "network": arguments,
-        "heads": channels,
-    }
+    facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
     with FolderLock(make_folder(target)), determinism(config.deterministic):
         remove_leftovers(target)
         checkpoints = target / "checkpoints"
         if not resume and not restart:
             refuse_trained(checkpoints)
         write_text(target / "plan.json", plan.to_json())
-        write_json(target / "model.json", facts)
+        write_json(target / "model.json", facts.as_json())
         device = choose_device(config.device)
         if resume and (target / "train.json").is_file():
             stored = TrainConfig.model_validate_json((target / "train.json").read_text())
-            config = config.model_copy(update={"precision": stored.precision})
-        config = settled(config, device, cascade=False)
+            config = config.model_copy(update={field: getattr(stored, field) for field in RESOLVED_AT_START})
+        torch.manual_seed(config.seed)
+        built = build_network(**arguments)
+        config = resolved(config, built, device, cascade=False, resumed=resume)
+        on_start(machine_line(config, built, device))
         write_text(target / "train.json", config.model_dump_json(indent=1) + "\n")
-        return _run(device, arguments, chosen, cases, target, config, facts, resume, on_step, on_event)
+        setup = FoldSetup(plan, chosen, cases, [], target, config, facts)
+        return _run(built.to(device), setup, resume, on_step, on_event)
 
 
-def hide_key_slices(image: torch.Tensor, step: int, seed: int, share: float = HIDDEN_SHARE) -> Masked:
+def hide_key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> Masked:
     """Hide the density peaks among the slices of each image of a batch (B, C, ...), along a drawn axis each."""
     hidden = torch.zeros((len(image), 1, *image.shape[2:]))
     for index, one in enumerate(image):
         rng = sample_rng(seed, step, MASK_STREAM + index)
         axes = [axis for axis in range(1, one.ndim) if one.shape[axis] >= 4] or [one.ndim - 1]
         axis = axes[int(rng.integers(len(axes)))]
-        count = max(1, round(share * one.shape[axis]))
+        count = max(1, round(fraction * one.shape[axis]))
         tokens = _slice_tokens(one, axis)
         # a little noise: otherwise the same patch would always lose the same slices
         tokens = tokens + rng.normal(0, 0.1 * tokens.std() + 1e-6, tokens.shape)
@@ -136,7 +136,7 @@ def hide_key_slices(image: torch.Tensor, step: int, seed: int, share: float = HI
 
 
 def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
-    """(slices, features): each slice of (C, ...) along ``axis``, averaged to a small picture."""
+    """(slices, features): each slice of (C, ...) along ``axis``, averaged to a small 2D image."""
     slices = image.movedim(axis, 0)  # (n, C, ...)
     if slices.ndim == 3:
         small = F.adaptive_avg_pool1d(slices, min(TOKEN_EDGE**2, slices.shape[2]))
@@ -146,50 +146,42 @@ def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
 
 
 def _run(
-    device: torch.device,
-    arguments: dict[str, Any],
-    chosen: Configuration,
-    cases: Sequence[CaseReader],
-    target: Path,
-    config: TrainConfig,
-    facts: dict[str, Any],
+    network: torch.nn.Module,
+    setup: FoldSetup,
     resume: bool,
     on_step: Callable[[StepReport], None],
     on_event: Callable[[str], None],
 ) -> TrainingResult:
+    config, chosen = setup.config, setup.configuration
     # fp16 would need a loss scale for its small gradients
     precision = "fp32" if config.precision == "fp16" else config.precision
-    torch.manual_seed(config.seed)
-    network = build_network(**arguments).to(device)
     optimizer = make_optimizer(network, config)
     done = Progress()
     if resume:
-        done = Progress.from_json(load_checkpoint(target / "checkpoints", network, optimizer)["progress"])
+        done = Progress.from_json(load_checkpoint(setup.checkpoints, network, optimizer)["progress"])
     patch = tuple(chosen.patch_size)
     batch_size = config.batch_size or chosen.batch_size
-    source = PatchSource(
-        cases, augmentation_plan(patch, ()), batch_size, seed=config.seed, first_step=done.step, augmented="none"
-    )
+    recipe = PatchRecipe(augmentation_plan(patch), batch_size, config.seed, augment="none")
+    source = PatchSource(setup.training, recipe, done.step)
     budget = Budget(config.total_steps, config.max_minutes)
     started, before, loss_value = time.monotonic(), done.seconds, math.nan
 
     def save() -> None:
-        state = {**facts, "config": config.model_dump(), "progress": asdict(done)}
-        save_checkpoint(target / "checkpoints", network, optimizer, state)
-        write_metrics(target, done.rows(rate_of(optimizer)))
+        state = {**setup.facts.as_json(), "config": config.model_dump(), "progress": done.as_json()}
+        save_checkpoint(setup.checkpoints, network, optimizer, state)
+        write_metrics(setup.folder, done.metrics(rate_of(optimizer)))
 
     stream = SupervisedWorkers(source, config.workers, stall_seconds=config.stall_seconds, on_fault=on_event)
     with closing(stream):
         try:
-            while (share := budget.progress(done.step, done.seconds)) < 1.0:
-                rate = SCHEDULES[config.schedule](config.learning_rate, share)
+            while (used := budget.progress(done.step, done.seconds)) < 1.0:
+                rate = SCHEDULES[config.schedule](config.learning_rate, used)
                 rate = warmed_up(rate, done.step, config.warmup_steps)
                 batch = next(stream)
                 masked = hide_key_slices(batch.image, batch.step, config.seed)
-                with undivided():
-                    loss_value = _step(
-                        network, optimizer, masked, batch.image, rate, config.gradient_clip, device, precision
-                    )
+                with deferred_interrupts():
+                    set_rate(optimizer, rate)
+                    loss_value = _step(network, optimizer, masked, batch.image, config.gradient_clip, precision)
                     if not math.isfinite(loss_value):
                         raise MedmambaError(
                             f"Pretraining stopped at step {batch.step}: the loss is not finite with cases "
@@ -199,18 +191,25 @@ def _run(
                     done.step += 1
                     done.seconds = before + time.monotonic() - started
                     if done.step % config.steps_per_epoch == 0:
-                        done.end_epoch(done.rows(rate)[-1])
+                        done.end_epoch(done.metrics(rate)[-1])
                         save()
                 used = budget.progress(done.step, done.seconds)
-                on_step(step_report(done, config, used, loss_value, rate))
-        except Impatient:
+                on_step(done.report(config.total_steps, used, loss_value, rate))
+        except SecondInterrupt:
             raise
         except BaseException:
             if done.step and math.isfinite(loss_value):
                 save()
             raise
         save()
-    return TrainingResult(target, done.step, done.seconds, loss_value, None, peak_memory_gib=peak_memory_gib(device))
+    return TrainingResult(
+        setup.folder,
+        done.step,
+        done.seconds,
+        loss_value,
+        None,
+        peak_memory_gib=peak_memory_gib(next(network.parameters()).device),
+    )
 
 
 def _step(
@@ -218,13 +217,12 @@ def _step(
     optimizer: torch.optim.Optimizer,
     masked: Masked,
     image: torch.Tensor,
-    rate: float,
     clip: float,
-    device: torch.device,
     precision: str,
 ) -> float:
+    """One step; returns the loss, nan where it was skipped because something was not finite."""
+    device = next(network.parameters()).device
     network.train()
-    set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     hidden = masked.hidden.to(device)
     with casting(precision, device):

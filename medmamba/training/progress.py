@@ -1,30 +1,60 @@
-"""How far a training has come: what a resumed run must know, what a person sees, what is written after each epoch."""
+"""How far a training has come: its state for resuming, its progress line, its metrics of each epoch, its result."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from medmamba.disk.atomic import write_text
-from medmamba.training.config import TrainConfig
 from medmamba.training.memory import Fit
 
-COLUMNS = (
-    "epoch",
-    "step",
-    "seconds",
-    "loss",
-    "train_dice",
-    "validation_dice",
-    "learning_rate",
-    "steps_per_second",
-    "waiting_for_data",
-    "skipped_steps",
-)
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One row of metrics.csv and metrics.json: the name of each field is its column.
+
+    Attributes:
+        seconds: of training until the end of the epoch.
+        loss: mean of the epoch's steps; nan without a finite one.
+        train_dice: mean foreground Dice of the batches that were measured.
+        validation_dice: mean over classes and validated volumes; None without a validation.
+        waiting_for_data: fraction of the epoch's time.
+        skipped_steps: of the whole training, because loss or gradient was not finite.
+        by_name: validation Dice of each class; further columns.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    loss: float
+    train_dice: float | None
+    validation_dice: float | None
+    learning_rate: float
+    steps_per_second: float
+    waiting_for_data: float
+    skipped_steps: int
+    by_name: Mapping[str, float] = field(default_factory=dict)
+
+    def as_row(self) -> dict[str, Any]:
+        """Column to value, as in the files."""
+        return {name: getattr(self, name) for name in COLUMNS} | {
+            name: value for name, value in self.by_name.items() if name not in COLUMNS
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> EpochMetrics:
+        """The counterpart of :meth:`as_row`; null in the files is nan where the field is a number."""
+        known = {name: row.get(name) for name in COLUMNS}
+        known["loss"] = math.nan if known["loss"] is None else known["loss"]
+        by_name = {name: math.nan if value is None else value for name, value in row.items() if name not in COLUMNS}
+        return cls(**known, by_name=by_name)  # type: ignore[arg-type]
+
+
+COLUMNS = tuple(column.name for column in fields(EpochMetrics) if column.name != "by_name")
 
 
 @dataclass(frozen=True)
@@ -37,10 +67,15 @@ class StepReport:
     learning_rate: float
     validation_dice: float | None
     progress: float
+    """Fraction of the budget that is used."""
     seconds: float
-    seconds_left: float
     waiting: float = 0.0
-    """Share of this epoch's time spent waiting for data."""
+    """Fraction of this epoch's time spent waiting for data."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated from the fraction of the budget that is used."""
+        return self.seconds * (1 - self.progress) / self.progress if self.progress > 0 else math.inf
 
 
 @dataclass
@@ -55,7 +90,7 @@ class EpochSoFar:
     dices: list[float] = field(default_factory=list)
 
     def add(self, loss: float, dice: float | None, waited: float) -> None:
-        """Count a step; a loss or Dice of nan (a step left out, no foreground) is in no mean."""
+        """Count a step; a loss or Dice of nan (a skipped step, no foreground) is in no mean."""
         self.steps += 1
         self.waited += waited
         self.losses += [] if math.isnan(loss) else [loss]
@@ -63,7 +98,7 @@ class EpochSoFar:
 
     @property
     def mean_loss(self) -> float:
-        """Of the steps that were not left out; nan without any."""
+        """Of the steps that were not skipped; nan without any."""
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
     @property
@@ -74,7 +109,7 @@ class EpochSoFar:
 
 @dataclass
 class Progress:
-    """What a resumed run must know besides weights and optimiser; JSON-able."""
+    """What a resumed run must know besides weights and optimiser."""
 
     step: int = 0
     seconds: float = 0.0
@@ -83,15 +118,28 @@ class Progress:
     validation_dice: float | None = None
     rate_factor: float = 1.0
     skipped: int = 0
-    fit: dict[str, Any] | None = None
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+    fit: Fit | None = None
+    """What fitted into memory after a back-off; None: all that was asked for."""
+    epochs: list[EpochMetrics] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     epoch: EpochSoFar = field(default_factory=EpochSoFar)
 
+    def as_json(self) -> dict[str, Any]:
+        """As stored in a checkpoint."""
+        return asdict(replace(self, epochs=[])) | {"epochs": [metrics.as_row() for metrics in self.epochs]}
+
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Progress:
-        """The counterpart of ``dataclasses.asdict``."""
-        return cls(**{**stored, "epoch": EpochSoFar(**stored.get("epoch", {}))})
+    def from_json(cls, stored: Mapping[str, Any]) -> Progress:
+        """The counterpart of :meth:`as_json`."""
+        fit = stored.get("fit")
+        return cls(
+            **{
+                **stored,
+                "fit": None if fit is None else Fit(fit["batch_size"], tuple(fit["patch_size"]), fit["recompute"]),
+                "epochs": [EpochMetrics.from_row(row) for row in stored.get("epochs", [])],
+                "epoch": EpochSoFar(**stored.get("epoch", {})),
+            }
+        )
 
     @property
     def epoch_seconds(self) -> float:
@@ -100,51 +148,45 @@ class Progress:
 
     @property
     def waiting(self) -> float:
-        """Share of the epoch's time spent waiting for data."""
+        """Fraction of the epoch's time spent waiting for data."""
         return min(1.0, self.epoch.waited / self.epoch_seconds)
 
-    def rows(
+    def metrics(
         self,
         learning_rate: float,
         validation_dice: float | None = None,
         by_name: Mapping[str, float] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Of the metrics: one for each epoch that has ended, and one for what there is of the running one.
+    ) -> list[EpochMetrics]:
+        """Of each epoch that has ended, and of the running one so far.
 
         The learning rate and the results of a validation (the mean, and that of each class) are the running one's.
         """
         epoch = self.epoch
         if epoch.steps == 0:
             return list(self.epochs)
-        running = {
-            "epoch": len(self.epochs) + 1,
-            "step": self.step,
-            "seconds": round(self.seconds, 1),
-            "loss": epoch.mean_loss,
-            "train_dice": epoch.mean_dice,
-            "validation_dice": validation_dice,
-            "learning_rate": learning_rate,
-            "steps_per_second": round(epoch.steps / self.epoch_seconds, 3),
-            "waiting_for_data": round(self.waiting, 4),
-            "skipped_steps": self.skipped,
-            **(by_name or {}),
-        }
+        running = EpochMetrics(
+            epoch=len(self.epochs) + 1,
+            step=self.step,
+            seconds=round(self.seconds, 1),
+            loss=epoch.mean_loss,
+            train_dice=epoch.mean_dice,
+            validation_dice=validation_dice,
+            learning_rate=learning_rate,
+            steps_per_second=round(epoch.steps / self.epoch_seconds, 3),
+            waiting_for_data=round(self.waiting, 4),
+            skipped_steps=self.skipped,
+            by_name=by_name or {},
+        )
         return [*self.epochs, running]
 
-    def end_epoch(self, row: dict[str, Any]) -> None:
-        """Keep its row, and count anew."""
-        self.epochs.append(row)
+    def end_epoch(self, metrics: EpochMetrics) -> None:
+        """Keep its metrics, and count from zero."""
+        self.epochs.append(metrics)
         self.epoch = EpochSoFar(began=self.seconds)
 
-    def remember_fit(self, fit: Fit) -> None:
-        """Keep what fits into memory."""
-        self.fit = {"batch_size": fit.batch_size, "patch_size": list(fit.patch_size), "recompute": fit.recompute}
-
-    def stored_fit(self) -> Fit | None:
-        """What fitted into memory before."""
-        if self.fit is None:
-            return None
-        return Fit(self.fit["batch_size"], tuple(self.fit["patch_size"]), self.fit["recompute"])
+    def report(self, total_steps: int | None, used: float, loss: float, rate: float) -> StepReport:
+        """The progress line of this step, after which the fraction ``used`` of the budget is used."""
+        return StepReport(self.step, total_steps, loss, rate, self.validation_dice, used, self.seconds, self.waiting)
 
 
 @dataclass(frozen=True)
@@ -161,34 +203,28 @@ class TrainingResult:
     epochs: int = 0
     by_name: dict[str, float] = field(default_factory=dict)
     waiting: float = 0.0
+    """Fraction of the time spent waiting for data."""
     peak_memory_gib: float = 0.0
     stopped_early: bool = False
     events: tuple[str, ...] = ()
 
 
-def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
     """metrics.csv and metrics.json: one row an epoch; the classes' Dice are further columns."""
+    rows = [epoch.as_row() for epoch in metrics]
     header = [*COLUMNS, *sorted({key for row in rows for key in row if key not in COLUMNS})]
     lines = [",".join(_cell(row.get(key)) for key in header) for row in rows]
     write_text(folder / "metrics.csv", "\n".join([",".join(header), *lines]) + "\n")
     write_text(folder / "metrics.json", json.dumps([_jsonable(row) for row in rows], indent=1) + "\n")
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[EpochMetrics]:
     """The rows of metrics.json, none where nothing was trained."""
     try:
-        rows: list[dict[str, Any]] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return rows
+        rows = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-
-
-def step_report(done: Progress, config: TrainConfig, share: float, loss: float, rate: float) -> StepReport:
-    """The progress line of this step, after which ``share`` of the budget is used."""
-    left = done.seconds * (1 - share) / share if share > 0 else math.inf
-    return StepReport(
-        done.step, config.total_steps, loss, rate, done.validation_dice, share, done.seconds, left, done.waiting
-    )
+    return [EpochMetrics.from_row(row) for row in rows]
 
 
 def _cell(value: Any) -> str:

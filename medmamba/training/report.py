@@ -1,4 +1,4 @@
-"""RUN/report/training.html: the curves, example slices and what happened, one file that needs nothing else."""
+"""RUN/report/training.html: curves, example slices, events and recipe of a training in one self-contained file."""
 
 from __future__ import annotations
 
@@ -14,58 +14,68 @@ from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.pages.render import COLOURS, brief, colour_of, render
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
-from medmamba.training.progress import TrainingResult, read_metrics
-from medmamba.training.validation import Example
+from medmamba.training.progress import EpochMetrics, TrainingResult, read_metrics
+from medmamba.training.validation import Example, Validation
+
+EXAMPLES_TITLE = "Examples: truth in white, prediction in colour"
 
 
 class TrainingReport:
-    """Collects what a training tells and writes pictures and the page after each epoch.
+    """An observer that writes images and the page after each epoch.
 
-    Pictures are curves.png and examples.png in the fold's folder; the page is RUN/report/training.html (and
-    training_<fold>.html beside it), with the pictures inside.
+    Images are curves.png and examples.png in the fold's folder; the page is RUN/report/training.html (and
+    training_<fold>.html beside it), with the images inside.
     """
 
-    def __init__(self, run: Path, fold: Path, plan: Plan, config: TrainConfig) -> None:
+    def __init__(self, run: Path, fold: Path, plan: Plan, config: TrainConfig, machine: str) -> None:
         self.run, self.fold, self.plan, self.config = run, fold, plan, config
+        self.machine = machine
         self.events: list[str] = []
         self.examples: Sequence[Example] = ()
         self.result: TrainingResult | None = None
 
-    def __call__(self, what: str, value: Any) -> None:
-        match what:
-            case "event":
-                self.events.append(value)
-            case "validation":
-                self.examples = value.examples
-            case "epoch":
-                self.write()
-            case "end":
-                self.result = value
-                self.write()
+    def event(self, line: str) -> None:
+        """Shown on the page that is written next."""
+        self.events.append(line)
+
+    def validation(self, found: Validation) -> None:
+        """Its example slices are shown."""
+        self.examples = found.examples
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Write the page."""
+        self.write()
+
+    def end(self, result: TrainingResult) -> None:
+        """Write the page with what came out."""
+        self.result = result
+        self.write()
 
     def write(self) -> None:
-        """Write pictures and page."""
-        pictures, rows = {}, read_metrics(self.fold)
-        if rows:
-            pictures["Curves"] = curves_png(rows)
-            write_bytes(self.fold / "curves.png", pictures["Curves"])
+        """Write images and page."""
+        images, epochs = {}, read_metrics(self.fold)
+        if epochs:
+            images["Curves"] = curves_png(epochs)
+            write_bytes(self.fold / "curves.png", images["Curves"])
         if self.examples:
-            pictures["Examples: truth in white, prediction in colour"] = examples_png(self.examples)
-            write_bytes(self.fold / "examples.png", pictures["Examples: truth in white, prediction in colour"])
-        page = self._page(pictures, rows)
+            images[EXAMPLES_TITLE] = examples_png(self.examples)
+            write_bytes(self.fold / "examples.png", images[EXAMPLES_TITLE])
+        page = self._page(images, epochs)
         write_text(self.run / "report" / f"training_{self.fold.name}.html", page)
         write_text(self.run / "report" / "training.html", page)
 
-    def _page(self, pictures: dict[str, bytes], rows: Sequence[dict[str, Any]]) -> str:
+    def _page(self, images: dict[str, bytes], epochs: Sequence[EpochMetrics]) -> str:
+        rows = [epoch.as_row() for epoch in epochs]
         header = list(rows[0]) if rows else []
         return render(
             "training.html",
             dataset=self.plan.dataset_name,
             configuration=self.fold.parent.name,
             fold=self.fold.name,
+            machine=self.machine,
             closing=[] if self.result is None else closing_lines(self.result, self.run),
             events=self.events,
-            pictures=pictures,
+            images=images,
             epochs=[header, *([brief(row.get(key)) for key in header] for row in rows)] if rows else [],
             recipe=[[key, str(value)] for key, value in self.config.model_dump().items()],
         )
@@ -90,26 +100,29 @@ def closing_lines(result: TrainingResult, run: Path) -> list[str]:
         if known[worst] < 0.5:
             lines.append(f"{worst} is weak: look at its label maps, then try --sampling lesion or --class-weights.")
     if result.waiting > 0.2:
-        lines.append("Much time went into waiting for data: use more --workers if there are idle cores.")
+        lines.append("Much of the time was spent waiting for data: use more --workers if there are idle cores.")
     if result.best_dice is not None and result.best_epoch and result.best_epoch == result.epochs:
         lines.append("The best epoch was the last one: longer training (--epochs, --resume) should still help.")
     lines.append(f"Next: medmamba predict {run} IMAGES -o MASKS")
     return lines
 
 
-def curves_png(rows: Sequence[dict[str, Any]]) -> bytes:
+def curves_png(epochs: Sequence[EpochMetrics]) -> bytes:
     """Loss and Dice against steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    steps = [row["step"] for row in rows]
-    left.plot(steps, _numbers(rows, "loss"), color=COLOURS[1], marker=".")
+    steps = [epoch.step for epoch in epochs]
+    left.plot(steps, [epoch.loss for epoch in epochs], color=COLOURS[1], marker=".")
     left.set(xlabel="step", ylabel="loss")
-    right.plot(
-        steps, _numbers(rows, "validation_dice"), color=COLOURS[2], marker=".", label="validation, whole volumes"
+    lines = (
+        ("validation, whole volumes", [epoch.validation_dice for epoch in epochs], COLOURS[2]),
+        ("training batches", [epoch.train_dice for epoch in epochs], COLOURS[0]),
     )
-    right.plot(steps, _numbers(rows, "train_dice"), color=COLOURS[0], marker=".", label="training batches")
+    for label, dices, colour in lines:
+        known = [math.nan if dice is None else dice for dice in dices]
+        right.plot(steps, known, color=colour, marker=".", label=label)
     right.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
     right.legend(frameon=False)
     return _png(figure)

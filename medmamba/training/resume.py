@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from medmamba.errors import ConfigError
+from medmamba.models.model_facts import read_model_facts
 from medmamba.models.run_folder import RunFolder, read_plan
 from medmamba.networks.planned.one_block_unet import is_one_block
 from medmamba.plans.explain import compare
@@ -40,11 +41,12 @@ def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> 
             f"{target}: was trained with another plan ({'; '.join(fields) or 'other reasons, same numbers'}). Restore "
             f"the old plan.json of the run, or begin again with --restart."
         )
-    stored = json.loads((target / "model.json").read_text())["network"]
+    stored = read_model_facts(target).network
     if is_one_block(stored):
         arguments = {key: value for key, value in arguments.items() if key != "decoder_convs"}
         arguments["blocks_per_stage"] = stored["blocks_per_stage"]  # they were never built
-    changed = [key for key in {**stored, **arguments} if stored.get(key) != json.loads(json.dumps(arguments.get(key)))]
+    wanted = json.loads(json.dumps(arguments))
+    changed = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
     if changed:
         raise ConfigError(
             f"{target}: was trained with another network ({', '.join(changed)} differ). Give the same --network and "

@@ -27,6 +27,7 @@ def train(
     trackers: Sequence[str] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
+    on_start: Callable[[str], None] = lambda line: None,
 ) -> TrainingResult:
     """Train one fold (a number, or ``"all"`` for every case and no validation) of a planned run.
 
@@ -37,6 +38,7 @@ def train(
             channels by channel name), or published weights that ``medmamba convert weights`` has translated.
         trackers: further places for the metrics: "tensorboard", "mlflow", "wandb".
         on_event: called with lines a user should see: back-offs, advice, what an initialisation kept.
+        on_start: called with one line: device, precision, scan backend.
     """
     from medmamba.training.fold import train_planned_fold
     from medmamba.training.options import TrainOptions
@@ -50,4 +52,6 @@ def train(
         restart=restart,
         init=init,
     )
-    return train_planned_fold(run, fold, options, config, loss=loss, on_step=on_step, on_event=on_event)
+    return train_planned_fold(
+        run, fold, options, config, loss=loss, on_step=on_step, on_event=on_event, on_start=on_start
+    )

@@ -1,4 +1,4 @@
-"""Which patch of which case a training sample shows: a pure function of (seed, step, sample).
+"""The choice of a training patch, case and position: a pure function of (seed, step, sample).
 
 Nothing depends on the order in which workers answer, so a run with four workers, a run with none and a resumed run
 see the same patches.
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FOREGROUND_SHARE = 0.33
-"""Share of a batch whose patches must contain foreground (nnU-Net v2)."""
+FOREGROUND_FRACTION = 0.33
+"""Fraction of a batch whose patches must contain foreground (nnU-Net v2)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def must_show_foreground(sample: int, batch_size: int) -> bool:
 
     Source: nnU-Net v2, ``dataloading/data_loader.py`` (rounding included: 1 of 2, 1 of 3, 1 of 4, 2 of 5).
     """
-    return not sample < round(batch_size * (1 - FOREGROUND_SHARE))
+    return not sample < round(batch_size * (1 - FOREGROUND_FRACTION))
 
 
 def choose_patch(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 
-CLOSING_SHARE = 0.25
-"""Largest share of a budget of time that is kept free for what follows the last step."""
+CLOSING_FRACTION = 0.25
+"""Largest fraction of a budget of time that is kept free for what follows the last step."""
 POLY_EXPONENT = 0.9
 """Exponent of nnU-Net's polynomial decay."""
 
@@ -25,7 +25,7 @@ class Budget:
             raise ValueError("a budget must be positive")
 
     def progress(self, step: int, seconds: float, closing: float = 0.0) -> float:
-        """Share of the budget used after ``step`` steps and ``seconds`` of training, 0 to 1.
+        """Fraction of the budget used after ``step`` steps and ``seconds`` of training, 0 to 1.
 
         ``closing`` are the seconds that the end will take (validation, checkpoint); of the minutes at most a quarter is
         kept free for them.
@@ -34,7 +34,7 @@ class Budget:
         by_time = 0.0
         if self.minutes is not None:
             limit = 60 * self.minutes
-            by_time = seconds / (limit - min(closing, CLOSING_SHARE * limit))
+            by_time = seconds / (limit - min(closing, CLOSING_FRACTION * limit))
         return min(1.0, max(by_steps, by_time))
 
 

@@ -56,7 +56,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
 
 
 def rate_scale(matrix: nn.Parameter) -> float:
-    """Share of the learning rate for a matrix or kernel: 1 up to 64 inputs of a linear map, then falling with them.
+    """Fraction of the learning rate for a matrix or kernel: 1 up to 64 inputs of a linear map, then falling with them.
 
     Adam moves every weight by about the rate, so the output of a map of n inputs moves by n times as much, and a rate
     that suits narrow maps is too high for wide ones (Yang et al. 2022, arXiv:2203.03466, table 3). Convolutions keep
@@ -66,13 +66,13 @@ def rate_scale(matrix: nn.Parameter) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of this learning rate."""
+    """Give every group its fraction of this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 
 
 def rate_of(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of the last step, before each group's share."""
+    """The learning rate of the last step, before each group's fraction."""
     group = optimizer.param_groups[0]
     return float(group["lr"] / group["scale"])
 
@@ -80,7 +80,9 @@ def rate_of(optimizer: torch.optim.Optimizer) -> float:
 class Stepper:
     """Applies batches to a network; a step that is not finite leaves weights and optimiser as they were.
 
-    ``forward`` is another way to call the network (compiled), else itself.
+    Args:
+        loss: of outputs, label indices and annotated channels, as :class:`DeepSupervision`.
+        forward: the network, or the network compiled.
     """
 
     def __init__(
@@ -88,18 +90,17 @@ class Stepper:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         loss: nn.Module,
-        heads: OutputChannels,
+        channels: OutputChannels,
         config: TrainConfig,
-        device: torch.device,
         forward: Callable[[torch.Tensor], Any] | None = None,
     ) -> None:
         self.network = network
         self.forward = forward or network
         self.optimizer = optimizer
+        self.device = device = next(network.parameters()).device
         self.loss = loss.to(device)
-        self.heads = heads
+        self.channels = channels
         self.clip = config.gradient_clip
-        self.device = device
         self.precision = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type) if self.precision == "fp16" else None
 
@@ -132,7 +133,7 @@ class Stepper:
 
     @property
     def loss_scale_is_searching(self) -> bool:
-        """Whether fp16 still looks for its loss scale: overflows then are part of the search."""
+        """Whether fp16 is still searching for its loss scale: overflows then are part of the search."""
         return self.scaler is not None and self.scaler.get_scale() > 1.0
 
     def state(self) -> dict[str, Any]:
@@ -146,10 +147,14 @@ class Stepper:
 
     @torch.no_grad()
     def _dice(self, outputs: torch.Tensor | list[torch.Tensor], label: torch.Tensor) -> float:
-        """Foreground Dice of the batch as a whole, a cheap sign of life between validations."""
+        """Foreground Dice of the batch as a whole, cheap enough to be measured between validations."""
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
-        prediction = torch.stack([self.heads.label_map(one.float()) for one in logits])
-        known = label[:, 0] != self.heads.ignore if self.heads.ignore is not None else torch.ones_like(label[:, 0]) > 0
+        prediction = torch.stack([self.channels.label_map(one.float()) for one in logits])
+        known = (
+            label[:, 0] != self.channels.ignore
+            if self.channels.ignore is not None
+            else torch.ones_like(label[:, 0]) > 0
+        )
         hit = ((prediction == label[:, 0]) & (prediction > 0) & known).sum()
         both = ((prediction > 0) & known).sum() + ((label[:, 0] > 0) & known).sum()
         return float(2 * hit / both) if both else math.nan

@@ -1,7 +1,7 @@
-"""TensorBoard, MLflow and Weights & Biases, each behind one name and imported only when asked for.
+"""TensorBoard, MLflow and Weights & Biases, each behind one name and imported only when it is used.
 
 A tracker that fails when it is opened is an error before training begins; one that fails later is left out with a
-warning, because no server is worth a training.
+warning, so that no training is lost to a server.
 """
 
 from __future__ import annotations
@@ -10,33 +10,35 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.training.config import TrainConfig
+from medmamba.training.observers import Silent
+from medmamba.training.progress import EpochMetrics
 
 
-class Tracker:
-    """Hands each epoch's numbers on."""
+class Tracker(Silent):
+    """Passes each epoch's metrics on to a service."""
 
     def __init__(self, log: Callable[[dict[str, float], int], None], close: Callable[[], None]) -> None:
         self._log = log
         self._close = close
         self._failed = False
 
-    def __call__(self, what: str, value: Any) -> None:
-        if what != "epoch" or self._failed:
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Log the numbers that are finite; after a failure nothing any more."""
+        if self._failed:
             return
         numbers = {
-            key: float(number)
-            for key, number in value.items()
-            if isinstance(number, int | float) and key not in ("epoch", "step") and math.isfinite(number)
+            name: float(number)
+            for name, number in metrics.as_row().items()
+            if isinstance(number, int | float) and name not in ("epoch", "step") and math.isfinite(number)
         }
         try:
-            self._log(numbers, int(value["step"]))
+            self._log(numbers, metrics.step)
         except Exception as error:
             self._failed = True
-            warnings.warn(f"{_reason(error)} Training goes on without this tracker.", stacklevel=2)
+            warnings.warn(f"{_reason(error)} Training continues without this tracker.", stacklevel=2)
 
     def close(self) -> None:
         """Write what is left."""
@@ -55,7 +57,7 @@ def open_tracker(name: str, run: Path, fold: Path, config: TrainConfig) -> Track
     except ImportError as error:
         raise ConfigError(f"--{name} needs a package that is not installed. Run: pip install {name}") from error
     except Exception as error:
-        raise ConfigError(f"--{name}: {_reason(error)} Mend that, or leave --{name} out.") from error
+        raise ConfigError(f"--{name}: {_reason(error)} Correct that, or leave --{name} out.") from error
 
 
 def _reason(error: Exception) -> str:

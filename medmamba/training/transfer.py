@@ -1,12 +1,11 @@
-"""Start from another model's weights: heads by label name, image channels by channel name, the rest by place and shape.
+"""Initialisation from another model: output channels by label name, image channels by channel name, the rest by shape.
 
-Which tensors belong to heads or to the image channels is not guessed from names: the network is built again, without
+Which tensors belong to the output or the image channels is not guessed from names: the network is built again, without
 memory, with one class or one channel more, and the tensors whose shapes change are the ones.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -19,6 +18,7 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import read_state
+from medmamba.models.model_facts import read_model_facts
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import read_plan
 from medmamba.networks.build import build_network, published_networks
@@ -81,14 +81,14 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     if model.is_file():
         return _from_published(network, arguments, model)
     folder = find_model(model)
-    facts = json.loads((folder / "model.json").read_text())
+    facts = read_model_facts(folder)
     old_plan = read_plan(folder / "plan.json")
     generation = "best" if (folder / "checkpoints" / "best" / "state.json").exists() else "last"
     read_state(folder / "checkpoints" / generation)  # hashes
     old = load_file(folder / "checkpoints" / generation / "model.safetensors")
     heads = _shape_changes(arguments, "out_channels")
     channels = _shape_changes(arguments, "in_channels")
-    old_heads = facts.get("heads", list(OutputChannels.of_plan(old_plan).names))
+    old_heads = facts.heads or list(OutputChannels.of_plan(old_plan).names)
     label_rows = _matches(list(OutputChannels.of_plan(plan).names), old_heads)
     channel_rows = _matches(plan.channel_names, old_plan.channel_names)
     report = TransferReport(str(folder))
@@ -115,7 +115,7 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     if not report.kept:
         raise ConfigError(
             f"{folder}: none of its {len(report.unused) + len(report.new)} tensors fits this network "
-            f"({facts['network'].get('name')} there, {arguments['name']} here). Use the same --network and plan."
+            f"({facts.network.get('name')} there, {arguments['name']} here). Use the same --network and plan."
         )
     return report
 

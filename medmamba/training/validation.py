@@ -1,11 +1,11 @@
-"""Validation on whole volumes: the real Dice, by sliding window, on the plan's grid."""
+"""Validation on whole volumes: Dice by sliding window on the plan's grid."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,20 +20,30 @@ from medmamba.plans.schema import Configuration
 from medmamba.preprocessing.store import CaseReader
 
 EXAMPLES = 4
-"""Cases whose slice with most of the truth is kept for a picture."""
+"""Cases of which the slice with most foreground is kept for an image."""
 
 
-class Validation(NamedTuple):
-    """Mean Dice over heads and cases, that of each head, share of voxels called foreground, case count, pictures."""
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found: Dice over channels and cases, and how much is predicted as foreground.
+
+    Attributes:
+        mean: Dice over all channels and cases; nan if nothing counts.
+        by_name: Dice of each label or region.
+        foreground_fraction: of the voxels that are not ignored.
+        cases: that were validated.
+        examples: a slice of each of the first cases.
+    """
 
     mean: float
     by_name: dict[str, float]
-    foreground_share: float
+    foreground_fraction: float
     cases: int
     examples: tuple[Example, ...] = ()
 
 
-class Example(NamedTuple):
+@dataclass(frozen=True)
+class Example:
     """One slice of a validated case: image (H, W), truth and prediction as label indices."""
 
     case_id: str
@@ -47,7 +57,7 @@ def validate(
     network: nn.Module,
     cases: Sequence[CaseReader],
     configuration: Configuration,
-    heads: OutputChannels,
+    channels: OutputChannels,
     device: torch.device,
     *,
     previous_labels: int = 0,
@@ -55,12 +65,12 @@ def validate(
 ) -> Validation:
     """Mean Dice over whole validation volumes; structures absent from truth and prediction do not count.
 
-    Ignored voxels are left out, and so are heads whose labels were not looked for in a case. After the time ``until``
-    (on the monotonic clock) no further volume is begun; the first always is.
+    Ignored voxels are left out, and so are channels that are not annotated in a case. After the time ``until`` (on the
+    monotonic clock) no further volume is begun; the first always is.
     """
-    first = 0 if heads.sigmoid else 1
+    first = 0 if channels.sigmoid else 1
     examples: list[Example] = []
-    scores: dict[str, list[float]] = {name: [] for name in heads.names[first:]}
+    scores: dict[str, list[float]] = {name: [] for name in channels.names[first:]}
     foreground = voxels = 0
     seen = 0
     for case in cases:
@@ -71,17 +81,19 @@ def validate(
         if previous_labels:
             image = np.concatenate([image, one_hot(case.read_previous(), previous_labels)])
         logits = predict_logits(network, torch.from_numpy(image), tuple(configuration.patch_size), device)
-        prediction = heads.label_map(logits).cpu().numpy()
-        known = np.ones(truth.shape, bool) if heads.ignore is None else truth != heads.ignore
+        prediction = channels.label_map(logits).cpu().numpy()
+        known = np.ones(truth.shape, bool) if channels.ignore is None else truth != channels.ignore
         if len(examples) < EXAMPLES:
             best = int(np.argmax((truth > 0).sum((1, 2))))
             examples.append(Example(case.case_id, image[0, best], truth[best], prediction[best]))
         foreground += int((prediction[known] > 0).sum())
         voxels += int(known.sum())
-        for channel, (name, looked_for) in enumerate(zip(heads.names, heads.annotated(case.annotated), strict=True)):
-            if channel < first or not looked_for:
+        for channel, (name, annotated) in enumerate(
+            zip(channels.names, channels.annotated(case.annotated), strict=True)
+        ):
+            if channel < first or not annotated:
                 continue
-            members = heads.members[channel]
+            members = channels.members[channel]
             scores[name].append(dice(np.isin(truth[known], members), np.isin(prediction[known], members)))
     every = [score for values in scores.values() for score in values]
     by_name = {name: _mean(values) for name, values in scores.items()}

@@ -1,9 +1,9 @@
-"""Processes that make batches, under supervision.
+"""Data workers: supervised processes that make batches.
 
-The workers run batchgenerators' loop; each makes every n-th batch, and they are asked in turn, so the order of the
+The workers run batchgenerators' loop; each makes every n-th batch, and they are read in order, so the order of the
 batches never depends on timing. A worker that dies or falls silent is named (case, signal, memory), and a new one makes
-its batch again; when that fails too, or after too many faults, training stops instead of limping on. The training
-process itself makes no batch that a worker could not make: it would die or hang in its turn.
+its batch again; when that fails too, or after too many faults, training stops. The training
+process itself makes no batch that a worker could not make, because it would die or hang too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_FAULTS = 5
 
 
 class SupervisedWorkers:
-    """Batches from ``source.first_step`` on, for ever; an iterator to be closed."""
+    """Batches from ``source.first_step`` on, without end; an iterator to be closed."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class SupervisedWorkers:
             what = "the second for this batch" if self._failed_step == self._step else f"number {self.faults}"
             raise ResourceError(
                 f"{fault} This fault of the data workers was {what}. Look at that case and its disk, give the run more "
-                f"memory, use fewer --workers or none (--workers 0); --resume goes on."
+                f"memory, use fewer --workers or none (--workers 0); then --resume."
             )
         self._failed_step = self._step
         self.on_fault(f"{fault} Batch {self._step} is made again by a new worker.")
@@ -111,7 +111,7 @@ class _Worker:
         self._memory_gib: float | None = None
         own = source.for_worker(first_step, stride, notes)
         self._process: BaseProcess = multiprocessing.Process(
-            target=producer, args=(self._queue, own, None, 0, source.seed % 2**32, self._stop), daemon=True
+            target=producer, args=(self._queue, own, None, 0, source.recipe.seed % 2**32, self._stop), daemon=True
         )
         self._process.start()
 
@@ -143,9 +143,7 @@ class _Worker:
             cause = " (most often: out of memory)" if code == -signal.SIGKILL else ""
             return f"Data worker {self.pid} {how}{cause} {self._doing()}{memory}."
         if time.monotonic() - last_sign > stall_seconds:
-            return (
-                f"Data worker {self.pid} gave no sign for {stall_seconds:.0f} s {self._doing()}{memory}; it was ended."
-            )
+            return f"Data worker {self.pid} was silent for {stall_seconds:.0f} s {self._doing()}{memory}; it was ended."
         return None
 
     def end(self) -> None:
@@ -167,7 +165,7 @@ class _Worker:
 
 
 def resident_gib(pid: int | None) -> float | None:
-    """Memory that a process holds, in GiB; None where the system does not tell."""
+    """Memory that a process holds, in GiB; None where the system does not report it."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

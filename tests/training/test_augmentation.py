@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from medmamba.plans.schema import Mirroring
 from medmamba.training.augmentation import (
     SpatialDraw,
     augment,
     augmentation_plan,
     draw_sample,
     draw_spatial,
-    low_resolution,
 )
+from medmamba.training.augmentation_table import Conditions, low_resolution
 from medmamba.training.sampling import sample_rng
 
 
@@ -31,7 +32,7 @@ def _augmented(image, label, plan, spatial, rng):
 
 @pytest.mark.parametrize("patch", [(24, 32, 28), (4, 32, 32), (32, 40), (16, 48)])
 def test_a_sample_has_the_patch_size_whatever_was_drawn(patch):
-    plan = augmentation_plan(patch, tuple(range(len(patch))))
+    plan = augmentation_plan(patch, Mirroring(axes=list(range(len(patch)))))
     for step in range(12):
         rng = sample_rng(1, step, 0)
         spatial = draw_spatial(rng, plan)
@@ -43,7 +44,7 @@ def test_a_sample_has_the_patch_size_whatever_was_drawn(patch):
 
 
 def test_the_same_stream_gives_the_same_patch_to_the_bit():
-    plan = augmentation_plan((16, 20, 24), (0, 1, 2))
+    plan = augmentation_plan((16, 20, 24), Mirroring(axes=[0, 1, 2]))
     spatial = SpatialDraw((0.3, -0.2, 0.1), 0.8)
     first, second = (_augmented(*_sample(plan.enlarged_size), plan, spatial, sample_rng(9, 4, 1)) for _ in range(2))
     assert torch.equal(first[0], second[0])
@@ -51,7 +52,7 @@ def test_the_same_stream_gives_the_same_patch_to_the_bit():
 
 
 def test_image_and_label_turn_and_flip_together():
-    plan = augmentation_plan((21, 21, 21), (0, 1, 2))
+    plan = augmentation_plan((21, 21, 21), Mirroring(axes=[0, 1, 2]))
     label = torch.zeros((1, *plan.enlarged_size))
     label[0, 8:16, 10:14, 12:20] = 1
     spatial = SpatialDraw((0.4, 0.2, -0.3), 1.1)
@@ -63,7 +64,7 @@ def test_image_and_label_turn_and_flip_together():
 
 
 def test_an_enlarged_patch_has_no_empty_corner_after_the_largest_rotation():
-    plan = augmentation_plan((24, 32, 40), ())
+    plan = augmentation_plan((24, 32, 40))
     ones = torch.ones((1, *plan.enlarged_size))
     for signs in ((1, 0, 0), (0, -1, 0), (0, 0, 1)):
         spatial = SpatialDraw(tuple(s * limit for s, limit in zip(signs, plan.rotation, strict=True)), 1.0)
@@ -72,20 +73,21 @@ def test_an_enlarged_patch_has_no_empty_corner_after_the_largest_rotation():
 
 
 def test_flat_patches_rotate_in_the_slice_only():
-    plan = augmentation_plan((4, 32, 32), (0, 1, 2))
+    plan = augmentation_plan((4, 32, 32), Mirroring(axes=[0, 1, 2]))
     assert plan.in_plane_only
     assert plan.enlarged_size[0] == 4
     label = torch.zeros((1, *plan.enlarged_size))
     label[0, 1] = 1  # one whole slice
     _, turned = _augmented(
-        label.clone(), label, augmentation_plan((4, 32, 32), ()), SpatialDraw((1.0, 0, 0), 1.0), sample_rng(0, 0, 0)
+        label.clone(), label, augmentation_plan((4, 32, 32)), SpatialDraw((1.0, 0, 0), 1.0), sample_rng(0, 0, 0)
     )
     assert turned[0, 1].min() == 1
     assert turned.sum() == 32 * 32
 
 
 def test_flat_patches_lose_resolution_in_the_slice_only():
+    flat = Conditions((0,), augmentation_plan((4, 32, 32)).in_plane_only)
     slices = torch.arange(4.0).reshape(1, 1, 4, 1, 1).expand(1, 1, 4, 32, 32)
-    assert torch.equal(low_resolution(slices, 0.5, augmentation_plan((4, 32, 32), ())), slices)
+    assert torch.equal(low_resolution(slices, [0.5], flat), slices)
     columns = torch.arange(32.0).expand(1, 1, 4, 32, 32)
-    assert not torch.equal(low_resolution(columns, 0.5, augmentation_plan((4, 32, 32), ())), columns)
+    assert not torch.equal(low_resolution(columns, [0.5], flat), columns)

@@ -22,7 +22,7 @@ from medmamba.models.run_folder import RunFolder
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import stored_cases
 from medmamba.training import cascade as cascade_module
-from medmamba.training.cascade import LARGEST_REMOVED_SHARE, disturbed
+from medmamba.training.cascade import LARGEST_REMOVED_FRACTION, disturbed
 from medmamba.training.config import TrainConfig
 
 
@@ -57,7 +57,7 @@ def test_disturbing_grows_shrinks_and_removes_but_never_what_fills_the_patch(mon
     labels[:, :, :10] = 1  # half of the patch
     labels[8:12, 8:12, 14:18] = 2
     channels = one_hot(labels, 2)
-    assert channels[0].mean() > LARGEST_REMOVED_SHARE > channels[1].mean()
+    assert channels[0].mean() > LARGEST_REMOVED_FRACTION > channels[1].mean()
     monkeypatch.setattr(cascade_module, "MORPHOLOGY_PROBABILITY", 0.0)
     monkeypatch.setattr(cascade_module, "REMOVAL_PROBABILITY", 1.0)
     kept = sum(bool(disturbed(channels, np.random.default_rng(seed))[1].any()) for seed in range(200))

@@ -41,7 +41,7 @@ def test_a_compiler_that_fails_is_told_once_and_left_out(plain_and_other, monkey
 
     monkeypatch.setattr(torch, "compile", failing if when == "asked for" else lambda network, **options: failing)
     found, events, found_weights = _train(other, CONFIG.model_copy(update={"compile": True}))
-    assert events == ["--compile: torch.compile failed (RuntimeError: no compiler here); going on without it."]
+    assert events == ["--compile: torch.compile failed (RuntimeError: no compiler here); continuing without it."]
     assert len(calls) == 1
     assert (found, found_weights) == (losses, weights)
 

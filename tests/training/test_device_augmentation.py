@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.transforms import AdjustContrast, Affine, GaussianSmooth, RandSimulateLowResolution, ScaleIntensityFixedMean
 
+from medmamba.plans.schema import Mirroring
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.training.augmentation import (
     AugmentationPlan,
@@ -20,13 +21,13 @@ from medmamba.training.augmentation import (
     draw_sample,
     draw_spatial,
 )
-from medmamba.training.batches import PatchSource
+from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.device_augmentation import augment_batch
 from medmamba.training.sampling import sample_rng
 
 NONE = (None, None)
 """Of two channels."""
-NOTHING = SampleDraw(None, None, 0, NONE, NONE, NONE, NONE, NONE, NONE, ())
+NOTHING = SampleDraw(None, {}, {}, ())
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -39,9 +40,7 @@ def _batch(size, count=3, channels=2):
 def _changed(size, draw, device="cpu"):
     """What a draw makes of the middle one of three samples; the others must stay as they were."""
     image, label = _batch(size)
-    made, labels = augment_batch(
-        image.to(device), label.to(device), augmentation_plan(size, ()), [NOTHING, draw, NOTHING]
-    )
+    made, labels = augment_batch(image.to(device), label.to(device), augmentation_plan(size), [NOTHING, draw, NOTHING])
     assert torch.equal(made[::2].cpu(), image[::2])
     assert torch.equal(labels.cpu(), label)
     return image[1], made[1].cpu()
@@ -72,9 +71,9 @@ def test_each_change_of_intensity_is_that_of_monai_with_a_strength_for_each_chan
         "gamma": ((1.4, None), lambda image, gamma: AdjustContrast(gamma, retain_stats=True)(image)),
     }
     for name, (strengths, reference) in cases.items():
-        draw = replace(NOTHING, **{name: strengths})
+        draw = replace(NOTHING, strengths={name: strengths})
         image, made = _changed(size, draw, device)
-        by_itself, _ = augment(image, torch.zeros((1, *size)), augmentation_plan(size, ()), draw)
+        by_itself, _ = augment(image, torch.zeros((1, *size)), augmentation_plan(size), draw)
         for before, after, alone, strength in zip(image, made, by_itself, strengths, strict=True):
             wanted = before if strength is None else torch.as_tensor(reference(before[None], strength))[0]
             assert torch.equal(before, after) == (strength is None)
@@ -84,11 +83,11 @@ def test_each_change_of_intensity_is_that_of_monai_with_a_strength_for_each_chan
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_noise_has_the_deviation_drawn_and_comes_from_the_samples_own_seed(device):
-    draw = replace(NOTHING, noise=0.08, noise_seed=5)
+    draw = replace(NOTHING, strengths={"noise": (0.08,)}, seeds={"noise": 5})
     image, made = _changed((24, 24, 24), draw, device)
     assert float((made - image).std()) == pytest.approx(0.08, rel=0.03)
     assert torch.equal(made, _changed((24, 24, 24), draw, device)[1])
-    assert not torch.equal(made, _changed((24, 24, 24), replace(draw, noise_seed=6), device)[1])
+    assert not torch.equal(made, _changed((24, 24, 24), replace(draw, seeds={"noise": 6}), device)[1])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -96,7 +95,7 @@ def test_noise_has_the_deviation_drawn_and_comes_from_the_samples_own_seed(devic
     ("patch", "angles"), [((16, 20, 13), (0.4, -0.3, 0.2)), ((4, 20, 17), (1.0, 0.0, 0.0)), ((18, 15), (2.5,))]
 )
 def test_a_turn_is_that_of_monai_and_a_patch_that_does_not_turn_is_the_centre(patch, angles, device):
-    plan = augmentation_plan(patch, ())
+    plan = augmentation_plan(patch)
     spatial = SpatialDraw(angles, 0.8)
     image, label = _batch(plan.enlarged_size)
     made, labels = augment_batch(
@@ -131,7 +130,7 @@ def test_mirroring_from_left_to_right_exchanges_the_labels_of_pairs_in_its_own_s
 
 
 def test_everything_happens_as_often_and_as_strongly_as_in_nnunet():
-    plan = augmentation_plan((16, 16, 16), (0, 2))
+    plan = augmentation_plan((16, 16, 16), Mirroring(axes=[0, 2]))
     count, channels = 6000, 2
     draws = [draw_sample(sample_rng(3, step, 0), plan, None, channels) for step in range(count)]
     ranges = {  # how often a channel is met, the strengths, and whether those are factors
@@ -142,9 +141,7 @@ def test_everything_happens_as_often_and_as_strongly_as_in_nnunet():
         "inverted_gamma": (0.1, 0.7, 1.5, True),
         "gamma": (0.3, 0.7, 1.5, True),
     }
-    drawn = {name: [getattr(draw, name) for draw in draws] for name in ranges} | {
-        "noise": [(draw.noise,) for draw in draws]
-    }
+    drawn = {name: [draw.strengths[name] for draw in draws] for name in (*ranges, "noise")}
     for name, (probability, low, high, factor) in {**ranges, "noise": (0.1, 0.0, 0.1, False)}.items():
         met = [strength for strengths in drawn[name] for strength in strengths if strength is not None]
         expected = count * len(drawn[name][0]) * probability
@@ -169,7 +166,7 @@ def test_everything_happens_as_often_and_as_strongly_as_in_nnunet():
 
 def test_batches_and_single_samples_agree_in_distribution():
     """Mean, deviation, extremes and roughness of what both ways make of one image."""
-    plan = augmentation_plan((12, 12, 12), (0, 1, 2))
+    plan = augmentation_plan((12, 12, 12), Mirroring(axes=[0, 1, 2]))
     image, label = _batch(plan.enlarged_size, 1, 1)
     image = torch.nn.functional.avg_pool3d(image, 3, 1, 1) * 3  # with structure, so that blur and turns matter
     middle = centre(plan.enlarged_size, plan.patch_size)
@@ -204,13 +201,13 @@ def cases(tmp_path):
 
 
 def test_a_step_gives_the_same_batch_again_and_shows_the_place_that_the_other_way_shows(cases):
-    plan = augmentation_plan((8, 8, 8), (0, 1, 2))
+    plan = augmentation_plan((8, 8, 8), Mirroring(axes=[0, 1, 2]))
 
     def finished(augmented, step, samples=None):
-        source = PatchSource(cases, plan, 2, seed=7, augmented=augmented, samples=samples)
+        source = PatchSource(cases, PatchRecipe(plan, 2, seed=7, augment=augmented, samples=samples))
         return source.finished(source.batch(step), torch.device("cpu"))
 
-    raw = PatchSource(cases, plan, 2, seed=7, augmented="device")
+    raw = PatchSource(cases, PatchRecipe(plan, 2, seed=7, augment="device"))
     sizes = {tuple(raw.batch(step).image.shape[2:]) for step in range(12)}
     assert sizes == {plan.patch_size, plan.enlarged_size}  # read no larger than needed
     for step in range(12):
@@ -234,9 +231,9 @@ def test_what_lies_outside_the_body_is_zero_again_after_augmentation(tmp_path, a
     body[4:16, 5:17, 6:18] = 1
     image = np.random.default_rng(2).normal(5, 1, (2, *body.shape)).astype(np.float32) * body
     write_case(tmp_path / "c", "c", image, body, chunk=(8, 8, 8), body=body > 0)
-    plan = augmentation_plan((12, 12, 12), (0, 1, 2))
+    plan = augmentation_plan((12, 12, 12), Mirroring(axes=[0, 1, 2]))
     cases = [CaseReader(tmp_path / "c")]
-    source = PatchSource(cases, plan, 2, seed=7, augmented=augmented, body_channels=[0])
+    source = PatchSource(cases, PatchRecipe(plan, 2, seed=7, augment=augmented, masked_channels=(0,)))
     outside = torch.zeros(2)
     for step in range(30):
         batch = source.finished(source.batch(step), torch.device("cpu"))

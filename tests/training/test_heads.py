@@ -11,6 +11,7 @@ import torch
 from medmamba.errors import ConfigError
 from medmamba.inference.sliding_window import predict_logits
 from medmamba.models.output_channels import OutputChannels
+from medmamba.plans.schema import Mirroring
 from medmamba.preprocessing.labels import decode, encode
 from medmamba.training.augmentation import augment, augmentation_plan, draw_sample
 from medmamba.training.sampling import choose_patch, sample_rng
@@ -64,7 +65,7 @@ def test_a_left_right_flip_exchanges_the_labels_of_a_pair():
     assert heads.label_swap == (0, 2, 1, 3)
     label = torch.zeros((1, 6, 5, 4))
     label[0, :2], label[0, 4:] = 1, 2
-    recipe = augmentation_plan((6, 5, 4), (0, 1, 2), keeps_sides=True, swap_axis=0, label_swap=heads.label_swap)
+    recipe = augmentation_plan((6, 5, 4), Mirroring(axes=[0, 1, 2], keeps_sides=True, swap_axis=0), heads.label_swap)
     for step in range(10):  # flipped or not, index 1 stays on the low side
         draw = draw_sample(sample_rng(1, step, 0), recipe, None, 1)
         _, made = augment(torch.zeros((1, 6, 5, 4)), label, recipe, draw)
@@ -93,8 +94,8 @@ def test_prediction_mirrors_with_the_same_exchange():
 
 
 def test_sided_labels_keep_rotations_small():
-    assert max(augmentation_plan((64, 64), (1,), keeps_sides=True).rotation) < 0.53
-    assert max(augmentation_plan((64, 64), (0, 1)).rotation) > 3
+    assert max(augmentation_plan((64, 64), Mirroring(axes=[1], keeps_sides=True)).rotation) < 0.53
+    assert max(augmentation_plan((64, 64), Mirroring(axes=[0, 1])).rotation) > 3
 
 
 def test_a_small_lesion_is_drawn_as_often_as_a_large_one():

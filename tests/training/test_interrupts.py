@@ -16,10 +16,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from medmamba import pipeline
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import read_state
-from medmamba.training import pretrain, trainer
+from medmamba.training import epochs, pretrain
 from medmamba.training.config import TrainConfig
 from medmamba.training.folds import train_folds
-from medmamba.training.interrupts import Impatient, undivided
+from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
 from medmamba.training.options import TrainOptions
 from medmamba.training.resume import stored_config
 
@@ -89,7 +89,7 @@ def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(clinic_run, tmp_path
 def test_a_second_ctrl_c_ends_at_once_and_saves_no_half_step(clinic_run):
     config = TrainConfig(steps=4, **RECIPE)
     hook = _signal_in_the_optimiser(signal.SIGINT, at_step=3, times=2)
-    with pytest.raises(Impatient):
+    with pytest.raises(SecondInterrupt):
         pipeline.train(clinic_run, config=config)
     hook.remove()
     assert not (_fold(clinic_run) / "checkpoints" / "last").exists()
@@ -101,7 +101,7 @@ def test_an_epoch_interrupted_in_its_validation_is_validated_on_resuming(clinic_
     shutil.copytree(clinic_run, other)
     config = TrainConfig(steps=4, **RECIPE)
     pipeline.train(clinic_run, config=config)
-    validate, asked = trainer.validate, [0]
+    validate, asked = epochs.validate, [0]
 
     def interrupted(*arguments, **options):
         asked[0] += 1
@@ -109,7 +109,7 @@ def test_an_epoch_interrupted_in_its_validation_is_validated_on_resuming(clinic_
             raise KeyboardInterrupt
         return validate(*arguments, **options)
 
-    monkeypatch.setattr(trainer, "validate", interrupted)
+    monkeypatch.setattr(epochs, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pipeline.train(other, config=config)
     assert _last(other)["progress"]["step"] == at_step
@@ -149,7 +149,7 @@ def test_handlers_are_as_before_and_an_error_does_not_swallow_an_interrupt():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
     def interrupted_then_broken():
-        with undivided():
+        with deferred_interrupts():
             signal.raise_signal(signal.SIGINT)
             raise RuntimeError
 

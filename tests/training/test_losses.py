@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from monai.losses import DiceCELoss
 
+import medmamba
 from medmamba.errors import ConfigError
 from medmamba.models.output_channels import OutputChannels, class_weights
+from medmamba.training.config import TrainConfig
 from medmamba.training.loss_names import LOSSES, find_loss, name_of_loss
 from medmamba.training.losses import DeepSupervision, LossInputs, SegmentationLoss, cross_entropy, dice_ce
 
@@ -139,3 +143,24 @@ def test_deep_supervision_passes_on_which_classes_are_known():
     loss([logits, coarse, coarse], target, annotated).backward()
     assert (coarse.grad[1, 1] == 0).all()
     assert coarse.grad[0, 1].abs().sum() > 0
+
+
+def test_a_function_is_trained_with_recorded_by_its_name_and_resumed(clinic_run):
+    recipe = {"steps_per_epoch": 2, "workers": 0, "warmup_steps": 0, "augment": "none"}
+    calls = []
+
+    def counted(inputs: LossInputs) -> torch.Tensor:
+        calls.append(inputs.truth.shape)
+        return dice_ce(inputs)
+
+    result = medmamba.train(clinic_run, fold="all", config=TrainConfig(steps=1, **recipe), loss=counted)
+    assert calls
+    name = json.loads((result.folder / "train.json").read_text())["loss"]
+    assert name == name_of_loss(counted)
+    assert name.endswith("<locals>.counted")
+    with pytest.raises(ConfigError, match=r"function of a script.*Give the function again"):
+        medmamba.train(clinic_run, fold="all", resume=True)
+    with pytest.raises(ConfigError, match=r"another recipe: loss was .*counted', now 'dice_ce'"):
+        medmamba.train(clinic_run, fold="all", resume=True, loss=dice_ce)
+    longer = TrainConfig(steps=2, **recipe)
+    assert medmamba.train(clinic_run, fold="all", config=longer, resume=True, loss=counted).steps == 2

@@ -30,9 +30,9 @@ from medmamba.models.checkpoint import read_state
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import read_plan
 from medmamba.preprocessing.store import CaseReader, write_case
-from medmamba.training import trainer, validation
+from medmamba.training import epochs, trainer, validation
 from medmamba.training.augmentation import augmentation_plan
-from medmamba.training.batches import PatchSource
+from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.folds import train_folds
 from medmamba.training.options import TrainOptions
@@ -255,6 +255,7 @@ def test_the_last_validation_ends_inside_the_minutes_too(clinic_run, monkeypatch
 
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(epochs, "time", clock)
     monkeypatch.setattr(validation, "time", clock)
     monkeypatch.setattr(validation, "predict_logits", taking(2.5, predict))
     monkeypatch.setattr(trainer.Stepper, "step", taking(1.0, one_step))
@@ -350,7 +351,7 @@ def _kill_a_child_worker(number):
     os.kill(victim.pid, number)
 
 
-@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "gave no sign for 4 s")])
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "was silent for 4 s")])
 def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tmp_path, number, words):
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)
@@ -377,7 +378,7 @@ def test_workers_read_cases_that_this_process_has_read_before(tmp_path):
     reader = CaseReader(tmp_path / "c")
     assert np.array_equal(reader.read_whole()[0], image)
     events = []
-    source = PatchSource([reader], augmentation_plan((48, 48, 48), ()), 2, seed=1, augmented="none")
+    source = PatchSource([reader], PatchRecipe(augmentation_plan((48, 48, 48)), 2, seed=1, augment="none"))
     with closing(SupervisedWorkers(source, 1, stall_seconds=6.0, on_fault=events.append)) as stream:
         assert next(stream).image.shape == (2, 1, 48, 48, 48)
     assert not events
@@ -394,7 +395,7 @@ def test_a_case_that_hangs_every_time_stops_training_and_is_named(clinic_run, mo
     monkeypatch.setattr(CaseReader, "read_patch", hang)  # inherited by the workers
     config = TrainConfig(steps=200, workers=1, stall_seconds=4.0, warmup_steps=0, steps_per_epoch=1000)
     events, last = [], [0.0]
-    with pytest.raises(ResourceError, match=r"gave no sign for 4 s at case k_2.*second for this batch"):
+    with pytest.raises(ResourceError, match=r"was silent for 4 s at case k_2.*second for this batch"):
         pipeline.train(
             clinic_run,
             fold="all",

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,19 +22,20 @@ from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import STOP_AFTER, FiniteGuard, collapse_advice
 from medmamba.training.memory import Fit, smaller_fit
-from medmamba.training.progress import EpochSoFar, Progress, StepReport, TrainingResult
+from medmamba.training.progress import EpochMetrics, EpochSoFar, Progress, StepReport, TrainingResult
 from medmamba.training.report import closing_lines
 from medmamba.training.trackers import open_tracker
 
 ROWS = [{"epoch": n, "step": 10 * n, "loss": 1 / n, "validation_dice": None, "liver": 0.1 * n} for n in (1, 2)]
+EPOCHS = [EpochMetrics.from_row(row) for row in ROWS]
 
 
 def test_the_line_says_step_loss_dice_speed_time_left_and_waiting(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(training_progress, "console", Console(file=shown, width=200))
     with training_progress.training_progress() as report:
-        report(StepReport(50, 200, 0.75, 1e-3, 0.8125, 0.25, 25.0, 75.0, waiting=0.3))
-        report(StepReport(51, 200, 0.70, 1e-3, 0.8125, 0.255, 26.0, 74.0))  # too soon for another line
+        report(StepReport(50, 200, 0.75, 1e-3, 0.8125, 0.25, 25.0, waiting=0.3))
+        report(StepReport(51, 200, 0.70, 1e-3, 0.8125, 0.255, 26.0))  # too soon for another line
     assert shown.getvalue().count("\n") == 1
     for words in ("25%", "step 50/200", "loss 0.750", "Dice 0.812", "2.00 steps/s", "left", "30% waiting for data"):
         assert words in shown.getvalue()
@@ -92,7 +93,7 @@ def test_time_spent_waiting_for_data_is_measured(monkeypatch):
             done.epoch.add(0.5, None, stream.last_wait)
             done.seconds += 4.0
     assert done.waiting == 0.75
-    assert Progress.from_json(json.loads(json.dumps(asdict(done)))) == done
+    assert Progress.from_json(json.loads(json.dumps(done.as_json()))) == done
 
 
 def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
@@ -143,20 +144,20 @@ def test_a_tracker_that_cannot_start_is_one_line_and_one_that_fails_later_is_lef
         raise OSError("no route to host")
 
     monkeypatch.setitem(trackers.TRACKERS, "wandb", refuse)
-    with pytest.raises(ConfigError, match=r"--wandb: .*RuntimeError: no account\)\. Mend that, or leave --wandb out\."):
+    with pytest.raises(ConfigError, match=r"--wandb: .*RuntimeError: no account\)\. Correct that, or leave --wandb"):
         open_tracker("wandb", tmp_path, tmp_path, TrainConfig())
     tracker = trackers.Tracker(fail, lambda: None)
-    with pytest.warns(UserWarning, match=r"no route to host.*goes on without"):
-        tracker("epoch", ROWS[0])
-    tracker("epoch", ROWS[1])
+    with pytest.warns(UserWarning, match=r"no route to host.*continues without"):
+        tracker.epoch(EPOCHS[0])
+    tracker.epoch(EPOCHS[1])
     assert calls == [{"loss": 1.0, "liver": 0.1}]
 
 
 def _logged(name, tmp_path):
     tracker = open_tracker(name, tmp_path / "my_run", tmp_path, TrainConfig(steps=7))
-    for row in ROWS:
-        tracker("epoch", row)
-    tracker("event", "not for trackers")
+    for metrics in EPOCHS:
+        tracker.epoch(metrics)
+    tracker.event("not for trackers")
     tracker.close()
 
 

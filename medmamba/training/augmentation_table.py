@@ -1,0 +1,225 @@
+"""The intensity augmentations: how often each happens, how strongly, and the function that does it.
+
+One table for both ways of augmenting: :mod:`medmamba.training.augmentation` (a sample at a time) and
+:mod:`medmamba.training.device_augmentation` (a whole batch at once, on the GPU). A further augmentation is one function
+and one row; rows are drawn and applied in the order in which they stand.
+Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.networks.layers import GaussianFilter
+from monai.transforms import (
+    AdjustContrast,
+    GaussianSmooth,
+    RandGaussianNoise,
+    ScaleIntensity,
+    ScaleIntensityFixedMean,
+)
+from torch.nn import functional as F
+
+Strength = float | tuple[float, ...]
+"""How strongly: one number, or one for each axis."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a function may need to know beside image and strength: the random seed of each image, and flat patches.
+
+    ``in_plane_only``: the first axis is much coarser than the others and is left as it is.
+    """
+
+    seeds: tuple[int, ...]
+    in_plane_only: bool
+
+
+Function = Callable[[torch.Tensor, Sequence[Any], Conditions], torch.Tensor]
+"""Images (n, C, ...) and a strength for each of the n to changed images; C is 1 unless the row is of whole samples."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """One row: how often it happens to a sample, the range of its strength, and what it does.
+
+    Attributes:
+        name: of the row; also in :attr:`SampleDraw.strengths`.
+        probability: that it happens to a sample.
+        low, high: range of the strength, uniform.
+        function: changes a batch of images.
+        one: the same for a single image (C, ...) where a faster or older implementation exists; else ``function`` is
+            called with one image.
+        per_channel: probability that a channel is changed when it happens; each has a strength of its own.
+        factor: the strength multiplies, so it is drawn below and above 1 equally often.
+        per_axis: one strength for each spatial axis.
+        whole_sample: one strength for all channels, which are changed together.
+        random: the function draws random numbers, from ``Conditions.seeds``.
+    """
+
+    name: str
+    probability: float
+    low: float
+    high: float
+    function: Function
+    one: Callable[[torch.Tensor, Any, Conditions], torch.Tensor] | None = None
+    per_channel: float = 1.0
+    factor: bool = False
+    per_axis: bool = False
+    whole_sample: bool = False
+    random: bool = False
+
+    def draw(self, rng: np.random.Generator, channels: int, axes: int) -> tuple[Strength | None, ...]:
+        """A strength for each channel (one for all if ``whole_sample``); None: it is left as it is."""
+        happens = bool(rng.random() < self.probability)
+        if self.whole_sample:
+            return (self._strength(rng, axes) if happens else None,)
+        changed = [happens and bool(rng.random() < self.per_channel) for _ in range(channels)]
+        return tuple(self._strength(rng, axes) if change else None for change in changed)
+
+    def _strength(self, rng: np.random.Generator, axes: int) -> Strength:
+        if self.per_axis:
+            return tuple(self._number(rng) for _ in range(axes))
+        return self._number(rng)
+
+    def _number(self, rng: np.random.Generator) -> float:
+        return factor_around_one(rng, self.low, self.high) if self.factor else float(rng.uniform(self.low, self.high))
+
+    def apply_to_one(self, image: torch.Tensor, strength: Strength, conditions: Conditions) -> torch.Tensor:
+        """A single image (C, ...), changed."""
+        if self.one is None:
+            return self.function(image[None], [strength], conditions)[0]
+        changed = self.one(image, strength, conditions)
+        # without MONAI's metadata: affines mean nothing inside a patch, and tracking them costs time
+        return changed.as_tensor() if isinstance(changed, MetaTensor) else torch.as_tensor(changed)
+
+
+def factor_around_one(rng: np.random.Generator, low: float, high: float) -> float:
+    """A factor below or above 1 with equal probability, as nnU-Net draws zooms and intensities."""
+    return float(rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high))
+
+
+def column(strengths: Sequence[float], images: torch.Tensor) -> torch.Tensor:
+    """One number for each image as a tensor (n, 1, ...) to calculate with."""
+    return torch.tensor(list(strengths), device=images.device).reshape(-1, *[1] * (images.ndim - 1))
+
+
+def noise(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:
+    """Gaussian noise of this standard deviation is added."""
+    drawn = torch.empty_like(images)
+    for one, seed in zip(drawn, conditions.seeds, strict=True):
+        one.normal_(generator=torch.Generator(images.device).manual_seed(seed))
+    return images + column(strengths, images) * drawn
+
+
+def blur(images: torch.Tensor, strengths: Sequence[Sequence[float]], conditions: Conditions) -> torch.Tensor:
+    """Smoothed by a Gaussian of this standard deviation in voxels along each axis."""
+    filters = [GaussianFilter(len(sigma), sigma).to(images.device) for sigma in strengths]
+    return torch.cat([smooth(image[None]) for smooth, image in zip(filters, images, strict=True)])
+
+
+def brightness(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:
+    """Multiplied by a factor."""
+    return images * column(strengths, images)
+
+
+def contrast(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:
+    """Farther from the mean or nearer to it, within the old range."""
+    mean = _over_sample(images, torch.mean)
+    low, high = _over_sample(images, torch.amin), _over_sample(images, torch.amax)
+    return ((images - mean) * column(strengths, images) + mean).clamp(low, high)
+
+
+def low_resolution(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:
+    """Sampled on a grid coarser by this factor, by the nearest voxels, and smoothly back.
+
+    Not MONAI's RandSimulateLowResolution, because that coarsens the axis across the slices of flat patches too.
+    """
+    size = images.shape[2:]
+    made = []
+    for image, zoom in zip(images, strengths, strict=True):
+        coarse = [max(1, round(edge * zoom)) for edge in size]
+        if conditions.in_plane_only:
+            coarse[0] = size[0]
+        small = F.interpolate(image[None], size=coarse, mode="nearest-exact")
+        made.append(F.interpolate(small, size=size, mode="bilinear" if len(size) == 2 else "trilinear"))
+    return torch.cat(made)
+
+
+def gamma(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:
+    """A gamma curve over the range of each image, which keeps its mean and standard deviation."""
+    low = _over_sample(images, torch.amin)
+    reach = _over_sample(images, torch.amax) - low
+    curved = ((images - low) / (reach + 1e-7)) ** column(strengths, images) * reach + low
+    curved = (curved - _over_sample(curved, torch.mean)) / (_over_sample(curved, torch.std) + 1e-8)
+    return curved * _over_sample(images, torch.std) + _over_sample(images, torch.mean)
+
+
+def inverted_gamma(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:
+    """A gamma curve of the negative image."""
+    return -gamma(-images, strengths, conditions)
+
+
+def _monai_noise(image: torch.Tensor, strength: float, conditions: Conditions) -> torch.Tensor:
+    add = RandGaussianNoise(prob=1.0, std=strength, sample_std=False)
+    add.set_random_state(seed=conditions.seeds[0])
+    return add(image)  # type: ignore[return-value]
+
+
+def _monai(transform: Callable[[Any], Any]) -> Callable[[torch.Tensor, Any, Conditions], torch.Tensor]:
+    """From a strength to a MONAI transform, as a function of a single image."""
+    return lambda image, strength, conditions: transform(strength)(image)
+
+
+AUGMENTATIONS = (
+    # nnU-Net calls the figure a variance and uses it as a standard deviation
+    Augmentation("noise", 0.1, 0.0, 0.1, noise, _monai_noise, whole_sample=True, random=True),
+    Augmentation("blur", 0.2, 0.5, 1.0, blur, _monai(GaussianSmooth), per_channel=0.5, per_axis=True),
+    Augmentation(
+        "brightness",
+        0.15,
+        0.75,
+        1.25,
+        brightness,
+        _monai(lambda factor: ScaleIntensity(minv=None, maxv=None, factor=factor - 1)),
+        factor=True,
+    ),
+    Augmentation(
+        "contrast",
+        0.15,
+        0.75,
+        1.25,
+        contrast,
+        _monai(lambda factor: ScaleIntensityFixedMean(factor - 1, fixed_mean=True, preserve_range=True)),
+        factor=True,
+    ),
+    Augmentation("low_resolution", 0.25, 0.5, 1.0, low_resolution, per_channel=0.5),
+    Augmentation(
+        "inverted_gamma",
+        0.1,
+        0.7,
+        1.5,
+        inverted_gamma,
+        _monai(lambda gamma: AdjustContrast(gamma, invert_image=True, retain_stats=True)),
+        factor=True,
+    ),
+    Augmentation(
+        "gamma",
+        0.3,
+        0.7,
+        1.5,
+        gamma,
+        _monai(lambda gamma: AdjustContrast(gamma, retain_stats=True)),
+        factor=True,
+    ),
+)
+
+
+def _over_sample(images: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """One number of each image (n, 1, ...), over its channels and voxels."""
+    return reduce(images, dim=list(range(1, images.ndim)), keepdim=True)
