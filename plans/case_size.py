@@ -1,4 +1,4 @@
-"""What the cases weigh on a plan's grid, checked before anything is resampled."""
+"""Memory of the cases on a plan's grid, checked before anything is resampled."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ def _given(name: str, value: object, inputs: dict[str, object]) -> Decision:
         value=value,
         inputs=inputs,
         rule="as given",
-        reason="Chosen by hand; checked against the network's strides and the memory.",
+        reason="Chosen by the user; checked against the network's strides and the memory.",
         source="user",
     )
 

@@ -1,4 +1,4 @@
-"""What people changed in a plan by hand: found, and carried over into a new plan instead of being lost."""
+"""Configurations that somebody added to a plan: kept when the dataset is planned anew; other edits are refused."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def edited_by_hand(configuration: Configuration) -> list[str]:
     ]
 
 
-def handmade(plan: Plan | None) -> list[str]:
+def manual_configurations(plan: Plan | None) -> list[str]:
     """Names of the configurations that the planner did not make."""
     return [] if plan is None else [name for name in plan.configurations if name not in PLANNED]
 
 
-def keep_handmade(new: Plan, old: Plan) -> Plan:
-    """``new`` with the hand-made configurations of ``old``.
+def keep_manual_configurations(new: Plan, old: Plan) -> Plan:
+    """``new`` with the manual configurations of ``old``.
 
     Raises ConfigError if one of them no longer fits (other labels or axes, a previous stage that is gone), or if a
     planned configuration of ``old`` was edited under its own name, which planning anew would lose.
@@ -50,7 +50,7 @@ def keep_handmade(new: Plan, old: Plan) -> Plan:
                 f"configuration {name!r} was edited by hand ({changes[0]}); planning anew would lose that. Give it a "
                 f"name of its own in the plan, for example {name + '_mine'!r}, or plan into another folder."
             )
-    kept = {name: old.configurations[name] for name in handmade(old)}
+    kept = {name: old.configurations[name] for name in manual_configurations(old)}
     if not kept:
         return new
     if (old.labels, old.channel_names) != (new.labels, new.channel_names):
@@ -75,7 +75,7 @@ def keep_handmade(new: Plan, old: Plan) -> Plan:
         value=list(kept),
         inputs={},
         rule="configurations under names of their own are carried over unchanged",
-        reason="Made by hand; planning anew does not touch them.",
+        reason="Made manually; planning anew does not change them.",
         source="user",
     )
     default = old.default_configuration if old.default_configuration in kept else new.default_configuration

@@ -54,17 +54,17 @@ def choose_mirroring(
         made, reason = Mirroring(axes=[], keeps_sides=sided), "No mirroring, as asked for."
     elif not sided:
         made = Mirroring(axes=every)
-        reason = "No label has a side in these patches, so every axis is mirrored."
+        reason = "No label of these patches is left or right, so every axis is mirrored."
     elif policy == "all":
-        made, reason = Mirroring(axes=every), f"All axes, as asked for, although labels have sides ({names})."
+        made, reason = Mirroring(axes=every), f"All axes, as asked for, although labels are left or right ({names})."
     elif policy == "swap":
         made = Mirroring(axes=every, swap_axis=axis, keeps_sides=True)
         reason = f"Left-right mirroring (patch axis {axis}) exchanges the labels {names}, as asked for."
     else:
         made = Mirroring(axes=[a for a in every if a != axis], keeps_sides=True)
         reason = (
-            f"Labels have sides ({names}), so patches are not mirrored from left to right (patch axis {axis}), and "
-            f"never turned so far that a mirrored and turned patch would amount to it."
+            f"Labels are left or right ({names}), so patches are not mirrored from left to right (patch axis {axis}), "
+            f"and never rotated so far that a mirrored and rotated patch would amount to it."
         )
     return made, Decision(
         name="mirroring",

@@ -9,7 +9,7 @@ from medmamba.plans.schema import Decision
 
 
 def partly_annotated(fingerprint: Fingerprint) -> list[str]:
-    """Ids of the cases in which not every label was looked for."""
+    """Ids of the cases in which not every label was annotated."""
     labels = set(fingerprint.labels) - {"background"}
     return [
         case.case_id
@@ -23,8 +23,9 @@ def one_head_per_label(
 ) -> tuple[dict[str, list[str]], list[str], Decision]:
     """Regions of one label each, for datasets in which some cases lack the annotation of some labels.
 
-    In a softmax the voxels of a structure nobody looked for count as background and teach the network to suppress it.
-    With heads of their own, a label that was not looked for in a case simply leaves the loss of that case.
+    In a softmax the voxels of a structure that was not annotated count as background, and the network learns to
+    suppress it.
+    With heads of their own, a label that was not annotated in a case leaves the loss of that case.
     """
     names = [name for name in fingerprint.labels if name != "background"]
     decision = Decision(
@@ -33,7 +34,7 @@ def one_head_per_label(
         inputs={"partly_annotated_cases": len(partly), "cases": len(fingerprint.cases), "first": partly[0]},
         rule="softmax over the labels; a head per label when cases lack the annotation of some",
         reason=(
-            f"In {len(partly)} of {len(fingerprint.cases)} cases not every label was looked for, so each label has a "
+            f"In {len(partly)} of {len(fingerprint.cases)} cases not every label was annotated, so each label has a "
             f"head of its own that learns from the cases in which it was."
         ),
         source="ours",

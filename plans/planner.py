@@ -23,7 +23,7 @@ from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.grid import LEAST_EDGE, GridPlan, plan_grid
 from medmamba.plans.left_right import mirror_decision, side_pairs
 from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
-from medmamba.plans.manual_configurations import handmade, keep_handmade
+from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
 from medmamba.plans.mirroring import with_mirroring
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
@@ -139,7 +139,7 @@ def make_plan(
             *default_decisions,
         ],
     )
-    return made_plan if previous is None else keep_handmade(made_plan, previous)
+    return made_plan if previous is None else keep_manual_configurations(made_plan, previous)
 
 
 def _automatic(fingerprint: Fingerprint, options: PlanOptions) -> tuple[str, Decision]:
@@ -312,7 +312,7 @@ def _given_spacing(target: Sequence[float], by_rule: Decision) -> Decision:
             "value": list(target),
             "inputs": {**by_rule.inputs, "by_rule": by_rule.value},
             "rule": "as given",
-            "reason": "Chosen by hand instead of the rule's value.",
+            "reason": "Chosen by the user instead of the rule's value.",
             "source": "user",
         }
     )
@@ -325,10 +325,10 @@ def _no_spacing(by_rule: Decision) -> Decision:
 
 
 def _wanted(configurations: Sequence[str] | None, previous: Plan | None) -> list[str]:
-    """The configurations to plan; hand-made ones may be named as well and are kept in any case."""
+    """The configurations to plan; manual ones may be named as well and are kept in any case."""
     if configurations is None or list(configurations) == ["all"]:
         return list(PLANNED)
-    mine = handmade(previous)
+    mine = manual_configurations(previous)
     for name in configurations:
         if name not in PLANNED and name not in mine:
             raise unknown_name("configuration", name, [*PLANNED, *mine])

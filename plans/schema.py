@@ -116,7 +116,7 @@ class Mirroring(Record):
     swap_axis: int | None = None
     """Axis whose mirroring exchanges the labels of each left/right pair."""
     keeps_sides: bool = False
-    """Whether labels have sides, so that rotations must stay small where a turned mirror image would swap them."""
+    """Whether labels are left or right, so that rotations stay small where a rotated mirror image would swap them."""
 
 
 class Configuration(Record):

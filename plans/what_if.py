@@ -7,7 +7,7 @@ from typing import Any
 
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.plans.fingerprint import Fingerprint
-from medmamba.plans.manual_configurations import handmade
+from medmamba.plans.manual_configurations import manual_configurations
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.planner import DatasetFacts, make_plan
 from medmamba.plans.schema import Plan
@@ -32,7 +32,9 @@ def what_if(plan: Plan, fingerprint: Fingerprint, **changes: Any) -> Plan:
         file_ending=plan.file_ending,
         dataset_hash=plan.dataset_hash,
     )
-    kept = plan.model_copy(update={"configurations": {name: plan.configurations[name] for name in handmade(plan)}})
+    kept = plan.model_copy(
+        update={"configurations": {name: plan.configurations[name] for name in manual_configurations(plan)}}
+    )
     return make_plan(fingerprint, PlanOptions.of(plan.options, **changes), facts, previous=kept)
 
 

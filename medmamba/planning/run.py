@@ -243,9 +243,9 @@ def regions_by_label(spec: DatasetSpec) -> dict[str, list[str]]:
 
 def _to_store(plan: Plan, options: PlanRequest) -> list[str]:
     """The configurations to preprocess: those asked for, or the default one; manual ones always."""
-    from medmamba.plans.manual_configurations import handmade
+    from medmamba.plans.manual_configurations import manual_configurations
 
-    mine = handmade(plan)
+    mine = manual_configurations(plan)
     if options.configurations is None:
         return list(dict.fromkeys([plan.default_configuration, *mine]))
     return [name for name in plan.configurations if options.everything or name in (*options.configurations, *mine)]

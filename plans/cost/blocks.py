@@ -40,9 +40,9 @@ class Block:
     kept_float32: float
     """Numbers kept that are always in float32."""
     weights: int
-    products: float
+    macs: float
     """Multiply-accumulates between channels."""
-    taps: float
+    depthwise_macs: float
     """Multiply-accumulates within a channel."""
     updates: float
     """State updates of the scans."""
@@ -54,7 +54,7 @@ class BlockPlace:
 
     spatial_dims: int
     width: int
-    taps: int
+    kernel_voxels: int
     """Weights of a depthwise convolution with the plan's kernel, per channel."""
     routes: int
     """0: without its scan."""
@@ -97,14 +97,14 @@ class MeasuredCost:
         dims, width = place.spatial_dims, place.width
         cost = self.measured[dims, place.routes > 0]
         square, line = cost.weights[0] * width**2, cost.weights[1] * width
-        taps = self.measured[dims, False].weights[1] * width
+        depthwise_macs = self.measured[dims, False].weights[1] * width
         kept, weights = cost.kept[0] * width + cost.kept[1], square + line
-        products = square + min(line - taps, 2 * place.updates) + 2 * place.window * width
+        macs = square + min(line - depthwise_macs, 2 * place.updates) + 2 * place.window * width
         if place.deformable and dims == 3:  # in 2D they are part of what was measured
             offsets = place.deformable * (dims + 1) * math.ceil(width / DEFORMABLE_GROUP)
-            kept, weights, products = kept + 2 * offsets, weights + offsets * width, products + offsets * width
+            kept, weights, macs = kept + 2 * offsets, weights + offsets * width, macs + offsets * width
         sampled = DEFORMABLE_TAP * 2**dims * place.deformable * width
-        return Block(kept, 0.0, round(weights), products, taps + sampled, place.updates)
+        return Block(kept, 0.0, round(weights), macs, depthwise_macs + sampled, place.updates)
 
 
 def gated_scan_block(place: BlockPlace) -> Block:
@@ -115,9 +115,9 @@ def gated_scan_block(place: BlockPlace) -> Block:
     route, the low-rank steps, and the states at the tile borders.
     """
     width, routes, states = place.width, place.routes, place.states
-    around, projections, taps = 9.0 * width + 4, 3 * width**2, (place.taps + 5) * width
+    around, projections, depthwise_macs = 9.0 * width + 4, 3 * width**2, (place.kernel_voxels + 5) * width
     if not routes:
-        return Block(around, 0.0, projections + taps, projections, taps, 0.0)
+        return Block(around, 0.0, projections + depthwise_macs, projections, depthwise_macs, 0.0)
     rank = math.ceil(width / 16)
     padded = math.ceil(width / CHANNEL_PAD) * CHANNEL_PAD
     scan = width + routes * (width + 2 * states + rank) + routes * padded * states / TILE
@@ -125,9 +125,9 @@ def gated_scan_block(place: BlockPlace) -> Block:
     return Block(
         kept=around,
         kept_float32=scan,
-        weights=projections + taps + selection + routes * width * (states + 2),
-        products=projections + selection,
-        taps=taps,
+        weights=projections + depthwise_macs + selection + routes * width * (states + 2),
+        macs=projections + selection,
+        depthwise_macs=depthwise_macs,
         updates=float(routes * width * states),
     )
 

@@ -1,7 +1,7 @@
 """What a planned network is made of: the weights of its layers and the work of each, for memory and time alike.
 
 The layers are those of medmamba.networks, without norms and biases; tests/plans/test_memory.py compares the weights
-with built networks, tests/plans/test_step_time.py the products and state updates with those that run.
+with built networks, tests/plans/test_step_time.py the multiply-accumulates and state updates with those that run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Layer:
     voxels: int
     """Those of its output, or of its input where the map grows."""
     weights: int
-    products: float
+    macs: float
     """Between channels: convolutions, matrices, attention."""
-    taps: float = 0.0
+    depthwise_macs: float = 0.0
     """Within a channel: depthwise and deformable convolutions."""
     updates: float = 0.0
     """State updates of scans."""
@@ -55,7 +55,7 @@ def layers(network: NetworkPlan, patch_size: Sequence[int], in_channels: int, ou
             yield _convolution(size, _reach(stride) * before * features)
             yield from [_convolution(size, kernel * features**2)] * (2 * chosen.conv_blocks if stage > 0 else 0)
             block = block_of(network, stage)
-            yield from [Layer(size, block.weights, block.products, block.taps, block.updates)] * block_count(
+            yield from [Layer(size, block.weights, block.macs, block.depthwise_macs, block.updates)] * block_count(
                 network, stage
             )
         if stage < last:
@@ -127,7 +127,7 @@ def block_of(network: NetworkPlan, stage: int) -> Block:
         BlockPlace(
             spatial_dims=dims,
             width=width,
-            taps=math.prod(network.kernel_sizes[stage]),
+            kernel_voxels=math.prod(network.kernel_sizes[stage]),
             routes=routes,
             states=network.state_size,
             updates=float(routes * chosen.expand * width * network.state_size),
@@ -164,8 +164,8 @@ def exchanges(network: NetworkPlan, voxels: Sequence[int]) -> list[BranchExchang
                 for stage in range(source + 1, to + 1):
                     out = widths[to] if stage == to else widths[source]
                     kept += voxels[stage] * (2 * widths[source] + (1 if stage == to else 3) * out)
-                    taps, mixed = _reach(network.strides[stage]) * widths[source], out * widths[source]
-                    made.append(Layer(voxels[stage], taps + mixed, mixed, taps))
+                    depthwise_macs, mixed = _reach(network.strides[stage]) * widths[source], out * widths[source]
+                    made.append(Layer(voxels[stage], depthwise_macs + mixed, mixed, depthwise_macs))
             paths.append(BranchExchange(kept, made))
     return paths
 

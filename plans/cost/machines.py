@@ -14,9 +14,9 @@ class Machine:
     name: str
     precision: str
     """What `medmamba train --precision auto` takes there."""
-    products: float
+    macs: float
     """Operations of convolutions and matrix products at that precision."""
-    taps: float
+    depthwise_macs: float
     """Operations of depthwise and deformable convolutions."""
     updates: float
     """State updates of a scan, its backward pass included."""
@@ -29,7 +29,7 @@ class Machine:
     source: str
 
 
-def _gpu(name: str, precision: str, products: float, memory: float, exponentials: float) -> Machine:
+def _gpu(name: str, precision: str, macs: float, memory: float, exponentials: float) -> Machine:
     """A GPU from its datasheet: operations of its matrix units, bytes and exponentials per second.
 
     The fractions are assumptions until a GPU is measured: 0.3 of the matrix units, 0.6 of the memory's rate with 6
@@ -40,14 +40,14 @@ def _gpu(name: str, precision: str, products: float, memory: float, exponentials
     return Machine(
         name,
         precision,
-        *(0.3 * products, moved / 2, exponentials / 9, moved / 6, moved / 10, 1e-4),
+        *(0.3 * macs, moved / 2, exponentials / 9, moved / 6, moved / 10, 1e-4),
         source="not measured: from the datasheet with assumed fractions",
     )
 
 
 _CPU = (30e9, 2.4e9, 1.4e9, 0.6e9, 1.4e-3)
 """One thread of a server core (Zen 5, AVX-512), torch 2.13. The updates are those of docs/benchmarks/kernels_cpu.md;
-the other rates, and 240e9 for products (twice in bf16), were fitted to the steps of all families together in
+the other rates, and 240e9 for macs (twice in bf16), were fitted to the steps of all families together in
 docs/benchmarks/time_model.md, and rounded."""
 
 MACHINES: dict[str, Machine] = {
@@ -88,5 +88,7 @@ def machine(text: str) -> Machine:
     if not name.startswith("cpu") or not threads.isdigit() or int(threads) < 1:
         raise ConfigError(f"machine {text!r}: a number of threads follows a CPU only, as cpu:4.")
     count = int(threads)
-    rates = {field: getattr(found, field) * count for field in ("products", "taps", "updates", "bytes", "weight_bytes")}
+    rates = {
+        field: getattr(found, field) * count for field in ("macs", "depthwise_macs", "updates", "bytes", "weight_bytes")
+    }
     return replace(found, name=text, **rates, source=f"{found.source}; {count} threads at best")

@@ -1,13 +1,14 @@
 """Time of one training step: the work of its layers over the rates of a machine.
 
-    seconds = 6 products / R_products + 6 taps / R_taps + updates / R_updates + kept bytes / R_bytes
+    seconds = 6 macs / R_macs + 6 depthwise_macs / R_depthwise + updates / R_updates + kept bytes / R_bytes
               + weight bytes / R_weights + layers * overhead
 
-Products and taps are multiply-accumulates of the forward pass; the backward pass has twice as many, and each is two
-operations. Kept bytes are what the memory model counts in float32: maps that are written once and read again, once
-forwards and once backwards, by everything between the products (norms, activations, gates, sums, the loss). The rates
-are those that whole training steps reach, not those of a datasheet; docs/benchmarks/time_model.md has measured and
-predicted side by side. Augmentation, validation and checkpoints are not in it.
+macs are multiply-accumulates of the forward pass between channels, depthwise_macs those within a channel; the backward
+pass has twice as many, and each is two operations. Kept bytes are what the memory model counts in float32: maps that
+are written once and read again, once forwards and once backwards, by everything between the convolutions and matrix
+products (norms, activations, gates, sums, the loss). The rates are those that whole training steps reach, not those of
+a datasheet; docs/benchmarks/time_model.md has measured and predicted side by side. Augmentation, validation and
+checkpoints are not in it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from medmamba.plans.cost.memory import training_memory
 from medmamba.plans.schema import Decision, NetworkPlan
 from medmamba.plans.training_length import EPOCHS, LEAST_STEPS, STEP_FRACTION, STEPS_PER_EPOCH
 
-PER_PRODUCT = 2 * 3
+OPERATIONS_PER_MAC = 2 * 3
 """Operations of a multiply-accumulate in the forward and the backward pass."""
 
 
@@ -30,8 +31,8 @@ PER_PRODUCT = 2 * 3
 class Work:
     """What one training step does, for the whole batch; see the top of this file."""
 
-    products: float
-    taps: float
+    macs: float
+    depthwise_macs: float
     updates: float
     bytes: float
     weight_bytes: float
@@ -40,7 +41,7 @@ class Work:
     def seconds(self, on: Machine) -> float:
         """Seconds on a machine, of all its threads together."""
         return (
-            PER_PRODUCT * (self.products / on.products + self.taps / on.taps)
+            OPERATIONS_PER_MAC * (self.macs / on.macs + self.depthwise_macs / on.depthwise_macs)
             + self.updates / on.updates
             + self.bytes / on.bytes
             + self.weight_bytes / on.weight_bytes
@@ -57,8 +58,8 @@ def training_work(
         network, patch_size, in_channels=in_channels, out_channels=out_channels, batch_size=batch_size
     )
     return Work(
-        products=batch_size * math.fsum(layer.voxels * layer.products for layer in made),
-        taps=batch_size * math.fsum(layer.voxels * layer.taps for layer in made),
+        macs=batch_size * math.fsum(layer.voxels * layer.macs for layer in made),
+        depthwise_macs=batch_size * math.fsum(layer.voxels * layer.depthwise_macs for layer in made),
         updates=batch_size * math.fsum(layer.voxels * layer.updates for layer in made),
         bytes=memory.activations,
         weight_bytes=memory.gradients,
@@ -82,16 +83,16 @@ def time_decision(work: Work, on: Machine) -> Decision:
         inputs={
             "machine": on.name,
             "precision": on.precision,
-            "multiply_accumulates": round(work.products),
-            "depthwise_multiply_accumulates": round(work.taps),
+            "multiply_accumulates": round(work.macs),
+            "depthwise_multiply_accumulates": round(work.depthwise_macs),
             "scan_updates": round(work.updates),
             "kept_bytes": round(work.bytes),
             "weight_bytes": round(work.weight_bytes),
             "layers": work.layers,
             "rates": on.source,
         },
-        rule=f"the work of each kind over the machine's rate for it, {PER_PRODUCT} operations a multiply-accumulate "
-        f"(forward and backward pass), and a fixed time per layer",
+        rule=f"the work of each kind over the machine's rate for it, {OPERATIONS_PER_MAC} operations a "
+        f"multiply-accumulate (forward and backward pass), and a fixed time per layer",
         reason=f"On {on.name} a step takes about {_span(seconds)}, {steps}, {whole}; patches and validation are extra.",
         source="medmamba.plans.cost.step_time; docs/benchmarks/time_model.md",
     )

@@ -1,7 +1,7 @@
 """nnU-Net's plans files: read as a plan of ours, and ours written as one where nnU-Net can express it.
 
 nnU-Net's arrays run (z, y, x) where ours run (i, j, k) = (x, y, z), so its array axis a is our axis 2 - a; behind the
-transposition both agree, and patches, spacings and strides are taken over as they stand. Pictures without millimetres
+transposition both agree, and patches, spacings and strides are taken over as they stand. 2D images without millimetres
 have the same order in both. Files of nnU-Net 2.2 and newer are read (those with an "architecture" entry).
 """
 
@@ -25,8 +25,8 @@ SCHEME_OF = {row.nnunet: name for name, row in NORMALIZERS.items() if row.nnunet
 NETWORK_OF = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
 NETWORK_CLASS = {ours: theirs for theirs, ours in NETWORK_OF.items()}
 BLOCKS_FIELD = {"plain_unet": "n_conv_per_stage", "residual_unet": "n_blocks_per_stage"}
-PICTURE_READER = "NaturalImage2DIO"
-PICTURE_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+IMAGE_2D_READER = "NaturalImage2DIO"
+IMAGE_2D_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
 def is_nnunet(text: str | bytes, *, source: str = "plan.json") -> bool:
@@ -61,7 +61,7 @@ def to_nnunet(plan: Plan) -> str:
         "plans_name": "medmambaPlans",
         "transpose_forward": _mirrored(plan.axis_order, plan),
         "transpose_backward": inverse(_mirrored(plan.axis_order, plan)),
-        "image_reader_writer": PICTURE_READER if _pictures(plan) else "SimpleITKIO",
+        "image_reader_writer": IMAGE_2D_READER if _is_2d_image(plan) else "SimpleITKIO",
         "original_median_spacing_after_transp": _original(plan, "median_spacing", float),
         "original_median_shape_after_transp": _original(plan, "median_shape_after_crop", round),
         "experiment_planner_used": "ExperimentPlanner",
@@ -94,14 +94,14 @@ def _decode(text: str | bytes, source: str) -> dict[str, Any]:
 
 
 def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: str) -> Plan:
-    picture = document.get("image_reader_writer") == PICTURE_READER
+    flat = document.get("image_reader_writer") == IMAGE_2D_READER
     forward = [int(axis) for axis in document["transpose_forward"]]
     parts = {name: _inherited(document["configurations"], name, source) for name in document["configurations"]}
     usable = {name: part for name, part in parts.items() if "patch_size" in part}
     if not usable:
         raise ConfigError(f"{source}: no configuration with a patch size in it. Restore this file.")
     labels, regions, ignore = _labels(description["labels"])
-    made = {name: _configuration(name, part, picture, source) for name, part in usable.items()}
+    made = {name: _configuration(name, part, flat, source) for name, part in usable.items()}
     names = description.get("channel_names") or description["modality"]
     return Plan(
         medmamba_version=__version__,
@@ -114,7 +114,7 @@ def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: s
         region_order=_region_order(description, labels, regions),
         ignore_label=ignore,
         file_ending=description["file_ending"],
-        axis_order=forward if picture else [2 - axis for axis in forward],
+        axis_order=forward if flat else [2 - axis for axis in forward],
         normalization=_normalization(document, usable, source),
         configurations=made,
         default_configuration=next(name for name in ("3d_fullres", "2d", *made) if name in made),
@@ -136,7 +136,7 @@ def _inherited(configurations: Mapping[str, Any], name: str, source: str) -> dic
     return merged
 
 
-def _configuration(name: str, part: Mapping[str, Any], picture: bool, source: str) -> Configuration:
+def _configuration(name: str, part: Mapping[str, Any], flat: bool, source: str) -> Configuration:
     patch = [int(size) for size in part["patch_size"]]
     spacing = [float(value) for value in part["spacing"]]
     architecture = part["architecture"]
@@ -168,7 +168,7 @@ def _configuration(name: str, part: Mapping[str, Any], picture: bool, source: st
     return Configuration(
         name=name,
         spatial_dims=dims,
-        spacing_mm=None if picture else spacing,
+        spacing_mm=None if flat else spacing,
         median_shape=[float(size) for size in part["median_image_size_in_voxels"]],
         patch_size=patch,
         batch_size=int(part["batch_size"]),
@@ -313,12 +313,12 @@ def _their_scheme(name: str) -> str:
     return theirs
 
 
-def _pictures(plan: Plan) -> bool:
-    return plan.default.spacing_mm is None and plan.file_ending.lower() in PICTURE_ENDINGS
+def _is_2d_image(plan: Plan) -> bool:
+    return plan.default.spacing_mm is None and plan.file_ending.lower() in IMAGE_2D_ENDINGS
 
 
 def _mirrored(order: list[int], plan: Plan) -> list[int]:
-    return order if _pictures(plan) else [2 - axis for axis in order]
+    return order if _is_2d_image(plan) else [2 - axis for axis in order]
 
 
 def _original(plan: Plan, field: str, convert: Any) -> list[Any]:

@@ -36,7 +36,7 @@ class Preset:
     """Activations that fit into ``reference_gb`` at the reference batch, by spatial dimensions."""
     reference_gb: float
     dataset_fraction: float
-    """Largest share of the dataset's voxels in one batch."""
+    """Largest fraction of the dataset's voxels in one batch."""
 
 
 PRESETS = {

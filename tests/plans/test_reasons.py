@@ -319,7 +319,8 @@ def derive_costs(part: Configuration) -> None:
     known, on = time.inputs, machine(time.inputs["machine"])
     operations = numbers_in(time.rule)[0]
     seconds = (
-        operations * (known["multiply_accumulates"] / on.products + known["depthwise_multiply_accumulates"] / on.taps)
+        operations
+        * (known["multiply_accumulates"] / on.macs + known["depthwise_multiply_accumulates"] / on.depthwise_macs)
         + known["scan_updates"] / on.updates
         + known["kept_bytes"] / on.bytes
         + known["weight_bytes"] / on.weight_bytes
