@@ -155,7 +155,7 @@ def forward(shape: Shape) -> list[np.ndarray]:
 
 @route_set("bidirectional")
 def bidirectional(shape: Shape) -> list[np.ndarray]:
-    """Row-major, there and back (Vim)."""
+    """Row-major, forwards and backwards (Vim)."""
     return _with_reverses(forward(shape))
 
 

@@ -6,7 +6,6 @@ Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174); HRNet (arXiv:1908.07919)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.drop_path import rising_rates
 from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
-from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_first, channels_last, per_axis
 
 # Named sizes: variant, width of the first stage, width c of the finest branch, parameters with the 1000-class neck.
@@ -194,36 +192,3 @@ def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
         else:
             steps.append(nn.Identity())
     return nn.ModuleList(steps)
-
-
-class HRVMambaClassifier(nn.Module):
-    """The published classification network: the backbone, HRNet's neck, one linear layer."""
-
-    HEADS = (32, 64, 128, 256)  # middle widths of the neck's bottlenecks; outputs are four times as wide
-    FEATURES = 2048
-
-    def __init__(self, size: str = "small", classes: int = 1000, **options: object) -> None:
-        super().__init__()
-        se_lpu, stage1_width, width, _ = SIZES[size]
-        self.backbone = PublishedHRVMamba(
-            3,
-            stage1_width,
-            width,
-            se_lpu=se_lpu,
-            output_norms=False,
-            **options,  # type: ignore[arg-type]
-        )
-        outs = [EXPANSION * c for c in self.HEADS]
-        self.increase_layers = nn.ModuleList(Bottleneck(width * 2**i, c) for i, c in enumerate(self.HEADS))
-        self.downsample_layers = nn.ModuleList(
-            nn.Sequential(*conv_norm(a, b, 3, 2), nn.ReLU()) for a, b in pairwise(outs)
-        )
-        self.final_layer = nn.Sequential(*conv_norm(outs[-1], self.FEATURES, 1), nn.ReLU())
-        self.head = Linear(self.FEATURES, classes)
-
-    def forward(self, image: Tensor) -> Tensor:
-        maps = self.backbone(image)
-        x = self.increase_layers[0](maps[0])
-        for i, down in enumerate(self.downsample_layers):
-            x = down(x) + self.increase_layers[i + 1](maps[i + 1])
-        return self.head(self.final_layer(x).mean((2, 3)))

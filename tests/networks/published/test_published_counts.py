@@ -7,13 +7,14 @@ from functools import partial
 
 import pytest
 import torch
+from hrvmamba_classifier import HRVMambaClassifier
 from torch import nn
 
 from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.published.hrvmamba import SIZES as HRV
-from medmamba.networks.published.hrvmamba import HRVMambaClassifier, PublishedHRVMamba
+from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mambaout import SIZES as MAMBAOUT
 from medmamba.networks.published.mambaout import PublishedMambaOut
