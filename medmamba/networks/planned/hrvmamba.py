@@ -1,6 +1,6 @@
 """HRVMamba in its planned form: parallel branches between a convolution stem and a U-Net decoder.
 
-Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published classifier is
+Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published backbone is
 ``published/hrvmamba.py``.
 
 The published network starts at stride 4 and ends there. Thin and small structures need more: here branch i runs at the
