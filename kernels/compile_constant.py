@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def asked_once(function: F) -> F:
+def compile_constant(function: F) -> F:
     """Mark a function that ``torch.compile`` calls once, with constant arguments, instead of tracing it.
 
     What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler: 150 MB of a process and two

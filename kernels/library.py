@@ -1,4 +1,4 @@
-"""Finding and loading the compiled CPU kernels, a shared library with the C interface of csrc/abi.h."""
+"""The compiled CPU kernels: a shared library with the C interface of csrc/abi.h, searched for and loaded once."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     if refused:
         return None, "the compiled library could not be used (" + "; ".join(refused) + ")"
     return None, (
-        "the compiled library was not found: no C++ compiler was at hand when medmamba was installed. "
+        "the compiled library was not found: there was no C++ compiler when medmamba was installed. "
         'Install one and run "python -m medmamba.kernels.build", or install medmamba again'
     )
 

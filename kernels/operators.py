@@ -16,7 +16,7 @@ def contiguous(*tensors: Tensor | None) -> list[Any]:
 
 
 def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether autograd will ask for the gradient of one of the tensors."""
+    """Whether autograd records, and one of the tensors requires a gradient."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
@@ -35,8 +35,8 @@ def gradients_like(inputs: Sequence[Tensor | None], gradients: Iterable[Tensor |
     )
 
 
-def wanted(inputs: Iterable[Tensor | None], gradients: Iterable[Tensor]) -> list[Tensor | None]:
-    """What an operator's gradients are for autograd: None where the input is None."""
+def none_without_input(inputs: Iterable[Tensor | None], gradients: Iterable[Tensor]) -> list[Tensor | None]:
+    """The gradients of an operator as autograd takes them: None where the input is None."""
     return [None if value is None else gradient for value, gradient in zip(inputs, gradients, strict=True)]
 
 

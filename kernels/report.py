@@ -9,7 +9,7 @@ import torch
 from medmamba.kernels.library import instruction_set, library_path
 from medmamba.kernels.scan.backends import SCAN_BACKENDS
 
-_ALWAYS_SLOW = {"reference": "a plain loop for tests; runs only when asked for"}
+_ALWAYS_SLOW = {"reference": "a plain loop for tests; runs only when named"}
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_a_predictor_loads_neither_monai_nor_the_compiler_of_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_torch_marks_a_function_that_is_asked_once_as_we_do():
+def test_torch_marks_a_function_that_is_compile_constant_as_we_do():
     import torch
 
     from medmamba.kernels.scan.backends import choose_scan_backend

@@ -61,9 +61,9 @@ MM_INLINE int corners_of_tap(const MmDeform& d, const int64_t* tap, const int64_
             const int64_t at = low[axis] + up;
             inside &= at >= 0 && at < d.image[axis];
             row = row * d.image[axis] + at;
-            const float share = up ? part[axis] : 1.0f - part[axis];
-            weight *= share;
-            for (int other = first; other < 3; ++other) slope[other] *= other == axis ? (up ? 1.0f : -1.0f) : share;
+            const float fraction = up ? part[axis] : 1.0f - part[axis];
+            weight *= fraction;
+            for (int other = first; other < 3; ++other) slope[other] *= other == axis ? (up ? 1.0f : -1.0f) : fraction;
         }
         if (!inside) continue;
         Corner& result = corners[found++];

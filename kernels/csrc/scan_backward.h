@@ -118,14 +118,14 @@ struct BackwardJob {
     bool decays;
     int64_t group, groups;        // blocks per group, groups: fixed by the shape alone, so that the order in which
                                   // channels are summed does not depend on the threads
-    int64_t share, shares;        // groups per task, tasks per batch entry
+    int64_t per_task, pieces;     // groups per task, tasks per batch entry
     int64_t row_floats;           // floats that hold dB and dC of one position
     int64_t first_tile, end_tile; // of this phase
     const vf *A2, *zeros;         // zeros: the state from which a segment starts
     vf *carry, *dA, *rest;        // (b, k, block, n); rest is what rounding has taken from dA
     vf *dD, *ddt_bias;            // (b, k, block)
     float* sums;                  // per worker: dB and dC of one tile, summed over all groups and over one
-    float* partial;               // (group, b, k, position in phase, row_floats), when shares > 1
+    float* partial;               // (group, b, k, position in phase, row_floats), when pieces > 1
 };
 
 template <int NB, bool decays, bool fresh>
@@ -229,14 +229,14 @@ void write_row(const BackwardJob& job, int64_t row, const float* sums) {
     }
 }
 
-// One batch entry and a share of the channel groups, through all routes and the tiles of one phase. A row is read whole
+// One batch entry and some of the channel groups, through all routes and the tiles of one phase. A row is read whole
 // where one task has all its channels; then the sums of the groups are added here, in the order of reduce_task.
 void backward_task(void* context, int64_t task, int worker) {
     const BackwardJob& job = *(const BackwardJob*)context;
     const MmScan& s = job.g->s;
-    const int64_t row_floats = job.row_floats, b = task / job.shares, share = task % job.shares;
-    const int64_t first = share * job.share * job.group;
-    const int64_t last = first + job.share * job.group;
+    const int64_t row_floats = job.row_floats, b = task / job.pieces, piece = task % job.pieces;
+    const int64_t first = piece * job.per_task * job.group;
+    const int64_t last = first + job.per_task * job.group;
     const int64_t end = last < job.layout.blocks ? last : job.layout.blocks;
     const int64_t phase_length = kPhaseTiles * T;
     float* const total = job.sums + (int64_t)worker * 2 * T * row_floats;
@@ -256,7 +256,7 @@ void backward_task(void* context, int64_t task, int worker) {
                 const int64_t group = block / job.group;
                 bool fresh = block % job.group == 0;
                 float* sums = total;
-                if (job.shares > 1) {
+                if (job.pieces > 1) {
                     sums = job.partial + (((group * s.batch + b) * s.route_count + k) * phase_length +
                                           (tile - job.first_tile) * T) * row_floats;
                 } else if (job.group == 1) {
@@ -269,7 +269,7 @@ void backward_task(void* context, int64_t task, int worker) {
                 if (sums == own && (block + 1 == end || (block + 1) % job.group == 0))
                     for (int64_t i = 0; i < now.count * row_floats; i += W) store(total + i, load(total + i) + load(own + i));
             }
-            if (job.shares > 1) continue;
+            if (job.pieces > 1) continue;
             for (int t = 0; t < now.count; ++t) write_row(job, rows.bc + now.place[t] * rows.bc_step, total + t * row_floats);
         }
     }
@@ -329,8 +329,8 @@ int backward(const MmScanGrad* grad) {
     job.groups = (layout.blocks + job.group - 1) / job.group;
     job.row_floats = (s.states + P - 1) / P * W;
     const int64_t threads = s.threads > 0 ? s.threads : 1;
-    job.share = even_share(job.groups, s.batch, threads);
-    job.shares = (job.groups + job.share - 1) / job.share;
+    job.per_task = even_pieces(job.groups, s.batch, threads);
+    job.pieces = (job.groups + job.per_task - 1) / job.per_task;
     const int64_t all_blocks = s.batch * s.route_count * layout.blocks;
     // Phases even where nothing is reduced between them: they decide the order in which the routes add to dx.
     const int64_t phase = kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
@@ -344,9 +344,9 @@ int backward(const MmScanGrad* grad) {
     job.dD = allocate(all_blocks);
     job.ddt_bias = allocate(all_blocks);
     job.sums = (float*)allocate(threads * 2 * T * job.row_floats / W);
-    if (job.shares > 1)
+    if (job.pieces > 1)
         job.partial = (float*)allocate(job.groups * s.batch * s.route_count * kPhaseTiles * T * job.row_floats / W);
-    const bool ok = A2 && zeros && job.carry && job.dA && job.rest && job.dD && job.ddt_bias && job.sums && (job.shares == 1 || job.partial);
+    const bool ok = A2 && zeros && job.carry && job.dA && job.rest && job.dD && job.ddt_bias && job.sums && (job.pieces == 1 || job.partial);
     if (ok) {
         memset(zeros, 0, (size_t)s.states * sizeof(vf));
         memset(job.dA, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
@@ -363,8 +363,8 @@ int backward(const MmScanGrad* grad) {
         if (!s.x_per_route && s.route_count > 1) memset(g.dx, 0, (size_t)(s.batch * s.length * s.channels) * sizeof(float));
         for (job.end_tile = layout.tiles; job.end_tile > 0; job.end_tile = job.first_tile) {
             job.first_tile = job.end_tile > phase ? job.end_tile - phase : 0;
-            mm_parallel((int)threads, s.batch * job.shares, backward_task, &job);
-            if (job.shares > 1)
+            mm_parallel((int)threads, s.batch * job.pieces, backward_task, &job);
+            if (job.pieces > 1)
                 mm_parallel((int)threads, s.batch * s.route_count * (job.end_tile - job.first_tile), reduce_task, &job);
         }
         parameter_gradients(job);

@@ -86,7 +86,7 @@ void forward_task(void* context, int64_t task, int worker) {
             const int count = now.count;
             const int64_t* place = now.place;
             for (int64_t block = first; block < end; ++block) {
-                // Rows are far apart: ask for those of the next block or tile while this one is computed.
+                // Rows are far apart: prefetch those of the next block or tile while this one is computed.
                 const bool same_rows = block + 1 < end;
                 const Tile& ahead = same_rows || tile + 1 == layout.tiles ? now : next;
                 const int64_t ahead_channel = (same_rows ? block + 1 : first) * W;
@@ -140,7 +140,7 @@ int forward(const MmScan* scan) {
     const MmScan& s = *scan;
     ForwardJob job{&s, Layout(s), decays_only(s), 0, 0, nullptr, nullptr};
     const int64_t threads = s.threads > 0 ? s.threads : 1;
-    job.group = even_share(job.layout.blocks, s.batch, threads);
+    job.group = even_pieces(job.layout.blocks, s.batch, threads);
     job.groups = (job.layout.blocks + job.group - 1) / job.group;
     vf* A2 = packed_decay(s, job.layout);
     job.states = allocate(threads * job.group * s.states);

@@ -1,4 +1,4 @@
-// The scan's work for one instruction set: blocks of channels, tiles of visits, rows of the arrays, shares of the threads.
+// The scan's work for one instruction set: blocks of channels, tiles of visits, rows of the arrays, work per thread.
 //
 // A block of MM_WIDTH channels is one vector; its states stay in registers while time runs. The equations, the order
 // of summation and the memory layout are derived in kernels/README.md. Everything here is static: the same source is
@@ -127,12 +127,12 @@ void find_tile(const MmScan& s, const Rows& rows, int64_t tile, Tile& found) {
 
 // How many of `count` equal pieces per batch entry one task takes: the largest number that keeps the threads equally busy.
 // The result of the scan does not depend on it.
-int64_t even_share(int64_t count, int64_t batch, int64_t threads) {
+int64_t even_pieces(int64_t count, int64_t batch, int64_t threads) {
     int64_t best = count, shortest = INT64_MAX;
-    for (int64_t share = count; share >= 1; --share) {
-        const int64_t tasks = batch * ((count + share - 1) / share);
-        const int64_t time = (tasks + threads - 1) / threads * share;
-        if (time < shortest) shortest = time, best = share;
+    for (int64_t per_task = count; per_task >= 1; --per_task) {
+        const int64_t tasks = batch * ((count + per_task - 1) / per_task);
+        const int64_t time = (tasks + threads - 1) / threads * per_task;
+        if (time < shortest) shortest = time, best = per_task;
     }
     return best;
 }

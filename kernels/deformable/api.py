@@ -1,4 +1,4 @@
-"""Deformable convolution with DCNv4's rule, in two and three dimensions: a weighted gather at learnt places.
+"""Deformable convolution with DCNv4's rule, in two and three dimensions: a weighted sum over learnt positions.
 
 Each output position looks at K taps of a regular grid, each moved by a learnt offset, reads the image there by (bi- or
 tri-)linear interpolation, and adds the readings with learnt weights (Xiong et al. 2024, arXiv:2401.06197). Offsets and

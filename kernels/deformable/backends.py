@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medmamba.kernels.availability import why_not_cpp, why_not_triton
 from medmamba.kernels.backends import Backend, choose_backend
-from medmamba.kernels.compile_constant import asked_once
+from medmamba.kernels.compile_constant import compile_constant
 from medmamba.kernels.deformable.geometry import DeformGeometry
 from medmamba.kernels.deformable.taps import deform_reference, deform_torch
 
@@ -33,7 +33,7 @@ DEFORMABLE_BACKENDS: dict[str, Backend[Callable[[Tensor, Tensor, DeformGeometry]
 """Name -> backend: value (batch, *image, channels) and offset_mask (batch, *output, columns) to the output."""
 
 
-@asked_once
+@compile_constant
 def choose_deformable_backend(name: str, device: str, dtype: torch.dtype) -> str:
     """The backend for tensors of this device type and precision; raises as `choose_backend` does."""
     return choose_backend(DEFORMABLE_BACKENDS, name, device, dtype)

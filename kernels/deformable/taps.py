@@ -50,14 +50,14 @@ def _one_tap(rows: Tensor, offset: Tensor, weight: Tensor, geometry: DeformGeome
     part = place - low
     total = torch.zeros((), dtype=rows.dtype, device=rows.device)
     for corner in itertools.product((0, 1), repeat=len(tap)):
-        share = weight * inside
+        fraction = weight * inside
         index = torch.zeros_like(low[..., 0], dtype=torch.long)
         for axis, (step, n) in enumerate(zip(corner, geometry.image, strict=True)):
             at = low[..., axis] + step
-            share = share * (part[..., axis] if step else 1 - part[..., axis]) * ((at >= 0) & (at < n))
+            fraction = fraction * (part[..., axis] if step else 1 - part[..., axis]) * ((at >= 0) & (at < n))
             index = index * n + at.clamp(0, n - 1).long()
         reading = rows.gather(1, index.unsqueeze(-1).expand(-1, -1, -1, rows.shape[-1]))
-        total = total + share.unsqueeze(-1) * reading
+        total = total + fraction.unsqueeze(-1) * reading
     return total
 
 

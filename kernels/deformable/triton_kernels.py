@@ -62,19 +62,23 @@ def _weight(offset_mask, start, tap, valid, TAPS: tl.constexpr, DIMS: tl.constex
 
 
 @triton.jit
-def _share(part, up):
-    """What the upper (up = 1) or lower of two voxels gets of a place between them."""
+def _fraction(part, up):
+    """Interpolation weight of the upper (up = 1) or lower of two voxels along one axis."""
     return tl.where(up == 1, part, 1 - part)
 
 
 @triton.jit
 def _corner(corner, low, part, inside, iz, iy, ix, DIMS: tl.constexpr):
-    """Row in the image of one of the 2^DIMS corners, its share per axis, and whether it exists."""
+    """Row in the image of one of the 2^DIMS corners, its weight per axis, and whether it exists."""
     up_x, up_y, up_z = corner % 2, corner // 2 % 2, corner // 4
     z, y, x = low[0] + up_z, low[1] + up_y, low[2] + up_x
     exists = inside & (z >= 0) & (z < iz) & (y >= 0) & (y < iy) & (x >= 0) & (x < ix)
-    share = (_share(part[0], up_z), _share(part[1], up_y), _share(part[2], up_x))  # z: 1 in two dimensions
-    return (z * iy + y).to(tl.int64) * ix + x, share, exists
+    fractions = (
+        _fraction(part[0], up_z),
+        _fraction(part[1], up_y),
+        _fraction(part[2], up_x),
+    )  # z: 1 in two dimensions
+    return (z * iy + y).to(tl.int64) * ix + x, fractions, exists
 
 
 @triton.jit(do_not_specialize=NO_HINTS)
@@ -99,9 +103,9 @@ def deform_forward(
                                        TAPS, DIMS, KERNEL, STRIDE, PADDING, DILATION, REMOVE_CENTER)  # fmt: skip
         weight = _weight(offset_mask, start, tap, inside, TAPS, DIMS)
         for corner in tl.static_range(2**DIMS):
-            row, share, exists = _corner(corner, low, part, inside, iz, iy, ix, DIMS)
+            row, fractions, exists = _corner(corner, low, part, inside, iz, iy, ix, DIMS)
             reading = tl.load(image + row[:, None] * channels, mask=exists[:, None] & c_valid[None, :], other=0.0)
-            total += (weight * share[0] * share[1] * share[2])[:, None] * reading.to(tl.float32)
+            total += (weight * fractions[0] * fractions[1] * fractions[2])[:, None] * reading.to(tl.float32)
     to = (b * positions + q)[:, None] * channels + group * GC + c[None, :]
     tl.store(out + to, total, mask=valid[:, None] & c_valid[None, :])
 
@@ -130,7 +134,7 @@ def deform_offset_gradient(
         to_y = tl.zeros((BP,), tl.float32)
         to_x = tl.zeros((BP,), tl.float32)
         for corner in tl.range(0, 2**DIMS, loop_unroll_factor=1):
-            row, share, exists = _corner(corner, low, part, inside, iz, iy, ix, DIMS)
+            row, fractions, exists = _corner(corner, low, part, inside, iz, iy, ix, DIMS)
             product = tl.zeros((BP, BC), tl.float32)
             for first_channel in range(0, GC, BC):
                 c = first_channel + tl.arange(0, BC)
@@ -138,10 +142,10 @@ def deform_offset_gradient(
                 reading = tl.load(image + row[:, None] * channels + c[None, :], mask=mask, other=0.0).to(tl.float32)
                 product += reading * tl.load(seen_by + c[None, :], mask=mask, other=0.0)
             seen = tl.sum(product, 1)
-            to_weight += seen * share[0] * share[1] * share[2]
-            to_x += seen * share[0] * share[1] * (2 * (corner % 2) - 1)
-            to_y += seen * share[0] * share[2] * (2 * (corner // 2 % 2) - 1)
-            to_z += seen * share[1] * share[2] * (2 * (corner // 4) - 1)
+            to_weight += seen * fractions[0] * fractions[1] * fractions[2]
+            to_x += seen * fractions[0] * fractions[1] * (2 * (corner % 2) - 1)
+            to_y += seen * fractions[0] * fractions[2] * (2 * (corner // 2 % 2) - 1)
+            to_z += seen * fractions[1] * fractions[2] * (2 * (corner // 4) - 1)
         at = doffset_mask + start
         steep = weight * scale
         tl.store(at + tap * DIMS, to_x * steep, mask=valid)
@@ -216,7 +220,7 @@ def deform_image_gradient(
             _low, part, _inside = _tap_place(offset_mask, start, q, tap, some, scale, iz, iy, ix, oy, ox,
                                            TAPS, DIMS, KERNEL, STRIDE, PADDING, DILATION, REMOVE_CENTER)  # fmt: skip
             weight = _weight(offset_mask, start, tap, some, TAPS, DIMS)
-            weight *= _share(part[0], up_z) * _share(part[1], up_y) * _share(part[2], up_x)
+            weight *= _fraction(part[0], up_z) * _fraction(part[1], up_y) * _fraction(part[2], up_x)
             seen = tl.load(
                 seen_by + q.to(tl.int64)[:, None] * channels, mask=some[:, None] & c_valid[None, :], other=0.0
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medmamba.kernels.availability import why_not_cpp, why_not_triton
 from medmamba.kernels.backends import Backend, choose_backend
-from medmamba.kernels.compile_constant import asked_once
+from medmamba.kernels.compile_constant import compile_constant
 from medmamba.kernels.scan.chunked import routed_scan_chunked
 from medmamba.kernels.scan.inputs import ScanInputs
 from medmamba.kernels.scan.reference import routed_scan_reference
@@ -39,7 +39,7 @@ SCAN_BACKENDS: dict[str, Backend[Callable[[ScanInputs], tuple[Tensor, Tensor]]]]
 """Name -> backend; a backend returns y and the last state, as `medmamba.kernels.routed_scan` does."""
 
 
-@asked_once
+@compile_constant
 def choose_scan_backend(name: str, device: str, dtype: torch.dtype) -> str:
     """The backend that scans tensors of this device type and precision; raises as `choose_backend` does."""
     return choose_backend(SCAN_BACKENDS, name, device, dtype)

@@ -15,8 +15,8 @@ from medmamba.kernels.operators import (
     gradients_like,
     needs_gradient,
     new_gradients,
+    none_without_input,
     refuse_second_derivative,
-    wanted,
 )
 from medmamba.kernels.scan.inputs import ScanInputs
 
@@ -75,7 +75,7 @@ def scan_operators(name: str, device: str, kernels: ScanKernels) -> tuple[Custom
     def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, softplus, merge, save = inputs
         if not save:
-            raise RuntimeError("routed_scan was called with save=False, but a gradient is wanted.")
+            raise RuntimeError("routed_scan was called with save=False, but a gradient is needed.")
         ctx.save_for_backward(*tensors, *output[2:])
         ctx.flags = softplus, merge
 
@@ -85,7 +85,7 @@ def scan_operators(name: str, device: str, kernels: ScanKernels) -> tuple[Custom
         if dy is None:
             dy = scan.dt.new_zeros(output_shape(scan), dtype=torch.float32)
         gradients = gradient_operator(dy, dlast_state, *scan, saved_states, plain)
-        found = dict(zip(_DIFFERENTIABLE, wanted(_differentiable(scan), gradients), strict=True))
+        found = dict(zip(_DIFFERENTIABLE, none_without_input(_differentiable(scan), gradients), strict=True))
         return *(found.get(name) for name in ScanInputs._fields), None
 
     define = torch.library.custom_op
@@ -104,7 +104,7 @@ def scan_operators(name: str, device: str, kernels: ScanKernels) -> tuple[Custom
 
 
 def call_operator(operator: CustomOpDef, scan: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Output and last state; states are kept only if autograd will ask for a gradient."""
+    """Output and last state; states are saved only if a gradient may be needed."""
     scan = _in_order(scan)
     y, last_state, *_ = operator(*scan, needs_gradient(scan[:-2]))
     return y, last_state

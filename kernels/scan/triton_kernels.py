@@ -34,7 +34,7 @@ from medmamba.kernels.scan.triton_tile import (
     visit,
 )
 
-# Nothing is told about the divisibility of sizes: the compiler would widen loads to several channels per lane and
+# The compiler knows nothing about the divisibility of sizes: it would widen loads to several channels per lane and
 # spread the positions of a tile over lanes, and the scan would leave the registers. 32 channels are 128 bytes anyhow.
 NO_HINTS = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
 

@@ -1,8 +1,8 @@
 """The scan in Triton for one state per channel, where memory is the limit and not arithmetic.
 
 As `triton_kernels.py`, with the same arguments, but state, adjoint and the sum for A stay in registers from tile to
-tile, so nothing is waited for but the rows. A lane has four channels and reads them as one vector, which is why sizes
-may be told to the compiler here (128 channels take every lane of a warp, so the positions of a tile still lie in a
+tile, so the only latency is that of the rows. A lane has four channels and reads them as one vector, which is why the
+compiler may know the sizes here (128 channels take every lane of a warp, so the positions of a tile still lie in a
 lane's registers).
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medmamba.kernels.availability import why_not_triton
 from medmamba.kernels.backends import Backend, choose_backend
-from medmamba.kernels.compile_constant import asked_once
+from medmamba.kernels.compile_constant import compile_constant
 from medmamba.kernels.state_space_duality.chunked import ssd_torch
 from medmamba.kernels.state_space_duality.reference import ssd_reference
 
@@ -40,7 +40,7 @@ SSD_BACKENDS = {
 """Name -> backend: X, A, B, C, the initial state and the length of a chunk to Y and the last state."""
 
 
-@asked_once
+@compile_constant
 def choose_ssd_backend(name: str, device: str, dtype: torch.dtype) -> str:
     """The backend for tensors of this device type and precision; raises as `choose_backend` does."""
     if name == "auto" and device == "cpu":

@@ -8,7 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medmamba.kernels.operators import contiguous, gradients_like, new_gradients, refuse_second_derivative, wanted
+from medmamba.kernels.operators import (
+    contiguous,
+    gradients_like,
+    new_gradients,
+    none_without_input,
+    refuse_second_derivative,
+)
 
 # Positions per chunk; the largest block of p or n that is written, and that of the one that is summed over (the next
 # size of either makes products spill, on sm_80); elements of the state per program that chains chunks; and warps.
@@ -130,7 +136,7 @@ def _remember(ctx, inputs, output) -> None:
 def _backward(ctx, dY, dlast):
     X = ctx.saved_tensors[0]
     dY = X.new_zeros(X.shape, dtype=torch.float32) if dY is None else dY
-    return tuple(wanted(ctx.saved_tensors, ssd_triton_backward(dY, dlast, *ctx.saved_tensors)))
+    return tuple(none_without_input(ctx.saved_tensors, ssd_triton_backward(dY, dlast, *ctx.saved_tensors)))
 
 
 ssd_triton.register_autograd(_backward, setup_context=_remember)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.kernels.compile_constant import asked_once
+from medmamba.kernels.compile_constant import compile_constant
 from medmamba.plans.route_sets import ROUTE_COUNT, route_count, selected_routes
 
 Shape = tuple[int, ...]
@@ -85,7 +85,7 @@ def _(name: str, shape: list[int], device: str, count: int) -> Tensor:
     return torch.empty((count, prod(shape)), dtype=torch.int32, device=device)
 
 
-_count = asked_once(route_count)
+_count = compile_constant(route_count)
 
 
 # A cache and no buffers of the modules: a table belongs to a grid, and a network meets many (every patch size, every
