@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmamba.errors import ConfigError
-from medmamba.planning.run import OnItem
-from medmamba.planning.run import plan as plan
 from medmamba.training.run import train as train
 
 if TYPE_CHECKING:
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
     from medmamba.model_selection.options import FindBestOptions
     from medmamba.models.prediction_recipe import Recipe
     from medmamba.networks.published.weights import WeightReport
+    from medmamba.planning.options import PlanRequest
     from medmamba.plans.schema import Plan
     from medmamba.run_report.cross_validation import CrossValidation
     from medmamba.run_report.options import ReportOptions
@@ -52,12 +51,30 @@ if TYPE_CHECKING:
         ReproduceOptions,
     )
 
+OnItem = Callable[[str, int, int], None]
+"""Progress: name of the stage, items done, items in all."""
 Line = Callable[[str], None]
 OnStep = Callable[["StepReport"], None]
 
 
 def nothing(*progress: object) -> None:
     """What is done with progress and messages that nobody asked for."""
+
+
+def plan(
+    dataset: str | Path,
+    run: str | Path,
+    options: PlanRequest | None = None,
+    *,
+    on_item: OnItem = nothing,
+    on_warning: Line = nothing,
+    on_message: Line = nothing,
+    **changes: Any,
+) -> Plan:
+    """Measure a dataset, plan for it and preprocess its training cases into the run folder."""
+    from medmamba.planning.run import plan
+
+    return plan(dataset, run, options, on_item=on_item, on_warning=on_warning, on_message=on_message, **changes)
 
 
 def train_folds(

@@ -219,19 +219,25 @@ def test_a_command_imports_the_pipeline_records_and_the_console_only(path):
             )
 
 
-@pytest.mark.parametrize(
-    ("name", "command"), list(commands()), ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
-)
-def test_a_command_calls_one_function_of_the_pipeline(name, command):
-    from medmamba import pipeline
-
+def verbs_of(command):
+    """Functions of the pipeline that a command calls."""
     tree = ast.parse(inspect.getsource(inspect.unwrap(command.callback)))
-    used = [
-        node.func.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func.value) == "pipeline"
+    calls = [
+        node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     ]
-    assert len(used) == 1
-    assert callable(getattr(pipeline, used[0]))
+    return [call.attr for call in calls if ast.unparse(call.value) == "pipeline"]
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()), ids=str)
+def test_a_command_calls_one_function_of_the_pipeline(name, command):
+    assert len(verbs_of(command)) == 1
+
+
+def test_every_function_of_the_pipeline_is_a_command_or_a_verb_of_the_python_api():
+    import medmamba
+
+    tree = ast.parse((ROOT / "medmamba" / "pipeline.py").read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} - {"nothing"}
+    called_by_commands = {verb for _, command in commands() for verb in verbs_of(command)}
+    assert called_by_commands <= functions
+    assert functions - called_by_commands <= set(medmamba._API)
