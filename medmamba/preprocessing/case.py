@@ -1,4 +1,4 @@
-"""One case onto the plan's grid: canonical axes, crop to the body, normalise, the plan's axis order and spacing.
+"""Preprocessing of one case: canonical axes, crop to nonzero voxels, normalise, the plan's axis order and spacing.
 
 The order is nnU-Net's (crop, normalise, resample), so that statistics come from the image's own voxels.
 """
@@ -15,7 +15,7 @@ from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.geometry.anisotropy import separate_axis
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.plans.schema import Configuration, Plan
-from medmamba.preprocessing.normalize import body_of, normalized_slabs
+from medmamba.preprocessing.normalize import nonzero_mask_of, normalized_slabs
 from medmamba.preprocessing.resample import resample_labels, resample_slabs
 
 
@@ -24,15 +24,15 @@ class PreprocessedCase:
     """A case on the plan's grid.
 
     ``image`` is (C, I, J, K) float32, ``labels`` (I, J, K) label indices of the plan or None, and ``trail`` leads back
-    to the image's own grid. ``body`` (I, J, K) is where the body is, for training with channels that are normalised
-    there alone; else None.
+    to the image's own grid. ``nonzero_mask`` (I, J, K) is kept for training where channels are normalised in it;
+    else it is None.
     """
 
     case_id: str
     image: NDArray[np.float32]
     labels: NDArray[np.int16] | None
     trail: SpatialTrail
-    body: NDArray[np.bool_] | None = None
+    nonzero_mask: NDArray[np.bool_] | None = None
 
 
 def preprocess_case(
@@ -51,9 +51,9 @@ def preprocess_case(
     array = order.apply(crop.apply(array))  # (C, I, J, K), the image's own memory still
     trail = trail.then(crop, order)
     resample = _resample_step(trail.grid, configuration)
-    body = body_of(array, plan.normalization)
+    nonzero_mask = nonzero_mask_of(array, plan.normalization)
     resampled = resample_slabs(
-        normalized_slabs(array, plan.normalization, body),
+        normalized_slabs(array, plan.normalization, nonzero_mask),
         array.shape,
         resample.shape_after,
         _coarse_axis(resample.spacing_before_mm, resample.spacing_after_mm),
@@ -62,9 +62,9 @@ def preprocess_case(
     if labels is None:
         return PreprocessedCase(case_id, resampled, None, trail)
     truth = trail.apply(labels[None], resample=resample_label_maps)[0].astype(np.int16)
-    if body is not None:
-        body = resample.apply(body[None], resample=resample_label_maps)[0]
-    return PreprocessedCase(case_id, resampled, truth, trail, body)
+    if nonzero_mask is not None:
+        nonzero_mask = resample.apply(nonzero_mask[None], resample=resample_label_maps)[0]
+    return PreprocessedCase(case_id, resampled, truth, trail, nonzero_mask)
 
 
 def trail_of_shape(

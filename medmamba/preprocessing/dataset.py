@@ -80,5 +80,5 @@ def _store(
         chunk=(1, *patch) if configuration.spatial_dims == 2 else patch,
         annotated=None if annotated is None else [names.index(name) for name in annotated],
         ignore=None if plan.ignore_label is None else ignore_index(plan),
-        body=case.body,
+        nonzero_mask=case.nonzero_mask,
     )

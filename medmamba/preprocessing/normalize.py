@@ -27,71 +27,73 @@ Slab = NDArray[np.float32]
 Inside = NDArray[np.bool_]
 
 
-def body_of(image: NDArray[np.generic], schemes: Sequence[Normalization]) -> Inside | None:
-    """The body in an image (C, I, J, K), bool (I, J, K), or None where no scheme asks for it.
+def nonzero_mask_of(image: NDArray[np.generic], schemes: Sequence[Normalization]) -> Inside | None:
+    """The nonzero mask of an image (C, I, J, K), bool (I, J, K), or None where no scheme asks for it.
 
-    Voxels where any channel is not 0, and those that they enclose: a cavity without signal belongs to the body.
+    Voxels where any channel is not 0, and those that they enclose: a cavity without signal belongs to the nonzero mask.
     Source: nnU-Net v2, ``preprocessing/cropping/cropping.py``.
     """
     if not any(scheme.use_mask for scheme in schemes):
         return None
     from scipy.ndimage import binary_fill_holes  # 14 MiB that a prediction without such a channel does without
 
-    body = np.zeros(image.shape[1:], bool)
+    nonzero_mask = np.zeros(image.shape[1:], bool)
     for channel in image:
-        body |= channel != 0
-    filled: Inside = binary_fill_holes(body)
+        nonzero_mask |= channel != 0
+    filled: Inside = binary_fill_holes(nonzero_mask)
     return filled
 
 
 def normalized_slabs(
-    image: NDArray[np.generic], schemes: Sequence[Normalization], body: Inside | None
+    image: NDArray[np.generic], schemes: Sequence[Normalization], nonzero_mask: Inside | None
 ) -> Iterator[Slab]:
     """Slabs (C, some planes, J, K) of an image (C, I, J, K) on the plan's intensity scale, in order, each a new array.
 
-    Where a scheme asks for it, statistics come from the ``body`` alone (:func:`body_of`), and all others become zero.
+    Where a scheme asks for it, statistics come from the ``nonzero_mask`` alone, and all other voxels become zero.
     Source: nnU-Net v2, ``preprocessing/normalization/default_normalization_schemes.py``.
     """
-    scales = [_scale(image, number, scheme, body) for number, scheme in enumerate(schemes)]
-    for slab, inside in _slabs(image, slice(None), body):
+    scales = [_scale(image, number, scheme, nonzero_mask) for number, scheme in enumerate(schemes)]
+    for slab, inside in _slabs(image, slice(None), nonzero_mask):
         for channel, scale in zip(slab, scales, strict=True):
             scale(channel, inside)
         yield slab
 
 
-def _slabs(image: NDArray[np.generic], channels: slice, body: Inside | None) -> Iterator[tuple[Slab, Inside | None]]:
-    """Contiguous copies of some channels of a few planes, and which of their voxels lie inside the body (None: all)."""
+def _slabs(
+    image: NDArray[np.generic], channels: slice, nonzero_mask: Inside | None
+) -> Iterator[tuple[Slab, Inside | None]]:
+    """Contiguous copies of some channels of a few planes, and their part of the nonzero mask (None: all voxels)."""
     for start in range(0, image.shape[1], PLANES):
         planes = slice(start, start + PLANES)
         slab = np.array(image[channels, planes], dtype=np.float32, order="C")
-        yield slab, None if body is None else body[planes]
+        yield slab, None if nonzero_mask is None else nonzero_mask[planes]
 
 
 @dataclass(frozen=True)
 class Channel:
-    """One channel of an image, read a few planes at a time, inside the body only (None: everywhere)."""
+    """One channel of an image, read a few planes at a time, inside the nonzero mask only (None: everywhere)."""
 
     image: NDArray[np.generic]
     number: int
-    body: Inside | None
+    nonzero_mask: Inside | None
 
     def values(self) -> Iterator[NDArray[np.float64]]:
         """The values that statistics are taken from, in parts."""
-        for slab, inside in _slabs(self.image, slice(self.number, self.number + 1), self.body):
+        for slab, inside in _slabs(self.image, slice(self.number, self.number + 1), self.nonzero_mask):
             yield (slab[0] if inside is None else slab[0][inside]).astype(np.float64)
 
 
 Scale = Callable[[Slab, Inside | None], None]
-"""Brings some planes of a channel onto the plan's scale, in place; the second argument are their voxels in the body."""
+"""Brings some planes of a channel onto the plan's scale, in place; given their part of the nonzero mask."""
 
 
 def zscore(channel: Channel, settings: Normalization) -> Scale:
-    """Mean 0 and standard deviation 1 of this image, inside the body where the plan says so."""
+    """Mean 0 and standard deviation 1 of this image, inside the nonzero mask where the plan says so."""
     count = sum(part.size for part in channel.values())
     # float64 statistics: float32 sums lose digits on images with values near 1e6.
     mean = sum(float(part.sum()) for part in channel.values()) / count
     variance = sum(float(np.square(part - mean).sum()) for part in channel.values()) / count
-    return shifted(mean, math.sqrt(variance), masked=channel.body is not None)
+    return shifted(mean, math.sqrt(variance), masked=channel.nonzero_mask is not None)
 
 
 def ct(channel: Channel, settings: Normalization) -> Scale:
@@ -128,14 +130,19 @@ FUNCTIONS: dict[str, Callable[[Channel, Normalization], Scale]] = {
 """What is done for each name of medmamba/plans/normalizers.py."""
 
 
-def _scale(image: NDArray[np.generic], number: int, scheme: Normalization, body: Inside | None) -> Scale:
+def _scale(image: NDArray[np.generic], number: int, scheme: Normalization, nonzero_mask: Inside | None) -> Scale:
     """What brings planes of channel ``number`` onto the scale."""
-    masked = scheme.use_mask and NORMALIZERS[scheme.scheme].uses_mask and body is not None and bool(body.any())
-    return FUNCTIONS[scheme.scheme](Channel(image, number, body if masked else None), scheme)
+    masked = (
+        scheme.use_mask
+        and NORMALIZERS[scheme.scheme].uses_mask
+        and nonzero_mask is not None
+        and bool(nonzero_mask.any())
+    )
+    return FUNCTIONS[scheme.scheme](Channel(image, number, nonzero_mask if masked else None), scheme)
 
 
 def shifted(zero: float, one: float, *, clip: tuple[float, float] | None = None, masked: bool = False) -> Scale:
-    """(values - zero) / one, of values clipped to ``clip``; ``masked``: 0 outside the body."""
+    """(values - zero) / one, of values clipped to ``clip``; ``masked``: 0 outside the nonzero mask."""
     zero32, one32 = np.float32(zero), np.float32(max(one, MIN_STD))
 
     def scale(plane: Slab, inside: Inside | None) -> None:

@@ -4,7 +4,7 @@
     <case>/labels.b2nd    int16 (I, J, K), the plan's label order (0 = background)
     <case>/locations.safetensors   per label an (n, 3) int16/int32 table of voxel coordinates
                                    and an (n,) table of its connected components
-    <case>/body.b2nd      bool (I, J, K), where channels are normalised in the body alone: where that is
+    <case>/body.b2nd      bool (I, J, K), the nonzero mask, where channels are normalised in it alone
     <case>/previous.b2nd  int16 (I, J, K), second stage of a cascade only: the labels that the first stage predicts
     <case>/case.json      schema, case id, shape, annotated labels
 
@@ -55,20 +55,20 @@ def fill_case(
     seed: int = 0,
     annotated: Sequence[int] | None = None,
     ignore: int | None = None,
-    body: NDArray[np.bool_] | None = None,
+    nonzero_mask: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write the files of one preprocessed case into an empty folder that nobody reads yet.
 
     ``chunk`` is the patch size, so that a patch touches few chunks. ``annotated`` are the label indices that were
-    annotated (None: all); ``ignore`` marks voxels without annotation; ``body`` is where channels normalised in the
-    body alone are not 0 (None: there are none).
+    annotated (None: all); ``ignore`` marks voxels without annotation; ``nonzero_mask`` is where channels that
+    are normalised in it alone are not 0 (None: there are no such channels).
     """
     chunks = tuple(min(edge, extent) for edge, extent in zip(chunk, labels.shape, strict=True))
     image = np.ascontiguousarray(image, dtype=np.float32)
     (folder / "image.b2nd").write_bytes(_compressed(image, (len(image), *chunks)))
     (folder / "labels.b2nd").write_bytes(_compressed(np.ascontiguousarray(labels, dtype=np.int16), chunks))
-    if body is not None:
-        (folder / "body.b2nd").write_bytes(_compressed(np.ascontiguousarray(body), chunks))
+    if nonzero_mask is not None:
+        (folder / "body.b2nd").write_bytes(_compressed(np.ascontiguousarray(nonzero_mask), chunks))
     (folder / "locations.safetensors").write_bytes(save(_sample_locations(labels, seed, ignore)))
     facts: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "case_id": case_id, "shape": list(labels.shape)}
     if annotated is not None:
@@ -128,7 +128,7 @@ class CaseReader:
         return _opened(self.folder / "labels.b2nd")
 
     @cached_property
-    def _body(self) -> blosc2.NDArray | None:
+    def _nonzero_mask(self) -> blosc2.NDArray | None:
         path = self.folder / "body.b2nd"
         return _opened(path) if path.is_file() else None
 
@@ -158,11 +158,11 @@ class CaseReader:
         return labels
 
     def read_body_patch(self, start: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.int16]:
-        """1 in the body, as a label map (1, *size) from voxel ``start``; without a stored body all is."""
+        """The nonzero mask as a label map (1, *size) from voxel ``start``; all 1 where none is stored."""
         inside, target = self._boxes(start, size)
-        body = np.zeros((1, *size), np.int16)
-        body[0][target] = 1 if self._body is None else self._body[inside]
-        return body
+        nonzero_mask = np.zeros((1, *size), np.int16)
+        nonzero_mask[0][target] = 1 if self._nonzero_mask is None else self._nonzero_mask[inside]
+        return nonzero_mask
 
     def read_whole(self) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """The whole image (C, I, J, K) and label map (I, J, K)."""

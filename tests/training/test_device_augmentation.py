@@ -230,7 +230,7 @@ def test_what_lies_outside_the_body_is_zero_again_after_augmentation(tmp_path, a
     body = np.zeros((20, 22, 24), np.int16)
     body[4:16, 5:17, 6:18] = 1
     image = np.random.default_rng(2).normal(5, 1, (2, *body.shape)).astype(np.float32) * body
-    write_case(tmp_path / "c", "c", image, body, chunk=(8, 8, 8), body=body > 0)
+    write_case(tmp_path / "c", "c", image, body, chunk=(8, 8, 8), nonzero_mask=body > 0)
     plan = augmentation_plan((12, 12, 12), Mirroring(axes=[0, 1, 2]))
     cases = [CaseReader(tmp_path / "c")]
     source = PatchSource(cases, PatchRecipe(plan, 2, seed=7, augment=augmented, masked_channels=(0,)))
