@@ -136,7 +136,7 @@ def ours(work: Path, images: list[Path]) -> None:
     from medmamba.inference.predictor import Predictor
 
     predictor = Predictor(work / "ours" / "fold_0", mirror=False, device="cpu")
-    with measured("medmamba", predictor.members[0].runners[0].network, images):
+    with measured("medmamba", predictor.model.ensembles[0].runners[0].network, images):
         report = pipeline.predict(predictor, images, work / "ours" / "masks", on_message=print_to_stderr)
     assert len(report.done) == len(images), report.failed
 

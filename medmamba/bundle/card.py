@@ -128,6 +128,7 @@ def readme(card: BundleCard, facts: Mapping[str, Any]) -> str:
 | labels | {facts["label_classes"]} |
 | training data | {facts["data_source"]}; licence: {card.data_licence or "not stated"} |
 | network | {made["network"]}, {made["folds"]} fold(s), {made["parameters"]} parameters |
+| scan backend | training: {made["trained_with_scan_backend"]}; export check: {made["settings"]["scan_backend"]} |
 | configurations | {" + ".join(made["settings"]["configuration"])}; held: {", ".join(made["stages"])} |
 | patch | {patch} ({prod(patch)} voxels), any shape ({shape}) works |
 

@@ -113,6 +113,15 @@ def _network_of(stage: FoldEnsemble) -> str:
     return read_model_facts(stage.folders[0]).network["name"]
 
 
+def _trained_with(folders: Sequence[Path]) -> str:
+    """The scan backends that the folds were trained with; versions before 0.2 did not record them."""
+    found = []
+    for folder in folders:
+        recipe = folder / "train.json"
+        found.append(json.loads(recipe.read_text(encoding="utf-8")).get("scan_backend") if recipe.is_file() else None)
+    return ", ".join(dict.fromkeys(name or "not recorded" for name in found))
+
+
 def _write(
     folder: Path,
     predictor: Predictor,
@@ -127,6 +136,7 @@ def _write(
     provenance = {
         **predictor.provenance().as_dict(),
         "network": _network_of(ensemble),
+        "trained_with_scan_backend": _trained_with(ensemble.folders),
         "folds": len(ensemble.runners),
         "parameters": sum(weights),
         "patch_size": configuration.patch_size,

@@ -1,4 +1,4 @@
-"""Lesion-wise detection: which connected components of the truth were found, and which were invented."""
+"""Lesion-wise detection: connected components of the truth that were found, and false ones of the prediction."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Lesions:
 
     @property
     def sensitivity(self) -> float:
-        """Share of the true lesions that were found; nan if there is none."""
+        """Fraction of the true lesions that were found; nan if there is none."""
         return self.found / self.in_truth if self.in_truth else math.nan
 
     @property
     def precision(self) -> float:
-        """Share of the predicted lesions that are real; nan if none was predicted."""
+        """Fraction of the predicted lesions that are real; nan if none was predicted."""
         return (self.in_prediction - self.false) / self.in_prediction if self.in_prediction else math.nan
 
     @property

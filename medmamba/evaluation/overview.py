@@ -1,4 +1,4 @@
-"""A picture of predictions beside the truth: one slice per case, both outlined."""
+"""An overview of predictions and truth as one PNG: a slice per case, both outlined."""
 
 from __future__ import annotations
 

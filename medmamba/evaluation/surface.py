@@ -18,7 +18,7 @@ from medmamba.evaluation.surfels import block_codes, surfel_sizes
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Distances from one surface to the other, both ways, each sorted, with the area of the piece they belong to.
+    """Distances between two surfaces, in both directions, each sorted, with the area of the piece they belong to.
 
     An empty mask has no pieces; distances to it are infinite. The unit is that of the spacing.
     """
@@ -29,7 +29,7 @@ class SurfaceDistances:
     prediction_area: NDArray[np.float64]
 
     def hausdorff(self, percent: float = 95.0) -> float:
-        """The distance that ``percent`` of either surface does not exceed, the larger of both ways.
+        """The distance that ``percent`` of either surface does not exceed, the larger of both directions.
 
         nan if both masks are empty, inf if one is.
         """
@@ -41,7 +41,7 @@ class SurfaceDistances:
         )
 
     def surface_dice(self, tolerance: float) -> float:
-        """Share of both surfaces that lies within ``tolerance`` of the other (NSD); nan if both masks are empty."""
+        """Fraction of both surfaces that lies within ``tolerance`` of the other (NSD); nan if both masks are empty."""
         total = self.truth_area.sum() + self.prediction_area.sum()
         near = self.truth_area[self.from_truth <= tolerance].sum()
         near += self.prediction_area[self.from_prediction <= tolerance].sum()
@@ -88,8 +88,8 @@ def _distances_to(border: NDArray[np.bool_], spacing: Sequence[float]) -> NDArra
 def _percentile(distances: NDArray[np.float64], area: NDArray[np.float64], percent: float) -> float:
     if not distances.size:
         return math.inf
-    share = np.cumsum(area) / area.sum()
-    return float(distances[min(int(np.searchsorted(share, percent / 100)), len(distances) - 1)])
+    fraction = np.cumsum(area) / area.sum()
+    return float(distances[min(int(np.searchsorted(fraction, percent / 100)), len(distances) - 1)])
 
 
 def bounding_slices(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:

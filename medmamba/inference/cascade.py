@@ -1,4 +1,4 @@
-"""Between the stages of a cascade: what the low resolution found, as further channels of the full resolution.
+"""The way between the stages of a cascade: labels of the low resolution as further channels of the full one.
 
 Each foreground label of the first stage becomes one channel of zeros and ones, as in nnU-Net, behind the image's own.
 """

@@ -1,4 +1,4 @@
-"""Cleaning of label maps by the components of one label: keep the largest, or drop the small ones."""
+"""Cleaning of label maps: of one label, only the largest connected component is kept, or small ones are removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How sure a prediction is: entropy of its foreground, and how well the members of an ensemble agree."""
+"""Uncertainty of a prediction: entropy of its foreground, and agreement of the networks of an ensemble."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Confidence:
         self._sizes: list[int] = []
 
     def decide(self, logits: torch.Tensor, channels: int) -> torch.Tensor:
-        """What logits say, with their channels on axis ``channels``: the class of each voxel, or yes or no of each."""
+        """The class of each voxel by its logits, channels on axis ``channels``; of sigmoid channels yes or no each."""
         return logits > 0 if self.sigmoid else largest_channel(logits.movedim(channels, 0))
 
-    def see_patch(self, members: list[torch.Tensor], joint: torch.Tensor) -> None:
-        """What every member and their mean decided about the same patches."""
+    def see_patch(self, single: list[torch.Tensor], joint: torch.Tensor) -> None:
+        """The decisions of every network, and of their mean, about the same patches."""
         if not self._shared:
-            self._shared, self._sizes = [0] * len(members), [0] * len(members)
+            self._shared, self._sizes = [0] * len(single), [0] * len(single)
         found = joint > 0
-        for index, member in enumerate(members):
-            self._shared[index] += int(((member == joint) & found).sum())
-            self._sizes[index] += int((member > 0).sum() + found.sum())
+        for index, decided in enumerate(single):
+            self._shared[index] += int(((decided == joint) & found).sum())
+            self._sizes[index] += int((decided > 0).sum() + found.sum())
 
     def see_plane(self, plane: torch.Tensor) -> torch.Tensor:
         """A finished plane (channels, J, K) of mean logits on the plan's grid; returns it unchanged."""
@@ -47,18 +47,18 @@ class Confidence:
                 )
                 self._entropy += float(entropy.mean(0).sum(dtype=torch.float64)) / math.log(2)
             else:
-                shares = torch.log_softmax(logits, dim=0)
-                self._entropy += float(-(shares.exp() * shares).sum(dtype=torch.float64)) / math.log(len(plane))
+                known = torch.log_softmax(logits, dim=0)
+                self._entropy += float(-(known.exp() * known).sum(dtype=torch.float64)) / math.log(len(plane))
             self._foreground += int(foreground.sum())
         return plane
 
     @property
     def entropy(self) -> float | None:
-        """Mean entropy of the foreground voxels as a share of the largest possible; None without foreground."""
+        """Mean entropy of the foreground voxels as a fraction of the largest possible; None without foreground."""
         return self._entropy / self._foreground if self._foreground else None
 
     @property
     def agreement(self) -> float | None:
-        """Foreground Dice with the ensemble of its least agreeing member; None for one member or no foreground."""
+        """Foreground Dice with the ensemble of its least agreeing network; None for one network or no foreground."""
         scores = [2 * shared / size for shared, size in zip(self._shared, self._sizes, strict=True) if size]
         return min(scores) if scores else None

@@ -1,4 +1,4 @@
-"""Networks on the CPU without two costs that torch leaves in: memory taken anew for every layer, and slow convolutions.
+"""Faster networks on the CPU: freed memory is kept for the next layer, convolutions go through oneDNN.
 
 Measured on a U-Net of nnU-Net's kind (patch 96x96x96, one thread): 0.63 s a patch as torch does it, 0.36 s with memory
 kept, 0.30 s with both.

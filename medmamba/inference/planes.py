@@ -1,4 +1,4 @@
-"""A window of planes in which overlapping patches are added up; on disk when it does not fit into memory.
+"""A store of planes in which overlapping patches are summed; on disk when it does not fit into memory.
 
 Patches are visited along the first axis, so a plane is finished as soon as no later patch reaches it. Only as many
 planes as a patch is thick are ever held, whatever the length of the image.

@@ -45,7 +45,7 @@ class Provenance:
         recipe_sha256: of the best.json of `medmamba find-best`; None without one.
         labels: value of each label in the masks.
         regions: labels that each region joins.
-        warnings: what the choice of the model is to be told with, as missing folds.
+        warnings: about the choice of the model, such as missing folds.
     """
 
     medmamba: str

@@ -1,8 +1,8 @@
-"""Is this image like those the model was trained on, and does the result look like theirs? Findings in words.
+"""Quality control: warnings where an image or its mask is unlike those the model was trained on.
 
-Every finding has a level: "note" changes nothing, "review" asks a person to look at the mask, "reject" means that no
-mask should be made. Thresholds are deliberately wide: they are to catch another body part, another modality, a damaged
-scale or a lost header, not a slightly different protocol.
+Every warning (finding) has a level: "note" changes nothing, "review" asks a person to look at the mask, "reject" means
+that no mask should be made. Thresholds are deliberately wide: they are to catch another body part, another modality, a
+damaged scale or a lost header, not a slightly different protocol.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def status_of(findings: Sequence[Finding]) -> str:
 
 
 def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> list[Finding]:
-    """What is unusual about an image before anything is predicted."""
+    """Warnings about an image, before anything is predicted."""
     found = []
     if len(image.constant_channels) == image.channels:
         found.append(Finding("reject", "all voxels have the same value: there is nothing to see in this image"))
@@ -87,7 +87,7 @@ def check_result(
     agreement: float | None,
     limits: Limits | None = None,
 ) -> list[Finding]:
-    """What is unusual about a mask: intensities inside it, its volumes, and how sure the networks were.
+    """Warnings about a mask: intensities inside it, its volumes, and the uncertainty of the networks.
 
     Args:
         labels: label indices (i, j, k).
@@ -100,7 +100,7 @@ def check_result(
         text = f"mean entropy {entropy:.2f} of the foreground (limit {limits.max_entropy:.2f}, {source})"
         found.append(Finding("review", f"the network is undecided: {text}"))
     if agreement is not None and agreement < limits.min_agreement:
-        text = f"a member has Dice {agreement:.2f} with it (limit {limits.min_agreement:.2f}, {source})"
+        text = f"a fold has Dice {agreement:.2f} with it (limit {limits.min_agreement:.2f}, {source})"
         found.append(Finding("review", f"the ensemble contradicts itself: {text}"))
     if fingerprint is None:
         return found

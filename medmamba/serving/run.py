@@ -1,4 +1,4 @@
-"""Load a model once per device and listen until told to stop."""
+"""The service: a model loaded once per device that answers requests until it is stopped."""
 
 from __future__ import annotations
 

@@ -54,6 +54,11 @@ def test_a_bundle_has_every_file_that_clients_look_for(exported):
     assert not list(exported.folder.parent.glob("*.part*"))
 
 
+def test_the_card_names_the_scan_backend_of_training_and_of_the_check(exported):
+    card = (exported.folder / "docs" / "README.md").read_text()
+    assert re.search(r"^\| scan backend \| training: .+; export check: (cpp|torch) \|$", card, re.MULTILINE)
+
+
 def test_the_api_and_the_command_predict_from_the_bundle_as_from_the_run(exported, tiny_model, one_image, tmp_path):
     import medmamba
 

@@ -32,7 +32,9 @@ if __name__ == "__main__":
 """
 ALONE = [
     "docs/explanation/geometry.md",
+    "docs/explanation/why-hd95-differs.md",
     "docs/how-to/add-a-block.md",
+    "docs/how-to/add-a-metric.md",
     "docs/how-to/add-a-network.md",
     "docs/how-to/add-a-scan-route.md",
     "docs/how-to/add-a-loss.md",
@@ -192,6 +194,20 @@ def test_a_page_that_needs_no_data_runs(name, registrations_undone):
     for block in blocks_of(ROOT / name, "python"):
         exec(compile(block.text, name, "exec"), names)
     assert names
+
+
+def test_the_table_of_hd95_holds_what_the_tools_compute(capsys):
+    page = ROOT / "docs/explanation/why-hd95-differs.md"
+    names: dict[str, object] = {}
+    for block in blocks_of(page, "python"):
+        exec(compile(block.text, "page", "exec"), names)
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if f"# {line}" not in page.read_text(encoding="utf-8")] == []
+    for tool, value in names["table"].items():
+        row = next(
+            line for line in page.read_text(encoding="utf-8").splitlines() if line.lower().startswith(f"| {tool}")
+        )
+        assert f"| {value} mm |" in row
 
 
 @pytest.mark.slow

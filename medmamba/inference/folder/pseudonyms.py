@@ -1,4 +1,4 @@
-"""Names for reports and logs that do not tell who the patient is."""
+"""Pseudonyms of cases for reports and logs."""
 
 from __future__ import annotations
 

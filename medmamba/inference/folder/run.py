@@ -1,4 +1,4 @@
-"""Predict a folder: every case by itself, none lost, nothing left that only looks like a result.
+"""Prediction of a folder: every case by itself, none lost, nothing left that only looks like a result.
 
 OUT/<case>.nii.gz            the mask
 OUT/reports/<case>.json      how it was made; written after the mask, so a mask without one is unfinished
