@@ -16,7 +16,6 @@ from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.memory import MemoryEstimate, estimate_memory
-from medmamba.inference.restore import Block, native_blocks
 from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.inference.sliding_window import Networks, Window, stream_logits
 from medmamba.models.model_facts import read_model_facts
@@ -146,13 +145,6 @@ class FoldEnsemble:
             passes=len(self.networks) * 2 ** len(self.window.mirror_axes),
             budget=budget,
         )
-
-    def blocks(
-        self, case: PreprocessedCase, scratch: Path | None, confidence: Confidence | None, on_tile: OnTile
-    ) -> Iterator[Block]:
-        """Blocks of logits at the image's own spacing inside its crop, in order."""
-        planes = self.planes(torch.from_numpy(case.image), scratch=scratch, confidence=confidence, on_tile=on_tile)
-        return native_blocks(planes, case.trail.split_resampling()[1])
 
 
 def _load(folder: Path, execution: Execution) -> NetworkRunner:
