@@ -1,4 +1,4 @@
-"""``--json`` for every command: one JSON object on stdout, and everything that is meant for people on stderr.
+"""The option ``--json`` of every command: one JSON object on stdout, and everything meant for people on stderr.
 
 A command returns what it found as a dictionary; without ``--json`` the dictionary is not shown. An error becomes
 ``{"error": …, "exit_code": …}``, beside its line on stderr.

@@ -1,4 +1,4 @@
-"""How the commands talk: plain lines, tables and progress bars with the time left."""
+"""Console output of the commands: plain lines, tables and progress bars with the time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application and the one place where errors become a line and an exit code."""
+"""The ``medmamba`` application: its commands, and errors as lines with an exit code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from medmamba.version import __version__
 INTERRUPTED = 130
 TERMINATED = 143
 RESUMABLE = ("train", "pretrain", "predict")
-"""Commands that go on where they were interrupted."""
+"""Commands that can be resumed where they were interrupted."""
 
 app = typer.Typer(
     help="Medical image segmentation that configures itself, on Mamba networks.",
@@ -107,8 +107,8 @@ def run(arguments: list[str] | None = None) -> None:
     except SystemExit as ended:  # Typer makes this of Ctrl-C too
         if not isinstance(ended.code, int) or ended.code not in (INTERRUPTED, TERMINATED):
             raise
-        goes_on = [name for name in RESUMABLE if name in arguments]
-        further = f"; `medmamba {goes_on[0]}` goes on with --resume" if goes_on else ""
+        resumable = [name for name in RESUMABLE if name in arguments]
+        further = f"; `medmamba {resumable[0]}` resumes with --resume" if resumable else ""
         _end(f"Interrupted. What was written is complete{further}.", ended.code, arguments)
     except MemoryError:
         _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)

@@ -19,9 +19,9 @@ def report(
     """Write RUN/report/index.html: results by fold, worst and best cases, a viewer, curves, the plan's reasons."""
     with stages() as on_item:
         found = pipeline.report(run, options, on_item=on_item)
-    mean, deviation, count = found.mean()
+    mean, standard_deviation, count = found.mean()
     kind = "held-out" if found.held_out else "training (nothing is held out)"
     page = run / "report" / "index.html"
-    console.print(f"Dice of {count} {kind} cases: {mean:.4f} ± {deviation:.4f}")
+    console.print(f"Dice of {count} {kind} cases: {mean:.4f} ± {standard_deviation:.4f}")
     console.print(f"Report: {page}", markup=False)
     return {"report": page, "held_out": found.held_out, "dice": mean, "cases": count}

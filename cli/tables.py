@@ -1,4 +1,4 @@
-"""Tables of results."""
+"""Tables of results, and the lines of a plan."""
 
 from __future__ import annotations
 

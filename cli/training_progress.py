@@ -1,4 +1,4 @@
-"""The one progress line of a training."""
+"""The progress line of a training, and its results."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PLAIN_LINE_SECONDS = 30.0
 """Off a terminal, seconds between two lines of progress."""
 
 
-WORTH_SAYING = 0.1
-"""Share of the time spent waiting for data from which the line says so."""
+MUCH_WAITING = 0.1
+"""Fraction of the time spent waiting for data above which the line reports it."""
 
 
 def report_results(run: Path, results: Mapping[Fold, TrainingResult]) -> None:
@@ -62,7 +62,7 @@ def training_progress() -> Iterator[Callable[[StepReport], None]]:
         speed = report.step / report.seconds if report.seconds else 0.0
         total = f"/{report.total_steps}" if report.total_steps else ""
         left = clock(report.seconds_left)
-        waiting = f"  {report.waiting:.0%} waiting for data" if report.waiting >= WORTH_SAYING else ""
+        waiting = f"  {report.waiting:.0%} waiting for data" if report.waiting >= MUCH_WAITING else ""
         return f"step {report.step}{total}  loss {smooth:.3f}{dice}  {speed:.2f} steps/s  {left} left{waiting}"
 
     if not console.is_terminal:

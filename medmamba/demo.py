@@ -1,4 +1,4 @@
-"""The whole line on a small real dataset: plan, train, predict, evaluate, picture."""
+"""The verb demo: plan, train, predict and evaluate on a small real dataset, with an overview image."""
 
 from __future__ import annotations
 
