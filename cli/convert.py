@@ -13,17 +13,15 @@ from medmamba.cli.console import console, report_warnings, stages
 from medmamba.cli.from_record import from_records
 from medmamba.verb_options import ConvertDatasetOptions, ConvertPlansOptions, ConvertWeightsOptions
 
-convert = typer.Typer(
-    help="Datasets to another layout, plans from and to nnU-Net, published weights to ours.", no_args_is_help=True
-)
+convert = typer.Typer(help="Convert datasets, nnU-Net plans and published weights.", no_args_is_help=True)
 
 
 def dataset(
-    source: Annotated[Path, typer.Argument(help="A dataset in any layout that is read.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder.")],
+    source: Annotated[Path, typer.Argument(help="Dataset in any supported layout.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
     options: ConvertDatasetOptions,
 ) -> Answer:
-    """Write a dataset in nnU-Net's raw layout or the Decathlon's; the source stays as it is."""
+    """Convert a dataset to the layout of nnU-Net raw or of the Medical Segmentation Decathlon."""
     with stages() as on_item:
         made = pipeline.convert_dataset(source, output, options, on_item=on_item)
     report_warnings(made.warnings)
@@ -32,22 +30,24 @@ def dataset(
 
 
 def plans(
-    source: Annotated[Path, typer.Argument(help="nnUNetPlans.json, or a run folder or plan.json of ours.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    source: Annotated[Path, typer.Argument(help="nnUNetPlans.json, or a run folder or plan.json of medmamba.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     options: ConvertPlansOptions,
 ) -> Answer:
-    """Read an nnU-Net plans file as a plan of ours, or write ours as one where nnU-Net can express it."""
+    """Convert an nnU-Net plans file to a plan, or a plan to an nnU-Net plans file where nnU-Net has its network."""
     line = pipeline.convert_plans(source, output, options)
     console.print(line, markup=False)
     return {"written": output, "message": line}
 
 
 def weights(
-    source: Annotated[Path, typer.Argument(help="Published checkpoint: .safetensors, or .pth read without code.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    source: Annotated[
+        Path, typer.Argument(help="Published checkpoint: .safetensors, or .pth (loaded as weights only).")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors file to write.")],
     options: ConvertWeightsOptions,
 ) -> Answer:
-    """Translate a published checkpoint to our names; says what fits, what is left over and what is missing."""
+    """Convert published weights to the names used here; reports matched, unused and missing weights."""
     report = pipeline.convert_weights(source, output, options)
     console.print(report.summary(), markup=False)
     console.print(f"Weights: {output}", markup=False)

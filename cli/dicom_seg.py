@@ -14,12 +14,12 @@ from medmamba.verb_options import DicomSegOptions
 
 
 def dicom_seg(
-    mask: Annotated[Path, typer.Argument(help="Mask on the grid of the series, as `medmamba predict` wrote it.")],
-    series: Annotated[Path, typer.Argument(help="The series that was predicted, or its study: a folder or a zip.")],
+    mask: Annotated[Path, typer.Argument(help="Mask on the grid of the series, written by `medmamba predict`.")],
+    series: Annotated[Path, typer.Argument(help="The predicted series, or its study: a folder or a zip.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="DICOM SEG file to write.")],
     options: DicomSegOptions,
 ) -> Answer:
-    """Write a mask as DICOM SEG that refers to its series, and read it back."""
+    """Write a mask as a DICOM SEG that references its series, and verify it by reading it back."""
     names = pipeline.dicom_seg(mask, series, output, options)
     console.print(f"{len(names) - 1} segment(s), read back equal: {output}", markup=False)
     return {"segmentation": output, "labels": names}

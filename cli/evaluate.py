@@ -14,12 +14,12 @@ from medmamba.evaluation.options import EvaluateOptions
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of masks, as `medmamba predict` wrote it.")],
-    truths: Annotated[Path, typer.Argument(help="Folder of true label maps with the same case names.")],
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.")],
+    truths: Annotated[Path, typer.Argument(help="Folder of reference label maps with the same case names.")],
     options: EvaluateOptions,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write; default: PREDICTIONS.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder. Default: PREDICTIONS.")] = None,
 ) -> Answer:
-    """Dice, IoU, HD95, NSD, volumes, lesions: per case and structure, as tables, JSON, CSV and one HTML page."""
+    """Compute Dice, IoU, HD95, NSD, volumes and lesion metrics per case and structure; writes JSON, CSV and HTML."""
     from medmamba.cli.tables import comparison_table, dice_table, summary_table
 
     with stages() as on_item:

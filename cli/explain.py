@@ -16,7 +16,7 @@ from medmamba.verb_options import ExplainOptions
 def explain(
     run: Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`.")], options: ExplainOptions
 ) -> Answer:
-    """Every decision of the plan: the rule, what went in, what came out, and why."""
+    """Print every decision of the plan: rule, inputs, value and reason."""
     plan, lines = pipeline.explain(run, options)
     for line in lines:
         console.print(line, markup=False)

@@ -19,7 +19,7 @@ def export(
     options: ExportOptions,
     card: BundleCard,
 ) -> Answer:
-    """Write a MONAI Bundle that MONAI runs without medmamba, and prove that it gives the same masks."""
+    """Write a MONAI Bundle that runs without medmamba, and verify that it gives the same masks."""
     report, graphs = pipeline.export(model, output, card, options)
     console.print("verify_metadata and verify_net_in_out passed; run by MONAI without medmamba:")
     for case in report.cases:

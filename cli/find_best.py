@@ -16,7 +16,7 @@ from medmamba.model_selection.options import FindBestOptions
 def find_best(
     run: Annotated[Path, typer.Argument(help="Run folder with trained folds.")], options: FindBestOptions
 ) -> Answer:
-    """Choose configurations, thresholds, cleaning and limits of uncertainty by cross-validation, for predict to use."""
+    """Choose configurations, thresholds, post-processing and limits of uncertainty by cross-validation, for predict."""
     with stages() as on_item:
         recipe = pipeline.find_best(run, options, on_item=on_item)
     for name, dice in recipe.dice.items():

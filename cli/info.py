@@ -12,8 +12,8 @@ from medmamba.cli.console import console
 from medmamba.verb_options import InfoOptions
 
 
-def info(network: Annotated[str, typer.Argument(help="Network family.")], options: InfoOptions) -> Answer:
-    """What a network is and what it costs at four stages: parameters, multiply-accumulates, scan steps."""
+def info(network: Annotated[str, typer.Argument(help="Network.")], options: InfoOptions) -> Answer:
+    """Print a network's options, parameters, multiply-accumulates and scan state updates, with four stages."""
     lines = pipeline.info(network, options)
     for line in lines:
         console.print(line, markup=False)

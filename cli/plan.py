@@ -16,12 +16,12 @@ from medmamba.planning.options import PlanRequest
 def plan(
     dataset: Annotated[
         Path,
-        typer.Argument(help="Folder with dataset.json (Decathlon, nnU-Net v2 raw, table of paths), or a CSV."),
+        typer.Argument(help="Folder with dataset.json (Decathlon, nnU-Net v2 raw, table of paths), or a CSV table."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
     options: PlanRequest,
 ) -> Answer:
-    """Measure a dataset, decide spacing, patch, batch and network, and preprocess its cases."""
+    """Measure a dataset, choose spacing, patch, batch and network, and preprocess its cases."""
     from medmamba.cli.tables import plan_lines
 
     warnings: list[str] = []

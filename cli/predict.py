@@ -18,12 +18,12 @@ from medmamba.verb_options import ReproduceOptions
 def predict(
     model: Annotated[Path, typer.Argument(help="Run folder, trained fold, or bundle.")],
     images: Annotated[
-        Path, typer.Argument(help="An image, a folder of images, the folder of a DICOM series, or a zip of either.")
+        Path, typer.Argument(help="Image, folder of images, folder of a DICOM series, or a zip of one of them.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.json.")],
     options: PredictOptions,
 ) -> Answer:
-    """Predict masks on the images' own grids, with a report of how each was made."""
+    """Predict masks on the images' own grids, with a report."""
     with stages() as on_item:
         report = pipeline.predict(
             model,
@@ -42,12 +42,12 @@ def predict(
 
 
 def reproduce(
-    report: Annotated[Path, typer.Argument(help="report.json of a prediction.")],
-    model: Annotated[Path, typer.Argument(help="The run or fold that made it.")],
-    images: Annotated[Path, typer.Argument(help="The images it was made from.")],
+    report: Annotated[Path, typer.Argument(help="report.json of the prediction.")],
+    model: Annotated[Path, typer.Argument(help="Run folder or trained fold that was used.")],
+    images: Annotated[Path, typer.Argument(help="Images that were predicted.")],
     options: ReproduceOptions,
 ) -> Answer:
-    """Make the masks of a report again and compare them byte by byte."""
+    """Repeat the prediction of a report and compare the masks byte by byte."""
     with stages() as on_item:
         result = pipeline.reproduce(report, model, images, options, on_item=on_item)
     console.print(f"{len(result.same)} mask(s) reproduced byte by byte.")

@@ -21,7 +21,7 @@ def pretrain(
     options: PretrainOptions,
     config: Annotated[TrainConfig, Only(PRETRAINING_FIELDS)],
 ) -> Answer:
-    """Learn from images without labels: hide key slices, draw them again; a start for `train --init`."""
+    """Pretrain on unlabelled images by reconstructing masked slices; `train --init` starts from the result."""
     with training_progress() as on_step:
         result = pipeline.pretrain(
             run,

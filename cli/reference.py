@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 
 HEAD = """# Commands
 
-Written from the commands themselves; `medmamba COMMAND --help` says the same. Every command has `--json` and `--help`.
-`--recipe FILE` sets the options of a command from a YAML or JSON file, by the names of the last column; see
+Generated from the commands; `medmamba COMMAND --help` prints the same. Every command has `--json` and `--help`.
+`--recipe FILE` reads options from a YAML or JSON file, whose keys are the names in the last column; see
 [recipes](../how-to/use-a-recipe.md).
 """
 OF_ALL = {"--json", "--help", "--recipe"}

@@ -16,7 +16,7 @@ from medmamba.run_report.options import ReportOptions
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder with trained folds.")], options: ReportOptions
 ) -> Answer:
-    """Write RUN/report/index.html: results by fold, worst and best cases, a viewer, curves, the plan's reasons."""
+    """Write RUN/report/index.html: results per fold, worst and best cases, a viewer, curves, the plan's reasons."""
     with stages() as on_item:
         found = pipeline.report(run, options, on_item=on_item)
     mean, standard_deviation, count = found.mean()

@@ -16,6 +16,6 @@ from medmamba.serving.options import ServeOptions
 def serve(
     model: Annotated[Path, typer.Argument(help="Run folder, trained fold, or bundle.")], options: ServeOptions
 ) -> Answer:
-    """Answer POST /predict with mask and report, on this machine (see docs/how-to/serve-a-model.md)."""
+    """Serve predictions over HTTP on this machine: POST /predict returns mask and report."""
     pipeline.serve(model, options, on_message=lambda line: console.print(line, markup=False))
     return {"stopped": True}

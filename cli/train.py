@@ -20,7 +20,7 @@ def train(
     options: TrainOptions,
     config: TrainConfig,
 ) -> Answer:
-    """Train folds; checkpoints and metrics land in RUN/models, curves and figures in RUN/report."""
+    """Train folds; writes checkpoints and metrics to RUN/models, curves and figures to RUN/report."""
     with training_progress() as on_step:
         results = pipeline.train_folds(
             run,

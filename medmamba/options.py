@@ -29,8 +29,10 @@ def listed(names: Any) -> str:
     return f"{', '.join(first)} or {last}"
 
 
-DEVICE_TEXT = "Device that computes: auto, cpu, cuda or cuda:N."
-SCAN_BACKEND_TEXT = f"Implementation of the selective scan: {listed(ScanBackend)}; auto: the fastest that works here."
+DEVICE_TEXT = "Device: auto, cpu, cuda or cuda:N."
+SCAN_BACKEND_TEXT = (
+    f"Implementation of the selective scan: {listed(ScanBackend)}; auto: the fastest that this machine can run."
+)
 """Help texts of every ``device`` and ``scan_backend``."""
 
 

@@ -19,20 +19,20 @@ DEMO_MINUTES = 8.0
 class DemoOptions(Options):
     """The choices of :func:`medmamba.demo.run_demo`."""
 
-    output: Path = option(Path("demo"), "Folder for everything the demo makes.", flag="--output -o")
-    data: Path | None = option(None, "Dataset folder; default: the hippocampus data that comes along.")
-    minutes: float = option(DEMO_MINUTES, "Minutes of training.", ge=0.01)
-    steps: int | None = option(None, "End after this many steps at the latest.", ge=1)
+    output: Path = option(Path("demo"), "Output folder.", flag="--output -o")
+    data: Path | None = option(None, "Dataset folder. Default: the hippocampus data that is part of the package.")
+    minutes: float = option(DEMO_MINUTES, "Training time in minutes.", ge=0.01)
+    steps: int | None = option(None, "Largest number of training steps.", ge=1)
     test_cases: int | None = option(None, "Predict only the first N test cases.", ge=1)
-    network: str = option("vm_unet", "Network family.")
-    use_scan: bool = option(True, "No scan: the same network with the scan taken out.", flag="--no-scan")
+    network: str = option("vm_unet", "Network.")
+    use_scan: bool = option(True, "Train the same network without its scans.", flag="--no-scan")
 
 
 class ExplainOptions(Options):
     """The choices of :func:`medmamba.pipeline.explain`."""
 
     what_if: str | None = option(
-        None, 'Options of `medmamba plan`, to see the other plan beside this one: "--device-memory 6GB".'
+        None, 'Options of `medmamba plan`; prints what they would change: "--device-memory 6GB".'
     )
 
 
@@ -66,28 +66,28 @@ def _label_values(value: Any) -> Any:
 class DicomSegOptions(Options):
     """The choices of :func:`medmamba.dicom.export.mask_to_segmentation`."""
 
-    codes: Path | None = option(None, "labels.json with code and colour of each label.")
-    choice: str | None = option(None, "Number or UID of the series, where a study holds several.", flag="--series")
+    codes: Path | None = option(None, "JSON file with the code and colour of each label.")
+    choice: str | None = option(None, "Number or UID of the series if the study has several.", flag="--series")
     labels: Annotated[dict[str, int], BeforeValidator(_label_values)] | None = option(
-        None, "Value of a label as NAME=VALUE; repeat. Default: from report.json.", flag="--label"
+        None, "Value of a label as NAME=VALUE; repeat for several. Default: from report.json.", flag="--label"
     )
 
 
 class ConvertDatasetOptions(Options):
     """The choices of :func:`medmamba.datasets.convert_dataset`."""
 
-    layout: Literal["nnunet", "decathlon"] = option("nnunet", "Layout to write: nnU-Net's raw one, or the Decathlon's.")
+    layout: Literal["nnunet", "decathlon"] = option("nnunet", "Layout: nnU-Net raw, or Medical Segmentation Decathlon.")
 
 
 class ConvertPlansOptions(Options):
     """The choices of :func:`medmamba.planning.convert.convert_plan`."""
 
-    dataset: Path | None = option(None, "nnU-Net's dataset.json; default: the one beside its plans file.")
+    dataset: Path | None = option(None, "nnU-Net's dataset.json. Default: the one in the folder of the plans file.")
 
 
 class ConvertWeightsOptions(Options):
     """The choices of :func:`medmamba.networks.published.weights.convert_weights`."""
 
     family: Literal["vm_unet", "vmamba_v0", "mhs_vm", "hrvmamba", "vim", "mambaout"] = option(
-        ..., "Published network that the checkpoint belongs to."
+        ..., "Published network of the checkpoint."
     )

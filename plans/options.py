@@ -40,38 +40,36 @@ class PlanOptions(Options):
     Each may also be given as the text that the command line takes: ``"64,96,96"``, ``"8GB"``, ``"none"``.
     """
 
-    network: str = option("vm_unet", "Network family, or auto: chosen by rules from what was measured.", panel=RULES)
+    network: str = option("vm_unet", "Network, or auto: chosen by rules from the dataset's properties.", panel=RULES)
     device_memory_gb: Gigabytes = option(
         8.0,
-        "Memory of the device that will train: 8GB, 24GB (1 GB is 1e9 bytes).",
+        "Memory of the training device: 8GB, 24GB (1 GB is 1e9 bytes).",
         panel=RULES,
         flag="--device-memory",
         gt=0,
     )
-    spacing: Numbers | None = option(
-        None, "Voxel spacing in mm along the image axes i, j, k, instead of the rule's: 1,1,2.5", panel=RULES
-    )
+    spacing: Numbers | None = option(None, "Target spacing in mm along the image axes i, j, k: 1,1,2.5", panel=RULES)
     patch_size: Integers | None = option(
-        None, "Patch size in voxels, for the configurations with as many axes: 64,96,96", panel=RULES
+        None, "Patch size in voxels, for configurations of as many axes: 64,96,96", panel=RULES
     )
     batch_size: int | None = option(None, "Patches per batch.", panel=RULES, ge=1)
     configurations: Names | None = option(
         None, f"Configurations to plan: {', '.join(PLANNED)}, or all that apply (the default).", panel=RULES
     )
     use_scan: bool = option(
-        True, "Plan the same network without its scans, to measure what they are worth.", panel=RULES, flag="--no-scan"
+        True, "Plan the same network without its scans, to measure their contribution.", panel=RULES, flag="--no-scan"
     )
     mirror: MirrorPolicy = option(
         "auto",
-        "Labels that are left or right: auto (no left-right mirroring), swap (exchange pairs), all, none.",
+        "Mirroring of labels with laterality: auto (not left-right), swap (left-right, labels exchanged), all or none.",
         panel=RULES,
     )
     machine: str = option(
-        "cpu", f"What will train, for the predicted times: {', '.join(MACHINES)}; cpu:4 for four threads.", panel=RULES
+        "cpu", f"Training machine of the predicted times: {', '.join(MACHINES)}; cpu:4 for four threads.", panel=RULES
     )
     train_hours: Annotated[float | None, BeforeValidator(hours)] = option(
         None,
-        f"Hours to train for: configuration, patch and batch are chosen so that at least {LEAST_STEPS} steps fit. "
+        f"Training time in hours: configuration, patch and batch are chosen so that at least {LEAST_STEPS} steps fit. "
         f"none: no limit.",
         panel=RULES,
     )

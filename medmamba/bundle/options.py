@@ -26,13 +26,13 @@ class BundleCard(Options):
     """
 
     licence: str = option(
-        "", "Licence of the bundle: SPDX name or a text file.", panel=CARD, flag="--licence --license"
+        "", "Licence of the bundle: an SPDX identifier or a text file.", panel=CARD, flag="--licence --license"
     )
-    intended_use: str = option("", "Intended use: what the model is for, in a sentence.", panel=CARD)
+    intended_use: str = option("", "Intended use of the model, in a sentence.", panel=CARD)
     name: str = option("medmamba_segmentation", "Name of the bundle: letters, digits, _ and -.", panel=CARD)
     release: str = option("0.1.0", "Version of the bundle.", panel=CARD)
-    authors: str = option("unnamed", "Who made the model.", panel=CARD)
-    description: str = option("", "What the model does.", panel=CARD)
+    authors: str = option("unnamed", "Authors of the model.", panel=CARD)
+    description: str = option("", "Description of the model.", panel=CARD)
     data_licence: str = option("", "Licence of the training data.", panel=CARD)
     references: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = option(
         (), "Publication about the model; repeat for several.", panel=CARD, flag="--reference"
@@ -55,13 +55,14 @@ class BundleCard(Options):
 class ExportOptions(Options):
     """The choices of :func:`medmamba.bundle.write.export_bundle`, and further forms of the network."""
 
-    check_on: Path = option(..., "Real images: bundle and model must give equal masks on them.")
+    check_on: Path = option(..., "Images on which bundle and model must give equal masks.")
     configuration: Names | None = option(
-        None, "Configuration; repeat for an ensemble. Default: what `medmamba find-best` chose."
+        None,
+        "Configuration; repeat for an ensemble. Default: the choice of `medmamba find-best`, else the plan's default.",
     )
     folds: Folds | None = option(None, "Fold to use; repeat for several. Default: all.", flag="--fold")
     mirror: bool = option(True, NO_MIRROR_TEXT, flag="--no-mirror")
     graphs: Annotated[tuple[Graph, ...], BeforeValidator(_one_or_several)] = option(
-        (), f"Graph of the network to write as well: {', '.join(get_args(Graph))}; repeat for several.", flag="--graph"
+        (), f"Graph of the network to write too: {', '.join(get_args(Graph))}; repeat for several.", flag="--graph"
     )
-    most_cases: int = option(2, "Check on at most this many cases.", ge=1)
+    most_cases: int = option(2, "Largest number of cases to check.", ge=1)

@@ -17,20 +17,24 @@ class EvaluateOptions(Options):
     """The choices of :func:`medmamba.evaluation.run.run_evaluation`."""
 
     other: Path | None = option(
-        None, "Second folder of masks of the same cases: paired differences to it.", flag="--compare"
+        None, "Second folder of masks of the same cases, for paired differences.", flag="--compare"
     )
-    tolerance_mm: float = option(TOLERANCE_MM, "Tolerance of the surface Dice (NSD) in mm.", flag="--tolerance", ge=0)
+    tolerance_mm: float = option(
+        TOLERANCE_MM, "Tolerance of the normalised surface distance (NSD) in mm.", flag="--tolerance", ge=0
+    )
     tolerance_px: float | None = option(
         None,
-        "Tolerance of the surface Dice in pixels, for images without millimetres. Default: the number of --tolerance.",
+        "Tolerance of the NSD in pixels, for images without millimetres. Default: the number of --tolerance.",
         ge=0,
     )
     missing: Literal["fail", "empty"] = option(
-        "fail", "A case without prediction: fail is an error, empty counts it as an empty mask."
+        "fail", "Cases without a prediction: fail (an error), or empty (counted as an empty mask)."
     )
-    subgroups: Path | None = option(None, "CSV with a column 'case' and properties of the cases.")
-    images: Path | None = option(None, "Folder of the images, shown below the outlines.")
-    pictures: int = option(OVERLAYS, "How many of the worst cases the page shows with outlines.", ge=0)
+    subgroups: Path | None = option(
+        None, "CSV file with a column 'case' and one column per property that defines subgroups."
+    )
+    images: Path | None = option(None, "Folder of the images, to show behind the outlines.")
+    pictures: int = option(OVERLAYS, "Number of worst cases shown with outlines.", ge=0)
 
     @property
     def tolerance_in_pixels(self) -> float:

@@ -23,9 +23,9 @@ BUDGET_GIB = 6.0
 """Memory that the arrays of one prediction may take together, so that a machine of 8 GiB has some left for the network;
 planes that do not fit are kept on disk."""
 
-PASSES_TEXT = "2^n passes of each patch through the network instead of one, n being the axes that the plan may mirror."
-NO_MIRROR_TEXT = f"No average over flips, which takes {PASSES_TEXT}"
-MIRROR_TEXT = f"Average over flips, which takes {PASSES_TEXT}"
+PASSES_TEXT = "2^n passes per patch instead of one, for n axes that the plan allows to mirror."
+NO_MIRROR_TEXT = f"No mirroring (test-time augmentation), which takes {PASSES_TEXT}"
+MIRROR_TEXT = f"Mirroring (test-time augmentation), which takes {PASSES_TEXT}"
 
 
 class ModelOptions(Options):
@@ -37,13 +37,13 @@ class ModelOptions(Options):
     mirror: bool | None = option(None, NO_MIRROR_TEXT, panel="Speed", flag="--no-mirror")
     fast: bool = option(
         False,
-        f"No mirroring, and patches {FAST_STEP:g} of their edge apart instead of {STEP:g}.",
+        f"No mirroring, and a step of {FAST_STEP:g} patch sizes between patches instead of {STEP:g}.",
         panel="Speed",
     )
     precision: Precision = option(
         "fp32",
-        f"Precision of the network: {listed(Precision)}; auto: what the device multiplies fastest. Scans are always "
-        "fp32; half precision moves single voxels at the borders of a mask.",
+        f"Precision of the network: {listed(Precision)}; auto: the fastest of the device. Scans are always computed in "
+        "fp32. Half precision changes single voxels at the borders of a mask.",
         panel="Speed",
     )
     scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT, panel="Speed")
@@ -57,59 +57,53 @@ class PredictorOptions(ModelOptions):
 
     configuration: Names | None = option(
         None,
-        "Configuration; repeat for an ensemble whose probabilities are averaged. Default: what `medmamba find-best` "
-        "chose for the run, else the plan's default.",
+        "Configuration; repeat for an ensemble (mean of the probabilities). Default: the choice of "
+        "`medmamba find-best`, else the plan's default.",
         panel="Model",
     )
     device: str = option("auto", DEVICE_TEXT, panel="Speed")
-    patch_size: Integers | None = option(None, "Patch edges other than the plan's, as 96,96,96.", panel="Speed")
-    tile_batch: int = option(1, "Patches that go through the network together.", panel="Speed", ge=1)
-    confidence: bool = option(
-        True, "Do not measure entropy and agreement of the folds.", panel="Speed", flag="--no-confidence"
-    )
+    patch_size: Integers | None = option(None, "Patch size instead of the plan's: 96,96,96", panel="Speed")
+    tile_batch: int = option(1, "Patches per forward pass.", panel="Speed", ge=1)
+    confidence: bool = option(True, "Skip entropy and fold agreement.", panel="Speed", flag="--no-confidence")
     scratch: Path | None = option(
-        None, "Folder for what does not fit into memory. Default: the system's temporary folder.", panel="Memory"
+        None, "Folder for arrays that do not fit into memory. Default: the system's temporary folder.", panel="Memory"
     )
     memory_gib: float | None = option(
         None,
-        "Memory in GiB to plan with: what does not fit goes to disk. Default: "
-        f"{BUDGET_GIB:g}, or most of what is free if that is less.",
+        "Memory in GiB for the arrays of a case; what does not fit is kept on disk. Default: "
+        f"{BUDGET_GIB:g}, or most of the free memory if that is less.",
         panel="Memory",
         flag="--memory",
         ge=0,
     )
     memory_limit_gib: float | None = option(
         None,
-        "Refuse an image that needs more memory in GiB than this, with its planes on disk too. Default: no limit.",
+        "Refuse images that need more memory in GiB than this, even with planes of logits on disk. Default: no limit.",
         panel="Memory",
         flag="--memory-limit",
         ge=0,
     )
     strict: bool = option(
-        False, "Missing folds are an error, and so is a mask whose status is review.", panel="Quality control"
+        False, "Treat missing folds and masks with the status review as errors.", panel="Quality control"
     )
 
 
 class PredictOptions(PredictorOptions):
     """The choices of `medmamba predict` and :func:`medmamba.pipeline.predict`."""
 
-    probabilities: bool = option(False, "Also write the probability of every class.", panel="Output")
-    dicom_seg: bool = option(False, "Also write each mask as DICOM SEG beside its series' own objects.", panel="Output")
-    dicom_rtstruct: bool = option(
-        False, "Also write each mask as contours (DICOM RTSTRUCT) of its series.", panel="Output"
-    )
-    codes: Path | None = option(
-        None, "labels.json with code and colour of each label of the DICOM objects.", panel="Output"
-    )
-    series: str | None = option(None, "Number or UID of the DICOM series, where a study holds several.", panel="Input")
+    probabilities: bool = option(False, "Write the probabilities of all classes too.", panel="Output")
+    dicom_seg: bool = option(False, "Write each mask as DICOM SEG too.", panel="Output")
+    dicom_rtstruct: bool = option(False, "Write each mask as contours (DICOM RTSTRUCT) too.", panel="Output")
+    codes: Path | None = option(None, "JSON file with the code and colour of each label, for DICOM.", panel="Output")
+    series: str | None = option(None, "Number or UID of the DICOM series if the study has several.", panel="Input")
     pseudonymise: bool = option(
-        False, "No case names in reports and messages; the key is written to pseudonyms.csv.", panel="Output"
+        False, "Replace case names in reports and messages by pseudonyms; pseudonyms.csv holds the key.", panel="Output"
     )
-    resume: bool = option(False, "Keep what an interrupted run has finished.", panel="Many cases")
-    part: Part | None = option(None, "Predict only part i of n, as 2/4: for several machines.", panel="Many cases")
+    resume: bool = option(False, "Keep the masks that an interrupted run has finished.", panel="Many cases")
+    part: Part | None = option(None, "Predict part i of n, such as 2/4, for several machines.", panel="Many cases")
     workers: int = option(
         0,
-        "Processes that divide the cases among them, each with its own model; 0: this process alone.",
+        "Processes among which the cases are divided, each with its own copy of the model; 0: none.",
         panel="Many cases",
         ge=0,
     )

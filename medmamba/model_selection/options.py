@@ -15,5 +15,5 @@ class FindBestOptions(Options):
     mirror: bool = option(True, NO_MIRROR_TEXT, flag="--no-mirror")
     scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT)
     scratch: Path | None = option(
-        None, "Folder for probabilities of regions meanwhile. Default: the system's temporary folder."
+        None, "Folder for temporary probabilities of regions. Default: the system's temporary folder."
     )

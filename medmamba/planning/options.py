@@ -21,33 +21,37 @@ class PlanRequest(PlanOptions):
     configurations: Names | None = option(
         None,
         f"Configurations to plan and preprocess: {', '.join(PLANNED)}, or all. Default: plan all that apply, "
-        f"preprocess the one that is trained by default.",
+        f"preprocess the default one.",
         panel=RULES,
     )
     pilot: float | None = option(
         None,
-        "Train candidate networks for so many minutes in all on one fold, and plan the best. --network a,b names the "
-        f"candidates; default: {', '.join(CANDIDATES)}.",
+        "Minutes in which candidate networks are trained on one fold, all together; the best is planned. --network a,b "
+        f"names the candidates; default: {', '.join(CANDIDATES)}.",
         panel=RULES,
         gt=0,
     )
     group_by: str | None = option(
         None,
-        "Patient of a case, whose cases stay in one fold: a regular expression for it in the case id, such as "
-        "'(.*)_E[DS]', or TABLE.csv:COLUMN.",
+        "Patient of each case, so that a patient's cases stay in one fold: a regular expression on the case "
+        "identifier, such as '(.*)_E[DS]', or TABLE.csv:COLUMN.",
         panel=DATA,
     )
-    splits: Path | None = option(None, "Own folds, as nnU-Net's splits_final.json.", panel=DATA)
-    nonfinite: Literal["error", "zero"] = option("error", "NaN and infinite voxels: error, or zero.", panel=DATA)
-    prefer: Literal["sform", "qform"] | None = option(
-        None, "Form of the header that counts where its two disagree: sform or qform.", panel=DATA
+    splits: Path | None = option(None, "File of folds in the format of nnU-Net's splits_final.json.", panel=DATA)
+    nonfinite: Literal["error", "zero"] = option(
+        "error", "NaN and infinite voxels: error, or zero (set to 0).", panel=DATA
     )
-    match_labels: bool = option(False, "Reorient label maps to the axes of their images.", panel=DATA)
+    prefer: Literal["sform", "qform"] | None = option(
+        None, "Affine of a NIfTI header to use where the two disagree: sform or qform.", panel=DATA
+    )
+    match_labels: bool = option(
+        False, "Reorient label maps that are stored with other axes than their images.", panel=DATA
+    )
     max_voxels: int | None = option(
         None, "Largest number of voxels times channels of a file, and of a case on the plan's grid.", panel=DATA, ge=1
     )
     workers: int | None = option(
-        None, "Cases in memory at the same time. Default: one per core, at most 8.", panel=MACHINE, ge=1
+        None, "Cases processed in parallel. Default: one per core, at most 8.", panel=MACHINE, ge=1
     )
 
     @property

@@ -9,17 +9,22 @@ from medmamba.options import DEVICE_TEXT, Names, option
 class ServeOptions(ModelOptions):
     """The choices of :func:`medmamba.serving.run.run_service`."""
 
-    host: str = option("127.0.0.1", "Address to listen on. There is no login: keep to this machine.", panel="Service")
-    port: int = option(8000, "Port to listen on; 0 takes a free one.", panel="Service", ge=0, le=65535)
+    host: str = option(
+        "127.0.0.1", "Address to listen on. There is no authentication: do not expose it.", panel="Service"
+    )
+    port: int = option(8000, "Port; 0 takes a free one.", panel="Service", ge=0, le=65535)
     devices: Names = option(
-        ("auto",), f"{DEVICE_TEXT.rstrip('.')}; repeat for a queue on each.", panel="Service", flag="--device"
+        ("auto",),
+        f"{DEVICE_TEXT.rstrip('.')}; repeat for several, each with its own queue.",
+        panel="Service",
+        flag="--device",
     )
     upload_mb: int = option(512, "Largest upload, in MB.", panel="Service", flag="--max-upload", ge=1)
     waiting: int = option(
-        8, "Images that may wait in the queue of one device.", panel="Service", flag="--max-waiting", ge=1
+        8, "Largest number of images that wait in the queue of a device.", panel="Service", flag="--max-waiting", ge=1
     )
     memory_limit_gib: float | None = option(
-        None, "Memory in GiB for one image; larger ones are refused.", panel="Service", flag="--max-memory", ge=0
+        None, "Largest memory in GiB of one image; others are refused.", panel="Service", flag="--max-memory", ge=0
     )
 
     def of_predictor(self, device: str) -> PredictorOptions:

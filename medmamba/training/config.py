@@ -39,58 +39,72 @@ class TrainConfig(Options):
 
     epochs: int | None = option(
         None,
-        f"Length in epochs of {STEPS_PER_EPOCH} steps (or --steps-per-epoch); {EPOCHS} if no length is given.",
+        f"Number of epochs of --steps-per-epoch steps. Default: {EPOCHS}, unless steps or a time are given.",
         panel=LENGTH,
         ge=1,
     )
-    steps: int | None = option(None, "Length in steps.", panel=LENGTH, ge=1)
-    max_minutes: float | None = option(None, "Length in minutes; the schedule ends inside.", panel=LENGTH, gt=0)
-    patience: int | None = option(None, "Epochs without a better Dice after which training ends.", panel=LENGTH, ge=1)
-    steps_per_epoch: int = option(STEPS_PER_EPOCH, "Steps between two validations.", panel=LENGTH, ge=1)
+    steps: int | None = option(None, "Number of optimiser steps.", panel=LENGTH, ge=1)
+    max_minutes: float | None = option(
+        None, "Training time in minutes; the learning rate schedule is fitted to it.", panel=LENGTH, gt=0
+    )
+    patience: int | None = option(
+        None, "Early stopping: end after this many epochs without a better validation Dice.", panel=LENGTH, ge=1
+    )
+    steps_per_epoch: int = option(
+        STEPS_PER_EPOCH, "Optimiser steps per epoch, after which training is validated.", panel=LENGTH, ge=1
+    )
     batch_size: int | None = option(None, "Batch size instead of the plan's.", panel=RECIPE, ge=1)
     learning_rate: float = option(3e-3, "Initial learning rate.", panel=RECIPE, gt=0)
-    schedule: Schedule = option("poly", f"Decay of the learning rate: {listed(Schedule)}.", panel=RECIPE)
-    warmup_steps: int = option(20, "Steps over which the learning rate rises from 0.", panel=RECIPE, ge=0)
+    schedule: Schedule = option("poly", f"Learning rate schedule: {listed(Schedule)}.", panel=RECIPE)
+    warmup_steps: int = option(20, "Steps of linear learning rate warm-up from 0.", panel=RECIPE, ge=0)
     optimizer: Optimizer = option("adamw", f"Optimizer: {listed(Optimizer)}.", panel=RECIPE)
-    weight_decay: float = option(1e-2, "Weight decay of matrices and kernels.", panel=RECIPE, ge=0)
-    gradient_clip: float = option(12.0, "Largest norm of the gradient; above, it is scaled down.", panel=RECIPE, gt=0)
+    weight_decay: float = option(1e-2, "Weight decay of weight matrices and convolution kernels.", panel=RECIPE, ge=0)
+    gradient_clip: float = option(12.0, "Gradient clipping: largest norm of the gradient.", panel=RECIPE, gt=0)
     loss: str = option(
-        "dice_ce", f"Loss: {listed(tuple(LOSSES))}, or a function of yours as package.module:function.", panel=RECIPE
+        "dice_ce", f"Loss: {listed(tuple(LOSSES))}, or your own function as package.module:function.", panel=RECIPE
     )
-    class_weights: NumbersByName = option(
-        {}, "Weights of classes in the loss by label name: tumour=3,liver=1", panel=RECIPE
-    )
+    class_weights: NumbersByName = option({}, "Class weights of the loss by label name: tumour=3,liver=1", panel=RECIPE)
     sampling: Sampling = option(
-        "foreground", "What patches are centred on: foreground, or lesion (every lesion equally often).", panel=RECIPE
+        "foreground",
+        "Oversampling of foreground patches: foreground (every voxel equally often) or lesion (every lesion).",
+        panel=RECIPE,
     )
     ema: float | None = option(
-        None, "Decay of an exponential average of the weights, e.g. 0.999; none if not given.", panel=RECIPE, gt=0, lt=1
+        None,
+        "Decay of an exponential moving average of the weights, for example 0.999. Default: no average.",
+        panel=RECIPE,
+        gt=0,
+        lt=1,
     )
     augment: Augment = option(
         "auto",
-        "Where patches are augmented: cpu (one at a time), device (whole batches, on the GPU) or none; auto: on a GPU "
-        "if there is one.",
+        "Data augmentation: cpu (patch by patch), device (whole batches, on the GPU) or none; auto: device on a GPU, "
+        "else cpu.",
         panel=RECIPE,
     )
-    freeze: Names = option((), "Parts of the network that are not trained: stem,encoder", panel=RECIPE)
-    validation_cases: int | None = option(8, "Whole volumes validated after each epoch.", panel=RECIPE, ge=1)
-    seed: int = option(1, "Seed of weights, patches and augmentation.", panel=RECIPE, ge=0)
-    workers: int = option(1, "Processes that make batches; 0: none.", panel=MACHINE, ge=0)
+    freeze: Names = option((), "Frozen parts of the network: stem,encoder", panel=RECIPE)
+    validation_cases: int | None = option(
+        8, "Number of whole volumes predicted for validation after each epoch.", panel=RECIPE, ge=1
+    )
+    seed: int = option(1, "Random seed of weights, patches and augmentation.", panel=RECIPE, ge=0)
+    workers: int = option(1, "Data loading processes; 0: load in the training process.", panel=MACHINE, ge=0)
     stall_seconds: float = option(
-        28.0, "Seconds of silence after which a data worker is replaced.", panel=MACHINE, gt=0
+        28.0, "Seconds without a sign of progress after which a data worker is replaced.", panel=MACHINE, gt=0
     )
     device: str = option("auto", DEVICE_TEXT, panel=MACHINE)
     precision: Precision = option(
-        "auto", f"Precision of the network: {listed(Precision)}; scans are always fp32.", panel=MACHINE
+        "auto", f"Precision of the network: {listed(Precision)}. Scans are always computed in fp32.", panel=MACHINE
     )
     scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT, panel=MACHINE)
     recompute: bool = option(
-        False, "Save memory: compute activations a second time in the backward pass.", panel=MACHINE
+        False, "Activation checkpointing: recompute activations in the backward pass to save memory.", panel=MACHINE
     )
     compile: bool = option(
-        False, "Run the network through torch.compile; where that fails, training continues without it.", panel=MACHINE
+        False, "Compile the network with torch.compile; if that fails, train without.", panel=MACHINE
     )
-    deterministic: bool = option(False, "Deterministic algorithms: the same bytes on every run.", panel=MACHINE)
+    deterministic: bool = option(
+        False, "Use deterministic algorithms: every run gives identical weights.", panel=MACHINE
+    )
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints.", panel=MACHINE, gt=0)
 
     @field_validator("augment", mode="before")

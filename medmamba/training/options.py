@@ -22,10 +22,10 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 PRETRAINING_STEPS = 5000
 """Length of a pretraining for which none is given."""
 PRETRAINING_FIELDS: dict[str, str | None] = {
-    "epochs": "Length in epochs of --steps-per-epoch steps.",
-    "steps": f"Length in steps; {PRETRAINING_STEPS} if no length is given.",
+    "epochs": "Number of epochs of --steps-per-epoch steps.",
+    "steps": f"Number of steps. Default: {PRETRAINING_STEPS}, unless epochs or minutes are given.",
     "max_minutes": None,
-    "steps_per_epoch": "Steps between two checkpoints.",
+    "steps_per_epoch": "Optimiser steps per epoch, after which a checkpoint is written.",
     "batch_size": None,
     "learning_rate": None,
     "schedule": None,
@@ -48,25 +48,25 @@ class TrainOptions(Options):
     """Which folds of a run to train, of which network, from which start, and where else the metrics go."""
 
     folds: Folds = option(
-        (0,), "Fold number, several (0,1,2 or 0-4), or 'all': one model of every case.", flag="--fold"
+        (0,), "Fold number, several (0,1,2 or 0-4), or 'all': one model trained on every case.", flag="--fold"
     )
     configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
-    network: str | None = option(
-        None, "Network family to train on the plan in place of its own; vm_unet_published too."
+    network: str | None = option(None, "Network to train instead of the plan's; vm_unet_published is possible too.")
+    use_scan: bool = option(True, "Train the same network without its scans.", flag="--no-scan")
+    max_hours: float | None = option(None, "Training time in hours, instead of --max-minutes.", panel=LENGTH, gt=0)
+    devices: Names = option(
+        (), "Devices on which folds are trained in parallel, one fold on each: cuda:0,cuda:1", panel=MACHINE
     )
-    use_scan: bool = option(True, "No scan: the same network with the scan taken out.", flag="--no-scan")
-    max_hours: float | None = option(None, "Length in hours, instead of --max-minutes.", panel=LENGTH, gt=0)
-    devices: Names = option((), "Devices for several folds at the same time, one on each: cuda:0,cuda:1", panel=MACHINE)
     init: Path | None = option(
         None,
-        "Weights to start from (run, fold, pretraining, or the file of convert weights).",
+        "Initial weights: a run, a fold, a pretraining, or a file written by `medmamba convert weights`.",
         panel=START,
     )
     resume: bool = option(False, "Continue from the last checkpoint.", panel=START)
-    restart: bool = option(False, "Delete the fold's checkpoints and begin again.", panel=START)
-    tensorboard: bool = option(False, "Metrics also to TensorBoard.", panel=TRACKING)
-    mlflow: bool = option(False, "Metrics also to MLflow.", panel=TRACKING)
-    wandb: bool = option(False, "Metrics also to Weights & Biases.", panel=TRACKING)
+    restart: bool = option(False, "Delete the fold's checkpoints and start again.", panel=START)
+    tensorboard: bool = option(False, "Log metrics to TensorBoard too.", panel=TRACKING)
+    mlflow: bool = option(False, "Log metrics to MLflow too.", panel=TRACKING)
+    wandb: bool = option(False, "Log metrics to Weights & Biases too.", panel=TRACKING)
 
     @classmethod
     def with_trackers(cls, trackers: Sequence[str], **options: Any) -> TrainOptions:
@@ -85,8 +85,8 @@ class TrainOptions(Options):
 class PretrainOptions(Options):
     """Which network of a run to pretrain, on which images."""
 
-    images: Path | None = option(None, "Folder of further images without labels.")
+    images: Path | None = option(None, "Folder of additional unlabelled images.")
     configuration: str | None = option(None, "Configuration of the plan; its default if none is given.")
-    network: str | None = option(None, "Network family to pretrain in place of the plan's.")
+    network: str | None = option(None, "Network to pretrain instead of the plan's.")
     resume: bool = option(False, "Continue from the last checkpoint.")
-    restart: bool = option(False, "Begin again.")
+    restart: bool = option(False, "Delete the checkpoints and start again.")

@@ -1,4 +1,4 @@
-"""The page on the architecture names files that exist, with what they define, and the rooms as they import each other."""
+"""The architecture page names files that exist, with what they define, and the order in which rooms import."""
 
 from __future__ import annotations
 
