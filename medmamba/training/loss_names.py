@@ -67,4 +67,4 @@ def find_loss(name: str) -> LossFunction:
         ) from error
     if not callable(found):
         raise ConfigError(f"loss {name!r} is not a function. Use module:function, or one of: {', '.join(LOSSES)}.")
-    return found  # type: ignore[no-any-return]
+    return found

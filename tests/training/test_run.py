@@ -235,7 +235,7 @@ def test_out_of_memory_gives_up_batch_then_patch_and_says_so(clinic_run, monkeyp
     else:
         pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), on_event=events.append)
         assert max(math.prod(shape) for shape in shapes) < 512
-    assert any("going on with batch 1" in line for line in events)
+    assert any("continuing with batch 1" in line for line in events)
 
 
 @pytest.mark.slow
