@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from hashlib import sha256
 from pathlib import Path
 
 import nibabel as nib
@@ -339,3 +340,18 @@ def test_a_dicom_folder_is_a_case_and_its_mask_a_nifti(predictor, tmp_path, shar
     report = pipeline.predict(predictor, tmp_path / "in", tmp_path / "out")
     assert list(report.done) == ["series_a"]
     assert (tmp_path / "out" / "series_a.nii.gz").exists()
+
+
+def test_a_report_of_an_earlier_version_whose_plans_had_fewer_fields_is_reproduced(tiny_run, images, tmp_path):
+    fold = shutil.copytree(tiny_run / "models" / "3d_fullres" / "fold_0", tmp_path / "fold_0")
+    plan = json.loads((fold / "plan.json").read_text())
+    del plan["options"]["train_hours"]
+    (fold / "plan.json").write_text(json.dumps(plan, indent=2))
+    before = sha256((fold / "plan.json").read_bytes()).hexdigest()
+    facts = json.loads((fold / "model.json").read_text())
+    (fold / "model.json").write_text(json.dumps(facts | {"plan_sha256": before}))
+    pipeline.predict(fold, images, tmp_path / "out", mirror=False)
+    record = report_of(tmp_path / "out")
+    record["model"]["plan_sha256"] = before
+    (tmp_path / "out" / "report.json").write_text(json.dumps(record))
+    assert reproduce(tmp_path / "out" / "report.json", fold, images, cases=["patient_0"]).same == ("patient_0",)

@@ -14,6 +14,7 @@ from medmamba.images.cases import find_cases
 from medmamba.inference.folder.case_job import input_sha256
 from medmamba.inference.folder.run import predict_folder
 from medmamba.inference.predictor import Predictor
+from medmamba.models.run_folder import is_plan
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def reproduce(
         patch_size=next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
     )
     found = predictor.provenance()
-    for key, part in (("plan", "plan"), ("weights", "weights"), ("recipe", "best.json, which find-best writes,")):
+    if not is_plan(predictor.model.ensembles[0].folders[0] / "plan.json", record["model"]["plan_sha256"]):
+        raise ConfigError(f"{model}: its plan is not that of {report}. Give the model that made the report.")
+    for key, part in (("weights", "weights"), ("recipe", "best.json, which find-best writes,")):
         if found.as_dict()[f"{key}_sha256"] != record["model"][f"{key}_sha256"]:
             raise ConfigError(f"{model}: its {part} is not that of {report}. Give the model that made the report.")
     wanted = list(record["cases"]) if cases is None else list(cases)
