@@ -70,6 +70,8 @@ def test_links_to_files_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:", target):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+            if path.is_relative_to(ROOT / "docs"):  # the site has no other files, and refuses links to them
+                assert (path.parent / target).resolve().is_relative_to(ROOT / "docs"), f"{path.name}: {target}"
     for script in re.findall(r"benchmarks/\w+\.py", path.read_text(encoding="utf-8")):
         assert (ROOT / script).is_file(), f"{path.name}: {script}"
 
