@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 PACKAGES = ("torch", "monai", "triton", "nibabel", "SimpleITK", "batchgenerators", "numpy", "blosc2")
 
 
 def doctor_lines() -> Iterator[str]:
-    """Versions, cores, memory, GPUs and scan backends, one fact a line."""
+    """Versions, cores, GPUs, scan backends and networks of other packages, one fact a line."""
     import torch
 
     from medmamba.kernels import backend_report
+    from medmamba.plugins import GROUP, load_network_plugins
     from medmamba.version import __version__
 
     yield f"medmamba {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -29,3 +30,8 @@ def doctor_lines() -> Iterator[str]:
     yield "Scan backends:"
     for line in str(backend_report()).splitlines():
         yield f"  {line}"
+    entries, broken = entry_points(group=GROUP), load_network_plugins()
+    yield f"Networks of other packages:{'' if entries else ' none'}"
+    for entry in entries:
+        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+        yield f"  {broken[entry.name]}" if entry.name in broken else f"  {entry.name} of the package {package}"

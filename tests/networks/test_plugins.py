@@ -13,6 +13,7 @@ import torch
 from installed import install
 
 from medmamba.bundle.sources import bundle_sources
+from medmamba.doctor import doctor_lines
 from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
 from medmamba.networks.planned.registry import NETWORKS
@@ -148,6 +149,21 @@ def test_a_package_that_fails_to_import_is_named_with_the_cure_and_breaks_no_oth
     find("vm_unet")
     with pytest.raises(ConfigError, match=re.escape("Unknown network 'gated_une'. Did you mean 'gated_unet'?")):
         find("gated_une")
+
+
+def test_doctor_lists_the_networks_of_other_packages_and_why_one_is_broken(site, tmp_path):
+    assert "Networks of other packages: none" in list(doctor_lines())
+    load_network_plugins.cache_clear()
+    install(package(tmp_path / "broken", "theirs", "import somewhere\n"), site)
+    install(EXAMPLE, site)
+    lines = list(doctor_lines())
+    mine = [line for line in lines[lines.index("Networks of other packages:") + 1 :] if line.startswith("  ")]
+    assert sorted(mine) == [
+        "  Network 'theirs' of the package their-networks cannot be imported (ModuleNotFoundError: No module named "
+        "'somewhere'). Update the package (`pip install --upgrade their-networks`), or remove it "
+        "(`pip uninstall their-networks`).",
+        "  gated_unet of the package gated-unet 1.0",
+    ]
 
 
 def test_networks_of_ours_load_no_other_package(site, tmp_path):

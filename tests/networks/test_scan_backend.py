@@ -8,7 +8,7 @@ import torch
 from medmamba.errors import ConfigError
 from medmamba.kernels import available_backends
 from medmamba.networks import available_networks, build_network
-from medmamba.networks.blocks import deformable, mamba2, scan_core
+from medmamba.networks.blocks import deformable, scan_core
 from medmamba.networks.build import network_facts
 from medmamba.networks.scan_backend import resolve_scan_backend, scan_backend_of, set_scan_backend
 
@@ -26,7 +26,7 @@ def tiny(name: str, **changes: object) -> torch.nn.Module:
 @pytest.mark.parametrize("name", SCANNING)
 def test_every_operator_of_a_network_runs_on_the_chosen_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    for module, function in ((scan_core, "routed_scan"), (deformable, "deformable_conv"), (mamba2, "ssd_chunked")):
+    for module, function in ((scan_core, "routed_scan"), (deformable, "deformable_conv")):
         operator = getattr(module, function)
 
         def spy(*args: object, operator=operator, backend: str = "missing", **options: object) -> torch.Tensor:

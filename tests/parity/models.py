@@ -18,14 +18,12 @@ from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.hrvmamba import DVSSBlock
 from medmamba.networks.blocks.lamamba import LaMambaBlock
-from medmamba.networks.blocks.mamba2 import Mamba2
 from medmamba.networks.blocks.mambaout import GatedCNNBlock
 from medmamba.networks.blocks.mhs import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.patches import PatchEmbed, PatchExpand, PatchMerging
 from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.published import presets
-from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mambaout import SIZES, PublishedMambaOut
 from medmamba.networks.published.presets import Shapes, count, first, mixer_prefixes, ss2d
 from medmamba.networks.published.vim import WIDTHS, PublishedVim
@@ -33,6 +31,8 @@ from medmamba.networks.published.vm_unet import PublishedVMUNet
 
 from .descriptions import check_options
 from .golden import Golden
+from .lamamba import ConditionedBlock, PublishedLaMamba
+from .mamba2 import Mamba2
 from .original_names import mhs_original, vim_original, vm_unet_original
 from .subject import Subject
 
@@ -251,14 +251,13 @@ def lamamba_block(info: Info, shapes: Shapes) -> Subject:
     if shift not in (0, edge // 2):
         raise ConfigError(f"shift_size of {info['model']} is {shift}; known here are 0 and {edge // 2}.")
     condition = shapes.get("condition_projection.weight")
-    block = LaMambaBlock(
-        width,
-        ss2d(shapes, "op.", route=lamamba_route(info)),
-        WindowAttention(width, heads, (edge, edge), shifted=shift > 0),
-        mlp_ratio=shapes["mlp.fc1.weight"][0] / width,
-        condition_width=condition[1] if condition else None,
-    )
-    return Subject(block, "lamamba", inputs=("input", "condition") if condition else ("input",))
+    scan = ss2d(shapes, "op.", route=lamamba_route(info))
+    attention = WindowAttention(width, heads, (edge, edge), shifted=shift > 0)
+    ratio = shapes["mlp.fc1.weight"][0] / width
+    if condition is None:
+        return Subject(LaMambaBlock(width, scan, attention, mlp_ratio=ratio), "lamamba")
+    block = ConditionedBlock(width, scan, attention, condition[1], mlp_ratio=ratio)
+    return Subject(block, "lamamba", inputs=("input", "condition"))
 
 
 @model(

@@ -9,7 +9,6 @@ from importlib import import_module
 
 from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width
 from medmamba.kernels.scan.api import routed_scan
-from medmamba.kernels.state_space_duality.api import ssd_chunked
 
 OPERATORS = "torch"
 try:
@@ -18,8 +17,7 @@ except ImportError:
     pass
 else:
     routed_scan = _installed.routed_scan
-    ssd_chunked = _installed.ssd_chunked
     deformable_conv = _installed.deformable_conv
     OPERATORS = "medmamba"
 
-__all__ = ["OPERATORS", "deformable_conv", "offset_mask_width", "routed_scan", "ssd_chunked"]
+__all__ = ["OPERATORS", "deformable_conv", "offset_mask_width", "routed_scan"]

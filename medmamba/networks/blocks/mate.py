@@ -111,7 +111,7 @@ class SelectiveHeads(nn.Module):
         heads = inner // head_width
         self.parts = [state_size, state_size, heads]
         self.select = Linear(width, sum(self.parts), bias=False)
-        self.heads = HeadScan(inner, head_width, directions=directions)
+        self.heads = HeadScan(inner, head_width, directions)
         self.review = nn.Sequential(nn.LayerNorm(width), Linear(width, width)) if review else None
 
     def look_back(self, overview: Tensor) -> Tensor:

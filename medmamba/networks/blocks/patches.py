@@ -6,7 +6,7 @@ Source: VM-UNet (arXiv:2402.02491), section 3.1; merging after Swin (arXiv:2103.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
 from math import prod
 
@@ -77,13 +77,6 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.downsample(self.blocks(self.upsample(x)))
-
-
-def levels(modules: nn.ModuleList) -> Iterator[Level]:
-    """The members of a list of levels, with their type."""
-    for module in modules:
-        assert isinstance(module, Level)
-        yield module
 
 
 def depth_to_space(x: Tensor, stride: Sequence[int]) -> Tensor:

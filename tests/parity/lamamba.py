@@ -1,11 +1,14 @@
-"""LaMamba-Diff's U-Net as published, without its conditioning (its block is ``blocks/lamamba.py``).
+"""LaMamba-Diff's conditioned block, and its U-Net as published, without the conditioning.
 
-Source: Fu et al. 2024, LaMamba-Diff (arXiv:2408.02615), section 3.3, and its public code.
+They prove the block that is planned (``medmamba/networks/blocks/lamamba.py``) against the original.
+
+Source: Fu et al. 2024, LaMamba-Diff (arXiv:2408.02615), sections 3.2 and 3.3, and its public code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +17,29 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.lamamba import LaMambaBlock
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.patches import Level, PatchEmbed, PatchExpand, PatchMerging, levels
+from medmamba.networks.blocks.patches import Level, PatchEmbed, PatchExpand, PatchMerging
 from medmamba.networks.blocks.vss import SS2D
+
+
+class ConditionedBlock(LaMambaBlock):
+    """The block with a condition (B, condition_width) that gives each branch a shift, a scale and a gate:
+
+    x = x + gate * branch(LN(x) * (1 + scale) + shift)
+    """
+
+    def __init__(self, width: int, scan: nn.Module, attention: nn.Module, condition_width: int, **options: Any) -> None:
+        super().__init__(width, scan, attention, **options)
+        self.condition_projection = Linear(condition_width, width)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 9 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        numbers = self.adaLN_modulation(self.condition_projection(condition))  # (B, 9C)
+        parts = numbers.reshape(len(numbers), *[1] * (x.ndim - 2), -1).chunk(9, dim=-1)
+        branches = ((self.norm, self.op), (self.norm_swin, self.attn), (self.norm2, self.mlp))
+        for (norm, branch), number in zip(branches, (0, 3, 6), strict=True):
+            shift, scale, gate = parts[number : number + 3]
+            x = x + gate * branch(norm(x) * (1 + scale) + shift)
+        return x
 
 
 class PublishedLaMamba(nn.Module):
@@ -105,3 +129,10 @@ class PublishedLaMamba(nn.Module):
         for level in levels(self.layers_up):
             x = level.blocks(level.upsample(x) + skips.pop())
         return self.final_linear(self.final_norm(self.final_up(x))).movedim(-1, 1)
+
+
+def levels(modules: nn.ModuleList) -> Iterator[Level]:
+    """The members of a list of levels, with their type."""
+    for module in modules:
+        assert isinstance(module, Level)
+        yield module
