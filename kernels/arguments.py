@@ -29,6 +29,12 @@ def check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | No
             raise TypeError(f"{name} must be integers, they are {integer.dtype}.")
 
 
+def check_shape(name: str, value: Tensor | None, words: str, shape: tuple[int, ...], why: str = "") -> None:
+    """Raises ValueError unless `value` is None or has `shape`, whose axes `words` name."""
+    if value is not None and tuple(value.shape) != shape:
+        raise ValueError(f"{name} must be {words} = {shape}{why}, it is {tuple(value.shape)}.")
+
+
 def check_permutations(routes: Tensor | None) -> None:
     """Raises ValueError unless every row of (K, L) is a permutation; None is raster order.
 

@@ -1,6 +1,7 @@
 """Backends of an operator: a table of implementations with one signature, and the one that runs.
 
-The tables are SCAN_BACKENDS, DEFORMABLE_BACKENDS and SSD_BACKENDS in the ``backends.py`` of each operator's folder.
+The tables are SCAN_BACKENDS, DEFORMABLE_BACKENDS and SSD_BACKENDS in the ``api.py`` of each operator's folder, the
+preferred backend first. Their functions import compiled code at the first call.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from medmamba.kernels.availability import announce_fallback
+from medmamba.kernels.compile_constant import compile_constant
 
 Run = TypeVar("Run", bound=Callable[..., Any])
 
@@ -50,3 +52,8 @@ def choose_backend(backends: Mapping[str, Backend[Run]], name: str, device: str,
         here = [name for name, backend in backends.items() if backend.why_not(device, dtype) is None]
         raise RuntimeError(f"Backend {name!r} cannot run: {reason}. Available here: {here}.")
     return name
+
+
+def chooser(backends: Mapping[str, Backend[Run]]) -> Callable[[str, str, torch.dtype], str]:
+    """`choose_backend` of one table, for ``torch.compile`` a constant of the graph."""
+    return compile_constant(lambda name, device, dtype: choose_backend(backends, name, device, dtype))

@@ -10,6 +10,13 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 ABI_VERSION = 3
+# Why a function of the library failed: `enum MmStatus`.
+_STATUS = {
+    1: "out of memory for scratch space",
+    2: "a row of `routes` is not a permutation of 0..L-1: every route must visit every position once",
+    3: "a size is zero or too large, or the sizes do not fit each other",
+    4: "this processor cannot run the chosen instruction set",
+}
 _int, _int64, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
 
@@ -106,6 +113,14 @@ def cpu_library() -> ctypes.CDLL:
     if library is None:
         raise RuntimeError(f"The cpp backend cannot run: {reason}.")
     return library
+
+
+def run(operator: str, function: str, arguments: ctypes.Structure) -> None:
+    """Run a function of the library. Raises MemoryError or ValueError that names the operator."""
+    status = getattr(cpu_library(), function)(arguments)
+    if status:
+        reason = _STATUS.get(status, f"unknown status {status}")
+        raise (MemoryError if status == 1 else ValueError)(f"{operator}: {reason}.")
 
 
 def missing_reason() -> str | None:

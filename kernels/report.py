@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from medmamba.kernels.library import instruction_set, library_path
-from medmamba.kernels.scan.backends import SCAN_BACKENDS
+from medmamba.kernels.scan.api import SCAN_BACKENDS
 
 _ALWAYS_SLOW = {"reference": "a plain loop for tests; runs only when named"}
 

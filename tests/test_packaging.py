@@ -117,7 +117,7 @@ def test_a_predictor_loads_neither_monai_nor_the_compiler_of_torch():
 def test_torch_marks_a_function_that_is_compile_constant_as_we_do():
     import torch
 
-    from medmamba.kernels.scan.backends import choose_scan_backend
+    from medmamba.kernels.scan.api import choose_scan_backend
 
     def other() -> None: ...
 

@@ -16,14 +16,33 @@ Outside the image there are zeros. In 3D the same rule holds with 27 taps of fou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from medmamba.kernels.arguments import check_kinds
-from medmamba.kernels.deformable.backends import DEFORMABLE_BACKENDS, choose_deformable_backend
+from medmamba.kernels.availability import why_not_cpp, why_not_triton
+from medmamba.kernels.backends import Backend, chooser
 from medmamba.kernels.deformable.geometry import DeformGeometry, geometry_of
+from medmamba.kernels.deformable.taps import deform_reference, deform_torch
+
+
+def _compiled(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    """By the operator, which runs what is compiled for the tensors' device."""
+    from medmamba.kernels.deformable.op import run
+
+    return run(value, offset_mask, geometry)
+
+
+DEFORMABLE_BACKENDS: dict[str, Backend[Callable[[Tensor, Tensor, DeformGeometry], Tensor]]] = {
+    "cpp": Backend(_compiled, why_not_cpp),
+    "triton": Backend(_compiled, why_not_triton, reads_half=True),
+    "torch": Backend(deform_torch),
+    "reference": Backend(deform_reference),
+}
+"""Name -> backend: value (batch, *image, channels) and offset_mask (batch, *output, columns) to the output."""
+_choose_backend = chooser(DEFORMABLE_BACKENDS)
 
 
 def deformable_conv(
@@ -55,7 +74,7 @@ def deformable_conv(
     geometry = geometry_of(value, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
     _check(value, offset_mask, geometry)
     dtype = torch.float64 if torch.float64 in (value.dtype, offset_mask.dtype) else torch.float32
-    chosen = DEFORMABLE_BACKENDS[choose_deformable_backend(backend, value.device.type, dtype)]
+    chosen = DEFORMABLE_BACKENDS[_choose_backend(backend, value.device.type, dtype)]
     if not chosen.reads_half:
         value, offset_mask = value.to(dtype), offset_mask.to(dtype)
     with torch.autocast(value.device.type, enabled=False):

@@ -1,28 +1,44 @@
-"""The deformable convolution as a PyTorch operator with gradients: C++ on the CPU, Triton on CUDA and ROCm devices.
-
-Both are imported at the first call.
-"""
+"""The deformable convolution as a PyTorch operator with gradients: C++ on the CPU, Triton on CUDA and ROCm devices."""
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from medmamba.kernels import library as lib
+from medmamba.kernels.deformable import triton_launch
 from medmamba.kernels.deformable.geometry import DeformGeometry
-from medmamba.kernels.operators import gradients_like, refuse_second_derivative
+from medmamba.kernels.operators import contiguous, gradients_like, refuse_second_derivative
 
 
-def _kernels(value: Tensor) -> ModuleType:
-    """The module whose `forward` and `backward` run on the tensor's device."""
-    if value.device.type == "cpu":
-        from medmamba.kernels.deformable import cpp
+def _arguments(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> lib.DeformArguments:
+    return lib.DeformArguments(
+        *(value.shape[0], geometry.groups, value.shape[-1] // geometry.groups, offset_mask.shape[-1]),
+        *geometry.on_three_axes.values(),
+        *(len(geometry.image), geometry.remove_center, torch.get_num_threads(), geometry.scale),
+        *(value.data_ptr(), offset_mask.data_ptr()),
+    )
 
-        return cpp
-    from medmamba.kernels.deformable import triton_launch
 
-    return triton_launch
+def _forward(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    if value.device.type != "cpu":
+        return triton_launch.forward(value, offset_mask, geometry)
+    out = value.new_empty(*offset_mask.shape[:-1], value.shape[-1])
+    arguments = _arguments(value, offset_mask, geometry)
+    arguments.out = out.data_ptr()
+    lib.run("deformable_conv", "mm_deform_forward", arguments)
+    return out
+
+
+def _gradients(dout: Tensor, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> tuple[Tensor, Tensor]:
+    if value.device.type != "cpu":
+        return triton_launch.backward(dout, value, offset_mask, geometry)
+    dvalue, doffset_mask = torch.empty_like(value), torch.empty_like(offset_mask)
+    arguments = _arguments(value, offset_mask, geometry)
+    arguments.dout, arguments.dvalue = dout.data_ptr(), dvalue.data_ptr()
+    arguments.doffset_mask = doffset_mask.data_ptr()
+    lib.run("deformable_conv", "mm_deform_backward", arguments)
+    return dvalue, doffset_mask
 
 
 def _geometry(value: Tensor, sizes: list[int], groups: int, scale: float, remove_center: bool) -> DeformGeometry:
@@ -40,7 +56,7 @@ def deformable_conv_op(
     sizes: kernel, stride, padding and dilation, each for all axes.
     """
     geometry = _geometry(value, sizes, groups, scale, remove_center)
-    return _kernels(value).forward(value.contiguous(), offset_mask.contiguous(), geometry)
+    return _forward(value.contiguous(), offset_mask.contiguous(), geometry)
 
 
 @deformable_conv_op.register_fake
@@ -54,8 +70,8 @@ def deformable_conv_backward_op(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of value and offset_mask, in their dtypes."""
     geometry = _geometry(value, sizes, groups, scale, remove_center)
-    tensors = (tensor.contiguous() for tensor in (dout, value, offset_mask))
-    return gradients_like((value, offset_mask), _kernels(value).backward(*tensors, geometry))
+    dout, value, offset_mask = contiguous(dout, value, offset_mask)
+    return gradients_like((value, offset_mask), _gradients(dout, value, offset_mask, geometry))
 
 
 @deformable_conv_backward_op.register_fake

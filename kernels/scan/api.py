@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from medmamba.kernels.arguments import check_kinds
-from medmamba.kernels.scan.backends import SCAN_BACKENDS, choose_scan_backend
+from medmamba.kernels.arguments import check_kinds, check_shape
+from medmamba.kernels.availability import why_not_cpp, why_not_triton
+from medmamba.kernels.backends import Backend, chooser
+from medmamba.kernels.scan.chunked import routed_scan_chunked
 from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.reference import routed_scan_reference
 
 LARGEST_STATE = 256
+
+
+def _cpp(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    from medmamba.kernels.scan.cpp import run
+
+    return run(scan)
+
+
+def _triton(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    from medmamba.kernels.scan.triton_launch import run
+
+    return run(scan)
+
+
+SCAN_BACKENDS: dict[str, Backend[Callable[[ScanInputs], tuple[Tensor, Tensor]]]] = {
+    "cpp": Backend(_cpp, why_not_cpp),
+    "triton": Backend(_triton, why_not_triton, reads_half=True),
+    "torch": Backend(routed_scan_chunked),
+    "reference": Backend(routed_scan_reference),
+}
+"""Name -> backend; a backend returns y and the last state. To add one: a file with its function, and a row here."""
+choose_scan_backend = chooser(SCAN_BACKENDS)
 
 
 def routed_scan(
@@ -61,69 +88,52 @@ def routed_scan(
     named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias}
     named |= {"initial_state": initial_state, "z": z}
     integers = {"routes": routes, "segments": segments}
-    _check_shapes(dt, A, named | integers, merge)
+    _check_shapes(x, dt, A, named | integers, merge)
     check_kinds(named, integers)
     dtype = torch.float64 if any(v is not None and v.dtype == torch.float64 for v in named.values()) else torch.float32
     chosen = SCAN_BACKENDS[choose_scan_backend(backend, x.device.type, dtype)]
+
+    def to(kind: torch.dtype, value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.to(device=x.device, dtype=kind)
+
     if routes is not None and routes.dtype == torch.int64:
         routes = routes.clamp(-1, dt.shape[1])  # so that nothing becomes a position by being cut to 32 bits
     if not chosen.reads_half:
         x, dt, B, C = (value.to(dtype) for value in (x, dt, B, C))
-    scan = ScanInputs(
-        x=x,
-        dt=dt,
-        A=A.to(dtype),
-        B=B,
-        C=C,
-        D=_to(dtype, D),
-        dt_bias=_to(dtype, dt_bias),
-        routes=_to(torch.int32, routes, x.device),
-        initial_state=_to(dtype, initial_state),
-        z=_to(dtype, z),
-        segments=_to(torch.int32, segments, x.device),
-        softplus=softplus,
-        merge=merge,
-    )
+    routes, segments = to(torch.int32, routes), to(torch.int32, segments)
+    D, dt_bias, initial_state, z = (to(dtype, value) for value in (D, dt_bias, initial_state, z))
+    scan = ScanInputs(x, dt, A.to(dtype), B, C, D, dt_bias, routes, initial_state, z, segments, softplus, merge)
     with torch.autocast(x.device.type, enabled=False):
         y, last_state = chosen.run(scan)
     return (y, last_state) if return_last_state else y
 
 
-def _to(dtype: torch.dtype, value: Tensor | None, device: torch.device | None = None) -> Tensor | None:
-    return None if value is None else value.to(device=device, dtype=dtype)
-
-
-def _check_shapes(dt: Tensor, A: Tensor, named: dict[str, Tensor | None], merge: bool) -> None:
+def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, named: dict[str, Tensor | None], merge: bool) -> None:
     if dt.dim() != 4:
         raise ValueError(f"dt must be (batch, L, K, channels), it is {tuple(dt.shape)}.")
     batch, length, K, channels = dt.shape
     if A.dim() != 3:
         raise ValueError(f"A must be (K, channels, N), it is {tuple(A.shape)}.")
     N = A.shape[-1]
-    per_route = named["x"] is not None and named["x"].dim() == 4
+    sizes = {"batch": batch, "L": length, "K": K, "channels": channels, "N": N}
+    image, along_routes = "(batch, L, channels)", "(batch, L, K, channels)"
     expected = {
-        "x": ("(batch, L, K, channels)", (batch, length, K, channels))
-        if per_route
-        else ("(batch, L, channels) or (batch, L, K, channels)", (batch, length, channels)),
-        "A": ("(K, channels, N)", (K, channels, N)),
-        "B": ("(batch, L, K, N)", (batch, length, K, N)),
-        "C": ("(batch, L, K, N)", (batch, length, K, N)),
-        "D": ("(K, channels)", (K, channels)),
-        "dt_bias": ("(K, channels)", (K, channels)),
-        "initial_state": ("(batch, K, channels, N)", (batch, K, channels, N)),
-        "z": ("(batch, L, channels)", (batch, length, channels))
-        if merge
-        else ("(batch, L, K, channels)", (batch, length, K, channels)),
-        "routes": ("(K, L)", (K, length)),
-        "segments": ("(batch, L)", (batch, length)),
+        "x": along_routes if x.dim() == 4 else image,
+        "A": "(K, channels, N)",
+        "B": "(batch, L, K, N)",
+        "C": "(batch, L, K, N)",
+        "D": "(K, channels)",
+        "dt_bias": "(K, channels)",
+        "initial_state": "(batch, K, channels, N)",
+        "z": image if merge else along_routes,
+        "routes": "(K, L)",
+        "segments": "(batch, L)",
     }
-    for name, (words, shape) in expected.items():
-        value = named[name]
-        if value is not None and tuple(value.shape) != shape:
-            raise ValueError(
-                f"{name} must be {words} = {shape} to fit dt {tuple(dt.shape)}, it is {tuple(value.shape)}."
-            )
-    for name, size in (("batch", batch), ("L", length), ("K", K), ("channels", channels), ("N", N)):
+    for name, axes in expected.items():
+        words = f"{image} or {along_routes}" if axes == image and name == "x" else axes
+        shape = tuple(sizes[axis] for axis in axes.strip("()").split(", "))
+        check_shape(name, named[name], words, shape, f" to fit dt {tuple(dt.shape)}")
+    for name, size in sizes.items():
         if size == 0:
             raise ValueError(f"{name} is 0: routed_scan needs at least one of each, dt is {tuple(dt.shape)}.")
     if N > LARGEST_STATE:

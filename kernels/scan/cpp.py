@@ -11,25 +11,11 @@ from torch import Tensor
 from medmamba.kernels import library as lib
 from medmamba.kernels.operators import new_gradients
 from medmamba.kernels.scan.inputs import ScanInputs
-from medmamba.kernels.scan.operators import ScanKernels, call_operator, output_shape, scan_operators
+from medmamba.kernels.scan.operators import call_operator, output_shape, scan_operators
 
 # Sizes that csrc/abi.h fixes: positions per saved state, and the padding of channels in `saved_states`.
 TILE = 32
 PAD = 16
-
-_STATUS = {
-    1: "out of memory for scratch space",
-    2: "a row of `routes` is not a permutation of 0..L-1: every route must visit every position once",
-    3: "a size is zero or too large",
-    4: "this processor cannot run the chosen instruction set",
-}
-
-
-def _raise_status(status: int) -> None:
-    if status == 1:
-        raise MemoryError(f"routed_scan: {_STATUS[1]}.")
-    if status:
-        raise ValueError(f"routed_scan: {_STATUS.get(status, f'unknown status {status}')}.")
 
 
 def _at(tensor: Tensor | None) -> int | None:
@@ -59,7 +45,7 @@ def _forward(scan: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tens
     arguments = _arguments(scan)
     arguments.y, arguments.last_state = _at(y), _at(last_state)
     arguments.saved_states, arguments.plain = _at(saved_states), _at(plain)
-    _raise_status(lib.cpu_library().mm_scan_forward(arguments))
+    lib.run("routed_scan", "mm_scan_forward", arguments)
     return y, last_state, saved_states, plain
 
 
@@ -69,13 +55,11 @@ def _backward(
     gradients = new_gradients(*scan[:7], scan.initial_state, scan.z)
     arguments = lib.ScanGradients(_arguments(scan), _at(dy), _at(dlast_state), *map(_at, gradients))
     arguments.s.saved_states, arguments.s.plain = _at(saved_states), _at(plain)
-    _raise_status(lib.cpu_library().mm_scan_backward(arguments))
+    lib.run("routed_scan", "mm_scan_backward", arguments)
     return gradients
 
 
-routed_scan_cpp, routed_scan_cpp_backward = scan_operators(
-    "routed_scan_cpp", "cpu", ScanKernels(_forward, _backward, _saved_shape)
-)
+routed_scan_cpp, routed_scan_cpp_backward = scan_operators("routed_scan_cpp", "cpu", _forward, _backward, _saved_shape)
 
 
 def run(scan: ScanInputs) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medmamba.kernels.arguments import check_kinds
+from medmamba.kernels.arguments import check_kinds, check_shape
 from medmamba.kernels.scan.api import routed_scan
 
 
@@ -46,9 +46,8 @@ def selective_scan(
     batch, channels, length = u.shape
     if A.dim() != 2 or A.shape[0] != channels:
         raise ValueError(f"A must be (D, N) with D = {channels}, it is {tuple(A.shape)}.")
-    for name, value in (("D", D), ("delta_bias", delta_bias)):
-        if value is not None and tuple(value.shape) != (channels,):
-            raise ValueError(f"{name} must be (D,) = ({channels},), it is {tuple(value.shape)}.")
+    check_shape("D", D, "(D,)", (channels,))
+    check_shape("delta_bias", delta_bias, "(D,)", (channels,))
     if z is not None and z.shape != u.shape:
         raise ValueError(f"z must have the shape of u, {tuple(u.shape)}, it is {tuple(z.shape)}.")
     states = A.shape[1]
@@ -89,8 +88,7 @@ def _per_group(name: str, value: Tensor, groups: int, sizes: tuple[int, int, int
     """B or C as (batch, L, groups, N)."""
     batch, channels, states, length = sizes
     if value.dim() == 2:
-        if tuple(value.shape) != (channels, states):
-            raise ValueError(f"{name} must be (D, N) = {(channels, states)}, it is {tuple(value.shape)}.")
+        check_shape(name, value, "(D, N)", (channels, states))
         return value.expand(batch, length, channels, states)
     value = value.unsqueeze(1) if value.dim() == 3 else value
     own = value.shape[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import torch
@@ -25,38 +24,38 @@ _INPUTS = ", ".join(f"{_KINDS[kind]} {name}" for name, kind in get_type_hints(Sc
 _DIFFERENTIABLE = ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_state", "z")
 
 
-@dataclass(frozen=True)
-class ScanKernels:
-    """What a backend computes, on contiguous tensors."""
-
-    forward: Callable[[ScanInputs, bool], tuple[Tensor, Tensor, Tensor, Tensor]]
-    """y, the last state, the saved states and y before the gate; the latter two are empty without the flag `save`,
-    and y before the gate without a gate as well."""
-    backward: Callable[[Tensor, Tensor | None, ScanInputs, Tensor, Tensor], tuple[Tensor | None, ...]]
-    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state and z (not read where the input is None), from dy,
-    dlast_state, the inputs, the saved states and y before the gate."""
-    saved_shape: Callable[[Tensor, Tensor], tuple[int, ...]]
-    """Shape of the saved states from dt and A."""
-
-
 def output_shape(scan: ScanInputs) -> tuple[int, ...]:
     """Shape of y."""
     batch, length, K, channels = scan.dt.shape
     return (batch, length, channels) if scan.merge else (batch, length, K, channels)
 
 
-def scan_operators(name: str, device: str, kernels: ScanKernels) -> tuple[CustomOpDef, CustomOpDef]:
-    """`medmamba::NAME`, which takes `ScanInputs` and the flag `save`, and `medmamba::NAME_backward`."""
+def scan_operators(
+    name: str,
+    device: str,
+    forward_kernels: Callable[[ScanInputs, bool], tuple[Tensor, Tensor, Tensor, Tensor]],
+    backward_kernels: Callable[[Tensor, Tensor | None, ScanInputs, Tensor, Tensor], tuple[Tensor | None, ...]],
+    saved_shape: Callable[[Tensor, Tensor], tuple[int, ...]],
+) -> tuple[CustomOpDef, CustomOpDef]:
+    """`medmamba::NAME`, which takes `ScanInputs` and the flag `save`, and `medmamba::NAME_backward`.
+
+    What a backend computes, on contiguous tensors:
+        forward_kernels: from the inputs and the flag `save` y, the last state, the saved states and y before the gate;
+            the latter two are empty without the flag, and y before the gate without a gate as well.
+        backward_kernels: from dy, dlast_state, the inputs, the saved states and y before the gate the gradients of x,
+            dt, A, B, C, D, dt_bias, initial_state and z; not read where the input is None.
+        saved_shape: shape of the saved states from dt and A.
+    """
 
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         *inputs, save = arguments
-        return kernels.forward(_in_order(inputs), save)
+        return forward_kernels(_in_order(inputs), save)
 
     def backward(dy: Tensor, dlast_state: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
         *inputs, saved_states, plain = arguments
         scan = _in_order(inputs)
         dy, dlast_state = contiguous(dy, dlast_state)
-        return gradients_like(_differentiable(scan), kernels.backward(dy, dlast_state, scan, saved_states, plain))
+        return gradients_like(_differentiable(scan), backward_kernels(dy, dlast_state, scan, saved_states, plain))
 
     def forward_shapes(*arguments: Any) -> tuple[Tensor, ...]:
         *inputs, save = arguments
@@ -64,7 +63,7 @@ def scan_operators(name: str, device: str, kernels: ScanKernels) -> tuple[Custom
         shapes = (
             output_shape(scan),
             (scan.dt.shape[0], *scan.A.shape),
-            kernels.saved_shape(scan.dt, scan.A) if save else (0,),
+            saved_shape(scan.dt, scan.A) if save else (0,),
             output_shape(scan) if save and scan.z is not None else (0,),
         )
         return tuple(scan.dt.new_empty(shape, dtype=torch.float32) for shape in shapes)

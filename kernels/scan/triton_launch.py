@@ -1,4 +1,4 @@
-"""Launches of the scan's Triton kernels: programs, buffers, and the sums that finish the gradients in a fixed order.
+"""The Triton backend of the selective scan: launches, the sums that finish the gradients, and the PyTorch operators.
 
 The kernels (`triton_kernels.py`, `triton_one_state.py`) and Triton itself are imported at the first call.
 """
@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
+from medmamba.kernels.arguments import check_permutations
 from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.operators import call_operator, scan_operators
 from medmamba.kernels.scan.reference import segment_resets
 
 # Positions per tile, tiles per saved state, and channels per program: one warp, one lane per channel, the positions of
@@ -107,11 +110,12 @@ def _given(nothing: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     return [nothing if tensor is None else tensor for tensor in tensors]
 
 
-def forward(scan: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Output before the gate (float32), last state, saved states; tensors are contiguous, routes checked."""
+def forward(scan: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `scan_operators` takes it. Routes are checked here, where their values are known also in a compiled graph."""
     from medmamba.kernels.scan import triton_kernels as kernels
     from medmamba.kernels.scan.triton_one_state import scan_forward_one
 
+    check_permutations(scan.routes)
     one = scan.A.shape[-1] == 1
     kernel, block = (scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
     cut = launch_of(scan.dt, scan.A, block)
@@ -134,16 +138,25 @@ def forward(scan: ScanInputs) -> tuple[Tensor, Tensor, Tensor]:
         span_states.copy_(scan.initial_state.transpose(-1, -2).unsqueeze(2))
     kernel[cut.grid](*pointers, span_states, saved_states, saved_states, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
     last_state = span_states[:, :, -1].transpose(-1, -2).contiguous()
-    return (y.sum(2) if scan.merge else y), last_state, saved_states
+    plain, nothing = y.sum(2) if scan.merge else y, y.new_empty(0)
+    saved_states = saved_states if save else nothing
+    if scan.z is None:
+        return plain, last_state, saved_states, nothing
+    return plain * silu(scan.z), last_state, saved_states, plain if save else nothing
 
 
 def backward(
-    dy: Tensor, dlast_state: Tensor | None, scan: ScanInputs, saved_states: Tensor
+    dy: Tensor, dlast_state: Tensor | None, scan: ScanInputs, saved_states: Tensor, plain: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, in float32."""
+    """As `scan_operators` takes it, in float32. The kernels have no gate."""
     from medmamba.kernels.scan.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
     from medmamba.kernels.scan.triton_one_state import scan_backward_one
 
+    dz = None
+    if scan.z is not None:
+        gate = torch.sigmoid(scan.z)
+        dz = dy * plain * gate * (1 + scan.z * (1 - gate))
+        dy = dy * scan.z * gate
     one = scan.A.shape[-1] == 1
     block = ONE_BLOCK if one else BLOCK
     cut = launch_of(scan.dt, scan.A, block)
@@ -187,4 +200,15 @@ def backward(
         None if scan.D is None else dD.sum((0, 2)),
         None if scan.dt_bias is None else ddt_bias.sum((0, 2)),
         dinitial_state,
+        dz,
     )
+
+
+routed_scan_triton, routed_scan_triton_backward = scan_operators(
+    "routed_scan_triton", "cuda", forward, backward, lambda dt, A: launch_of(dt, A, BLOCK).saved_shape
+)
+
+
+def run(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output and last state, from float32 tensors; x, dt, B and C may be in half precision."""
+    return call_operator(routed_scan_triton, scan)

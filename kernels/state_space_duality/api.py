@@ -9,11 +9,35 @@ attention's, which is what matrix units and BLAS are good at (Dao and Gu 2024, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from medmamba.kernels.arguments import check_kinds
-from medmamba.kernels.state_space_duality.backends import SSD_BACKENDS, choose_ssd_backend
+from medmamba.kernels.arguments import check_kinds, check_shape
+from medmamba.kernels.availability import why_not_triton
+from medmamba.kernels.backends import Backend, chooser
+from medmamba.kernels.state_space_duality.chunked import ssd_reference, ssd_torch
+
+Run = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+
+
+def _triton(
+    X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None, chunk: int
+) -> tuple[Tensor, Tensor]:
+    from medmamba.kernels.state_space_duality.triton_launch import ssd_triton
+
+    return ssd_triton(X, A, B, C, initial_state)  # the kernels have a chunk of their own
+
+
+SSD_BACKENDS: dict[str, Backend[Run]] = {
+    "cpp": Backend(ssd_torch, lambda device, dtype: 'ssd_chunked has no C++ kernel; "torch" uses BLAS on the CPU'),
+    "triton": Backend(_triton, why_not_triton, reads_half=True),
+    "torch": Backend(ssd_torch),
+    "reference": Backend(ssd_reference),
+}
+"""Name -> backend: X, A, B, C, the initial state and the length of a chunk to Y and the last state."""
+_choose_backend = chooser(SSD_BACKENDS)
 
 
 def ssd_chunked(
@@ -42,7 +66,9 @@ def ssd_chunked(
     """
     _check(X, A, B, C, chunk, initial_state)
     dtype = torch.float64 if X.dtype == torch.float64 else torch.float32
-    chosen = SSD_BACKENDS[choose_ssd_backend(backend, X.device.type, dtype)]
+    if backend == "auto" and X.device.type == "cpu":
+        backend = "torch"  # which is no fallback here: the matrix products are BLAS's
+    chosen = SSD_BACKENDS[_choose_backend(backend, X.device.type, dtype)]
     if not chosen.reads_half:
         X, A, B, C = (value.to(dtype) for value in (X, A, B, C))
         initial_state = None if initial_state is None else initial_state.to(dtype)
@@ -56,8 +82,7 @@ def _check(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, initial_state
     if X.dim() != 4 or 0 in X.shape:
         raise ValueError(f"X must be (batch, L, heads, p), none of them 0; it is {tuple(X.shape)}.")
     batch, length, heads, width = X.shape
-    if tuple(A.shape) != (batch, length, heads):
-        raise ValueError(f"A must be (batch, L, heads) = {(batch, length, heads)}, it is {tuple(A.shape)}.")
+    check_shape("A", A, "(batch, L, heads)", (batch, length, heads))
     if B.dim() != 4 or tuple(B.shape[:2]) != (batch, length) or 0 in B.shape[2:] or heads % B.shape[2]:
         raise ValueError(
             f"B must be (batch, L, groups, n) = ({batch}, {length}, groups, n) with groups dividing {heads} heads, "
@@ -67,8 +92,4 @@ def _check(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, initial_state
         raise ValueError(f"C must have the shape of B, {tuple(B.shape)}, it is {tuple(C.shape)}.")
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, it is {chunk}.")
-    expected = (batch, heads, width, B.shape[3])
-    if initial_state is not None and tuple(initial_state.shape) != expected:
-        raise ValueError(
-            f"initial_state must be (batch, heads, p, n) = {expected}, it is {tuple(initial_state.shape)}."
-        )
+    check_shape("initial_state", initial_state, "(batch, heads, p, n)", (batch, heads, width, B.shape[3]))

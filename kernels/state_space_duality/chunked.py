@@ -1,4 +1,4 @@
-"""State-space duality in torch operations: matrix products in chunks, and the states that pass between them.
+"""State-space duality in torch operations: the loop over time, and matrix products in chunks.
 
 Decays between two positions are exponentials of sums over the positions between them. Those sums are formed as
 cumulative sums that start at each position (never as a difference of two long cumulative sums), so nothing cancels,
@@ -13,6 +13,21 @@ from torch import Tensor
 
 # Chunks whose states are passed on together; more than this many chunks are passed on in two levels.
 CHUNKS_PER_BLOCK = 64
+
+
+def ssd_reference(
+    X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None, chunk: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Y and the last state by a plain loop over time, the truth that the others are compared with; no chunks here."""
+    batch, length, heads, width = X.shape
+    per_group = heads // B.shape[2]
+    B, C = (value.repeat_interleave(per_group, 2) for value in (B, C))
+    state = X.new_zeros(batch, heads, width, B.shape[-1]) if initial_state is None else initial_state
+    outputs = []
+    for step in range(length):
+        state = torch.exp(A[:, step])[..., None, None] * state + X[:, step].unsqueeze(-1) * B[:, step].unsqueeze(-2)
+        outputs.append((state @ C[:, step].unsqueeze(-1)).squeeze(-1))
+    return torch.stack(outputs, 1), state
 
 
 def ssd_torch(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.kernels.scan.backends import SCAN_BACKENDS, choose_scan_backend
+from medmamba.kernels.scan.api import SCAN_BACKENDS, choose_scan_backend
 from medmamba.networks.blocks.scan_core import ScanModule
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from medmamba.compute.precision import choose_precision
 from medmamba.errors import ConfigError, ResourceError
-from medmamba.kernels.scan.backends import SCAN_BACKENDS
+from medmamba.kernels.scan.api import SCAN_BACKENDS
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
 from medmamba.training.config import TrainConfig
 

@@ -180,7 +180,7 @@ def test_on_the_device_state_space_duality_equals_float64(shape, decay, dtype):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
 def test_on_the_device_the_operators_pass_opcheck():
     from medmamba.kernels.deformable.op import deformable_conv_op
-    from medmamba.kernels.scan.triton_op import routed_scan_triton
+    from medmamba.kernels.scan.triton_launch import routed_scan_triton
     from medmamba.kernels.state_space_duality.triton_launch import ssd_triton
 
     def leaves(values):

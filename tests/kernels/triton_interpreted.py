@@ -24,9 +24,9 @@ from medmamba.kernels.scan import triton_kernels
 from medmamba.kernels.scan import triton_launch as triton_scan
 from medmamba.kernels.scan.inputs import ScanInputs
 from medmamba.kernels.scan.operators import call_operator
-from medmamba.kernels.scan.triton_op import routed_scan_triton, routed_scan_triton_backward
+from medmamba.kernels.scan.triton_launch import routed_scan_triton, routed_scan_triton_backward
 from medmamba.kernels.state_space_duality import triton_launch as triton_ssd
-from medmamba.kernels.state_space_duality.reference import ssd_reference
+from medmamba.kernels.state_space_duality.chunked import ssd_reference
 from medmamba.kernels.state_space_duality.triton_launch import ssd_triton, ssd_triton_backward
 
 SCANS = {
@@ -72,11 +72,11 @@ def scan(shape, options, sizes):
 
     triton_kernels.pass_spans = Watched()
     given = ScanInputs(**{"segments": None} | values, z=None, softplus=softplus, merge=merge)
-    y, last, states = triton_scan.forward(given)
+    y, last, states, plain = triton_scan.forward(given)
     triton_kernels.pass_spans = chain
     generator = torch.Generator().manual_seed(99)
     dy, dlast = (torch.randn(v.shape, generator=generator, dtype=torch.float64).float() for v in (y, last))
-    gradients = triton_scan.backward(dy, dlast, given, states)
+    *gradients, _dz = triton_scan.backward(dy, dlast, given, states, plain)
     found = {"y": y, "last_state": last}
     found |= dict(zip([n for n in NAMES if n != "routes"], gradients, strict=True))
     if starts:  # the interpreter runs one span after the other: what a span would read beside the others is looked at
@@ -94,9 +94,9 @@ def scan_far(states):
     triton_scan.Launch.saves = triton_scan.Launch.blocks = property(lambda cut: 1)
     GridExecutor._restore_args_dev = lambda *arguments: None  # copies tensors onto themselves, and so touches them
     length, channels, block, visits = 1 << 18, 4096, 16, 4
-    order = torch.arange(length)
-    order[:visits] = torch.tensor([length - 1, 7, 0, length - 3])
-    seen = order[:visits]
+    seen = torch.tensor([length - 1, 7, 0, length - 3])
+    others = torch.ones(length, dtype=torch.bool).index_fill(0, seen, False)
+    order = torch.cat([seen, others.nonzero().flatten()])
     given = float32(scan_inputs(1, visits, 1, block, states, per_route=True))
     for name in ("initial_state", "routes"):
         del given[name]
@@ -120,8 +120,8 @@ def scan_far(states):
     rows = {name: row(given[name]) for name in ("A", "D", "dt_bias")}
     absent = dict.fromkeys(("initial_state", "z", "segments"))
     what = ScanInputs(**large, **rows, **absent, routes=order.int().unsqueeze(0), softplus=True, merge=False)
-    out, _last, saved = triton_scan.forward(what)
-    dx, ddt, _dA, dB, dC, *_rest = triton_scan.backward(spread(dy), None, what, saved)
+    out, _last, saved, plain = triton_scan.forward(what)
+    dx, ddt, _dA, dB, dC, *_rest = triton_scan.backward(spread(dy), None, what, saved, plain)
     found = {"y": out, "x": dx, "dt": ddt, "B": dB, "C": dC}
     truth = (y.detach(), *gradients)
     return {n: relative(v[-1, seen, :, : t.shape[-1]], t[0]) for (n, v), t in zip(found.items(), truth, strict=True)}

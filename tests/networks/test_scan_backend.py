@@ -78,3 +78,10 @@ def test_a_backend_that_cannot_run_says_why_and_what_can() -> None:
         set_scan_backend(network, "tritn")
     with pytest.raises(ConfigError, match=r"^Unknown scan backend 'gpu'"):
         resolve_scan_backend("gpu", "cpu")
+
+
+def test_a_deformable_convolution_that_runs_without_scans_is_reported() -> None:
+    network = tiny("hrvmamba", use_scan=False)
+    assert scan_backend_of(network, "cpu") == FASTEST
+    set_scan_backend(network, "torch")
+    assert scan_backend_of(network, "cpu") == "torch"
