@@ -47,22 +47,22 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 """The planner's names of the precisions, and the training's."""
 
 REMARKS = """
-## What is in it
+## The model
 
-`plans/cost/step_time.py` has the formula. The work is counted from the plan alone: multiply-accumulates, taps of
-depthwise convolutions, state updates, the bytes that the memory model says are kept, the weights and the number of
-layers; `tests/plans/test_step_time.py` compares products and updates with those that `medmamba info` counts. Six rates
-make seconds of it, the same for every family and patch, and but for the products the same in both precisions. That of
-the state updates comes from kernels_cpu.md; the other five were fitted and rounded, so the tables say how well six
-numbers describe all networks, and little about another processor. One factor belongs to one kind of operator: reading
-a neighbour at a learned place (deformable convolution) counts as 13 depthwise taps.
+`plans/cost/step_time.py` has the formula. Operations are counted from the plan alone: multiply-accumulates, those of
+depthwise convolutions apart, state updates, the bytes kept according to the memory model, weights and layers;
+`tests/plans/test_step_time.py` compares multiply-accumulates and state updates with those that `medmamba info` counts.
+Six rates turn them into seconds. They are the same for every network and patch and, but for that of the
+multiply-accumulates, for both precisions. The rate of the state updates is from kernels_cpu.md; the other five were
+fitted and rounded, so the tables show how well six numbers describe all networks, and little about another processor.
+One factor is for one operator: sampling at a learned position (deformable convolution) counts as 13
+multiply-accumulates of a depthwise convolution.
 
-Measured on two shared cores (Zen 5, AVX-512 with bf16 products) beside three to a dozen other processes. The division
-by the slowdown of a fixed piece of work does not undo all of that, so the seconds are rather too large for a quiet
-machine: the steps in accuracy.md, augmentation included, take 0.75 to 0.9 of the prediction, and 1.2 of it for 3D
-patches of thick slices. Other processors have other rates: the order of plans holds there, the seconds may not. No
-GPU was measured: `t4`, `rtx4090`, `a100` and `h100` come from datasheets with assumed shares, and every plan that is
-timed for them says so.
+Measured on two shared cores (Zen 5, AVX-512 with bf16) while three to twelve other processes ran. The correction by
+the slowdown of a fixed piece of work does not remove all of their influence, so the seconds are somewhat larger than on
+an idle machine: the steps in accuracy.md, augmentation included, take 0.75 to 0.9 of the prediction, and 1.2 of it for
+3D patches of thick slices. On other processors the order of plans should hold, the seconds may not. No GPU was
+measured: `t4`, `rtx4090`, `a100` and `h100` are from datasheets with assumed efficiencies, as their plans state.
 """
 
 
