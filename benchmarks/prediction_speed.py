@@ -117,7 +117,7 @@ def prepare(work: Path, _: list[Path]) -> None:
     from medmamba.models.checkpoint import save_checkpoint
     from medmamba.models.network import network_arguments
     from medmamba.networks.build import build_network
-    from medmamba.plans.nnunet.files import from_nnunet
+    from medmamba.plans.nnunet_files import from_nnunet
 
     plan = from_nnunet((work / "plans.json").read_text(), (work / "dataset.json").read_text())
     torch.manual_seed(0)

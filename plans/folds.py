@@ -119,25 +119,6 @@ def merge_groups(first: Mapping[str, str], second: Mapping[str, str], case_ids: 
     return {case_id: root(case_id) for case_id in case_ids}
 
 
-def nnunet_folds(case_ids: Sequence[str], *, n_folds: int = N_FOLDS, seed: int = SEED) -> list[Fold]:
-    """nnU-Net's split: sorted ids, shuffled with the seed, cut into equal parts; ungrouped, as nnU-Net does it."""
-    ids = sorted(case_ids)
-    if len(ids) < n_folds:
-        raise ConfigError(f"nnU-Net's split needs at least {n_folds} cases, got {len(ids)}. Use make_folds.")
-    order = np.arange(len(ids))
-    np.random.RandomState(seed).shuffle(order)
-    folds = []
-    for part in np.array_split(order, n_folds):
-        held_out = {int(index) for index in part}
-        folds.append(
-            Fold(
-                train=[name for index, name in enumerate(ids) if index not in held_out],
-                val=[name for index, name in enumerate(ids) if index in held_out],
-            )
-        )
-    return folds
-
-
 def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mapping[str, str] | None = None) -> None:
     """Refuse an own split that leaks, or names unknown cases; raises InputErrors with one line per fault."""
     known, groups = set(case_ids), group_of or {}

@@ -1,4 +1,4 @@
-"""PoolingPlan of a U-shaped network for a patch: how often each axis is halved, in which stage, with which kernels.
+"""Pooling of a U-shaped network for a patch: how often each axis is halved, in which stage, with which kernels.
 
 The rule is nnU-Net's (2.8.1, network_topology), in our own words: in each round the axes that are long enough and not
 much coarser than the finest of them are halved; an axis gets kernels of 3 for good once its spacing is comparable.
@@ -38,19 +38,9 @@ class PoolingPlan:
         """How often each axis is halved."""
         return tuple(divisor.bit_length() - 1 for divisor in self.divisor)
 
-    def stage_shapes(self) -> list[tuple[int, ...]]:
-        """Shape of the feature maps of each stage, in voxels."""
-        shape, shapes = self.patch_size, []
-        for stride in self.strides:
-            shape = tuple(n // s for n, s in zip(shape, stride, strict=True))
-            shapes.append(shape)
-        return shapes
 
-
-def plan_pooling(
-    spacing: Sequence[float], patch_size: Sequence[float], *, min_edge: int = MIN_EDGE, max_pools: int | None = None
-) -> PoolingPlan:
-    """PoolingPlan for a patch on a grid of ``spacing`` (mm per axis); the patch is padded up to what the strides need.
+def plan_pooling(spacing: Sequence[float], patch_size: Sequence[float], *, max_pools: int | None = None) -> PoolingPlan:
+    """The pooling for a patch on a grid of ``spacing`` (mm per axis); the patch is padded up to what the strides need.
 
     ``max_pools`` bounds the halvings per axis (None: as many as the patch allows).
     """
@@ -59,7 +49,7 @@ def plan_pooling(
     kernel, pools = [1] * dims, [0] * dims
     strides, kernels = [(1,) * dims], []
     while True:
-        halved = _axes_to_halve(space, size, pools, min_edge, max_pools)
+        halved = _axes_to_halve(space, size, pools, max_pools)
         if not halved:
             break
         finest = min(space)
@@ -75,16 +65,14 @@ def plan_pooling(
     return PoolingPlan(patch_size=padded, strides=tuple(strides), kernel_sizes=tuple(kernels))
 
 
-def _axes_to_halve(
-    space: list[float], size: list[float], pools: list[int], min_edge: int, max_pools: int | None
-) -> list[int]:
-    long_enough = [axis for axis in range(len(size)) if size[axis] >= 2 * min_edge]
+def _axes_to_halve(space: list[float], size: list[float], pools: list[int], max_pools: int | None) -> list[int]:
+    long_enough = [axis for axis in range(len(size)) if size[axis] >= 2 * MIN_EDGE]
     if not long_enough:
         return []
     finest = min(space[axis] for axis in long_enough)
     axes = [axis for axis in long_enough if space[axis] / finest < COMPARABLE]
     if max_pools is not None:
         axes = [axis for axis in axes if pools[axis] < max_pools]
-    if len(axes) == 1 and size[axes[0]] < LONELY_AXIS_EDGES * min_edge:
+    if len(axes) == 1 and size[axes[0]] < LONELY_AXIS_EDGES * MIN_EDGE:
         return []
     return axes

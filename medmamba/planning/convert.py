@@ -1,4 +1,4 @@
-"""Plan files on disk from nnU-Net's format to ours and back; the translation itself is medmamba.plans.nnunet.files."""
+"""Plan files on disk from nnU-Net's format to ours and back; the translation itself is medmamba.plans.nnunet_files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from medmamba.disk.atomic import write_text
 from medmamba.errors import InputError
 from medmamba.images.gate import read_small, shown
-from medmamba.plans.nnunet.files import from_nnunet, is_nnunet, to_nnunet
+from medmamba.plans.nnunet_files import from_nnunet, is_nnunet, to_nnunet
 from medmamba.plans.schema import Plan
 
 LARGEST_BYTES = 50 * 2**20

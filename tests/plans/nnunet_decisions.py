@@ -15,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunet_planner import (
+    NnunetGrid,
+    nnunet_folds,
+    plain_unet_activations,
+    plan_as_nnunet,
+    residual_unet_activations,
+)
 
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry.anisotropy import separate_axis
 from medmamba.plans.axes import inverse, reorder
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.fingerprint import ChannelIntensity
-from medmamba.plans.folds import nnunet_folds
-from medmamba.plans.nnunet.activations import plain_unet_activations, residual_unet_activations
-from medmamba.plans.nnunet.planner import NnunetGrid, plan_as_nnunet
 from medmamba.plans.normalization import channel_normalization
 from medmamba.plans.normalizers import NORMALIZERS
-from medmamba.plans.pooling import PoolingPlan, plan_pooling
+from medmamba.plans.pooling import MIN_EDGE, PoolingPlan, plan_pooling
 from medmamba.plans.spacing import new_shape
 
 RELATIVE_TOLERANCE = 1e-9
@@ -110,8 +114,9 @@ def _normalization_checks(case: dict[str, Any]) -> Iterator[Check]:
 def function_checks(cases: dict[str, Any]) -> Iterator[Check]:
     """Every comparison of single planning steps; steps of training and inference are checked where those live."""
     for number, item in enumerate(cases.get("network_topology", [])):
-        ours = plan_pooling(item["spacing"], item["patch_size_in"], min_edge=item["min_feature_map_edge"])
+        ours = plan_pooling(item["spacing"], item["patch_size_in"])
         name = f"network_topology[{number}]"
+        yield f"{name}.min_feature_map_edge", MIN_EDGE, item["min_feature_map_edge"]
         yield f"{name}.num_pool_per_axis", list(ours.num_pool_per_axis), item["num_pool_per_axis"]
         yield f"{name}.strides", [list(s) for s in ours.strides], item["strides"]
         yield f"{name}.kernel_sizes", [list(k) for k in ours.kernel_sizes], item["kernel_sizes"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nnunet_planner import nnunet_folds
 from planning_cases import case, fingerprint
 
 from medmamba.errors import ConfigError, InputErrors
@@ -15,7 +16,6 @@ from medmamba.plans.folds import (
     groups_by_pattern,
     make_folds,
     merge_groups,
-    nnunet_folds,
 )
 
 IDS = [f"case_{number:03}" for number in range(23)]

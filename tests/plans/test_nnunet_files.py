@@ -9,7 +9,7 @@ import pytest
 from planning_cases import DATASETS, read, reference_fingerprint, volumes
 
 from medmamba.errors import ConfigError
-from medmamba.plans.nnunet.files import from_nnunet, to_nnunet
+from medmamba.plans.nnunet_files import from_nnunet, to_nnunet
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.planner import DatasetFacts, make_plan
 

@@ -152,10 +152,10 @@ def test_given_numbers_are_used_and_marked_as_given() -> None:
         ({"configurations": ["3d"]}, "Unknown configuration '3d'"),
         ({"configurations": ["3d_lowres"]}, "Ask for 3d_fullres or 2d"),
         ({"spacing": (1, 0, 1)}, "spacing must be 3 numbers of mm"),
-        ({"device_memory_gb": -1}, "--device-memory -1: must be a number of GB above 0"),
-        ({"device_memory_gb": float("nan")}, "--device-memory nan: must be a number of GB above 0"),
-        ({"batch_size": 0}, "--batch-size 0: input should be greater than or equal to 1"),
-        ({"patch_size": (64,)}, "--patch-size (64,): must be 2 or 3 numbers of voxels of at least 1"),
+        ({"device_memory_gb": -1}, "--device-memory -1 must be above 0"),
+        ({"device_memory_gb": float("nan")}, "--device-memory nan must be above 0"),
+        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+        ({"patch_size": (64,)}, "--patch-size (64,) must be 2 or 3 numbers of voxels of at least 1"),
     ],
 )
 def test_impossible_options_are_refused(options: dict, message: str) -> None:

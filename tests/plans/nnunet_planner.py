@@ -1,7 +1,8 @@
-"""nnU-Net-compatible planning: the decisions of nnU-Net 2.8.1's planners, reproduced exactly.
+"""nnU-Net 2.8.1's planners, reproduced exactly from the parts of ours: the reference that ours is measured against.
 
-This is the reference that our own planner is measured against, and the way to train nnU-Net's plan as it is. Presets:
-"default" (plain U-Net) and the residual encoders "resenc_m", "resenc_l", "resenc_xl".
+Presets: "default" (plain U-Net) and the residual encoders "resenc_m", "resenc_l", "resenc_xl". The memory proxy is the
+number of convolution outputs that one sample keeps for the backward pass; normalisation, non-linearity, input channels
+and deep-supervision heads are left out.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.plans.axes import coarsest_first, reorder
 from medmamba.plans.families import RESIDUAL_BLOCKS
+from medmamba.plans.folds import N_FOLDS, SEED, Fold
 from medmamba.plans.lowres import search_low_resolution
-from medmamba.plans.nnunet.activations import plain_unet_activations, residual_unet_activations
 from medmamba.plans.patch import PatchSearch, search_patch
 from medmamba.plans.pooling import PoolingPlan
 from medmamba.plans.spacing import median_shape, target_spacing
@@ -25,6 +26,8 @@ BASE_FEATURES = 32
 MAX_FEATURES = {2: 512, 3: 320}
 REFERENCE_BATCH = {2: 12, 3: 2}
 MIN_BATCH = 2
+CONVS_PER_STAGE = 2
+"""Convolutions per stage of the plain U-Net."""
 
 
 @dataclass(frozen=True)
@@ -165,3 +168,57 @@ def _plan_grid(
         decoder_blocks=(1 if preset.residual else 2,) * (stages - 1),
         batch_size=max(min(fitting, five_percent), MIN_BATCH),
     )
+
+
+def plain_unet_activations(pooling: PoolingPlan, features: Sequence[int], num_labels: int) -> int:
+    """Activations of the plain U-Net: two convolutions per stage in encoder and decoder."""
+    volumes = _volumes(pooling)
+    encoder = sum(CONVS_PER_STAGE * f * v for f, v in zip(features, volumes, strict=True))
+    return encoder + _decoder(features, volumes, CONVS_PER_STAGE) + num_labels * volumes[0]
+
+
+def residual_unet_activations(
+    pooling: PoolingPlan, features: Sequence[int], blocks: Sequence[int], num_labels: int
+) -> int:
+    """Activations of the residual-encoder U-Net: ``blocks`` of two convolutions, one convolution per decoder stage."""
+    volumes = _volumes(pooling)
+    total = features[0] * volumes[0]  # the stem
+    channels = features[0]
+    for stride, f, v, n in zip(pooling.strides, features, volumes, blocks, strict=True):
+        total += 2 * n * f * v
+        if f != channels or max(stride) > 1:  # the shortcut of the first block is a tensor of its own
+            total += f * v
+        channels = f
+    return total + _decoder(features, volumes, 1) + num_labels * volumes[0]
+
+
+def _decoder(features: Sequence[int], volumes: Sequence[int], convs: int) -> int:
+    return sum((convs + 1) * f * v for f, v in zip(features[:-1], volumes[:-1], strict=True))  # + 1: transposed conv
+
+
+def _volumes(pooling: PoolingPlan) -> list[int]:
+    """Voxels of the feature maps of each stage."""
+    shape, volumes = pooling.patch_size, []
+    for stride in pooling.strides:
+        shape = tuple(n // s for n, s in zip(shape, stride, strict=True))
+        volumes.append(math.prod(shape))
+    return volumes
+
+
+def nnunet_folds(case_ids: Sequence[str], *, n_folds: int = N_FOLDS, seed: int = SEED) -> list[Fold]:
+    """nnU-Net's split: sorted ids, shuffled with the seed, cut into equal parts; ungrouped, as nnU-Net does it."""
+    ids = sorted(case_ids)
+    if len(ids) < n_folds:
+        raise ConfigError(f"nnU-Net's split needs at least {n_folds} cases, got {len(ids)}. Use make_folds.")
+    order = np.arange(len(ids))
+    np.random.RandomState(seed).shuffle(order)
+    folds = []
+    for part in np.array_split(order, n_folds):
+        held_out = {int(index) for index in part}
+        folds.append(
+            Fold(
+                train=[name for index, name in enumerate(ids) if index not in held_out],
+                val=[name for index, name in enumerate(ids) if index in held_out],
+            )
+        )
+    return folds
