@@ -36,9 +36,7 @@ class Block:
     """One block; everything but the weights is per token."""
 
     kept: float
-    """Numbers kept for the backward pass at the working precision."""
-    kept_float32: float
-    """Numbers kept that are always in float32."""
+    """Numbers kept for the backward pass."""
     weights: int
     macs: float
     """Multiply-accumulates between channels."""
@@ -104,7 +102,7 @@ class MeasuredCost:
             offsets = place.deformable * (dims + 1) * math.ceil(width / DEFORMABLE_GROUP)
             kept, weights, macs = kept + 2 * offsets, weights + offsets * width, macs + offsets * width
         sampled = DEFORMABLE_TAP * 2**dims * place.deformable * width
-        return Block(kept, 0.0, round(weights), macs, depthwise_macs + sampled, place.updates)
+        return Block(kept, round(weights), macs, depthwise_macs + sampled, place.updates)
 
 
 def gated_scan_block(place: BlockPlace) -> Block:
@@ -117,14 +115,13 @@ def gated_scan_block(place: BlockPlace) -> Block:
     width, routes, states = place.width, place.routes, place.states
     around, projections, depthwise_macs = 9.0 * width + 4, 3 * width**2, (place.kernel_voxels + 5) * width
     if not routes:
-        return Block(around, 0.0, projections + depthwise_macs, projections, depthwise_macs, 0.0)
+        return Block(around, projections + depthwise_macs, projections, depthwise_macs, 0.0)
     rank = math.ceil(width / 16)
     padded = math.ceil(width / CHANNEL_PAD) * CHANNEL_PAD
     scan = width + routes * (width + 2 * states + rank) + routes * padded * states / TILE
     selection = routes * width * 2 * (rank + states)
     return Block(
-        kept=around,
-        kept_float32=scan,
+        kept=around + scan,
         weights=projections + depthwise_macs + selection + routes * width * (states + 2),
         macs=projections + selection,
         depthwise_macs=depthwise_macs,
@@ -134,83 +131,68 @@ def gated_scan_block(place: BlockPlace) -> Block:
 
 def no_block(place: BlockPlace) -> Block:
     """The convolution U-Nets have no blocks beside the convolutions that medmamba.plans.cost.layers counts."""
-    return Block(0.0, 0.0, 0, 0.0, 0.0, 0.0)
+    return Block(0.0, 0, 0.0, 0.0, 0.0)
 
 
-COSTS: dict[str, Cost] = {
+_MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {
+    "hrvmamba": {
+        (2, True): BlockCost((22.02, 23), (8.165, 83)),
+        (2, False): BlockCost((16.67, 16), (7.665, 63)),
+        (3, True): BlockCost((22.55, 18), (6.75, 146)),
+        (3, False): BlockCost((15.0, 8), (6.0, 116)),
+    },
+    "lamamba": {
+        (2, True): BlockCost((31.39, 143), (11.5, 239)),
+        (2, False): BlockCost((24.75, 32), (11.0, 39)),
+        (3, True): BlockCost((34.0, 78), (11.75, 220)),
+        (3, False): BlockCost((24.71, 36), (11.0, 64)),
+    },
+    "mambaout": {
+        (2, False): BlockCost((12.0, 2), (6.0, 57)),
+        (3, False): BlockCost((12.0, 2), (6.0, 133)),
+    },
+    "mate": {
+        (2, True): BlockCost((29.63, 80), (12.125, 72)),
+        (2, False): BlockCost((24.75, 29), (11.0, 36)),
+        (3, True): BlockCost((31.72, 0), (12.125, 97)),
+        (3, False): BlockCost((24.71, 33), (11.0, 61)),
+    },
+    "mhs_vm": {
+        (2, True): BlockCost((26.8, 1330), (4.167, 216)),
+        (2, False): BlockCost((11.0, 6), (4.0, 16)),
+        (3, True): BlockCost((34.0, 1020), (4.25, 190)),
+        (3, False): BlockCost((11.0, 6), (4.0, 34)),
+    },
+    "segmamba": {
+        (2, True): BlockCost((33.21, 91), (27.375, 177)),
+        (2, False): BlockCost((28.01, 6), (27.0, 27)),
+        (3, True): BlockCost((33.51, 76), (63.375, 195)),
+        (3, False): BlockCost((28.01, 5), (63.0, 45)),
+    },
+    "u_mamba_bot": {
+        (2, True): BlockCost((20.63, 68), (6.25, 112)),
+        (2, False): BlockCost((16.01, 2), (6.0, 12)),
+        (3, True): BlockCost((20.71, 68), (6.25, 112)),
+        (3, False): BlockCost((16.01, 2), (6.0, 12)),
+    },
+    "vim": {
+        (2, True): BlockCost((18.76, 124), (3.25, 111)),
+        (2, False): BlockCost((12.02, 0), (3.0, 11)),
+        (3, True): BlockCost((18.54, 58), (3.25, 63)),
+        (3, False): BlockCost((12.04, 0), (3.0, 11)),
+    },
+    "u_mamba_enc": {
+        (2, True): BlockCost((20.69, 61), (6.25, 112)),
+        (2, False): BlockCost((16.01, 2), (6.0, 12)),
+        (3, True): BlockCost((20.83, 54), (6.25, 112)),
+        (3, False): BlockCost((16.01, 2), (6.0, 12)),
+    },
+}
+
+COSTS: dict[str, Cost] = {name: MeasuredCost(measured) for name, measured in _MEASURED.items()} | {
     "vm_unet": gated_scan_block,
     "plain_unet": no_block,
     "residual_unet": no_block,
-    "hrvmamba": MeasuredCost(
-        {
-            (2, True): BlockCost((22.02, 23), (8.165, 83)),
-            (2, False): BlockCost((16.67, 16), (7.665, 63)),
-            (3, True): BlockCost((22.55, 18), (6.75, 146)),
-            (3, False): BlockCost((15.0, 8), (6.0, 116)),
-        }
-    ),
-    "lamamba": MeasuredCost(
-        {
-            (2, True): BlockCost((31.39, 143), (11.5, 239)),
-            (2, False): BlockCost((24.75, 32), (11.0, 39)),
-            (3, True): BlockCost((34.0, 78), (11.75, 220)),
-            (3, False): BlockCost((24.71, 36), (11.0, 64)),
-        }
-    ),
-    "mambaout": MeasuredCost(
-        {
-            (2, False): BlockCost((12.0, 2), (6.0, 57)),
-            (3, False): BlockCost((12.0, 2), (6.0, 133)),
-        }
-    ),
-    "mate": MeasuredCost(
-        {
-            (2, True): BlockCost((29.63, 80), (12.125, 72)),
-            (2, False): BlockCost((24.75, 29), (11.0, 36)),
-            (3, True): BlockCost((31.72, 0), (12.125, 97)),
-            (3, False): BlockCost((24.71, 33), (11.0, 61)),
-        }
-    ),
-    "mhs_vm": MeasuredCost(
-        {
-            (2, True): BlockCost((26.8, 1330), (4.167, 216)),
-            (2, False): BlockCost((11.0, 6), (4.0, 16)),
-            (3, True): BlockCost((34.0, 1020), (4.25, 190)),
-            (3, False): BlockCost((11.0, 6), (4.0, 34)),
-        }
-    ),
-    "segmamba": MeasuredCost(
-        {
-            (2, True): BlockCost((33.21, 91), (27.375, 177)),
-            (2, False): BlockCost((28.01, 6), (27.0, 27)),
-            (3, True): BlockCost((33.51, 76), (63.375, 195)),
-            (3, False): BlockCost((28.01, 5), (63.0, 45)),
-        }
-    ),
-    "u_mamba_bot": MeasuredCost(
-        {
-            (2, True): BlockCost((20.63, 68), (6.25, 112)),
-            (2, False): BlockCost((16.01, 2), (6.0, 12)),
-            (3, True): BlockCost((20.71, 68), (6.25, 112)),
-            (3, False): BlockCost((16.01, 2), (6.0, 12)),
-        }
-    ),
-    "vim": MeasuredCost(
-        {
-            (2, True): BlockCost((18.76, 124), (3.25, 111)),
-            (2, False): BlockCost((12.02, 0), (3.0, 11)),
-            (3, True): BlockCost((18.54, 58), (3.25, 63)),
-            (3, False): BlockCost((12.04, 0), (3.0, 11)),
-        }
-    ),
-    "u_mamba_enc": MeasuredCost(
-        {
-            (2, True): BlockCost((20.69, 61), (6.25, 112)),
-            (2, False): BlockCost((16.01, 2), (6.0, 12)),
-            (3, True): BlockCost((20.83, 54), (6.25, 112)),
-            (3, False): BlockCost((16.01, 2), (6.0, 12)),
-        }
-    ),
 }
 """The cost of each family's block, by the name of the family; a family without an entry cannot be planned."""
 

@@ -45,26 +45,26 @@ def _gpu(name: str, precision: str, macs: float, memory: float, exponentials: fl
     )
 
 
-_CPU = (30e9, 2.4e9, 1.4e9, 0.6e9, 1.4e-3)
-"""One thread of a server core (Zen 5, AVX-512), torch 2.13. The updates are those of docs/benchmarks/kernels_cpu.md;
-the other rates, and 240e9 for macs (twice in bf16), were fitted to the steps of all families together in
-docs/benchmarks/time_model.md, and rounded."""
+_CPU_FP32 = Machine(
+    "cpu-fp32",
+    "float32",
+    *(240e9, 30e9, 2.4e9, 1.4e9, 0.6e9, 1.4e-3),
+    source="measured: the same thread in float32, as on processors with AVX-512 that do not multiply bf16",
+)
+"""The updates are those of docs/benchmarks/kernels_cpu.md; the other rates were fitted to the steps of all families
+together in docs/benchmarks/time_model.md, and rounded."""
 
 MACHINES: dict[str, Machine] = {
     machine.name: machine
     for machine in (
-        Machine(
-            "cpu",
-            "bfloat16",
-            *(480e9, *_CPU),
+        replace(
+            _CPU_FP32,
+            name="cpu",
+            precision="bfloat16",
+            macs=2 * _CPU_FP32.macs,
             source="measured: one thread of a Zen 5 server core, AVX-512 with bf16 products, torch 2.13",
         ),
-        Machine(
-            "cpu-fp32",
-            "float32",
-            *(240e9, *_CPU),
-            source="measured: the same thread in float32, as on processors with AVX-512 that do not multiply bf16",
-        ),
+        _CPU_FP32,
         _gpu("t4", "float16", 65e12, 320e9, 1.0e12),
         _gpu("rtx4090", "bfloat16", 165e12, 1008e9, 5.2e12),
         _gpu("a100", "bfloat16", 312e12, 1555e9, 2.4e12),

@@ -29,11 +29,11 @@ from medmamba.plans.cost.layers import (
 from medmamba.plans.families import Family, family
 from medmamba.plans.schema import NetworkPlan
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes per activation outside the scan; the scan and all weights stay in float32 at every precision."""
+FLOAT32 = 4
+"""Bytes per number. Plans are made for float32, the most that a training takes."""
 
-OPTIMISER_SLOTS = {"sgd": 1, "adamw": 2}
-"""Numbers that the optimiser keeps per weight."""
+OPTIMISER_SLOTS = 2
+"""Numbers that AdamW keeps per weight."""
 
 FRAME_CONV = 3
 """Maps of a convolution of the planned frame: the norm's centred input, its output, the activated output."""
@@ -93,76 +93,62 @@ def training_memory(
     in_channels: int,
     out_channels: int,
     batch_size: int,
-    precision: str = "float32",
-    optimiser: str = "adamw",
 ) -> Memory:
-    """Bytes that a training step of ``network`` on ``batch_size`` patches needs."""
-    width = BYTES[precision]
+    """Bytes that a training step of ``network`` on ``batch_size`` patches needs in float32 with AdamW."""
     chosen = family(network.name)
     tokens = stage_voxels(network, patch_size)
     full = math.prod(patch_size)
     last = len(tokens) - 1
-    encoder = decoder = heads = 0.0
-    encoder_workspace = 0.0
-    for stage, count in enumerate(tokens):
-        half, single = _encoder_stage(network, chosen, stage)
-        encoder += count * (half * width + single * 4)
-        if scans(network, stage):
-            encoder_workspace = max(encoder_workspace, 4.0 * count * _scan_gradients(network, stage))
-        if stage < last:
-            convs = decoder_convs(network, stage)
-            decoder += count * width * _decoder_stage(chosen, network.features_per_stage[stage], convs)
-            if (stage == 0 and tokens[0] == full) or network.deep_supervision:
-                heads += count * 4 * LABEL_MAPS * out_channels
     top = network.features_per_stage[0]
+    encoder = decoder = heads = scan_gradients = 0.0  # numbers for one sample
+    for stage, count in enumerate(tokens):
+        encoder += count * _encoder_stage(network, chosen, stage)
+        if scans(network, stage) and block_count(network, stage):  # at most what a block kept
+            scan_gradients = max(scan_gradients, count * block_of(network, stage).kept / 2)
+        if stage < last:
+            decoder += count * _decoder_stage(chosen, network.features_per_stage[stage], decoder_convs(network, stage))
+            if (stage == 0 and tokens[0] == full) or network.deep_supervision:
+                heads += count * LABEL_MAPS * out_channels
     if tokens[0] < full:  # a strided stem: a light convolution of the image and a decoder at full resolution
         top = light_width(network)
-        encoder += full * width * FRAME_CONV * top
-        decoder += full * width * _decoder_stage(chosen, top, chosen.decoder_convs)
-        heads += full * 4 * LABEL_MAPS * out_channels
+        encoder += full * FRAME_CONV * top
+        decoder += full * _decoder_stage(chosen, top, chosen.decoder_convs)
+        heads += full * LABEL_MAPS * out_channels
     if chosen.parallel:
-        encoder += width * sum(exchange.kept for exchange in exchanges(network, tokens))
-    image = full * 4 * (in_channels + IMAGE_MAPS - 1)
-    grad_maps = chosen.backward_maps * top * width
+        encoder += sum(exchange.kept for exchange in exchanges(network, tokens))
+    encoder += full * (in_channels + IMAGE_MAPS - 1)
     count = weight_count(network, in_channels, out_channels)
+    sample = FLOAT32 * batch_size
     return Memory(
-        weights=4 * count * (1 + OPTIMISER_SLOTS[optimiser]),
-        gradients=4 * count,
-        activations=round(batch_size * (encoder + decoder + heads + image)),
-        encoder_activations=round(batch_size * (encoder + image)),
-        workspace=round(batch_size * full * max(grad_maps, 4 * LOSS_WORKSPACE * out_channels)),
-        encoder_workspace=round(batch_size * encoder_workspace),
-        largest_weight=4 * largest_layer(network),
+        weights=FLOAT32 * count * (1 + OPTIMISER_SLOTS),
+        gradients=FLOAT32 * count,
+        activations=round(sample * (encoder + decoder + heads)),
+        encoder_activations=round(sample * encoder),
+        workspace=round(sample * full * max(chosen.backward_maps * top, LOSS_WORKSPACE * out_channels)),
+        encoder_workspace=round(sample * scan_gradients),
+        largest_weight=FLOAT32 * largest_layer(network),
     )
 
 
-def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> tuple[float, float]:
-    """Numbers kept per voxel of an encoder stage: (at the working precision, always in float32)."""
+def _encoder_stage(network: NetworkPlan, chosen: Family, stage: int) -> float:
+    """Numbers kept per voxel of an encoder stage."""
     features, blocks = network.features_per_stage[stage], network.blocks_per_stage[stage]
     if chosen.kind == "plain":
-        return blocks * IN_PLACE_CONV * features, 0.0
+        return blocks * IN_PLACE_CONV * features
     if chosen.kind == "residual":
         before = network.features_per_stage[stage - 1] if stage > 0 else features
         pooled = before if max(network.strides[stage]) > 1 else 0
         shortcut = 0 if before == features else pooled + features
         stem = IN_PLACE_CONV * features if stage == 0 else 0
-        return stem + 2 * blocks * IN_PLACE_CONV * features + shortcut, 0.0
+        return stem + 2 * blocks * IN_PLACE_CONV * features + shortcut
     if not scans(network, stage):
-        return FRAME_CONV * max(blocks, 1) * features, 0.0
+        return FRAME_CONV * max(blocks, 1) * features
     downsampled = 2 * features  # the norm's centred input, its output
     convs = 2 * FRAME_CONV * chosen.conv_blocks * features if stage > 0 else 0
-    block, count = block_of(network, stage), block_count(network, stage)
-    return downsampled + convs + count * block.kept + (features if count else 0), count * block.kept_float32
+    count = block_count(network, stage)
+    return downsampled + convs + (features if count else 0) + count * block_of(network, stage).kept
 
 
 def _decoder_stage(chosen: Family, features: int, convs: int) -> float:
     """The upsampled map beside its skip, then the convolutions."""
     return (2 + convs * (FRAME_CONV if chosen.kind == "scan" else IN_PLACE_CONV)) * features
-
-
-def _scan_gradients(network: NetworkPlan, stage: int) -> float:
-    """Gradients per token while the backward pass is in a block: at most what the block kept."""
-    if block_count(network, stage) == 0:
-        return 0.0
-    block = block_of(network, stage)
-    return (block.kept + block.kept_float32) / 2

@@ -101,25 +101,6 @@ def test_every_family_scans_along_a_route_set() -> None:
     assert all(route_count(family.routes, 3) >= 0 for family in FAMILIES.values())
 
 
-def test_half_precision_halves_the_maps_but_not_the_scan() -> None:
-    network, patch = planned("vm_unet", (64, 64, 64))
-    full, half = (
-        training_memory(network, patch, in_channels=1, out_channels=3, batch_size=2, precision=precision)
-        for precision in ("float32", "bfloat16")
-    )
-    assert full.weights == half.weights
-    assert 0.5 * full.activations < half.activations < full.activations
-
-
-def test_sgd_keeps_one_number_per_weight_less_than_adamw() -> None:
-    network, patch = planned("vm_unet", (32, 32, 32))
-    sgd, adamw = (
-        training_memory(network, patch, in_channels=1, out_channels=3, batch_size=2, optimiser=name)
-        for name in ("sgd", "adamw")
-    )
-    assert adamw.weights - sgd.weights == 4 * weight_count(network, 1, 3)
-
-
 def test_more_routes_need_more_memory() -> None:
     network, patch = planned("vm_unet", (64, 64, 64))
     fewer = network.model_copy(update={"routes": "raster:2"})
