@@ -201,14 +201,14 @@ def report(
 def explain(run: str | Path, options: ExplainOptions) -> tuple[Plan, list[str]]:
     """The plan of a run, and every decision in lines; with ``what_if`` what would differ with other options."""
     from medmamba.models.run_folder import RunFolder
-    from medmamba.planning.what_if import what_if
     from medmamba.plans.explain import compare_lines, explain_lines
-    from medmamba.plans.what_if import changes_from
+    from medmamba.plans.what_if import changes_from, what_if
 
+    folder = RunFolder(Path(run))
+    plan = folder.read_plan()
     if options.what_if is None:
-        plan = RunFolder(Path(run)).read_plan()
         return plan, explain_lines(plan)
-    plan, other = what_if(run, **changes_from(options.what_if))
+    other = what_if(plan, folder.read_fingerprint(), **changes_from(options.what_if))
     return plan, compare_lines(plan, other, names=("now", options.what_if.strip()))
 
 

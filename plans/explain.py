@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medmamba.plans.schema import Configuration, Decision, Plan
+from medmamba.plans.schema import Decision, Plan
 
 
 def explain_lines(plan: Plan, *, configuration: str | None = None, inputs: bool = True) -> list[str]:
@@ -52,39 +52,33 @@ def summary(plan: Plan) -> list[tuple[str, ...]]:
 
 def summary_lines(plan: Plan) -> list[str]:
     """The table of :func:`summary` as aligned text, and what the configurations are."""
-    rows = summary(plan)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    existence = next((d.reason for d in plan.decisions if d.name == "configurations"), "")
+    of_plan = ("configurations", "heads", "default_configuration")
     return [
-        *lines,
-        *([existence] if existence else []),
-        *(d.reason for d in plan.decisions if d.name == "heads"),
-        *(d.reason for d in plan.decisions if d.name == "default_configuration"),
+        *aligned(summary(plan)),
+        *(d.reason for name in of_plan for d in plan.decisions if d.name == name),
         *(d.reason for d in plan.default.decisions if d.name == "step_seconds"),
         *(d.reason for d in plan.default.decisions if d.name == "mirroring" and d.inputs["pairs"]),
         f"* is trained when no configuration is named: {plan.default.network.name}.",
     ]
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines, every column as wide as its widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def compare(before: Plan, after: Plan) -> list[tuple[str, str, str]]:
     """Every number that differs between two plans: (field, before, after); an absent one is written as a dash."""
     left, right = dict(_facts(before)), dict(_facts(after))
-    fields = [*left, *(field for field in right if field not in left)]
-    return [
-        (field, left.get(field, "–"), right.get(field, "–"))
-        for field in fields
-        if left.get(field, "–") != right.get(field, "–")
-    ]
+    rows = [(field, left.get(field, "–"), right.get(field, "–")) for field in {**left, **right}]
+    return [row for row in rows if row[1] != row[2]]
 
 
 def compare_lines(before: Plan, after: Plan, *, names: tuple[str, str] = ("now", "what if")) -> list[str]:
     """The differences between two plans side by side, as aligned text."""
-    rows = [("", *names), *compare(before, after)]
-    if len(rows) == 1:
-        return ["Both plans are the same."]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    return [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() for row in rows]
+    rows = compare(before, after)
+    return aligned([("", *names), *rows]) if rows else ["Both plans are the same."]
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -94,17 +88,13 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     for channel, normalization in zip(plan.channel_names, plan.normalization, strict=True):
         yield f"normalization[{channel}]", _text([normalization.scheme, normalization.use_mask])
     for name, part in plan.configurations.items():
-        yield from ((f"{name}.{field}", value) for field, value in _configuration_facts(part))
-
-
-def _configuration_facts(part: Configuration) -> Iterator[tuple[str, str]]:
-    for field in ("spacing_mm", "median_shape", "patch_size", "batch_size", "batch_dice", "previous_stage"):
-        yield field, _text(getattr(part, field))
-    for field, value in part.network.model_dump(mode="json").items():
-        yield f"network.{field}", _text(value)
-    for decision in part.decisions:
-        if decision.name in ("training_memory_gb", "step_seconds"):
-            yield decision.name, _text(decision.value)
+        for field in ("spacing_mm", "median_shape", "patch_size", "batch_size", "batch_dice", "previous_stage"):
+            yield f"{name}.{field}", _text(getattr(part, field))
+        for field, value in part.network.model_dump(mode="json").items():
+            yield f"{name}.network.{field}", _text(value)
+        for decision in part.decisions:
+            if decision.name in ("training_memory_gb", "step_seconds"):
+                yield f"{name}.{decision.name}", _text(decision.value)
 
 
 def _decision_lines(decision: Decision, inputs: bool) -> list[str]:

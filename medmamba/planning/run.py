@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medmamba.compute.free_memory import main_memory
+from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_splits
+from medmamba.datasets.groups import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError
+from medmamba.geometry import MOST_VOXELS
+from medmamba.images import ReadOptions
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
+from medmamba.planning.contact_sheet import Thumbnail, spread_over, thumbnail
+from medmamba.planning.dataset_page import dataset_page
+from medmamba.planning.measure import measure_dataset
 from medmamba.planning.options import PlanRequest
-
-if TYPE_CHECKING:
-    from medmamba.datasets import DatasetReport, DatasetSpec
-    from medmamba.images import ReadOptions
-    from medmamba.planning.contact_sheet import Thumbnail
-    from medmamba.plans.fingerprint import Fingerprint
-    from medmamba.plans.folds import Fold
-    from medmamba.plans.schema import Decision, Plan
-    from medmamba.preprocessing.case import PreprocessedCase
+from medmamba.plans.case_size import refuse_oversize
+from medmamba.plans.families import family
+from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.folds import N_FOLDS, Fold, check_folds, folds_of, groups_of
+from medmamba.plans.left_right import side_pairs, side_problems
+from medmamba.plans.manual_configurations import manual_configurations
+from medmamba.plans.planner import DatasetFacts, make_plan
+from medmamba.plans.schema import Decision, Plan
+from medmamba.preprocessing.case import PreprocessedCase
+from medmamba.preprocessing.dataset import preprocess_dataset
 
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
@@ -57,8 +66,6 @@ def plan(
 
     Raises ConfigError for choices that cannot work, InputErrors for a dataset that no plan can be made from.
     """
-    from medmamba.plans.families import family
-
     options = PlanRequest.of(options, **changes)
     networks = (options.network,) if options.pilot is None else options.candidates
     if options.pilot is not None and len(networks) < 2:
@@ -97,13 +104,6 @@ class _Measured:
 
 
 def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Measured:
-    from medmamba.datasets import read_dataset
-    from medmamba.datasets.groups import patients_of
-    from medmamba.geometry import MOST_VOXELS
-    from medmamba.images import ReadOptions
-    from medmamba.planning.measure import measure_dataset
-    from medmamba.plans.left_right import side_pairs, side_problems
-
     spec = read_dataset(dataset, strict=False)
     patients = patients_of(spec, options.group_by)
     workers = options.workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
@@ -129,18 +129,14 @@ def _make(
     decision: Decision | None = None,
 ) -> Plan:
     """The plan with a network; raises ConfigError for regions or cases that it cannot be carried out with."""
-    from medmamba.models.output_channels import OutputChannels
-    from medmamba.plans.case_size import refuse_oversize
-    from medmamba.plans.planner import DatasetFacts, make_plan
-
     spec, fingerprint = measured.spec, measured.fingerprint
     name_of = {value: name for name, value in spec.labels.items()}
-    hashes = (text for case in measured.report.cases for text in (case.image_sha256, case.label_sha256 or ""))
+    hashes = sorted(text for case in measured.report.cases for text in (case.image_sha256, case.label_sha256 or ""))
     facts = DatasetFacts(
-        regions=regions_by_label(spec) or None,
+        regions={name: [name_of[value] for value in values] for name, values in spec.regions.items()} or None,
         region_order=[name_of[value] for value in spec.region_order] or None,
         ignore_label=spec.ignore,
-        dataset_hash=_hash_of(hashes),
+        dataset_hash=sha256("\n".join(hashes).encode()).hexdigest(),
     )
     made = make_plan(fingerprint, options.for_network(network), facts, previous=previous, network_decision=decision)
     OutputChannels.of_plan(made)  # refuses regions that cannot be written back
@@ -159,8 +155,6 @@ class _Writer:
     """Writes the plan, folds, cases and report of a run folder, all or nothing."""
 
     def __init__(self, folder: RunFolder, measured: _Measured, options: PlanRequest, on_item: OnItem) -> None:
-        from medmamba.planning.contact_sheet import spread_over
-
         self.folder, self.measured, self.options, self.on_item = folder, measured, options, on_item
         self.ids = [case.case_id for case in measured.fingerprint.cases]
         self.shown = spread_over(self.ids, PICTURES)
@@ -168,8 +162,6 @@ class _Writer:
 
     def write(self, made: Plan, *, preprocess: bool) -> None:
         """``preprocess``: False keeps the cases that are there."""
-        from medmamba.planning.dataset_page import dataset_page
-
         folder, measured = self.folder, self.measured
         with FolderLock(folder.path):
             remove_leftovers(folder.path)
@@ -184,8 +176,6 @@ class _Writer:
             folder.aside_path.unlink(missing_ok=True)
 
     def _preprocess(self, made: Plan) -> None:
-        from medmamba.preprocessing.dataset import preprocess_dataset
-
         with replace_folder(self.folder.preprocessed_path) as preprocessed:
             preprocess_dataset(
                 self.measured.spec,
@@ -201,8 +191,6 @@ class _Writer:
             self.folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
 
     def _picture(self, case: PreprocessedCase) -> None:
-        from medmamba.planning.contact_sheet import thumbnail
-
         if case.case_id in self.shown:
             assert case.labels is not None
             self.pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
@@ -216,9 +204,6 @@ def folds_for(
     on_warning: Callable[[str], None],
 ) -> list[Fold]:
     """The folds of a split file, of the dataset's own one, or ours; raises InputErrors for a split that leaks."""
-    from medmamba.datasets import read_splits
-    from medmamba.plans.folds import N_FOLDS, Fold, check_folds, folds_of, groups_of
-
     ids = [case.case_id for case in fingerprint.cases]
     own = read_splits(Path(splits), ids) if splits is not None else spec.splits
     groups = groups_of(fingerprint, patients)
@@ -235,16 +220,8 @@ def folds_for(
     return folds
 
 
-def regions_by_label(spec: DatasetSpec) -> dict[str, list[str]]:
-    """A dataset's regions as lists of label names."""
-    name_of = {value: name for name, value in spec.labels.items()}
-    return {name: [name_of[value] for value in values] for name, values in spec.regions.items()}
-
-
 def _to_store(plan: Plan, options: PlanRequest) -> list[str]:
     """The configurations to preprocess: those asked for, or the default one; manual ones always."""
-    from medmamba.plans.manual_configurations import manual_configurations
-
     mine = manual_configurations(plan)
     if options.configurations is None:
         return list(dict.fromkeys([plan.default_configuration, *mine]))
@@ -254,7 +231,3 @@ def _to_store(plan: Plan, options: PlanRequest) -> list[str]:
 def _grids(plan: Plan, options: PlanRequest) -> dict[str, list[float] | None]:
     """What preprocessed cases depend on, among the numbers that a network decides."""
     return {name: plan.configurations[name].spacing_mm for name in _to_store(plan, options)}
-
-
-def _hash_of(texts: Iterable[str]) -> str:
-    return sha256("\n".join(sorted(texts)).encode()).hexdigest()
