@@ -76,6 +76,13 @@ def test_links_to_files_lead_somewhere(path):
         assert (ROOT / script).is_file(), f"{path.name}: {script}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_files_of_the_project_on_a_page_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:medmamba|plans|kernels|cli|tests|benchmarks|examples|docs)/[\w./-]*)", text):
+        assert (ROOT / name).exists(), f"{path.name}: {name}"
+
+
 def test_the_page_of_commands_is_what_the_commands_say():
     from medmamba.cli.reference import commands_page
 
