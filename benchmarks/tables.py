@@ -70,14 +70,14 @@ def goals(result: dict, shapes: dict) -> list[str]:  # type: ignore[type-arg]
         work, back = K * D * L * N, found["forward_backward"]["ours"][0] - kept
         shares.append((work / f / floor, work / back / (floor / 2), back / kept, (back + kept - f) / f))
     add(
-        f"C4 share of the arithmetic floor ({floor / 1e9:.2f}e9/s), forward",
+        f"C4 fraction of the arithmetic floor ({floor / 1e9:.2f}e9/s), forward",
         0.45,
         0.65,
         min(s[0] for s in shares),
         " / ".join(f"{s[0]:.2f}" for s in shares),
     )
     add(
-        "C4 share of half the floor, backward",
+        "C4 fraction of half the floor, backward",
         0.40,
         0.60,
         min(s[1] for s in shares),
