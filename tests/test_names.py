@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 
-from test_architecture import FILES
+from test_architecture import FILES, ROOT
 
 
 def classes() -> dict[str, list[str]]:
@@ -20,3 +20,9 @@ def classes() -> dict[str, list[str]]:
 
 def test_no_class_name_is_used_twice():
     assert {name: modules for name, modules in classes().items() if len(modules) > 1} == {}
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest collects files of folders without ``__init__.py`` under their bare names."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
