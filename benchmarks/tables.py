@@ -11,8 +11,8 @@ def _verdict(value: float, must: float, aim: float, *, smaller: bool = False) ->
 def kernels_cpu_table(result: dict, shapes: dict) -> str:  # type: ignore[type-arg]
     """The goals of the CPU kernels and what was measured."""
     shows = (
-        "Shows the processor time of the scan alone, beside other implementations in the same run; it does not show\n"
-        "the time of a whole training step."
+        "Shows the processor time of the scan alone, compared with other implementations in the same run; it does not\n"
+        "show the time of a whole training step."
     )
     lines = ["# CPU scan", "", shows, "", *(f"- {key}: {value}" for key, value in result["machine"].items())]
     lines += [f"- peer not timed: {name}: {why}" for name, why in result["missing peers"].items()]

@@ -52,7 +52,7 @@ class PlanOptions(Options):
     patch_size: Integers | None = option(
         None, "Patch size in voxels, for configurations of as many axes: 64,96,96", panel=RULES
     )
-    batch_size: int | None = option(None, "Patches per batch.", panel=RULES, ge=1)
+    batch_size: int | None = option(None, "Batch size.", panel=RULES, ge=1)
     configurations: Names | None = option(
         None, f"Configurations to plan: {', '.join(PLANNED)}, or all that apply (the default).", panel=RULES
     )

@@ -66,7 +66,7 @@ class TrainConfig(Options):
     class_weights: NumbersByName = option({}, "Class weights of the loss by label name: tumour=3,liver=1", panel=RECIPE)
     sampling: Sampling = option(
         "foreground",
-        "Oversampling of foreground patches: foreground (every voxel equally often) or lesion (every lesion).",
+        "Centre of foreground patches: foreground (a random voxel of a random label) or lesion (of a random lesion).",
         panel=RECIPE,
     )
     ema: float | None = option(
