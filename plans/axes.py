@@ -6,13 +6,10 @@ A 2D configuration leaves out plan axis 0, and an anisotropic 3D network treats 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 
 from medmamba.plans.schema import Decision
-
-T = TypeVar("T")
 
 
 def coarsest_first(target_spacing: Sequence[float]) -> list[int]:
@@ -24,17 +21,10 @@ def coarsest_first(target_spacing: Sequence[float]) -> list[int]:
     return _in_front(int(np.argmax(target_spacing)))
 
 
-def flat_axis(shapes_after_crop: np.ndarray) -> int | None:
-    """The axis along which the typical case has a single voxel, or None for volumes. ``shapes`` is (n_cases, 3)."""
-    median = np.median(shapes_after_crop, axis=0)
-    flat = [axis for axis in range(3) if median[axis] == 1]
-    return flat[0] if flat else None
-
-
 def axis_order(target_spacing: Sequence[float], shapes_after_crop: np.ndarray) -> tuple[list[int], Decision]:
     """Canonical array axis that becomes plan axis 0, 1, 2."""
-    flat = flat_axis(shapes_after_crop)
-    if flat is None:
+    median_shape = np.median(shapes_after_crop, axis=0).tolist()
+    if 1 not in median_shape:
         order = coarsest_first(target_spacing)
         isotropic = max(target_spacing) == min(target_spacing)
         reason = (
@@ -43,33 +33,17 @@ def axis_order(target_spacing: Sequence[float], shapes_after_crop: np.ndarray) -
             else f"Axis {'ijk'[order[0]]} has the coarsest spacing ({max(target_spacing):g} mm): it is the slice axis."
         )
     else:
+        flat = median_shape.index(1)
         order = _in_front(flat)
         reason = f"The images have one voxel along axis {'ijk'[flat]}: it is the slice axis, whatever its spacing."
     return order, Decision(
         name="axis_order",
         value=order,
-        inputs={
-            "target_spacing": list(target_spacing),
-            "median_shape_after_crop": np.median(shapes_after_crop, axis=0).tolist(),
-        },
+        inputs={"target_spacing": list(target_spacing), "median_shape_after_crop": median_shape},
         rule="the flat axis first, else the coarsest axis first; the others keep their order",
         reason=reason,
         source="nnU-Net 2.8.1, transpose_forward; a flat axis that is not the coarsest is our addition",
     )
-
-
-def reorder(values: Sequence[T], order: Sequence[int]) -> list[T]:
-    """Values per canonical axis, brought to the plan's axes."""
-    return [values[axis] for axis in order]
-
-
-def inverse(order: Sequence[int]) -> list[int]:
-    """The permutation that undoes ``order``.
-
-    >>> inverse([2, 0, 1])
-    [1, 2, 0]
-    """
-    return [list(order).index(axis) for axis in range(len(order))]
 
 
 def _in_front(first: int) -> list[int]:

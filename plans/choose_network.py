@@ -8,14 +8,13 @@ wants to know trains two candidates on the same fold and compares them.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from medmamba.plans.families import FAMILIES
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.grid import SMALL_VIEW
-from medmamba.plans.schema import Configuration, Decision, Plan
+from medmamba.plans.schema import Configuration, Decision
 
 DEFAULT = "vm_unet"
 
@@ -49,7 +48,6 @@ def choose_network(
     spacing: Sequence[float],
     scan_plan: Configuration,
     baseline_plan: Configuration,
-    available: Collection[str] = tuple(FAMILIES),
 ) -> tuple[str, Decision]:
     """The family for a dataset; the two plans are those of vm_unet and plain_unet for the same memory."""
     diameters = typical_diameters(fingerprint, spacing)
@@ -57,13 +55,13 @@ def choose_network(
     median = math.prod(scan_plan.median_shape)
     scan_view = math.prod(scan_plan.patch_size) / median
     larger = math.prod(baseline_plan.patch_size) / math.prod(scan_plan.patch_size)
-    if thinnest is not None and diameters[thinnest] < THIN_VOXELS and "hrvmamba" in available:
+    if thinnest is not None and diameters[thinnest] < THIN_VOXELS:
         chosen = "hrvmamba"
         reason = (
             f"The typical component of {thinnest!r} is {diameters[thinnest]:.1f} voxels across and would vanish after "
             f"two or three halvings; this network keeps its fine branches to the end."
         )
-    elif scan_view < SMALL_VIEW and larger >= BASELINE_SEES and "plain_unet" in available:
+    elif scan_view < SMALL_VIEW and larger >= BASELINE_SEES:
         chosen = "plain_unet"
         reason = (
             f"In this memory a scan network sees {scan_view:.1%} of the image and a plain U-Net {larger:.1f} times as "
@@ -86,11 +84,6 @@ def choose_network(
         reason=reason,
         source="medmamba; no published comparison decides this",
     )
-
-
-def target_spacing_of(plan: Plan) -> list[float]:
-    """The target spacing of a plan per canonical axis."""
-    return next(list(decision.value) for decision in plan.decisions if decision.name == "target_spacing")
 
 
 def _diameter(voxels: float, flat: bool) -> float:

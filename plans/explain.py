@@ -9,21 +9,20 @@ from typing import Any
 from medmamba.plans.schema import Decision, Plan
 
 
-def explain_lines(plan: Plan, *, configuration: str | None = None, inputs: bool = True) -> list[str]:
-    """Lines of text that say what was decided and why; one configuration, or all of them."""
+def explain_lines(plan: Plan) -> list[str]:
+    """Lines of text that say what was decided and why."""
     lines = [
         f"Plan of {plan.dataset_name} (medmamba {plan.medmamba_version}), plan axes from image axes "
         + " ".join("ijk"[axis] for axis in plan.axis_order)
     ]
     for decision in plan.decisions:
-        lines += _decision_lines(decision, inputs)
+        lines += _decision_lines(decision)
     for name, part in plan.configurations.items():
-        if configuration in (None, name):
-            mark = " (default)" if name == plan.default_configuration else ""
-            after = f", after {part.previous_stage}" if part.previous_stage else ""
-            lines += ["", f"Configuration {name}{mark}{after}: {part.network.name}"]
-            for decision in part.decisions:
-                lines += _decision_lines(decision, inputs)
+        mark = " (default)" if name == plan.default_configuration else ""
+        after = f", after {part.previous_stage}" if part.previous_stage else ""
+        lines += ["", f"Configuration {name}{mark}{after}: {part.network.name}"]
+        for decision in part.decisions:
+            lines += _decision_lines(decision)
     return lines
 
 
@@ -97,13 +96,13 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
                 yield f"{name}.{decision.name}", _text(decision.value)
 
 
-def _decision_lines(decision: Decision, inputs: bool) -> list[str]:
+def _decision_lines(decision: Decision) -> list[str]:
     lines = [
         f"  {decision.name} = {_text(decision.value)}",
         f"    why:    {decision.reason}",
         f"    rule:   {decision.rule}",
     ]
-    if inputs and decision.inputs:
+    if decision.inputs:
         lines.append("    from:   " + ", ".join(f"{name} {_text(value)}" for name, value in decision.inputs.items()))
     lines.append(f"    source: {decision.source}")
     return lines

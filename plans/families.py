@@ -136,6 +136,21 @@ _BASELINE = Family(
     backward_maps=4.2,
 )
 
+_U_MAMBA_BOT = Family(
+    name="u_mamba_bot",
+    kind="scan",
+    source="U-Mamba Bot, arXiv:2401.04722: residual U-Net, scan in the bottleneck",
+    bottleneck_only=True,
+    blocks_reason="As published: residual convolutions everywhere, a scan in the bottleneck only.",
+    conv_blocks=2,
+    states=(16, 16),
+    states_reason="As published.",
+    states_source="the family's publication",
+    routes="forward",
+    routes_why=_ONE_WAY,
+    expand=2,
+)
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -230,33 +245,14 @@ FAMILIES: dict[str, Family] = {
             ),
             window=WINDOW_EDGE[2] ** 2,
         ),
-        Family(
-            "u_mamba_bot",
-            "scan",
-            "U-Mamba Bot, arXiv:2401.04722: residual U-Net, scan in the bottleneck",
-            bottleneck_only=True,
-            blocks_reason="As published: residual convolutions everywhere, a scan in the bottleneck only.",
-            conv_blocks=2,
-            states=(16, 16),
-            states_reason="As published.",
-            states_source="the family's publication",
-            routes="forward",
-            routes_why=_ONE_WAY,
-            expand=2,
-        ),
-        Family(
-            "u_mamba_enc",
-            "scan",
-            "U-Mamba Enc, arXiv:2401.04722: residual U-Net, scan in every encoder stage",
+        _U_MAMBA_BOT,
+        replace(
+            _U_MAMBA_BOT,
+            name="u_mamba_enc",
+            source="U-Mamba Enc, arXiv:2401.04722: residual U-Net, scan in every encoder stage",
+            bottleneck_only=False,
             blocks_reason="Residual convolutions and a scan in every encoder stage; at full resolution convolutions "
             "only.",
-            conv_blocks=2,
-            states=(16, 16),
-            states_reason="As published.",
-            states_source="the family's publication",
-            routes="forward",
-            routes_why=_ONE_WAY,
-            expand=2,
         ),
         Family(
             "segmamba",
@@ -289,6 +285,5 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
 
 
 def family(name: str) -> Family:
-    """The family called ``name``, of another package too; raises ConfigError with the nearest spelling for an unknown
-    one."""
+    """The family of this name, of another package too; ConfigError names the nearest spelling of an unknown one."""
     return find_network(name, FAMILIES)

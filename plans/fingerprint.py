@@ -206,7 +206,8 @@ def build_fingerprint(
     elif not any(np.size(values) for values in samples_per_channel):
         problems.append(
             f"{dataset_name}: no foreground voxel in any of the {len(ordered)} cases. Check that the label values "
-            f"declared for this dataset ({_named(labels)}) occur in its label maps."
+            f"declared for this dataset ({', '.join(f'{name} = {value}' for name, value in labels.items())}) occur in "
+            f"its label maps."
         )
     if problems:
         raise InputErrors(problems, summary=f"{dataset_name}: {len(problems)} problems; no fingerprint was made.")
@@ -274,7 +275,3 @@ def _mixed_millimetres(cases: Sequence[CaseStats]) -> list[str]:
         f"{without[0]}: no spacing in mm, as in {len(without)} of {len(cases)} cases; the others have one. "
         f"Give every image a spacing, or none."
     ]
-
-
-def _named(labels: dict[str, int]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in labels.items())

@@ -53,21 +53,13 @@ def make_folds(
     return [Fold(train=[i for i in ids if i not in held_out], val=sorted(held_out)) for held_out in parts]
 
 
-def folds_of(
-    fingerprint: Fingerprint,
-    *,
-    patients: Mapping[str, str] | None = None,
-    n_folds: int = N_FOLDS,
-    seed: int = SEED,
-) -> list[Fold]:
+def folds_of(fingerprint: Fingerprint, patients: Mapping[str, str] | None = None) -> list[Fold]:
     """Folds of a fingerprinted dataset: stratified by label presence, patients and copies of one image kept together.
 
     ``patients`` names the patient of a case; a case that is not in it stands alone.
     """
     present = {case.case_id: case.present_labels for case in fingerprint.cases}
-    return make_folds(
-        list(present), labels_of=present, group_of=groups_of(fingerprint, patients), n_folds=n_folds, seed=seed
-    )
+    return make_folds(list(present), labels_of=present, group_of=groups_of(fingerprint, patients))
 
 
 def groups_of(fingerprint: Fingerprint, patients: Mapping[str, str] | None = None) -> dict[str, str]:

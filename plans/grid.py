@@ -92,9 +92,9 @@ def _batch(task: PlanTask, step: TrainingStep, dataset_voxels: float) -> tuple[i
         return choose_batch_size(step.patch_size, dataset_voxels, step.bytes, task.limit_bytes, timed)
     batch = task.batch_size
     if (refusal := step.refusal(batch)) is not None:
+        largest = next((size for size in range(1, 4096) if step.refusal(size + 1) is not None), 4096)
         raise ConfigError(
-            f"batch size {batch}: a training step on {_times(step.patch_size)} {refusal}. "
-            f"Largest that fits: {_largest_batch(step)}."
+            f"batch size {batch}: a training step on {_times(step.patch_size)} {refusal}. Largest that fits: {largest}."
         )
     return batch, _given("batch_size", batch, {"step_bytes": step.bytes(batch), "limit_bytes": task.limit_bytes})
 
@@ -122,9 +122,19 @@ def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -
             reason = f"A patch at full resolution sees {view:.1%} of the image; a strided stem would add little."
     if not found.fits:
         raise _nothing_fits(task, full)
-    return _Found(
-        found, stem, _patch_decision(task, found, spacing, median), _stem_decision(task, stem, inputs, reason)
+    strides = task.family.kind == "scan"
+    stem_decision = Decision(
+        name="stem",
+        value=stem,
+        inputs=inputs,
+        rule=f"full-resolution convolutions; a strided stem where their patch does not fit, or sees under "
+        f"{SMALL_VIEW:.0%} of the image while the strided stem's is at least {WORTH_STRIDING:g} times as large"
+        if strides
+        else "full-resolution convolutions",
+        reason=reason,
+        source="medmamba" if strides else task.family.source,
     )
+    return _Found(found, stem, _patch_decision(task, found, spacing, median), stem_decision)
 
 
 def _nothing_fits(task: PlanTask, search: PatchSearch) -> ConfigError:
@@ -196,25 +206,6 @@ def _fixed(task: PlanTask, spacing: Sequence[float], median: Sequence[float], pa
             reason=reason,
             source="medmamba",
         ),
-    )
-
-
-def _largest_batch(step: TrainingStep) -> int:
-    return next((size for size in range(1, 4096) if step.refusal(size + 1) is not None), 4096)
-
-
-def _stem_decision(task: PlanTask, stem: Stem, inputs: dict[str, object], reason: str) -> Decision:
-    strides = task.family.kind == "scan"
-    return Decision(
-        name="stem",
-        value=stem,
-        inputs=inputs,
-        rule=f"full-resolution convolutions; a strided stem where their patch does not fit, or sees under "
-        f"{SMALL_VIEW:.0%} of the image while the strided stem's is at least {WORTH_STRIDING:g} times as large"
-        if strides
-        else "full-resolution convolutions",
-        reason=reason,
-        source="medmamba" if strides else task.family.source,
     )
 
 

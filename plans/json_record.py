@@ -45,33 +45,20 @@ class Record(BaseModel):
             document = json.loads(text, object_pairs_hook=_no_duplicate_keys, parse_constant=_no_nan)
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
             raise ConfigError(f"{where}: not a valid JSON {cls.kind}: {error}. Write it again or restore it.") from None
-        return cls.from_document(document, source=source)
-
-    @classmethod
-    def from_document(cls, document: Any, *, source: str = "") -> Self:
-        """Read a record from decoded JSON, with the same checks as :meth:`from_json`."""
-        where = source or f"this {cls.kind}"
         if not isinstance(document, dict):
             raise ConfigError(f"{where}: a {cls.kind} is a JSON object, got {type(document).__name__}.")
-        cls._check_version(document, where)
+        version, known = document.get("schema_version"), cls.model_fields.get("schema_version")
+        if known is not None and isinstance(version, int) and version != known.default:
+            raise ConfigError(
+                f"{where}: schema_version: this {cls.kind} has version {version}, this medmamba reads version "
+                f"{known.default}. Plan again with this medmamba, or use the one that wrote it."
+            )
         try:
             return cls.model_validate_json(json.dumps(document), strict=True)
         except ValidationError as error:
             faults = [f"{where}: {_path(fault['loc'])}: {_sentence(fault)}" for fault in error.errors()]
             count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
             raise ConfigError("\n".join([*faults, f"{where}: {count} in this {cls.kind}; nothing was done."])) from None
-
-    @classmethod
-    def _check_version(cls, document: dict[str, Any], where: str) -> None:
-        field = cls.model_fields.get("schema_version")
-        if field is None:
-            return
-        version, known = document.get("schema_version"), field.default
-        if isinstance(version, int) and version != known:
-            raise ConfigError(
-                f"{where}: schema_version: this {cls.kind} has version {version}, this medmamba reads version {known}. "
-                f"Plan again with this medmamba, or use the one that wrote it."
-            )
 
 
 def canonical_json(value: Any, indent: int = 0) -> str:

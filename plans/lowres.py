@@ -29,10 +29,9 @@ G = TypeVar("G")
 
 @dataclass(frozen=True)
 class LowResolution(Generic[G]):
-    """Result of the search: the grid's plan or None, its spacing, and the number of growth steps."""
+    """Result of the search: the grid's plan or None, and the number of growth steps."""
 
     grid: G | None
-    spacing: tuple[float, ...]
     steps: int
     voxel_ratio: float
     """Voxels of the full-resolution image divided by those of the low-resolution image."""
@@ -64,5 +63,4 @@ def search_low_resolution(
         patch_voxels = float(math.prod(patch_of(grid)))
         steps += 1
     ratio = full_voxels / voxels
-    kept = grid if ratio >= WORTHWHILE else None
-    return LowResolution(kept, tuple(float(value) for value in grown), steps, ratio)
+    return LowResolution(grid if ratio >= WORTHWHILE else None, steps, ratio)

@@ -12,7 +12,7 @@ from typing import get_args
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.plans.left_right import CANONICAL_X_AXIS, named_pairs, words_of
 from medmamba.plans.options import MirrorPolicy
-from medmamba.plans.schema import Configuration, Decision, Mirroring
+from medmamba.plans.schema import Decision, Mirroring
 
 RULE_OF: dict[str, str] = {
     "auto": "every axis, but not the left-right axis where a label name says left or right",
@@ -78,14 +78,4 @@ def choose_mirroring(
         rule=RULE_OF[policy],
         reason=reason,
         source="ours; nnU-Net mirrors every axis unless another trainer is chosen",
-    )
-
-
-def with_mirroring(
-    configuration: Configuration, labels: Sequence[str], axis_order: Sequence[int], policy: str
-) -> Configuration:
-    """The configuration with its mirroring decided."""
-    made, decision = choose_mirroring(labels, axis_order, configuration.spatial_dims, policy)
-    return configuration.model_copy(
-        update={"mirroring": made, "decisions": [*configuration.decisions, decision]},
     )

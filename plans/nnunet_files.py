@@ -12,8 +12,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from medmamba.errors import ConfigError
-from medmamba.plans.axes import inverse
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import PIXEL_SPACING
 from medmamba.plans.normalizers import NORMALIZERS
@@ -60,7 +61,7 @@ def to_nnunet(plan: Plan) -> str:
         "dataset_name": plan.dataset_name,
         "plans_name": "medmambaPlans",
         "transpose_forward": _mirrored(plan.axis_order, plan),
-        "transpose_backward": inverse(_mirrored(plan.axis_order, plan)),
+        "transpose_backward": np.argsort(_mirrored(plan.axis_order, plan)).tolist(),
         "image_reader_writer": IMAGE_2D_READER if _is_2d_image(plan) else "SimpleITKIO",
         "original_median_spacing_after_transp": _original(plan, "median_spacing", float),
         "original_median_shape_after_transp": _original(plan, "median_shape_after_crop", round),

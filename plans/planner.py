@@ -14,8 +14,8 @@ import numpy as np
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.geometry import LARGEST_SPACING_MM
-from medmamba.plans.axes import axis_order, reorder
-from medmamba.plans.choose_network import DEFAULT, choose_network, target_spacing_of
+from medmamba.plans.axes import axis_order
+from medmamba.plans.choose_network import DEFAULT, choose_network
 from medmamba.plans.cost.machines import machine
 from medmamba.plans.default_configuration import choose_default
 from medmamba.plans.families import family
@@ -24,7 +24,7 @@ from medmamba.plans.grid import LEAST_EDGE, GridPlan, plan_grid
 from medmamba.plans.left_right import mirror_decision, side_pairs
 from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
-from medmamba.plans.mirroring import with_mirroring
+from medmamba.plans.mirroring import choose_mirroring
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
 from medmamba.plans.partial_annotation import one_head_per_label, partly_annotated
@@ -48,13 +48,10 @@ class DatasetFacts:
     """SHA-256 over the hashes of all files."""
 
 
-NO_FACTS = DatasetFacts()
-
-
 def make_plan(
     fingerprint: Fingerprint,
     options: PlanOptions = PlanOptions(),  # noqa: B008  (frozen)
-    facts: DatasetFacts = NO_FACTS,
+    facts: DatasetFacts = DatasetFacts(),
     *,
     previous: Plan | None = None,
     network_decision: Decision | None = None,
@@ -70,7 +67,8 @@ def make_plan(
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
     that no plan can be made from.
     """
-    _refuse_bad_fingerprint(fingerprint)
+    if problems := [line for case in fingerprint.cases for line in case.problems()]:
+        raise InputErrors(problems, summary=f"{fingerprint.dataset_name}: {len(problems)} problems; no plan was made.")
     _refuse_bad_spacing(fingerprint, options.spacing)
     network = options.network
     if network == "auto":
@@ -81,8 +79,8 @@ def make_plan(
     target, spacing_decision = _target_spacing(fingerprint, options.spacing)
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     order, order_decision = axis_order(target, shapes)
-    median = tuple(reorder(median_shape(spacings, shapes, target), order))
-    target = tuple(reorder(target, order))
+    shape = median_shape(spacings, shapes, target)
+    median, target = tuple(shape[axis] for axis in order), tuple(target[axis] for axis in order)
     normalization, normalization_decisions = choose_normalization(fingerprint)
 
     heads_decisions = []
@@ -101,12 +99,11 @@ def make_plan(
         batch_size=options.batch_size,
     )
     wanted = _wanted(options.configurations, previous)
-    planned = _configurations(task, target, median, fingerprint, options.patch_size, wanted)
+    made, existence = _configurations(task, target, median, fingerprint, options.patch_size, wanted)
     names = [name for name in fingerprint.labels if name != "background"]
-    made = {
-        name: with_mirroring(configuration, names, order, options.mirror)
-        for name, configuration in planned.configurations.items()
-    }
+    for name, part in made.items():
+        mirroring, decision = choose_mirroring(names, order, part.spatial_dims, options.mirror)
+        made[name] = part.model_copy(update={"mirroring": mirroring, "decisions": [*part.decisions, decision]})
     default, default_decisions = choose_default(made, options.train_hours)
     pairs = side_pairs(fingerprint)
     made_plan = Plan(
@@ -135,7 +132,7 @@ def make_plan(
             *normalization_decisions,
             mirror_decision(pairs, order),
             *([network_decision] if network_decision else []),
-            planned.decision,
+            existence,
             *default_decisions,
         ],
     )
@@ -146,23 +143,26 @@ def _automatic(fingerprint: Fingerprint, options: PlanOptions) -> tuple[str, Dec
     """The family by the rules, from what a scan network and the baseline would see in this memory and time."""
     given = {name: getattr(options, name) for name in ("device_memory_gb", "spacing", "machine", "train_hours")}
     scan, baseline = (make_plan(fingerprint, PlanOptions(network=name, **given)) for name in (DEFAULT, "plain_unet"))
-    return choose_network(fingerprint, target_spacing_of(scan), scan.default, baseline.default)
+    target, _ = _target_spacing(fingerprint, options.spacing)
+    return choose_network(fingerprint, target, scan.default, baseline.default)
 
 
 def _target_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> tuple[tuple[float, ...], Decision]:
     """Spacing of the full-resolution grid in mm per canonical axis: the given one, or the rule's."""
     target, decision = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
     if given is not None:
-        return tuple(given), _given_spacing(given, decision)
-    return target, decision if fingerprint.has_millimetres else _no_spacing(decision)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """The configurations that apply and are wanted, and the decision about which these are."""
-
-    configurations: dict[str, Configuration]
-    decision: Decision
+        changes = {
+            "value": list(given),
+            "inputs": {**decision.inputs, "by_rule": decision.value},
+            "rule": "as given",
+            "reason": "Chosen by the user instead of the rule's value.",
+            "source": "user",
+        }
+        return tuple(given), decision.model_copy(update=changes)
+    if not fingerprint.has_millimetres:
+        reason = "The images have no millimetres, so pixels stay as they are and nothing is resampled."
+        decision = decision.model_copy(update={"reason": reason})
+    return target, decision
 
 
 def _configurations(
@@ -172,8 +172,11 @@ def _configurations(
     fingerprint: Fingerprint,
     patch_size: Sequence[int] | None,
     wanted: Sequence[str],
-) -> _Made:
-    """All configurations on grids of ``target`` (plan axes) where the median image has ``median`` voxels."""
+) -> tuple[dict[str, Configuration], Decision]:
+    """The configurations that apply and are wanted, and the decision about which these are.
+
+    ``target`` and ``median`` are spacing and shape of the median image in plan axes.
+    """
     n_cases = len(fingerprint.cases)
     voxels = math.prod(median) * n_cases
     patch_for = {dims: patch_size if patch_size and len(patch_size) == dims else None for dims in (2, 3)}
@@ -213,7 +216,7 @@ def _configurations(
         )
     beside_low = low is not None and low.grid is not None
     made = {name: _configuration(name, grid, beside_low, fingerprint.has_millimetres) for name, grid in grids.items()}
-    return _Made(made, _existence(list(made), wanted, median, low, slow))
+    return made, _existence(list(made), wanted, median, low, slow)
 
 
 def _configuration(name: str, grid: GridPlan, beside_low: bool, has_millimetres: bool) -> Configuration:
@@ -306,24 +309,6 @@ def _existence(
     )
 
 
-def _given_spacing(target: Sequence[float], by_rule: Decision) -> Decision:
-    return by_rule.model_copy(
-        update={
-            "value": list(target),
-            "inputs": {**by_rule.inputs, "by_rule": by_rule.value},
-            "rule": "as given",
-            "reason": "Chosen by the user instead of the rule's value.",
-            "source": "user",
-        }
-    )
-
-
-def _no_spacing(by_rule: Decision) -> Decision:
-    return by_rule.model_copy(
-        update={"reason": "The images have no millimetres, so pixels stay as they are and nothing is resampled."}
-    )
-
-
 def _wanted(configurations: Sequence[str] | None, previous: Plan | None) -> list[str]:
     """The configurations to plan; manual ones may be named as well and are kept in any case."""
     if configurations is None or list(configurations) == ["all"]:
@@ -366,9 +351,3 @@ def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float] | Non
             f"spacing {', '.join(f'{value:g}' for value in spacing)} mm: leaves {' x '.join(f'{n:g}' for n in median)} "
             f"voxels of the median image. Nearest that leaves enough: {', '.join(f'{value:g}' for value in nearest)}."
         )
-
-
-def _refuse_bad_fingerprint(fingerprint: Fingerprint) -> None:
-    problems = [line for case in fingerprint.cases for line in case.problems()]
-    if problems:
-        raise InputErrors(problems, summary=f"{fingerprint.dataset_name}: {len(problems)} problems; no plan was made.")

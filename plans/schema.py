@@ -6,6 +6,7 @@ Axis order: ``axis_order`` maps canonical array axes (i, j, k) to the plan's axe
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -71,10 +72,7 @@ class NetworkPlan(Record):
     @property
     def divisor(self) -> list[int]:
         """Number that the patch must be a multiple of, per axis: the product of all strides."""
-        product = [1] * self.spatial_dims
-        for stride in self.strides:
-            product = [p * s for p, s in zip(product, stride, strict=True)]
-        return product
+        return [prod(axis) for axis in zip(*self.strides, strict=True)]
 
 
 class Normalization(Record):
@@ -176,7 +174,7 @@ class Plan(Record):
     """Label name that is written for each region, in the order of writing: later regions overwrite earlier ones."""
     ignore_label: int | None = None
     left_right_pairs: list[list[str]] = Field(default_factory=list)
-    """Labels that mirroring along ``left_right_axis`` exchanges, as [left, right]."""
+    """Labels that mirroring along the left-right axis exchanges, as [left, right]."""
     file_ending: str
     axis_order: list[int]
     """Canonical array axis that becomes plan axis 0, 1, 2: the coarsest (or flat) axis first."""
@@ -219,16 +217,6 @@ class Plan(Record):
     def out_channels(self) -> int:
         """Channels that the network puts out: one a region, or one a label with the background."""
         return len(self.regions) if self.regions is not None else len(self.labels)
-
-    @property
-    def axis_order_back(self) -> list[int]:
-        """The inverse of ``axis_order``: plan axes back to canonical array axes."""
-        return [self.axis_order.index(axis) for axis in range(3)]
-
-    @property
-    def left_right_axis(self) -> int:
-        """Plan axis that runs from the patient's left to right."""
-        return self.axis_order.index(0)
 
     @property
     def default(self) -> Configuration:

@@ -211,7 +211,7 @@ def folds_for(
         folds = [Fold(train=sorted(train), val=sorted(val)) for train, val in own]
         check_folds(folds, ids, groups)
         return folds
-    folds = folds_of(fingerprint, patients=patients)
+    folds = folds_of(fingerprint, patients)
     count = len(set(groups.values()))
     if count == 1:
         on_warning(f"{len(ids)} case(s) of one patient: fold 0 validates on the cases that it trains on.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.plans.axes import coarsest_first, reorder
+from medmamba.plans.axes import coarsest_first
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.folds import N_FOLDS, SEED, Fold
 from medmamba.plans.lowres import search_low_resolution
@@ -106,8 +106,9 @@ def plan_as_nnunet(
     memory_gb = chosen.reference_gb if device_memory_gb is None else device_memory_gb
     target, _ = target_spacing(spacings, shapes_after_crop)
     order = coarsest_first(target)
-    spacing = tuple(reorder(target, order))
-    median = tuple(reorder(median_shape(spacings, shapes_after_crop, target), order))
+    spacing = tuple(target[axis] for axis in order)
+    shape = median_shape(spacings, shapes_after_crop, target)
+    median = tuple(shape[axis] for axis in order)
 
     def grid(where: Sequence[float], shape: Sequence[float], median_voxels: float) -> NnunetGrid:
         return _plan_grid(where, shape, median_voxels * num_training, num_labels, chosen, memory_gb)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from planning_cases import case, fingerprint
 
-from medmamba.plans.left_right import named_pairs, side_pairs, side_problems
+from medmamba.plans.left_right import CANONICAL_X_AXIS, named_pairs, side_pairs, side_problems
 from medmamba.plans.planner import make_plan
 
 LABELS = {"background": 0, "kidney_left": 1, "kidney_right": 2}
@@ -55,7 +55,7 @@ def test_the_plan_carries_the_pairs_and_the_axis_they_mirror_along() -> None:
     plan = make_plan(fingerprint(thick_along_k, labels=LABELS))
     assert plan.axis_order == [2, 0, 1]
     assert plan.left_right_pairs == [["kidney_left", "kidney_right"]]
-    assert plan.left_right_axis == 1
+    assert plan.axis_order.index(CANONICAL_X_AXIS) == 1
     without = make_plan(fingerprint(thick_along_k))
     assert without.left_right_pairs == []
 
