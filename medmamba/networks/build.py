@@ -68,12 +68,8 @@ def build_network(
     """The network ``name`` with a plan's numbers; returns logits (see :class:`PlannedUNet`).
 
     Args:
-        strides: per stage, one stride per axis; the first is the stem's.
-        features_per_stage: channels per stage.
+        strides, features_per_stage, kernels, stem, deep_supervision: as in :class:`Topology`.
         blocks_per_stage: blocks per stage; the network's own default if None (``NetworkFacts.default_blocks``).
-        kernels: convolution edges per stage and axis; 3 if None.
-        stem: "conv" or "patch".
-        deep_supervision: return logits of every decoder resolution in training.
         use_scan: False builds the same network without its scans.
         options: the family's own (for ``vm_unet``: state_size, routes, expand, drop_path, ...).
 

@@ -201,8 +201,9 @@ class VimSubject(Subject):
 
 @model("Mamba mixer.*", "if_divide_out")
 def mamba_mixer(info: Info, shapes: Shapes) -> Subject:
-    options = presets.mamba_options(shapes, divide=info.get("if_divide_out", False))
-    return Subject(BidirectionalMamba(shapes["out_proj.weight"][0], **options), "vim")
+    options = presets.mamba_options(shapes)
+    mixer = BidirectionalMamba(shapes["out_proj.weight"][0], divide=info.get("if_divide_out", False), **options)
+    return Subject(mixer, "vim")
 
 
 @model(
@@ -219,13 +220,14 @@ def mamba_mixer(info: Info, shapes: Shapes) -> Subject:
     norm_epsilon=(1e-5,),
 )
 def vim(info: Info, shapes: Shapes) -> Subject:
-    net = presets.vim(
-        shapes,
-        divide=info.get("if_divide_out", False),
-        one_token="middle" if info.get("use_middle_cls_token", False) else "head",
-        pool="mean" if info.get("final_pool_type", "none") == "mean" else "last",
-        stride=info.get("stride"),
-    )
+    options = {"divide": info.get("if_divide_out", False), "pool": "last"}
+    if info.get("final_pool_type") == "mean":
+        options["pool"] = "mean"
+    if "cls_token" in shapes and not info.get("use_middle_cls_token", False):
+        options["class_token"] = "head"
+    if info.get("stride"):
+        options["stride"] = info["stride"]
+    net = presets.vim(shapes, **options)
     return VimSubject(net, "vim", network=True)
 
 

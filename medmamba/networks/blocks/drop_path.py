@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al. 2016, arXiv:1603.09382): residual branches dropped at random during training."""
+"""Residual branches with stochastic depth: dropped at random in training (Huang et al. 2016, arXiv:1603.09382)."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ class DropPath(nn.Module):
     def extra_repr(self) -> str:
         """The rate, as printed in the description of a network."""
         return f"rate={self.rate}"
+
+
+class PreNorm(nn.Module):
+    """x + DropPath(mixer(norm(x)))."""
+
+    def __init__(self, norm: nn.Module, mixer: nn.Module, drop_path: float) -> None:
+        super().__init__()
+        self.norm, self.mixer, self.drop_path = norm, mixer, DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mixer(self.norm(x)))

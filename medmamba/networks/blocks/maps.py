@@ -1,4 +1,4 @@
-"""Feature maps with 2 or 3 spatial axes: their two memory layouts, and convolutions on them."""
+"""Feature maps with 2 or 3 spatial axes: memory layouts, padding and cropping, depthwise convolutions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CONV: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -18,6 +19,21 @@ def channels_first(x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """(B, C, *S) seen as (B, *S, C); a copy only if the memory was channels-first."""
     return x.movedim(1, -1).contiguous()
+
+
+def pad_to_multiple(x: Tensor, multiple: Sequence[int]) -> Tensor:
+    """(B, C, *S) with every axis padded at its end to a multiple; repeats the border, so that no edge appears."""
+    missing = [-n % m for n, m in zip(x.shape[2:], multiple, strict=True)]
+    if not any(missing):
+        return x
+    return F.pad(x, [side for m in reversed(missing) for side in (0, m)], mode="replicate")
+
+
+def crop_to(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B, C, *S) cut at the end of each axis to ``shape``."""
+    if tuple(x.shape[2:]) == tuple(shape):
+        return x
+    return x[(slice(None), slice(None), *(slice(n) for n in shape))]
 
 
 class _NeverHalf:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import SLOPE
-from medmamba.networks.blocks.maps import CONV
-from medmamba.networks.blocks.padding import pad_to_multiple
+from medmamba.networks.blocks.maps import CONV, pad_to_multiple
 from medmamba.networks.planned.unet import DecoderStage, PlannedNetwork, Topology
 
 NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}

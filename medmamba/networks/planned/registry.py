@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from medmamba.errors import ConfigError
+from medmamba.networks.blocks.drop_path import rising_rates
 from medmamba.networks.planned.bounds import Count, CountOrZero, Option, options_of
 from medmamba.networks.planned.unet import BlockFactory, Encoder, PlannedUNet, Topology, build_stem
 
@@ -140,8 +141,5 @@ def drop_path_rates(topology: Topology, largest: float) -> Rate:
     if not 0 <= largest < 1:
         raise ConfigError(f"drop_path must lie in [0, 1), got {largest}.")
     places = topology.block_places
-
-    def rate(stage: int, index: int) -> float:
-        return largest * places.index((stage, index)) / max(len(places) - 1, 1)
-
-    return rate
+    rates = dict(zip(places, rising_rates(largest, len(places)), strict=True))
+    return lambda stage, index: rates[stage, index]

@@ -1,19 +1,38 @@
-"""SegMamba in its planned form: gated spatial convolution, tri-orientated scan and MLP in the U-Net frame."""
+"""SegMamba in its planned form: gated spatial convolution, tri-orientated scan and MLP in the U-Net frame.
+
+Source: Xing et al. 2024, SegMamba (arXiv:2401.13560), section 2.3.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from medmamba.networks.blocks.convolution import ConvNormAct
+from medmamba.networks.blocks.drop_path import PreNorm
+from medmamba.networks.blocks.maps import channels_first, channels_last
 from medmamba.networks.blocks.mlp import MLP
-from medmamba.networks.blocks.pre_norm import PreNorm
-from medmamba.networks.blocks.segmamba import GatedSpatialConvolution
 from medmamba.networks.blocks.vss import VSSBlock
 from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers
 from medmamba.networks.planned.unet import BlockFactory, Topology
+
+
+class GatedSpatialConvolution(nn.Module):
+    """x + conv1( conv3(conv3(x)) * conv1(x) ), every convolution with norm and activation; channels-last."""
+
+    def __init__(self, width: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        point = (1,) * len(kernel)
+        self.local = nn.Sequential(ConvNormAct(width, width, kernel), ConvNormAct(width, width, kernel))
+        self.gate = ConvNormAct(width, width, point)
+        self.mix = ConvNormAct(width, width, point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = channels_first(x)
+        return x + channels_last(self.mix(self.local(y) * self.gate(y)))
 
 
 @unet_family("segmamba", frame=FrameOptions(conv_blocks=0))

@@ -26,8 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import MEMORY_FORMAT, ConvNormAct, Downsample, ResidualConv, Upsample
-from medmamba.networks.blocks.maps import CONV, channels_last
-from medmamba.networks.blocks.padding import crop_to, pad_to_multiple
+from medmamba.networks.blocks.maps import CONV, channels_last, crop_to, pad_to_multiple
 
 STEMS = ("conv", "patch")
 """Kinds of stems: convolutions at the resolution of the first stage, or one patch embedding and blocks."""

@@ -32,10 +32,9 @@ MHS_THRESHOLD = 0.5
 
 
 def from_state_dict(state: Mapping[str, Tensor], family: str, *, threshold: float | None = None) -> nn.Module:
-    """The published network of ``family`` (a key of PRESETS) with the sizes that the weights have.
+    """The published network of ``family`` (a key of PRESETS) in the sizes of these weights, with initial ones.
 
-    Its weights are initial ones; ``load_published`` loads the given ones. ``threshold`` is MHS-VM's, MHS_THRESHOLD if
-    None.
+    ``threshold`` is MHS-VM's, MHS_THRESHOLD if None.
 
     Raises ConfigError for an unknown family and for weights of another network.
     """
@@ -54,11 +53,97 @@ def from_state_dict(state: Mapping[str, Tensor], family: str, *, threshold: floa
         ) from None
 
 
+# -- parts: the block whose parameters begin with a prefix ---------------------------------------------------------
+
+
+def ss2d(shapes: Shapes, prefix: str = "", **options: Any) -> SS2D:
+    """VM-UNet's mixer; ``options`` are those of SS2D that no shape tells."""
+    inner, width = shapes[prefix + "out_norm.weight"][0], shapes[prefix + "in_proj.weight"][1]
+    return SS2D(
+        width,
+        expand=inner / width,
+        state_size=shapes[prefix + "A_logs"][1],
+        kernel=shapes[prefix + "conv2d.weight"][-1],
+        bias=prefix + "in_proj.bias" in shapes,
+        conv_bias=prefix + "conv2d.bias" in shapes,
+        dt_rank=shapes[prefix + "dt_projs_weight"][-1],
+        **options,
+    )
+
+
+def mhs_mixer(shapes: Shapes, prefix: str, threshold: float) -> MHSMixer:
+    """MHS-VM's mixer."""
+    width = shapes[prefix + "out_norm.weight"][0]
+    heads = "".join(h for h in HEADS if f"{prefix}mhs.scanhead_{h}.mambaeng.A_logs" in shapes)
+    engine = f"{prefix}mhs.scanhead_{heads[0]}.mambaeng."
+    mhs = MultiHeadScan(
+        width,
+        heads=heads,
+        threshold=threshold,
+        projection=prefix + "mhs.y_proj.weight" in shapes,
+        state_size=shapes[engine + "A_logs"][1],
+        dt_rank=shapes[engine + "dt_projs_weight"][-1],
+    )
+    kernel = shapes[prefix + "conv2d.weight"][-1]
+    return MHSMixer(width, mhs, kernel=kernel, gated=prefix + "in_proj.weight" in shapes)
+
+
+def mamba_options(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
+    """Arguments of BidirectionalMamba beside its width."""
+    width, inner = shapes[prefix + "out_proj.weight"]
+    both = "v2" if prefix + "conv1d_b.weight" in shapes else "v1"
+    return {
+        "state_size": shapes[prefix + "A_log"][1],
+        "expand": inner / width,
+        "kernel": shapes[prefix + "conv1d.weight"][-1],
+        "directions": both if prefix + "A_b_log" in shapes else "none",
+        "layer_scale": 0.0 if prefix + "gamma" in shapes else None,
+        "bias": prefix + "in_proj.bias" in shapes,
+        "conv_bias": prefix + "conv1d.bias" in shapes,
+        "dt_rank": shapes[prefix + "dt_proj.weight"][1],
+    }
+
+
+def gated_options(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
+    """Arguments of GatedCNNBlock beside its width; an expansion of 8/3 if that is what the shapes were cut from."""
+    width, hidden = shapes[prefix + "fc2.weight"]
+    seen, *_, kernel = shapes[prefix + "conv.weight"]
+    expansion = 8 / 3 if int(8 / 3 * width) == hidden else _ratio(hidden, width)
+    return {"expansion": expansion, "conv_ratio": _ratio(seen, width), "kernel": kernel}
+
+
+def deformable(shapes: Shapes, prefix: str, channels: int, groups: int, **geometry: Any) -> DeformableConv:
+    """DCNv4's layer; ``geometry`` as of DeformableConv."""
+    offset_kernel = shapes.get(prefix + "offset_mask_dw.weight")
+    return DeformableConv(
+        channels,
+        groups,
+        offset_kernel=offset_kernel[-1] if offset_kernel else None,
+        pointwise=prefix + "value_proj.weight" in shapes,
+        output_bias=prefix + "output_proj.bias" in shapes,
+        **geometry,
+    )
+
+
+def dss(shapes: Shapes, prefix: str) -> DSS:
+    """HRVMamba's mixer."""
+    width, inner = shapes[prefix + "out_proj.weight"][:2]
+    rank = shapes[prefix + "dt_projs_weight"][-1]
+    return DSS(
+        width,
+        expand=inner / width,
+        state_size=shapes[prefix + "A_logs"][1],
+        local=deformable(shapes, prefix + "conv2d.", inner, rank),
+        squeeze_excite=prefix + "se.fc.0.weight" in shapes,
+        dt_rank=rank,
+    )
+
+
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
-def vm_unet(shapes: Shapes, read: Callable[[Shapes, str], nn.Module] | None = None) -> PublishedVMUNet:
-    """VM-UNet; ``read`` makes a mixer from the parameters whose names begin with a prefix (SS2D by default)."""
+def vm_unet(shapes: Shapes, read: Callable[[Shapes, str], nn.Module] = ss2d) -> PublishedVMUNet:
+    """VM-UNet; ``read`` makes a mixer from the parameters whose names begin with a prefix."""
     prefixes = mixer_prefixes(shapes, "ln_1", "self_attention")
     widths, depths = _stages(shapes, "layers")
     return PublishedVMUNet(
@@ -67,7 +152,7 @@ def vm_unet(shapes: Shapes, read: Callable[[Shapes, str], nn.Module] | None = No
         widths,
         depths,
         _stages(shapes, "layers_up")[1],
-        mixer=lambda width: (read or ss2d)(shapes, prefixes[width]),
+        mixer=lambda width: read(shapes, prefixes[width]),
     )
 
 
@@ -76,26 +161,21 @@ def mhs_vm(shapes: Shapes, *, threshold: float = MHS_THRESHOLD) -> PublishedVMUN
     return vm_unet(shapes, lambda named, prefix: mhs_mixer(named, prefix, threshold))
 
 
-def vim(
-    shapes: Shapes, *, divide: bool = True, one_token: str = "middle", pool: str = "mean", stride: int | None = None
-) -> PublishedVim:
-    """Vim; ``one_token`` is the place of a single class token, the others are as of PublishedVim."""
+def vim(shapes: Shapes, **options: Any) -> PublishedVim:
+    """Vim; ``options`` are those of PublishedVim that no shape tells."""
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
-    places = {"cls_token": (one_token, 1), "cls_token_head": ("both", 2)}
+    places = {"cls_token": ("middle", 1), "cls_token_head": ("both", 2)}
     token, extra = next((place for name, place in places.items() if name in shapes), ("none", 0))
-    return PublishedVim(
-        channels,
-        shapes["head.weight"][0],
-        width,
-        count(shapes, r"layers\.(\d+)\."),
-        tokens=shapes["pos_embed"][1] - extra,
-        patch=patch,
-        stride=stride or patch,
-        class_token=token,
-        pool=pool,
-        rms_norm="norm_f.bias" not in shapes,
-        **mamba_options(shapes, "layers.0.mixer.", divide=divide),
-    )
+    read = {
+        "tokens": shapes["pos_embed"][1] - extra,
+        "patch": patch,
+        "stride": patch,
+        "class_token": token,
+        "rms_norm": "norm_f.bias" not in shapes,
+        **mamba_options(shapes, "layers.0.mixer."),
+    }
+    depth = count(shapes, r"layers\.(\d+)\.")
+    return PublishedVim(channels, shapes["head.weight"][0], width, depth, **{**read, **options})
 
 
 def mambaout(shapes: Shapes) -> PublishedMambaOut:
@@ -139,93 +219,6 @@ PRESETS: dict[str, Callable[[Shapes], nn.Module]] = {
 """Kinds of published checkpoints; vmamba_v0 is VMamba's pretraining, loaded into both halves of VM-UNet."""
 
 
-# -- parts: the block whose parameters begin with a prefix ---------------------------------------------------------
-
-
-def ss2d(shapes: Shapes, prefix: str = "", **options: Any) -> SS2D:
-    """VM-UNet's mixer; ``options`` are those of SS2D that no shape tells."""
-    inner, width = shapes[prefix + "out_norm.weight"][0], shapes[prefix + "in_proj.weight"][1]
-    return SS2D(
-        width,
-        expand=inner / width,
-        state_size=shapes[prefix + "A_logs"][1],
-        kernel=shapes[prefix + "conv2d.weight"][-1],
-        bias=prefix + "in_proj.bias" in shapes,
-        conv_bias=prefix + "conv2d.bias" in shapes,
-        dt_rank=shapes[prefix + "dt_projs_weight"][-1],
-        **options,
-    )
-
-
-def mhs_mixer(shapes: Shapes, prefix: str, threshold: float) -> MHSMixer:
-    """MHS-VM's mixer."""
-    width = shapes[prefix + "out_norm.weight"][0]
-    heads = "".join(h for h in HEADS if f"{prefix}mhs.scanhead_{h}.mambaeng.A_logs" in shapes)
-    engine = f"{prefix}mhs.scanhead_{heads[0]}.mambaeng."
-    mhs = MultiHeadScan(
-        width,
-        heads=heads,
-        threshold=threshold,
-        projection=prefix + "mhs.y_proj.weight" in shapes,
-        state_size=shapes[engine + "A_logs"][1],
-        dt_rank=shapes[engine + "dt_projs_weight"][-1],
-    )
-    kernel = shapes[prefix + "conv2d.weight"][-1]
-    return MHSMixer(width, mhs, kernel=kernel, gated=prefix + "in_proj.weight" in shapes)
-
-
-def mamba_options(shapes: Shapes, prefix: str = "", *, divide: bool) -> dict[str, Any]:
-    """Arguments of BidirectionalMamba beside its width."""
-    width, inner = shapes[prefix + "out_proj.weight"]
-    both = "v2" if prefix + "conv1d_b.weight" in shapes else "v1"
-    return {
-        "state_size": shapes[prefix + "A_log"][1],
-        "expand": inner / width,
-        "kernel": shapes[prefix + "conv1d.weight"][-1],
-        "directions": both if prefix + "A_b_log" in shapes else "none",
-        "divide": divide,
-        "layer_scale": 0.0 if prefix + "gamma" in shapes else None,
-        "bias": prefix + "in_proj.bias" in shapes,
-        "conv_bias": prefix + "conv1d.bias" in shapes,
-        "dt_rank": shapes[prefix + "dt_proj.weight"][1],
-    }
-
-
-def gated_options(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
-    """Arguments of GatedCNNBlock beside its width; an expansion of 8/3 if that is what the shapes were cut from."""
-    width, hidden = shapes[prefix + "fc2.weight"]
-    seen, *_, kernel = shapes[prefix + "conv.weight"]
-    expansion = 8 / 3 if int(8 / 3 * width) == hidden else _ratio(hidden, width)
-    return {"expansion": expansion, "conv_ratio": _ratio(seen, width), "kernel": kernel}
-
-
-def deformable(shapes: Shapes, prefix: str, channels: int, groups: int, **geometry: Any) -> DeformableConv:
-    """DCNv4's layer; ``geometry`` as of DeformableConv."""
-    offset_kernel = shapes.get(prefix + "offset_mask_dw.weight")
-    return DeformableConv(
-        channels,
-        groups,
-        offset_kernel=offset_kernel[-1] if offset_kernel else None,
-        pointwise=prefix + "value_proj.weight" in shapes,
-        output_bias=prefix + "output_proj.bias" in shapes,
-        **geometry,
-    )
-
-
-def dss(shapes: Shapes, prefix: str) -> DSS:
-    """HRVMamba's mixer."""
-    width, inner = shapes[prefix + "out_proj.weight"][:2]
-    rank = shapes[prefix + "dt_projs_weight"][-1]
-    return DSS(
-        width,
-        expand=inner / width,
-        state_size=shapes[prefix + "A_logs"][1],
-        local=deformable(shapes, prefix + "conv2d.", inner, rank),
-        squeeze_excite=prefix + "se.fc.0.weight" in shapes,
-        dt_rank=rank,
-    )
-
-
 # -- reading names -------------------------------------------------------------------------------------------------
 
 
@@ -247,15 +240,10 @@ def mixer_prefixes(shapes: Shapes, norm: str, mixer: str) -> dict[int, str]:
 
 def _stages(shapes: Shapes, stages: str) -> tuple[list[int], list[int]]:
     """Width (of ``ln_1``) and number of blocks of every ``<stages>.<i>.blocks.<j>``."""
-    widths: dict[int, int] = {}
-    depths: dict[int, int] = {}
-    for name, shape in shapes.items():
-        found = re.search(rf"(?:^|\.){stages}\.(\d+)\.blocks\.(\d+)\.ln_1\.weight$", name)
-        if found:
-            stage, block = int(found[1]), int(found[2])
-            widths[stage] = shape[0]
-            depths[stage] = max(depths.get(stage, 0), block + 1)
-    return [widths[i] for i in sorted(widths)], [depths[i] for i in sorted(depths)]
+    pattern = rf"(?:.*\.)?{stages}\."
+    numbers = range(count(shapes, rf"{pattern}(\d+)\.blocks\."))
+    widths = [first(shapes, f"{stages}.{i}.blocks.0.ln_1.weight")[0] for i in numbers]
+    return widths, [count(shapes, rf"{pattern}{i}\.blocks\.(\d+)\.") for i in numbers]
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from medmamba.networks.blocks.drop_path import rising_rates
-from medmamba.networks.blocks.padding import crop_to, pad_to_multiple
+from medmamba.networks.blocks.maps import crop_to, pad_to_multiple
 from medmamba.networks.blocks.patches import Level, PatchEmbed, PatchExpand, PatchMerging
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 
