@@ -1,14 +1,13 @@
 """Cost of one forward pass of a network: parameters, multiply-accumulates and state updates of the scans.
 
-Leaf-module counters, which most papers quote, miss raw parameters, matrix products written as einsum, and the scan
-itself. Here multiply-accumulates are counted where they are computed (torch's own counter), and every scan reports
-its state updates.
+Leaf-module counters, which most papers quote, miss raw parameters, einsum and the scan itself. Here torch's own counter
+counts multiply-accumulates where they are computed, and every scan reports its state updates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medmamba.networks.blocks.scan_core import count_scans
 
+PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""oneDNN's product (``linear.py``), which torch's counter does not know."""
+
 
 def _count_product(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
     return 2 * math.prod(a) * b[0]
-
-
-def _counted_products() -> dict[object, Callable[..., int]]:
-    """oneDNN's product (``linear.py``), which torch's counter does not know."""
-    return (
-        {torch.ops.mkldnn._linear_pointwise: _count_product} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
-    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def network_cost(network: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
         with (
             torch.no_grad(),
             count_scans() as scans,
-            FlopCounterMode(display=False, custom_mapping=_counted_products()) as counter,
+            FlopCounterMode(display=False, custom_mapping={PRODUCT: _count_product} if PRODUCT else {}) as counter,
         ):
             network(torch.zeros(tuple(input_shape), device=device))
     finally:

@@ -1,8 +1,7 @@
 """Key slices by density peaks: the slices that represent a volume.
 
-Source: Zhang et al. 2024, KMM (arXiv:2411.06481), key-frame masking; Rodriguez and Laio 2014, density peaks (Science
-344:1492). KMM masks key frames of a motion; here a token is a slice (or a patch) of a volume, and the same choice says
-which slices to mask in pretraining, and which to annotate first.
+Source: Zhang et al. 2024, KMM (arXiv:2411.06481), which masks key frames of a motion; Rodriguez and Laio 2014, density
+peaks (Science 344:1492). Here a token is a slice (or a patch), to mask in pretraining or to annotate first.
 
     D_ij = ||x_i - x_j||;  d_i = sum_j exp(-D_ij^2);  s_i = min over the denser j of D_ij;  gamma_i = d_i * s_i
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.distance import cdist, pdist
 
 from medmamba.errors import InputError
 
@@ -45,7 +45,7 @@ def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> Density
     x = np.asarray(tokens, dtype=np.float64)
     if x.ndim != 2 or len(x) == 0 or not np.isfinite(x).all():
         raise InputError(f"Density peaks need finite tokens of shape (n, features), got shape {x.shape}.")
-    distance = _distances(x) / (bandwidth or 1.0)
+    distance = cdist(x, x) / (bandwidth or 1.0)
     density = np.exp(-(distance**2)).sum(1)
     denser = density[None, :] > density[:, None]
     nearest = np.where(denser, distance, np.inf).min(1)
@@ -56,8 +56,7 @@ def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> Density
 
 def automatic_bandwidth(tokens: np.ndarray) -> float:
     """A low percentile of the distances between different tokens."""
-    distance = _distances(np.asarray(tokens, dtype=np.float64))
-    pairs = distance[np.triu_indices(len(distance), 1)]
+    pairs = pdist(np.asarray(tokens, dtype=np.float64))
     return max(float(np.percentile(pairs, BANDWIDTH_PERCENTILE)) if len(pairs) else 1.0, BANDWIDTH_FLOOR)
 
 
@@ -75,7 +74,3 @@ def key_tokens(tokens: np.ndarray, count: int, *, bandwidth: float | None = None
         if len(chosen) == count:
             break
     return np.array(sorted(chosen), dtype=np.int64)
-
-
-def _distances(x: np.ndarray) -> np.ndarray:
-    return np.sqrt(((x[:, None, :] - x[None, :, :]) ** 2).sum(-1))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medmamba.errors import MedmambaError
 from medmamba.networks.build import build_network, network_facts
@@ -49,7 +49,18 @@ def _fit(name: str, spatial_dims: int, use_scan: bool) -> BlockCost:
 
 def _measure(name: str, spatial_dims: int, use_scan: bool, width: int, blocks: int) -> tuple[float, int]:
     """Numbers kept per token of the coarsest stage, and weights, of a network with so many blocks there."""
-    network, patch = _build(name, spatial_dims, use_scan, width, blocks), (EDGE[spatial_dims],) * spatial_dims
+    facts, dims = family(name), spatial_dims
+    scan: dict[str, Any] = {"state_size": facts.states_in(dims), "routes": facts.routes, "use_scan": use_scan}
+    network = build_network(
+        name,
+        spatial_dims=dims,
+        in_channels=1,
+        out_channels=2,
+        strides=[[1] * dims, [2] * dims],
+        features_per_stage=[16, width],
+        blocks_per_stage=[facts.stem_blocks, blocks],
+        **{option: value for option, value in scan.items() if option in network_facts(name).options},
+    ).train()
     parameters = {parameter.data_ptr() for parameter in network.parameters()}
     kept: dict[int, int] = {}  # storages, so that several views count once
 
@@ -62,30 +73,10 @@ def _measure(name: str, spatial_dims: int, use_scan: bool, width: int, blocks: i
 
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = network(torch.randn(1, 1, *patch))
-    tokens = (EDGE[spatial_dims] // 2) ** spatial_dims
+        out = network(torch.randn(1, 1, *(EDGE[dims],) * dims))
+    tokens = (EDGE[dims] // 2) ** dims
     del out
     return sum(kept.values()) / 4 / tokens, sum(parameter.numel() for parameter in network.parameters())
-
-
-def _build(name: str, spatial_dims: int, use_scan: bool, width: int, blocks: int) -> nn.Module:
-    numbers, known = family(name), network_facts(name).options
-    scan: dict[str, Any] = {
-        "state_size": numbers.states_in(spatial_dims),
-        "routes": numbers.routes,
-        "use_scan": use_scan,
-    }
-    return build_network(
-        name,
-        spatial_dims=spatial_dims,
-        in_channels=1,
-        out_channels=2,
-        strides=[[1] * spatial_dims, [2] * spatial_dims],
-        features_per_stage=[16, width],
-        blocks_per_stage=[numbers.stem_blocks, blocks],
-        kernels=[[3] * spatial_dims] * 2,
-        **{option: value for option, value in scan.items() if option in known},
-    ).train()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,20 +4,12 @@ A route set is a function from a grid shape, (H, W) or (D, H, W), to an int32 ta
 flat row-major token indices in the order in which route k visits them. Every row is a permutation on every grid,
 1 x 1 x 1 included, so merging is "add what came back to the place it came from" and no inverse can go wrong.
 
-Sets are looked up by name, computed once per (name, shape) and per device, and never tied to a patch size:
-
 >>> routes("cross", (2, 3)).tolist()[1]
 [0, 3, 1, 4, 2, 5]
 
-Glossary:
-
-    route        the order in which one scan visits all tokens of a grid
-    route set    routes that belong together, under one name; a scan runs along all of them and adds up
-    reverse      the same order backwards; most sets list each base order followed by its reverse
-    raster       line after line, every line in the same direction
-    snake        line after line, every second line backwards (boustrophedon): consecutive tokens touch
-    rotary-major LinGen's rasters, whose slowest axis changes from layer to layer
-    prefix       the first routes of a set, ``"raster:2"``; sets are ordered so that prefixes make sense
+Glossary: a raster runs line after line, every line in the same direction; a snake turns back on every second line
+(boustrophedon), so that consecutive tokens touch; a reverse is the same order backwards; a prefix is the first routes
+of a set, ``"raster:2"``, and sets are ordered so that prefixes make sense.
 """
 
 from __future__ import annotations
@@ -93,17 +85,13 @@ _count = compile_constant(route_count)
 # it. 512 tables are more than the grids of one prediction; the oldest go first.
 @lru_cache(maxsize=512)
 def _cached(name: str, shape: Shape, device: str) -> Tensor:
-    table = np.stack(_orders(name, shape)).astype(np.int32)
-    return torch.from_numpy(table).to(device)
-
-
-def _orders(name: str, shape: Shape) -> list[np.ndarray]:
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ConfigError(f"Route set {name!r} needs a grid of 2 or 3 axes of at least one token, got {shape}.")
     base, chosen = selected_routes(name, len(shape))
     if base not in _ROUTES:
         raise unknown_name("route set", base, available_routes())
-    return _ROUTES[base](shape)[chosen.start : chosen.stop]
+    orders = _ROUTES[base](shape)[chosen.start : chosen.stop]
+    return torch.from_numpy(np.stack(orders).astype(np.int32)).to(device)
 
 
 def _index(shape: Shape) -> np.ndarray:
@@ -137,11 +125,6 @@ def _fastest_first(shape: Shape) -> list[tuple[int, ...]]:
     return [(*(a for a in axes if a != fast), fast) for fast in reversed(axes)]
 
 
-def _with_reverses(orders: list[np.ndarray]) -> list[np.ndarray]:
-    """All orders, then all of them backwards."""
-    return [*orders, *(order[::-1] for order in orders)]
-
-
 def _paired_reverses(orders: list[np.ndarray]) -> list[np.ndarray]:
     """Each order followed by itself backwards."""
     return [o for order in orders for o in (order, order[::-1])]
@@ -156,7 +139,7 @@ def forward(shape: Shape) -> list[np.ndarray]:
 @route_set("bidirectional")
 def bidirectional(shape: Shape) -> list[np.ndarray]:
     """Row-major, forwards and backwards (Vim)."""
-    return _with_reverses(forward(shape))
+    return _paired_reverses(forward(shape))
 
 
 @route_set("cross")
@@ -165,7 +148,8 @@ def cross(shape: Shape) -> list[np.ndarray]:
 
     In 3D the same idea along three axes, i.e. the raster set.
     """
-    return _with_reverses([_raster(shape, axes) for axes in _fastest_first(shape)])
+    orders = [_raster(shape, axes) for axes in _fastest_first(shape)]
+    return [*orders, *(order[::-1] for order in orders)]
 
 
 @route_set("raster")

@@ -108,13 +108,18 @@ class ResidualConv(nn.Module):
         return F.leaky_relu(self.second(self.first(x)) + self.shortcut(x), self.slope)
 
 
+def strided_kernel(stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Kernel and padding of a downsampling: strides of 1 see 1 voxel, of 2 see 3, larger ones exactly their patch."""
+    kernel = tuple(s if s > 2 else 2 * s - 1 for s in stride)
+    return kernel, tuple(0 if s > 2 else k // 2 for s, k in zip(stride, kernel, strict=True))
+
+
 class Downsample(nn.Module):
-    """Convolution with one stride per axis; strides of 2 see 3 voxels, larger ones exactly their patch."""
+    """Convolution with one stride per axis, and instance norm."""
 
     def __init__(self, in_width: int, width: int, stride: Sequence[int]) -> None:
         super().__init__()
-        kernel = [s if s > 2 else 2 * s - 1 for s in stride]  # 1 -> 1, 2 -> 3, s -> s
-        padding = [0 if s > 2 else k // 2 for s, k in zip(stride, kernel, strict=True)]
+        kernel, padding = strided_kernel(stride)
         self.conv = CONV[len(stride)](in_width, width, kernel, tuple(stride), padding, bias=False)
         self.norm = InstanceNorm(width)
 

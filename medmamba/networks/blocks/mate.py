@@ -79,11 +79,11 @@ class MATEMixer(nn.Module):
         z, u = self.in_proj(x).chunk(2, dim=-1)  # (B, *S, E) each
         u = F.silu(channels_last(self.conv(channels_first(u))))
         if self.scan is not None:
-            overview, review_grid = self._overview(x)
             tokens, y = x.flatten(1, -2), u.flatten(1, -2)
             table = routes(self.route, grid, x.device)
-            if overview is not None:
-                seen = self.scan.look_back(overview)  # (B, R, C)
+            if self.review_size:
+                review_grid = tuple(min(self.review_size, -(-n // 2)) for n in grid)  # at most half the map's
+                seen = self.scan.look_back(POOL[len(grid)](channels_first(x), review_grid).flatten(2).mT)  # (B, R, C)
                 skip = seen.shape[1]
                 tokens = torch.cat([seen, tokens], dim=1)
                 y = torch.cat([F.silu(linear(seen, self.in_proj.weight[self.inner :])), y], dim=1)
@@ -91,14 +91,6 @@ class MATEMixer(nn.Module):
             y = self.scan(tokens, y, table)[:, y.shape[1] - grid.numel() :]
             u = y.unflatten(1, grid)
         return self.out_proj(self.norm(u, z))
-
-    def _overview(self, x: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-        """The pooled map (B, R, C) and its grid, at most half the map's; None without review tokens."""
-        grid = tuple(x.shape[1:-1])
-        small = tuple(min(self.review_size, -(-n // 2)) for n in grid)
-        if not self.review_size:
-            return None, small
-        return POOL[len(grid)](channels_first(x), small).flatten(2).mT, small
 
 
 class SelectiveHeads(nn.Module):

@@ -3,10 +3,9 @@
 Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published backbone is
 ``published/hrvmamba.py``.
 
-The published network starts at stride 4 and ends there. Thin and small structures need more: here branch i runs at the
-resolution of the plan's stage i, from the first downsampled one on, the stem works at the resolution of the image, and
-the decoder goes all the way back. Branches are added one by one, as published; after every step all of them exchange
-what they have. Batch norm, useless with two images per batch, is instance norm.
+The published network starts at stride 4 and ends there, too coarse for thin and small structures: here branch i runs at
+the resolution of the plan's stage i, from the first downsampled one on, and the decoder goes back to the image's.
+Batch norm, useless with two images per batch, is instance norm.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
-from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv
+from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv, strided_kernel
 from medmamba.networks.blocks.hrvmamba import DSS, LOCAL_KERNELS, SHUFFLE, DVSSBlock
 from medmamba.networks.blocks.maps import CONV, channels_first, channels_last, depthwise
 from medmamba.networks.planned.bounds import Count, WidthRatio
@@ -40,8 +39,7 @@ class FinerToCoarser(nn.Module):
         for stage in range(source + 1, to + 1):
             stride, last = topology.strides[stage], stage == to
             out = widths[to] if last else widths[source]
-            kernel = tuple(s if s > 2 else 2 * s - 1 for s in stride)
-            padding = tuple(0 if s > 2 else k // 2 for s, k in zip(stride, kernel, strict=True))
+            kernel, padding = strided_kernel(stride)
             convolution = CONV[len(stride)]
             steps += [
                 convolution(widths[source], widths[source], kernel, stride, padding, groups=widths[source], bias=False),

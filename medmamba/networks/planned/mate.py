@@ -30,13 +30,11 @@ def mate(
     """LinGen's MATE blocks: a rotary-major Mamba-2 scan with review tokens, and shifted windows (arXiv:2412.09856).
 
     Args:
-        state_size: N of the scans.
-        expand: inner width of the scan over the stage's width.
-        head_width: channels per scan head and per attention head, at least.
+        state_size, expand: of the scans, as for ``vm_unet``.
+        head_width: channels per scan head and half of those per attention head, at least.
         review: edge of the pooled grid of review tokens; 0 for none.
         schedule: as for ``vm_unet``; a stage with one route scans its rotary order forward only.
-        window: edge of the attention windows; 8 in 2D and 4 in 3D if None. Every second block shifts them.
-        mlp_ratio: hidden width of the MLP over the stage's width.
+        window, mlp_ratio: as for ``lamamba``.
         use_scan: False leaves the scans (and the review tokens) out and keeps the attention.
     """
     names = routes_per_stage(topology, "bidirectional", schedule)

@@ -5,13 +5,11 @@
                           └ down ─ blocks ─ ...
                                      └ down ─ blocks (bottleneck)
 
-The frame owns resolution: one stride per axis and per stage, padding to any input size, skips at every resolution
-including the full one, deep supervision. What happens inside a stage is handed in as a factory of blocks, so that each
-family (VM-UNet's, MHS-VM's, Vim's, ...) is the same frame with another block. No weight depends on a patch size.
+The frame owns resolution: one stride per axis and per stage, padding to any input size, skips, deep supervision. What
+happens inside a stage is handed in as a factory of blocks. No weight depends on a patch size.
 
-Why convolutions: on 4 x 4 patches the published networks lose the structures that are a few voxels wide. Here the stem
-and the decoder work at the image's own resolution, where a convolution is cheap and a scan is expensive, and scans run
-from the first downsampled stage on.
+Why convolutions: on 4 x 4 patches the published networks lose structures that are a few voxels wide. Here the stem and
+the decoder work at the image's own resolution, where a convolution is cheap and a scan is expensive.
 """
 
 from __future__ import annotations
@@ -253,10 +251,7 @@ def stage_blocks(topology: Topology, block: BlockFactory, stage: int) -> list[nn
 
 
 class DecoderStage(nn.Module):
-    """Upsampling, the last skip beside it, convolutions.
-
-    The skip is taken from the list, and the map of both widths, the largest of a prediction, let go once used.
-    """
+    """Upsampling, the last skip (taken from the list) beside it, convolutions."""
 
     def __init__(
         self,
@@ -277,7 +272,9 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         x = torch.cat([self.upsample(x), skips.pop()], dim=1)
-        for conv in self.convs:
+        for (
+            conv
+        ) in self.convs:  # one by one: the map of both widths, the largest of a prediction, is freed after the first
             x = conv(x)
         return x
 

@@ -27,8 +27,7 @@ def vim(
     """Vim's bidirectional Mamba on the flattened map (arXiv:2401.09417).
 
     Args:
-        state_size: N of the scans.
-        expand: inner width of the scan over the stage's width.
+        state_size, expand: of the scans, as for ``vm_unet``.
         directions: "v2" (own parameters per direction), "v1" (shared) or "none" (forward only).
         schedule: as for ``vm_unet``; a stage with one route scans forward only.
         use_scan: False leaves the scans out.

@@ -28,11 +28,8 @@ STEM, EXPANSION = 64, 4
 
 def conv_norm(in_width: int, width: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """Convolution without bias and batch norm, as a list to put into a sequence."""
-    padding = kernel // 2
-    return [
-        nn.Conv2d(in_width, width, kernel, stride, padding, groups=groups, bias=False),
-        nn.BatchNorm2d(width),
-    ]
+    convolution = nn.Conv2d(in_width, width, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(width)]
 
 
 class Bottleneck(nn.Module):
@@ -64,9 +61,8 @@ class HRModule(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        maps = [
-            channels_first(branch(channels_last(x))) for branch, x in zip(self.branches, maps, strict=True)
-        ]  # (B, c_i, h_i, w_i)
+        # (B, c_i, h_i, w_i) each
+        maps = [channels_first(branch(channels_last(x))) for branch, x in zip(self.branches, maps, strict=True)]
         fused = []
         for i, row in enumerate(self.fuse_layers):
             total = maps[i]
@@ -85,17 +81,11 @@ def _fusion(widths: Sequence[int], to: int, source: int) -> nn.Module:
         return nn.Identity()
     if source > to:
         return nn.Sequential(*conv_norm(widths[source], widths[to], 1))
-    steps = []
-    for step in range(to - source):
-        last = step == to - source - 1
-        out = widths[to] if last else widths[source]
-        steps.append(
-            nn.Sequential(
-                *conv_norm(widths[source], widths[source], 3, 2, groups=widths[source]),
-                *conv_norm(widths[source], out, 1),
-                *([] if last else [nn.ReLU()]),
-            )
-        )
+    width, steps = widths[source], []
+    for stage in range(source + 1, to + 1):
+        halve = conv_norm(width, width, 3, 2, groups=width)
+        change = conv_norm(width, widths[to], 1) if stage == to else [*conv_norm(width, width, 1), nn.ReLU()]
+        steps.append(nn.Sequential(*halve, *change))
     return nn.Sequential(*steps)
 
 
@@ -110,12 +100,10 @@ class PublishedHRVMamba(nn.Module):
     """(B, in, H, W), sides divisible by 32, to four maps (B, c * 2^i, H / 2^(i+2), W / 2^(i+2)).
 
     Args:
-        stage1_width: middle width of the bottlenecks at stride 4.
+        stage1_width, bottlenecks: middle width and number of the bottlenecks at stride 4.
         width: c; or the widths of the four branches, if they do not double.
-        se_lpu: which variant of the block.
-        bottlenecks: how many there are.
+        se_lpu, mlp_ratio: of the blocks.
         modules, blocks: fusion modules per stage; blocks per branch and module, one number or one per stage.
-        mlp_ratio: of the blocks.
         mixer: width -> scan mixer; the published one by default.
         output_norms: a channel LayerNorm on each output, as dense heads expect.
     """
@@ -158,10 +146,8 @@ class PublishedHRVMamba(nn.Module):
                 stack.append(HRModule(after, [[block(c, rate) for rate in shared] for c in after]))
             self.add_module(f"stage{stage}", nn.Sequential(*stack))
             before = after
-        self.output_norms = output_norms
-        if output_norms:
-            for i, c in enumerate(widths):
-                self.add_module(f"outnorm{i}", ChannelNorm(c))
+        for i, c in enumerate(widths):
+            self.add_module(f"outnorm{i}", ChannelNorm(c) if output_norms else nn.Identity())
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if any(n % 32 for n in image.shape[2:]):
@@ -176,8 +162,6 @@ class PublishedHRVMamba(nn.Module):
             transition = self.get_submodule(f"transition{stage - 1}")
             maps = [step(maps[min(i, len(maps) - 1)]) for i, step in enumerate(transition.children())]
             maps = self.get_submodule(f"stage{stage}")(maps)
-        if not self.output_norms:
-            return maps
         return [self.get_submodule(f"outnorm{i}")(x) for i, x in enumerate(maps)]
 
 

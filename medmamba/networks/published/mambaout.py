@@ -6,6 +6,7 @@ Source: Yu and Wang 2024, MambaOut: Do we really need Mamba for vision? (arXiv:2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -83,18 +84,12 @@ class PublishedMambaOut(nn.Module):
     ) -> None:
         super().__init__()
         rates = iter(rising_rates(drop_path, sum(depths)))
+        gated = partial(GatedCNNBlock, expansion=expansion, kernel=kernel, conv_ratio=conv_ratio)
         self.downsample_layers = nn.ModuleList(
             [Stem(in_channels, widths[0]), *(Halving(a, b) for a, b in pairwise(widths))]
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(
-                    GatedCNNBlock(
-                        width, expansion=expansion, kernel=kernel, conv_ratio=conv_ratio, drop_path=next(rates)
-                    )
-                    for _ in range(depth)
-                )
-            )
+            nn.Sequential(*(gated(width, drop_path=next(rates)) for _ in range(depth)))
             for width, depth in zip(widths, depths, strict=True)
         )
         self.norm = nn.LayerNorm(widths[-1], eps=EPS)

@@ -55,10 +55,7 @@ CLASS_TOKENS: dict[str, Callable[[int], tuple[list[int], list[str]]]] = {
     "both": lambda tokens: ([0, tokens + 1], ["cls_token_head", "cls_token_tail"]),
     "none": lambda _: ([], []),
 }
-POOLS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda x: x.mean(1),
-    "last": lambda x: x[:, -1],
-}
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {"mean": lambda x: x.mean(1), "last": lambda x: x[:, -1]}
 
 
 class PublishedVim(nn.Module):
@@ -110,10 +107,9 @@ class PublishedVim(nn.Module):
         for parameter in (self.pos_embed, *(self.get_parameter(name) for name in names), self.head.weight):
             nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.zeros_(self.head.bias)
-        convolution = self.patch_embed.proj
-        nn.init.trunc_normal_(convolution.weight, std=math.sqrt(1 / convolution.weight[0].numel()))  # LeCun
-        if convolution.bias is not None:
-            nn.init.zeros_(convolution.bias)
+        weight = self.patch_embed.proj.weight
+        nn.init.trunc_normal_(weight, std=math.sqrt(1 / weight[0].numel()))  # LeCun
+        nn.init.zeros_(self.patch_embed.get_parameter("proj.bias"))
         for layer in mixers:
             layer.out_proj.weight.data.div_(math.sqrt(depth))
 

@@ -7,9 +7,8 @@ public code. This is the published function; `medmamba.networks.planned.vm_unet`
           -> blocks -> [add skip, expand, blocks] x 3 -> expand x4 -> 1x1 convolution -> logits
 
 Kept as in the original, because published weights depend on it: the stage-0 features never become a skip; a skip is
-the input of the stage below, so the deepest one adds the bottleneck's input to its output; the head sees C/4
-channels. Different from it: logits always (the original applies a sigmoid to one class), one-channel images are
-repeated to three in `forward` only if the embedding expects three, and sizes that are no multiple of 32 are padded.
+the input of the stage below; the head sees C/4 channels. Different from it: logits always (the original applies a
+sigmoid to one class), and sizes that are no multiple of 32 are padded.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Published weights: reading checkpoints of the original projects, loading them under our names, storing them.
 
-    report = convert_weights("vmunet.pth", "vmunet.safetensors", family="vm_unet")
-    print(report.summary())
-
-The result loads into the paper preset of the family. Loading never passes silently: what was loaded, what had to be
-adapted, what is left over and what is missing are counted and named, and a file of which nothing fits is an error.
+Loading never passes silently: what was loaded, what had to be adapted, what is left over and what is missing are
+counted and named, and a file of which nothing fits is an error.
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from medmamba.disk.atomic import write_atomically
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.networks.published.names import mambaout_layout, our_name
 from medmamba.networks.published.presets import PRESETS, from_state_dict
@@ -67,12 +68,6 @@ def convert_weights(
 
     Raises InputError for an unreadable file, ConfigError for an unknown family and if nothing fits.
     """
-    import json
-
-    from safetensors.torch import save
-
-    from medmamba.disk.atomic import write_atomically
-
     state = read_state_dict(source)
     module = from_state_dict(state, family, threshold=threshold)
     report = load_published(module, state, family)
@@ -90,10 +85,6 @@ def read_converted(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
 
     Raises ConfigError for any other file.
     """
-    import json
-
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["medmamba"])
@@ -107,9 +98,6 @@ def read_converted(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Tensors by name from a checkpoint; nothing but tensors and plain containers is ever unpickled."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint.")
@@ -129,13 +117,9 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
     if not tensors:
         raise InputError(f"{path}: holds no tensors by name; a state dict is needed.")
-    return {_without_prefixes(name): tensor for name, tensor in tensors.items()}
-
-
-def _without_prefixes(name: str) -> str:
     for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def load_published(module: nn.Module, state: Mapping[str, Tensor], family: str) -> WeightReport:
