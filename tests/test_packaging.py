@@ -99,7 +99,13 @@ def test_an_installed_wheel_holds_the_four_packages_and_no_bare_ones(tmp_path):
         check=True,
     )
     assert result.stdout.split() == [str(tmp_path / "site" / "medmamba" / "demo_data"), "45"]
-    for name in ("pages/templates/viewer.js", "pages/templates/base.html", "bundle/schema.json", "py.typed"):
+    for name in (
+        "pages/templates/viewer.js",
+        "pages/templates/base.html",
+        "bundle/logging.conf",
+        "bundle/schema.json",
+        "py.typed",
+    ):
         assert (tmp_path / "site" / "medmamba" / name).is_file()
     size = sum(path.stat().st_size for path in (tmp_path / "site" / "medmamba").rglob("*") if path.is_file())
     assert size < 15 * 2**20

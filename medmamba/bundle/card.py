@@ -36,7 +36,6 @@ def metadata(
     channels: Sequence[str],
     classes: Sequence[str],
     outputs: Sequence[str],
-    sigmoid: bool,
     divisor: Sequence[int],
     flat: bool,
     provenance: Mapping[str, Any],
@@ -46,7 +45,7 @@ def metadata(
 
     Args:
         classes: labels, the background first.
-        outputs, sigmoid: names of the network's channels, and whether they are independent (regions).
+        outputs: names of the network's channels.
         divisor: per axis of the patch, the product of the network's strides.
         flat: 2D images without millimetres.
         further_channels: of the network, behind those of the image.
@@ -56,7 +55,20 @@ def metadata(
     import torch
 
     spatial = [f"{n}*n" if n > 1 else "n" for n in divisor]
-    common = {"format": "segmentation", "spatial_shape": spatial, "dtype": "float32"}
+    seen = [*channels, *further_channels]
+
+    def tensor(kind: str, form: str, names: Sequence[str]) -> dict[str, Any]:
+        return {
+            "type": kind,
+            "format": form,
+            "num_channels": len(names),
+            "spatial_shape": spatial,
+            "dtype": "float32",
+            "value_range": [],
+            "is_patch_data": True,
+            "channel_def": {str(index): name for index, name in enumerate(names)},
+        }
+
     return {
         "schema": SCHEMA_URL,
         "version": card.release,
@@ -82,28 +94,8 @@ def metadata(
         "intended_use": f"{card.intended_use} {NOT_A_DEVICE}",
         "references": list(card.references),
         "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    **common,
-                    "format": "magnitude",
-                    "modality": channels[0],
-                    "num_channels": len(channels) + len(further_channels),
-                    "value_range": [],
-                    "is_patch_data": True,
-                    "channel_def": {str(index): name for index, name in enumerate([*channels, *further_channels])},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    "type": "probabilities",
-                    **common,
-                    "num_channels": len(outputs),
-                    "value_range": [],
-                    "is_patch_data": True,
-                    "channel_def": {str(index): name for index, name in enumerate(outputs)},
-                }
-            },
+            "inputs": {"image": {**tensor("image", "magnitude", seen), "modality": channels[0]}},
+            "outputs": {"pred": tensor("probabilities", "segmentation", outputs)},
         },
         "medmamba": dict(provenance),
     }

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from medmamba.inference.predictor import Predictor
 
 NEEDED = {"ignite": "pytorch-ignite", "fire": "fire", "jsonschema": "jsonschema", "yaml": "pyyaml"}
-LONGEST_LINES = 12
+LAST_LINES = 12
+"""Of what a failed process printed."""
 
 # `python -m monai.bundle run` and its two checks, where an import of medmamba fails as if it were not installed.
 COMMANDS = """
@@ -54,11 +55,6 @@ class ComparedCase:
     foreground: int
 
 
-def schema_path() -> Path:
-    """Our own schema of metadata.json; MONAI reads it instead of fetching one."""
-    return Path(str(files("medmamba.bundle") / "schema.json"))
-
-
 def need_packages() -> None:
     """Raises ConfigError with the install line when a package that MONAI's bundle commands need is missing."""
     missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
@@ -72,7 +68,7 @@ def check_metadata(facts: dict[str, Any]) -> None:
     """Raises BundleError that names every key that is missing or of the wrong type."""
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(json.loads(schema_path().read_text()))
+    validator = jsonschema.Draft202012Validator(json.loads((files("medmamba.bundle") / "schema.json").read_text()))
     problems = [f"{'.'.join(map(str, e.absolute_path)) or 'top'}: {e.message}" for e in validator.iter_errors(facts)]
     if problems:
         raise BundleError("metadata.json: " + "; ".join(problems))
@@ -84,20 +80,28 @@ def run_in_monai(bundle: Path, images: Path, masks: Path, scale: int) -> str:
     Args:
         scale: n of the spatial shapes in metadata.json for the trial of the network.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    failure = f"{bundle}: MONAI could not run the bundle, so it was not kept"
+    schema = str(files("medmamba.bundle") / "schema.json")  # MONAI would fetch one
+    result = run_python(
+        COMMANDS, bundle, schema, str(scale), str(images.resolve()), str(masks.resolve()), failure=failure
+    )
+    return result.stdout + result.stderr
+
+
+def run_python(code: str, folder: Path, *arguments: str, failure: str) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own, in ``folder``. Raises BundleError with the last lines it printed."""
     result = subprocess.run(
-        [sys.executable, "-c", COMMANDS, str(schema_path()), str(scale), str(images.resolve()), str(masks.resolve())],
-        cwd=bundle,
-        env=environment,
+        [sys.executable, "-W", "ignore", "-B", "-c", code, *arguments],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         check=False,
     )
-    printed = result.stdout + result.stderr
     if result.returncode:
-        last = " | ".join(line.strip() for line in printed.strip().splitlines()[-LONGEST_LINES:])
-        raise BundleError(f"{bundle}: MONAI could not run the bundle, so it was not kept: {last}")
-    return printed
+        printed = (result.stdout + result.stderr).strip().splitlines()
+        raise BundleError(f"{failure}: " + " | ".join(line.strip() for line in printed[-LAST_LINES:]))
+    return result
 
 
 def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks: Path) -> list[ComparedCase]:

@@ -1,4 +1,4 @@
-"""The files in a bundle's configs/ folder: inference, training and logging as MONAI configurations."""
+"""A bundle's configs/inference.json and configs/train.json: prediction and training as MONAI configurations."""
 
 from __future__ import annotations
 
@@ -10,29 +10,6 @@ from medmamba.models.model_facts import read_model_facts
 from medmamba.models.network import mirroring_of
 from medmamba.models.prediction_recipe import Recipe
 from medmamba.plans.schema import Configuration, Plan
-
-LOGGING = """[loggers]
-keys=root
-
-[handlers]
-keys=console
-
-[formatters]
-keys=plain
-
-[logger_root]
-level=INFO
-handlers=console
-
-[handler_console]
-class=StreamHandler
-level=INFO
-formatter=plain
-args=(sys.stdout,)
-
-[formatter_plain]
-format=%(asctime)s %(name)s %(levelname)s %(message)s
-"""
 
 
 def plan_numbers(plan: Plan, configuration: Configuration) -> dict[str, Any]:
@@ -51,7 +28,7 @@ def plan_numbers(plan: Plan, configuration: Configuration) -> dict[str, Any]:
     }
 
 
-_LOAD_WEIGHTS = {
+LOAD_WEIGHTS = {
     "_target_": "CheckpointLoader",
     "load_path": "$@bundle_root + '/models/model.pt'",
     "load_dict": {"model": "@network"},
@@ -84,15 +61,9 @@ def network_def(ensemble: FoldEnsemble) -> dict[str, Any]:
 def inferer(ensemble: FoldEnsemble) -> dict[str, Any]:
     """The sliding window of a configuration."""
     window = ensemble.window
-    return {
-        "_target_": "scripts.inferer.PlanInferer",
-        "patch_size": list(window.patch_size),
-        "mirror_axes": list(window.mirror_axes),
-        "swap_axis": window.swap_axis,
-        "channel_swap": list(window.channel_swap),
-        "sigmoid": window.sigmoid,
-        "input_swap": list(window.input_swap),
-    }
+    lists = {name: list(getattr(window, name)) for name in ("patch_size", "mirror_axes", "channel_swap", "input_swap")}
+    single = {"swap_axis": window.swap_axis, "sigmoid": window.sigmoid}
+    return {"_target_": "scripts.inferer.PlanInferer", **lists, **single}
 
 
 def stage(ensemble: FoldEnsemble, main: FoldEnsemble) -> dict[str, Any]:
@@ -113,14 +84,32 @@ def weights_file(ensemble: FoldEnsemble, main: FoldEnsemble) -> str:
     return "model.pt" if ensemble.name == main.name else f"{ensemble.name}.pt"
 
 
+def _loader(batch_size: int, *, shuffle: bool) -> dict[str, Any]:
+    return {
+        "_target_": "DataLoader",
+        "dataset": "@dataset",
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "num_workers": 0,
+    }
+
+
+def _compose(*transforms: dict[str, Any]) -> dict[str, Any]:
+    return {"_target_": "Compose", "transforms": list(transforms)}
+
+
+def _load(keys: str | list[str]) -> dict[str, Any]:
+    return {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True, "image_only": True}
+
+
 def training(ensemble: FoldEnsemble) -> dict[str, Any]:
     """The configuration that continues the training of a single configuration, every fold on all cases.
 
     Light augmentation; for all of it use `medmamba train --init`.
     """
-    patch = ensemble.configuration.patch_size
-    keys = ["image", "label"]
-    window, flat = ensemble.window, [1] if ensemble.window.flat else []
+    keys, window = ["image", "label"], ensemble.window
+    flat = window.flat
+    size = [*([1] if flat else []), *ensemble.configuration.patch_size]
     flips = [axis for axis in mirroring_of(ensemble.plan, ensemble.configuration).axes if axis != window.swap_axis]
     return {
         "dataset_dir": "$@bundle_root + '/data'",
@@ -131,42 +120,33 @@ def training(ensemble: FoldEnsemble) -> dict[str, Any]:
         **_shared(ensemble),
         "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": "@learning_rate"},
         "loss": {"_target_": "scripts.finetune.FoldsLoss", "plan": "@plan"},
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImaged", "keys": keys, "ensure_channel_first": True, "image_only": True},
-                {"_target_": "scripts.transforms.ToPlanGridd", "keys": "image", "plan": "@plan"},
-                {"_target_": "scripts.finetune.LabelToPlanGridd", "keys": "label", "plan": "@plan"},
-                {"_target_": "SpatialPadd", "keys": keys, "spatial_size": [*flat, *patch]},
-                {
-                    "_target_": "RandCropByPosNegLabeld",
-                    "keys": keys,
-                    "label_key": "label",
-                    "spatial_size": [*flat, *patch],
-                    "num_samples": 1,
-                },
-                *([{"_target_": "SqueezeDimd", "keys": keys, "dim": 1}] if flat else []),
-                *({"_target_": "RandFlipd", "keys": keys, "prob": 0.5, "spatial_axis": axis} for axis in flips),
-                {"_target_": "RandScaleIntensityd", "keys": "image", "factors": 0.1, "prob": 0.5},
-                {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.1},
-                {"_target_": "ToTensord", "keys": keys, "track_meta": False},
-            ],
-        },
+        "preprocessing": _compose(
+            _load(keys),
+            {"_target_": "scripts.transforms.ToPlanGridd", "keys": "image", "plan": "@plan"},
+            {"_target_": "scripts.finetune.LabelToPlanGridd", "keys": "label", "plan": "@plan"},
+            {"_target_": "SpatialPadd", "keys": keys, "spatial_size": size},
+            {
+                "_target_": "RandCropByPosNegLabeld",
+                "keys": keys,
+                "label_key": "label",
+                "spatial_size": size,
+                "num_samples": 1,
+            },
+            *([{"_target_": "SqueezeDimd", "keys": keys, "dim": 1}] if flat else []),
+            *({"_target_": "RandFlipd", "keys": keys, "prob": 0.5, "spatial_axis": axis} for axis in flips),
+            {"_target_": "RandScaleIntensityd", "keys": "image", "factors": 0.1, "prob": 0.5},
+            {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.1},
+            {"_target_": "ToTensord", "keys": keys, "track_meta": False},
+        ),
         "dataset_data": {
             "_target_": "scripts.cases.image_list",
             "folder": "$@dataset_dir + '/imagesTr'",
             "labels": "$@dataset_dir + '/labelsTr'",
         },
         "dataset": {"_target_": "CacheDataset", "data": "@dataset_data", "transform": "@preprocessing"},
-        "dataloader": {
-            "_target_": "DataLoader",
-            "dataset": "@dataset",
-            "batch_size": ensemble.configuration.batch_size,
-            "shuffle": True,
-            "num_workers": 0,
-        },
+        "dataloader": _loader(ensemble.configuration.batch_size, shuffle=True),
         "handlers": [
-            _LOAD_WEIGHTS,
+            LOAD_WEIGHTS,
             {
                 "_target_": "StatsHandler",
                 "tag_name": "train_loss",
@@ -201,73 +181,53 @@ def training(ensemble: FoldEnsemble) -> dict[str, Any]:
 def inference(ensembles: Sequence[FoldEnsemble], recipe: Recipe | None) -> dict[str, Any]:
     """The configuration that every client runs; the first ensemble is its main network."""
     main, *others = ensembles
-    plan, configuration = main.plan, main.configuration
-    first = main.previous
+    first, flat = main.previous, main.configuration.spacing_mm is None
     beside = {f"other_{number}": stage(ensemble, main) for number, ensemble in enumerate(others, start=1)}
     if first is not None:
         beside["first_stage"] = stage(first, main)
     names = [f"@other_{number}" for number in range(1, 1 + len(others))]
-    flat = configuration.spacing_mm is None
-    saved = ".png" if flat else ".nii.gz"
-    largest = max(plan.labels.values())
-    mask_type = "uint8" if largest < 256 else "int32"
     return {
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/masks'",
         **_shared(main),
         **beside,
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True, "image_only": True},
-                {
-                    "_target_": "scripts.transforms.ToPlanGridd",
-                    "keys": "image",
-                    "plan": "@plan",
-                    "previous": None if first is None else "@first_stage",
-                    "others": names,
-                },
-            ],
-        },
+        "preprocessing": _compose(
+            _load("image"),
+            {
+                "_target_": "scripts.transforms.ToPlanGridd",
+                "keys": "image",
+                "plan": "@plan",
+                "previous": None if first is None else "@first_stage",
+                "others": names,
+            },
+        ),
         "dataset_data": {"_target_": "scripts.cases.image_list", "folder": "@dataset_dir"},
         "dataset": {"_target_": "Dataset", "data": "@dataset_data", "transform": "@preprocessing"},
-        "dataloader": {
-            "_target_": "DataLoader",
-            "dataset": "@dataset",
-            "batch_size": 1,
-            "shuffle": False,
-            "num_workers": 0,
-        },
+        "dataloader": _loader(1, shuffle=False),
         "inferer": inferer(main),
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "scripts.transforms.ToNatived",
-                    "keys": "pred",
-                    "plan": "@plan",
-                    "orig_keys": "image",
-                    "cleaning": [step.model_dump(exclude={"gain"}) for step in recipe.cleaning] if recipe else [],
-                    "others": names,
-                    "temperature": recipe.temperature if recipe else 1.0,
-                    "thresholds": recipe.thresholds_of(main.heads.names) if recipe and main.heads.sigmoid else None,
-                },
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_ext": saved,
-                    "output_postfix": "",
-                    "output_dtype": mask_type,
-                    "resample": False,
-                    "separate_folder": False,
-                },
-            ],
-        },
-        "handlers": [
-            _LOAD_WEIGHTS,
-            {"_target_": "StatsHandler", "iteration_log": False},
-        ],
+        "postprocessing": _compose(
+            {
+                "_target_": "scripts.transforms.ToNatived",
+                "keys": "pred",
+                "plan": "@plan",
+                "orig_keys": "image",
+                "cleaning": [step.model_dump(exclude={"gain"}) for step in recipe.cleaning] if recipe else [],
+                "others": names,
+                "temperature": recipe.temperature if recipe else 1.0,
+                "thresholds": recipe.thresholds_of(main.heads.names) if recipe and main.heads.sigmoid else None,
+            },
+            {
+                "_target_": "SaveImaged",
+                "keys": "pred",
+                "output_dir": "@output_dir",
+                "output_ext": ".png" if flat else ".nii.gz",
+                "output_postfix": "",
+                "output_dtype": "uint8" if max(main.plan.labels.values()) < 256 else "int32",
+                "resample": False,
+                "separate_folder": False,
+            },
+        ),
+        "handlers": [LOAD_WEIGHTS, {"_target_": "StatsHandler", "iteration_log": False}],
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",

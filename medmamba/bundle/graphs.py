@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from medmamba.bundle.check import BundleError
+from medmamba.bundle.check import BundleError, run_python
 from medmamba.bundle.runtime.graphs import FILES
 from medmamba.errors import ConfigError, InputError, unknown_name
 
@@ -74,9 +72,10 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
     with TemporaryDirectory(prefix="medmamba-graph-") as scratch:
         trials = str(Path(scratch, "trials.pt"))
         try:
-            _python(_EXPORT, folder, kind, trials)
-            printed = _python(_RUN, Path(scratch), kind, str(target.resolve()), trials)
-            table = [_parity(kind, line) for line in printed.splitlines() if line.startswith("PARITY")]
+            failure = f"{kind}: the network could not be exported or run"
+            run_python(_EXPORT, folder, kind, trials, failure=failure)
+            ran = run_python(_RUN, Path(scratch), kind, str(target.resolve()), trials, failure=failure)
+            table = [_parity(kind, line) for line in ran.stdout.splitlines() if line.startswith("PARITY")]
             worst = max(row.difference for row in table)
             if not worst <= LARGEST_DIFFERENCE:
                 raise BundleError(f"{target}: logits differ by {worst:.2g}, more than {LARGEST_DIFFERENCE}; not kept.")
@@ -84,20 +83,6 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
             target.unlink(missing_ok=True)
             raise
     return table
-
-
-def _python(code: str, folder: Path, *arguments: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-B", "-c", code, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        last = " | ".join(line.strip() for line in result.stderr.strip().splitlines()[-3:])
-        raise BundleError(f"{arguments[0]}: the network could not be exported or run: {last}")
-    return result.stdout
 
 
 def _parity(kind: str, line: str) -> Parity:

@@ -6,20 +6,15 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
-from medmamba.bundle.check import (
-    ComparedCase,
-    check_metadata,
-    compare_with_native,
-    need_packages,
-    run_in_monai,
-)
-from medmamba.bundle.configuration import LOGGING, inference, training, weights_file
+from medmamba.bundle.check import ComparedCase, check_metadata, compare_with_native, need_packages, run_in_monai
+from medmamba.bundle.configuration import inference, training, weights_file
 from medmamba.bundle.options import BundleCard
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
@@ -60,10 +55,10 @@ def export_bundle(
 
     Args:
         model: run folder (all trained folds together) or the folder of one fold.
-        configuration: one or several (an ensemble); default: what `medmamba predict` would use.
         output: the bundle's folder; what stood there is exchanged when the new one has passed.
         check_on: an image or a folder of real images; the first ``most_cases`` are predicted by MONAI in a process that
             cannot import medmamba, and by medmamba, and must agree in every voxel.
+        configuration, folds, mirror, most_cases: as in :class:`~medmamba.bundle.options.ExportOptions`.
 
     Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.
     """
@@ -76,16 +71,16 @@ def export_bundle(
         model, configuration=configuration, folds=folds, device="cpu", mirror=mirror, confidence=False
     )
     stages = _stages(predictor)
-    sources = bundle_sources(_network_of(stage) for stage in stages.values())
+    sources = bundle_sources(read_model_facts(stage.folders[0]).network["name"] for stage in stages.values())
     with replace_folder(output) as part:
         _write(part, predictor, stages, card, cases, sources)
         with TemporaryDirectory(prefix="medmamba-export-") as scratch:
             images, masks = Path(scratch, "images"), Path(scratch, "masks")
-            _gather(cases, images)
+            images.mkdir()
+            for path in (path for case in cases for path in case.paths):
+                (images / path.name).symlink_to(path.resolve())
             printed = run_in_monai(part, images, masks, scale=4)
             checked = compare_with_native(predictor, cases, masks)
-        for leftover in part.rglob("__pycache__"):
-            shutil.rmtree(leftover)
     return BundleReport(Path(output), checked, printed)
 
 
@@ -108,11 +103,6 @@ def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
     return stages
 
 
-def _network_of(stage: FoldEnsemble) -> str:
-    """The network's name."""
-    return read_model_facts(stage.folders[0]).network["name"]
-
-
 def _trained_with(folders: Sequence[Path]) -> str:
     """The scan backends that the folds were trained with; versions before 0.2 did not record them."""
     found = []
@@ -132,13 +122,12 @@ def _write(
 ) -> None:
     ensemble = predictor.model.ensembles[0]
     plan, configuration = predictor.plan, ensemble.configuration
-    weights = [parameter.numel() for parameter in ensemble.runners[0].network.parameters()]
     provenance = {
         **predictor.provenance().as_dict(),
-        "network": _network_of(ensemble),
+        "network": read_model_facts(ensemble.folders[0]).network["name"],
         "trained_with_scan_backend": _trained_with(ensemble.folders),
         "folds": len(ensemble.runners),
-        "parameters": sum(weights),
+        "parameters": sum(parameter.numel() for parameter in ensemble.runners[0].network.parameters()),
         "patch_size": configuration.patch_size,
         "stages": list(stages),
         "checked_on": [case.case_id for case in cases],
@@ -152,7 +141,6 @@ def _write(
         further_channels=first,
         classes=names,
         outputs=list(predictor.heads.names),
-        sigmoid=predictor.heads.sigmoid,
         divisor=configuration.network.divisor,
         flat=configuration.spacing_mm is None,
         provenance=provenance,
@@ -163,7 +151,7 @@ def _write(
         "LICENSE": licence_text(card),
         METADATA: json.dumps(facts, indent=2) + "\n",
         "configs/inference.json": json.dumps(config, indent=2) + "\n",
-        "configs/logging.conf": LOGGING,
+        "configs/logging.conf": files("medmamba.bundle").joinpath("logging.conf").read_text(encoding="utf-8"),
         "docs/README.md": readme(card, facts),
         "docs/license.txt": f"Licence of the training data: {card.data_licence or 'not stated by the author'}\n",
         **{f"scripts/{name}": text for name, text in sources.items()},
@@ -206,10 +194,3 @@ def _refuse_what_a_bundle_cannot_read(cases: list[ImageCase]) -> None:
                 f"{path}: MONAI runs a bundle on single files ({', '.join(endings)}), and this is none. Give "
                 "such images with --check-on."
             )
-
-
-def _gather(cases: list[ImageCase], folder: Path) -> None:
-    folder.mkdir()
-    for case in cases:
-        for path in case.paths:
-            (folder / path.name).symlink_to(path.resolve())

@@ -130,8 +130,8 @@ def test_the_deploy_application_compiles_and_its_names_are_in_a_bundle(tmp_path)
 
     card = BundleCard(licence="MIT", intended_use="test")
     facts = metadata(
-        card, channels=["T1"], classes=["background", "a"], outputs=["background", "a"], sigmoid=False, divisor=[8] * 3,
-        picture=False, provenance={"dataset": "d"},
+        card, channels=["T1"], classes=["background", "a"], outputs=["background", "a"], divisor=[8] * 3,
+        flat=False, provenance={"dataset": "d"},
     )  # fmt: skip
     assert {"network_data_format", "outputs", "pred", "channel_def", "image"} <= names
     assert facts["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "a"}

@@ -39,9 +39,8 @@ class PlanInferer(Inferer):
         input_swap: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        edges = tuple(int(edge) for edge in patch_size)
         self.window = Window(
-            edges,
+            tuple(int(edge) for edge in patch_size),
             tuple(mirror_axes),
             swap_axis,
             tuple(channel_swap),

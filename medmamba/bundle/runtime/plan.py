@@ -46,17 +46,10 @@ class BundlePlan:
 
 def read_numbers(numbers: Mapping[str, Any]) -> tuple[BundlePlan, BundleConfiguration]:
     """Plan and configuration from the entry ``plan`` of configs/inference.json."""
-    plan = BundlePlan(
-        list(numbers["channel_names"]),
-        dict(numbers["labels"]),
-        list(numbers["axis_order"]),
-        [BundleNormalization(**entry) for entry in numbers["normalization"]],
-        numbers.get("regions"),
-        numbers.get("region_order"),
-        numbers.get("ignore_label"),
-        numbers.get("left_right_pairs", []),
-    )
-    return plan, BundleConfiguration(numbers["spacing_mm"], list(numbers["patch_size"]))
+    left = dict(numbers)
+    configuration = BundleConfiguration(left.pop("spacing_mm"), left.pop("patch_size"))
+    normalization = [BundleNormalization(**entry) for entry in left.pop("normalization")]
+    return BundlePlan(normalization=normalization, **left), configuration
 
 
 Plan, Configuration, Normalization = BundlePlan, BundleConfiguration, BundleNormalization

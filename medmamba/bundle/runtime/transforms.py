@@ -63,19 +63,16 @@ class ToPlanGridd(MapTransform):
         array = image.as_tensor().cpu().numpy()
         if array.ndim == 3:
             array = array[..., None]
-        channels = self.plan.channel_names
+        channels, name = self.plan.channel_names, image.meta.get("filename_or_obj", "image")
         if array.shape[0] != len(channels):
             raise ValueError(
-                f"{image.meta.get('filename_or_obj', 'image')}: has {array.shape[0]} channel(s), the model was trained "
+                f"{name}: has {array.shape[0]} channel(s), the model was trained "
                 f"with {len(channels)} ({', '.join(channels)}). Give all channels in this order."
             )
         if not np.isfinite(array).all():
-            raise ValueError(
-                f"{image.meta.get('filename_or_obj', 'image')}: holds values that are not finite numbers. "
-                "Clean the image first."
-            )
+            raise ValueError(f"{name}: holds values that are not finite numbers. Clean the image first.")
         affine = None if self.configuration.spacing_mm is None else np.asarray(image.affine, dtype=np.float64)
-        return array, Grid(_three(array.shape[1:]), affine)
+        return array, Grid(array.shape[1:], affine)
 
 
 class ToNatived(MapTransform):
@@ -147,8 +144,3 @@ def _with_trail(case: PreprocessedCase, image: MetaTensor) -> MetaTensor:
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-
-
-def _three(shape: Any) -> tuple[int, int, int]:
-    i, j, k = (int(n) for n in shape)
-    return i, j, k
