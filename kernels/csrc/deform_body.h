@@ -14,26 +14,18 @@ struct Corner {
     float slope[3];  // its derivative by z, y, x
 };
 
-struct Taps {
-    const MmDeform& d;
-    int64_t count;
-    explicit Taps(const MmDeform& deform) : d(deform) {
-        count = d.kernel[0] * d.kernel[1] * d.kernel[2] - (d.remove_center ? 1 : 0);
-    }
-
-    // Visits the taps in the order of the offsets: x outermost, then y, then z.
-    template <class Visit>
-    inline void each(const Visit& visit) const {
-        int64_t tap = 0;
-        for (int64_t x = 0; x < d.kernel[2]; ++x)
-            for (int64_t y = 0; y < d.kernel[1]; ++y)
-                for (int64_t z = 0; z < d.kernel[0]; ++z) {
-                    if (d.remove_center && x == d.kernel[2] / 2 && y == d.kernel[1] / 2 && z == d.kernel[0] / 2) continue;
-                    const int64_t at[3] = {z, y, x};
-                    visit(tap++, at);
-                }
-    }
-};
+// Visits the taps in the order of the offsets: x outermost, then y, then z.
+template <class Visit>
+inline void each_tap(const MmDeform& d, const Visit& visit) {
+    int64_t tap = 0;
+    for (int64_t x = 0; x < d.kernel[2]; ++x)
+        for (int64_t y = 0; y < d.kernel[1]; ++y)
+            for (int64_t z = 0; z < d.kernel[0]; ++z) {
+                if (d.remove_center && x == d.kernel[2] / 2 && y == d.kernel[1] / 2 && z == d.kernel[0] / 2) continue;
+                const int64_t at[3] = {z, y, x};
+                visit(tap++, at);
+            }
+}
 
 // The corners that one tap reads; returns how many (0 to 8).
 MM_INLINE int corners_of_tap(const MmDeform& d, const int64_t* tap, const int64_t* position, const float* offset,
@@ -97,7 +89,7 @@ MM_INLINE int64_t entries(const DeformJob& job, int64_t b, int64_t group, int64_
     const float* offsets = d.offset_mask + (b * job.output_rows + index) * d.columns + group * job.taps * (d.dimensions + 1);
     const float* weights = offsets + job.taps * d.dimensions;
     int64_t count = 0;
-    Taps(d).each([&](int64_t tap, const int64_t* at) {
+    each_tap(d, [&](int64_t tap, const int64_t* at) {
         Corner corners[8];
         const int found = corners_of_tap(d, at, position, offsets + tap * d.dimensions, corners);
         for (int i = 0; i < found; ++i) list[count++] = Entry{corners[i].row, corners[i].weight * weights[tap]};
@@ -172,7 +164,7 @@ void deform_offset_task(void* context, int64_t task, int) {
             float *doffsets = d.doffset_mask + start, *dweights = doffsets + job.taps * d.dimensions;
             const float* image = d.value + b * job.image_rows * job.channels + group * d.group_channels;
             const float* dout = d.dout + (b * job.output_rows + index) * job.channels + group * d.group_channels;
-            Taps(d).each([&](int64_t tap, const int64_t* at) {
+            each_tap(d, [&](int64_t tap, const int64_t* at) {
                 Corner corners[8];
                 const int found = corners_of_tap(d, at, position, offsets + tap * d.dimensions, corners);
                 for (int i = 0; i < found; ++i) {
@@ -196,7 +188,8 @@ void deform_offset_task(void* context, int64_t task, int) {
 int deform(const MmDeform* deform, bool backward) {
     const MmDeform& d = *deform;
     const int threads = d.threads > 0 ? d.threads : 1;
-    DeformJob job{deform, Taps(d).count, d.image[0] * d.image[1] * d.image[2], d.output[0] * d.output[1] * d.output[2],
+    const int64_t taps = d.kernel[0] * d.kernel[1] * d.kernel[2] - (d.remove_center ? 1 : 0);
+    DeformJob job{deform, taps, d.image[0] * d.image[1] * d.image[2], d.output[0] * d.output[1] * d.output[2],
                   d.groups * d.group_channels, nullptr, 0, (d.group_channels + kSlice - 1) / kSlice};
     job.scratch_bytes = job.taps * 8 * (int64_t)sizeof(Entry);
     job.scratch = (char*)malloc((size_t)(threads * job.scratch_bytes));

@@ -1,4 +1,4 @@
-// A small pool of threads: run a number of independent tasks and wait for all of them.
+// Threads for the kernels: run a number of independent tasks and wait for all of them.
 #pragma once
 #include <stdint.h>
 

@@ -334,54 +334,34 @@ int backward(const MmScanGrad* grad) {
     const int64_t all_blocks = s.batch * s.route_count * layout.blocks;
     // Phases even where nothing is reduced between them: they decide the order in which the routes add to dx.
     const int64_t phase = kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
-    vf* A2 = packed_decay(s, layout);
-    vf* zeros = allocate(s.states);
-    job.A2 = A2;
-    job.zeros = zeros;
-    job.carry = allocate(all_blocks * s.states);
-    job.dA = allocate(all_blocks * s.states);
-    job.rest = allocate(all_blocks * s.states);
-    job.dD = allocate(all_blocks);
-    job.ddt_bias = allocate(all_blocks);
-    job.sums = (float*)allocate(threads * 2 * T * job.row_floats / W);
+    Scratch scratch;
+    job.A2 = packed_decay(s, layout, scratch);
+    job.zeros = scratch.zeros(s.states);
+    job.carry = scratch.zeros(all_blocks * s.states);
+    job.dA = scratch.zeros(all_blocks * s.states);
+    job.rest = scratch.zeros(all_blocks * s.states);
+    job.dD = scratch.zeros(all_blocks);
+    job.ddt_bias = scratch.zeros(all_blocks);
+    job.sums = (float*)scratch.vectors(threads * 2 * T * job.row_floats / W);
     if (job.pieces > 1)
-        job.partial = (float*)allocate(job.groups * s.batch * s.route_count * kPhaseTiles * T * job.row_floats / W);
-    const bool ok = A2 && zeros && job.carry && job.dA && job.rest && job.dD && job.ddt_bias && job.sums && (job.pieces == 1 || job.partial);
-    if (ok) {
-        memset(zeros, 0, (size_t)s.states * sizeof(vf));
-        memset(job.dA, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
-        memset(job.rest, 0, (size_t)(all_blocks * s.states) * sizeof(vf));
-        memset(job.dD, 0, (size_t)all_blocks * sizeof(vf));
-        memset(job.ddt_bias, 0, (size_t)all_blocks * sizeof(vf));
-        const int64_t per_bk = s.channels * s.states;
-        for (int64_t at = 0; at < all_blocks; ++at) {
-            if (g.dlast_state != nullptr)
-                pack(g.dlast_state + at / layout.blocks * per_bk, at % layout.blocks, s, 1.0f, job.carry + at * s.states);
-            else
-                memset(job.carry + at * s.states, 0, (size_t)s.states * sizeof(vf));
-        }
-        if (!s.x_per_route && s.route_count > 1) memset(g.dx, 0, (size_t)(s.batch * s.length * s.channels) * sizeof(float));
-        for (job.end_tile = layout.tiles; job.end_tile > 0; job.end_tile = job.first_tile) {
-            job.first_tile = job.end_tile > phase ? job.end_tile - phase : 0;
-            mm_parallel((int)threads, s.batch * job.pieces, backward_task, &job);
-            if (job.pieces > 1)
-                mm_parallel((int)threads, s.batch * s.route_count * (job.end_tile - job.first_tile), reduce_task, &job);
-        }
-        parameter_gradients(job);
-        if (g.dinitial_state != nullptr)
-            for (int64_t at = 0; at < all_blocks; ++at)
-                unpack(job.carry + at * s.states, at % layout.blocks, s, g.dinitial_state + at / layout.blocks * per_bk);
+        job.partial = (float*)scratch.vectors(job.groups * s.batch * s.route_count * kPhaseTiles * T * job.row_floats / W);
+    if (!scratch.ok) return MM_NO_MEMORY;
+    const int64_t per_bk = s.channels * s.states;
+    if (g.dlast_state != nullptr)
+        for (int64_t at = 0; at < all_blocks; ++at)
+            pack(g.dlast_state + at / layout.blocks * per_bk, at % layout.blocks, s, 1.0f, job.carry + at * s.states);
+    if (!s.x_per_route && s.route_count > 1) memset(g.dx, 0, (size_t)(s.batch * s.length * s.channels) * sizeof(float));
+    for (job.end_tile = layout.tiles; job.end_tile > 0; job.end_tile = job.first_tile) {
+        job.first_tile = job.end_tile > phase ? job.end_tile - phase : 0;
+        mm_parallel((int)threads, s.batch * job.pieces, backward_task, &job);
+        if (job.pieces > 1)
+            mm_parallel((int)threads, s.batch * s.route_count * (job.end_tile - job.first_tile), reduce_task, &job);
     }
-    free(A2);
-    free(zeros);
-    free(job.carry);
-    free(job.dA);
-    free(job.rest);
-    free(job.dD);
-    free(job.ddt_bias);
-    free(job.sums);
-    free(job.partial);
-    return ok ? MM_OK : MM_NO_MEMORY;
+    parameter_gradients(job);
+    if (g.dinitial_state != nullptr)
+        for (int64_t at = 0; at < all_blocks; ++at)
+            unpack(job.carry + at * s.states, at % layout.blocks, s, g.dinitial_state + at / layout.blocks * per_bk);
+    return MM_OK;
 }
 
 }  // namespace

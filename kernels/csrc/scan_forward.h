@@ -142,14 +142,12 @@ int forward(const MmScan* scan) {
     const int64_t threads = s.threads > 0 ? s.threads : 1;
     job.group = even_pieces(job.layout.blocks, s.batch, threads);
     job.groups = (job.layout.blocks + job.group - 1) / job.group;
-    vf* A2 = packed_decay(s, job.layout);
-    job.states = allocate(threads * job.group * s.states);
-    job.A2 = A2;
-    const bool ok = A2 != nullptr && job.states != nullptr;
-    if (ok) mm_parallel((int)threads, s.batch * job.groups, forward_task, &job);
-    free(A2);
-    free(job.states);
-    return ok ? MM_OK : MM_NO_MEMORY;
+    Scratch scratch;
+    job.A2 = packed_decay(s, job.layout, scratch);
+    job.states = scratch.vectors(threads * job.group * s.states);
+    if (!scratch.ok) return MM_NO_MEMORY;
+    mm_parallel((int)threads, s.batch * job.groups, forward_task, &job);
+    return MM_OK;
 }
 
 }  // namespace

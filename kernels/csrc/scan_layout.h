@@ -27,10 +27,29 @@ struct Layout {
           padded((s.channels + MM_PAD - 1) / MM_PAD * MM_PAD) {}
 };
 
-vf* allocate(int64_t vectors) {
-    const size_t bytes = (size_t)(vectors > 0 ? vectors : 1) * sizeof(vf);
-    return (vf*)aligned_alloc(64, (bytes + 63) / 64 * 64);
-}
+// Memory for one call, freed at its end; `ok` is false if some could not be had.
+struct Scratch {
+    void* all[10];
+    int count = 0;
+    bool ok = true;
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    ~Scratch() {
+        while (count > 0) free(all[--count]);
+    }
+    vf* vectors(int64_t size) {
+        const size_t bytes = (size_t)(size > 0 ? size : 1) * sizeof(vf);
+        vf* const found = (vf*)aligned_alloc(64, (bytes + 63) / 64 * 64);
+        ok &= found != nullptr;
+        all[count++] = found;
+        return found;
+    }
+    vf* zeros(int64_t size) {
+        vf* const found = vectors(size);
+        if (found != nullptr) memset(found, 0, (size_t)size * sizeof(vf));
+        return found;
+    }
+};
 
 int lanes_of_block(const MmScan& s, int64_t block) {
     const int64_t left = s.channels - block * W;
@@ -55,8 +74,8 @@ void unpack(const vf* from, int64_t block, const MmScan& s, float* to) {
         for (int lane = 0; lane < lanes; ++lane) rows[lane * s.states + n] = from[n][lane];
 }
 
-vf* packed_decay(const MmScan& s, const Layout& layout) {
-    vf* decay = allocate(s.route_count * layout.blocks * s.states);  // A * log2(e)
+vf* packed_decay(const MmScan& s, const Layout& layout, Scratch& scratch) {
+    vf* decay = scratch.vectors(s.route_count * layout.blocks * s.states);  // A * log2(e)
     if (decay == nullptr) return nullptr;
     for (int64_t k = 0; k < s.route_count; ++k)
         for (int64_t block = 0; block < layout.blocks; ++block)
@@ -102,18 +121,6 @@ struct Tile {
     bool reset_before(int stretch) const { return stretch > 0 || reset; }
 };
 
-void find_resets(const int32_t* segments, const Rows& rows, int64_t start, Tile& found) {
-    found.stretches = 1;
-    found.reset = false;
-    found.start[0] = 0;
-    if (segments != nullptr) {
-        found.reset = start > 0 && segments[rows.at(start - 1)] != segments[found.place[0]];
-        for (int t = 1; t < found.count; ++t)
-            if (segments[found.place[t]] != segments[found.place[t - 1]]) found.start[found.stretches++] = t;
-    }
-    found.start[found.stretches] = found.count;
-}
-
 void find_tile(const MmScan& s, const Rows& rows, int64_t tile, Tile& found) {
     const int64_t start = tile * T;
     found.count = s.length - start < T ? (int)(s.length - start) : T;
@@ -122,7 +129,16 @@ void find_tile(const MmScan& s, const Rows& rows, int64_t tile, Tile& found) {
         found.B[t] = s.B + rows.bc + found.place[t] * rows.bc_step;
         found.C[t] = s.C + rows.bc + found.place[t] * rows.bc_step;
     }
-    find_resets(s.segments == nullptr ? nullptr : s.segments + rows.b * s.length, rows, start, found);
+    found.stretches = 1;
+    found.reset = false;
+    found.start[0] = 0;
+    if (s.segments != nullptr) {
+        const int32_t* segments = s.segments + rows.b * s.length;
+        found.reset = start > 0 && segments[rows.at(start - 1)] != segments[found.place[0]];
+        for (int t = 1; t < found.count; ++t)
+            if (segments[found.place[t]] != segments[found.place[t - 1]]) found.start[found.stretches++] = t;
+    }
+    found.start[found.stretches] = found.count;
 }
 
 // How many of `count` equal pieces per batch entry one task takes: the largest number that keeps the threads equally busy.

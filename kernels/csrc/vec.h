@@ -15,7 +15,6 @@ typedef float vf_unaligned __attribute__((vector_size(MM_WIDTH * 4), may_alias, 
 #define MM_INLINE static inline __attribute__((always_inline))
 
 MM_INLINE vf all(float value) { return value - vf{}; }
-MM_INLINE vi bits(vf value) { return (vi)value; }
 MM_INLINE vf load(const float* from) { return *(const vf_unaligned*)from; }
 MM_INLINE void store(float* to, vf value) { *(vf_unaligned*)to = value; }
 
@@ -87,7 +86,6 @@ alignas(32) static const float kTable[8] = {1.0f,          1.0905077327f, 1.1892
                                             1.4142135624f, 1.5422108254f, 1.6817928305f, 1.8340080864f};
 #else
 enum { kTableBits = 0 };
-static const float kTable[1] = {1.0f};
 #endif
 
 struct PowerTable {
@@ -137,7 +135,7 @@ MM_INLINE Power power_of_two(vf t, const PowerTable& constants) {
 #else
     const vi fraction = (vi)constants.table;
 #endif
-    result.scale = (vf)(fraction + (bits(sum) << (23 - kTableBits)));
+    result.scale = (vf)(fraction + ((vi)sum << (23 - kTableBits)));
     return result;
 }
 
