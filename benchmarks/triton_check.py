@@ -51,32 +51,32 @@ def _scan_kernels() -> dict[str, Kernel]:
         "HAS_DT_BIAS",
         "HAS_ROUTES",
         "KEEP_OUTPUT",
-        "HAS_INITIAL_STATE",
-        "HAS_DLAST_STATE",
-        "HAS_DINITIAL_STATE",
+        "HAS_ENTERING",
+        "HAS_LEAVING",
     )
     constants: dict[str, object] = dict.fromkeys(flags, True)
-    constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False}
+    constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False, "ADJOINT": False}
     constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
     scans = ["scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one"]
-    names = [*scans, "pass_spans", "adjoint_spans", "pass_adjoints"]
+    names = [*scans, "pass_spans", "adjoint_spans"]
     half, kinds = ("x", "dt", "B", "C"), {"routes": "*i32", "resets": "*i1"}
 
     def kernel(name: str, **changes: object) -> Kernel:
         block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
         one = name.endswith("_one")
-        module = "scan.triton_one_state" if one else "scan.triton_kernels"
-        all_constants = constants | {"BD": launch.ONE_BLOCK if one else block} | changes
+        all_constants = constants | {"BD": launch.ONE_BLOCK if one else block, "ONE": one} | changes
         if name == "adjoint_spans":
             all_constants["BD"] = launch.SPANS_BLOCK
         if name == "scan_backward_one":
             shorter = launch.ONE_SHORTER
             all_constants |= {"T": launch.TILE // shorter, "M": launch.TILES_PER_SAVE * shorter}
         hints = ("channels",) if one else ()
-        return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, hints, int(str(all_constants["T"])))
+        exponentials = int(str(all_constants["T"]))
+        module = "scan.triton_kernels"
+        return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, hints, exponentials)
 
-    found = {name: kernel(name) for name in names}
+    found = {name: kernel(name) for name in names} | {"pass_spans adjoint": kernel("pass_spans", ADJOINT=True)}
     return found | {f"{name} segments": kernel(name, HAS_SEGMENTS=True) for name in scans}
 
 

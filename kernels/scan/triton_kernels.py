@@ -1,19 +1,11 @@
 """The selective scan in Triton, for CUDA and ROCm devices, in the native layout.
 
-A program owns a block of channels (one lane per channel, so that following a route is reading whole rows) and a span of
-positions, which it walks in tiles of T. For one state n at a time a tile is one first-order recurrence per lane, solved
-by an associative scan whose elements all lie in the registers of that lane: T positions are in flight at once, and
-nothing is exchanged between lanes. The state before every M tiles is kept: the backward pass starts from it and finds
-those in between again. B and C are read once per program. One state per channel has kernels of its own
-(`triton_one_state.py`).
-
-If batch * routes * channels do not fill the device, the route is cut into spans that run in parallel: a first pass
-finds what each span adds to the state (`KEEP_OUTPUT` false), `pass_spans` chains the spans, the second pass has the
-true states.
-
-Backward: h from the saved state by the same scan, the adjoint g_l = a_{l+1} g_{l+1} + C_l dy_l by a reverse scan. Sums
-over channels (dB, dC) and over positions (dA, dD, ddt_bias) go to partial buffers that are added in fixed order
-afterwards: no atomics, the same bits every time. Offsets are 64 bit.
+A program owns a block of channels and a span of positions, which it walks in tiles of T: for one state at a time a tile
+is a first-order recurrence per lane, solved by an associative scan in the lane's registers. With one state per channel
+(ONE) state, adjoint and the sum for A stay in registers from tile to tile, a lane has four channels and reads them as
+one vector. Spans: a first pass finds what each adds to the state (`KEEP_OUTPUT` false), `pass_spans` chains them, the
+second pass has the true states. Sums over channels (dB, dC) and positions (dA, dD, ddt_bias) go to partial buffers that
+are added in fixed order afterwards: no atomics, the same bits every time. Offsets are 64 bit.
 """
 
 import triton
@@ -29,6 +21,7 @@ from medmamba.kernels.scan.triton_tile import (
     per_visit,
     per_visit_and_channel,
     program,
+    row_of,
     states_of,
     store_row,
     visit,
@@ -39,28 +32,34 @@ from medmamba.kernels.scan.triton_tile import (
 NO_HINTS = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
 
 
-@triton.jit(do_not_specialize=NO_HINTS)
-def scan_forward(
+def _forward(
     x, dt, A, B, C, D, dt_bias, routes, resets, span_states, saved_states, sum_dt, y,
     length, channels, N, K, span_saves, saves, spans,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
     HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
-    KEEP_OUTPUT: tl.constexpr,
+    KEEP_OUTPUT: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """y: (b, l, k, d) float32. span_states: (b, k, spans, n, d) float32, the state at a span's start, here turned into
     that at its end; no other program touches it. saved_states: (b, k, saves, n, d), the state before every M tiles.
     sum_dt: (b, k, spans, d). If not KEEP_OUTPUT, the spans start from zero, and y and saved_states are not written."""
+    if ONE:
+        N = 1
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
     bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
     skip = per_channel(D, k, d, d_valid, channels, HAS_D)
     total = tl.zeros((BD,), tl.float32)
-    own = (bk * spans + span) * N * channels
-    if not KEEP_OUTPUT:
-        for n in range(0, N):
-            tl.store(span_states + own + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
-    tl.debug_barrier()
+    state = tl.zeros((BD,), tl.float32)
+    first_rate = per_state(A, k, 0, d, d_valid, channels, N)
+    own = span_states + (bk * spans + span) * N * channels
+    if ONE and KEEP_OUTPUT:
+        state = tl.load(own + d, mask=d_valid, other=0.0)
+    if not ONE:
+        if not KEEP_OUTPUT:
+            for n in range(0, N):
+                tl.store(own + n * channels + d, state, mask=d_valid)
+        tl.debug_barrier()
     for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
         save = tile // M
         rows, valid, both, delta, _v, delta_a = visit(
@@ -72,42 +71,58 @@ def scan_forward(
         out = u * skip[None, :]
         total += tl.sum(delta_a, 0)
         for n in tl.range(0, N, loop_unroll_factor=4):
-            before = tl.load(span_states + own + n * channels + d, mask=d_valid, other=0.0)
+            before = state if ONE else tl.load(own + n * channels + d, mask=d_valid, other=0.0)
             if KEEP_OUTPUT:
                 saved = ((bk * saves + save) * N + n) * channels
                 tl.store(saved_states + saved + d, before, mask=d_valid & (tile == save * M))
-            a = tl.exp2(delta_a * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
+            rate = first_rate if ONE else per_state(A, k, n, d, d_valid, channels, N)
+            a = tl.exp2(delta_a * (rate * LOG2_E)[None, :])
             h = states_of(a, du * per_visit(B, rows, k, n, valid, K, N)[:, None], before, t == 0)
             if KEEP_OUTPUT:
                 out += h * per_visit(C, rows, k, n, valid, K, N)[:, None]
-            store_row(span_states + own + n * channels, h, t == T - 1, d, d_valid)
+            if ONE:
+                state = row_of(h, t == T - 1)
+            else:
+                store_row(own + n * channels, h, t == T - 1, d, d_valid)
         if KEEP_OUTPUT:
             tl.store(y + (rows * K + k)[:, None] * channels + d[None, :], out, mask=both)
-        tl.debug_barrier()
+        if not ONE:
+            tl.debug_barrier()
+    if ONE:
+        tl.store(own + d, state, mask=d_valid)
     if not KEEP_OUTPUT:
         tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
 
 
+scan_forward = triton.jit(_forward, do_not_specialize=NO_HINTS)
+scan_forward_one = triton.jit(_forward)  # hints are welcome: 128 channels take every lane of a warp anyhow
+
+
 @triton.jit(do_not_specialize=NO_HINTS)
 def pass_spans(
-    A, sum_dt, span_states, initial_state, channels, N, K, spans,
-    BD: tl.constexpr, HAS_INITIAL_STATE: tl.constexpr,
+    A, sum_dt, values, entering, leaving, channels, N, K, spans,
+    BD: tl.constexpr, HAS_ENTERING: tl.constexpr, HAS_LEAVING: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """Turns what spans add to the state, each from zero, into the true state at their starts, in place.
+    """Turns what spans add to the state, each from zero, into the true state at their starts, in place; or, from the
+    last to the first, what they add to the adjoint into what enters each at its end.
 
-    The decay over a whole span is exp2(A * sum of the steps)."""
+    values: (b, k, spans, n, d). entering, leaving: (b, k, d, n), what enters the first span and leaves the last in the
+    direction of the way. The decay over a whole span is exp2(A * sum of the steps)."""
     bk, _b, k, d, d_valid = program(K, channels, BD)
     n = tl.program_id(1)
     rate = per_state(A, k, n, d, d_valid, channels, N) * LOG2_E
     h = tl.zeros((BD,), tl.float32)
-    if HAS_INITIAL_STATE:
-        h = tl.load(initial_state + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
-    for span in range(0, spans):
-        row = ((bk * spans + span) * N + n) * channels
-        local = tl.load(span_states + row + d, mask=d_valid, other=0.0)
-        tl.store(span_states + row + d, h, mask=d_valid)
+    if HAS_ENTERING:
+        h = tl.load(entering + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
+    for step in range(0, spans):
+        span = spans - 1 - step if ADJOINT else step
+        here = values + ((bk * spans + span) * N + n) * channels + d
+        local = tl.load(here, mask=d_valid, other=0.0)
+        tl.store(here, h, mask=d_valid)
         decay = tl.exp2(rate * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
         h = decay * h + local
+    if HAS_LEAVING:
+        tl.store(leaving + (bk * channels + d) * N + n, h, mask=d_valid)
 
 
 @triton.jit(do_not_specialize=NO_HINTS)
@@ -149,52 +164,35 @@ def adjoint_spans(
     tl.store(sum_dt + (bk * spans + span) * channels + d, total, mask=d_valid)
 
 
-@triton.jit(do_not_specialize=NO_HINTS)
-def pass_adjoints(
-    A, sum_dt, carries, dlast_state, dinitial_state, channels, N, K, spans,
-    BD: tl.constexpr, HAS_DLAST_STATE: tl.constexpr, HAS_DINITIAL_STATE: tl.constexpr,
-):  # fmt: skip
-    """Turns what spans add to the adjoint, each from zero, into the true adjoint that enters each at its end, in place.
-
-    The adjoint that leaves the first span is the gradient of the initial state."""
-    bk, _b, k, d, d_valid = program(K, channels, BD)
-    n = tl.program_id(1)
-    rate = per_state(A, k, n, d, d_valid, channels, N) * LOG2_E
-    G = tl.zeros((BD,), tl.float32)
-    if HAS_DLAST_STATE:
-        G = tl.load(dlast_state + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
-    for back in range(0, spans):
-        span = spans - 1 - back
-        row = ((bk * spans + span) * N + n) * channels
-        local = tl.load(carries + row + d, mask=d_valid, other=0.0)
-        tl.store(carries + row + d, G, mask=d_valid)
-        decay = tl.exp2(rate * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
-        G = decay * G + local
-    if HAS_DINITIAL_STATE:
-        tl.store(dinitial_state + (bk * channels + d) * N + n, G, mask=d_valid)
-
-
-@triton.jit(do_not_specialize=NO_HINTS)
-def scan_backward(
+def _backward(
     x, dt, A, B, C, D, dt_bias, routes, resets, saved_states, carries, dy,
     dx, ddt, dA, dB, dC, dD, ddt_bias, scratch,
     length, channels, N, K, span_saves, saves, spans, blocks,
     T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
     HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
-    DY_PER_ROUTE: tl.constexpr,
+    DY_PER_ROUTE: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """Gradients: dx, ddt (b, l, k, d); dA (b, k, spans, n, d) and dD, ddt_bias (b, k, spans, d), to be summed;
     dB, dC (blocks, b, l, k, n), to be summed over the channel blocks. carries: (b, k, spans, n, d).
     scratch: (b, k, spans, M, n, d)."""
+    if ONE:
+        N = 1
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
     bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
     skip = per_channel(D, k, d, d_valid, channels, HAS_D)
     base = (bk * spans + span) * N * channels
-    for n in range(0, N):
-        tl.store(dA + base + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
-    tl.debug_barrier()
+    state = tl.zeros((BD,), tl.float32)
+    carry = tl.zeros((BD,), tl.float32)
+    first_rate = per_state(A, k, 0, d, d_valid, channels, N)
+    if ONE:
+        carry = tl.load(carries + base + d, mask=d_valid, other=0.0)
+    else:
+        for n in range(0, N):
+            tl.store(dA + base + n * channels + d, state, mask=d_valid)
+        tl.debug_barrier()
+    sum_rate = tl.zeros((BD,), tl.float32)
     sum_bias = tl.zeros((BD,), tl.float32)
     sum_skip = tl.zeros((BD,), tl.float32)
     last_tile = tl.minimum((span + 1) * span_saves, saves) * M - 1
@@ -206,23 +204,29 @@ def scan_backward(
         save = tile // M
         if tile == save * M + M - 1:
             # Entering M tiles from behind: find the state before each of them from the saved one.
-            for forth in range(0, M):
+            for n in range(0, N):
+                state = tl.load(saved_states + ((bk * saves + save) * N + n) * channels + d, mask=d_valid, other=0.0)
+                tl.store(own + n * channels + d, state, mask=d_valid)
+            tl.debug_barrier()
+            for forth in range(0, M - 1):
                 rows, valid, both, delta, _v, delta_a = visit(
                     dt, bias, routes, resets, save * M + forth, b, k, d, d_valid, length,
                     channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
                 )  # fmt: skip
                 du = delta * per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
                 for n in range(0, N):
-                    if forth == 0:
-                        saved = ((bk * saves + save) * N + n) * channels
-                        before = tl.load(saved_states + saved + d, mask=d_valid, other=0.0)
-                        tl.store(own + n * channels + d, before, mask=d_valid)
+                    before = state if ONE else tl.load(own + (forth * N + n) * channels + d, mask=d_valid, other=0.0)
+                    rate = first_rate if ONE else per_state(A, k, n, d, d_valid, channels, N)
+                    a = tl.exp2(delta_a * (rate * LOG2_E)[None, :])
+                    h = states_of(a, du * per_visit(B, rows, k, n, valid, K, N)[:, None], before, t == 0)
+                    if ONE:
+                        state = row_of(h, t == T - 1)
+                        tl.store(own + (forth + 1) * channels + d, state, mask=d_valid)
                     else:
-                        before = tl.load(own + (forth * N + n) * channels + d, mask=d_valid, other=0.0)
-                    if forth < M - 1:
-                        a = tl.exp2(delta_a * (per_state(A, k, n, d, d_valid, channels, N) * LOG2_E)[None, :])
-                        h = states_of(a, du * per_visit(B, rows, k, n, valid, K, N)[:, None], before, t == 0)
                         store_row(own + ((forth + 1) * N + n) * channels, h, t == T - 1, d, d_valid)
+                if not ONE:
+                    tl.debug_barrier()
+            if ONE:
                 tl.debug_barrier()
         rows, valid, both, delta, v, delta_a = visit(
             dt, bias, routes, resets, tile, b, k, d, d_valid, length,
@@ -235,20 +239,24 @@ def scan_backward(
         to_delta = tl.zeros((T, BD), tl.float32)
         for n in range(0, N):
             before = tl.load(own + ((tile - save * M) * N + n) * channels + d, mask=d_valid, other=0.0)
-            carry = tl.load(carries + base + n * channels + d, mask=d_valid, other=0.0)
-            rate = per_state(A, k, n, d, d_valid, channels, N)
+            after = carry if ONE else tl.load(carries + base + n * channels + d, mask=d_valid, other=0.0)
+            rate = first_rate if ONE else per_state(A, k, n, d, d_valid, channels, N)
             b_n = per_visit(B, rows, k, n, valid, K, N)
             c_n = per_visit(C, rows, k, n, valid, K, N)
             a = tl.exp2(delta_a * (rate * LOG2_E)[None, :])
             added = du * b_n[:, None]
             h = states_of(a, added, before, t == 0)
-            g = adjoints_of(a, g_out * c_n[:, None], carry, t == T - 1)
-            store_row(carries + base + n * channels, a * g, t == 0, d, d_valid)
+            g = adjoints_of(a, g_out * c_n[:, None], after, t == T - 1)
             q = g * (h - added)  # h - added is a_l h_{l-1}
             to_du += g * b_n[:, None]
             to_delta += q * rate[None, :]
-            old = tl.load(dA + base + n * channels + d, mask=d_valid, other=0.0)
-            tl.store(dA + base + n * channels + d, old + tl.sum(q * delta, 0), mask=d_valid)
+            if ONE:
+                carry = row_of(a * g, t == 0)
+                sum_rate += tl.sum(q * delta, 0)
+            else:
+                store_row(carries + base + n * channels, a * g, t == 0, d, d_valid)
+                old = tl.load(dA + base + n * channels + d, mask=d_valid, other=0.0)
+                tl.store(dA + base + n * channels + d, old + tl.sum(q * delta, 0), mask=d_valid)
             row = (sums + rows) * K * N + k * N + n
             tl.store(dB + row, tl.sum(g * du, 1), mask=valid)
             tl.store(dC + row, tl.sum(h * g_out, 1), mask=valid)
@@ -258,7 +266,14 @@ def scan_backward(
         tl.store(ddt + out, to_dt, mask=both)
         sum_bias += tl.sum(to_dt, 0)
         sum_skip += tl.sum(g_out * u, 0)
-        tl.debug_barrier()
+        if not ONE:
+            tl.debug_barrier()
     row = (bk * spans + span) * channels + d
+    if ONE:
+        tl.store(dA + row, sum_rate, mask=d_valid)
     tl.store(dD + row, sum_skip, mask=d_valid)
     tl.store(ddt_bias + row, sum_bias, mask=d_valid)
+
+
+scan_backward = triton.jit(_backward, do_not_specialize=NO_HINTS)
+scan_backward_one = triton.jit(_backward)

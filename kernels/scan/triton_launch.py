@@ -1,6 +1,6 @@
 """The Triton backend of the selective scan: launches, the sums that finish the gradients, and the PyTorch operators.
 
-The kernels (`triton_kernels.py`, `triton_one_state.py`) and Triton itself are imported at the first call.
+The kernels (`triton_kernels.py`) and Triton itself are imported at the first call.
 """
 
 from __future__ import annotations
@@ -79,11 +79,6 @@ class Launch:
         return self.blocks, self.spans, self.batch * self.K
 
     @property
-    def states_grid(self) -> tuple[int, int, int]:
-        """Programs of the kernels that chain spans: channel blocks, states, batch entries and routes."""
-        return self.blocks, self.N, self.batch * self.K
-
-    @property
     def saved_shape(self) -> tuple[int, ...]:
         """The state before every TILES_PER_SAVE tiles."""
         return self.batch, self.K, self.saves, self.N, self.channels
@@ -110,28 +105,46 @@ def _given(nothing: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     return [nothing if tensor is None else tensor for tensor in tensors]
 
 
+def _pass_spans(
+    cut: Launch,
+    A: Tensor,
+    sum_dt: Tensor,
+    values: Tensor,
+    entering: Tensor | None,
+    leaving: Tensor | None,
+    adjoint: bool,
+) -> None:
+    from medmamba.kernels.scan import triton_kernels as kernels
+
+    has = {"HAS_ENTERING": entering is not None, "HAS_LEAVING": leaving is not None, "ADJOINT": adjoint}
+    pointers, sizes = _given(values, entering, leaving), (cut.channels, cut.N, cut.K, cut.spans)
+    grid = (cut.blocks, cut.N, cut.batch * cut.K)
+    kernels.pass_spans[grid](A, sum_dt, values, *pointers, *sizes, BD=cut.block, **has, num_warps=WARPS)
+
+
 def forward(scan: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `scan_operators` takes it. Routes are checked here, where their values are known also in a compiled graph."""
     from medmamba.kernels.scan import triton_kernels as kernels
-    from medmamba.kernels.scan.triton_one_state import scan_forward_one
 
     check_permutations(scan.routes)
     one = scan.A.shape[-1] == 1
-    kernel, block = (scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
+    kernel, block = (kernels.scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
     cut = launch_of(scan.dt, scan.A, block)
     saved_states = scan.dt.new_empty(cut.saved_shape, dtype=torch.float32)
     span_states = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
     y = saved_states.new_empty(scan.dt.shape)
     resets = _resets(scan)
     pointers = _given(saved_states, *scan[:8], resets)  # x to routes
-    flags = _flags(scan, resets) | {"BD": block, "HAS_D": scan.D is not None, "X_PER_ROUTE": scan.x.dim() == 4}
+    flags = _flags(scan, resets) | {
+        "BD": block,
+        "HAS_D": scan.D is not None,
+        "X_PER_ROUTE": scan.x.dim() == 4,
+        "ONE": one,
+    }
     if cut.spans > 1:
         sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
         kernel[cut.grid](*pointers, span_states, saved_states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
-        chain = (scan.A, sum_dt, span_states, *_given(saved_states, scan.initial_state))
-        sizes = (cut.channels, cut.N, cut.K, cut.spans)
-        given = {"HAS_INITIAL_STATE": scan.initial_state is not None}
-        kernels.pass_spans[cut.states_grid](*chain, *sizes, BD=block, **given, num_warps=WARPS)
+        _pass_spans(cut, scan.A, sum_dt, span_states, scan.initial_state, None, adjoint=False)
     elif scan.initial_state is None:
         span_states.zero_()
     else:
@@ -149,8 +162,7 @@ def backward(
     dy: Tensor, dlast_state: Tensor | None, scan: ScanInputs, saved_states: Tensor, plain: Tensor
 ) -> tuple[Tensor | None, ...]:
     """As `scan_operators` takes it, in float32. The kernels have no gate."""
-    from medmamba.kernels.scan.triton_kernels import adjoint_spans, pass_adjoints, scan_backward
-    from medmamba.kernels.scan.triton_one_state import scan_backward_one
+    from medmamba.kernels.scan.triton_kernels import adjoint_spans, scan_backward, scan_backward_one
 
     dz = None
     if scan.z is not None:
@@ -170,9 +182,7 @@ def backward(
         wide = (-(-cut.channels // SPANS_BLOCK), *cut.grid[1:])
         arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
         adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
-        chain = (scan.A, sum_dt, carries, *_given(saved_states, dlast_state, dinitial_state))
-        has = {"HAS_DLAST_STATE": dlast_state is not None, "HAS_DINITIAL_STATE": dinitial_state is not None}
-        pass_adjoints[cut.states_grid](*chain, cut.channels, cut.N, cut.K, cut.spans, BD=block, **has, num_warps=WARPS)
+        _pass_spans(cut, scan.A, sum_dt, carries, dlast_state, dinitial_state, adjoint=True)
     elif dlast_state is None:
         carries.zero_()
     else:
@@ -190,6 +200,7 @@ def backward(
         **flags,
         HAS_D=scan.D is not None,
         X_PER_ROUTE=scan.x.dim() == 4,
+        ONE=one,
     )
     return (
         dx if scan.x.dim() == 4 else dx.sum(2),

@@ -119,8 +119,14 @@ def visit(
 
 
 @triton.jit
-def store_row(pointer, values, row, d, d_valid):
+def row_of(values, row):
     """One row of `values` (T, BD); row: a mask (T,)."""
+    return tl.sum(tl.where(row[:, None], values, 0.0), 0)
+
+
+@triton.jit
+def store_row(pointer, values, row, d, d_valid):
+    """Store one row of `values` (T, BD); row: a mask (T,)."""
     everywhere = pointer + tl.zeros(row.shape, tl.int64)[:, None] + d[None, :]
     tl.store(everywhere, values, mask=row[:, None] & d_valid[None, :])
 

@@ -64,9 +64,9 @@ def scan(shape, options, sizes):
 
     class Watched:
         def __getitem__(self, grid):
-            def run(A, sum_dt, span_states, *arguments, **constants):
-                chain[grid](A, sum_dt, span_states, *arguments, **constants)
-                starts.append(span_states.clone())
+            def run(A, sum_dt, values, *arguments, **constants):
+                chain[grid](A, sum_dt, values, *arguments, **constants)
+                starts.append(values.clone())
 
             return run
 
