@@ -11,11 +11,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from medmamba.errors import ConfigError, unknown_name
 
@@ -39,7 +48,21 @@ SCAN_BACKEND_TEXT = (
 class Options(BaseModel):
     """Frozen, and unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _fits_64_bits(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("is too large. Write a number below 2^63.")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _names_something(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == () and cls.model_fields[str(info.field_name)].default != ():
+            raise ValueError("is empty. Name at least one, or leave it out.")
+        return value
 
     @classmethod
     def of(cls, base: Options | None = None, /, **changes: Any) -> Self:
@@ -106,9 +129,23 @@ def option(default: Any, text: str, *, panel: str | None = None, flag: str | Non
 
 
 def _no_switch(kind: type[Options], name: str, value: Any) -> Any:
-    """True and False are no numbers in a recipe, as they are in Python."""
-    numeric = name in kind.model_fields and kind.model_fields[name].annotation in (int, float, int | None, float | None)
-    return str(value) if isinstance(value, bool) and numeric else value
+    """True and False are no numbers in a recipe, as they are in Python; not in lists and tables either."""
+    parts = set(_parts(kind.model_fields[name].annotation)) if name in kind.model_fields else set()
+    return _switches_as_text(value) if parts & {int, float} and bool not in parts else value
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def _switches_as_text(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _switches_as_text(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_switches_as_text(entry) for entry in value)
+    return str(value) if isinstance(value, bool) else value
 
 
 def _listed(value: Any) -> Any:
@@ -134,14 +171,24 @@ def _numbers(kind: Callable[[str], float]) -> Callable[[Any], Any]:
     return read
 
 
+def _edges(value: tuple[int, ...]) -> tuple[int, ...]:
+    if value and (len(value) not in (2, 3) or min(value) < 1):
+        raise ValueError("must be 2 or 3 numbers of voxels of at least 1.")
+    return value
+
+
 def _folds(value: Any) -> Any:
     """``"0-2,4"`` as (0, 1, 2, 4)."""
     folds: list[Any] = []
+    if isinstance(value, Mapping):
+        raise ValueError("is a table, not a list of folds. Write for example 0, 0,2 or 0-4.")
     for part in _listed(value) or []:
         first, dash, last = str(part).partition("-")
-        if dash and first.isdigit() and last.isdigit() and int(first) <= int(last):
+        if dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last):
+            if int(last) >= MOST_FOLDS:
+                raise ValueError(f"has a fold above {MOST_FOLDS - 1}. Write for example 0, 0,2 or 0-4.")
             folds += range(int(first), int(last) + 1)
-        elif str(part).isdigit() or part == "all":
+        elif str(part).isdecimal() or part == "all":
             folds.append(part if part == "all" else int(part))
         else:
             raise ValueError("is neither a fold number nor 'all'. Write for example 0, 0,2 or 0-4.")
@@ -157,9 +204,14 @@ def _weights(value: Any) -> Any:
         try:
             weights[name.strip()] = float(number)
         except ValueError:
-            raise ValueError(f"has the part {part!r}, which is not NAME=NUMBER. Write for example tumour=3.") from None
+            name = ""
+        if not name.strip():
+            raise ValueError(f"has the part {value_text(part)}, which is not NAME=NUMBER. Write for example tumour=3.")
     return weights
 
+
+MOST_FOLDS = 1000
+"""Folds that a range such as ``0-4`` may name."""
 
 _BYTES_OF = {"": 1e9, "gb": 1e9, "g": 1e9, "gib": 2.0**30, "mb": 1e6, "m": 1e6, "mib": 2.0**20}
 """Units of memory; a bare number is GB."""
@@ -184,15 +236,19 @@ def _part(value: Any) -> Any:
         return None
     try:
         number, count = map(int, value.split("/")) if isinstance(value, str) else value
+        valid = 1 <= number <= count
     except (TypeError, ValueError):
-        number, count = 1, 0
-    if not 1 <= number <= count:
+        valid = False
+    if not valid:
         raise ValueError("is not a part of several. Write for example 2/4.")
     return number, count
 
 
 Integers = Annotated[tuple[int, ...], BeforeValidator(_numbers(int))]
 """Whole numbers, one per axis; as text ``64,96,96`` or ``64x96x96``."""
+
+PatchSize = Annotated[Integers, AfterValidator(_edges)]
+"""Edges in voxels, of two or three axes."""
 
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers(float))]
 """Numbers, one per axis; as text ``1,1,2.5``."""
@@ -223,19 +279,29 @@ LONGEST_VALUE = 200
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "a path"}
 
 
+def value_text(value: Any) -> str:
+    """A value as a message shows it."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = "..."
+    return text if len(text) < LONGEST_VALUE else text[:LONGEST_VALUE] + "..."
+
+
 def _sentence(name: str, fault: Any) -> str:
     """One line about a value that a record refuses: which, what is wrong, what to do."""
     kind, value = str(fault["type"]), fault["input"]
     if kind == "missing":
         return f"{name} is missing. It has no default."
-    text = repr(value)
     part = f" of {fault['loc'][1]!r}" if len(fault["loc"]) == 2 and isinstance(fault["loc"][1], str) else ""
-    where = f"{name}{part} {text if len(text) < LONGEST_VALUE else text[:LONGEST_VALUE] + '...'}"
+    where = f"{name}{part} {value_text(value)}"
     if kind in _BOUNDS:
         return f"{where} must be {_BOUNDS[kind]} {next(iter(fault['ctx'].values())):g}."
+    if kind == "finite_number":
+        return f"{where} must be a finite number."
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
-        near = get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        near = get_close_matches(value if isinstance(value, str) else "", choices, n=1, cutoff=0.5)
         return f"{where} is none of: {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
     message = str(fault["msg"]).removeprefix("Value error, ").rstrip(".")
     if kind.split("_")[0] in _KINDS and kind.endswith(("type", "parsing", "from_float")):

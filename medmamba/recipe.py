@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medmamba.errors import ConfigError
-from medmamba.options import Options
+from medmamba.options import Options, value_text
 
 Record = TypeVar("Record", bound=Options)
-LARGEST_BYTES = 2**20
+LARGEST_BYTES = 2**16
 
 
 def read_recipe(path: str | Path, kind: type[Record]) -> Record:
@@ -35,22 +35,24 @@ def recipe_values(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     try:
         with Path(path).open("rb") as file:
             raw = file.read(LARGEST_BYTES + 1)
+        if len(raw) > LARGEST_BYTES:
+            raise ConfigError(f"{path}: larger than {LARGEST_BYTES // 1024} KiB, so it is no recipe. Check --recipe.")
         text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a recipe ({error.strerror}). Check --recipe.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save the recipe as UTF-8.") from None
-    if len(raw) > LARGEST_BYTES:
-        raise ConfigError(f"{path}: larger than 1 MiB, so it is no recipe. Check --recipe.")
     values = _parsed(text, path)
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: is {found}, not a table of options. Write lines such as `epochs: 100`.")
     for key in values:
         if key not in known:
-            near = get_close_matches(str(key).replace("-", "_"), known, n=1, cutoff=0.3)
+            near = get_close_matches(value_text(key).replace("-", "_"), known, n=1, cutoff=0.3)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{path}: unknown key {key!r}.{hint} The keys are the options' names in --help.")
+            raise ConfigError(
+                f"{path}: unknown key {value_text(key)}.{hint} The keys are the options' names in --help."
+            )
     return values
 
 
@@ -60,8 +62,12 @@ def _parsed(text: str, path: str | Path) -> Any:
     try:
         if Path(path).suffix.lower() == ".json":
             return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-        _refuse_duplicates(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        return yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_repetitions(node, path, set())
+        return loader.construct_document(node)
     except json.JSONDecodeError as error:
         where, what = f"line {error.lineno}, column {error.colno}", error.msg
     except yaml.YAMLError as error:
@@ -70,29 +76,36 @@ def _parsed(text: str, path: str | Path) -> Any:
         what = str(getattr(error, "problem", None) or error).splitlines()[0]
     except RecursionError:
         where, what = "its deepest level", "nested too deeply"
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # a tagged value that is none of its kind
+        where, what = "an unknown place", f"a value cannot be read ({error})"
     raise ConfigError(f"{path}: not a recipe: {what} at {where}. Correct it there.")
 
 
 def _unique(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ConfigError(f"{path}: the key {key!r} occurs twice. Keep one.")
-    return dict(pairs)
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ConfigError(f"{path}: the key {value_text(key)} occurs twice. Keep one.")
+        table[key] = value
+    return table
 
 
-def _refuse_duplicates(node: Any, path: str | Path) -> None:
-    """Of equal keys safe_load takes the last without a word."""
+def _refuse_repetitions(node: Any, path: str | Path, seen: set[int]) -> None:
+    """Of equal keys YAML takes the last without a word; aliases let a few lines stand for billions of values."""
     import yaml
 
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = max(k.start_mark.line for k, _ in node.value if k.value == key) + 1
-                raise ConfigError(f"{path}: the key {key!r} occurs twice, again in line {line}. Keep one.")
-        for _, value in node.value:
-            _refuse_duplicates(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(value, path)
+    if id(node) in seen:
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{path}: an alias repeats the value of line {line}. Write the value out instead.")
+    seen.add(id(node))
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    keys = set()
+    for part in parts:
+        key = part[0] if isinstance(part, tuple) else None
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in keys:
+                line, name = key.start_mark.line + 1, value_text(key.value)
+                raise ConfigError(f"{path}: the key {name} occurs twice, again in line {line}. Keep one.")
+            keys.add(key.value)
+        for inner in part if isinstance(part, tuple) else [part]:
+            _refuse_repetitions(inner, path, seen)

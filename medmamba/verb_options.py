@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from medmamba.options import DEVICE_TEXT, Names, Options, option
+from medmamba.options import DEVICE_TEXT, Names, Options, option, value_text
 
 DEMO_MINUTES = 8.0
 
@@ -52,13 +52,17 @@ class ReproduceOptions(Options):
 
 def _label_values(value: Any) -> Any:
     """``["liver=1", "spleen=2"]`` as a table that also has the background."""
-    if value is None or isinstance(value, Mapping):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        value = [f"{name}={number}" for name, number in value.items() if (name, number) != ("background", 0)]
     table = {"background": 0}
-    for text in [value] if isinstance(value, str) else value:
+    for text in value if isinstance(value, list | tuple) else [value]:
         name, _, number = str(text).partition("=")
-        if not name or not number.isdigit() or int(number) == 0:
-            raise ValueError(f"has the part {text!r}, which is not NAME=VALUE with a value above 0. Write liver=1.")
+        if not name or not number.isdecimal() or int(number) == 0:
+            raise ValueError(
+                f"has the part {value_text(text)}, which is not NAME=VALUE with a value above 0. Write liver=1."
+            )
         table[name] = int(number)
     return table
 

@@ -31,6 +31,9 @@ HISTOGRAM_BINS = 40
 SEED = 1234
 """Seed of the foreground sample. Source: nnU-Net 2.8.1, fingerprint_extractor."""
 
+LEAST_SPACING_MM = 1e-7
+"""0.1 nm: volumes of electron microscopes, given by their fingerprint, lie above."""
+
 
 class ChannelIntensity(Record):
     """Intensity statistics of one channel over sampled foreground voxels, in the image's own units."""
@@ -125,10 +128,10 @@ class CaseStats(Record):
                     f"cropping to non-zero. Check that the image is not empty."
                 )
             spacing = None if self.spacing_mm is None else self.spacing_mm[axis]
-            if spacing is not None and not (0 < spacing <= LARGEST_SPACING_MM):
+            if spacing is not None and not (LEAST_SPACING_MM <= spacing <= LARGEST_SPACING_MM):
                 found.append(
-                    f"{self.case_id}: spacing along axis {name} is {spacing:g} mm, it must be above 0 and at most "
-                    f"{LARGEST_SPACING_MM:g}. Repair the header of this image."
+                    f"{self.case_id}: spacing along axis {name} is {spacing:g} mm, it must be from "
+                    f"{LEAST_SPACING_MM:g} to {LARGEST_SPACING_MM:g}. Repair the header of this image."
                 )
         return found
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import BeforeValidator
 
-from medmamba.options import Gigabytes, Integers, Names, Numbers, Options, option
+from medmamba.options import Gigabytes, Names, Numbers, Options, PatchSize, option
 from medmamba.plans.cost.machines import MACHINES
 from medmamba.plans.training_length import LEAST_STEPS
 
@@ -27,7 +27,7 @@ def hours(value: Any) -> Any:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("is not a number of hours. Write for example 1.5, or none.") from None
     if not 0 < number < math.inf:
         raise ValueError("must be a number of hours above 0. Write for example 1.5, or none.")
@@ -49,7 +49,7 @@ class PlanOptions(Options):
         gt=0,
     )
     spacing: Numbers | None = option(None, "Target spacing in mm along the image axes i, j, k: 1,1,2.5", panel=RULES)
-    patch_size: Integers | None = option(
+    patch_size: PatchSize | None = option(
         None, "Patch size in voxels, for configurations of as many axes: 64,96,96", panel=RULES
     )
     batch_size: int | None = option(None, "Batch size.", panel=RULES, ge=1)
@@ -73,10 +73,3 @@ class PlanOptions(Options):
         f"none: no limit.",
         panel=RULES,
     )
-
-    @field_validator("patch_size")
-    @classmethod
-    def _two_or_three_axes(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is not None and (len(value) not in (2, 3) or min(value) < 1):
-            raise ValueError("must be 2 or 3 numbers of voxels of at least 1.")
-        return value

@@ -19,7 +19,7 @@ from medmamba.plans.choose_network import DEFAULT, choose_network
 from medmamba.plans.cost.machines import machine
 from medmamba.plans.default_configuration import choose_default
 from medmamba.plans.families import family
-from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.fingerprint import LEAST_SPACING_MM, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE, GridPlan, plan_grid
 from medmamba.plans.left_right import mirror_decision, side_pairs
 from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
@@ -333,10 +333,10 @@ def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float] | Non
         return
     if not fingerprint.has_millimetres:
         raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
-    if len(spacing) != 3 or not all(0 < value <= LARGEST_SPACING_MM for value in spacing):
+    if len(spacing) != 3 or not all(LEAST_SPACING_MM <= value <= LARGEST_SPACING_MM for value in spacing):
         raise ConfigError(
-            f"spacing must be 3 numbers of mm, above 0 and at most {LARGEST_SPACING_MM:g}, one per axis i, j, k, "
-            f"got {list(spacing)}."
+            f"spacing must be 3 numbers of mm, from {LEAST_SPACING_MM:g} to {LARGEST_SPACING_MM:g}, one per axis "
+            f"i, j, k, got {list(spacing)}."
         )
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     median = median_shape(spacings, shapes, spacing)

@@ -39,7 +39,7 @@ def selected_routes(name: str, spatial_dims: int) -> tuple[str, range]:
     if not choice:
         return base, range(count)
     begin, _, end = choice.partition("-") if "-" in choice else ("0", "", choice)
-    if not (begin.isdigit() and end.isdigit() and int(begin) < int(end) <= count):
+    if not (begin.isdecimal() and end.isdecimal() and int(begin) < int(end) <= count):
         raise ConfigError(
             f"Route set {name!r} asks for {choice!r} routes; {base!r} has 1 to {count} in {spatial_dims} dimensions."
         )

@@ -7,9 +7,28 @@ from typing import Literal
 
 import pytest
 
-from medmamba.errors import ConfigError
+from medmamba.bundle.options import BundleCard, ExportOptions
+from medmamba.errors import ConfigError, InputError
+from medmamba.evaluation.options import EvaluateOptions
+from medmamba.inference.options import PredictOptions
+from medmamba.model_selection.options import FindBestOptions
 from medmamba.options import Folds, Gigabytes, Integers, Names, NumbersByName, Options, option
+from medmamba.planning.options import PlanRequest
 from medmamba.recipe import read_recipe
+from medmamba.run_report.options import ReportOptions
+from medmamba.serving.options import ServeOptions
+from medmamba.training.config import TrainConfig
+from medmamba.training.options import PretrainOptions, TrainOptions
+from medmamba.verb_options import (
+    ConvertDatasetOptions,
+    ConvertPlansOptions,
+    ConvertWeightsOptions,
+    DemoOptions,
+    DicomSegOptions,
+    ExplainOptions,
+    InfoOptions,
+    ReproduceOptions,
+)
 
 
 class Example(Options):
@@ -133,3 +152,96 @@ def test_a_recipe_that_cannot_be_read(tmp_path):
     (tmp_path / "broken.json").write_text('{"epochs": 3')
     with pytest.raises(ConfigError, match="line 1, column"):
         read_recipe(tmp_path / "broken.json", Example)
+
+
+LAUGHS = "a0: &a0 [l, l]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("r.yaml", LAUGHS, "an alias repeats the value of line 1. Write the value out instead."),
+        ("r.yaml", "epochs: &a [*a]\n", "an alias repeats the value of line 1."),
+        ("r.yaml", "epochs: 0x" + "f" * 5000, "epochs ... "),
+        ("r.yaml", "epochs: " + "9" * 5000, "not a recipe: a value cannot be read (Exceeds the limit"),
+        ("r.json", '{"epochs": ' + "9" * 5000 + "}", "not a recipe: a value cannot be read (Exceeds the limit"),
+        ("r.yaml", "epochs: 2020-13-45\n", "not a recipe: a value cannot be read (month must be"),
+        ("r.yaml", "epochs: !!timestamp x\n", "not a recipe: a value cannot be read"),
+        ("r.yaml", "epochs: !!bool x\n", "not a recipe: a value cannot be read"),
+        ("r.yaml", "#" + "é" * 40000, "larger than 64 KiB, so it is no recipe."),
+        ("r.json", "{" + ", ".join(f'"k{n}": 1' for n in range(6000)) + "}", "larger than 64 KiB"),
+        ("r.json", "{" + ", ".join(f'"k{n}": 1' for n in range(5000)) + "}", "unknown key 'k0'."),
+        ("r.yaml", "k" * 1000 + ": 1\n", "unknown key 'kkk"),
+        ("r.yaml", "rate: .inf\n", "rate inf must be a finite number."),
+        ("r.yaml", "weights: {a: yes}\n", "weights of 'a' 'True' must be a number."),
+        ("r.yaml", "patch_size: [yes, 64]\n", "patch_size ['True', 64] is not a list of numbers."),
+        ("r.yaml", "patch_size: []\n", "patch_size [] is empty."),
+        ("r.yaml", "folds: []\n", "folds [] is empty."),
+        ("r.yaml", "folds: {a: 1}\n", "folds {'a': 1} is a table"),
+        ("r.yaml", "folds: 0-99999999999\n", "folds '0-99999999999' has a fold above 999."),
+        ("r.yaml", "folds: ²\n", "folds '²' is neither a fold number nor 'all'."),
+        ("r.yaml", "weights: 5\n", "weights 5 has the part 5, which is not NAME=NUMBER."),
+    ],
+)
+def test_a_recipe_made_to_break_is_one_short_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        read_recipe(tmp_path / name, Example)
+    assert str(error.value).startswith(f"{tmp_path / name}: {message}")
+    assert len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
+
+
+ODD = [
+    {"a": {"b": 1}},
+    [],
+    [[0]],
+    [None],
+    [1, 2.5],
+    None,
+    True,
+    -1,
+    10**5000,
+    float("nan"),
+    "",
+    "-",
+    "²",
+    "1/0",
+    {1: 2},
+]
+RECORDS = (
+    *(DemoOptions, ExplainOptions, InfoOptions, ReproduceOptions, DicomSegOptions, ConvertDatasetOptions),
+    *(ConvertPlansOptions, ConvertWeightsOptions, EvaluateOptions, PredictOptions, ServeOptions, BundleCard),
+    *(ExportOptions, FindBestOptions, PlanRequest, TrainConfig, TrainOptions, PretrainOptions, ReportOptions),
+)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_field_of_every_verb_takes_an_odd_value_or_refuses_it_in_one_line(record):
+    for name in record.model_fields:
+        for value in ODD:
+            try:
+                record.checked({name: value})
+            except InputError as error:
+                lines = [line for line in str(error).splitlines() if "is missing" not in line]
+                assert all(len(line) < 500 for line in lines)
+
+
+def test_a_run_is_not_resumed_and_deleted_at_once():
+    for record in (TrainOptions, PretrainOptions):
+        with pytest.raises(ConfigError, match=r"--restart True must not be given with --resume"):
+            record.of(resume=True, restart=True)
+
+
+@pytest.mark.parametrize("size", ["0,0,0", "-1,8,8", "8"])
+def test_a_patch_size_for_prediction_is_checked_as_that_of_a_plan(size):
+    for record in (PredictOptions, PlanRequest):
+        with pytest.raises(ConfigError, match=r"--patch-size .* must be 2 or 3 numbers of voxels of at least 1"):
+            record.of(patch_size=size)
+
+
+def test_labels_of_a_recipe_are_checked_as_those_of_the_command_line():
+    assert DicomSegOptions.of(labels={"background": 0, "liver": 1}) == DicomSegOptions.of(labels="liver=1")
+    for value in ({"liver": 0}, {"liver": True}, 5, [5]):
+        with pytest.raises(ConfigError, match="not NAME=VALUE"):
+            DicomSegOptions.of(labels=value)

@@ -48,7 +48,7 @@ class BundleCard(Options):
             raise InputError(
                 'A bundle needs its intended use: give --intended-use "what it segments, in which images, for whom".'
             )
-        if not all(part.isdigit() for part in self.release.split(".")) or self.release.count(".") != 2:
+        if not all(part.isdecimal() for part in self.release.split(".")) or self.release.count(".") != 2:
             raise InputError(f"--release {self.release!r} is not a version. Write three numbers, as 0.1.0.")
 
 

@@ -166,4 +166,4 @@ def _place(path: Path, target: Path) -> None:
 
 
 def _whole(text: str | None) -> int:
-    return int(text) if text and text.strip().isdigit() else 0
+    return int(text) if text and text.strip().isdecimal() else 0

@@ -9,10 +9,10 @@ from medmamba.options import (
     DEVICE_TEXT,
     SCAN_BACKEND_TEXT,
     Folds,
-    Integers,
     Names,
     Options,
     Part,
+    PatchSize,
     Precision,
     ScanBackend,
     listed,
@@ -62,7 +62,7 @@ class PredictorOptions(ModelOptions):
         panel="Model",
     )
     device: str = option("auto", DEVICE_TEXT, panel="Speed")
-    patch_size: Integers | None = option(None, "Patch size instead of the plan's: 96,96,96", panel="Speed")
+    patch_size: PatchSize | None = option(None, "Patch size instead of the plan's: 96,96,96", panel="Speed")
     tile_batch: int = option(1, "Patches per forward pass.", panel="Speed", ge=1)
     confidence: bool = option(True, "Skip entropy and fold agreement.", panel="Speed", flag="--no-confidence")
     scratch: Path | None = option(

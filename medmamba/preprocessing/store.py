@@ -101,7 +101,7 @@ class CaseReader:
     @cached_property
     def locations(self) -> Mapping[int, NDArray[np.integer]]:
         """For each foreground label, an (n, 3) table of voxels that carry it."""
-        return {int(name): table for name, table in self._tables.items() if name.isdigit()}
+        return {int(name): table for name, table in self._tables.items() if name.isdecimal()}
 
     @cached_property
     def lesions(self) -> Mapping[int, NDArray[np.integer]]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationInfo, field_validator
+
 from medmamba.errors import unknown_name
 from medmamba.options import Folds, Names, Options, option
 
@@ -44,6 +46,12 @@ PRETRAINING_FIELDS: dict[str, str | None] = {
 """Fields of TrainConfig that pretraining reads, with the text of those that mean something else there."""
 
 
+def _restart_alone(value: bool, info: ValidationInfo) -> bool:
+    if value and info.data.get("resume"):
+        raise ValueError("must not be given with --resume: it deletes what is to be resumed. Give one of the two.")
+    return value
+
+
 class TrainOptions(Options):
     """Which folds of a run to train, of which network, from which start, and where else the metrics go."""
 
@@ -68,6 +76,8 @@ class TrainOptions(Options):
     mlflow: bool = option(False, "Log metrics to MLflow too.", panel=TRACKING)
     wandb: bool = option(False, "Log metrics to Weights & Biases too.", panel=TRACKING)
 
+    _restart_alone = field_validator("restart")(_restart_alone)
+
     @classmethod
     def with_trackers(cls, trackers: Sequence[str], **options: Any) -> TrainOptions:
         """The options with these trackers; raises ConfigError for an unknown one."""
@@ -90,3 +100,5 @@ class PretrainOptions(Options):
     network: str | None = option(None, "Network to pretrain instead of the plan's.")
     resume: bool = option(False, "Continue from the last checkpoint.")
     restart: bool = option(False, "Delete the checkpoints and start again.")
+
+    _restart_alone = field_validator("restart")(_restart_alone)

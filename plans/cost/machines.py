@@ -85,7 +85,7 @@ def machine(text: str) -> Machine:
     found = MACHINES[name]
     if not colon:
         return found
-    if not name.startswith("cpu") or not threads.isdigit() or int(threads) < 1:
+    if not name.startswith("cpu") or not threads.isdecimal() or int(threads) < 1:
         raise ConfigError(f"machine {text!r}: a number of threads follows a CPU only, as cpu:4.")
     count = int(threads)
     rates = {

@@ -44,7 +44,7 @@ def reproduce(
     predictor = Predictor(
         model,
         configuration=settings["configuration"],
-        folds=[int(name) if name.isdigit() else name for name in _folds(settings)],
+        folds=[int(name) if name.isdecimal() else name for name in _folds(settings)],
         device=device,
         mirror=settings["mirror"],
         fast=settings["fast"],
