@@ -107,8 +107,8 @@ def quick_python(monkeypatch):
     one_step = TrainConfig(steps=1, steps_per_epoch=1, workers=0, warmup_steps=0)
 
     class QuickPredictor(medmamba.Predictor):
-        def __init__(self, model, **choices):
-            super().__init__(model, **{"mirror": False, **choices})
+        def __init__(self, model, options=None, **choices):
+            super().__init__(model, options, **{"mirror": False, **choices})
 
     monkeypatch.setattr(medmamba, "Predictor", QuickPredictor, raising=False)
     monkeypatch.setattr(medmamba, "plan", lambda data, run, **c: plan(data, run, **{**small, **c}), raising=False)
