@@ -76,7 +76,7 @@ def test_training_four_steps_equals_two_steps_and_a_resume_to_the_bit(small_run,
 
 
 def test_a_trained_fold_is_never_overwritten_in_silence(trained_run):
-    with pytest.raises(ConfigError, match="--resume to go on, or --restart"):
+    with pytest.raises(ConfigError, match="--resume to continue, or --restart"):
         pipeline.train(trained_run, fold="all", config=TrainConfig(steps=1, **SHORT))
 
 

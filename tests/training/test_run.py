@@ -339,7 +339,7 @@ def test_an_optimiser_grouped_by_another_version_is_refused(clinic_run):
     for group in state["optimizer"]["param_groups"]:
         del group["scale"]
     state_path.write_text(json.dumps(state))
-    with pytest.raises(ConfigError, match="Go on with the version that began"):
+    with pytest.raises(ConfigError, match="Continue with the version that began"):
         pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), resume=True)
 
 
