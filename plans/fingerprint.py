@@ -38,8 +38,6 @@ LEAST_SPACING_MM = 1e-7
 class ChannelIntensity(Record):
     """Intensity statistics of one channel over sampled foreground voxels, in the image's own units."""
 
-    kind: ClassVar[str] = "channel intensity"
-
     mean: float
     median: float
     std: float
@@ -55,8 +53,6 @@ class ChannelIntensity(Record):
 
 class CaseStats(Record):
     """What the planner needs to know about one case."""
-
-    kind: ClassVar[str] = "case"
 
     case_id: str
     shape: tuple[int, int, int]
@@ -112,11 +108,6 @@ class CaseStats(Record):
     def present_labels(self) -> list[str]:
         """Names of the labels, background left out, that have at least one voxel here."""
         return [name for name, count in self.label_voxels.items() if count and name != "background"]
-
-    @property
-    def relative_size_after_crop(self) -> float:
-        """Voxels of the non-zero box divided by voxels of the image."""
-        return math.prod(self.shape_after_crop) / math.prod(self.shape)
 
     def problems(self) -> list[str]:
         """Faults that no plan can be made from, one line each."""
@@ -214,6 +205,7 @@ def build_fingerprint(
         )
     if problems:
         raise InputErrors(problems, summary=f"{dataset_name}: {len(problems)} problems; no fingerprint was made.")
+    kept = [math.prod(case.shape_after_crop) / math.prod(case.shape) for case in ordered]
     return seal(
         Fingerprint(
             dataset_name=dataset_name,
@@ -221,7 +213,7 @@ def build_fingerprint(
             labels=dict(labels),
             cases=ordered,
             intensities=[channel_intensity(values) for values in samples_per_channel],
-            median_relative_size_after_cropping=float(np.median([case.relative_size_after_crop for case in ordered])),
+            median_relative_size_after_cropping=float(np.median(kept)),
         )
     )
 

@@ -24,7 +24,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: ClassVar[str] = "record"
-    """The word for this record in error messages."""
+    """The word for this record in error messages, where it is read from a file of its own."""
 
     def to_json(self) -> str:
         """Canonical JSON text, ending in a newline."""

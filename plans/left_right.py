@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 
@@ -25,8 +24,6 @@ WORDS = {"left": "right", "l": "r", "lt": "rt", "lh": "rh", "sin": "dex", "links
 
 class SidePair(Record):
     """Two labels that are each other's mirror image."""
-
-    kind: ClassVar[str] = "left-right pair"
 
     left: str
     right: str

@@ -14,22 +14,21 @@ import numpy as np
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.geometry import LARGEST_SPACING_MM
-from medmamba.plans.axes import axis_order
 from medmamba.plans.choose_network import DEFAULT, choose_network
 from medmamba.plans.cost.machines import machine
 from medmamba.plans.default_configuration import choose_default
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import LEAST_SPACING_MM, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE, GridPlan, plan_grid
+from medmamba.plans.labels import one_head_per_label, partly_annotated
 from medmamba.plans.left_right import mirror_decision, side_pairs
 from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
 from medmamba.plans.mirroring import choose_mirroring
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
-from medmamba.plans.partial_annotation import one_head_per_label, partly_annotated
 from medmamba.plans.schema import Configuration, Decision, Plan
-from medmamba.plans.spacing import median_shape, target_spacing
+from medmamba.plans.spacing import axis_order, median_shape, target_spacing
 from medmamba.plans.training_step import PlanTask, TooSlow
 from medmamba.version import __version__
 
@@ -207,7 +206,10 @@ def _configurations(
     if "3d_cascade_fullres" in grids and "3d_lowres" not in grids:
         raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
     if not grids:
-        raise ConfigError(_no_configuration(wanted, volumes))
+        why = "the images have one slice, so only 2d can be planned. Ask for 2d."
+        if volumes:
+            why = "the 3D patch covers enough of the image without one. Ask for 3d_fullres or 2d."
+        raise ConfigError(f"configurations {', '.join(wanted) or 'none'}: {why}")
     if patch_size and all(grid.network.spatial_dims != len(patch_size) for grid in grids.values()):
         first = next(iter(grids.values()))
         raise ConfigError(
@@ -318,13 +320,6 @@ def _wanted(configurations: Sequence[str] | None, previous: Plan | None) -> list
         if name not in PLANNED and name not in mine:
             raise unknown_name("configuration", name, [*PLANNED, *mine])
     return [name for name in configurations if name in PLANNED] or list(PLANNED)
-
-
-def _no_configuration(wanted: Sequence[str], volumes: bool) -> str:
-    asked = ", ".join(wanted) or "none"
-    if not volumes:
-        return f"configurations {asked}: the images have one slice, so only 2d can be planned. Ask for 2d."
-    return f"configurations {asked}: the 3D patch covers enough of the image without one. Ask for 3d_fullres or 2d."
 
 
 def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float] | None) -> None:

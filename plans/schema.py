@@ -19,8 +19,6 @@ from medmamba.plans.options import PlanOptions
 class Decision(Record):
     """One decision of the planner: what was chosen, from what, by which rule, and why."""
 
-    kind: ClassVar[str] = "decision"
-
     name: str
     value: Any
     inputs: dict[str, Any]
@@ -37,8 +35,6 @@ class NetworkPlan(Record):
     patches and stage 0 has the family's own blocks. ``blocks_per_stage`` counts them in the encoder: convolutions of
     plain_unet, residual blocks of residual_unet.
     """
-
-    kind: ClassVar[str] = "network plan"
 
     name: str
     spatial_dims: Literal[2, 3]
@@ -78,8 +74,6 @@ class NetworkPlan(Record):
 class Normalization(Record):
     """How one channel's intensities are normalised."""
 
-    kind: ClassVar[str] = "normalisation"
-
     scheme: str
     """Name of one of medmamba.plans.normalizers."""
     use_mask: bool
@@ -107,8 +101,6 @@ class Normalization(Record):
 class Mirroring(Record):
     """Which axes of a patch may be mirrored, in training and in prediction."""
 
-    kind: ClassVar[str] = "mirroring"
-
     axes: list[int]
     """Axes counted in the patch."""
     swap_axis: int | None = None
@@ -119,8 +111,6 @@ class Mirroring(Record):
 
 class Configuration(Record):
     """One way to train on the dataset: a grid, a patch, a batch and a network."""
-
-    kind: ClassVar[str] = "configuration"
 
     name: str
     spatial_dims: Literal[2, 3]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from medmamba.errors import ConfigError
 from medmamba.plans.batch import MIN_BATCH
 from medmamba.plans.cost.machines import Machine
 from medmamba.plans.cost.memory import Memory, training_memory
-from medmamba.plans.cost.step_time import Work, least_hours, training_work
+from medmamba.plans.cost.step_time import Work, training_work
 from medmamba.plans.families import Family
 from medmamba.plans.network import Stem, network_plan
 from medmamba.plans.pooling import PoolingPlan
 from medmamba.plans.schema import NetworkPlan
-from medmamba.plans.training_length import LEAST_STEPS
+from medmamba.plans.training_length import LEAST_STEPS, STEP_FRACTION
 
 USABLE_FRACTION = 0.9
 """Share of the device memory that a training step may use; the rest is for the driver, the library and fragments."""
@@ -62,17 +61,17 @@ class TrainingStep:
         return cls(task, network_plan(task.family, pooling, stem=stem, use_scan=task.use_scan), pooling.patch_size)
 
     def memory(self, batch: int) -> Memory:
-        return training_memory(self.network, self.patch_size, batch_size=batch, **self._channels)
+        return training_memory(self.network, self.patch_size, self.task.in_channels, self.task.out_channels, batch)
 
     def bytes(self, batch: int) -> int:
         return self.memory(batch).total
 
     def work(self, batch: int) -> Work:
-        return training_work(self.network, self.patch_size, batch_size=batch, **self._channels)
+        return training_work(self.network, self.patch_size, self.task.in_channels, self.task.out_channels, batch)
 
     def hours(self, batch: int) -> float:
         """Hours in which enough steps fit."""
-        return least_hours(self.work(batch).seconds(self.task.machine))
+        return LEAST_STEPS * self.work(batch).seconds(self.task.machine) / STEP_FRACTION / 3600
 
     def in_time(self, batch: int) -> bool:
         """Whether enough steps fit into the hours; always without a limit."""
@@ -89,10 +88,6 @@ class TrainingStep:
             f"needs {_up(self.hours(batch)):g} hours for {LEAST_STEPS} steps on {task.machine.name}, "
             f"--train-hours is {task.train_hours:g}"
         )
-
-    @property
-    def _channels(self) -> dict[str, Any]:
-        return {"in_channels": self.task.in_channels, "out_channels": self.task.out_channels}
 
 
 class TooSlow(ConfigError):

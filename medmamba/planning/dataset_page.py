@@ -86,19 +86,11 @@ def _foreground(fingerprint: Fingerprint) -> list[str]:
 
 def _main_reasons(plan: Plan) -> list[str]:
     """What a reader asks first: which spacing, which configurations, which patch, and how much memory and time."""
-    wanted = (
-        "target_spacing",
-        "configurations",
-        "default_configuration",
-        "network",
-        "heads",
-        "left_right_pairs",
-        "hand_made",
-    )
+    wanted = {"target_spacing", "configurations", "default_configuration", "network", "heads"}
+    wanted |= {"left_right_pairs", "hand_made"}
+    of_default = {"patch_size", "batch_size", "training_memory_gb", "step_seconds"}
     found = [decision.reason for decision in plan.decisions if decision.name in wanted]
-    of_default = [d.reason for d in plan.default.decisions if d.name in ("patch_size", "batch_size")]
-    costs = [d.reason for d in plan.default.decisions if d.name in ("training_memory_gb", "step_seconds")]
-    return [*found, *(f"{plan.default.name}: {reason}" for reason in [*of_default, *costs])]
+    return found + [f"{plan.default.name}: {d.reason}" for d in plan.default.decisions if d.name in of_default]
 
 
 def _labels(fingerprint: Fingerprint) -> Iterator[list[str]]:

@@ -87,12 +87,7 @@ class Memory:
 
 
 def training_memory(
-    network: NetworkPlan,
-    patch_size: Sequence[int],
-    *,
-    in_channels: int,
-    out_channels: int,
-    batch_size: int,
+    network: NetworkPlan, patch_size: Sequence[int], in_channels: int, out_channels: int, batch_size: int
 ) -> Memory:
     """Bytes that a training step of ``network`` on ``batch_size`` patches needs in float32 with AdamW."""
     chosen = family(network.name)

@@ -21,7 +21,7 @@ from medmamba.plans.cost.layers import layers
 from medmamba.plans.cost.machines import Machine
 from medmamba.plans.cost.memory import training_memory
 from medmamba.plans.schema import Decision, NetworkPlan
-from medmamba.plans.training_length import EPOCHS, LEAST_STEPS, STEP_FRACTION, STEPS_PER_EPOCH
+from medmamba.plans.training_length import EPOCHS, STEPS_PER_EPOCH
 
 OPERATIONS_PER_MAC = 2 * 3
 """Operations of a multiply-accumulate in the forward and the backward pass."""
@@ -50,13 +50,11 @@ class Work:
 
 
 def training_work(
-    network: NetworkPlan, patch_size: Sequence[int], *, in_channels: int, out_channels: int, batch_size: int
+    network: NetworkPlan, patch_size: Sequence[int], in_channels: int, out_channels: int, batch_size: int
 ) -> Work:
     """The work of a training step of ``network`` on ``batch_size`` patches."""
     made = list(layers(network, patch_size, in_channels, out_channels))
-    memory = training_memory(
-        network, patch_size, in_channels=in_channels, out_channels=out_channels, batch_size=batch_size
-    )
+    memory = training_memory(network, patch_size, in_channels, out_channels, batch_size)
     return Work(
         macs=batch_size * math.fsum(layer.voxels * layer.macs for layer in made),
         depthwise_macs=batch_size * math.fsum(layer.voxels * layer.depthwise_macs for layer in made),
@@ -65,11 +63,6 @@ def training_work(
         weight_bytes=memory.gradients,
         layers=len(made),
     )
-
-
-def least_hours(seconds: float) -> float:
-    """Hours of training in which LEAST_STEPS steps of so many seconds fit."""
-    return LEAST_STEPS * seconds / STEP_FRACTION / 3600
 
 
 def time_decision(work: Work, on: Machine) -> Decision:

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.plans.axes import coarsest_first
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.folds import N_FOLDS, SEED, Fold
 from medmamba.plans.lowres import search_low_resolution
 from medmamba.plans.patch import PatchSearch, search_patch
 from medmamba.plans.pooling import PoolingPlan
-from medmamba.plans.spacing import median_shape, target_spacing
+from medmamba.plans.spacing import coarsest_first, median_shape, target_spacing
 
 BASE_FEATURES = 32
 MAX_FEATURES = {2: 512, 3: 320}
