@@ -26,6 +26,7 @@ SCHEME_OF = {row.nnunet: name for name, row in NORMALIZERS.items() if row.nnunet
 NETWORK_OF = {"PlainConvUNet": "plain_unet", "ResidualEncoderUNet": "residual_unet"}
 NETWORK_CLASS = {ours: theirs for theirs, ours in NETWORK_OF.items()}
 BLOCKS_FIELD = {"plain_unet": "n_conv_per_stage", "residual_unet": "n_blocks_per_stage"}
+STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")
 IMAGE_2D_READER = "NaturalImage2DIO"
 IMAGE_2D_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
@@ -57,23 +58,20 @@ def to_nnunet(plan: Plan) -> str:
 
     Raises ConfigError for what nnU-Net cannot express: a network that it does not have.
     """
+    flat = plan.default.spacing_mm is None and plan.file_ending.lower() in IMAGE_2D_ENDINGS
+    forward = plan.axis_order if flat else [2 - axis for axis in plan.axis_order]
     document: dict[str, Any] = {
         "dataset_name": plan.dataset_name,
         "plans_name": "medmambaPlans",
-        "transpose_forward": _mirrored(plan.axis_order, plan),
-        "transpose_backward": np.argsort(_mirrored(plan.axis_order, plan)).tolist(),
-        "image_reader_writer": IMAGE_2D_READER if _is_2d_image(plan) else "SimpleITKIO",
+        "transpose_forward": forward,
+        "transpose_backward": np.argsort(forward).tolist(),
+        "image_reader_writer": IMAGE_2D_READER if flat else "SimpleITKIO",
         "original_median_spacing_after_transp": _original(plan, "median_spacing", float),
         "original_median_shape_after_transp": _original(plan, "median_shape_after_crop", round),
         "experiment_planner_used": "ExperimentPlanner",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
-            str(channel): {
-                "mean": part.mean,
-                "std": part.std,
-                "percentile_00_5": part.percentile_00_5,
-                "percentile_99_5": part.percentile_99_5,
-            }
+            str(channel): {key: getattr(part, key) for key in STATISTICS}
             for channel, part in enumerate(plan.normalization)
         },
         "configurations": {name: _their_configuration(plan, part) for name, part in plan.configurations.items()},
@@ -227,7 +225,7 @@ def _normalization(document: Mapping[str, Any], parts: Mapping[str, Any], source
         if scheme not in SCHEME_OF:
             raise ConfigError(f"{source}: normalisation {scheme!r} is not one of {', '.join(SCHEME_OF)}.")
         facts = document["foreground_intensity_properties_per_channel"][str(channel)]
-        statistics = {key: facts.get(key) for key in ("mean", "std", "percentile_00_5", "percentile_99_5")}
+        statistics = {key: facts.get(key) for key in STATISTICS}
         result.append(Normalization(scheme=SCHEME_OF[scheme], use_mask=bool(use_mask), **statistics))
     return result
 
@@ -312,14 +310,6 @@ def _their_scheme(name: str) -> str:
     if theirs is None:
         raise ConfigError(f"normalisation {name!r} does not exist in nnU-Net, so no plans file can name it.")
     return theirs
-
-
-def _is_2d_image(plan: Plan) -> bool:
-    return plan.default.spacing_mm is None and plan.file_ending.lower() in IMAGE_2D_ENDINGS
-
-
-def _mirrored(order: list[int], plan: Plan) -> list[int]:
-    return order if _is_2d_image(plan) else [2 - axis for axis in order]
 
 
 def _original(plan: Plan, field: str, convert: Any) -> list[Any]:

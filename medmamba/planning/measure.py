@@ -13,7 +13,6 @@ from medmamba.datasets import CaseSpec, DatasetReport, DatasetSpec, LoadedCase, 
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import Reorient, SpatialTrail
 from medmamba.images import ReadOptions
-from medmamba.images.image import label_counts
 from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
 from medmamba.preprocessing.case import bounding_box
 from medmamba.preprocessing.labels import index_in
@@ -75,19 +74,17 @@ def measure_case(
     label_values: Mapping[str, int],
     *,
     samples: int,
+    counts: Mapping[int, int],
     annotated: Sequence[str] | None = None,
-    counts: Mapping[int, int] | None = None,
 ) -> MeasuredCase:
     """Measure an image (C, i, j, k) and its label map (i, j, k); draw ``samples`` foreground voxels per channel.
 
-    Foreground are the voxels of a label: neither background nor ignored. ``counts`` are the voxels per value, where
-    they are known already.
+    Foreground are the voxels of a label: neither background nor ignored. ``counts`` are the voxels per value.
     """
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     array, truth = trail.apply(image), trail.apply(labels[None])[0]
     start, stop = bounding_box(array)
-    by_value = label_counts(labels) if counts is None else counts
-    structures = {name: value for name, value in label_values.items() if value != 0 and by_value.get(value)}
+    structures = {name: value for name, value in label_values.items() if value != 0 and counts.get(value)}
     indices = index_in(np.array([0, *structures.values()]), truth)  # 1, 2, ... in the order of the structures
     drawn = draw_foreground(array[:, indices > 0].astype(np.float32, copy=False), samples, case_id=case_id)
     found = places(indices, list(structures), trail.grid.affine)
@@ -97,7 +94,7 @@ def measure_case(
         spacing_mm=trail.grid.spacing_mm,
         orientation=grid.orientation,
         shape_after_crop=(stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
-        label_voxels={name: by_value.get(value, 0) for name, value in label_values.items()},
+        label_voxels={name: counts.get(value, 0) for name, value in label_values.items()},
         label_components={name: place.components for name, place in found.items()},
         label_centre_mm={name: place.centre_mm for name, place in found.items() if place.centre_mm is not None},
         foreground_intensity=[tuple(np.percentile(channel, (0.5, 50, 99.5)).tolist()) for channel in drawn]
