@@ -76,11 +76,20 @@ def test_links_to_files_lead_somewhere(path):
         assert (ROOT / script).is_file(), f"{path.name}: {script}"
 
 
+SOURCES = [
+    f"/{path.relative_to(ROOT)}"
+    for folder in ("medmamba", "kernels", "plans", "cli", "tests", "examples", "benchmarks")
+    for path in (ROOT / folder).rglob("*.*")
+]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_files_of_the_project_on_a_page_exist(path):
     text = path.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:medmamba|plans|kernels|cli|tests|benchmarks|examples|docs)/[\w./-]*)", text):
         assert (ROOT / name).exists(), f"{path.name}: {name}"
+    for name in set(re.findall(r"`([\w/]+\.(?:py|h|cpp))`", text)):  # relative to a folder that the page names
+        assert any(source.endswith(f"/{name}") for source in SOURCES), f"{path.name}: {name}"
 
 
 def test_the_page_of_commands_is_what_the_commands_say():
