@@ -69,10 +69,10 @@ measured: `t4`, `rtx4090`, `a100` and `h100` are from datasheets with assumed ef
 def stepper(name: str, patch: tuple[int, ...], precision: str) -> Stepper:
     """What `medmamba train` steps with."""
     network = build(planned(name, patch)[0], SIZES["in_channels"], SIZES["out_channels"])
-    heads = OutputChannels.of_labels([str(label) for label in range(SIZES["out_channels"])])
+    output_channels = OutputChannels.of_labels([str(label) for label in range(SIZES["out_channels"])])
     recipe = TrainConfig(precision=PRECISIONS[precision])  # type: ignore[arg-type]
-    loss = DeepSupervision(SegmentationLoss(heads, batch_dice=False))
-    return Stepper(network, make_optimizer(network, recipe), loss, heads, recipe)
+    loss = DeepSupervision(SegmentationLoss(output_channels, batch_dice=False))
+    return Stepper(network, make_optimizer(network, recipe), loss, output_channels, recipe)
 
 
 def measure(patch: tuple[int, ...], names: list[str], rounds: int) -> list[dict]:

@@ -11,7 +11,7 @@ from medmamba import pipeline
 from medmamba.cli.answer import Answer, answering
 from medmamba.cli.console import console, report_warnings, stages
 from medmamba.cli.from_record import from_records
-from medmamba.verb_options import ConvertDatasetOptions, ConvertPlansOptions, ConvertWeightsOptions
+from medmamba.command_options import ConvertDatasetOptions, ConvertPlansOptions, ConvertWeightsOptions
 
 convert = typer.Typer(help="Convert datasets, nnU-Net plans and published weights.", no_args_is_help=True)
 

@@ -6,7 +6,7 @@ from medmamba import pipeline
 from medmamba.cli.answer import Answer
 from medmamba.cli.console import clock, console, stages
 from medmamba.cli.training_progress import training_progress
-from medmamba.verb_options import DemoOptions
+from medmamba.command_options import DemoOptions
 
 
 def demo(options: DemoOptions) -> Answer:

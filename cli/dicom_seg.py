@@ -10,7 +10,7 @@ import typer
 from medmamba import pipeline
 from medmamba.cli.answer import Answer
 from medmamba.cli.console import console
-from medmamba.verb_options import DicomSegOptions
+from medmamba.command_options import DicomSegOptions
 
 
 def dicom_seg(

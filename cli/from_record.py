@@ -5,8 +5,8 @@ A command is a function of arguments, written with typer, and of records:
     def train(run: Annotated[Path, typer.Argument()], options: TrainOptions, config: TrainConfig) -> Answer:
 
 Text, default, bounds and heading of an option are those of its field. ``--recipe FILE`` sets the same fields by name,
-and the command line wins. ``Annotated[TrainConfig, Only({"steps": None, "seed": "Seed of the masks."})]`` offers these
-fields and no others.
+and the command line wins. ``Annotated[TrainConfig, OptionSubset({"steps": None, "seed": "Seed of the masks."})]``
+offers these fields and no others.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 @dataclass(frozen=True)
-class Only:
+class OptionSubset:
     """The fields of a record that a command offers, with a help text where it differs from the record's."""
 
     texts: Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
-class Offer:
+class OptionSpec:
     """A record among the parameters of a command: its class and the fields that are options."""
 
     kind: type[Options]
@@ -66,29 +66,27 @@ class Offer:
 
 
 def from_records(command: Callable[..., Answer]) -> Callable[..., Answer]:
-    """The command with an option for each field in place of its records; they stand in its attribute ``offers``."""
+    """The command with an option for each field in place of its records; they stand in its attribute ``specs``."""
     signature = inspect.signature(command, eval_str=True)
-    offers = {
-        name: offer for name, one in signature.parameters.items() if (offer := _offer(one.annotation)) is not None
-    }
-    if not offers:
+    specs = {name: spec for name, one in signature.parameters.items() if (spec := _spec_of(one.annotation)) is not None}
+    if not specs:
         return command
-    known = [name for offer in offers.values() for name in offer.fields]
+    known = [name for spec in specs.values() for name in spec.fields]
 
     @functools.wraps(command)
     def run(*, context: typer.Context, recipe: Path | None, **values: Any) -> Answer:
         read = {} if recipe is None else recipe_values(recipe, known)
         records: dict[str, Any] = {}
         problems: list[str] = []
-        for parameter, offer in offers.items():
-            typed = offer.typed(context, values)
-            chosen = {name: value for name, value in read.items() if name in offer.fields} | typed
+        for parameter, spec in specs.items():
+            typed = spec.typed(context, values)
+            chosen = {name: value for name, value in read.items() if name in spec.fields} | typed
 
-            def named(name: str, offer: Offer = offer, typed: Mapping[str, Any] = typed) -> str:
-                return f"{recipe}: {name}" if name in read and name not in typed else offer.kind.flag(name)
+            def named(name: str, spec: OptionSpec = spec, typed: Mapping[str, Any] = typed) -> str:
+                return f"{recipe}: {name}" if name in read and name not in typed else spec.kind.flag(name)
 
             try:
-                records[parameter] = offer.kind.checked(chosen, named)
+                records[parameter] = spec.kind.checked(chosen, named)
             except InputError as error:
                 problems += str(error).splitlines()
         if problems:
@@ -99,25 +97,25 @@ def from_records(command: Callable[..., Answer]) -> Callable[..., Answer]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter("context", keyword, annotation=typer.Context),
-        *(one.replace(kind=keyword) for name, one in signature.parameters.items() if name not in offers),
-        *(one for offer in offers.values() for name in offer.fields for one in _parameters(offer, name)),
+        *(one.replace(kind=keyword) for name, one in signature.parameters.items() if name not in specs),
+        *(one for spec in specs.values() for name in spec.fields for one in _parameters(spec, name)),
         inspect.Parameter("recipe", keyword, default=None, annotation=_RECIPE_OPTION),
     ]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": Answer}
-    run.offers = offers  # type: ignore[attr-defined]
+    run.specs = specs  # type: ignore[attr-defined]
     return run
 
 
-def _offer(annotation: Any) -> Offer | None:
+def _spec_of(annotation: Any) -> OptionSpec | None:
     kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     if not (isinstance(kind, type) and issubclass(kind, Options)):
         return None
-    texts = next((mark.texts for mark in marks if isinstance(mark, Only)), dict.fromkeys(kind.model_fields))
+    texts = next((mark.texts for mark in marks if isinstance(mark, OptionSubset)), dict.fromkeys(kind.model_fields))
     fields = {name: copy(kind.model_fields[name]) for name in texts}
     for name, field in fields.items():
         field.description = texts[name] or field.description
-    return Offer(kind, fields)
+    return OptionSpec(kind, fields)
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -125,9 +123,9 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _parameters(offer: Offer, name: str) -> Iterator[inspect.Parameter]:
+def _parameters(spec: OptionSpec, name: str) -> Iterator[inspect.Parameter]:
     """The option of a field, and of a switch also the hidden one that takes it back."""
-    field, flags = offer.fields[name], offer.kind.flags(name)
+    field, flags = spec.fields[name], spec.kind.flags(name)
     extra = field.json_schema_extra
     panel: Any = extra.get("panel") if isinstance(extra, dict) else None
     keyword = inspect.Parameter.KEYWORD_ONLY

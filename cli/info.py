@@ -9,7 +9,7 @@ import typer
 from medmamba import pipeline
 from medmamba.cli.answer import Answer
 from medmamba.cli.console import console
-from medmamba.verb_options import InfoOptions
+from medmamba.command_options import InfoOptions
 
 
 def info(network: Annotated[str, typer.Argument(help="Network.")], options: InfoOptions) -> Answer:

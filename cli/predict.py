@@ -10,9 +10,9 @@ import typer
 from medmamba import pipeline
 from medmamba.cli.answer import Answer
 from medmamba.cli.console import console, report_warnings, stages
+from medmamba.command_options import ReproduceOptions
 from medmamba.errors import PartialError
 from medmamba.inference.options import PredictOptions
-from medmamba.verb_options import ReproduceOptions
 
 
 def predict(

@@ -10,7 +10,7 @@ import typer
 from medmamba import pipeline
 from medmamba.cli.answer import Answer
 from medmamba.cli.console import clock, console, report_warnings
-from medmamba.cli.from_record import Only
+from medmamba.cli.from_record import OptionSubset
 from medmamba.cli.training_progress import training_progress
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions
@@ -19,7 +19,7 @@ from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions
 def pretrain(
     run: Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`; its labels are not used.")],
     options: PretrainOptions,
-    config: Annotated[TrainConfig, Only(PRETRAINING_FIELDS)],
+    config: Annotated[TrainConfig, OptionSubset(PRETRAINING_FIELDS)],
 ) -> Answer:
     """Pretrain on unlabelled images by reconstructing masked slices; `train --init` starts from the result."""
     with training_progress() as on_step:

@@ -47,8 +47,8 @@ def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _fields(command: Any) -> dict[str, FieldInfo]:
     """The fields of a command's records by name."""
-    offers = getattr(command.callback, "offers", {})
-    return {name: field for offer in offers.values() for name, field in offer.fields.items()}
+    specs = getattr(command.callback, "specs", {})
+    return {name: field for spec in specs.values() for name, field in spec.fields.items()}
 
 
 def _usage(name: str, command: Any, fields: Mapping[str, FieldInfo]) -> str:

@@ -1,4 +1,4 @@
-"""The verb demo: plan, train, predict and evaluate on a small real dataset, with an overview image."""
+"""`medmamba demo`: plan, train, predict and evaluate on a small real dataset, with an overview image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError
 
 if TYPE_CHECKING:
+    from medmamba.command_options import DemoOptions
     from medmamba.evaluation.report import Evaluation
     from medmamba.training.progress import StepReport
-    from medmamba.verb_options import DemoOptions
 
 STEPS_PER_EPOCH = 100
 

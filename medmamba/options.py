@@ -1,4 +1,4 @@
-"""Options of a verb as one record: default, help text, panel and bounds of each in one place.
+"""Options of a command as one record: default, help text, panel and bounds of each in one place.
 
 The command line is made from these records (medmamba/cli), a recipe file sets the same fields (medmamba/recipe.py), and
 so does Python. A value may be given as the text of the command line wherever its type is one of those below.

@@ -1,7 +1,7 @@
-"""The verbs of medmamba, from a dataset to masks: each command and each verb of the Python API is one function here.
+"""The pipeline from a dataset to masks: each command, and each function of the Python API, is one function here.
 
-Every function calls one room and imports it when it is called, so that this file costs nothing to import. ``options``
-is the record of a verb, and ``changes`` are single fields of it by name:
+Each calls one package and imports it when it is called, so that this file costs nothing to import. ``options`` is
+the record of a command, and ``changes`` are single fields of it by name:
 
     pipeline.predict("RUN", "IMAGES", "MASKS", fast=True)
     pipeline.predict("RUN", "IMAGES", "MASKS", read_recipe("predict.yaml", PredictOptions), fast=True)
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from medmamba.bundle.graphs import Parity
     from medmamba.bundle.options import BundleCard, ExportOptions
     from medmamba.bundle.write import BundleReport
+    from medmamba.command_options import (
+        ConvertDatasetOptions,
+        ConvertPlansOptions,
+        ConvertWeightsOptions,
+        DemoOptions,
+        DicomSegOptions,
+        ExplainOptions,
+        InfoOptions,
+        ReproduceOptions,
+    )
     from medmamba.datasets import Conversion
     from medmamba.demo import DemoResult
     from medmamba.evaluation.options import EvaluateOptions
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
     from medmamba.inference.options import PredictOptions
     from medmamba.inference.predictor import Predictor
     from medmamba.model_selection.options import FindBestOptions
-    from medmamba.models.prediction_recipe import Recipe
+    from medmamba.models.prediction_setup import PredictionSetup
     from medmamba.networks.published.weights import WeightReport
     from medmamba.planning.options import PlanRequest
     from medmamba.plans.schema import Plan
@@ -40,16 +50,6 @@ if TYPE_CHECKING:
     from medmamba.training.config import TrainConfig
     from medmamba.training.options import Fold, PretrainOptions, TrainOptions
     from medmamba.training.progress import StepReport, TrainingResult
-    from medmamba.verb_options import (
-        ConvertDatasetOptions,
-        ConvertPlansOptions,
-        ConvertWeightsOptions,
-        DemoOptions,
-        DicomSegOptions,
-        ExplainOptions,
-        InfoOptions,
-        ReproduceOptions,
-    )
 
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
@@ -57,7 +57,7 @@ Line = Callable[[str], None]
 OnStep = Callable[["StepReport"], None]
 
 
-def nothing(*progress: object) -> None:
+def no_progress(*progress: object) -> None:
     """What is done with progress and messages that nobody asked for."""
 
 
@@ -66,9 +66,9 @@ def plan(
     run: str | Path,
     options: PlanRequest | None = None,
     *,
-    on_item: OnItem = nothing,
-    on_warning: Line = nothing,
-    on_message: Line = nothing,
+    on_item: OnItem = no_progress,
+    on_warning: Line = no_progress,
+    on_message: Line = no_progress,
     **changes: Any,
 ) -> Plan:
     """Measure a dataset, plan for it and preprocess its training cases into the run folder."""
@@ -82,9 +82,9 @@ def train_folds(
     options: TrainOptions,
     config: TrainConfig,
     *,
-    on_step: OnStep = nothing,
-    on_event: Line = nothing,
-    on_start: Line = nothing,
+    on_step: OnStep = no_progress,
+    on_event: Line = no_progress,
+    on_start: Line = no_progress,
 ) -> dict[Fold, TrainingResult]:
     """Train each fold of ``options.folds``, as :func:`train` does with one; on several devices at the same time."""
     from medmamba.training.folds import train_folds
@@ -101,9 +101,9 @@ def pretrain(
     options: PretrainOptions,
     config: TrainConfig,
     *,
-    on_step: OnStep = nothing,
-    on_event: Line = nothing,
-    on_start: Line = nothing,
+    on_step: OnStep = no_progress,
+    on_event: Line = no_progress,
+    on_start: Line = no_progress,
 ) -> TrainingResult:
     """Pretrain a network on images without labels; ``medmamba train --init`` starts from what it learnt."""
     from medmamba.training.pretrain import pretrain
@@ -112,8 +112,8 @@ def pretrain(
 
 
 def find_best(
-    run: str | Path, options: FindBestOptions | None = None, *, on_item: OnItem = nothing, **changes: Any
-) -> Recipe:
+    run: str | Path, options: FindBestOptions | None = None, *, on_item: OnItem = no_progress, **changes: Any
+) -> PredictionSetup:
     """Choose configurations, thresholds and cleaning by cross-validation; predict then uses them."""
     from medmamba.model_selection.run import find_best
 
@@ -126,8 +126,8 @@ def predict(
     output: str | Path,
     options: PredictOptions | None = None,
     *,
-    on_item: OnItem = nothing,
-    on_message: Line = nothing,
+    on_item: OnItem = no_progress,
+    on_message: Line = no_progress,
     wait: bool = False,
     **changes: Any,
 ) -> PredictionReport:
@@ -152,7 +152,7 @@ def reproduce(
     images: str | Path,
     options: ReproduceOptions,
     *,
-    on_item: OnItem = nothing,
+    on_item: OnItem = no_progress,
 ) -> Reproduction:
     """Make the masks of a report.json again and compare them byte by byte."""
     from medmamba.inference.folder.reproduce import reproduce
@@ -180,7 +180,7 @@ def evaluate_and_compare(
     options: EvaluateOptions | None = None,
     *,
     output: str | Path | None = None,
-    on_item: OnItem = nothing,
+    on_item: OnItem = no_progress,
     **changes: Any,
 ) -> EvaluationResult:
     """As :func:`evaluate`, with the comparison to a second folder of masks and the subgroups, where asked for."""
@@ -190,7 +190,7 @@ def evaluate_and_compare(
 
 
 def report(
-    run: str | Path, options: ReportOptions | None = None, *, on_item: OnItem = nothing, **changes: Any
+    run: str | Path, options: ReportOptions | None = None, *, on_item: OnItem = no_progress, **changes: Any
 ) -> CrossValidation:
     """Write RUN/report/index.html: results by fold, worst and best cases, a viewer, curves, the plan's reasons."""
     from medmamba.run_report.write import write_report
@@ -240,7 +240,7 @@ def dicom_seg(mask: str | Path, series: str | Path, output: str | Path, options:
 
 
 def serve(
-    model: str | Path, options: ServeOptions | None = None, *, on_message: Line = nothing, **changes: Any
+    model: str | Path, options: ServeOptions | None = None, *, on_message: Line = no_progress, **changes: Any
 ) -> None:
     """Answer POST /predict until interrupted."""
     from medmamba.serving.run import run_service
@@ -249,7 +249,7 @@ def serve(
 
 
 def convert_dataset(
-    source: str | Path, output: str | Path, options: ConvertDatasetOptions, *, on_item: OnItem = nothing
+    source: str | Path, output: str | Path, options: ConvertDatasetOptions, *, on_item: OnItem = no_progress
 ) -> Conversion:
     """Write a dataset in nnU-Net's raw layout or the Decathlon's."""
     from medmamba.datasets import convert_dataset
@@ -285,7 +285,7 @@ def doctor() -> list[str]:
     return list(doctor_lines())
 
 
-def demo(options: DemoOptions, *, on_item: OnItem = nothing, on_step: OnStep = nothing) -> DemoResult:
+def demo(options: DemoOptions, *, on_item: OnItem = no_progress, on_step: OnStep = no_progress) -> DemoResult:
     """Plan, train, predict and evaluate on a small real dataset."""
     from medmamba.demo import run_demo
 

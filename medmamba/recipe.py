@@ -1,4 +1,4 @@
-"""Recipe files: the options of a verb by name, in YAML or JSON.
+"""Recipe files: the options of a command by name, in YAML or JSON.
 
 # medmamba train RUN --recipe recipe.yaml
 epochs: 200

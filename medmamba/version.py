@@ -1,3 +1,3 @@
-"""The version of medmamba, told once."""
+"""The version of medmamba, the only definition."""
 
 __version__ = "0.1.0"

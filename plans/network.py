@@ -189,7 +189,7 @@ def planned_blocks(family: Family, strides: Sequence[Sequence[int]], stem: str) 
 
 
 def are_planned_blocks(family: Family, blocks: Sequence[int], strides: Sequence[Sequence[int]], stem: str) -> bool:
-    """Whether these are the blocks that a plan gives the family, and not somebody's own.
+    """Whether these are the blocks that a plan gives the family, and not user-defined ones.
 
     Plans of before 0.2 list a block in every stage of a network that has one in the bottleneck only.
     """

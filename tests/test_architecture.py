@@ -1,7 +1,7 @@
 """Who may import whom. The graph is read from the syntax trees, so an import inside a function counts as well.
 
 The four top folders are mapped into one package, as pyproject.toml does it. Imports under TYPE_CHECKING are for the
-type checker alone and make no arrow. A *room* is a folder below the package, or a module that lies loose in it.
+type checker alone and make no arrow. Here a *package* is a subpackage of medmamba, or a module that lies beside them.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def file_graph(files: Mapping[str, Path]) -> dict[str, set[str]]:
     return {name: set(imports(path.read_text(encoding="utf-8"), files)) - {name} for name, path in files.items()}
 
 
-def room_of(module: str) -> str:
-    """``medmamba.plans.cost.memory`` lies in ``plans``; ``medmamba.errors`` is a room of its own."""
+def package_of(module: str) -> str:
+    """``medmamba.plans.cost.memory`` lies in ``plans``; ``medmamba.errors`` is one by itself."""
     return ".".join(module.split(".")[1:2]) or module
 
 
-def room_graph(files: Graph) -> dict[str, set[str]]:
-    """Room -> rooms that it imports."""
-    rooms: dict[str, set[str]] = {}
+def package_graph(files: Graph) -> dict[str, set[str]]:
+    """Package -> packages that it imports."""
+    packages: dict[str, set[str]] = {}
     for module, targets in files.items():
-        rooms.setdefault(room_of(module), set()).update(room_of(target) for target in targets)
-    return {room: targets - {room} for room, targets in rooms.items()}
+        packages.setdefault(package_of(module), set()).update(package_of(target) for target in targets)
+    return {package: targets - {package} for package, targets in packages.items()}
 
 
 def circle(graph: Graph) -> list[str]:
@@ -93,34 +93,34 @@ def reached(graph: Graph, start: str) -> set[str]:
 
 
 GRAPH = file_graph(FILES)
-ROOMS = room_graph(GRAPH)
+PACKAGES = package_graph(GRAPH)
 
 
 def test_no_circle_between_files():
     assert circle(GRAPH) == []
 
 
-def test_no_circle_between_rooms():
-    assert circle(ROOMS) == []
+def test_no_circle_between_packages():
+    assert circle(PACKAGES) == []
 
 
 def test_nothing_imports_the_command_line():
     assert [
-        module for module, targets in GRAPH.items() if room_of(module) != "cli" and "cli" in map(room_of, targets)
+        module for module, targets in GRAPH.items() if package_of(module) != "cli" and "cli" in map(package_of, targets)
     ] == []
 
 
 def test_kernels_import_nothing_of_ours():
-    assert ROOMS["kernels"] == set()
+    assert PACKAGES["kernels"] == set()
 
 
 def test_plans_reach_neither_torch_nor_voxels():
     allowed = {"plans", "errors", "geometry", "options", "plugins", "version"}
     for module in GRAPH:
-        if room_of(module) == "plans":
-            assert set(map(room_of, reached(GRAPH, module))) <= allowed, module
+        if package_of(module) == "plans":
+            assert set(map(package_of, reached(GRAPH, module))) <= allowed, module
     for module in GRAPH:
-        if room_of(module) in allowed:
+        if package_of(module) in allowed:
             tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
             names = {
                 (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
@@ -134,8 +134,8 @@ def test_plans_reach_neither_torch_nor_voxels():
 
 def test_inference_does_not_import_training():
     for module in GRAPH:
-        if room_of(module) == "inference":
-            assert "training" not in map(room_of, reached(GRAPH, module)), module
+        if package_of(module) == "inference":
+            assert "training" not in map(package_of, reached(GRAPH, module)), module
 
 
 @pytest.mark.parametrize("module", sorted(set(FILES) - {LAZY_API}))
@@ -158,7 +158,7 @@ def test_a_planted_circle_is_found(tmp_path):
     graph = file_graph(files)
     assert set(circle(graph)) == {"medmamba.plans.patch", "medmamba.plans.batch"}
     assert graph["medmamba.plans.spacing"] == set()
-    assert room_graph({"medmamba.plans.patch": {"medmamba.errors"}, "medmamba.errors": set()}) == {
+    assert package_graph({"medmamba.plans.patch": {"medmamba.errors"}, "medmamba.errors": set()}) == {
         "plans": {"errors"},
         "errors": set(),
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from medmamba.inference.fold_ensemble import FoldEnsemble
+from medmamba.models.cleaning_step import CleaningStep
 from medmamba.models.model_facts import read_model_facts
 from medmamba.models.network import mirroring_of
-from medmamba.models.prediction_recipe import Recipe
+from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.plans.schema import Configuration, Plan
 
 
@@ -178,7 +180,7 @@ def training(ensemble: FoldEnsemble) -> dict[str, Any]:
     }
 
 
-def inference(ensembles: Sequence[FoldEnsemble], recipe: Recipe | None) -> dict[str, Any]:
+def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None) -> dict[str, Any]:
     """The configuration that every client runs; the first ensemble is its main network."""
     main, *others = ensembles
     first, flat = main.previous, main.configuration.spacing_mm is None
@@ -211,7 +213,7 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: Recipe | None) -> dict[
                 "keys": "pred",
                 "plan": "@plan",
                 "orig_keys": "image",
-                "cleaning": [step.model_dump(exclude={"gain"}) for step in recipe.cleaning] if recipe else [],
+                "cleaning": [_cleaning_step(step) for step in recipe.cleaning] if recipe else [],
                 "others": names,
                 "temperature": recipe.temperature if recipe else 1.0,
                 "thresholds": recipe.thresholds_of(main.heads.names) if recipe and main.heads.sigmoid else None,
@@ -240,3 +242,8 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: Recipe | None) -> dict[
         },
         "run": ["$@evaluator.run()"],
     }
+
+
+def _cleaning_step(step: CleaningStep) -> dict[str, Any]:
+    """As read by ``scripts/transforms.py``; what it gained in cross-validation stays in best.json."""
+    return {name: value for name, value in asdict(step).items() if name != "gain"}

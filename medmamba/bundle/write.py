@@ -25,7 +25,7 @@ from medmamba.images.cases import ImageCase, find_cases
 from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.predictor import Predictor
 from medmamba.models.model_facts import read_model_facts
-from medmamba.models.prediction_recipe import RECIPE
+from medmamba.models.prediction_setup import PREDICTION_SETUP
 from medmamba.plans.labels import label_names
 
 METADATA = "configs/metadata.json"
@@ -171,7 +171,7 @@ def _write(
     if predictor.model.fingerprint is not None:
         (models / "fingerprint.json").write_text(predictor.model.fingerprint.to_json(), encoding="utf-8")
     if predictor.model.recipe is not None:
-        (models / RECIPE).write_text(predictor.model.recipe.to_json(), encoding="utf-8")
+        (models / PREDICTION_SETUP).write_text(predictor.model.recipe.to_json(), encoding="utf-8")
 
 
 def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> None:

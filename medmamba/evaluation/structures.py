@@ -15,7 +15,7 @@ Structures = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Names:
+class StructureNames:
     """Names of the labels and regions of a dataset, as a prediction report or a dataset.json tells them."""
 
     labels: dict[str, int]
@@ -36,7 +36,7 @@ class Names:
         return found
 
 
-def names_of(folder: Path) -> Names | None:
+def names_of(folder: Path) -> StructureNames | None:
     """The names in the report.json of a folder of predictions; None when there is no report."""
     path = folder / "report.json"
     if not path.is_file():
@@ -49,7 +49,7 @@ def names_of(folder: Path) -> Names | None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not a prediction report ({error}). Remove or restore it.") from error
-    return Names(labels, regions)
+    return StructureNames(labels, regions)
 
 
 def structures_found(values: Sequence[int]) -> Structures:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import Reorient
 from medmamba.images import MedicalImage
-from medmamba.models.prediction_recipe import Limits
+from medmamba.models.prediction_setup import Limits
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.left_right import side_pairs
 

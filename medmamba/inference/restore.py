@@ -66,7 +66,7 @@ class NativeResult:
 
 def on_native_grid(
     streams: Sequence[tuple[Iterable[torch.Tensor], SpatialTrail]],
-    heads: OutputChannels,
+    output_channels: OutputChannels,
     thresholds: Sequence[float] | None = None,
     temperature: float = 1.0,
     *,
@@ -77,7 +77,7 @@ def on_native_grid(
     Args:
         streams: planes (classes, J, K) of each configuration with the trail at whose end they lie; several are averaged
             as probabilities.
-        heads: what the channels mean.
+        output_channels: what the channels mean.
         thresholds: of regions, as probabilities; one half if None.
         temperature: logits are divided by it before they become probabilities.
         probabilities: keep them too, which takes 4 bytes per class and voxel.
@@ -86,23 +86,23 @@ def on_native_grid(
     (stored, step), *_ = trails
     blocks = [native_blocks(planes, own) for (planes, _), (_, own) in zip(streams, trails, strict=True)]
     as_probabilities = probabilities or len(blocks) > 1
-    scores = mean_probabilities(blocks, heads, temperature) if as_probabilities else blocks[0]
-    channels, labels = len(heads.names), len(heads.label_swap) - 1
+    scores = mean_probabilities(blocks, output_channels, temperature) if as_probabilities else blocks[0]
+    channels, labels = len(output_channels.names), len(output_channels.label_swap) - 1
     kept = np.empty((channels, *step.shape_before), np.float32) if probabilities else None
     indices = label_blocks(
-        scores, step.shape_before, labels, heads, thresholds, are_probabilities=as_probabilities, keep=kept
+        scores, step.shape_before, labels, output_channels, thresholds, are_probabilities=as_probabilities, keep=kept
     )
     native = stored.undo(indices[None])[0]
     if kept is None:
         return NativeResult(native)
     background = np.zeros(channels, np.float32)
-    if not heads.sigmoid:
+    if not output_channels.sigmoid:
         background[0] = 1.0
     return NativeResult(native, stored.undo(kept, fill=background))
 
 
 def mean_probabilities(
-    streams: Sequence[Iterable[Block]], heads: OutputChannels, temperature: float = 1.0
+    streams: Sequence[Iterable[Block]], output_channels: OutputChannels, temperature: float = 1.0
 ) -> Iterator[Block]:
     """Blocks of probabilities, the mean over configurations, from the blocks of logits of each.
 
@@ -110,9 +110,9 @@ def mean_probabilities(
     """
     for blocks in zip(*streams, strict=True):
         plane, rows, first = blocks[0]
-        mean = heads.probabilities(first / temperature)
+        mean = output_channels.probabilities(first / temperature)
         for _, _, logits in blocks[1:]:
-            mean += heads.probabilities(logits / temperature)
+            mean += output_channels.probabilities(logits / temperature)
         yield plane, rows, mean.div_(len(blocks))
 
 
@@ -120,7 +120,7 @@ def label_blocks(
     blocks: Iterable[Block],
     shape: Sequence[int],
     classes: int,
-    heads: OutputChannels | None = None,
+    output_channels: OutputChannels | None = None,
     thresholds: Sequence[float] | None = None,
     *,
     are_probabilities: bool = False,
@@ -129,13 +129,13 @@ def label_blocks(
     """The most likely label of every voxel (I, J, K), in the smallest type that holds ``classes`` indices.
 
     Args:
-        heads: what the channels mean; without it each channel is a label.
+        output_channels: what the channels mean; without it each channel is a label.
         thresholds: of regions, as probabilities; one half if None.
         are_probabilities: the scores are probabilities, not logits.
         keep: takes the scores (channels, I, J, K).
     """
     labels = np.empty(tuple(shape), smallest_type(0, max(classes - 1, 1)))
-    regions = heads if heads is not None and heads.sigmoid else None
+    regions = output_channels if output_channels is not None and output_channels.sigmoid else None
     limits = [] if regions is None else list(thresholds or [0.5] * len(regions.names))
     limits = limits if are_probabilities else [math.log(limit / (1 - limit)) for limit in limits]
     for index, rows, scores in blocks:

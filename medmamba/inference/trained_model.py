@@ -15,7 +15,7 @@ from medmamba.inference.options import PredictorOptions
 from medmamba.inference.patch_positions import FAST_STEP, STEP
 from medmamba.inference.runner import Execution
 from medmamba.inference.sliding_window import Window
-from medmamba.models.prediction_recipe import Recipe
+from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.models.run_folder import is_plan
 from medmamba.models.trained_folds import mirrors_by_default, read_fingerprint, select_models
 from medmamba.plans.fingerprint import Fingerprint
@@ -35,7 +35,7 @@ class TrainedModel:
 
     ensembles: tuple[FoldEnsemble, ...]
     execution: Execution = field(default_factory=lambda: Execution(torch.device("cpu")))
-    recipe: Recipe | None = None
+    recipe: PredictionSetup | None = None
     fingerprint: Fingerprint | None = None
     warnings: tuple[str, ...] = ()
 

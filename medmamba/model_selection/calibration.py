@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from medmamba.models.prediction_recipe import Limits
+from medmamba.models.prediction_setup import Limits
 
 TEMPERATURES = np.geomspace(0.5, 4.0, 25)
 MIN_CASES = 10

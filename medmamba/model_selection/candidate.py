@@ -20,8 +20,9 @@ from medmamba.disk.atomic import explained
 from medmamba.evaluation.dice import dice
 from medmamba.inference.cleaning import clean_one
 from medmamba.model_selection.calibration import Uncertainty
+from medmamba.models.cleaning_step import CleaningStep
 from medmamba.models.output_channels import OutputChannels
-from medmamba.models.prediction_recipe import EVEN, Cleaning
+from medmamba.models.prediction_setup import DEFAULT_THRESHOLD
 from medmamba.preprocessing.case import bounding_box
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
@@ -74,7 +75,7 @@ class EnsembleCandidate:
 
     def add(self, case_id: str, probabilities: torch.Tensor, facts: ValidatedCase, keep_at: Path) -> ValidatedCase:
         """Enter probabilities (classes, I, J, K); those of regions are kept in a file."""
-        labels = self.heads.label_map(probabilities, [EVEN] * len(probabilities)).numpy().astype(np.int16)
+        labels = self.heads.label_map(probabilities, [DEFAULT_THRESHOLD] * len(probabilities)).numpy().astype(np.int16)
         case = replace(facts, labels=labels, probabilities=None, box=())
         if self.heads.sigmoid:
             values = probabilities.numpy()
@@ -148,7 +149,7 @@ class EnsembleCandidate:
 
 def choose_thresholds(candidate: EnsembleCandidate) -> dict[str, float]:
     """The probability above which a voxel belongs to a region, for each region with a better one than one half."""
-    limits = [EVEN] * len(candidate.heads.names)
+    limits = [DEFAULT_THRESHOLD] * len(candidate.heads.names)
     candidate.take(candidate.thresholded(limits))
     for channel in candidate.channels:
         tried = {}
@@ -160,20 +161,22 @@ def choose_thresholds(candidate: EnsembleCandidate) -> dict[str, float]:
         if tried:
             limits[channel] = max(tried, key=lambda value: tried[value])
             candidate.take(candidate.thresholded(limits))
-    return {name: limit for name, limit in zip(candidate.heads.names, limits, strict=True) if limit != EVEN}
+    return {
+        name: limit for name, limit in zip(candidate.heads.names, limits, strict=True) if limit != DEFAULT_THRESHOLD
+    }
 
 
-def choose_cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> list[Cleaning]:
+def choose_cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> list[CleaningStep]:
     """For each label the better of two steps on its components, where one helps; later ones see what earlier left."""
     return list(_cleaning(candidate, names))
 
 
-def _cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> Iterator[Cleaning]:
+def _cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> Iterator[CleaningStep]:
     for index, name in enumerate(names, start=1):
         touched = [channel for channel in candidate.channels if index in candidate.heads.members[channel]]
-        options = [Cleaning(label=name, action="largest_component")]
+        options = [CleaningStep(label=name, action="largest_component")]
         if smallest := _smallest_component(candidate, index):
-            options.append(Cleaning(label=name, action="remove_small", smallest_voxels_mm3=smallest / 2))
+            options.append(CleaningStep(label=name, action="remove_small", smallest_voxels_mm3=smallest / 2))
         tried = []
         for step in options:
             gains = [_gain(candidate, channel, touched, _cleaned(step, index)) for channel in touched]
@@ -181,10 +184,10 @@ def _cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> Iterator[Cl
         if tried:
             gain, step = max(tried, key=lambda pair: pair[0])
             candidate.take(_cleaned(step, index))
-            yield step.model_copy(update={"gain": round(gain, 6)})
+            yield replace(step, gain=round(gain, 6))
 
 
-def _cleaned(step: Cleaning, index: int) -> Callable[[ValidatedCase], Labels]:
+def _cleaned(step: CleaningStep, index: int) -> Callable[[ValidatedCase], Labels]:
     return lambda case: clean_one(case.labels, step, index, case.voxel_mm3)
 
 

@@ -29,7 +29,7 @@ from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase,
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
-from medmamba.models.prediction_recipe import RECIPE, Recipe
+from medmamba.models.prediction_setup import PREDICTION_SETUP, PredictionSetup
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
@@ -45,7 +45,7 @@ def find_best(
     *,
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **changes: Any,
-) -> Recipe:
+) -> PredictionSetup:
     """Choose configurations, thresholds, cleaning steps, temperature and limits of uncertainty on cross-validation.
 
     The recipe is stored in the run. ``changes`` are single fields of the options by name. Raises InputError when no
@@ -54,7 +54,7 @@ def find_best(
     options = FindBestOptions.of(options, **changes)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
-    heads = OutputChannels.of_plan(plan)
+    output_channels = OutputChannels.of_plan(plan)
     splits = folder.read_splits()
     folds = _trained(folder, list(plan.configurations), len(splits))
     shared = sorted(set.intersection(*(set(found) for found in folds.values()))) if folds else []
@@ -64,7 +64,7 @@ def find_best(
             "--fold 0`, and as many other folds as you can."
         )
     names = [(name,) for name in folds] + list(combinations(folds, 2))
-    candidates = {each: EnsembleCandidate(heads) for each in names}
+    candidates = {each: EnsembleCandidate(output_channels) for each in names}
     total, done = sum(len(splits[fold]["val"]) for fold in shared), 0
     with tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch) as kept:
         for fold in shared:
@@ -88,9 +88,9 @@ def find_best(
             raise InputError(f"{run}: no foreground in any validation case; nothing can be chosen.")
         best = max(known, key=lambda each: (round(known[each], 6), -len(each)))
         chosen = candidates[best]
-        thresholds = choose_thresholds(chosen) if heads.sigmoid else {}
+        thresholds = choose_thresholds(chosen) if output_channels.sigmoid else {}
         cleaning = choose_cleaning(chosen, label_names(plan))
-    recipe = Recipe(
+    recipe = PredictionSetup(
         plan_sha256=plan.hash(),
         configurations=list(best),
         folds={name: [folds[name][fold].name for fold in shared] for name in best},
@@ -101,7 +101,7 @@ def find_best(
         temperature=softmax_temperature(chosen.logits, chosen.targets),
         limits=quality_limits([case.uncertainty for case in candidates[best[:1]].cases.values()]),
     )
-    write_text(folder.path / RECIPE, recipe.to_json())
+    write_text(folder.path / PREDICTION_SETUP, recipe.to_json())
     return recipe
 
 

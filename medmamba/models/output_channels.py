@@ -108,14 +108,16 @@ class OutputChannels:
         return [set(group) <= annotated for group in self.members]
 
 
-def class_weights(heads: OutputChannels, weights: Mapping[str, float] | None) -> list[float] | None:
+def class_weights(output_channels: OutputChannels, weights: Mapping[str, float] | None) -> list[float] | None:
     """One weight a channel from weights by name; channels that are not named weigh 1."""
     if not weights:
         return None
-    unknown = [name for name in weights if name not in heads.names]
+    unknown = [name for name in weights if name not in output_channels.names]
     if unknown:
-        raise ConfigError(f"class weight for {unknown[0]!r}: no such class. Classes: {', '.join(heads.names)}.")
-    return [float(weights.get(name, 1.0)) for name in heads.names]
+        raise ConfigError(
+            f"class weight for {unknown[0]!r}: no such class. Classes: {', '.join(output_channels.names)}."
+        )
+    return [float(weights.get(name, 1.0)) for name in output_channels.names]
 
 
 def _refuse_lossy_order(

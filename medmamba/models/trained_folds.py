@@ -17,7 +17,7 @@ from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import load_checkpoint, weights_sha256
 from medmamba.models.model_facts import FILE as MODEL_FACTS
 from medmamba.models.model_facts import read_model_facts
-from medmamba.models.prediction_recipe import Recipe, read_recipe
+from medmamba.models.prediction_setup import PredictionSetup, read_prediction_setup
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.fingerprint import Fingerprint
 
@@ -27,7 +27,7 @@ class Selection:
     """Folders of trained folds by configuration, the recipe of ``find-best`` if it is used, and warnings."""
 
     folders: dict[str, list[Path]]
-    recipe: Recipe | None
+    recipe: PredictionSetup | None
     warnings: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def select_models(
         return _of_bundle(model, configuration, folds)
     run = RunFolder(model)
     plan = run.read_plan()
-    recipe = read_recipe(model)
+    recipe = read_prediction_setup(model)
     if configuration is None:
         names = list(recipe.configurations) if recipe else [plan.default_configuration]
     else:
@@ -101,7 +101,7 @@ def _of_bundle(bundle: Path, configuration: str | Sequence[str] | None, folds: S
         chosen[name] = [path for path in found if folds is None or path.name in {f"fold_{fold}" for fold in folds}]
         if not chosen[name]:
             raise InputError(f"{bundle}: holds {', '.join(path.name for path in found)}. Choose among them.")
-    recipe = read_recipe(bundle / "models")
+    recipe = read_prediction_setup(bundle / "models")
     return Selection(chosen, recipe if recipe and sorted(recipe.configurations) == sorted(names) else None, ())
 
 

@@ -87,7 +87,7 @@ def measure_case(
     structures = {name: value for name, value in label_values.items() if value != 0 and counts.get(value)}
     indices = index_in(np.array([0, *structures.values()]), truth)  # 1, 2, ... in the order of the structures
     drawn = draw_foreground(array[:, indices > 0].astype(np.float32, copy=False), samples, case_id=case_id)
-    found = places(indices, list(structures), trail.grid.affine)
+    found = locations(indices, list(structures), trail.grid.affine)
     stats = CaseStats(
         case_id=case_id,
         shape=trail.grid.shape,
@@ -95,8 +95,8 @@ def measure_case(
         orientation=grid.orientation,
         shape_after_crop=(stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
         label_voxels={name: counts.get(value, 0) for name, value in label_values.items()},
-        label_components={name: place.components for name, place in found.items()},
-        label_centre_mm={name: place.centre_mm for name, place in found.items() if place.centre_mm is not None},
+        label_components={name: one.components for name, one in found.items()},
+        label_centre_mm={name: one.centre_mm for name, one in found.items() if one.centre_mm is not None},
         foreground_intensity=[tuple(np.percentile(channel, (0.5, 50, 99.5)).tolist()) for channel in drawn]
         if drawn.size
         else [],
@@ -105,14 +105,16 @@ def measure_case(
     return MeasuredCase(stats, drawn)
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Number of connected components (corners touch) of a structure, and its centre of mass in the world."""
 
     components: int
     centre_mm: tuple[float, float, float] | None
 
 
-def places(indices: NDArray[np.integer], names: Sequence[str], affine: NDArray[np.float64] | None) -> dict[str, Place]:
+def locations(
+    indices: NDArray[np.integer], names: Sequence[str], affine: NDArray[np.float64] | None
+) -> dict[str, Location]:
     """Where the structures of a map (i, j, k) of indices 1, 2, ... lie; those that do not occur are left out.
 
     ``affine`` leads from voxels to RAS+ millimetres; None: the image has none.
@@ -126,7 +128,7 @@ def places(indices: NDArray[np.integer], names: Sequence[str], affine: NDArray[n
             continue
         box = indices[where] == index
         _, components = ndimage.label(box, structure=np.ones((3, 3, 3)))
-        found[name] = Place(int(components), None if affine is None else _centre(box, where, affine))
+        found[name] = Location(int(components), None if affine is None else _centre(box, where, affine))
     return found
 
 

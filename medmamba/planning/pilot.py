@@ -149,7 +149,7 @@ def _try(folder: RunFolder, name: str, minutes: float, held_out: Sequence[str]) 
     device = choose_device("auto")
     network = network.to(device).eval()
     cases = stored_cases(folder.preprocessed(configuration.name))
-    heads = OutputChannels.of_plan(plan)
+    channels = OutputChannels.of_plan(plan)
     with torch.no_grad():
-        dice = {name: validate(network, [cases[name]], configuration, heads, device).mean for name in held_out}
+        dice = {name: validate(network, [cases[name]], configuration, channels, device).mean for name in held_out}
     return Trial(name, result.steps, round(result.seconds / 60, 2), dice)

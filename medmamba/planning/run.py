@@ -1,4 +1,4 @@
-"""The verb plan: from a dataset on disk to a run folder with a plan, folds, preprocessed cases and a report."""
+"""`medmamba plan`: from a dataset on disk to a run folder with a plan, folds, preprocessed cases and a report."""
 
 from __future__ import annotations
 

@@ -140,15 +140,15 @@ def _work(
 @torch.no_grad()
 def _predicted(ensemble: FoldEnsemble, case: CaseReader, fold: str) -> ShownCase:
     image, truth = case.read_whole()
-    heads = ensemble.heads
+    output_channels = ensemble.heads
     planes = ensemble.planes(torch.from_numpy(image))
-    prediction = np.stack([heads.label_map(plane).numpy() for plane in planes]).astype(np.uint8)
-    known = np.ones(truth.shape, bool) if heads.ignore is None else truth != heads.ignore
-    first = 0 if heads.sigmoid else 1
+    prediction = np.stack([output_channels.label_map(plane).numpy() for plane in planes]).astype(np.uint8)
+    known = np.ones(truth.shape, bool) if output_channels.ignore is None else truth != output_channels.ignore
+    first = 0 if output_channels.sigmoid else 1
     scores = {
         name: dice(np.isin(truth[known], joined), np.isin(prediction[known], joined)) if annotated else math.nan
         for name, joined, annotated in list(
-            zip(heads.names, heads.members, heads.annotated(case.annotated), strict=True)
+            zip(output_channels.names, output_channels.members, output_channels.annotated(case.annotated), strict=True)
         )[first:]
     }
     wanted = ensemble.configuration.spacing_mm

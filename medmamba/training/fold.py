@@ -24,7 +24,7 @@ from medmamba.training.cascade import ensure_first_stage
 from medmamba.training.config import RESOLVED_AT_START, TrainConfig, refuse_another_recipe
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
-from medmamba.training.observers import Lines, Observer, Observers, Silent
+from medmamba.training.observers import MessageObserver, NullObserver, Observer, Observers
 from medmamba.training.options import TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.report import TrainingReport
@@ -111,7 +111,7 @@ def train_planned_fold(
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)
-        observer: Observer = Silent()
+        observer: Observer = NullObserver()
         if first_rank:
             machine = machine_line(config, built, device)
             on_start(machine)
@@ -119,7 +119,7 @@ def train_planned_fold(
             for tracker in trackers:
                 stack.callback(tracker.close)
             observer = Observers(
-                [Lines(on_event), TrainingReport(folder.path, target, plan, config, machine), *trackers]
+                [MessageObserver(on_event), TrainingReport(folder.path, target, plan, config, machine), *trackers]
             )
         setup = FoldSetup(plan, chosen, training, validation, target, config, facts, loss)
         result = train_fold(built, setup, resume=options.resume, on_step=on_step, observer=observer)

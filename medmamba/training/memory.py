@@ -12,7 +12,7 @@ from medmamba.errors import ResourceError
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemorySettings:
     """What training puts into memory: patches per batch, edges of a patch, whether activations are recomputed."""
 
     batch_size: int
@@ -24,16 +24,16 @@ class Fit:
         return f"batch {self.batch_size}, patch {patch}{', activations recomputed' if self.recompute else ''}"
 
 
-def smaller_fit(fit: Fit, divisor: Sequence[int], can_recompute: bool) -> Fit:
+def smaller_fit(fit: MemorySettings, divisor: Sequence[int], can_recompute: bool) -> MemorySettings:
     """The next smaller fit; raises ResourceError when nothing is left to give up.
 
     The batch is halved down to one patch. A patch loses one ``divisor`` (the product of the network's strides) of its
     longest edge in these units, down to two of them.
     """
     if fit.batch_size > 1:
-        return Fit(fit.batch_size // 2, fit.patch_size, fit.recompute)
+        return MemorySettings(fit.batch_size // 2, fit.patch_size, fit.recompute)
     if not fit.recompute and can_recompute:
-        return Fit(fit.batch_size, fit.patch_size, True)
+        return MemorySettings(fit.batch_size, fit.patch_size, True)
     units = [edge // step for edge, step in zip(fit.patch_size, divisor, strict=True)]
     if max(units) <= 2:
         raise ResourceError(
@@ -43,4 +43,4 @@ def smaller_fit(fit: Fit, divisor: Sequence[int], can_recompute: bool) -> Fit:
     axis = units.index(max(units))
     patch = list(fit.patch_size)
     patch[axis] = divisor[axis] * max(2, units[axis] * 3 // 4)
-    return Fit(fit.batch_size, tuple(patch), fit.recompute)
+    return MemorySettings(fit.batch_size, tuple(patch), fit.recompute)

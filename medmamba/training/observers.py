@@ -26,7 +26,7 @@ class Observer(Protocol):
         """Training has ended."""
 
 
-class Silent:
+class NullObserver:
     """An observer that does nothing; the base of those that need not follow everything."""
 
     def epoch(self, metrics: EpochMetrics) -> None:
@@ -42,7 +42,7 @@ class Silent:
         """Nothing."""
 
 
-class Lines(Silent):
+class MessageObserver(NullObserver):
     """Hands events to a function."""
 
     def __init__(self, on_event: Callable[[str], None]) -> None:
@@ -53,7 +53,7 @@ class Lines(Silent):
         self._on_event(line)
 
 
-class EventLog(Silent):
+class EventLog(NullObserver):
     """Appends events to a list."""
 
     def __init__(self, events: list[str]) -> None:

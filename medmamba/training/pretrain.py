@@ -56,7 +56,7 @@ MASK_STREAM = 1_000_000
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedSlices:
     """A batch with hidden slices: the image (B, C, ...) with zeros in them, and where they are (B, 1, ...)."""
 
     image: torch.Tensor
@@ -119,7 +119,7 @@ def pretrain(
         return _run(built.to(device), setup, resume, on_step, on_event)
 
 
-def hide_key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> Masked:
+def hide_key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> MaskedSlices:
     """Hide the density peaks among the slices of each image of a batch (B, C, ...), along a drawn axis each."""
     hidden = torch.zeros((len(image), 1, *image.shape[2:]))
     for index, one in enumerate(image):
@@ -132,7 +132,7 @@ def hide_key_slices(image: torch.Tensor, step: int, seed: int, fraction: float =
         tokens = tokens + rng.normal(0, 0.1 * tokens.std() + 1e-6, tokens.shape)
         keys = key_tokens(tokens, count, bandwidth=automatic_bandwidth(tokens))
         hidden[index].index_fill_(axis, torch.from_numpy(keys), 1.0)
-    return Masked(image * (1 - hidden), hidden)
+    return MaskedSlices(image * (1 - hidden), hidden)
 
 
 def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
@@ -215,7 +215,7 @@ def _run(
 def _step(
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    masked: Masked,
+    masked: MaskedSlices,
     image: torch.Tensor,
     clip: float,
     precision: str,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.disk.atomic import write_text
-from medmamba.training.memory import Fit
+from medmamba.training.memory import MemorySettings
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Progress:
     validation_dice: float | None = None
     rate_factor: float = 1.0
     skipped: int = 0
-    fit: Fit | None = None
+    fit: MemorySettings | None = None
     """What fitted into memory after a back-off; None: all that was asked for."""
     epochs: list[EpochMetrics] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
@@ -135,7 +135,9 @@ class Progress:
         return cls(
             **{
                 **stored,
-                "fit": None if fit is None else Fit(fit["batch_size"], tuple(fit["patch_size"]), fit["recompute"]),
+                "fit": None
+                if fit is None
+                else MemorySettings(fit["batch_size"], tuple(fit["patch_size"]), fit["recompute"]),
                 "epochs": [EpochMetrics.from_row(row) for row in stored.get("epochs", [])],
                 "epoch": EpochSoFar(**stored.get("epoch", {})),
             }

@@ -1,4 +1,4 @@
-"""The verb train: a fold of a planned run, from its stored cases to its model. Imports nothing heavy before it runs."""
+"""`medmamba train`: a fold of a planned run, from stored cases to a model. Imports nothing heavy before it runs."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.training.config import TrainConfig
-from medmamba.training.observers import Silent
+from medmamba.training.observers import NullObserver
 from medmamba.training.progress import EpochMetrics
 
 
-class Tracker(Silent):
+class Tracker(NullObserver):
     """Passes each epoch's metrics on to a service."""
 
     def __init__(self, log: Callable[[dict[str, float], int], None], close: Callable[[], None]) -> None:

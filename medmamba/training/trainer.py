@@ -28,8 +28,8 @@ from medmamba.training.guard import FiniteGuard
 from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.machine import determinism, peak_memory_gib
-from medmamba.training.memory import Fit, smaller_fit
-from medmamba.training.observers import EventLog, Observer, Observers, Silent
+from medmamba.training.memory import MemorySettings, smaller_fit
+from medmamba.training.observers import EventLog, NullObserver, Observer, Observers
 from medmamba.training.progress import Progress, StepReport, TrainingResult, write_metrics
 from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
 from medmamba.training.setup import FoldSetup
@@ -46,7 +46,7 @@ def train_fold(
     *,
     resume: bool = False,
     on_step: Callable[[StepReport], None] = lambda report: None,
-    observer: Observer = Silent(),  # noqa: B008, it has no state
+    observer: Observer = NullObserver(),  # noqa: B008, it has no state
 ) -> TrainingResult:
     """Train ``network`` on a fold's training cases and leave checkpoints, metrics and the recipe in its folder.
 
@@ -74,7 +74,7 @@ class Training:
         self.observer = Observers([EventLog(self.done.events), observer])
         self.guard = FiniteGuard(rate_factor=self.done.rate_factor, skipped=self.done.skipped)
         batch = config.batch_size or setup.configuration.batch_size
-        self.fit = self.done.fit or Fit(batch, tuple(setup.configuration.patch_size), config.recompute)
+        self.fit = self.done.fit or MemorySettings(batch, tuple(setup.configuration.patch_size), config.recompute)
         self.stepper = self._stepper()
         if state is not None:
             self.stepper.load_state(state.get("stepper", {}))

@@ -19,7 +19,7 @@ from medmamba.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_RECORD = {"--recipe", "--json", "--help", "--output"}
-"""Options that no record holds: the file of the others, the form of the answer, and the place where a verb writes."""
+"""Options that no record holds: the file of the others, the form of the answer, and where a command writes."""
 
 TEXTS = {
     "release": "1.2.3",
@@ -47,14 +47,14 @@ def commands(group=None, prefix=()):
             yield (*prefix, name), command
 
 
-def offers_of(command):
-    return getattr(command.callback, "offers", {})
+def specs_of(command):
+    return getattr(command.callback, "specs", {})
 
 
 def fields():
     for name, command in commands():
-        for parameter, offer in offers_of(command).items():
-            for field in offer.fields:
+        for parameter, spec in specs_of(command).items():
+            for field in spec.fields:
                 yield pytest.param(command, parameter, field, id=f"{'-'.join(name)}.{field}")
 
 
@@ -88,7 +88,7 @@ def recorder(command):
         return {}
 
     alone = typer.Typer(pretty_exceptions_enable=False)
-    alone.command("verb")(from_records(keep))
+    alone.command("example")(from_records(keep))
     return get_command(alone), seen
 
 
@@ -103,14 +103,14 @@ def called(command, *options):
     return seen.pop()
 
 
-def required(offers, *but):
+def required(specs, *but):
     """Options that must be given, but for one field."""
-    needed = [(offer, name) for offer in offers.values() for name in offer.fields if name not in but]
+    needed = [(spec, name) for spec in specs.values() for name in spec.fields if name not in but]
     return [
         word
-        for offer, name in needed
-        if offer.fields[name].is_required() or name in ("licence", "intended_use")
-        for word in (offer.kind.flag(name), sample(name, offer.fields[name]))
+        for spec, name in needed
+        if spec.fields[name].is_required() or name in ("licence", "intended_use")
+        for word in (spec.kind.flag(name), sample(name, spec.fields[name]))
     ]
 
 
@@ -118,36 +118,36 @@ def required(offers, *but):
     ("name", "command"), list(commands()), ids=lambda value: "-".join(value) if isinstance(value, tuple) else ""
 )
 def test_every_option_is_a_field_and_every_field_an_option(name, command):
-    offered = {name: offer for offer in offers_of(command).values() for name in offer.fields}
+    offered = {name: spec for spec in specs_of(command).values() for name in spec.fields}
     shown = {one.name: one for one in command.params if not getattr(one, "hidden", False)}
     assert set(offered) <= set(shown)
     for parameter in shown.values():
         if parameter.param_type_name == "option" and parameter.name not in offered:
             assert set(parameter.opts) & WITHOUT_RECORD, parameter.opts
-    for field, offer in offered.items():
-        assert shown[field].opts == offer.kind.flags(field)
-        assert shown[field].help == offer.fields[field].description
-        assert offer.fields[field].description.endswith((".", "1", "2.5", "encoder", "96", '1"')), field
-        if not _is_switch(offer.fields[field]):
-            assert shown[field].default == default_of(offer.fields[field])
+    for field, spec in offered.items():
+        assert shown[field].opts == spec.kind.flags(field)
+        assert shown[field].help == spec.fields[field].description
+        assert spec.fields[field].description.endswith((".", "1", "2.5", "encoder", "96", '1"')), field
+        if not _is_switch(spec.fields[field]):
+            assert shown[field].default == default_of(spec.fields[field])
 
 
 @pytest.mark.parametrize(("command", "parameter", "field"), list(fields()))
 def test_a_field_set_on_the_command_line_and_in_a_recipe_is_the_same(command, parameter, field, tmp_path):
-    offers = offers_of(command)
-    kind, info = offers[parameter].kind, offers[parameter].fields[field]
+    specs = specs_of(command)
+    kind, info = specs[parameter].kind, specs[parameter].fields[field]
     option = [kind.flag(field)] if _is_switch(info) else [kind.flag(field), sample(field, info)]
-    typed = called(command, *required(offers, field), *option)[parameter]
+    typed = called(command, *required(specs, field), *option)[parameter]
     assert field in typed.given
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({field: typed.model_dump(mode="json")[field]}))
-    read = called(command, *required(offers, field), "--recipe", path)[parameter]
+    read = called(command, *required(specs, field), "--recipe", path)[parameter]
     assert read == typed
     assert read.given == typed.given
     if not _is_switch(info):
         path = tmp_path / "recipe.yaml"
         path.write_text(f"{field}: '{option[1]}'\n")
-        assert called(command, *required(offers, field), "--recipe", path)[parameter] == typed
+        assert called(command, *required(specs, field), "--recipe", path)[parameter] == typed
 
 
 def command_of(*name):
@@ -211,15 +211,15 @@ def test_a_command_imports_the_pipeline_records_and_the_console_only(path):
         elif isinstance(node, ast.ImportFrom) and node.module == "medmamba":
             assert [alias.name for alias in node.names] == ["pipeline"]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("medmamba."):
-            room = node.module.removeprefix("medmamba.")
+            module = node.module.removeprefix("medmamba.")
             assert (
-                room in ("errors", "verb_options", "training.config")
-                or room.startswith("cli.")
-                or room.endswith(".options")
+                module in ("errors", "command_options", "training.config")
+                or module.startswith("cli.")
+                or module.endswith(".options")
             )
 
 
-def verbs_of(command):
+def calls_of(command):
     """Functions of the pipeline that a command calls."""
     tree = ast.parse(inspect.getsource(inspect.unwrap(command.callback)))
     calls = [
@@ -230,14 +230,14 @@ def verbs_of(command):
 
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=str)
 def test_a_command_calls_one_function_of_the_pipeline(name, command):
-    assert len(verbs_of(command)) == 1
+    assert len(calls_of(command)) == 1
 
 
 def test_every_function_of_the_pipeline_is_a_command_or_a_verb_of_the_python_api():
     import medmamba
 
     tree = ast.parse((ROOT / "medmamba" / "pipeline.py").read_text())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} - {"nothing"}
-    called_by_commands = {verb for _, command in commands() for verb in verbs_of(command)}
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} - {"no_progress"}
+    called_by_commands = {name for _, command in commands() for name in calls_of(command)}
     assert called_by_commands <= functions
     assert functions - called_by_commands <= set(medmamba._API)

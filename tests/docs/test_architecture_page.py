@@ -1,4 +1,4 @@
-"""The architecture page names files that exist, with what they define, and the order in which rooms import."""
+"""The architecture page names files that exist, with what they define, and the order in which packages import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 import pytest
 from doc_pages import ROOT
-from test_architecture import ROOMS
+from test_architecture import PACKAGES
 
 PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
 
@@ -37,9 +37,9 @@ def test_the_table_of_questions_names_its_files_in_full():
     assert set(bare) - {file for file, _ in NAMED} <= {"options.py"}
 
 
-def test_every_room_imports_only_rooms_of_rows_above_its_own():
+def test_every_package_imports_only_packages_of_rows_above_its_own():
     rows = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in section("Folders").splitlines() if "| `" in line]
-    row_of = {room: number for number, rooms in enumerate(rows) for room in rooms}
-    assert set(row_of) == set(ROOMS) - {"medmamba"}
-    upward = {(room, other) for room in row_of for other in ROOMS[room] if row_of[other] >= row_of[room]}
+    row_of = {package: number for number, packages in enumerate(rows) for package in packages}
+    assert set(row_of) == set(PACKAGES) - {"medmamba"}
+    upward = {(package, other) for package in row_of for other in PACKAGES[package] if row_of[other] >= row_of[package]}
     assert not upward

@@ -18,8 +18,9 @@ from medmamba.inference.predictor import Predictor
 from medmamba.model_selection.calibration import Uncertainty, quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.run import find_best
+from medmamba.models.cleaning_step import CleaningStep
 from medmamba.models.output_channels import OutputChannels
-from medmamba.models.prediction_recipe import Cleaning, Limits, read_recipe
+from medmamba.models.prediction_setup import Limits, read_prediction_setup
 from medmamba.plans.schema import Plan
 
 ORGAN = OutputChannels.of_labels(["background", "organ"])
@@ -70,7 +71,7 @@ def test_a_step_that_helps_one_region_and_harms_another_is_left_out():
 
 def test_small_objects_are_measured_in_cubic_millimetres():
     found, truth = ball_and_speck()
-    step = Cleaning(label="organ", action="remove_small", smallest_voxels_mm3=5.0)
+    step = CleaningStep(label="organ", action="remove_small", smallest_voxels_mm3=5.0)
     assert np.array_equal(clean(found, [step], {"organ": 1}, 1.0), truth)
     assert np.array_equal(clean(found, [step], {"organ": 1}, 6.0), found)
 
@@ -162,7 +163,7 @@ def runs_with(plan, tiny_run, small_run, run):
 def test_the_recipe_is_stored_says_its_folds_and_is_applied_by_predict(tiny_run, small_run, small_dataset, tmp_path):
     run = runs_with(None, tiny_run, small_run, tmp_path / "run")
     recipe = find_best(run, mirror=False)
-    assert recipe == read_recipe(run)
+    assert recipe == read_prediction_setup(run)
     assert recipe.folds == {"3d_fullres": ["fold_0", "fold_1"]}
     assert recipe.limits is None  # two cases are not enough
     image = sorted((small_dataset / "imagesTs").iterdir())[0]

@@ -16,7 +16,7 @@ import medmamba
 from medmamba.cli.main import app
 from medmamba.errors import ConfigError, InputError, InputErrors, ResourceError
 from medmamba.models.run_folder import RunFolder
-from medmamba.planning.measure import places
+from medmamba.planning.measure import locations
 from medmamba.preprocessing.labels import index_in
 
 
@@ -179,13 +179,13 @@ def test_components_and_centres_of_labels():
     indices[0, 0, :] = 2
     affine = np.diag([2.0, 1.0, 3.0, 1.0])
     affine[:3, 3] = (10, 0, 0)
-    found = places(indices, ["far", "row", "absent"], affine)
+    found = locations(indices, ["far", "row", "absent"], affine)
     assert set(found) == {"far", "row"}
     assert found["far"].components == 2
     assert found["far"].centre_mm == pytest.approx((10 + 2 * 8 / 3, 7 / 3, 3 * 2))
     assert found["row"] == (1, pytest.approx((10.0, 0.0, 4.5)))
-    assert places(indices, ["far", "row"], None)["row"].centre_mm is None
-    assert places(np.zeros_like(indices), ["far"], affine) == {}
+    assert locations(indices, ["far", "row"], None)["row"].centre_mm is None
+    assert locations(np.zeros_like(indices), ["far"], affine) == {}
 
 
 @pytest.mark.parametrize("values", [[0, 3, 1], [0, 700, 2], [0, -4, 100_000]])

@@ -32,10 +32,10 @@ TUMOUR = _plan(
 
 
 def test_labels_become_regions_and_the_same_labels_again():
-    heads = OutputChannels.of_plan(TUMOUR)
+    output_channels = OutputChannels.of_plan(TUMOUR)
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (1, 1, 9, 8, 7)))
-    logits = 2 * heads.truth(labels)[0] - 1  # above zero inside
-    assert torch.equal(heads.label_map(logits), labels[0, 0])
+    logits = 2 * output_channels.truth(labels)[0] - 1  # above zero inside
+    assert torch.equal(output_channels.label_map(logits), labels[0, 0])
 
 
 def test_an_order_that_would_lose_a_label_is_refused():
@@ -45,9 +45,11 @@ def test_an_order_that_would_lose_a_label_is_refused():
 
 
 def test_one_head_per_label_decides_by_the_largest_logit():
-    heads = OutputChannels.of_plan(_plan({"background": 0, "a": 7, "b": 3}, {"a": ["a"], "b": ["b"]}, ["a", "b"]))
+    output_channels = OutputChannels.of_plan(
+        _plan({"background": 0, "a": 7, "b": 3}, {"a": ["a"], "b": ["b"]}, ["a", "b"])
+    )
     logits = torch.tensor([[-1.0, 3.0, 1.0], [-2.0, 2.0, 4.0]])[:, None]
-    assert heads.label_map(logits).tolist() == [[0, 1, 2]]
+    assert output_channels.label_map(logits).tolist() == [[0, 1, 2]]
 
 
 def test_any_label_values_survive_the_way_to_indices_and_back():
@@ -61,11 +63,13 @@ def test_any_label_values_survive_the_way_to_indices_and_back():
 
 def test_a_left_right_flip_exchanges_the_labels_of_a_pair():
     plan = _plan({"background": 0, "kidney_l": 1, "kidney_r": 2}, pairs=[["kidney_l", "kidney_r"]])
-    heads = OutputChannels.of_plan(plan)
-    assert heads.label_swap == (0, 2, 1, 3)
+    output_channels = OutputChannels.of_plan(plan)
+    assert output_channels.label_swap == (0, 2, 1, 3)
     label = torch.zeros((1, 6, 5, 4))
     label[0, :2], label[0, 4:] = 1, 2
-    recipe = augmentation_plan((6, 5, 4), Mirroring(axes=[0, 1, 2], keeps_sides=True, swap_axis=0), heads.label_swap)
+    recipe = augmentation_plan(
+        (6, 5, 4), Mirroring(axes=[0, 1, 2], keeps_sides=True, swap_axis=0), output_channels.label_swap
+    )
     for step in range(10):  # flipped or not, index 1 stays on the low side
         draw = draw_sample(sample_rng(1, step, 0), recipe, None, 1)
         _, made = augment(torch.zeros((1, 6, 5, 4)), label, recipe, draw)

@@ -21,7 +21,7 @@ from medmamba.training import trackers, workers
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import STOP_AFTER, FiniteGuard, collapse_advice
-from medmamba.training.memory import Fit, smaller_fit
+from medmamba.training.memory import MemorySettings, smaller_fit
 from medmamba.training.progress import EpochMetrics, EpochSoFar, Progress, StepReport, TrainingResult
 from medmamba.training.report import closing_lines
 from medmamba.training.trackers import open_tracker
@@ -68,13 +68,13 @@ def test_steps_that_are_not_finite_lower_the_rate_then_stop_with_the_batch_on_di
 
 
 def test_memory_is_given_up_in_order_batch_recomputing_patch():
-    fit, seen = Fit(4, (64, 32), False), []
+    fit, seen = MemorySettings(4, (64, 32), False), []
     for _ in range(4):
         fit = smaller_fit(fit, (8, 8), can_recompute=True)
         seen.append((fit.batch_size, fit.recompute, fit.patch_size))
     assert seen == [(2, False, (64, 32)), (1, False, (64, 32)), (1, True, (64, 32)), (1, True, (48, 32))]
     with pytest.raises(MedmambaError, match="Out of memory even with batch 1, patch 16 x 16, activations recomputed"):
-        smaller_fit(Fit(1, (16, 16), True), (8, 8), can_recompute=True)
+        smaller_fit(MemorySettings(1, (16, 16), True), (8, 8), can_recompute=True)
 
 
 def test_time_spent_waiting_for_data_is_measured(monkeypatch):

@@ -49,8 +49,8 @@ class FoldsLoss(nn.Module):
 
     def __init__(self, plan: Mapping[str, Any]) -> None:
         super().__init__()
-        heads = OutputChannels.of_plan(read_numbers(plan)[0])  # type: ignore[arg-type]
-        self.loss = DeepSupervision(SegmentationLoss(heads, batch_dice=True))
+        output_channels = OutputChannels.of_plan(read_numbers(plan)[0])  # type: ignore[arg-type]
+        self.loss = DeepSupervision(SegmentationLoss(output_channels, batch_dice=True))
 
     def forward(self, outputs: Sequence[Any], target: Tensor) -> Tensor:
         """``outputs``: one entry a fold, of a network in training; ``target`` (B, 1, ...)."""

@@ -21,8 +21,9 @@ from medmamba.bundle.runtime.stage import Stage
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.cascade import prepare_stage
-from medmamba.inference.cleaning import CleaningStep, clean
+from medmamba.inference.cleaning import clean
 from medmamba.inference.restore import on_native_grid
+from medmamba.models.cleaning_step import CleaningStep
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.case import PreprocessedCase

@@ -1,4 +1,4 @@
-"""The verb predict: a model, in this process or in several, and the images that it predicts."""
+"""`medmamba predict`: a model, in this process or in several, and the images that it predicts."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from medmamba.networks.planned.unet import Topology
 from medmamba.plans.families import WINDOW_EDGE
 from medmamba.plans.route_sets import route_count
 
-SCHEDULES = ("constant", "falling", "rising")
+DEPTH_SCHEDULES = ("constant", "falling", "rising")
 """How the number of routes depends on depth; see :func:`routes_per_stage`."""
 
 
@@ -27,8 +27,8 @@ def routes_per_stage(topology: Topology, routes: str | Sequence[str], schedule: 
     names = [routes] * stages if isinstance(routes, str) else list(routes)
     if len(names) != stages:
         raise ConfigError(f"routes has {len(names)} entries for {stages} stages; give one name, or one per stage.")
-    if schedule not in SCHEDULES:
-        raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+    if schedule not in DEPTH_SCHEDULES:
+        raise ConfigError(f"schedule must be one of {', '.join(DEPTH_SCHEDULES)}, got {schedule!r}.")
     for name in names:
         route_count(name, dims)  # raises for an unknown set
     if schedule == "constant":

@@ -1,6 +1,6 @@
-"""Options of the verbs that have few: demo, explain, info, reproduce, dicom-seg and the three conversions.
+"""Options of the commands that have few: demo, explain, info, reproduce, dicom-seg and the three conversions.
 
-Those of plan, train, pretrain, predict, find-best, evaluate, report, export and serve stand in their rooms.
+Those of plan, train, pretrain, predict, find-best, evaluate, report, export and serve stand in their packages.
 """
 
 from __future__ import annotations

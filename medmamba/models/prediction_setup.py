@@ -9,24 +9,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from medmamba.errors import ConfigError
+from medmamba.models.cleaning_step import CleaningStep
 from medmamba.plans.json_record import Record
 
-RECIPE = "best.json"
-EVEN = 0.5
+PREDICTION_SETUP = "best.json"
+DEFAULT_THRESHOLD = 0.5
 """The probability above which a voxel belongs to a region, unless find-best chose another."""
-
-
-class Cleaning(Record):
-    """One step on the components of one label (by name)."""
-
-    kind: ClassVar[str] = "cleaning step"
-
-    label: str
-    action: Literal["largest_component", "remove_small"]
-    smallest_voxels_mm3: float = Field(default=0.0, ge=0)
-    """remove_small: components below this volume (voxels, for images without millimetres) become background."""
-    gain: float = 0.0
-    """Mean Dice gained in cross-validation."""
 
 
 class Limits(Record):
@@ -42,7 +30,7 @@ class Limits(Record):
     """Cross-validated cases of usual Dice that they were measured on; None: fixed numbers."""
 
 
-class Recipe(Record):
+class PredictionSetup(Record):
     """Configurations that predict together, thresholds, cleaning steps, temperature, and limits of quality control."""
 
     kind: ClassVar[str] = "recipe of find-best"
@@ -56,7 +44,7 @@ class Recipe(Record):
     cases: int
     thresholds: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=dict)
     """Of regions: the probability above which a voxel belongs to them; one half for those that are not named."""
-    cleaning: list[Cleaning]
+    cleaning: list[CleaningStep]
     temperature: float = Field(default=1.0, gt=0)
     """Logits of labels are divided by it before they become probabilities; of one configuration, masks do not depend
     on it."""
@@ -65,15 +53,15 @@ class Recipe(Record):
 
     def thresholds_of(self, regions: Sequence[str]) -> list[float]:
         """One probability for each region."""
-        return [self.thresholds.get(name, EVEN) for name in regions]
+        return [self.thresholds.get(name, DEFAULT_THRESHOLD) for name in regions]
 
 
-def read_recipe(run: Path) -> Recipe | None:
+def read_prediction_setup(run: Path) -> PredictionSetup | None:
     """The recipe of a run, or None when find-best has not been run."""
-    path = run / RECIPE
+    path = run / PREDICTION_SETUP
     if not path.is_file():
         return None
     try:
-        return Recipe.from_json(path.read_text(encoding="utf-8"), source=str(path))
+        return PredictionSetup.from_json(path.read_text(encoding="utf-8"), source=str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}).") from error
