@@ -8,6 +8,16 @@ from typing import Literal
 import pytest
 
 from medmamba.bundle.options import BundleCard, ExportOptions
+from medmamba.command_options import (
+    ConvertDatasetOptions,
+    ConvertPlansOptions,
+    ConvertWeightsOptions,
+    DemoOptions,
+    DicomSegOptions,
+    ExplainOptions,
+    InfoOptions,
+    ReproduceOptions,
+)
 from medmamba.errors import ConfigError, InputError
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.inference.options import PredictOptions
@@ -19,16 +29,6 @@ from medmamba.run_report.options import ReportOptions
 from medmamba.serving.options import ServeOptions
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PretrainOptions, TrainOptions
-from medmamba.verb_options import (
-    ConvertDatasetOptions,
-    ConvertPlansOptions,
-    ConvertWeightsOptions,
-    DemoOptions,
-    DicomSegOptions,
-    ExplainOptions,
-    InfoOptions,
-    ReproduceOptions,
-)
 
 
 class Example(Options):
