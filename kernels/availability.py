@@ -22,9 +22,8 @@ def why_not_triton(device: str, dtype: torch.dtype) -> str | None:
     """Why the Triton kernels cannot run, or None if they can."""
     if device != "cuda":
         return f"the Triton kernels run on CUDA and ROCm tensors, not {device}"
-    if find_spec("triton") is None:
-        return _not_float32("Triton", dtype) or 'triton is not installed ("pip install triton")'
-    return _not_float32("Triton", dtype)
+    missing = None if find_spec("triton") else 'triton is not installed ("pip install triton")'
+    return _not_float32("Triton", dtype) or missing
 
 
 def _not_float32(kind: str, dtype: torch.dtype) -> str | None:

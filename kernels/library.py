@@ -14,7 +14,6 @@ ABI_VERSION = 3
 _STATUS = {
     1: "out of memory for scratch space",
     2: "a row of `routes` is not a permutation of 0..L-1: every route must visit every position once",
-    3: "a size is zero or too large, or the sizes do not fit each other",
     4: "this processor cannot run the chosen instruction set",
 }
 _int, _int64, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
@@ -93,10 +92,6 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             continue
         library.mm_isa_name.restype = ctypes.c_char_p
         library.mm_choose_isa.argtypes = (ctypes.c_char_p,)
-        library.mm_scan_forward.argtypes = (ctypes.POINTER(ScanArguments),)
-        library.mm_scan_backward.argtypes = (ctypes.POINTER(ScanGradients),)
-        library.mm_deform_forward.argtypes = (ctypes.POINTER(DeformArguments),)
-        library.mm_deform_backward.argtypes = (ctypes.POINTER(DeformArguments),)
         _share_openmp(library)
         return library, str(path)
     if refused:
@@ -117,7 +112,7 @@ def cpu_library() -> ctypes.CDLL:
 
 def run(operator: str, function: str, arguments: ctypes.Structure) -> None:
     """Run a function of the library. Raises MemoryError or ValueError that names the operator."""
-    status = getattr(cpu_library(), function)(arguments)
+    status = getattr(cpu_library(), function)(ctypes.byref(arguments))
     if status:
         reason = _STATUS.get(status, f"unknown status {status}")
         raise (MemoryError if status == 1 else ValueError)(f"{operator}: {reason}.")

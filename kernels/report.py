@@ -9,8 +9,6 @@ import torch
 from medmamba.kernels.library import instruction_set, library_path
 from medmamba.kernels.scan.api import SCAN_BACKENDS
 
-_ALWAYS_SLOW = {"reference": "a plain loop for tests; runs only when named"}
-
 
 @dataclass(frozen=True)
 class BackendChoice:
@@ -54,4 +52,5 @@ def backend_report() -> BackendReport:
 def _choice(device: str, detail: str) -> BackendChoice:
     reasons = {name: backend.why_not(device, torch.float32) for name, backend in SCAN_BACKENDS.items()}
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
-    return BackendChoice(device, available_backends(device)[0], detail, refused | _ALWAYS_SLOW)
+    refused["reference"] = "a plain loop for tests; runs only when named"
+    return BackendChoice(device, available_backends(device)[0], detail, refused)

@@ -15,7 +15,6 @@ enum MmStatus {
     MM_OK = 0,
     MM_NO_MEMORY = 1,      // scratch could not be allocated
     MM_BAD_ROUTE = 2,      // a row of the route table is not a permutation of 0..L-1
-    MM_BAD_SHAPE = 3,      // a size is zero, negative or too large
     MM_BAD_ISA = 4,        // this processor cannot run the instruction set that was chosen
 };
 

@@ -1,4 +1,5 @@
-// The functions that Python calls: they check what could read out of bounds, then run the best instruction set.
+// The functions that Python calls, which has checked the sizes: they check the routes' values, then run the best
+// instruction set.
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,15 +34,16 @@ int chosen = -1;
 const MmIsa& isa() { return *kIsa[chosen < 0 ? (chosen = best()) : chosen]; }
 
 // Every row must visit every position once; anything else would read or write outside the arrays.
-int check_routes(const int32_t* routes, int64_t count, int64_t length) {
-    if (routes == nullptr) return MM_OK;
+int check_routes(const MmScan& s) {
+    if (s.routes == nullptr) return MM_OK;
+    const int64_t length = s.length;
     unsigned char* seen = (unsigned char*)malloc((size_t)length);
     if (seen == nullptr) return MM_NO_MEMORY;
     int status = MM_OK;
-    for (int64_t k = 0; k < count && status == MM_OK; ++k) {
+    for (int64_t k = 0; k < s.route_count && status == MM_OK; ++k) {
         memset(seen, 0, (size_t)length);
         for (int64_t l = 0; l < length; ++l) {
-            const int64_t place = routes[k * length + l];
+            const int64_t place = s.routes[k * length + l];
             if (place < 0 || place >= length || seen[place]) {
                 status = MM_BAD_ROUTE;
                 break;
@@ -51,34 +53,6 @@ int check_routes(const int32_t* routes, int64_t count, int64_t length) {
     }
     free(seen);
     return status;
-}
-
-int check(const MmScan& s) {
-    const int64_t sizes[] = {s.batch, s.length, s.route_count, s.channels, s.states};
-    int64_t product = 1;
-    for (int64_t size : sizes) {
-        if (size < 1 || size > (int64_t(1) << 40) || product > (int64_t(1) << 50) / size) return MM_BAD_SHAPE;
-        product *= size;
-    }
-    if (s.length > INT32_MAX) return MM_BAD_SHAPE;
-    return check_routes(s.routes, s.route_count, s.length);
-}
-
-int check(const MmDeform& d) {
-    if (d.dimensions != 2 && d.dimensions != 3) return MM_BAD_SHAPE;
-    int64_t taps = 1;
-    if (d.batch < 1 || d.groups < 1 || d.group_channels < 1) return MM_BAD_SHAPE;
-    for (int axis = 0; axis < 3; ++axis) {
-        if (d.image[axis] < 1 || d.kernel[axis] < 1 || d.stride[axis] < 1 || d.padding[axis] < 0 ||
-            d.dilation[axis] < 1 || d.image[axis] > (1 << 30) || d.kernel[axis] > (1 << 10))
-            return MM_BAD_SHAPE;
-        const int64_t reach = d.dilation[axis] * (d.kernel[axis] - 1) + 1;
-        if ((d.image[axis] + 2 * d.padding[axis] - reach) / d.stride[axis] + 1 != d.output[axis] || d.output[axis] < 1)
-            return MM_BAD_SHAPE;
-        taps *= d.kernel[axis];
-    }
-    taps -= d.remove_center ? 1 : 0;
-    return taps < 1 || d.columns < d.groups * taps * (d.dimensions + 1) ? MM_BAD_SHAPE : MM_OK;
 }
 
 }  // namespace
@@ -105,15 +79,15 @@ MM_EXPORT int mm_choose_isa(const char* name) {
 }
 
 MM_EXPORT int mm_scan_forward(const MmScan* s) {
-    const int status = check(*s);
+    const int status = check_routes(*s);
     return status == MM_OK ? isa().forward(s) : status;
 }
 
 MM_EXPORT int mm_scan_backward(const MmScanGrad* g) {
-    const int status = check(g->s);
+    const int status = check_routes(g->s);
     return status == MM_OK ? isa().backward(g) : status;
 }
 
-MM_EXPORT int mm_deform_forward(const MmDeform* d) { return check(*d) == MM_OK ? isa().deform_forward(d) : check(*d); }
+MM_EXPORT int mm_deform_forward(const MmDeform* d) { return isa().deform_forward(d); }
 
-MM_EXPORT int mm_deform_backward(const MmDeform* d) { return check(*d) == MM_OK ? isa().deform_backward(d) : check(*d); }
+MM_EXPORT int mm_deform_backward(const MmDeform* d) { return isa().deform_backward(d); }

@@ -1,14 +1,10 @@
-"""The deformable convolution in Triton: DCNv4's rule in two and three dimensions, without atomics.
+"""The deformable convolution in Triton: DCNv4's rule (`api.py`) in two and three dimensions, without atomics.
 
 A program owns a block of output positions and a block of one group's channels; it walks over the taps and reads whole
-rows of channels at the corners. Nothing is kept for the backward pass but the inputs.
-
-The gradient of the image is a scatter. It is turned into a gather: every tap's entry gets the number of the cell
-between voxels into which it falls (`tap_cells`); a stable sort of these numbers lists the entries of each cell in a
-fixed order; a voxel then adds up the entries of the 2^dimensions cells around it (`deform_image_gradient`). The same
-bits every time, whatever the offsets.
-
-Axes are z, y, x. In two dimensions the z axis has one voxel, one tap and no offset. `deform.py` has the formula.
+rows of channels at the corners. The gradient of the image, a scatter, is turned into a gather: every tap's entry gets
+the number of the cell between voxels into which it falls (`tap_cells`), a stable sort lists the entries of each cell,
+and a voxel adds up those of the 2^dimensions cells around it (`deform_image_gradient`): the same bits every time.
+Axes are z, y, x. In two dimensions the z axis has one voxel, one tap and no offset.
 """
 
 import triton
@@ -73,11 +69,7 @@ def _corner(corner, low, part, inside, iz, iy, ix, DIMS: tl.constexpr):
     up_x, up_y, up_z = corner % 2, corner // 2 % 2, corner // 4
     z, y, x = low[0] + up_z, low[1] + up_y, low[2] + up_x
     exists = inside & (z >= 0) & (z < iz) & (y >= 0) & (y < iy) & (x >= 0) & (x < ix)
-    fractions = (
-        _fraction(part[0], up_z),
-        _fraction(part[1], up_y),
-        _fraction(part[2], up_x),
-    )  # z: 1 in two dimensions
+    fractions = (_fraction(part[0], up_z), _fraction(part[1], up_y), _fraction(part[2], up_x))  # z: 1 in 2D
     return (z * iy + y).to(tl.int64) * ix + x, fractions, exists
 
 

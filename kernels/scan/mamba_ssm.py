@@ -51,18 +51,21 @@ def selective_scan(
     if z is not None and z.shape != u.shape:
         raise ValueError(f"z must have the shape of u, {tuple(u.shape)}, it is {tuple(z.shape)}.")
     states = A.shape[1]
-    constant = B.dim() == 2 or C.dim() == 2
-    groups = channels if constant else max(_groups("B", B), _groups("C", C))
-    if groups == 0 or channels % groups:
-        raise ValueError(f"{groups} groups of B and C do not divide D = {channels} channels.")
+    sizes = (batch, channels, states, length)
+    B, C = _grouped("B", B, sizes), _grouped("C", C, sizes)
+    groups = max(B.shape[1], C.shape[1])
+    if 0 in (B.shape[1], C.shape[1]) or channels % groups or groups % B.shape[1] or groups % C.shape[1]:
+        given = f"{B.shape[1]} and {C.shape[1]}" if B.shape[1] != C.shape[1] else str(groups)
+        raise ValueError(f"{given} groups of B and C do not divide D = {channels} channels.")
+    B, C = (value.repeat_interleave(groups // value.shape[1], 1).permute(0, 3, 1, 2) for value in (B, C))
     per_group = channels // groups
     split = (batch, groups, per_group, length)
     result = routed_scan(
         u.reshape(split).permute(0, 3, 1, 2),
         delta.reshape(split).permute(0, 3, 1, 2),
         A.reshape(groups, per_group, states),
-        _per_group("B", B, groups, (batch, channels, states, length)),
-        _per_group("C", C, groups, (batch, channels, states, length)),
+        B,
+        C,
         None if D is None else D.reshape(groups, per_group),
         None if delta_bias is None else delta_bias.reshape(groups, per_group),
         softplus=delta_softplus,
@@ -78,26 +81,19 @@ def selective_scan(
     return (y, last_state.reshape(batch, channels, states)) if return_last_state else y
 
 
-def _groups(name: str, value: Tensor) -> int:
-    if value.dim() not in (3, 4):
-        raise ValueError(f"{name} must be (D, N), (batch, N, L) or (batch, G, N, L), it is {tuple(value.shape)}.")
-    return value.shape[1] if value.dim() == 4 else 1
-
-
-def _per_group(name: str, value: Tensor, groups: int, sizes: tuple[int, int, int, int]) -> Tensor:
-    """B or C as (batch, L, groups, N)."""
+def _grouped(name: str, value: Tensor, sizes: tuple[int, int, int, int]) -> Tensor:
+    """B or C as (batch, G, N, L); constant in time each channel is a group."""
     batch, channels, states, length = sizes
     if value.dim() == 2:
         check_shape(name, value, "(D, N)", (channels, states))
-        return value.expand(batch, length, channels, states)
-    value = value.unsqueeze(1) if value.dim() == 3 else value
-    own = value.shape[1]
-    if tuple(value.shape) != (batch, own, states, length) or own == 0 or groups % own:
+        return value[None, :, :, None].expand(batch, channels, states, length)
+    grouped = value.unsqueeze(1) if value.dim() == 3 else value
+    if grouped.dim() != 4 or tuple(grouped.shape) != (batch, grouped.shape[1], states, length):
         raise ValueError(
-            f"{name} must be (batch, G, N, L) = ({batch}, G, {states}, {length}) with G dividing D = {channels}, "
-            f"it is {tuple(value.shape)}."
+            f"{name} must be (D, N), (batch, N, L) or (batch, G, N, L) with batch = {batch}, N = {states} and "
+            f"L = {length}, it is {tuple(value.shape)}."
         )
-    return value.repeat_interleave(groups // own, 1).permute(0, 3, 1, 2)
+    return grouped
 
 
 selective_scan_fn = selective_scan

@@ -1,6 +1,6 @@
 """The Triton backend of the selective scan: launches, the sums that finish the gradients, and the PyTorch operators.
 
-The kernels (`triton_kernels.py`) and Triton itself are imported at the first call.
+Imported at the first call of the backend, as it needs Triton.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from medmamba.kernels.arguments import check_permutations
+from medmamba.kernels.scan import triton_kernels as kernels
 from medmamba.kernels.scan.inputs import ScanInputs
 from medmamba.kernels.scan.operators import call_operator, scan_operators
 from medmamba.kernels.scan.reference import segment_resets
@@ -114,8 +115,6 @@ def _pass_spans(
     leaving: Tensor | None,
     adjoint: bool,
 ) -> None:
-    from medmamba.kernels.scan import triton_kernels as kernels
-
     has = {"HAS_ENTERING": entering is not None, "HAS_LEAVING": leaving is not None, "ADJOINT": adjoint}
     pointers, sizes = _given(values, entering, leaving), (cut.channels, cut.N, cut.K, cut.spans)
     grid = (cut.blocks, cut.N, cut.batch * cut.K)
@@ -124,8 +123,6 @@ def _pass_spans(
 
 def forward(scan: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `scan_operators` takes it. Routes are checked here, where their values are known also in a compiled graph."""
-    from medmamba.kernels.scan import triton_kernels as kernels
-
     check_permutations(scan.routes)
     one = scan.A.shape[-1] == 1
     kernel, block = (kernels.scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
@@ -162,8 +159,6 @@ def backward(
     dy: Tensor, dlast_state: Tensor | None, scan: ScanInputs, saved_states: Tensor, plain: Tensor
 ) -> tuple[Tensor | None, ...]:
     """As `scan_operators` takes it, in float32. The kernels have no gate."""
-    from medmamba.kernels.scan.triton_kernels import adjoint_spans, scan_backward, scan_backward_one
-
     dz = None
     if scan.z is not None:
         gate = torch.sigmoid(scan.z)
@@ -181,7 +176,7 @@ def backward(
         sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
         wide = (-(-cut.channels // SPANS_BLOCK), *cut.grid[1:])
         arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
-        adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
+        kernels.adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
         _pass_spans(cut, scan.A, sum_dt, carries, dlast_state, dinitial_state, adjoint=True)
     elif dlast_state is None:
         carries.zero_()
@@ -194,7 +189,8 @@ def backward(
     if one:
         flags |= {"T": TILE // ONE_SHORTER, "M": TILES_PER_SAVE * ONE_SHORTER}
     scratch = saved_states.new_empty(cut.batch, cut.K, cut.spans, flags["M"], cut.N, cut.channels)
-    (scan_backward_one if one else scan_backward)[cut.grid](
+    kernel = kernels.scan_backward_one if one else kernels.scan_backward
+    kernel[cut.grid](
         *(scan.x, scan.dt, scan.A, scan.B, scan.C, *_given(saved_states, scan.D), *optional, saved_states, carries, dy),
         *(dx, ddt, dA, dB, dC, dD, ddt_bias, scratch, *cut.sizes, cut.blocks),
         **flags,

@@ -1,15 +1,10 @@
 """State-space duality in Triton: the scan of Mamba-2 in chunks of matrix products, forward and backward.
 
-Four kernels. `ssd_states` finds what each chunk adds to the state, `ssd_pass` chains the chunks, `ssd_outputs` makes Y
-from the state before a chunk and the pairs of positions inside it. The adjoint obeys the same recurrence backwards, so
-these three make the gradients of X, B and C as well; `ssd_decay_gradient` makes that of A. States are rows of
-(b, chunks + 1, heads, p, n), row c before chunk c; nothing is kept for the backward pass, the states are found again.
-
-Decays inside a chunk are exponentials of differences of cumulative sums. The sums are float64, and where a (Q, Q) table
-of differences is needed, pairs of float32 (the sum, and what rounding lost): differences are as exact as sums formed
-between the two positions. A step of log decay under -200 is taken as -200: both are zero in float32, and nothing
-becomes infinite. Products run on matrix units; PRECISION is the way float32 is multiplied there ("tf32x3" keeps
-float32's bits).
+`ssd_states` finds what each chunk adds to the state, `ssd_pass` chains the chunks, `ssd_outputs` makes Y and the
+gradients of X, B and C, `ssd_decay_gradient` that of A. States are rows of (b, chunks + 1, heads, p, n), row c before
+chunk c. Decays inside a chunk are exponentials of differences of cumulative sums in float64; tables (Q, Q) of them are
+made from pairs of float32 (the sum, and what rounding lost). A step of log decay under -200 is taken as -200: both are
+zero in float32, and nothing becomes infinite. PRECISION is the way matrix units multiply float32.
 """
 
 import triton

@@ -1,6 +1,6 @@
 """The Triton backend of state-space duality: launches, and PyTorch operators with gradients.
 
-Triton is imported at the first call; the kernels are in `triton_ssd_kernels.py`.
+Imported at the first call of the backend, as it needs Triton.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from medmamba.kernels.operators import (
     none_without_input,
     refuse_second_derivative,
 )
+from medmamba.kernels.state_space_duality import triton_kernels as kernels
 
 # Positions per chunk; the largest block of p or n that is written, and that of the one that is summed over (the next
 # size of either makes products spill, on sm_80); elements of the state per program that chains chunks; and warps.
@@ -48,29 +49,25 @@ class _Launch:
 
     def states(self, V: Tensor, M: Tensor, edge: Tensor | None, adjoint: bool) -> Tensor:
         """The state before each chunk and after the last from the first, or the adjoints from the last (`edge`)."""
-        from medmamba.kernels.state_space_duality.triton_kernels import ssd_pass, ssd_states
-
         states = V.new_empty(self.batch, self.chunks + 1, self.heads, self.P, self.N, dtype=torch.float32)
         states[:, -1 if adjoint else 0] = 0 if edge is None else edge
         BP, BN = block_of(self.P), block_of(self.N)
         grid = (self.chunks, -(-self.P // BP) * -(-self.N // BN), self.pairs)
-        ssd_states[grid](V, self.A, M, states, *self.sizes, BP=BP, BN=BN, ADJOINT=adjoint, **self.options)
+        kernels.ssd_states[grid](V, self.A, M, states, *self.sizes, BP=BP, BN=BN, ADJOINT=adjoint, **self.options)
         sizes = (self.length, self.heads, self.P, self.N, self.chunks)
         blocks = -(-self.P * self.N // ELEMENTS)
-        ssd_pass[(blocks, self.pairs)](self.A, states, *sizes, Q=CHUNK, BE=ELEMENTS, ADJOINT=adjoint)
+        kernels.ssd_pass[(blocks, self.pairs)](self.A, states, *sizes, Q=CHUNK, BE=ELEMENTS, ADJOINT=adjoint)
         return states
 
     def outputs(
         self, query: Tensor, key: Tensor, value: Tensor, states: Tensor, adjoint: bool, swapped: bool
     ) -> Tensor:
         """Y or one of dX, dB, dC for every head, (batch, length, heads, width of value)."""
-        from medmamba.kernels.state_space_duality.triton_kernels import ssd_outputs
-
         width = value.shape[-1]
         out = states.new_empty(self.batch, self.length, self.heads, width)
         grid = (self.chunks, -(-width // block_of(width)), self.pairs)
         options = {"BI": SMALL_BLOCK, "BO": block_of(width), "ADJOINT": adjoint, "SWAPPED": swapped}
-        ssd_outputs[grid](query, key, value, self.A, states, out, *self.sizes, **options, **self.options)
+        kernels.ssd_outputs[grid](query, key, value, self.A, states, out, *self.sizes, **options, **self.options)
         return out
 
 
@@ -85,14 +82,12 @@ def backward(
     dY: Tensor, dlast: Tensor | None, X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of X, A, B, C and the initial state, in float32."""
-    from medmamba.kernels.state_space_duality.triton_kernels import ssd_decay_gradient
-
     launch = _Launch(X, A, B)
     states = launch.states(X, B, initial_state, adjoint=False)
     adjoints = launch.states(dY, C, dlast, adjoint=True)
     dX = launch.outputs(B, C, dY, adjoints, adjoint=True, swapped=False)
     dA = A.new_empty(A.shape, dtype=torch.float32)
-    ssd_decay_gradient[(launch.chunks, launch.pairs)](
+    kernels.ssd_decay_gradient[(launch.chunks, launch.pairs)](
         *(X, A, B, C, states, adjoints, dY, dA, *launch.sizes),
         **{"BP": SMALL_BLOCK, "BN": SMALL_BLOCK},
         **launch.options,

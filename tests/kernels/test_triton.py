@@ -75,6 +75,7 @@ def test_triton_is_refused_for_cpu_tensors_with_the_reason():
     assert "CUDA and ROCm" in backend_report().cpu.refused["triton"]
 
 
+@needs_triton
 def test_spans_fill_the_device_only_where_channels_do_not():
     from medmamba.kernels.scan.triton_launch import Launch
 
