@@ -119,15 +119,17 @@ def tiny_run(tmp_path_factory, small_run) -> Path:
 
 @pytest.fixture
 def registrations_undone():
-    """Networks, planner facts, routes and metrics that a test registers are forgotten after it."""
+    """Networks, planner facts, routes, normalisations and metrics that a test registers are forgotten after it."""
     from medmamba.evaluation.metrics import METRICS
     from medmamba.networks import routes
     from medmamba.networks.planned.registry import NETWORKS
     from medmamba.plans.cost.blocks import COSTS
     from medmamba.plans.families import FAMILIES
+    from medmamba.plans.normalizers import NORMALIZERS
     from medmamba.plans.route_sets import ROUTE_COUNT
+    from medmamba.preprocessing.normalize import FUNCTIONS
 
-    tables = (METRICS, NETWORKS, FAMILIES, COSTS, ROUTE_COUNT, routes._ROUTES)
+    tables = (METRICS, NETWORKS, FAMILIES, COSTS, ROUTE_COUNT, routes._ROUTES, NORMALIZERS, FUNCTIONS)
     before = [dict(table) for table in tables]
     yield
     for table, own in zip(tables, before, strict=True):

@@ -38,6 +38,7 @@ ALONE = [
     "docs/how-to/add-a-network.md",
     "docs/how-to/add-a-scan-route.md",
     "docs/how-to/add-a-loss.md",
+    "docs/how-to/add-a-normalisation.md",
     "docs/how-to/add-an-augmentation.md",
     "docs/how-to/add-a-scan-backend.md",
     "docs/reference/networks.md",
