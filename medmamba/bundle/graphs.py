@@ -63,9 +63,7 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
     if not (folder / "scripts" / "graphs.py").is_file():
         raise InputError(f"{folder}: not a bundle of `medmamba export`. Export the model first.")
     if "other_1" in json.loads((folder / "configs" / "inference.json").read_text()):
-        raise ConfigError(
-            f"{folder}: averages several configurations, and a graph holds one. Export one of them alone."
-        )
+        raise ConfigError(f"{folder}: averages several configurations; a graph holds one. Export one of them alone.")
     if kind == "onnx" and (missing := [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]):
         raise ConfigError(f"ONNX needs {', '.join(missing)}. Install with: pip install 'medmamba[export]'.")
     target = folder / "models" / FILES[kind]

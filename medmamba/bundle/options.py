@@ -41,13 +41,9 @@ class BundleCard(Options):
     def model_post_init(self, context: object) -> None:
         """Check what a bundle cannot do without."""
         if not self.licence.strip():
-            raise InputError(
-                "A bundle needs a licence: give --licence with an SPDX name, as Apache-2.0, or with a text file."
-            )
+            raise InputError("A bundle needs a licence: give --licence an SPDX name, as Apache-2.0, or a text file.")
         if not self.intended_use.strip():
-            raise InputError(
-                'A bundle needs its intended use: give --intended-use "what it segments, in which images, for whom".'
-            )
+            raise InputError('A bundle needs its intended use: give --intended-use "what, in which images, for whom".')
         if not all(part.isdecimal() for part in self.release.split(".")) or self.release.count(".") != 2:
             raise InputError(f"--release {self.release!r} is not a version. Write three numbers, as 0.1.0.")
 

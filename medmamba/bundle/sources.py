@@ -1,12 +1,9 @@
 """The scripts/ folder of a bundle: our own sources, copied with what they import.
 
 Starting from the files in ``runtime/`` the imports are followed. Every file keeps its place
-(``medmamba.networks.routes`` becomes ``scripts/networks/routes.py``), except that the choice of operators, the search
-for compiled kernels, the plan's schema and the search for networks of other packages are exchanged for the small
-versions in ``runtime/``: that leaves torch, MONAI, numpy and scipy as the only packages that a bundle needs.
-
-A network of another package comes along: the module that registers it and what that imports from its own package are
-copied to ``scripts/external/``.
+(``medmamba.networks.routes`` becomes ``scripts/networks/routes.py``); those in ``EXCHANGED`` give way to small versions
+that need torch, MONAI, numpy and scipy alone. A network of another package comes along: the module that registers it
+and what that imports from its own package are copied to ``scripts/external/``.
 """
 
 from __future__ import annotations
@@ -147,12 +144,13 @@ def _refuse_imports(source: _Source, node: ast.AST, names: list[str], *, at_top:
 
 
 def _exists(module: str) -> bool:
+    """Whether the name is a module's, and not that of something in a module (which is not imported for that)."""
     parent, _, _ = module.rpartition(".")
     try:
-        spec = find_spec(parent) if parent else find_spec(module)
+        package = find_spec(parent) if parent else None
     except (ImportError, AttributeError):
         return False
-    if spec is None or (parent and spec.submodule_search_locations is None):
+    if parent and (package is None or package.submodule_search_locations is None):
         return False
     return find_spec(module) is not None
 

@@ -94,14 +94,11 @@ def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
         stage: FoldEnsemble | None = ensemble
         while stage is not None:
             facts = [read_model_facts(folder).network for folder in stage.folders]
+            where = f"Configuration {stage.name}"
             if any(other != facts[0] for other in facts):
-                raise ConfigError(
-                    f"The folds of {stage.name} were trained with different networks. Choose folds of one with --fold."
-                )
+                raise ConfigError(f"{where}: its folds have different networks. Choose folds of one with --fold.")
             if stages.setdefault(stage.name, stage).folders != stage.folders:
-                raise ConfigError(
-                    f"{stage.name} is asked for with other folds than the cascade uses. Leave out --fold."
-                )
+                raise ConfigError(f"{where} is asked for with other folds than the cascade uses. Leave out --fold.")
             stage = stage.previous
     return stages
 

@@ -177,8 +177,8 @@ def snake(shape: Shape) -> list[np.ndarray]:
 def diagonal(shape: Shape) -> list[np.ndarray]:
     """MHS-VM's route X: diagonal after diagonal, turning back at the border; base orders mirrored, each with reverse.
 
-    2D: two base orders, the second mirrored along the last axis. 3D, ours: the planes i + j + k = const one after the
-    other, a snake of diagonals inside each; three base orders, mirrored along no, the last, and the middle axis.
+    2D: two base orders, the second mirrored along the last axis. 3D, ours: planes i + j + k = const, a snake of
+    diagonals inside each; three base orders, mirrored along no, the last, and the middle axis.
     """
     grid = _index(shape)
     order = _diagonal_2d(shape) if len(shape) == 2 else _diagonal_3d(shape)
@@ -243,9 +243,8 @@ def rotary(shape: Shape) -> list[np.ndarray]:
 def continuous(shape: Shape) -> list[np.ndarray]:
     """LaMamba-Diff's continuous scan: snakes that start in two corners, each followed by its reverse.
 
-    2D: rows from the top-left corner; columns from the bottom-left one. The original defines routes 1 and 3 separately
-    and only for squares; for even squares they are the reverses, which is what they are here on every grid. 3D, ours:
-    a third snake for the third axis.
+    2D: rows from the top-left corner; columns from the bottom-left one. The original has routes 1 and 3 for squares
+    only; for even ones they are the reverses, as here on every grid. 3D, ours: a third snake for the third axis.
     """
     grid = _index(shape)
     orders = []

@@ -17,7 +17,7 @@ from medmamba.networks.blocks.scan_core import ScanModule
 def set_scan_backend(network: nn.Module, name: str) -> None:
     """Let every scan and deformable convolution of ``network`` run on the backend ``name``, from the next call on.
 
-    Raises ConfigError for an unknown name. Whether the backend runs on a device is what `scan_backend_of` answers.
+    Raises ConfigError for an unknown name; `scan_backend_of` for one that cannot run on a device.
     """
     if name not in ("auto", *SCAN_BACKENDS):
         raise unknown_name("scan backend", name, ("auto", *SCAN_BACKENDS))

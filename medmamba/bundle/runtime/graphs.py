@@ -3,10 +3,9 @@
 Run as ``python -m scripts.graphs FORMAT``.
 
 TorchScript is scripted and takes any patch and batch size (see ``scripted.py``); a family that cannot be scripted is
-traced at the patch size of the plan. torch.export and ONNX take any batch size, and of a network without scans any
-multiple of its strides: of a scan they write down every step, and how many there are depends on the size of the map, so
-that a network with scans is held at the patch size of the plan. The operators are torch's own: a process that has only
-torch (or onnxruntime) runs them.
+traced at the patch size of the plan. torch.export and ONNX take any batch size, and without scans any multiple of the
+strides; of a scan they write down every step, which holds it at the plan's patch size. A process that has only torch
+(or onnxruntime) runs them.
 """
 
 from __future__ import annotations

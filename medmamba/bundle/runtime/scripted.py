@@ -1,9 +1,8 @@
 """Shipped in bundles: the planned networks in TorchScript, one file for every patch size and batch size.
 
-A trace would write down one grid: its routes, the number of steps of its scans, its padding. So the network's own
-modules are compiled by ``torch.jit.script``, and the few that it cannot compile (norm, scan mixer, the frame with its
-padding) are exchanged for some that compute the same from the size they see, with the same weights. ``model.ts`` needs
-torch alone.
+A trace would write down one grid: its routes, steps and padding. So the network's own modules are compiled by
+``torch.jit.script``, and the few that it cannot compile (norm, scan mixer, the frame with its padding) are exchanged
+for some that compute the same from the size they see, with the same weights.
 
 Glossary, as in ``scan_core.py``: B batch, L tokens, E inner width, N state size, R rank of the step, K routes.
 """
@@ -89,8 +88,7 @@ class _Mean(nn.Module):
 class _Unet(nn.Module):
     """Pads to the strides, goes down and up, crops.
 
-    ``doubled``: no bottleneck of one voxel (see ``conv_unet.py``). ``image_twice``: the second stage, too,
-    sees the image.
+    ``doubled``: no bottleneck of one voxel (see ``conv_unet.py``). ``image_twice``: the second stage sees it too.
     """
 
     def __init__(

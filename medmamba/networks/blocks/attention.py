@@ -1,7 +1,6 @@
 """Window attention in 2D and 3D: Swin's, on any grid.
 
-Source: Liu et al. 2021, Swin Transformer (arXiv:2103.14030), sections 3.2 and 3.3. Beside LaMamba-Diff's scan it keeps
-the local detail; between the slices of a volume it is LinGen's TESA.
+Source: Liu et al. 2021, Swin Transformer (arXiv:2103.14030), sections 3.2 and 3.3. In a volume it is LinGen's TESA.
 
 Sizes that the window does not divide are padded at the end; padded tokens form a region of their own, which nobody else
 attends to. A window larger than the grid shrinks to it and is not shifted along that axis.

@@ -6,10 +6,9 @@ Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3. Width C:
     x = x + scan(LN(x))                                        in_proj, deformable convolution, SiLU, scan, LN, out_proj
     x = x + MLP(LN(x))
 
-The variant "se_lpu" adds a local perception unit (a depthwise 3x3 convolution) before the first and before the last
-part and a squeeze-and-excitation gate after the scan; nano and tiny are built of it. The released source calls its
-deformable convolution in a way that cannot run; the parameter counts of the paper fit the variant without the two
-pointwise projections, so that is the default here.
+The variant "se_lpu" (nano and tiny) adds a local perception unit, a depthwise 3x3 convolution, before the first and
+before the last part and a squeeze-and-excitation gate after the scan. The released source cannot run; the parameter
+counts of the paper fit a deformable convolution without its two pointwise projections, the default here.
 """
 
 from __future__ import annotations
@@ -39,12 +38,8 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, width: int, reduction: int = 8) -> None:
         super().__init__()
-        self.fc = nn.Sequential(
-            Linear(width, width // reduction, bias=False),
-            nn.ReLU(),
-            Linear(width // reduction, width, bias=False),
-            nn.Sigmoid(),
-        )
+        narrow, widen = Linear(width, width // reduction, bias=False), Linear(width // reduction, width, bias=False)
+        self.fc = nn.Sequential(narrow, nn.ReLU(), widen, nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.fc(x.flatten(1, -2).mean(1))  # (B, C)

@@ -7,8 +7,6 @@ autocast, compiled and exported graphs) it is torch's own ``linear``. Same value
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,13 +42,11 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and all(value is None or value.dtype == torch.float32 for value in (x, weight, bias))
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
-        and _product_exists()
+        and PRODUCT_EXISTS
     )
 
 
-@cache
-def _product_exists() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+PRODUCT_EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 # Gradients of narrow weights are sums over many rows; there MKL is the faster one.

@@ -1,13 +1,13 @@
 """MATE, LinGen's block: a scan of linear cost for distant tokens, window attention for near ones.
 
-Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5. There is no official code, and the paper gives the
-review tokens and the axis order only in words; what follows is our reading.
+Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5. There is no official code; where the paper has only
+words (review tokens, axis order) this is our reading.
 
     y = LN(x);  x = x + MA(y) + TE(y);  x = x + MLP(LN(x))
 
-MA: Mamba-2 along one rotary-major order, forwards and backwards; the next layer takes the next order, so that four
-layers let every axis run fastest. Review tokens, a pooled overview of the map, come before the sequence in both
-directions, and their outputs are dropped. TE: attention in small windows, shifted in every second layer.
+MA: Mamba-2 along one rotary-major order, forwards and backwards; the next layer takes the next order. Review tokens, a
+pooled overview of the map, come before the sequence in both directions, and their outputs are dropped. TE: attention in
+small windows, shifted in every second layer.
 
 Glossary: C width, E inner width, h heads of p channels, N state size, r edge of the review grid.
 """

@@ -133,6 +133,5 @@ class MHSMixer(nn.Module):
         z = None
         if self.in_proj is not None:
             x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, *S, C) each
-        x = self.mhs(F.silu(channels_last(self.conv(channels_first(x)))))
-        x = self.out_norm(x)
+        x = self.out_norm(self.mhs(F.silu(channels_last(self.conv(channels_first(x))))))
         return x if z is None else x * F.silu(z)

@@ -4,15 +4,14 @@ Source: Liu et al. 2024, VMamba (arXiv:2401.10166), section 4; Gu and Dao 2023, 
 
 Glossary: B batch, L tokens, E inner width, N state size, R rank of the step size, K routes.
 
-For route k and a token with features u (E):
+For route k and a token with features u (E), with outputs added over the routes where the token lies:
 
     [dt | B | C] = x_proj_weight[k] @ u                     R + N + N numbers per token
     delta        = softplus(dt_projs_weight[k] @ dt + dt_projs_bias[k])
     h            = exp(delta * A_k) * h_before + delta * B * u,      A_k = -exp(A_logs_k)
     y_k          = C . h + Ds_k * u
 
-and the outputs of all routes are added where the token lies. The projections act on each token alone, so they commute
-with the reordering: they run once, in spatial order, and the routes are read inside the scan; nothing is copied.
+The projections act on each token alone, so they run once, in spatial order, and only the scan reads the routes.
 """
 
 from __future__ import annotations
@@ -41,13 +40,8 @@ class ScanModule(nn.Module):
 class ScanCore(ScanModule):
     """Selective scan of (B, L, E) tokens along K routes, summed (or stacked) over the routes.
 
-    Parameter names and shapes are those of VM-UNet's SS2D, so published weights fit.
-
-    Args:
-        inner: E, channels that are scanned.
-        routes: K, number of routes; the table itself comes with each call.
-        state_size: N, numbers kept per channel.
-        dt_rank: R.
+    Parameter names and shapes are those of VM-UNet's SS2D, so published weights fit. ``inner`` is E, ``routes`` K (the
+    table itself comes with each call), ``state_size`` N, ``dt_rank`` R.
     """
 
     def __init__(self, inner: int, routes: int, state_size: int, dt_rank: int) -> None:

@@ -66,8 +66,7 @@ class Direction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """SiLU of the convolution of (B, L, E) over the tokens before (or, backwards, after) each one."""
-        if self.conv1d is None:
-            raise RuntimeError("a direction that borrows its convolution cannot be called")
+        assert self.conv1d is not None
         weight = self.conv1d.weight.flip(-1) if self.backwards else self.conv1d.weight
         sides = (0, self.kernel - 1) if self.backwards else (self.kernel - 1, 0)
         y = F.conv1d(F.pad(x.mT, sides), weight, self.conv1d.bias, groups=x.shape[-1])

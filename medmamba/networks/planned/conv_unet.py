@@ -22,10 +22,8 @@ NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 class ConvUNet(PlannedNetwork):
     """A U-Net of convolutions with the interface of :class:`~medmamba.networks.planned.unet.PlannedUNet`.
 
-    Args:
-        topology: the plan's numbers.
-        encoder: one module per stage, from the image's resolution to the bottleneck.
-        decoder: one module per stage, from the bottleneck up; takes a map and the list of skips.
+    ``encoder``: one module per stage, from the image to the bottleneck; ``decoder``: from the bottleneck up, each of a
+    map and the list of skips.
     """
 
     def __init__(self, topology: Topology, encoder: Iterable[nn.Module], decoder: Iterable[nn.Module]) -> None:

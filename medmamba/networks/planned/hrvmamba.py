@@ -10,6 +10,7 @@ Batch norm, useless with two images per batch, is instance norm.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
 
@@ -30,28 +31,22 @@ INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 DEFORMABLE = ("auto", "always", "never")
 
 
-class FinerToCoarser(nn.Module):
+def finer_to_coarser(topology: Topology, source: int, to: int) -> nn.Module:
     """Strided depthwise and pointwise convolutions, one pair per resolution; the width changes in the last."""
-
-    def __init__(self, topology: Topology, source: int, to: int) -> None:
-        super().__init__()
-        widths, steps = topology.features_per_stage, []
-        for stage in range(source + 1, to + 1):
-            stride, last = topology.strides[stage], stage == to
-            out = widths[to] if last else widths[source]
-            kernel, padding = strided_kernel(stride)
-            convolution = CONV[len(stride)]
-            steps += [
-                convolution(widths[source], widths[source], kernel, stride, padding, groups=widths[source], bias=False),
-                InstanceNorm(widths[source]),
-                convolution(widths[source], out, 1, bias=False),
-                InstanceNorm(out),
-                *([] if last else [nn.LeakyReLU(SLOPE)]),
-            ]
-        self.steps = nn.Sequential(*steps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.steps(x)
+    width, steps = topology.features_per_stage[source], []
+    for stage in range(source + 1, to + 1):
+        stride = topology.strides[stage]
+        kernel, padding = strided_kernel(stride)
+        out = topology.features_per_stage[to] if stage == to else width
+        convolution = CONV[len(stride)]
+        steps += [
+            convolution(width, width, kernel, stride, padding, groups=width, bias=False),
+            InstanceNorm(width),
+            convolution(width, out, 1, bias=False),
+            InstanceNorm(out),
+            *([] if stage == to else [nn.LeakyReLU(SLOPE)]),
+        ]
+    return nn.Sequential(OrderedDict(steps=nn.Sequential(*steps)))
 
 
 class CoarserToFiner(nn.Module):
@@ -79,7 +74,7 @@ class BranchFusion(nn.Module):
             nn.ModuleList(
                 nn.Identity()
                 if source == to
-                else (CoarserToFiner if source > to else FinerToCoarser)(topology, source, to)
+                else (CoarserToFiner if source > to else finer_to_coarser)(topology, source, to)
                 for source in stages
             )
             for to in stages
@@ -154,11 +149,10 @@ def hrvmamba(
     """HRVMamba's parallel branches of DVSS blocks, for thin and small structures (arXiv:2410.03174).
 
     Args:
-        state_size, routes, schedule, expand: of the scans, as for ``vm_unet``; the published state size is 1.
+        state_size, routes, schedule, expand, use_scan: as for ``vm_unet``; the published state size is 1.
         mlp_ratio: hidden width of the MLP over the branch's width.
         se_lpu: with the local perception units and the channel gate of the published nano and tiny models.
         deformable: "auto" (everywhere in 2D, from stride 8 on in 3D), "always" or "never".
-        use_scan: False leaves the scans out.
     """
     t, dims = topology, topology.spatial_dims
     if deformable not in DEFORMABLE:

@@ -43,8 +43,7 @@ def residual_unet(topology: Topology) -> nn.Module:
 
 
 def _unet(topology: Topology, block: type[PlainPair]) -> nn.Module:
-    t = topology
-    dims, widths = t.spatial_dims, t.features_per_stage
+    t, dims, widths = topology, topology.spatial_dims, topology.features_per_stage
     down = zip((t.in_channels, *widths[:-1]), widths, t.kernels, t.strides, strict=True)
     up = zip(widths[1:], widths[:-1], t.kernels[1:], t.strides[1:], strict=True)
     encoder = [block(dims, *numbers) for numbers in down]

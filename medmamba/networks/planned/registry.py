@@ -100,11 +100,8 @@ def unet_family(
 ) -> Callable[[BlockBuilder], BlockBuilder]:
     """Register ``(topology, rate, **options) -> block factory`` as a family in the U-Net frame.
 
-    Args:
-        name: of the network.
-        frame: the family's own defaults of the frame's options, which it takes beside its own; FrameOptions() if None.
-        encoder: (topology, block factory, conv_blocks=) to the encoder of :class:`~.unet.PlannedUNet`.
-        facts: as in NetworkFacts.
+    ``frame`` has the family's own defaults of the frame's options; ``encoder`` makes the encoder of
+    :class:`~.unet.PlannedUNet` from (topology, block factory, conv_blocks=); ``facts`` as in NetworkFacts.
     """
     defaults = frame or FrameOptions()
     frame_options = {

@@ -49,10 +49,7 @@ def segmamba(
 ) -> BlockFactory:
     """Gated spatial convolution, a tri-orientated scan and an MLP, like SegMamba (arXiv:2401.13560).
 
-    Args:
-        state_size, routes, schedule, expand: of the scans, as for ``vm_unet``.
-        mlp_ratio: hidden width of the MLP over the stage's width.
-        use_scan: False leaves the scans out.
+    Options as for ``vm_unet``, and ``mlp_ratio``, hidden width of the MLP over the stage's width.
     """
     mixer = scan_mixers(topology, routes, schedule, state_size=state_size, expand=expand, use_scan=use_scan)
 

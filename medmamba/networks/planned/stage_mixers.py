@@ -34,10 +34,8 @@ def routes_per_stage(topology: Topology, routes: str | Sequence[str], schedule: 
     if schedule == "constant":
         return names
     first = 1 if topology.stem == "conv" else 0
-    levels = range(first, stages)
-    for level in levels:
-        fine = level - first  # 0 at the finest
-        distance = stages - 1 - level if schedule == "falling" else fine
+    for level in range(first, stages):
+        distance = stages - 1 - level if schedule == "falling" else level - first
         names[level] = f"{names[level]}:{min(2 * distance + 1, route_count(names[level], dims))}"
     return names
 
@@ -63,19 +61,16 @@ def scan_mixers(
 def window_attentions(
     topology: Topology, window: int | None, head_width: int
 ) -> Callable[[int, int, int], WindowAttention]:
-    """(stage, index, width) to attention in windows, 8 in 2D and 4 in 3D if None; every second block shifts them."""
+    """(stage, index, width) to attention in windows, 8 in 2D and 4 in 3D if None; every second block shifts them.
+
+    Heads divide the width and are at least ``head_width`` wide (or a single one).
+    """
     edge = window or WINDOW_EDGE[topology.spatial_dims]
     places = topology.block_places
 
     def attention(stage: int, index: int, width: int) -> WindowAttention:
+        heads = max(h for h in range(1, max(width // head_width, 1) + 1) if width % h == 0)
         shifted = places.index((stage, index)) % 2 == 1
-        return WindowAttention(
-            width, fitting_heads(width, head_width), (edge,) * topology.spatial_dims, shifted=shifted
-        )
+        return WindowAttention(width, heads, (edge,) * topology.spatial_dims, shifted=shifted)
 
     return attention
-
-
-def fitting_heads(width: int, head_width: int) -> int:
-    """Number of heads that divides ``width`` and makes them at least ``head_width`` wide (or one)."""
-    return max(h for h in range(1, max(width // head_width, 1) + 1) if width % h == 0)

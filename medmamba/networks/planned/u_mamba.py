@@ -17,9 +17,7 @@ def u_mamba_bot(
 ) -> BlockFactory:
     """A residual U-Net with one-way Mamba in the bottleneck only, like U-Mamba Bot (arXiv:2401.04722).
 
-    Args:
-        state_size, expand: of the scans.
-        use_scan: False leaves the scans out.
+    Options as for ``vm_unet``.
     """
     inside = _one_way(state_size, expand, rate, use_scan)
     bottleneck = len(topology.strides) - 1
@@ -32,9 +30,7 @@ def u_mamba_enc(
 ) -> BlockFactory:
     """A residual U-Net with one-way Mamba in every encoder stage, like U-Mamba Enc (arXiv:2401.04722).
 
-    Args:
-        state_size, expand: of the scans.
-        use_scan: False leaves the scans out.
+    Options as for ``vm_unet``.
     """
     return _one_way(state_size, expand, rate, use_scan)
 

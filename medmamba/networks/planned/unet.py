@@ -140,8 +140,7 @@ class PlannedUNet(PlannedNetwork):
         topology: the plan's numbers.
         stem: image to features of stage 0, (B, f0, *S/strides[0]).
         encoder: features of stage 0 to those of all stages, a list from fine to coarse.
-        decoder_convs: convolutions after each skip.
-        checkpoint_blocks: recompute blocks in the backward pass instead of keeping their activations.
+        decoder_convs, checkpoint_blocks: as in :class:`~.registry.FrameOptions`.
     """
 
     def __init__(
@@ -285,9 +284,6 @@ def build_stem(topology: Topology, block: BlockFactory) -> nn.Module:
     width, kernel = t.features_per_stage[0], t.kernels[0]
     if t.stem == "patch":
         return nn.Sequential(Downsample(t.in_channels, width, t.strides[0]), Blocks(stage_blocks(t, block, 0)))
-    first = (
-        ConvNormAct(t.in_channels, width, kernel)
-        if t.full_resolution
-        else Downsample(t.in_channels, width, t.strides[0])
-    )
-    return nn.Sequential(first, *(ConvNormAct(width, width, kernel) for _ in range(max(t.blocks_per_stage[0], 1) - 1)))
+    strided = None if t.full_resolution else Downsample(t.in_channels, width, t.strides[0])
+    first = strided or ConvNormAct(t.in_channels, width, kernel)
+    return nn.Sequential(first, *(ConvNormAct(width, width, kernel) for _ in range(t.blocks_per_stage[0] - 1)))

@@ -1,7 +1,6 @@
 """Parameter names of the original projects translated to ours.
 
-The parameters themselves have the same shapes; only where they live differs. Each family has a few rules, and they are
-the same for a state dict, for a list of gradients, and for anything else that is keyed by parameter name.
+The parameters have the same shapes; only where they live differs.
 """
 
 from __future__ import annotations

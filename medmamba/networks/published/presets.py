@@ -114,11 +114,10 @@ def gated_options(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
 
 def deformable(shapes: Shapes, prefix: str, channels: int, groups: int, **geometry: Any) -> DeformableConv:
     """DCNv4's layer; ``geometry`` as of DeformableConv."""
-    offset_kernel = shapes.get(prefix + "offset_mask_dw.weight")
     return DeformableConv(
         channels,
         groups,
-        offset_kernel=offset_kernel[-1] if offset_kernel else None,
+        offset_kernel=shapes.get(prefix + "offset_mask_dw.weight", (None,))[-1],
         pointwise=prefix + "value_proj.weight" in shapes,
         output_bias=prefix + "output_proj.bias" in shapes,
         **geometry,

@@ -31,19 +31,12 @@ _SHOWN = 6  # names per line of a report
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What became of a published state dict.
-
-    Attributes:
-        loaded: our parameters that got a tensor as it was.
-        adapted: our parameters whose tensor was reshaped or is used a second time, with how.
-        left_over: the original's names that went nowhere, with why.
-        missing: our parameters that keep their initial values.
-    """
+    """What became of a published state dict: names of our parameters, of the original's in ``left_over``."""
 
     loaded: tuple[str, ...]
-    adapted: tuple[str, ...]
-    left_over: tuple[str, ...]
-    missing: tuple[str, ...]
+    adapted: tuple[str, ...]  # reshaped, or used a second time, with how
+    left_over: tuple[str, ...]  # with why
+    missing: tuple[str, ...]  # keep their initial values
 
     def summary(self) -> str:
         """One line per group: how many, and the first few names."""
