@@ -20,13 +20,13 @@ from medmamba.plans.default_configuration import choose_default
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import LEAST_SPACING_MM, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE, GridPlan, plan_grid
-from medmamba.plans.labels import one_head_per_label, partly_annotated
 from medmamba.plans.left_right import mirror_decision, side_pairs
 from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
 from medmamba.plans.mirroring import choose_mirroring
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
+from medmamba.plans.partial_annotation import one_head_per_label, partly_annotated
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.spacing import axis_order, median_shape, target_spacing
 from medmamba.plans.training_step import PlanTask, TooSlow

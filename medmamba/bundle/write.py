@@ -58,7 +58,7 @@ def export_bundle(
         output: the bundle's folder; what stood there is exchanged when the new one has passed.
         check_on: an image or a folder of real images; the first ``most_cases`` are predicted by MONAI in a process that
             cannot import medmamba, and by medmamba, and must agree in every voxel.
-        configuration: names of configurations, as in :class:`~medmamba.bundle.options.ExportOptions`; so are the others.
+        configuration: names of configurations; this and the others as in :class:`ExportOptions`.
         folds: folds to use.
         mirror: whether flips are averaged.
         most_cases: largest number of cases that are compared.
