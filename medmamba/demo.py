@@ -59,7 +59,7 @@ def run_demo(
     from medmamba.datasets import read_dataset
     from medmamba.evaluation.overview import save_overview
     from medmamba.evaluation.run import run_evaluation
-    from medmamba.inference.folder.predict import predict
+    from medmamba.inference.folder.run import predict
     from medmamba.inference.options import PredictOptions
     from medmamba.planning.run import plan
     from medmamba.training.config import TrainConfig

@@ -135,7 +135,7 @@ def predict(
 
     With ``wait`` the processes of torchrun end together: one that ends with an error would take the others with it.
     """
-    from medmamba.inference.folder.predict import predict
+    from medmamba.inference.folder.run import predict
     from medmamba.inference.options import PredictOptions
     from medmamba.training.distributed import wait_for_all
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medmamba.disk.atomic import write_json, write_text
+from medmamba.disk.atomic import write_json
 from medmamba.errors import InputError
-from medmamba.evaluation.report import Evaluation
+from medmamba.evaluation.report import Evaluation, write_table
 from medmamba.evaluation.statistics import PairedDifference, holm, paired_difference
 
 MEAN = "mean of structures"
@@ -43,15 +40,12 @@ class Comparison:
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Write ``comparison.json`` and ``comparison.csv``."""
         write_json(folder / "comparison.json", self.as_dict())
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        fields = list(next(iter(next(iter(self.differences.values())).values())).as_dict())
-        writer.writerow(["structure", "metric", *fields])
-        for name, rows in self.differences.items():
-            for metric, found in rows.items():
-                record = found.as_dict()
-                writer.writerow([name, metric, *("" if record[key] is None else record[key] for key in fields)])
-        write_text(folder / "comparison.csv", text.getvalue())
+        rows = [
+            {"structure": name, "metric": metric, **found.as_dict()}
+            for name, table in self.differences.items()
+            for metric, found in table.items()
+        ]
+        write_table(folder / "comparison.csv", list(rows[0]), [list(row.values()) for row in rows])
         return folder / "comparison.json", folder / "comparison.csv"
 
 
@@ -66,14 +60,13 @@ def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = (
         raise InputError("There is no case to compare. Give truths that both folders have masks for.")
     table: dict[str, dict[str, PairedDifference]] = {name: {} for name in first.structures}
     for metric in first.metrics:
-        found = {name: _pair(first.values(metric, name), second.values(metric, name)) for name in first.structures}
+        found = {
+            name: paired_difference(first.values(metric, name), second.values(metric, name))
+            for name in first.structures
+        }
         for (name, difference), p in zip(found.items(), holm([d.p for d in found.values()]), strict=True):
             table[name][metric] = replace(difference, p_holm=p)
     if len(first.structures) > 1:
-        means = [list(one.mean_per_case("dice").values()) for one in (first, second)]
-        table[MEAN] = {"dice": _pair(*means)}
+        means = [list(one.mean_per_case().values()) for one in (first, second)]
+        table[MEAN] = {"dice": paired_difference(*means)}
     return Comparison(*names, table)
-
-
-def _pair(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
-    return paired_difference(first, second)

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.evaluation.lesions import Lesions, count_lesions
-from medmamba.evaluation.options import TOLERANCE_MM
-from medmamba.evaluation.surface import SurfaceDistances, bounding_slices, surface_distances
+from medmamba.evaluation.options import TOLERANCE_MM, EvaluateOptions
+from medmamba.evaluation.surface import SurfaceDistances, surface_distances
 from medmamba.geometry import Grid
 
 
@@ -57,15 +57,16 @@ class MaskPair:
         truth: NDArray[np.bool_],
         prediction: NDArray[np.bool_],
         spacing_mm: Sequence[float] | None,
-        *,
         tolerance_mm: float = TOLERANCE_MM,
         tolerance_px: float = TOLERANCE_MM,
     ) -> MaskPair:
         """Two masks of a whole image; raises ValueError if they differ in shape."""
         if truth.shape != prediction.shape:
             raise ValueError(f"masks differ in shape: {truth.shape} and {prediction.shape}")
+        from scipy.ndimage import find_objects
+
         voxels, spacing = truth.size, None if spacing_mm is None else tuple(spacing_mm)
-        box = bounding_slices(truth | prediction) or (slice(1),) * truth.ndim
+        (box,) = find_objects((truth | prediction).view(np.uint8)) or [(slice(1),) * truth.ndim]
         flat = truth.ndim == 3 and truth.shape[2] == 1
         truth, prediction = truth[box], prediction[box]
         if flat:
@@ -121,11 +122,11 @@ class Metric:
 
     name: str
     title: str
-    unit: str
     better: Literal["high", "low", "zero"]
     measure: Callable[[MaskPair], float | None]
     meaning: str
     tables: Literal["all", "page", "none"] = "none"
+    unit: str = ""
 
     @property
     def heading(self) -> str:
@@ -168,7 +169,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             "dice",
             "Dice",
-            "",
             "high",
             lambda pair: _ratio(2 * pair.overlap_voxels, pair.truth_voxels + pair.prediction_voxels),
             "2 |A and B| / (|A| + |B|)",
@@ -177,29 +177,19 @@ METRICS: dict[str, Metric] = {
         Metric(
             "iou",
             "IoU",
-            "",
             "high",
             lambda pair: _ratio(pair.overlap_voxels, pair.truth_voxels + pair.prediction_voxels - pair.overlap_voxels),
             "|A and B| / |A or B|",
             "page",
         ),
-        Metric("hd95_mm", "HD95", "mm", "low", lambda pair: _hd95(pair.distances_mm), _HD95, "all"),
-        Metric("hd95_px", "HD95", "px", "low", lambda pair: _hd95(pair.distances_px), _HD95, "all"),
-        Metric("assd_mm", "ASSD", "mm", "low", lambda pair: _assd(pair.distances_mm), _ASSD),
-        Metric("assd_px", "ASSD", "px", "low", lambda pair: _assd(pair.distances_px), _ASSD),
-        Metric(
-            "nsd",
-            "NSD",
-            "",
-            "high",
-            lambda pair: _nsd(pair.distances_mm, pair.tolerance_mm),
-            f"{_NSD}, in mm",
-            "all",
-        ),
+        Metric("hd95_mm", "HD95", "low", lambda pair: _hd95(pair.distances_mm), _HD95, "all", unit="mm"),
+        Metric("hd95_px", "HD95", "low", lambda pair: _hd95(pair.distances_px), _HD95, "all", unit="px"),
+        Metric("assd_mm", "ASSD", "low", lambda pair: _assd(pair.distances_mm), _ASSD, unit="mm"),
+        Metric("assd_px", "ASSD", "low", lambda pair: _assd(pair.distances_px), _ASSD, unit="px"),
+        Metric("nsd", "NSD", "high", lambda pair: _nsd(pair.distances_mm, pair.tolerance_mm), f"{_NSD}, in mm", "all"),
         Metric(
             "nsd_px",
             "NSD (px)",
-            "",
             "high",
             lambda pair: _nsd(pair.distances_px, pair.tolerance_px),
             f"{_NSD}, in pixels",
@@ -208,7 +198,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             "sensitivity",
             "sensitivity",
-            "",
             "high",
             lambda pair: _ratio(pair.overlap_voxels, pair.truth_voxels),
             "fraction of the truth's voxels that were predicted",
@@ -217,7 +206,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             "specificity",
             "specificity",
-            "",
             "high",
             _specificity,
             "fraction of the voxels outside the truth that were not predicted",
@@ -226,19 +214,15 @@ METRICS: dict[str, Metric] = {
         Metric(
             "precision",
             "precision",
-            "",
             "high",
             lambda pair: _ratio(pair.overlap_voxels, pair.prediction_voxels),
             "fraction of the predicted voxels that are true",
         ),
-        Metric(
-            "volume_bias", "volume bias", "", "zero", _volume_bias, "(predicted - true volume) / true volume", "all"
-        ),
-        Metric("volume_error", "volume error", "", "low", lambda pair: abs(_volume_bias(pair)), "size of volume_bias"),
+        Metric("volume_bias", "volume bias", "zero", _volume_bias, "(predicted - true volume) / true volume", "all"),
+        Metric("volume_error", "volume error", "low", lambda pair: abs(_volume_bias(pair)), "size of volume_bias"),
         Metric(
             "lesion_sensitivity",
             "lesion sensitivity",
-            "",
             "high",
             lambda pair: pair.lesions.sensitivity,
             "fraction of the true connected components that the prediction touches",
@@ -247,7 +231,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             "lesion_precision",
             "lesion precision",
-            "",
             "high",
             lambda pair: pair.lesions.precision,
             "fraction of the predicted connected components that touch the truth",
@@ -256,7 +239,6 @@ METRICS: dict[str, Metric] = {
         Metric(
             "lesion_f1",
             "lesion F1",
-            "",
             "high",
             lambda pair: pair.lesions.f1,
             "harmonic mean of lesion sensitivity and precision",
@@ -308,23 +290,18 @@ def score_case(
     prediction: NDArray[np.integer],
     grid: Grid,
     structures: Mapping[str, Sequence[int]],
-    *,
-    tolerance_mm: float = TOLERANCE_MM,
-    tolerance_px: float = TOLERANCE_MM,
+    options: EvaluateOptions | None = None,
 ) -> dict[str, Score]:
-    """The scores of two label maps (i, j, k) on one grid; a structure is one label value, or several (a region)."""
-    if truth.shape != prediction.shape:
-        raise ValueError(f"label maps differ in shape: {truth.shape} and {prediction.shape}")
+    """The scores of two label maps (i, j, k) on one grid; a structure is one label value, or several (a region).
+
+    Of ``options``, the tolerances count. Raises ValueError if the maps differ in shape.
+    """
+    chosen = options or EvaluateOptions()
     voxel_ml = None if grid.voxel_volume_mm3 is None else grid.voxel_volume_mm3 / 1000
     scores = {}
     for name, values in structures.items():
-        pair = MaskPair.of_masks(
-            _mask(truth, values),
-            _mask(prediction, values),
-            grid.spacing_mm,
-            tolerance_mm=tolerance_mm,
-            tolerance_px=tolerance_px,
-        )
+        masks = _mask(truth, values), _mask(prediction, values)
+        pair = MaskPair.of_masks(*masks, grid.spacing_mm, chosen.tolerance_mm, chosen.tolerance_in_pixels)
         scores[name] = score_pair(pair, voxel_ml)
     return scores
 
@@ -342,9 +319,8 @@ def score_pair(pair: MaskPair, voxel_ml: float | None = None) -> Score:
 
 
 def _mask(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.bool_]:
-    first, *others = values
-    mask = labels == first
-    for value in others:
+    mask = labels == values[0]  # several times faster than np.isin, which would do
+    for value in values[1:]:
         mask |= labels == value
     return mask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import Reorient, SpatialTrail
-from medmamba.pages.render import colour_of
+from medmamba.pages.render import colour_of, grey, png_of
 
 WIDTH = 320
 """Longest edge of a picture in pixels."""
@@ -27,8 +26,6 @@ def overlay_png(
 
     ``image`` (i, j, k) lies below the outlines; without it they stand on black.
     """
-    from PIL import Image
-
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     true, found = (trail.apply(labels[None])[0] for labels in (truth, prediction))
     index = _slice_of_interest(true, found)
@@ -38,15 +35,13 @@ def overlay_png(
     spacing = trail.grid.spacing_mm or (1.0, 1.0, 1.0)
     size = _size(true.shape[:2], spacing[:2])
     upright = grid.affine is not None  # anterior is up; a photograph keeps its first row on top
-    canvas = np.repeat(_resized(_grey(picture), size, upright)[..., None], 3, axis=2)
+    canvas = np.repeat(_resized(grey(picture, 1.0), size, upright)[..., None], 3, axis=2)
     for number, value in enumerate(values):
         masks = (true[:, :, index] == value, found[:, :, index] == value)
         outlines = [_outline(_resized((mask * 255).astype(np.uint8), size, upright) > 127) for mask in masks]
         canvas[outlines[1]] = list(bytes.fromhex(colour_of(number)[1:]))
         canvas[outlines[0] & ~outlines[1]] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(canvas.astype(np.uint8)).save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
+    return png_of(canvas.astype(np.uint8))
 
 
 def _slice_of_interest(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> int:
@@ -58,11 +53,6 @@ def _size(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, in
     width, height = (edge * step for edge, step in zip(shape, spacing, strict=True))
     scale = WIDTH / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _grey(picture: NDArray[np.floating]) -> NDArray[np.uint8]:
-    low, high = np.percentile(picture, (1, 99))
-    return (np.clip((picture - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
 
 
 def _resized(plane: NDArray[np.uint8], size: tuple[int, int], upright: bool) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,24 +136,28 @@ class Evaluation:
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Write ``evaluation.json`` and ``evaluation.csv`` (a row per case and structure) into ``folder``."""
         write_json(folder / "evaluation.json", self.as_dict())
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "structure", *METRICS, *COUNTS, *VOLUMES])
+        rows = []
         for case_id, scores in self.cases.items():
             for name, score in scores.items():
                 numbers = [score.values[metric] for metric in METRICS]
-                extra = [getattr(score, key) for key in (*COUNTS, *VOLUMES)]
-                writer.writerow([case_id, name, *(_cell(number) for number in numbers), *(_cell(n) for n in extra)])
-        write_text(folder / "evaluation.csv", text.getvalue())
-        sizes = io.StringIO()
-        writer = csv.writer(sizes, lineterminator="\n")
+                numbers += [getattr(score, key) for key in (*COUNTS, *VOLUMES)]
+                rows.append([case_id, name, *map(_cell, numbers)])
+        write_table(folder / "evaluation.csv", ["case", "structure", *METRICS, *COUNTS, *VOLUMES], rows)
         fields = ["from", "to", "unit", "lesions", "found", "sensitivity"]
-        writer.writerow(["structure", *fields])
-        for name in self.structures:
-            for row in self.lesions_by_size(name):
-                writer.writerow([name, *("" if row[key] is None else row[key] for key in fields)])
-        write_text(folder / "lesions.csv", sizes.getvalue())
+        sizes = [
+            [name, *(row[key] for key in fields)] for name in self.structures for row in self.lesions_by_size(name)
+        ]
+        write_table(folder / "lesions.csv", ["structure", *fields], sizes)
         return folder / "evaluation.json", folder / "evaluation.csv"
+
+
+def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def evaluate_folders(
@@ -197,14 +201,7 @@ def evaluate_folders(
         if not problems:
             found = np.zeros_like(truth.array) if prediction is None else prediction.array
             assert structures is not None
-            cases[case_id] = score_case(
-                truth.array,
-                found,
-                truth.grid,
-                structures,
-                tolerance_mm=options.tolerance_mm,
-                tolerance_px=options.tolerance_in_pixels,
-            )
+            cases[case_id] = score_case(truth.array, found, truth.grid, structures, options)
     on_case(len(truths), len(truths))
     if problems:
         raise InputErrors(problems, summary=f"{len(problems)} problem(s); nothing was evaluated.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.overlay import overlay_png
 from medmamba.evaluation.page import evaluation_page
 from medmamba.evaluation.report import Evaluation, evaluate_folders
-from medmamba.evaluation.structures import names_of
+from medmamba.evaluation.structures import structures_of_report
 from medmamba.evaluation.subgroups import Subgroups, read_subgroups
+from medmamba.images import read_image, read_label_map
+from medmamba.images.cases import find_cases
 
 OnItem = Callable[[str, int, int], None]
 
@@ -49,25 +52,16 @@ def run_evaluation(
     options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
     masks, truth = _paths(folder), _paths(truths)
-    names = names_of(folder) or (names_of(options.other) if options.other is not None else None)
-    structures = None if names is None else names.structures()
-    evaluation = evaluate_folders(
-        masks,
-        truth,
-        structures,
-        options,
-        on_case=lambda done, total: on_item("evaluate", done, total),
-    )
+    structures = structures_of_report(folder)
+    if structures is None and options.other is not None:
+        structures = structures_of_report(options.other)
+    evaluation = evaluate_folders(masks, truth, structures, options, on_case=partial(on_item, "evaluate"))
     comparison = None
     if options.other is not None:
-        second = evaluate_folders(
-            _paths(options.other),
-            truth,
-            evaluation.structures,
-            options,
-            on_case=lambda done, total: on_item("compare", done, total),
-        )
-        comparison = compare(evaluation, second, names=_told_apart(folder, options.other))
+        others, both = _paths(options.other), (folder, options.other)
+        second = evaluate_folders(others, truth, evaluation.structures, options, on_case=partial(on_item, "compare"))
+        first_name, second_name = map(str, both) if folder.name == options.other.name else (path.name for path in both)
+        comparison = compare(evaluation, second, names=(first_name, second_name))
     groups = None if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
     target = Path(output) if output is not None else folder
     evaluation.write(target)
@@ -75,27 +69,20 @@ def run_evaluation(
         comparison.write(target)
     if groups is not None:
         write_json(target / "subgroups.json", groups.as_dict(evaluation))
-    drawn = _pictures(
-        evaluation, masks, truth, None if options.images is None else _paths(options.images), options.pictures
-    )
+    drawn = _pictures(evaluation, masks, truth, options)
     page = evaluation_page(evaluation, pictures=drawn, subgroups=groups, comparison=comparison)
     write_text(target / "evaluation.html", page)
     return EvaluationResult(evaluation, comparison, groups, target)
 
 
 def _pictures(
-    evaluation: Evaluation,
-    masks: Mapping[str, Path],
-    truths: Mapping[str, Path],
-    images: Mapping[str, Path] | None,
-    count: int,
+    evaluation: Evaluation, masks: Mapping[str, Path], truths: Mapping[str, Path], options: EvaluateOptions
 ) -> dict[str, bytes]:
-    from medmamba.images import read_image, read_label_map
-
+    images = {} if options.images is None else _paths(options.images)
     drawn = {}
-    for case_id in [case_id for case_id in evaluation.worst_first() if case_id in masks][:count]:
+    for case_id in [case_id for case_id in evaluation.worst_first() if case_id in masks][: options.pictures]:
         truth, prediction = read_label_map(truths[case_id]), read_label_map(masks[case_id])
-        image = read_image(images[case_id]).array[0] if images and case_id in images else None
+        image = read_image(images[case_id]).array[0] if case_id in images else None
         if image is not None and image.shape != truth.array.shape:
             raise InputError(f"{case_id}: image and truth differ in shape: {image.shape} and {truth.array.shape}.")
         drawn[case_id] = overlay_png(truth.array, prediction.array, truth.grid, list(evaluation.labels.values()), image)
@@ -103,12 +90,4 @@ def _pictures(
 
 
 def _paths(source: str | Path | Sequence[Path]) -> dict[str, Path]:
-    from medmamba.images.cases import find_cases
-
     return {case.case_id: case.paths[0] for case in find_cases(source)}
-
-
-def _told_apart(first: Path, second: Path) -> tuple[str, str]:
-    if first.name != second.name:
-        return first.name, second.name
-    return str(first), str(second)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from medmamba.evaluation.metrics import as_json
 
 RESAMPLES = 2000
-CONFIDENCE = 0.95
 SEED = 1234
 
 
@@ -34,8 +33,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """For strict JSON."""
-        numbers = {name: as_json(getattr(self, name)) for name in ("mean", "median", "low", "high")}
-        return {"defined": self.defined, "infinite": self.infinite, **numbers}
+        return {name: as_json(value) for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,9 @@ class PairedDifference:
 
     pairs: int
     left_out: int
+    higher: int
+    equal: int
+    lower: int
     first_mean: float
     second_mean: float
     difference: float
@@ -54,15 +55,10 @@ class PairedDifference:
     high: float
     p: float
     p_holm: float = math.nan
-    higher: int = 0
-    equal: int = 0
-    lower: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For strict JSON."""
-        counts = {name: getattr(self, name) for name in ("pairs", "left_out", "higher", "equal", "lower")}
-        names = ("first_mean", "second_mean", "difference", "low", "high", "p", "p_holm")
-        return {**counts, **{name: as_json(getattr(self, name)) for name in names}}
+        return {name: as_json(value) for name, value in asdict(self).items()}
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -77,19 +73,18 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(known.size, known.size - finite.size, float(finite.mean()), float(np.median(known)), low, high)
 
 
-def bootstrap_interval(values: NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Percentile interval of the mean from resampled cases; the same values give the same interval."""
-    return _interval(tuple(values.tolist()), confidence)
+def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile interval of the mean from resampled cases; the same values give the same interval."""
+    return _interval(tuple(values.tolist()))
 
 
 @lru_cache(maxsize=4096)
-def _interval(values: tuple[float, ...], confidence: float) -> tuple[float, float]:
+def _interval(values: tuple[float, ...]) -> tuple[float, float]:
     if len(values) < 2:
         return math.nan, math.nan
     random = np.random.default_rng(SEED)
     means = [random.choice(values, (RESAMPLES // 10, len(values))).mean(axis=1) for _ in range(10)]
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(means, (tail, 100 - tail))
+    low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -101,22 +96,12 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     a, b = a[usable], b[usable]
     left_out = int(known.sum() - usable.sum())
     if not a.size:
-        return PairedDifference(0, left_out, *(math.nan,) * 6)
+        return PairedDifference(0, left_out, 0, 0, 0, *(math.nan,) * 6)
     change = b - a
-    low, high = bootstrap_interval(change)
-    return PairedDifference(
-        len(change),
-        left_out,
-        float(a.mean()),
-        float(b.mean()),
-        float(change.mean()),
-        low,
-        high,
-        _wilcoxon(change),
-        higher=int((change > 0).sum()),
-        equal=int((change == 0).sum()),
-        lower=int((change < 0).sum()),
-    )
+    higher, equal, lower = (int((np.sign(change) == sign).sum()) for sign in (1, 0, -1))
+    means = float(a.mean()), float(b.mean()), float(change.mean())
+    interval = bootstrap_interval(change)
+    return PairedDifference(len(change), left_out, higher, equal, lower, *means, *interval, _wilcoxon(change))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

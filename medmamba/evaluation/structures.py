@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,11 @@ Structures = dict[str, tuple[int, ...]]
 """Name of each structure and the label values that belong to it."""
 
 
-@dataclass(frozen=True)
-class StructureNames:
-    """Names of the labels and regions of a dataset, as a prediction report or a dataset.json tells them."""
+def structures_of_report(folder: Path) -> Structures | None:
+    """Every foreground label, then every region, of the report.json in a folder of predictions; None without one.
 
-    labels: dict[str, int]
-    regions: dict[str, list[str]]
-
-    def structures(self) -> Structures:
-        """Every foreground label, then every region.
-
-        Raises ConfigError when a region names a label that does not exist.
-        """
-        found: Structures = {name: (value,) for name, value in self.labels.items() if value != 0}
-        for region, members in self.regions.items():
-            unknown = [name for name in members if name not in self.labels]
-            if unknown:
-                raise ConfigError(f"Region {region!r} joins {unknown[0]!r}, which is not a label. Correct the region.")
-            if region not in found:
-                found[region] = tuple(sorted(self.labels[name] for name in members))
-        return found
-
-
-def names_of(folder: Path) -> StructureNames | None:
-    """The names in the report.json of a folder of predictions; None when there is no report."""
+    Raises ConfigError when it is damaged, or a region names a label that does not exist.
+    """
     path = folder / "report.json"
     if not path.is_file():
         return None
@@ -49,7 +29,13 @@ def names_of(folder: Path) -> StructureNames | None:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not a prediction report ({error}). Remove or restore it.") from error
-    return StructureNames(labels, regions)
+    found: Structures = {name: (value,) for name, value in labels.items() if value != 0}
+    for region, members in regions.items():
+        unknown = [name for name in members if name not in labels]
+        if unknown:
+            raise ConfigError(f"Region {region!r} joins {unknown[0]!r}, which is not a label. Correct the region.")
+        found.setdefault(region, tuple(sorted(labels[name] for name in members)))
+    return found
 
 
 def structures_found(values: Sequence[int]) -> Structures:

@@ -41,20 +41,16 @@ class Subgroups:
 
     def as_dict(self, evaluation: Evaluation) -> dict[str, Any]:
         """For strict JSON: column, group, number of cases, structure, metric."""
+        found: dict[str, Any] = {column: {} for column in self.columns}
         tables = {metric: self.summaries(evaluation, metric) for metric in evaluation.metrics}
-        return {
-            column: {
-                group: {
-                    "cases": len(cases),
-                    "summary": {
-                        name: {metric: tables[metric][column][group][name].as_dict() for metric in tables}
-                        for name in evaluation.structures
-                    },
+        for column, groups in self.columns.items():
+            for group, cases in groups.items():
+                summary = {
+                    name: {metric: table[column][group][name].as_dict() for metric, table in tables.items()}
+                    for name in evaluation.structures
                 }
-                for group, cases in groups.items()
-            }
-            for column, groups in self.columns.items()
-        }
+                found[column][group] = {"cases": len(cases), "summary": summary}
+        return found
 
 
 def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
@@ -82,10 +78,8 @@ def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
 
 def _groups(values: Mapping[str, str]) -> dict[str, list[str]] | None:
     if len(set(values.values())) <= MOST_GROUPS:
-        return {
-            group: [case_id for case_id, value in values.items() if value == group]
-            for group in sorted(set(values.values()))
-        }
+        names = sorted(set(values.values()))
+        return {group: [case_id for case_id, value in values.items() if value == group] for group in names}
     try:
         numbers = {case_id: float(value) for case_id, value in values.items() if value != "unknown"}
     except ValueError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,21 +63,15 @@ def with_fast_convolutions(network: nn.Module) -> nn.Module:
     if torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution"):
         for module in network.modules():
             zeros = isinstance(module, nn.Conv2d | nn.Conv3d) and module.padding_mode == "zeros"
-            if zeros and not isinstance(module.padding, str) and not isinstance(module.forward, _Convolution):
-                module.forward = _Convolution(module)  # type: ignore[arg-type]
+            if zeros and not isinstance(module.padding, str):
+                module.forward = partial(_convolution, module)
     return network
 
 
-class _Convolution:
+def _convolution(module: Any, x: torch.Tensor) -> torch.Tensor:
     """What a convolution calls in place of its own forward."""
-
-    def __init__(self, module: nn.Conv2d | nn.Conv3d) -> None:
-        self.module = module
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        m = self.module
-        if x.dtype != torch.float32 or m.weight.dtype != torch.float32 or x.device.type != "cpu" or not len(x):
-            own: Callable[..., torch.Tensor] = type(m).forward
-            return own(m, x)
-        padding: Any = m.padding
-        return torch.mkldnn_convolution(x, m.weight, m.bias, padding, m.stride, m.dilation, m.groups)
+    if x.dtype != torch.float32 or module.weight.dtype != torch.float32 or x.device.type != "cpu" or not len(x):
+        return type(module).forward(module, x)
+    return torch.mkldnn_convolution(
+        x, module.weight, module.bias, module.padding, module.stride, module.dilation, module.groups
+    )

@@ -25,7 +25,7 @@ from medmamba.models.run_folder import is_plan, read_plan
 from medmamba.models.trained_folds import has_weights, hash_of_weights, load_weights
 from medmamba.networks.build import rebuild_network
 from medmamba.plans.schema import Configuration, Plan
-from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
+from medmamba.preprocessing.case import PreprocessedCase
 
 OnTile = Callable[[int, int], None]
 
@@ -125,17 +125,8 @@ class FoldEnsemble:
         planes = stream_logits(self.networks, image, window, on_tile=on_tile, confidence=several)
         return planes if confidence is None else map(confidence.see_plane, planes)
 
-    def estimate(self, case: PreprocessedCase, budget: int | None = None) -> MemoryEstimate:
-        """What predicting the case will need; ``budget`` in bytes decides what goes to disk."""
-        return self._estimate(case.trail, budget)
-
-    def estimate_for(
-        self, shape: Sequence[int], spacing_mm: Sequence[float] | None = None, budget: int | None = None
-    ) -> MemoryEstimate:
-        """What predicting an image (i, j, k) without any empty border will need."""
-        return self._estimate(trail_of_shape(shape, spacing_mm, self.plan, self.configuration), budget)
-
-    def _estimate(self, trail: SpatialTrail, budget: int | None) -> MemoryEstimate:
+    def estimate(self, trail: SpatialTrail, budget: int | None = None) -> MemoryEstimate:
+        """What predicting a case with this trail will need; ``budget`` in bytes decides what goes to disk."""
         return estimate_memory(
             trail,
             channels=len(self.plan.channel_names) + previous_labels(self.plan, self.configuration),

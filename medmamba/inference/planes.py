@@ -11,8 +11,7 @@ import shutil
 import tempfile
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ class PlaneStore:
         self._file: IO[bytes] | None = None
         if scratch is None:
             return
-        needed = self.bytes
+        needed = count * self._plane_bytes
         with explained(scratch):
             free = shutil.disk_usage(scratch).free
             if needed <= free:
@@ -48,11 +47,6 @@ class PlaneStore:
             f"Prediction needs {needed / 2**30:.1f} GiB of scratch space, {scratch} has {free / 2**30:.1f} GiB. "
             "Free some space or name another folder with --scratch."
         )
-
-    @property
-    def bytes(self) -> int:
-        """Size of all planes."""
-        return self.count * self._plane_bytes
 
     @property
     def _plane_bytes(self) -> int:
@@ -82,9 +76,3 @@ class PlaneStore:
         self._memory = {}
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()

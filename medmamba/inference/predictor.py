@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,14 +25,14 @@ from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
 from medmamba.inference.provenance import PredictionSettings, Provenance
-from medmamba.inference.quality import Finding, check_image, check_result, check_sides, status_of
-from medmamba.inference.restore import NativeResult, on_native_grid
+from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
+from medmamba.inference.restore import on_native_grid
 from medmamba.inference.trained_model import TrainedModel, load_model
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import is_bundle, is_fold
 from medmamba.plans.labels import label_names, label_values
 from medmamba.plans.schema import Plan
-from medmamba.preprocessing.case import PreprocessedCase
+from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
 from medmamba.version import __version__
 
 OnTile = Callable[[int, int], None]
@@ -123,7 +124,11 @@ class Predictor:
             spacing_mm: of the image; the model's own if left out.
         """
         budget = self._budget()
-        return sum_of([ensemble.estimate_for(shape, spacing_mm, budget) for ensemble in self.model.ensembles])
+        found = []
+        for ensemble in self.model.ensembles:
+            trail = trail_of_shape(shape, spacing_mm, ensemble.plan, ensemble.configuration)
+            found.append(ensemble.estimate(trail, budget))
+        return sum_of(found)
 
     def predict_many(
         self,
@@ -181,10 +186,13 @@ class Predictor:
         clock.stop("preprocess")
         confidence = Confidence(sigmoid=self.heads.sigmoid) if self.options.confidence else None
         streams = self._streams(cases, confidence, on_tile or self.on_tile, on_message, planes_on_disk)
-        found = self._restore(streams, probabilities)
+        recipe = self.model.recipe
+        thresholds = None if recipe is None else recipe.thresholds_of(self.heads.names)
+        temperature = 1.0 if recipe is None else recipe.temperature
+        indices, kept = on_native_grid(streams, self.heads, thresholds, temperature, probabilities=probabilities)
         clock.stop("network")
         give_back_memory()
-        return self._finish(name, image, found, findings, confidence, clock)
+        return replace(self._finish(name, image, indices, findings, confidence, clock), probabilities=kept)
 
     def _check(self, name: str, image: MedicalImage) -> list[Finding]:
         """What is unusual about an image; raises InputError for one that cannot be predicted."""
@@ -211,11 +219,14 @@ class Predictor:
         streams = []
         ensembles = self.model.ensembles
         budget = 0 if planes_on_disk else self._budget()
+        limit = self.options.memory_limit_gib
         for number, (ensemble, case) in enumerate(zip(ensembles, cases, strict=True)):
             for runner in ensemble.runners:
                 runner.on_warning = on_message
-            estimate = ensemble.estimate(case, budget)
-            self._refuse_too_large(case.case_id, estimate)
+            estimate = ensemble.estimate(case.trail, budget)
+            if limit is not None and estimate.peak > limit * 2**30:
+                needed = f"{case.case_id}: {estimate.sentence()}, the limit is {limit:.2f} GiB"
+                raise ResourceError(f"{needed}. Allow more memory, or crop the image.")
             on_message(f"{case.case_id}: {ensemble.name} {estimate.sentence()}")
             planes = ensemble.planes(
                 torch.from_numpy(case.image),
@@ -226,25 +237,17 @@ class Predictor:
             streams.append((planes, case.trail))
         return streams
 
-    def _restore(
-        self, streams: Sequence[tuple[Iterator[torch.Tensor], SpatialTrail]], probabilities: bool
-    ) -> NativeResult:
-        recipe = self.model.recipe
-        thresholds = None if recipe is None else recipe.thresholds_of(self.heads.names)
-        temperature = 1.0 if recipe is None else recipe.temperature
-        return on_native_grid(streams, self.heads, thresholds, temperature, probabilities=probabilities)
-
     def _finish(
         self,
         name: str,
         image: MedicalImage,
-        found: NativeResult,
+        indices: NDArray[np.unsignedinteger],
         findings: list[Finding],
         confidence: Confidence | None,
         clock: _Clock,
     ) -> Prediction:
         """The prediction of label indices: cleaned, measured, compared with the training cases."""
-        indices, recipe, fingerprint = found.labels, self.model.recipe, self.model.fingerprint
+        recipe, fingerprint = self.model.recipe, self.model.fingerprint
         names, volume_mm3 = label_names(self.plan), image.grid.voxel_volume_mm3
         if recipe is not None:
             number = {label: index for index, label in enumerate(names, start=1)}
@@ -256,11 +259,9 @@ class Predictor:
         }
         entropy = None if confidence is None else confidence.entropy
         agreement = None if confidence is None else confidence.agreement
-        limits = None if recipe is None else recipe.limits
-        findings += check_result(
-            image, indices, volumes_ml, voxels, fingerprint, entropy=entropy, agreement=agreement, limits=limits
-        )
+        findings += check_confidence(entropy, agreement, None if recipe is None else recipe.limits)
         if fingerprint is not None:
+            findings += check_mask(image, indices, volumes_ml, voxels, fingerprint)
             findings += check_sides(indices, names, image.grid, fingerprint)
         if self.options.strict and status_of(findings) != "ok":
             raise InputError(f"{name}: {_reasons(findings, 'review')}. Look at the image, or leave out --strict.")
@@ -274,7 +275,6 @@ class Predictor:
             entropy=entropy,
             agreement=agreement,
             seconds=clock.seconds,
-            probabilities=found.probabilities,
             like=image,
             provenance=self._provenance,
         )
@@ -313,13 +313,6 @@ class Predictor:
         """Bytes that each configuration may plan with."""
         known = [gib for gib in (self.options.memory_gib, self.options.memory_limit_gib) if gib is not None]
         return budget_of(min(known, default=None)) // len(self.model.ensembles)
-
-    def _refuse_too_large(self, name: str, estimate: MemoryEstimate) -> None:
-        limit = self.options.memory_limit_gib
-        if limit is not None and estimate.peak > limit * 2**30:
-            raise ResourceError(
-                f"{name}: {estimate.sentence()}, the limit is {limit:.2f} GiB. Allow more memory, or crop the image."
-            )
 
 
 class _Clock:

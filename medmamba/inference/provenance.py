@@ -60,6 +60,10 @@ class Provenance:
     regions: Mapping[str, Sequence[str]] | None = None
     warnings: Sequence[str] = field(default=())
 
+    def __getitem__(self, key: str) -> Any:
+        """``provenance["plan_sha256"]``: an entry of :meth:`as_dict`, as the provenance was in version 0.1."""
+        return self.as_dict()[key]
+
     def as_dict(self) -> dict[str, Any]:
         """As it stands in report.json."""
         numbers = asdict(self)

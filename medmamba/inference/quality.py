@@ -66,33 +66,16 @@ def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> list[Fi
     if image.nonfinite_voxels:
         found.append(Finding("review", f"{image.nonfinite_voxels} voxels were not finite and were set to 0"))
     if fingerprint is None:
-        return [
-            *found,
-            Finding("note", "the model has no fingerprint: the image was not compared with its training data"),
-        ]
+        note = "the model has no fingerprint: the image was not compared with its training data"
+        return [*found, Finding("note", note)]
     found += _geometry(image, fingerprint)
     if not found or status_of(found) != "reject":
         found += _scale(image, fingerprint)
     return found
 
 
-def check_result(
-    image: MedicalImage,
-    labels: NDArray[np.integer],
-    volumes_ml: Mapping[str, float | None],
-    voxels: Mapping[str, int],
-    fingerprint: Fingerprint | None,
-    *,
-    entropy: float | None,
-    agreement: float | None,
-    limits: Limits | None = None,
-) -> list[Finding]:
-    """Warnings about a mask: intensities inside it, its volumes, and the uncertainty of the networks.
-
-    Args:
-        labels: label indices (i, j, k).
-        limits: of entropy and agreement, from find-best; the fixed ones if there are none.
-    """
+def check_confidence(entropy: float | None, agreement: float | None, limits: Limits | None) -> list[Finding]:
+    """Warnings about uncertain networks; ``limits`` are those of find-best, None the fixed ones."""
     found = []
     limits = limits or FIXED_LIMITS
     source = "a fixed limit" if limits.cases is None else f"from {limits.cases} validation cases"
@@ -102,10 +85,19 @@ def check_result(
     if agreement is not None and agreement < limits.min_agreement:
         text = f"a fold has Dice {agreement:.2f} with it (limit {limits.min_agreement:.2f}, {source})"
         found.append(Finding("review", f"the ensemble contradicts itself: {text}"))
-    if fingerprint is None:
-        return found
-    if count := sum(voxels.values()):
-        found += _intensities(image, labels, count, fingerprint)
+    return found
+
+
+def check_mask(
+    image: MedicalImage,
+    labels: NDArray[np.integer],
+    volumes_ml: Mapping[str, float | None],
+    voxels: Mapping[str, int],
+    fingerprint: Fingerprint,
+) -> list[Finding]:
+    """Warnings about a mask of label indices (i, j, k): intensities inside it, and its volumes."""
+    count = sum(voxels.values())
+    found = _intensities(image, labels, count, fingerprint) if count else []
     for name, count in voxels.items():
         of_training = [case.label_voxels.get(name, 0) for case in fingerprint.cases]
         if count == 0 and of_training and min(of_training) > 0:
@@ -115,9 +107,8 @@ def check_result(
         if count and volume is not None and known:
             low, high = VOLUME_RANGE[0] * min(known), VOLUME_RANGE[1] * max(known)
             if not low <= volume <= high:
-                found.append(
-                    Finding("review", f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml")
-                )
+                text = f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml"
+                found.append(Finding("review", text))
     return found
 
 
@@ -140,25 +131,17 @@ def check_sides(
             if centre is not None:
                 places.append(float(grid.affine[0, :3] @ centre))
         if len(places) == 2 and (places[1] > places[0]) != (pair.right_is_right == pair.cases):
-            found.append(
-                Finding(
-                    "review",
-                    f"{pair.left} and {pair.right} lie on each other's sides, unlike all {pair.cases} training cases: "
-                    "are left and right exchanged in the header?",
-                )
-            )
+            text = f"{pair.left} and {pair.right} lie on each other's sides, unlike all {pair.cases} training cases"
+            found.append(Finding("review", f"{text}: are left and right exchanged in the header?"))
     return found
 
 
 def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
-    if image.grid.spacing_mm is None:
-        return (
-            [Finding("review", "the image has no millimetres, the training images have")]
-            if fingerprint.has_millimetres
-            else []
-        )
+    if (image.grid.spacing_mm is not None) != fingerprint.has_millimetres:
+        has, have = ("no millimetres", "have") if fingerprint.has_millimetres else ("millimetres", "have none")
+        return [Finding("review", f"the image has {has}, the training images {have}")]
     if not fingerprint.has_millimetres:
-        return [Finding("review", "the image has millimetres, the training images have none")]
+        return []
     found = []
     canonical = Reorient.to_canonical(image.grid).grid_after(image.grid)
     assert canonical.spacing_mm is not None
@@ -175,12 +158,8 @@ def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
                 found.append(Finding("review", f"{what} {name} is {value:.3g} mm, training {low:.3g} to {high:.3g} mm"))
     known = {case.orientation for case in fingerprint.cases}
     if image.grid.orientation not in known and None not in known:
-        found.append(
-            Finding(
-                "note",
-                f"stored as {image.grid.orientation}, the training images as {', '.join(sorted(map(str, known)))}",
-            )
-        )
+        text = f"stored as {image.grid.orientation}, the training images as {', '.join(sorted(map(str, known)))}"
+        found.append(Finding("note", text))
     if not image.orientation_known:
         found.append(Finding("review", "the file does not say where left and right are"))
     return found
@@ -193,19 +172,12 @@ def _scale(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
         low, high = float(values.min()), float(values.max())
         name = fingerprint.channel_names[index]
         if high < known.percentile_00_5 or low > known.percentile_99_5:
-            found.append(
-                Finding(
-                    "review",
-                    f"intensities of {name} are {low:.4g} to {high:.4g}; the structures lay between "
-                    f"{known.percentile_00_5:.4g} and {known.percentile_99_5:.4g} in training",
-                )
-            )
+            training = f"{known.percentile_00_5:.4g} and {known.percentile_99_5:.4g} in training"
+            text = f"intensities of {name} are {low:.4g} to {high:.4g}; the structures lay between {training}"
+            found.append(Finding("review", text))
         elif known.min < AIR_HU and low >= 0:
-            found.append(
-                Finding(
-                    "review", f"{name} holds no negative value, training had down to {known.min:.4g}: another scale?"
-                )
-            )
+            text = f"{name} holds no negative value, training had down to {known.min:.4g}: another scale?"
+            found.append(Finding("review", text))
     return found
 
 
@@ -235,19 +207,12 @@ def _intensities(
             return [Finding("review", f"the channels look swapped: they resemble {names}, in this order")]
     found = []
     for name, median, channel in zip(fingerprint.channel_names, medians, known, strict=False):
-        quartiles = (
-            channel.percentiles.get("75", channel.mean + channel.std),
-            channel.percentiles.get("25", channel.mean - channel.std),
-        )
-        slack = SPREAD * (quartiles[0] - quartiles[1])
+        upper = channel.percentiles.get("75", channel.mean + channel.std)
+        slack = SPREAD * (upper - channel.percentiles.get("25", channel.mean - channel.std))
         low, high = channel.percentile_00_5 - slack, channel.percentile_99_5 + slack
         if not low <= median <= high:
-            found.append(
-                Finding(
-                    "review",
-                    f"median of {name} inside the mask is {median:.4g}, outside {low:.4g} to {high:.4g} of training",
-                )
-            )
+            text = f"median of {name} inside the mask is {median:.4g}, outside {low:.4g} to {high:.4g} of training"
+            found.append(Finding("review", text))
     return found
 
 

@@ -56,14 +56,6 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
         pass  # the last planes may not be needed; the source still ends properly
 
 
-@dataclass(frozen=True, eq=False)
-class NativeResult:
-    """Label indices (i, j, k) on the native grid of an image, and the probabilities (classes, i, j, k) if asked for."""
-
-    labels: NDArray[np.unsignedinteger]
-    probabilities: NDArray[np.float32] | None = None
-
-
 def on_native_grid(
     streams: Sequence[tuple[Iterable[torch.Tensor], SpatialTrail]],
     output_channels: OutputChannels,
@@ -71,8 +63,8 @@ def on_native_grid(
     temperature: float = 1.0,
     *,
     probabilities: bool = False,
-) -> NativeResult:
-    """Labels on the native grid of one image from the planes of logits of each configuration.
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
+    """Label indices (i, j, k) on the native grid of one image, and the probabilities (classes, i, j, k) if asked for.
 
     Args:
         streams: planes (classes, J, K) of each configuration with the trail at whose end they lie; several are averaged
@@ -80,7 +72,7 @@ def on_native_grid(
         output_channels: what the channels mean.
         thresholds: of regions, as probabilities; one half if None.
         temperature: logits are divided by it before they become probabilities.
-        probabilities: keep them too, which takes 4 bytes per class and voxel.
+        probabilities: take 4 bytes per class and voxel.
     """
     trails = [trail.split_resampling() for _, trail in streams]
     (stored, step), *_ = trails
@@ -89,16 +81,17 @@ def on_native_grid(
     scores = mean_probabilities(blocks, output_channels, temperature) if as_probabilities else blocks[0]
     channels, labels = len(output_channels.names), len(output_channels.label_swap) - 1
     kept = np.empty((channels, *step.shape_before), np.float32) if probabilities else None
-    indices = label_blocks(
-        scores, step.shape_before, labels, output_channels, thresholds, are_probabilities=as_probabilities, keep=kept
-    )
+    limits = list(thresholds or [0.5] * channels)
+    if not as_probabilities:
+        limits = [math.log(limit / (1 - limit)) for limit in limits]
+    indices = label_blocks(scores, step.shape_before, labels, limits=limits, output_channels=output_channels, keep=kept)
     native = stored.undo(indices[None])[0]
     if kept is None:
-        return NativeResult(native)
+        return native, None
     background = np.zeros(channels, np.float32)
     if not output_channels.sigmoid:
         background[0] = 1.0
-    return NativeResult(native, stored.undo(kept, fill=background))
+    return native, stored.undo(kept, fill=background)
 
 
 def mean_probabilities(
@@ -120,24 +113,20 @@ def label_blocks(
     blocks: Iterable[Block],
     shape: Sequence[int],
     classes: int,
-    output_channels: OutputChannels | None = None,
-    thresholds: Sequence[float] | None = None,
     *,
-    are_probabilities: bool = False,
+    heads: OutputChannels | None = None,
+    limits: Sequence[float] | None = None,
     keep: NDArray[np.float32] | None = None,
 ) -> NDArray[np.unsignedinteger]:
     """The most likely label of every voxel (I, J, K), in the smallest type that holds ``classes`` indices.
 
     Args:
         output_channels: what the channels mean; without it each channel is a label.
-        thresholds: of regions, as probabilities; one half if None.
-        are_probabilities: the scores are probabilities, not logits.
+        limits: scores above which a voxel belongs to each region.
         keep: takes the scores (channels, I, J, K).
     """
     labels = np.empty(tuple(shape), smallest_type(0, max(classes - 1, 1)))
     regions = output_channels if output_channels is not None and output_channels.sigmoid else None
-    limits = [] if regions is None else list(thresholds or [0.5] * len(regions.names))
-    limits = limits if are_probabilities else [math.log(limit / (1 - limit)) for limit in limits]
     for index, rows, scores in blocks:
         if regions is not None:
             labels[index, rows] = regions.label_map(scores, limits).numpy()

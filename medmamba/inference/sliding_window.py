@@ -128,7 +128,8 @@ def stream_logits(
                         store = PlaneStore(kept, (classes, image.shape[2], image.shape[3]), window.scratch)
                         yield from (_background((classes, *image.shape[2:]), window) for _ in range(background))
                     for box, patch in zip(boxes, logits, strict=True):
-                        _add(store, weights, _Overlap.of(box, before, image.shape[1:]), patch, weight)
+                        starts = [part.start - padding for part, padding in zip(box, before, strict=True)]
+                        _add(store, weights, image.shape[1:], starts, patch, weight)
                     del logits
                 done += len(batch)
                 on_tile(done, total)
@@ -150,32 +151,16 @@ def stream_logits(
 
 @torch.no_grad()
 def predict_logits(
-    network: nn.Module,
-    image: torch.Tensor,
-    patch_size: tuple[int, ...],
-    device: torch.device,
-    *,
-    mirror_axes: Sequence[int] = (),
-    swap_axis: int | None = None,
-    channel_swap: Sequence[int] = (),
-    step: float = STEP,
-    on_tile: Callable[[int, int], None] = lambda done, total: None,
+    network: nn.Module, image: torch.Tensor, patch_size: tuple[int, ...], device: torch.device
 ) -> torch.Tensor:
     """All logits (classes, I, J, K) of an image (C, I, J, K) on the plan's grid at once, float32 on the CPU."""
     network.eval()
-    window = Window(tuple(patch_size), tuple(mirror_axes), swap_axis, tuple(channel_swap), step)
-
-    def run(patches: torch.Tensor) -> torch.Tensor:
-        return network(patches.to(device))
-
-    return torch.stack(list(stream_logits([run], image, window, on_tile=on_tile)), dim=1)
+    planes = stream_logits([lambda patches: network(patches.to(device))], image, Window(patch_size))
+    return torch.stack(list(planes), dim=1)
 
 
 def _mean_logits(
-    networks: Networks,
-    patches: torch.Tensor,
-    window: Window,
-    confidence: Confidence | None,
+    networks: Networks, patches: torch.Tensor, window: Window, confidence: Confidence | None
 ) -> torch.Tensor:
     """Mean logits (N, classes, *patch) of all networks and flips, float32 on the CPU."""
     total, decisions = None, []
@@ -205,31 +190,20 @@ def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tens
     return total.div_(1 + len(flips)) if flips else total
 
 
-@dataclass(frozen=True)
-class _Overlap:
-    """What of a patch lies on the image: by axis, the voxels of the image and those of the patch."""
-
-    image: tuple[slice, ...]
-    patch: tuple[slice, ...]
-
-    @classmethod
-    def of(cls, box: Sequence[slice], before: Sequence[int], shape: Sequence[int]) -> _Overlap:
-        """``box`` in the padded image, ``before`` its padding at the lower ends, ``shape`` of the image."""
-        image, patch = [], []
-        for part, padding, extent in zip(box, before, shape, strict=True):
-            start = part.start - padding
-            low, high = max(start, 0), min(part.stop - padding, extent)
-            image.append(slice(low, high))
-            patch.append(slice(low - start, high - start))
-        return cls(tuple(image), tuple(patch))
-
-
 def _add(
-    store: PlaneStore, weights: torch.Tensor, overlap: _Overlap, patch: torch.Tensor, weight: torch.Tensor
+    store: PlaneStore,
+    weights: torch.Tensor,
+    shape: Sequence[int],
+    starts: Sequence[int],
+    patch: torch.Tensor,
+    weight: torch.Tensor,
 ) -> None:
-    planes, rows, columns = overlap.image
-    weight = weight.reshape(-1, *weight.shape[-2:])[overlap.patch]
-    patch = patch.reshape(len(patch), -1, *patch.shape[-2:])[(slice(None), *overlap.patch)]
+    """Add what of a patch lies on the image (I, J, K); ``starts`` is its first voxel, negative in the padding."""
+    patch, weight = patch.reshape(len(patch), -1, *patch.shape[-2:]), weight.reshape(-1, *weight.shape[-2:])
+    ends = [min(start + edge, extent) for start, edge, extent in zip(starts, weight.shape, shape, strict=True)]
+    planes, rows, columns = (slice(max(start, 0), end) for start, end in zip(starts, ends, strict=True))
+    inside = [slice(max(-start, 0), end - start) for start, end in zip(starts, ends, strict=True)]
+    weight, patch = weight[inside], patch[(slice(None), *inside)]
     for depth, index in enumerate(range(planes.start, planes.stop)):
         plane = store.plane(index)
         plane[:, rows, columns].addcmul_(patch[:, depth], weight[depth])  # no array in between: it would cost most

@@ -7,7 +7,7 @@ Structures are the labels of softmax heads and the regions of sigmoid heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmamba.disk.atomic import explained
-from medmamba.evaluation.dice import dice
+from medmamba.evaluation.dice import dice_of_channels
 from medmamba.inference.cleaning import clean_one
 from medmamba.model_selection.calibration import Uncertainty
 from medmamba.models.cleaning_step import CleaningStep
@@ -83,15 +83,10 @@ class EnsembleCandidate:
             with explained(keep_at):
                 np.save(keep_at, values[(slice(None), *box)].astype(np.float16))
             case = replace(case, probabilities=keep_at, box=box)
-        found = [value for value in self._of_case(case, self.channels).values() if not math.isnan(value)]
+        found = [value for value in self._of_case(case, self.heads.structures).values() if not math.isnan(value)]
         case = replace(case, dice=fmean(found) if found else math.nan)
         self.cases[case_id] = case
         return case
-
-    @property
-    def channels(self) -> range:
-        """The channels that are structures: not the background of softmax heads."""
-        return range(0 if self.heads.sigmoid else 1, len(self.heads.names))
 
     def mean_dice(self) -> float:
         """Over structures, of the mean over cases; nan when there is none anywhere."""
@@ -107,7 +102,7 @@ class EnsembleCandidate:
 
         A case where nothing was there and a change removed what had been found counts as 1: its gain would be hidden.
         """
-        wanted = list(self.channels if channels is None else channels)
+        wanted = list(self.heads.structures if channels is None else channels)
         scores: dict[int, list[float]] = {channel: [] for channel in wanted}
         for case in self.cases.values():
             changed = change(case)
@@ -121,14 +116,7 @@ class EnsembleCandidate:
         return {channel: fmean(values) if values else math.nan for channel, values in scores.items()}
 
     def _of_case(self, case: ValidatedCase, channels: Sequence[int]) -> dict[int, float]:
-        known = np.ones(case.truth.shape, bool) if self.heads.ignore is None else case.truth != self.heads.ignore
-        truth, labels = case.truth[known], case.labels[known]
-        return {
-            channel: dice(np.isin(truth, self.heads.members[channel]), np.isin(labels, self.heads.members[channel]))
-            if case.annotated[channel]
-            else math.nan
-            for channel in channels
-        }
+        return dice_of_channels(case.truth, case.labels, self.heads, case.annotated, channels)
 
     def take(self, change: Callable[[ValidatedCase], Labels]) -> None:
         """Make a change of the label maps the present state."""
@@ -151,11 +139,11 @@ def choose_thresholds(candidate: EnsembleCandidate) -> dict[str, float]:
     """The probability above which a voxel belongs to a region, for each region with a better one than one half."""
     limits = [DEFAULT_THRESHOLD] * len(candidate.heads.names)
     candidate.take(candidate.thresholded(limits))
-    for channel in candidate.channels:
+    for channel in candidate.heads.structures:
         tried = {}
         for value in THRESHOLDS:
             other = [value if number == channel else limit for number, limit in enumerate(limits)]
-            gain = _gain(candidate, channel, list(candidate.channels), candidate.thresholded(other))
+            gain = _gain(candidate, channel, list(candidate.heads.structures), candidate.thresholded(other))
             if gain is not None:
                 tried[value] = gain
         if tried:
@@ -168,12 +156,9 @@ def choose_thresholds(candidate: EnsembleCandidate) -> dict[str, float]:
 
 def choose_cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> list[CleaningStep]:
     """For each label the better of two steps on its components, where one helps; later ones see what earlier left."""
-    return list(_cleaning(candidate, names))
-
-
-def _cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> Iterator[CleaningStep]:
+    chosen = []
     for index, name in enumerate(names, start=1):
-        touched = [channel for channel in candidate.channels if index in candidate.heads.members[channel]]
+        touched = [channel for channel in candidate.heads.structures if index in candidate.heads.members[channel]]
         options = [CleaningStep(label=name, action="largest_component")]
         if smallest := _smallest_component(candidate, index):
             options.append(CleaningStep(label=name, action="remove_small", smallest_voxels_mm3=smallest / 2))
@@ -184,7 +169,8 @@ def _cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> Iterator[Cl
         if tried:
             gain, step = max(tried, key=lambda pair: pair[0])
             candidate.take(_cleaned(step, index))
-            yield replace(step, gain=round(gain, 6))
+            chosen.append(replace(step, gain=round(gain, 6)))
+    return chosen
 
 
 def _cleaned(step: CleaningStep, index: int) -> Callable[[ValidatedCase], Labels]:

@@ -67,6 +67,11 @@ class OutputChannels:
         return cls(tuple(names), False, tuple((n,) for n in numbers), numbers, None, (*numbers, len(names)), numbers)
 
     @property
+    def structures(self) -> range:
+        """The channels that are structures: not the background of softmax heads."""
+        return range(0 if self.sigmoid else 1, len(self.names))
+
+    @property
     def disjoint(self) -> bool:
         """Whether no label belongs to two channels, so that the largest logit can decide between them."""
         joined = [label for group in self.members for label in group]

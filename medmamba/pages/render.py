@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 from functools import cache
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -19,6 +23,21 @@ the truth."""
 def render(template: str, **values: Any) -> str:
     """The page of a template with these values."""
     return _environment().get_template(template).render(**values)
+
+
+def grey(image: NDArray[np.number], percent: float = 0.5) -> NDArray[np.uint8]:
+    """Intensities as grey values; ``percent`` of them are black, and as many white."""
+    low, high = np.percentile(image, (percent, 100 - percent))
+    return (np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
+
+
+def png_of(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels (rows, columns, 3) as a PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, format="png", optimize=True)
+    return buffer.getvalue()
 
 
 def data_uri(png: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.geometry import Spacing
-from medmamba.pages.render import colour_of
+from medmamba.pages.render import colour_of, grey, png_of
 
 EDGE = 200
 """Pixels of a picture's longer side."""
@@ -37,20 +36,16 @@ def thumbnail(image: NDArray[np.float32], labels: NDArray[np.integer], spacing: 
     ``spacing`` is in mm per axis; without it pixels are square and rows run downwards, as in a photograph. The first
     channel is shown in grey, three channels without spacing in colour.
     """
-    from PIL import Image
-
     index = int((labels > 0).sum(axis=(1, 2)).argmax())
     picture = image[:, index] if spacing is None and len(image) == 3 else image[:1, index]
-    colours = np.repeat(_grey(picture), 4 - len(picture) if len(picture) == 1 else 1, axis=0)  # (3, J, K)
+    colours = np.repeat(grey(picture), 4 - len(picture) if len(picture) == 1 else 1, axis=0)  # (3, J, K)
     rows, columns = _nearest(labels.shape[1:], (1.0, 1.0) if spacing is None else spacing[1:])
     colours, truth = colours[:, rows][:, :, columns], labels[index][rows][:, columns]
     for value in np.unique(truth[truth > 0]):
         shade = colour_of(int(value) - 1)
         colours[:, outline(truth == value)] = np.array([[int(shade[n : n + 2], 16)] for n in (1, 3, 5)])
     upright = colours.transpose(2, 1, 0)  # the third axis runs upwards, the second to the right
-    buffer = io.BytesIO()
-    Image.fromarray(upright if spacing is None else upright[::-1]).save(buffer, format="png", optimize=True)
-    return Thumbnail(buffer.getvalue(), index + 1, len(labels))
+    return Thumbnail(png_of(upright if spacing is None else upright[::-1]), index + 1, len(labels))
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -58,11 +53,6 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     from scipy import ndimage
 
     return mask & ~ndimage.binary_erosion(mask)
-
-
-def _grey(picture: NDArray[np.float32]) -> NDArray[np.uint8]:
-    low, high = np.percentile(picture, (0.5, 99.5))
-    return (np.clip((picture - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
 
 
 def _nearest(shape: Sequence[int], spacing: Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medmamba.compute.device import choose_device
 from medmamba.errors import InputError
-from medmamba.evaluation.dice import dice
+from medmamba.evaluation.dice import dice_of_channels
 from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.runner import Execution
 from medmamba.inference.sliding_window import Window
@@ -143,14 +143,9 @@ def _predicted(ensemble: FoldEnsemble, case: CaseReader, fold: str) -> ShownCase
     output_channels = ensemble.heads
     planes = ensemble.planes(torch.from_numpy(image))
     prediction = np.stack([output_channels.label_map(plane).numpy() for plane in planes]).astype(np.uint8)
-    known = np.ones(truth.shape, bool) if output_channels.ignore is None else truth != output_channels.ignore
-    first = 0 if output_channels.sigmoid else 1
-    scores = {
-        name: dice(np.isin(truth[known], joined), np.isin(prediction[known], joined)) if annotated else math.nan
-        for name, joined, annotated in list(
-            zip(output_channels.names, output_channels.members, output_channels.annotated(case.annotated), strict=True)
-        )[first:]
-    }
+    annotated = output_channels.annotated(case.annotated)
+    found = dice_of_channels(truth, prediction, output_channels, annotated, output_channels.structures)
+    scores = {output_channels.names[channel]: value for channel, value in found.items()}
     wanted = ensemble.configuration.spacing_mm
     spacing = tuple(wanted) if wanted is not None and len(wanted) == 3 else (1.0, *(wanted or (1.0, 1.0)))
     score = CaseScore(case.case_id, fold, scores)

@@ -2,13 +2,8 @@
 
     curl --data-binary @case.nii.gz 'http://127.0.0.1:8000/predict?name=case.nii.gz' -o answer.zip
 
-The body is one file: an image in a known format, or a zip of a DICOM series or of one file per channel. The answer is a
-zip of ``mask`` and ``report.json``, or one of the two (``&answer=mask``, ``&answer=report``). Only the ending of
-``name`` is used; no name is logged, kept or sent back, and every file is gone when the answer has been made.
-
-    400  the body is empty                    413  too large, as a file or in memory
-    415  not a known file format     422  read, but not usable: the reason is in "error"
-    503  too many images are waiting
+Requests and answers are described in docs/how-to/serve-a-model.md. Only the ending of ``name`` is used; no name is
+logged, kept or sent back, and every file is gone when the answer has been made.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images.formats import FORMATS, alone
@@ -32,7 +27,6 @@ from medmamba.serving.queues import Busy, RequestQueues
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
-Wanted = Literal["zip", "mask", "report"]
 ONE_FILE = [kind for kind in FORMATS if kind.siblings is alone and not kind.detached]
 ACCEPTED = (*(ending for kind in ONE_FILE for ending in kind.endings), ".zip")
 """Endings of whole images in one file; a header without its voxels comes in a zip."""
@@ -50,7 +44,7 @@ class ServiceLimits:
 
 @dataclass(frozen=True)
 class Refusal(Exception):
-    """An answer of 4xx or 503 with its reason."""
+    """An answer of 4xx with its reason."""
 
     code: int
     reason: str
@@ -99,7 +93,9 @@ def make_app(
     async def predict(request: Request) -> Response:
         query = request.query_params
         try:
-            wanted = _wanted(query.get("answer", "zip"))
+            wanted = query.get("answer", "zip")
+            if wanted not in ("zip", "mask", "report"):
+                raise Refusal(400, "answer is zip, mask or report")
             with TemporaryDirectory(prefix="medmamba-serve-") as folder:
                 path = Path(folder, "image" + _ending(query.get("name", "")))
                 await _receive(request, path, allowed.upload_bytes)
@@ -107,8 +103,7 @@ def make_app(
                 content, kind = await asyncio.wrap_future(future)
             return Response(content, media_type=kind)
         except Refusal as refusal:
-            headers = {"Retry-After": "10"} if refusal.code == 503 else None
-            return JSONResponse({"error": refusal.reason}, refusal.code, headers)
+            return JSONResponse({"error": refusal.reason}, refusal.code)
         except Busy as error:
             return JSONResponse({"error": str(error)}, 503, {"Retry-After": "10"})
 
@@ -117,17 +112,15 @@ def make_app(
     return app
 
 
-def _answer(predictor: Predictor, path: Path, wanted: Wanted, limits: ServiceLimits) -> tuple[bytes, str]:
+def _answer(predictor: Predictor, path: Path, wanted: str, limits: ServiceLimits) -> tuple[bytes, str]:
     """Predict the file at ``path`` and pack what was asked for; runs in the thread of the device."""
     try:
         image, ending = _read(path, limits)
         result = predictor.predict(image)
         mask = path.parent / f"mask{ending}"
         result.save(mask)
-    except ResourceError as error:
-        raise Refusal(413, _anonymous(error, path)) from error
     except MedmambaError as error:
-        raise Refusal(422, _anonymous(error, path)) from error
+        raise Refusal(413 if isinstance(error, ResourceError) else 422, _anonymous(error, path)) from error
     except MemoryError as error:
         raise Refusal(413, "out of memory; send a smaller image") from error
     except FloatingPointError as error:
@@ -185,12 +178,6 @@ def _ending(name: str) -> str:
     if name:
         raise Refusal(415, f"not a known file format; give name=X with one of {', '.join(ACCEPTED)}")
     raise Refusal(415, "name the file format: /predict?name=image.nii.gz")
-
-
-def _wanted(text: str) -> Wanted:
-    if text in ("zip", "mask", "report"):
-        return text  # type: ignore[return-value]
-    raise Refusal(400, "answer is zip, mask or report")
 
 
 def _anonymous(error: Exception, path: Path) -> str:

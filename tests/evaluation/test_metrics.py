@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from medmamba.evaluation.lesions import count_lesions
 from medmamba.evaluation.metrics import METRICS, MaskPair, score_case, score_pair
+from medmamba.evaluation.options import EvaluateOptions
 from medmamba.geometry import Grid, affine_from
 
 
@@ -113,7 +114,7 @@ def test_a_flat_image_is_compared_as_contours_in_pixels():
 def score_of_contours(**tolerance):
     truth, prediction = np.zeros((30, 30, 1), int), np.zeros((30, 30, 1), int)
     truth[5:25, 5:25], prediction[5:25, 8:25] = 1, 1
-    return score_case(truth, prediction, Grid((30, 30, 1)), {"cell": (1,)}, **tolerance)["cell"]
+    return score_case(truth, prediction, Grid((30, 30, 1)), {"cell": (1,)}, EvaluateOptions(**tolerance))["cell"]
 
 
 def test_pixels_are_no_number_of_an_image_with_millimetres():

@@ -83,3 +83,13 @@ def test_empty_masks_have_no_distance_and_one_empty_mask_an_infinite_one():
         assert surface_distances(*pair, (1, 1, 1)).hausdorff() == math.inf
         assert surface_distances(*pair, (1, 1, 1)).surface_dice(100) == 0
         assert surface_distances(*pair, (1, 1, 1)).mean() == math.inf
+
+
+def test_a_percentile_that_falls_between_two_pieces_does_not_depend_on_rounding():
+    truth, prediction = np.zeros((4, 5, 3), bool), np.zeros((4, 5, 3), bool)
+    for voxel in ((0, 0, 0), (0, 0, 2), (1, 0, 1), (2, 2, 1), (3, 4, 0)):
+        truth[voxel] = True
+    prediction[1, 2, 1] = True
+    spacing = (2.080560957181219, 0.9125672406047802, 4.0)
+    flipped = surface_distances(truth[::-1], prediction[::-1], spacing)
+    assert flipped.hausdorff(95) == surface_distances(truth, prediction, spacing).hausdorff(95)

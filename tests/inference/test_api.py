@@ -48,6 +48,7 @@ def test_runs_and_folds_are_opened_by_name_and_refused_by_name(tiny_run, tmp_pat
 def test_a_result_carries_its_provenance_and_the_record_names_nobody(predictor, images):
     result = predictor.predict(images[0])
     assert result.provenance == predictor.provenance()
+    assert result.provenance["settings"]["precision"] == "fp32"  # it was a dictionary in version 0.1
     assert set(result.provenance.weights_sha256["3d_fullres"]) == {"fold_0", "fold_1"}
     assert predictor.provenance().settings.step == 0.5
     assert predictor.provenance().settings.scan_backend == "none"  # a network without scans
@@ -84,7 +85,7 @@ def test_one_bad_case_is_a_result_and_the_next_ones_follow(predictor, images, tm
 def test_the_estimate_before_is_the_estimate_of_the_case(predictor):
     grid = Grid((40, 50, 60), np.diag([1.0, 1.0, 2.0, 1.0]))
     case = predictor.model.ensembles[0].prepare("solid block", np.ones((1, *grid.shape), np.float32), grid)
-    told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.model.ensembles[0].estimate(case)
+    told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.model.ensembles[0].estimate(case.trail)
     assert replace(told, budget=0) == replace(found, budget=0)  # what is free changes from moment to moment
     assert predictor.estimate((400, 400, 400)).peak > predictor.estimate((40, 40, 40)).peak
 

@@ -11,7 +11,7 @@ from medmamba.geometry import Grid, affine_from
 from medmamba.images import MedicalImage, read_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.quality import check_image, check_result, check_sides, status_of
+from medmamba.inference.quality import check_confidence, check_image, check_mask, check_sides, status_of
 from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.plans.fingerprint import CaseStats, build_fingerprint
 
@@ -52,15 +52,9 @@ def inside(image):
 
 
 def result(image, fingerprint, *, voxels=2000, entropy=0.1, agreement=0.95):
-    return check_result(
-        image,
-        (inside(image) if voxels else inside(image) & False).astype(np.uint8),
-        {"organ": voxels * 0.002},
-        {"organ": voxels},
-        fingerprint,
-        entropy=entropy,
-        agreement=agreement,
-    )
+    mask = (inside(image) if voxels else inside(image) & False).astype(np.uint8)
+    found = check_mask(image, mask, {"organ": voxels * 0.002}, {"organ": voxels}, fingerprint)
+    return check_confidence(entropy, agreement, None) + found
 
 
 def test_a_usual_image_and_mask_are_ok(fingerprint):

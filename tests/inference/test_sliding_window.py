@@ -18,7 +18,7 @@ from torch import nn
 from medmamba.inference import cpu
 from medmamba.inference.cpu import with_fast_convolutions
 from medmamba.inference.patch_positions import window_starts
-from medmamba.inference.sliding_window import gaussian_weight, predict_logits
+from medmamba.inference.sliding_window import Window, gaussian_weight, predict_logits, stream_logits
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ class Copy(nn.Module):
 @pytest.mark.parametrize("mirror", [(), (0, 1)])
 def test_an_identity_network_gives_the_image_back(shape, patch, mirror):
     image = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
-    logits = predict_logits(Copy(), image, patch, CPU, mirror_axes=mirror)
+    logits = torch.stack(list(stream_logits([Copy()], image, Window(patch, mirror_axes=mirror))), dim=1)
     assert logits.shape == (2, *shape)
     assert torch.allclose(logits[0], image[0], atol=1e-5)
     assert torch.allclose(logits[1], torch.tensor(3.0), atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medmamba.errors import ConfigError
-from medmamba.inference.sliding_window import predict_logits
+from medmamba.inference.sliding_window import Window, predict_logits, stream_logits
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.schema import Mirroring
 from medmamba.preprocessing.labels import decode, encode
@@ -91,9 +91,8 @@ def test_prediction_mirrors_with_the_same_exchange():
 
     image = torch.zeros((1, 6, 5, 4))
     plain = predict_logits(Sided(), image, (6, 5, 4), torch.device("cpu"))
-    mirrored = predict_logits(
-        Sided(), image, (6, 5, 4), torch.device("cpu"), mirror_axes=(0, 1), swap_axis=0, channel_swap=(0, 2, 1)
-    )
+    window = Window((6, 5, 4), mirror_axes=(0, 1), swap_axis=0, channel_swap=(0, 2, 1))
+    mirrored = torch.stack(list(stream_logits([Sided()], image, window)), dim=1)
     torch.testing.assert_close(plain, mirrored)
 
 

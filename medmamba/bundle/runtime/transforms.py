@@ -121,7 +121,7 @@ class ToNatived(MapTransform):
             *(stage.planes(_plain(other)) for stage, other in zip(self.others, images[1:], strict=True)),
         ]
         streams = list(zip(planes, map(trail_of, images), strict=True))
-        indices = on_native_grid(streams, self.heads, self.thresholds, self.temperature).labels
+        indices, _ = on_native_grid(streams, self.heads, self.thresholds, self.temperature)
         number = {name: index for index, name in enumerate(label_names(self.plan), start=1)}  # type: ignore[arg-type]
         indices = clean(indices, self.cleaning, number, trail.native.voxel_volume_mm3)
         labels = decode(indices, self.plan)[None].astype(np.int32)  # type: ignore[arg-type]

@@ -24,11 +24,6 @@ class Pseudonyms:
     salt: str | None
 
     @classmethod
-    def none(cls) -> Pseudonyms:
-        """Case ids as they are."""
-        return cls(None)
-
-    @classmethod
     def of_folder(cls, folder: Path) -> Pseudonyms:
         """The salt that an earlier run left in the key file of the folder, or a new one."""
         try:

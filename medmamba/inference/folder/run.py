@@ -8,11 +8,13 @@ OUT/report.json              the model and all cases, those that failed with the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medmamba.dicom.codes import check_codes
+from medmamba.dicom.study import opened
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError, InputErrors, PartialError
@@ -20,7 +22,7 @@ from medmamba.images.cases import ImageCase, find_cases, part_of
 from medmamba.inference.folder.case_job import Job, read_record, record_path, remove_old
 from medmamba.inference.folder.case_record import SCHEMA_VERSION, CaseRecord
 from medmamba.inference.folder.pseudonyms import Pseudonyms
-from medmamba.inference.folder.workers import Engine, InProcess
+from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.provenance import Provenance
@@ -59,8 +61,32 @@ class PredictionReport:
         raise PartialError("\n".join([*lines, summary]))
 
 
+def predict(
+    model: str | Path | Predictor,
+    images: str | Path | Sequence[Path],
+    output: str | Path,
+    options: PredictOptions,
+    *,
+    on_item: OnItem = lambda stage, done, total: None,
+    on_message: Callable[[str], None] = lambda line: None,
+) -> PredictionReport:
+    """Predict a file, a zip or every case of a folder; as :func:`medmamba.pipeline.predict`."""
+    with ExitStack() as stack:
+        if isinstance(images, str | Path):
+            images = stack.enter_context(opened(images, options.series))
+        find_cases(images)  # a wrong path is reported before a model is loaded
+        if options.dicom_kinds:
+            check_codes(options.codes)
+        engine: Predictor | Workers
+        if options.workers and not isinstance(model, Predictor):
+            engine = stack.enter_context(Workers(model, options, options.workers))
+        else:
+            engine = model if isinstance(model, Predictor) else Predictor(model, options)
+        return predict_folder(engine, images, output, options, on_item=on_item, on_message=on_message)
+
+
 def predict_folder(
-    engine: Engine | Predictor,
+    engine: Predictor | Workers,
     images: str | Path | Iterable[Path],
     output: str | Path,
     options: PredictOptions | None = None,
@@ -80,7 +106,6 @@ def predict_folder(
     """
     options = options or PredictOptions()
     target, dicom = Path(output), options.dicom_kinds
-    engine = InProcess(engine) if isinstance(engine, Predictor) else engine
     everything = find_cases(images if isinstance(images, str | Path) else list(images))
     if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
@@ -95,7 +120,7 @@ def predict_folder(
         if part is not None:
             locks.enter_context(FolderLock(target / f".part-{part[0]}-of-{part[1]}"))
         remove_leftovers(target, shared=part is not None)
-        shown = Pseudonyms.none()
+        shown = Pseudonyms(None)
         if options.pseudonymise:
             with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
                 shown = Pseudonyms.of_folder(target)
@@ -113,7 +138,11 @@ def predict_folder(
                 report.done[shown.of(case.case_id)] = record
         waiting = [case for case in cases if shown.of(case.case_id) not in report.done]
         on_item("predict", len(report.done), len(cases))
-        for case, record in engine.records(waiting, job, on_message):
+        if isinstance(engine, Workers):
+            records = engine.records(waiting, job, on_message)
+        else:
+            records = ((case, job.run(engine, model, case, on_message)) for case in waiting)
+        for case, record in records:
             write_json(record_path(target, case), record.as_dict())
             if record.failed:
                 report.failed[shown.of(case.case_id)] = record.reason

@@ -1,4 +1,4 @@
-"""Engines that predict the cases of a folder: this process, or worker processes under supervision.
+"""Worker processes that predict the cases of a folder under supervision.
 
 A worker does whole cases, so that reading, preprocessing, restoring and writing of one run beside the network of
 another, and a death takes one case only. A worker that dies or gives no sign is named with its case; when all others
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from medmamba.compute.free_memory import free_memory
 from medmamba.errors import InputError, MedmambaError, ResourceError
@@ -31,33 +31,8 @@ from medmamba.inference.quality import Finding
 from medmamba.models.trained_folds import select_models
 
 OnMessage = Callable[[str], None]
-Finished = tuple[ImageCase, CaseRecord]
 STALL_MINUTES = 60.0
 """A worker that finishes neither a tile nor a case for so long is ended."""
-
-
-class Engine(Protocol):
-    """Predicts cases, in any order."""
-
-    def provenance(self) -> Provenance: ...
-    def records(self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage) -> Iterator[Finished]: ...
-
-
-class InProcess:
-    """One case after the other in this process."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.predictor = predictor
-
-    def provenance(self) -> Provenance:
-        """What makes the masks."""
-        return self.predictor.provenance()
-
-    def records(self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage) -> Iterator[Finished]:
-        """Each case with its record."""
-        model = self.provenance()
-        for case in cases:
-            yield case, job.run(self.predictor, model, case, on_message)
 
 
 class Workers:
@@ -92,7 +67,9 @@ class Workers:
                 self._workers[self._workers.index(worker)] = _Worker(*self._start)
         return self._model
 
-    def records(self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage) -> Iterator[Finished]:
+    def records(
+        self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage
+    ) -> Iterator[tuple[ImageCase, CaseRecord]]:
         """Each case with its record, in the order in which they end."""
         model = self.provenance()
         waiting, alone = list(cases), dict[str, tuple[ImageCase, str]]()
