@@ -202,7 +202,7 @@ def _add(
     patch, weight = patch.reshape(len(patch), -1, *patch.shape[-2:]), weight.reshape(-1, *weight.shape[-2:])
     ends = [min(start + edge, extent) for start, edge, extent in zip(starts, weight.shape, shape, strict=True)]
     planes, rows, columns = (slice(max(start, 0), end) for start, end in zip(starts, ends, strict=True))
-    inside = [slice(max(-start, 0), end - start) for start, end in zip(starts, ends, strict=True)]
+    inside = tuple(slice(max(-start, 0), end - start) for start, end in zip(starts, ends, strict=True))
     weight, patch = weight[inside], patch[(slice(None), *inside)]
     for depth, index in enumerate(range(planes.start, planes.stop)):
         plane = store.plane(index)
