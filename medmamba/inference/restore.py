@@ -114,7 +114,7 @@ def label_blocks(
     shape: Sequence[int],
     classes: int,
     *,
-    heads: OutputChannels | None = None,
+    output_channels: OutputChannels | None = None,
     limits: Sequence[float] | None = None,
     keep: NDArray[np.float32] | None = None,
 ) -> NDArray[np.unsignedinteger]:
