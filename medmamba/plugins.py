@@ -17,6 +17,10 @@ from typing import TypeVar
 from medmamba.errors import ConfigError, unknown_name
 
 GROUP = "medmamba.networks"
+LONGEST_REASON = 300
+"""Characters of another package's error in a message."""
+TERMINATED = 143
+"""Code of the SystemExit that SIGTERM raises in a command."""
 
 T = TypeVar("T")
 
@@ -24,12 +28,17 @@ T = TypeVar("T")
 def find_network(name: str, table: Mapping[str, T]) -> T:
     """What a table, filled by registration, has under the name of a network; other packages register when needed.
 
-    Raises ConfigError for a network whose package cannot be imported, and, with the nearest spelling, for a name that
-    nobody registers.
+    Raises ConfigError for a network whose package cannot be imported or does not register it, and, with the nearest
+    spelling, for a name that nobody declares.
     """
     if name not in table and name in (broken := load_network_plugins()):
         raise ConfigError(broken[name])
     if name not in table:
+        for entry in entry_points(group=GROUP, name=name):
+            raise ConfigError(
+                f"The package {_package(entry)} declares the network {name!r}, but its module {entry.module} does not "
+                f"register it completely: @network or @unet_family for the network, register_family for the planner."
+            )
         raise unknown_name("network", name, list(table))
     return table[name]
 
@@ -41,14 +50,21 @@ def load_network_plugins() -> Mapping[str, str]:
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
-        except Exception as error:  # whatever another package raises while it is imported
+        except BaseException as error:  # whatever another package raises while it is imported, sys.exit() too
+            if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == TERMINATED):
+                raise
             broken[entry.name] = _failure(entry, error)
     return broken
 
 
-def _failure(entry: EntryPoint, error: Exception) -> str:
-    package = entry.dist.name if entry.dist is not None else entry.module
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.module
+
+
+def _failure(entry: EntryPoint, error: BaseException) -> str:
+    package, reason = _package(entry), " ".join(f"{type(error).__name__}: {error}".split())
+    if len(reason) > LONGEST_REASON:
+        reason = reason[:LONGEST_REASON] + "..."
     return (
         f"Network {entry.name!r} of the package {package} cannot be imported ({reason}). Update the package "
         f"(`pip install --upgrade {package}`), or remove it (`pip uninstall {package}`)."

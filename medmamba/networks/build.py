@@ -26,7 +26,7 @@ import medmamba.networks.planned.vm_unet_published  # noqa: F401
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK, is_one_block
 from medmamba.networks.planned.registry import NETWORKS, NetworkFacts
-from medmamba.networks.planned.unet import Topology
+from medmamba.networks.planned.unet import PlannedNetwork, Topology
 from medmamba.plugins import find_network, load_network_plugins
 
 
@@ -105,7 +105,13 @@ def build_network(
     _check(name, facts, topology)
     for option, value in options.items():
         facts.options[option].check(option, value, topology)
-    return facts.builder(topology, **options)
+    built = facts.builder(topology, **options)
+    if facts.published is None and not isinstance(built, PlannedNetwork):
+        raise ConfigError(
+            f"Network {name!r} of {facts.source} is a {type(built).__name__}, not a PlannedNetwork. Derive its class "
+            f"from medmamba.networks.planned.unet.PlannedNetwork."
+        )
+    return built
 
 
 def rebuild_network(arguments: Mapping[str, Any]) -> nn.Module:

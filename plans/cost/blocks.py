@@ -215,10 +215,12 @@ def register_family(family: Family, cost: Cost | None = None, *, cost_as: str | 
         cost: of one of its blocks, usually a :class:`MeasuredCost`.
         cost_as: name of a family whose block costs as much, instead of ``cost``.
 
-    Without either it can be built and measured, but not planned.
+    Without either it can be built and measured, but not planned. Raises ConfigError for a name that is taken.
     """
-    FAMILIES[family.name] = family
+    if FAMILIES.get(family.name, family) != family:
+        raise ConfigError(f"network {family.name!r} has planner facts of another package already; choose another name")
     if cost is None and cost_as is not None:
         cost = cost_of(cost_as)
+    FAMILIES[family.name] = family
     if cost is not None:
         COSTS[family.name] = cost

@@ -17,7 +17,7 @@ from medmamba.doctor import doctor_lines
 from medmamba.errors import ConfigError
 from medmamba.networks import available_networks, build_network
 from medmamba.networks.planned.registry import NETWORKS
-from medmamba.plans.families import family
+from medmamba.plans.families import FAMILIES, family
 from medmamba.plugins import load_network_plugins
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
@@ -172,3 +172,74 @@ def test_networks_of_ours_load_no_other_package(site, tmp_path):
     build_network("vm_unet", **NUMBERS)
     assert "their_networks" not in sys.modules
     assert load_network_plugins.cache_info().currsize == 0
+
+
+REGISTER = "from torch import nn\nfrom medmamba.networks.planned.registry import network\n"
+PLANNED = (
+    "from dataclasses import replace\n"
+    "from medmamba.plans.cost.blocks import register_family\n"
+    "from medmamba.plans.families import FAMILIES\n"
+    "register_family(replace(FAMILIES['mambaout'], name={name!r}, source='theirs'), cost_as='mambaout')\n"
+)
+
+
+@pytest.mark.parametrize("raised", ["raise SystemExit(3)", "class Odd(BaseException): ...\nraise Odd", "def (:"])
+def test_whatever_a_package_raises_at_import_ends_no_command(raised, site, tmp_path):
+    install(package(tmp_path / "broken", "theirs", raised), site)
+    with pytest.raises(ConfigError, match="'theirs' of the package their-networks cannot be imported"):
+        family("theirs")
+    assert "vm_unet" in available_networks()
+
+
+@pytest.mark.parametrize("code", ["raise KeyboardInterrupt", "raise SystemExit(143)"])
+def test_the_end_of_a_command_is_not_taken_for_a_broken_package(code, site, tmp_path):
+    install(package(tmp_path / "ended", "theirs", code), site)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        family("theirs")
+
+
+@pytest.mark.parametrize(
+    "source", [f"{REGISTER}@network('vm_unet')\ndef f(topology): ...\n", PLANNED.format(name="vim")]
+)
+def test_a_package_cannot_take_the_name_of_another_network(source, site, tmp_path):
+    ours, facts = NETWORKS["vm_unet"], family("vim")
+    install(package(tmp_path / "thief", "theirs", source), site)
+    with pytest.raises(ConfigError, match="already"):
+        family("theirs")
+    assert NETWORKS["vm_unet"] is ours
+    assert family("vim") is facts
+
+
+def test_a_package_that_declares_a_network_and_does_not_register_it_is_named(site, tmp_path):
+    install(package(tmp_path / "empty", "theirs", "x = 1\n"), site)
+    for find in (family, lambda name: build_network(name, **NUMBERS)):
+        with pytest.raises(
+            ConfigError, match="The package their-networks declares the network 'theirs', but its module"
+        ):
+            find("theirs")
+
+
+def test_a_network_of_another_kind_of_object_is_refused(site, tmp_path):
+    install(
+        package(tmp_path / "odd", "theirs", f"{REGISTER}@network('theirs')\ndef f(topology): return nn.Identity()\n"),
+        site,
+    )
+    with pytest.raises(ConfigError, match="'theirs' of their_networks is a Identity, not a PlannedNetwork"):
+        build_network("theirs", **NUMBERS)
+
+
+def test_a_family_whose_cost_is_unknown_is_not_half_registered(site, tmp_path):
+    install(
+        package(tmp_path / "half", "theirs", PLANNED.format(name="theirs").replace("cost_as='mamba", "cost_as='m")),
+        site,
+    )
+    with pytest.raises(ConfigError, match="no cost for 'mout'"):
+        family("theirs")
+    assert "theirs" not in FAMILIES
+
+
+def test_the_reason_of_a_broken_package_is_short(site, tmp_path):
+    install(package(tmp_path / "long", "theirs", "raise RuntimeError('x' * 5000)\n"), site)
+    with pytest.raises(ConfigError) as caught:
+        family("theirs")
+    assert len(str(caught.value)) < 600

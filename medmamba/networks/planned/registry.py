@@ -129,8 +129,12 @@ def unet_family(
 def _add(
     name: str, described: Callable[..., Any], builder: Builder, options: Mapping[str, Option], facts: dict[str, Any]
 ) -> None:
+    module, other = described.__module__, NETWORKS.get(name)
+    ours = module.startswith(f"{__package__}.")  # wins over a package that registered first
+    if other is not None and not ours and other.source != module:
+        raise ConfigError(f"network {name!r} is registered by {other.source} already; {module} needs another name")
     summary = (described.__doc__ or "").partition("\n")[0]
-    NETWORKS[name] = NetworkFacts(builder, summary, options, described.__module__, **facts)
+    NETWORKS[name] = NetworkFacts(builder, summary, options, module, **facts)
 
 
 def drop_path_rates(topology: Topology, largest: float) -> Rate:
