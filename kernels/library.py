@@ -60,12 +60,15 @@ def candidates() -> list[Path]:
     return [folder / name for folder in dict.fromkeys(folders) for name in dict.fromkeys(names)]
 
 
-def _share_openmp(library: ctypes.CDLL) -> None:
-    """Let the kernels run on the OpenMP threads that torch has loaded, see csrc/pool.cpp.
+def in_forked_process() -> bool:
+    """Whether multiprocessing forked this process, as data loaders do: OpenMP hangs there if the parent has used it."""
+    spawned = multiprocessing.get_context("spawn").Process
+    return multiprocessing.parent_process() is not None and not isinstance(multiprocessing.current_process(), spawned)
 
-    Not in a worker of a data loader: OpenMP hangs in a forked child whose parent has used it.
-    """
-    if multiprocessing.parent_process() is not None:
+
+def _share_openmp(library: ctypes.CDLL) -> None:
+    """Let the kernels run on the OpenMP threads that torch has loaded, see csrc/pool.cpp; not in a forked process."""
+    if in_forked_process():
         return
     try:
         process = ctypes.CDLL(None)

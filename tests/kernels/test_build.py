@@ -1,5 +1,6 @@
-"""The compiled library: it builds where a compiler is, it is found, and its reasons are told."""
+"""The compiled library: it builds where a compiler is, it is found, and reasons are reported."""
 
+import multiprocessing
 import tomllib
 from pathlib import Path
 
@@ -82,3 +83,10 @@ def test_the_report_names_the_backend_and_the_reasons():
     assert report.cpu.chosen == available_backends()[0]
     assert "reference" in report.cpu.refused
     assert report.cpu.chosen in str(report)
+
+
+@pytest.mark.parametrize(("method", "forked"), [("fork", True), ("spawn", False)])
+def test_only_forked_processes_do_without_the_threads_of_torch(method, forked):
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(library.in_forked_process) is forked
+    assert not library.in_forked_process()
