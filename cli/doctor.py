@@ -8,7 +8,7 @@ from medmamba.cli.console import console
 
 
 def doctor() -> Answer:
-    """Report versions, devices, and which scan backend runs here and why the others do not."""
+    """Report versions, devices, memory, and which scan backend runs here and why the others do not."""
     lines = pipeline.doctor()
     for line in lines:
         console.print(line, markup=False)

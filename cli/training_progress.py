@@ -59,9 +59,8 @@ def training_progress() -> Iterator[Callable[[StepReport], None]]:
         nonlocal smooth
         smooth = report.loss if smooth is None else 0.95 * smooth + 0.05 * report.loss
         dice = "" if report.validation_dice is None else f"  Dice {report.validation_dice:.3f}"
-        speed = report.step / report.seconds if report.seconds else 0.0
         total = f"/{report.total_steps}" if report.total_steps else ""
-        left = clock(report.seconds_left)
+        speed, left = report.steps_per_second, clock(report.seconds_left)
         waiting = f"  {report.waiting:.0%} waiting for data" if report.waiting >= MUCH_WAITING else ""
         return f"step {report.step}{total}  loss {smooth:.3f}{dice}  {speed:.2f} steps/s  {left} left{waiting}"
 

@@ -9,6 +9,8 @@ import torch
 from medmamba.kernels.library import instruction_set, library_path
 from medmamba.kernels.scan.api import SCAN_BACKENDS
 
+_REFERENCE = {"reference": 'a plain loop for tests, only from Python: backend="reference"'}
+
 
 @dataclass(frozen=True)
 class BackendChoice:
@@ -18,10 +20,16 @@ class BackendChoice:
     chosen: str
     detail: str
     refused: dict[str, str]  # backend -> why it will not run
+    others: tuple[str, ...] = ()  # backends that run when they are named
 
     def __str__(self) -> str:
         lines = [f"{self.device}: {self.chosen} ({self.detail})"]
-        return "\n".join(lines + [f"  not {name}: {why}" for name, why in self.refused.items()])
+        lines += [f"  {name}: available" for name in self.others]
+        lines += [
+            f"  {name}: {why}" if name in _REFERENCE else f"  {name}: unavailable ({why})"
+            for name, why in self.refused.items()
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -52,5 +60,5 @@ def backend_report() -> BackendReport:
 def _choice(device: str, detail: str) -> BackendChoice:
     reasons = {name: backend.why_not(device, torch.float32) for name, backend in SCAN_BACKENDS.items()}
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
-    refused["reference"] = "a plain loop for tests; runs only when named"
-    return BackendChoice(device, available_backends(device)[0], detail, refused)
+    chosen, *others = (name for name in available_backends(device) if name not in _REFERENCE)
+    return BackendChoice(device, chosen, detail, refused | _REFERENCE, tuple(others))

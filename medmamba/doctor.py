@@ -1,4 +1,4 @@
-"""What this machine can do, in lines for people."""
+"""What this machine can run, in lines for people."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ PACKAGES = ("torch", "monai", "triton", "nibabel", "SimpleITK", "batchgenerators
 
 
 def doctor_lines() -> Iterator[str]:
-    """Versions, cores, GPUs, scan backends and networks of other packages, one fact a line."""
+    """Versions, cores, memory, GPUs, scan backends and networks of other packages, one fact a line."""
     import torch
 
+    from medmamba.compute.free_memory import free_memory, main_memory
     from medmamba.kernels import backend_report
     from medmamba.plugins import GROUP, load_network_plugins
     from medmamba.version import __version__
@@ -24,7 +25,11 @@ def doctor_lines() -> Iterator[str]:
             yield f"  {name} {version(name)}"
         except PackageNotFoundError:
             yield f"  {name} is not installed"
-    yield f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    yield f"CPU: {os.cpu_count()} cores, torch uses {threads} thread{'' if threads == 1 else 's'}"
+    free, all_of_it = free_memory(), main_memory()
+    if free is not None and all_of_it is not None:
+        yield f"Memory: {free / 2**30:.1f} GiB free of {all_of_it / 2**30:.1f} GiB"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield f"GPU: {', '.join(gpus) if gpus else 'none that torch can use'}"
     yield "Scan backends:"

@@ -87,6 +87,9 @@ def train_folds(
     on_start: Line = no_progress,
 ) -> dict[Fold, TrainingResult]:
     """Train each fold of ``options.folds``, as :func:`train` does with one; on several devices at the same time."""
+    from medmamba.models.run_folder import RunFolder
+
+    RunFolder(Path(run)).read_plan()  # a missing run is reported before torch is imported
     from medmamba.training.folds import train_folds
 
     if options.max_hours is not None:
@@ -106,6 +109,9 @@ def pretrain(
     on_start: Line = no_progress,
 ) -> TrainingResult:
     """Pretrain a network on images without labels; ``medmamba train --init`` starts from what it learnt."""
+    from medmamba.models.run_folder import RunFolder
+
+    RunFolder(Path(run)).read_plan()  # as above
     from medmamba.training.pretrain import pretrain
 
     return pretrain(run, config=config, on_step=on_step, on_event=on_event, on_start=on_start, **dict(options))

@@ -48,12 +48,23 @@ def recipe_values(path: str | Path, known: Collection[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: is {found}, not a table of options. Write lines such as `epochs: 100`.")
     for key in values:
         if key not in known:
-            near = get_close_matches(value_text(key).replace("-", "_"), known, n=1, cutoff=0.3)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            near = _nearest(str(key), known)
+            hint = f" Did you mean {near!r}?" if near else ""
             raise ConfigError(
                 f"{path}: unknown key {value_text(key)}.{hint} The keys are the options' names in --help."
             )
     return values
+
+
+def _nearest(key: str, known: Collection[str]) -> str | None:
+    """The option that was meant: by spelling, by the initials of its words (``lr``), or by the beginning of one."""
+    written = key[:100].replace("-", "_").lower()
+    alike = get_close_matches(written, known, n=1, cutoff=0.8)
+    initials = [name for name in known if "".join(word[0] for word in name.split("_")) == written]
+    begun = [name for name in known for word in name.split("_") if len(written) > 1 and word.startswith(written)]
+    within = [name for name in known if len(name) > 3 and (name in written or (len(written) > 3 and written in name))]
+    found = [*alike, *initials, *begun, *within, *get_close_matches(written, known, n=1, cutoff=0.3)]
+    return found[0] if found else None
 
 
 def _parsed(text: str, path: str | Path) -> Any:

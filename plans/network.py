@@ -107,8 +107,8 @@ def network_decisions(
             name="routes",
             value=network.routes,
             inputs={"spatial_dims": dims, **count},
-            rule=f"{family.routes_why.rule}: {count['routes_in_2d']} routes in 2D, {count['routes_in_3d']} routes "
-            f"in 3D",
+            rule=f"{family.routes_why.rule}: {_routes(count['routes_in_2d'])} in 2D, "
+            f"{_routes(count['routes_in_3d'])} in 3D",
             reason=family.routes_why.reason
             if network.use_scan
             else "Listed for the paired network; this one leaves its scans out.",
@@ -188,10 +188,14 @@ def planned_blocks(family: Family, strides: Sequence[Sequence[int]], stem: str) 
     return [blocks(stage, halvings) for stage, halvings in enumerate(halvings_of(strides))]
 
 
+def _routes(count: int) -> str:
+    return f"{count} route{'' if count == 1 else 's'}"
+
+
 def are_planned_blocks(family: Family, blocks: Sequence[int], strides: Sequence[Sequence[int]], stem: str) -> bool:
     """Whether these are the blocks that a plan gives the family, and not user-defined ones.
 
-    Plans of before 0.2 list a block in every stage of a network that has one in the bottleneck only.
+    Plans of earlier versions list a block in every stage of a network that has one in the bottleneck only.
     """
     before = replace(family, bottleneck_only=False)
     return list(blocks) in (planned_blocks(family, strides, stem), planned_blocks(before, strides, stem))

@@ -1,4 +1,4 @@
-"""Pooling of a U-shaped network for a patch: how often each axis is halved, in which stage, with which kernels.
+"""Pooling plan of a U-shaped network: strides and kernel sizes of each stage, for a patch size and spacing.
 
 The rule is nnU-Net's (2.8.1, network_topology), in our own words: in each round the axes that are long enough and not
 much coarser than the finest of them are halved; an axis gets kernels of 3 for good once its spacing is comparable.

@@ -245,3 +245,14 @@ def test_labels_of_a_recipe_are_checked_as_those_of_the_command_line():
     for value in ({"liver": 0}, {"liver": True}, 5, [5]):
         with pytest.raises(ConfigError, match="not NAME=VALUE"):
             DicomSegOptions.of(labels=value)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("lr", "learning_rate"), ("rate", "learning_rate"), ("learning-rate", "learning_rate"), ("batch", "batch_size")],
+)
+def test_an_unknown_key_names_the_option_that_was_meant(tmp_path, key, meant):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{key}: 1\n")
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'. Did you mean '{meant}'"):
+        read_recipe(path, TrainConfig)

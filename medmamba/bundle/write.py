@@ -104,7 +104,7 @@ def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
 
 
 def _trained_with(folders: Sequence[Path]) -> str:
-    """The scan backends that the folds were trained with; versions before 0.2 did not record them."""
+    """The scan backends that the folds were trained with; earlier versions did not record them."""
     found = []
     for folder in folders:
         recipe = folder / "train.json"

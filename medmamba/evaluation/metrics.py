@@ -113,7 +113,7 @@ class Metric:
     Attributes:
         name: in JSON and CSV, with its unit at the end.
         title: as a heading.
-        unit: of the number; empty for a ratio.
+        unit: of the number; empty for a ratio from 0 to 1.
         better: "high", "low" or "zero" (a signed error).
         measure: the number of a pair of masks; nan if it is undefined, None if it does not apply to the image.
         meaning: in a line.
@@ -218,8 +218,23 @@ METRICS: dict[str, Metric] = {
             lambda pair: _ratio(pair.overlap_voxels, pair.prediction_voxels),
             "fraction of the predicted voxels that are true",
         ),
-        Metric("volume_bias", "volume bias", "zero", _volume_bias, "(predicted - true volume) / true volume", "all"),
-        Metric("volume_error", "volume error", "low", lambda pair: abs(_volume_bias(pair)), "size of volume_bias"),
+        Metric(
+            "volume_bias",
+            "volume bias",
+            "zero",
+            _volume_bias,
+            "(predicted - true volume) / true volume",
+            "all",
+            unit="fraction",
+        ),
+        Metric(
+            "volume_error",
+            "volume error",
+            "low",
+            lambda pair: abs(_volume_bias(pair)),
+            "size of volume_bias",
+            unit="fraction",
+        ),
         Metric(
             "lesion_sensitivity",
             "lesion sensitivity",

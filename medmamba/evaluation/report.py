@@ -177,7 +177,7 @@ def evaluate_folders(
     fail = options.missing == "fail"
     absent = [case_id for case_id in truths if case_id not in predictions]
     problems = [
-        f"{case_id}: no prediction for {truths[case_id].name}. Predict this case, or evaluate against fewer truths."
+        f"{case_id}: no prediction for {truths[case_id].name}. Predict it, or count it as empty (--missing empty)."
         for case_id in absent
         if fail
     ]

@@ -45,11 +45,16 @@ class MemoryEstimate:
 
     def sentence(self) -> str:
         """For people, before the start."""
-        disk = f", and {self.planes / 2**30:.1f} GiB of scratch space" if self.spills else ""
+        disk = f", and {size_text(self.planes)} of scratch space" if self.spills else ""
         return (
-            f"needs about {self.peak / 2**30:.1f} GiB of memory{disk}, besides the network "
-            f"(all logits at once: {self.naive / 2**30:.1f} GiB)"
+            f"needs about {size_text(self.peak)} of memory{disk}, besides the network "
+            f"(all logits at once: {size_text(self.naive)})"
         )
+
+
+def size_text(count: int) -> str:
+    """Bytes as GiB, or as MiB where that would be 0.0 GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 0.1 * 2**30 else f"{math.ceil(count / 2**20)} MiB"
 
 
 def sum_of(estimates: Sequence[MemoryEstimate]) -> MemoryEstimate:

@@ -61,6 +61,7 @@ class Predictor:
         self.scratch = self.options.scratch or Path(tempfile.gettempdir())
         self.on_tile: OnTile = lambda done, total: None
         self._closed = False
+        self._reported: set[str] = set()
         self._provenance = self._describe()  # hashes of the weights that were loaded, not of files changed later
 
     @classmethod
@@ -227,7 +228,9 @@ class Predictor:
             if limit is not None and estimate.peak > limit * 2**30:
                 needed = f"{case.case_id}: {estimate.sentence()}, the limit is {limit:.2f} GiB"
                 raise ResourceError(f"{needed}. Allow more memory, or crop the image.")
-            on_message(f"{case.case_id}: {ensemble.name} {estimate.sentence()}")
+            if (line := f"{ensemble.name} {estimate.sentence()}") not in self._reported:  # once for images of one size
+                self._reported.add(line)
+                on_message(f"{case.case_id}: {line}")
             planes = ensemble.planes(
                 torch.from_numpy(case.image),
                 scratch=self.scratch if estimate.spills else None,

@@ -17,7 +17,7 @@ from medmamba.inference.runner import Execution
 from medmamba.inference.sliding_window import Window
 from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.models.run_folder import is_plan
-from medmamba.models.trained_folds import mirrors_by_default, read_fingerprint, select_models
+from medmamba.models.trained_folds import is_bundle, mirrors_by_default, read_fingerprint, select_models
 from medmamba.plans.fingerprint import Fingerprint
 
 
@@ -48,16 +48,25 @@ def load_model(model: Path, options: PredictorOptions) -> TrainedModel:
     selection = select_models(model, options.configuration, options.folds, strict=options.strict)
     device = choose_device(options.device)
     execution = Execution(device, choose_precision(options.precision, device), options.scan_backend)
-    mirror = mirrors_by_default(model) if options.mirror is None else options.mirror
+    recipe = selection.recipe
+    measured = None if recipe is None else recipe.mirror
+    mirror = options.mirror
+    if mirror is None:
+        mirror = measured if measured is not None and not is_bundle(model) else mirrors_by_default(model)
+    mirror = mirror and not options.fast
+    warnings = selection.warnings
+    if measured is not None and measured != mirror:
+        how = ("without", "with")
+        warnings += (f"find-best measured {how[measured]} mirroring, this prediction runs {how[mirror]}",)
     window = Window(
         options.patch_size or (),
-        mirror_axes=(0,) if mirror and not options.fast else (),
+        mirror_axes=(0,) if mirror else (),
         step=FAST_STEP if options.fast else STEP,
         batch=options.tile_batch,
         skip_empty=True,
     )
     ensembles = [FoldEnsemble.load(name, folders, window, execution) for name, folders in selection.folders.items()]
     first = ensembles[0].folders[0]
-    if selection.recipe is not None and not is_plan(first / "plan.json", selection.recipe.plan_sha256):
+    if recipe is not None and not is_plan(first / "plan.json", recipe.plan_sha256):
         raise ConfigError(f"{model}: best.json belongs to another plan. Run `medmamba find-best {model}` again.")
-    return TrainedModel(tuple(ensembles), execution, selection.recipe, read_fingerprint(first), selection.warnings)
+    return TrainedModel(tuple(ensembles), execution, recipe, read_fingerprint(first), warnings)

@@ -100,6 +100,7 @@ def find_best(
         cleaning=cleaning,
         temperature=softmax_temperature(chosen.logits, chosen.targets),
         limits=quality_limits([case.uncertainty for case in candidates[best[:1]].cases.values()]),
+        mirror=options.mirror,
     )
     write_text(folder.path / PREDICTION_SETUP, recipe.to_json())
     return recipe

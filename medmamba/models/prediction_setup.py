@@ -10,7 +10,7 @@ from pydantic import Field
 
 from medmamba.errors import ConfigError
 from medmamba.models.cleaning_step import CleaningStep
-from medmamba.plans.json_record import Record
+from medmamba.plans.json_record import Record, canonical_json
 
 PREDICTION_SETUP = "best.json"
 DEFAULT_THRESHOLD = 0.5
@@ -50,6 +50,13 @@ class PredictionSetup(Record):
     on it."""
     limits: Limits | None = None
     """None: too few cases to measure them."""
+    mirror: bool | None = None
+    """Whether the cross-validation averaged over mirrorings; None: written by a version that did not record it."""
+
+    def to_json(self) -> str:
+        """As every record, without an unknown ``mirror``: earlier files keep their hash, which reports contain."""
+        unknown = {"mirror"} if self.mirror is None else None
+        return canonical_json(self.model_dump(mode="json", exclude=unknown)) + "\n"
 
     def thresholds_of(self, regions: Sequence[str]) -> list[float]:
         """One probability for each region."""

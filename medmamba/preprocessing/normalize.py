@@ -1,4 +1,4 @@
-"""Intensity normalisation of an image, one function per name of medmamba/plans/normalizers.py.
+"""Intensity normalisation of an image, one function per name of plans/normalizers.py.
 
 That table says which channels ask for which; the functions are in :data:`FUNCTIONS`. CT is clipped in :func:`ct`.
 
@@ -127,7 +127,7 @@ FUNCTIONS: dict[str, Callable[[Channel, Normalization], Scale]] = {
     "rgb_to_0_1": rgb_to_0_1,
     "none": unchanged,
 }
-"""What is done for each name of medmamba/plans/normalizers.py."""
+"""What is done for each name of plans/normalizers.py."""
 
 
 def _scale(image: NDArray[np.generic], number: int, scheme: Normalization, nonzero_mask: Inside | None) -> Scale:

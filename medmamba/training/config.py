@@ -110,7 +110,7 @@ class TrainConfig(Options):
     @field_validator("augment", mode="before")
     @classmethod
     def _place_of_augmentation(cls, value: Any) -> Any:
-        """Recipes of before 0.2 said only whether there was any."""
+        """Recipes of earlier versions said only whether there was any."""
         return {True: "cpu", False: "none"}[value] if isinstance(value, bool) else value
 
     @field_validator("loss")

@@ -18,7 +18,8 @@ class EpochMetrics:
     """One row of metrics.csv and metrics.json: the name of each field is its column.
 
     Attributes:
-        seconds: of training until the end of the epoch.
+        seconds: until the end of the epoch, with validation.
+        steps_per_second: validation left out.
         loss: mean of the epoch's steps; nan without a finite one.
         train_dice: mean foreground Dice of the batches that were measured.
         validation_dice: mean over classes and validated volumes; None without a validation.
@@ -71,11 +72,19 @@ class StepReport:
     seconds: float
     waiting: float = 0.0
     """Fraction of this epoch's time spent waiting for data."""
+    validation_seconds: float = 0.0
+    """Of ``seconds``."""
+
+    @property
+    def steps_per_second(self) -> float:
+        """Validation left out."""
+        return self.step / max(self.seconds - self.validation_seconds, 1e-6)
 
     @property
     def seconds_left(self) -> float:
-        """Estimated from the fraction of the budget that is used."""
-        return self.seconds * (1 - self.progress) / self.progress if self.progress > 0 else math.inf
+        """Estimated from the fraction of the budget that is used; of steps, without the validations to come."""
+        seconds = self.seconds - (0.0 if self.total_steps is None else self.validation_seconds)
+        return seconds * (1 - self.progress) / self.progress if self.progress > 0 else math.inf
 
 
 @dataclass
@@ -83,7 +92,7 @@ class EpochSoFar:
     """What is counted between two validations; JSON-able, so that a resumed epoch has the mean of all its steps."""
 
     began: float = 0.0
-    """Seconds of training before it."""
+    """Seconds of training before it, validation left out."""
     steps: int = 0
     waited: float = 0.0
     losses: list[float] = field(default_factory=list)
@@ -113,6 +122,8 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
+    validation_seconds: float = 0.0
+    """Of ``seconds``; those before a resumed checkpoint of an earlier version are not known and count as training."""
     best_dice: float | None = None
     best_epoch: int = 0
     validation_dice: float | None = None
@@ -144,9 +155,14 @@ class Progress:
         )
 
     @property
+    def training_seconds(self) -> float:
+        """Time without validation."""
+        return self.seconds - self.validation_seconds
+
+    @property
     def epoch_seconds(self) -> float:
-        """Time that the epoch has taken so far."""
-        return max(self.seconds - self.epoch.began, 1e-6)
+        """Time that the epoch has taken so far, without validation."""
+        return max(self.training_seconds - self.epoch.began, 1e-6)
 
     @property
     def waiting(self) -> float:
@@ -184,11 +200,21 @@ class Progress:
     def end_epoch(self, metrics: EpochMetrics) -> None:
         """Keep its metrics, and count from zero."""
         self.epochs.append(metrics)
-        self.epoch = EpochSoFar(began=self.seconds)
+        self.epoch = EpochSoFar(began=self.training_seconds)
 
     def report(self, total_steps: int | None, used: float, loss: float, rate: float) -> StepReport:
         """The progress line of this step, after which the fraction ``used`` of the budget is used."""
-        return StepReport(self.step, total_steps, loss, rate, self.validation_dice, used, self.seconds, self.waiting)
+        return StepReport(
+            step=self.step,
+            total_steps=total_steps,
+            loss=loss,
+            learning_rate=rate,
+            validation_dice=self.validation_dice,
+            progress=used,
+            seconds=self.seconds,
+            waiting=self.waiting,
+            validation_seconds=self.validation_seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -207,6 +233,8 @@ class TrainingResult:
     waiting: float = 0.0
     """Fraction of the time spent waiting for data."""
     peak_memory_gib: float = 0.0
+    validation_seconds: float = 0.0
+    """Of ``seconds``."""
     stopped_early: bool = False
     events: tuple[str, ...] = ()
 

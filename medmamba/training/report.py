@@ -17,6 +17,8 @@ from medmamba.training.config import TrainConfig
 from medmamba.training.progress import EpochMetrics, TrainingResult, read_metrics
 from medmamba.training.validation import Example, Validation
 
+WEAK_DICE, WEAK_MARGIN = 0.5, 0.15
+"""A class is called weak below this Dice, if it is behind the mean of the others by more than this margin."""
 EXAMPLES_TITLE = "Examples: truth in white, prediction in colour"
 
 
@@ -84,7 +86,8 @@ class TrainingReport:
 def closing_lines(result: TrainingResult, run: Path) -> list[str]:
     """What came out, and what to do next."""
     minutes = result.seconds / 60
-    speed = result.steps / result.seconds if result.seconds else 0.0
+    training_seconds = result.seconds - result.validation_seconds
+    speed = result.steps / training_seconds if training_seconds > 0 else 0.0
     lines = [
         f"{result.steps} steps in {minutes:.1f} min ({speed:.2f} steps/s, {result.waiting:.0%} of the time waiting for "
         f"data), peak memory {result.peak_memory_gib:.2f} GiB, last loss {result.final_loss:.4f}."
@@ -97,11 +100,12 @@ def closing_lines(result: TrainingResult, run: Path) -> list[str]:
     if len(known) > 1:
         worst = min(known, key=lambda name: known[name])
         lines.append("By class: " + ", ".join(f"{name} {value:.3f}" for name, value in known.items()) + ".")
-        if known[worst] < 0.5:
+        others = sum(dice for name, dice in known.items() if name != worst) / (len(known) - 1)
+        if known[worst] < WEAK_DICE and others - known[worst] > WEAK_MARGIN:
             lines.append(f"{worst} is weak: look at its label maps, then try --sampling lesion or --class-weights.")
     if result.waiting > 0.2:
         lines.append("Much of the time was spent waiting for data: use more --workers if there are idle cores.")
-    if result.best_dice is not None and result.best_epoch and result.best_epoch == result.epochs:
+    if result.best_dice is not None and 1 < result.epochs == result.best_epoch:
         lines.append("The best epoch was the last one: longer training (--epochs, --resume) should still help.")
     lines.append(f"Next: medmamba predict {run} IMAGES -o MASKS")
     return lines

@@ -161,6 +161,7 @@ class Training:
             by_name={} if found is None else found.by_name,
             waiting=float(np.mean([epoch.waiting_for_data for epoch in done.epochs])) if done.epochs else done.waiting,
             peak_memory_gib=peak_memory_gib(self.device),
+            validation_seconds=done.validation_seconds,
             stopped_early=stopped_early,
             events=tuple(done.events),
         )
@@ -268,8 +269,11 @@ class Training:
 
     def _validate(self, *, whole: bool) -> None:
         network = self.network if self.averaged is None else self.averaged.network
+        started = time.monotonic()
         self.epochs.validate(network, self.device, ends=self.ends, whole=whole)
-        self.done.seconds = time.monotonic() - self.began
+        ended = time.monotonic()
+        self.done.validation_seconds += ended - started
+        self.done.seconds = ended - self.began
 
     def _end_epoch(self) -> bool:
         """Validate and write down what the epoch came to; returns whether patience is at its end."""

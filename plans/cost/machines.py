@@ -91,4 +91,6 @@ def machine(text: str) -> Machine:
     rates = {
         field: getattr(found, field) * count for field in ("macs", "depthwise_macs", "updates", "bytes", "weight_bytes")
     }
-    return replace(found, name=text, **rates, source=f"{found.source}; {count} threads at best")
+    return replace(
+        found, name=text, **rates, source=f"{found.source}; {count} {'thread' if count == 1 else 'threads'} at best"
+    )

@@ -38,3 +38,15 @@ def _processor_seconds(command):
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_a_missing_run_is_reported_before_torch_is_imported(command, tmp_path):
+    code = (
+        "import sys\nfrom medmamba.cli.main import run\n"
+        f"try:\n    run(['{command}', {str(tmp_path / 'none')!r}])\nfinally:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "none" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"

@@ -134,3 +134,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "from_bundle" in page
     index = (tmp_path / "site" / "index.html").read_text()
     assert not re.search(r'<(script|link)[^>]*(src|href)="https?:', index)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_a_path_of_the_repository_that_a_page_names_exists(path):
+    tops = "tests|medmamba|plans|kernels|cli|benchmarks|examples|docs"
+    named = re.findall(rf"`((?:{tops})/[\w./-]*)(?::\w+|::\w+)?`", path.read_text(encoding="utf-8"))
+    assert [one for one in named if not (ROOT / one).exists()] == []

@@ -169,6 +169,16 @@ def test_the_recipe_is_stored_says_its_folds_and_is_applied_by_predict(tiny_run,
     image = sorted((small_dataset / "imagesTs").iterdir())[0]
     predictor = Predictor(run, mirror=False)
     assert predictor.model.recipe == recipe
+    assert not recipe.mirror
+    assert not Predictor(run).provenance().settings.mirror  # as it was measured
+    differs = "find-best measured without mirroring, this prediction runs with"
+    assert differs not in predictor.model.warnings
+    assert differs in Predictor(run, mirror=True).model.warnings
+    before = recipe.model_copy(update={"mirror": None})  # of a version that did not record it
+    assert "mirror" not in before.to_json()
+    (run / "best.json").write_text(before.to_json())
+    assert Predictor(run).provenance().settings.mirror
+    (run / "best.json").write_text(recipe.to_json())
     assert predictor.provenance().recipe_sha256 == recipe.hash()
     strict = recipe.model_copy(update={"limits": Limits(max_entropy=1e-6, min_agreement=1.0, cases=12)})
     (run / "best.json").write_text(strict.to_json())

@@ -90,3 +90,11 @@ def test_only_forked_processes_do_without_the_threads_of_torch(method, forked):
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert pool.apply(library.in_forked_process) is forked
     assert not library.in_forked_process()
+
+
+def test_the_report_lists_each_backend_that_can_be_named_and_says_where():
+    text = str(backend_report().cpu)
+    assert text.count("torch: available") + text.startswith("cpu: torch") == 1
+    assert "reference: unavailable" not in text
+    assert 'reference: a plain loop for tests, only from Python: backend="reference"' in text
+    assert "  triton: unavailable (the Triton kernels run on CUDA" in text

@@ -227,7 +227,7 @@ def derive_network(part: Configuration) -> None:
     for axes in (2, 3):
         count = route_count(numbers.routes, axes)
         assert routes.inputs[f"routes_in_{axes}d"] == count
-        assert f"{count} routes in {axes}D" in routes.rule
+        assert f"{count} {'route' if count == 1 else 'routes'} in {axes}D" in routes.rule
     assert needed(part, "use_scan").value == (not needed(part, "use_scan").inputs["left_out"]) == numbers.use_scan
 
 

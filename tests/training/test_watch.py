@@ -119,6 +119,11 @@ def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
         "Next: medmamba predict RUN IMAGES -o MASKS",
     ):
         assert words in text
+    alike = replace(result, by_name={"liver": 0.4, "tumour": 0.3}, best_epoch=1, epochs=1, validation_seconds=125.0)
+    text = "\n".join(closing_lines(alike, Path("RUN")))
+    assert "is weak" not in text
+    assert "best epoch was the last" not in text
+    assert "(4.00 steps/s" in text
     text = "\n".join(closing_lines(replace(result, best_epoch=0), Path("RUN")))
     assert "Validation Dice on whole volumes: 0.6000.\n" in text
 
@@ -187,3 +192,14 @@ def test_wandb_writes_a_run_without_a_network(tmp_path, monkeypatch):
     _logged("wandb", tmp_path)
     [run] = (tmp_path / "wandb").glob("offline-run-*")
     assert any(path.stat().st_size > 0 for path in run.glob("*.wandb"))
+
+
+def test_speed_and_time_left_leave_validation_out():
+    done = Progress(step=10, seconds=30.0, validation_seconds=20.0, epoch=EpochSoFar(steps=10))
+    assert done.metrics(1e-3)[-1].steps_per_second == 1.0
+    assert Progress.from_json(json.loads(json.dumps(done.as_json()))).training_seconds == 10.0  # resumed
+    report = done.report(total_steps=20, used=0.5, loss=1.0, rate=1e-3)
+    assert (report.steps_per_second, report.seconds_left) == (1.0, 10.0)
+    assert done.report(total_steps=None, used=0.5, loss=1.0, rate=1e-3).seconds_left == 30.0  # of minutes: all counts
+    done.end_epoch(done.metrics(1e-3)[-1])
+    assert done.epoch.began == 10.0

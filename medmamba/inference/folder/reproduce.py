@@ -56,9 +56,12 @@ def reproduce(
     found = predictor.provenance()
     if not is_plan(predictor.model.ensembles[0].folders[0] / "plan.json", record["model"]["plan_sha256"]):
         raise ConfigError(f"{model}: its plan is not that of {report}. Give the model that made the report.")
-    for key, part in (("weights", "weights"), ("recipe", "best.json, which find-best writes,")):
+    for key, part in (
+        ("weights", "weights are not those"),
+        ("recipe", "best.json, which find-best writes, is not that"),
+    ):
         if found.as_dict()[f"{key}_sha256"] != record["model"][f"{key}_sha256"]:
-            raise ConfigError(f"{model}: its {part} is not that of {report}. Give the model that made the report.")
+            raise ConfigError(f"{model}: its {part} of {report}. Give the model that made the report.")
     wanted = list(record["cases"]) if cases is None else list(cases)
     inputs = {case.case_id: case for case in find_cases(images)}
     for case_id in wanted:

@@ -128,6 +128,8 @@ def predict_folder(
         job = Job(target, options.probabilities, shown, dicom, codes)
         model = engine.provenance()
         on_message(f"Predicting with {model.sentence()}.")
+        for line in model.warnings:
+            on_message(f"Warning: {line}.")
         report = PredictionReport(target)
         for case in cases:
             record = job.finished(case, model) if options.resume else None
