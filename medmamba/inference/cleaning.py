@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medmamba.models.cleaning_step import CleaningStep
 from medmamba.preprocessing.case import bounding_box
 
 
-class CleaningLike(Protocol):
-    """One step: ``action`` is largest_component or remove_small, the volume in mm3 (voxels without millimetres)."""
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def smallest_voxels_mm3(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class CleaningStep:
-    """A :class:`CleaningLike` as plain values."""
-
-    label: str
-    action: str
-    smallest_voxels_mm3: float = 0.0
-
-
 def clean(
-    labels: NDArray[Any], steps: Sequence[CleaningLike], indices: dict[str, int], voxel_mm3: float | None
+    labels: NDArray[Any], steps: Sequence[CleaningStep], indices: dict[str, int], voxel_mm3: float | None
 ) -> NDArray[Any]:
     """Apply cleaning steps to label indices (i, j, k); ``indices`` gives the index of each label's name."""
     for step in steps:
@@ -41,7 +21,7 @@ def clean(
     return labels
 
 
-def clean_one(labels: NDArray[Any], step: CleaningLike, index: int, voxel_mm3: float | None) -> NDArray[Any]:
+def clean_one(labels: NDArray[Any], step: CleaningStep, index: int, voxel_mm3: float | None) -> NDArray[Any]:
     """One cleaning step; components touch by face, edge or corner; ties keep the first in the array's order."""
     from scipy.ndimage import label
 
