@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -125,22 +125,26 @@ def format_of(path: Path | str, where: str | None = None) -> Format:
     raise InputError(f"{where}: not a known kind of image file. Known endings: {', '.join(known_endings())}.")
 
 
-def read_image(path: Path | str, options: ReadOptions | None = None, *, where: str | None = None) -> MedicalImage:
+def read_image(
+    path: Path | str, options: ReadOptions | None = None, *, where: str | None = None, **changes: Any
+) -> MedicalImage:
     """One image file of any known format, or the folder of a DICOM series, checked; float32 (C, i, j, k).
 
-    ``where`` is how errors call the file; its path if not given.
+    ``where`` is how errors call the file; its path if not given. ``changes`` are fields of the options by name.
 
     Raises:
         InputError: the file cannot be used; one line that says what is wrong, where, and what to do.
     """
-    options, where = options or ReadOptions(), where or shown(path)
+    options, where = replace(options or ReadOptions(), **changes), where or shown(path)
     return checked_image(_decoded(path, where, options, mask=False), path, where, options.nonfinite)
 
 
-def read_label_map(path: Path | str, options: ReadOptions | None = None, *, where: str | None = None) -> LabelMap:
-    """One label map of any known format, checked; whole numbers (i, j, k)."""
-    where = where or shown(path)
-    return checked_labels(_decoded(path, where, options or ReadOptions(), mask=True), path, where)
+def read_label_map(
+    path: Path | str, options: ReadOptions | None = None, *, where: str | None = None, **changes: Any
+) -> LabelMap:
+    """One label map of any known format, checked; whole numbers (i, j, k). Arguments as of :func:`read_image`."""
+    options, where = replace(options or ReadOptions(), **changes), where or shown(path)
+    return checked_labels(_decoded(path, where, options, mask=True), path, where)
 
 
 def _decoded(path: Path | str, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
@@ -151,15 +155,19 @@ def _decoded(path: Path | str, where: str, options: ReadOptions, *, mask: bool) 
 
 
 def read_channels(
-    paths: Sequence[Path | str], options: ReadOptions | None = None, *, where: Sequence[str] | None = None
+    paths: Sequence[Path | str],
+    options: ReadOptions | None = None,
+    *,
+    where: Sequence[str] | None = None,
+    **changes: Any,
 ) -> MedicalImage:
-    """One image whose channels may be spread over files, all on one grid.
+    """One image whose channels may be spread over files, all on one grid; arguments as of :func:`read_image`.
 
     Raises:
         InputError: a file cannot be used, or two of them lie on different grids.
     """
     names = list(where or [shown(path) for path in paths])
-    images = [read_image(path, options, where=name) for path, name in zip(paths, names, strict=True)]
+    images = [read_image(path, options, where=name, **changes) for path, name in zip(paths, names, strict=True)]
     first = images[0]
     for image, name in zip(images[1:], names[1:], strict=True):
         if difference := grid_difference(first.grid, image.grid):

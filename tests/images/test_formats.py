@@ -16,7 +16,7 @@ from PIL import Image
 
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, Reorient, SpatialTrail, affine_from
-from medmamba.images import read_image, read_label_map, write_image, write_label_map
+from medmamba.images import read_channels, read_image, read_label_map, write_image, write_label_map
 
 pytestmark = pytest.mark.filterwarnings("error")
 LPS = np.diag([-1.0, -1, 1])
@@ -473,3 +473,14 @@ def test_an_analyze_header_is_refused_because_it_has_no_orientation(tmp_path, vo
     nib.save(nib.AnalyzeImage(volume.astype(np.int16), np.eye(4)), tmp_path / "a.hdr")
     with pytest.raises(InputError, match=r"ANALYZE 7.5 file, which does not say how the image lies in the patient"):
         read_image(tmp_path / "a.hdr")
+
+
+def test_the_options_of_reading_may_be_given_by_name(tmp_path):
+    path = tmp_path / "broken.nii.gz"
+    array = np.zeros((3, 3, 3), np.float32)
+    array[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    with pytest.raises(InputError):
+        read_image(path)
+    assert read_image(path, nonfinite="zero").nonfinite_voxels == 1
+    assert read_channels([path], nonfinite="zero", prefer="sform").nonfinite_voxels == 1
