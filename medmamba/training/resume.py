@@ -45,6 +45,9 @@ def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> 
     if is_one_block(stored):
         arguments = {key: value for key, value in arguments.items() if key != "decoder_convs"}
         arguments["blocks_per_stage"] = stored["blocks_per_stage"]  # they were never built
+    blocks = stored.get("blocks_per_stage") or [None]
+    if arguments["name"] == stored["name"] == "u_mamba_bot" and arguments["blocks_per_stage"][-1] == blocks[-1]:
+        arguments = {**arguments, "blocks_per_stage": blocks}  # it builds the coarsest stage's alone
     wanted = json.loads(json.dumps(arguments))
     changed = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
     if changed:

@@ -487,3 +487,15 @@ def test_a_convolution_unet_of_before_is_resumed_as_what_it_was(clinic_run, tmp_
         arguments_to_resume(tmp_path, plan, now | {"name": "vm_unet"})
     (tmp_path / "model.json").write_text(json.dumps({"network": now}))
     assert arguments_to_resume(tmp_path, plan, now) == now
+
+
+def test_a_u_mamba_bot_of_before_is_resumed_with_blocks_never_built(clinic_run, tmp_path) -> None:
+    plan = read_plan(clinic_run / "plan.json")
+    now = network_arguments(plan, plan.default, network="u_mamba_bot")
+    before = {**now, "blocks_per_stage": [2] * (len(now["strides"]) - 1) + [now["blocks_per_stage"][-1]]}
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    (tmp_path / "model.json").write_text(json.dumps({"network": before}))
+    assert arguments_to_resume(tmp_path, plan, now) == before
+    (tmp_path / "model.json").write_text(json.dumps({"network": {**before, "blocks_per_stage": [9]}}))
+    with pytest.raises(ConfigError, match=r"another network \(blocks_per_stage"):
+        arguments_to_resume(tmp_path, plan, now)
