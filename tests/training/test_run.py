@@ -481,11 +481,15 @@ def test_a_convolution_unet_of_before_is_resumed_as_what_it_was(clinic_run, tmp_
     before = {key: value for key, value in now.items() if key != "decoder_convs"}
     before["blocks_per_stage"] = [2] * len(now["strides"])
     (tmp_path / "plan.json").write_text(plan.to_json())
-    (tmp_path / "model.json").write_text(json.dumps({"network": before}))
+    (tmp_path / "model.json").write_text(
+        json.dumps({"network": before, "configuration": "x", "plan_sha256": "", "fold": "0"})
+    )
     assert arguments_to_resume(tmp_path, plan, now) == before
     with pytest.raises(ConfigError, match=r"another network \(name"):
         arguments_to_resume(tmp_path, plan, now | {"name": "vm_unet"})
-    (tmp_path / "model.json").write_text(json.dumps({"network": now}))
+    (tmp_path / "model.json").write_text(
+        json.dumps({"network": now, "configuration": "x", "plan_sha256": "", "fold": "0"})
+    )
     assert arguments_to_resume(tmp_path, plan, now) == now
 
 
@@ -494,8 +498,14 @@ def test_a_u_mamba_bot_of_before_is_resumed_with_blocks_never_built(clinic_run, 
     now = network_arguments(plan, plan.default, network="u_mamba_bot")
     before = {**now, "blocks_per_stage": [2] * (len(now["strides"]) - 1) + [now["blocks_per_stage"][-1]]}
     (tmp_path / "plan.json").write_text(plan.to_json())
-    (tmp_path / "model.json").write_text(json.dumps({"network": before}))
+    (tmp_path / "model.json").write_text(
+        json.dumps({"network": before, "configuration": "x", "plan_sha256": "", "fold": "0"})
+    )
     assert arguments_to_resume(tmp_path, plan, now) == before
-    (tmp_path / "model.json").write_text(json.dumps({"network": {**before, "blocks_per_stage": [9]}}))
+    (tmp_path / "model.json").write_text(
+        json.dumps(
+            {"network": {**before, "blocks_per_stage": [9]}, "configuration": "x", "plan_sha256": "", "fold": "0"}
+        )
+    )
     with pytest.raises(ConfigError, match=r"another network \(blocks_per_stage"):
         arguments_to_resume(tmp_path, plan, now)
