@@ -98,7 +98,8 @@ def test_doctor_names_the_backend_that_runs():
     text = _run("doctor")
     assert "torch" in text
     assert "cpu: cpp" in text
-    assert "not triton: the Triton kernels run on CUDA and ROCm tensors" in " ".join(text.split())
+    assert "triton: unavailable (the Triton kernels run on CUDA and ROCm tensors" in " ".join(text.split())
+    assert "Memory: " in text
     assert "cuda: none (no CUDA or ROCm device is visible)" in text or "cuda: triton" in text
 
 
