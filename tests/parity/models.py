@@ -24,6 +24,8 @@ from medmamba.networks.blocks.patches import PatchEmbed, PatchExpand, PatchMergi
 from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.published import presets
+from medmamba.networks.published.lamamba import ConditionedBlock, PublishedLaMamba
+from medmamba.networks.published.mamba2 import Mamba2
 from medmamba.networks.published.mambaout import SIZES, PublishedMambaOut
 from medmamba.networks.published.presets import Shapes, count, first, mixer_prefixes, ss2d
 from medmamba.networks.published.vim import WIDTHS, PublishedVim
@@ -31,8 +33,6 @@ from medmamba.networks.published.vm_unet import PublishedVMUNet
 
 from .descriptions import check_options
 from .golden import Golden
-from .lamamba import ConditionedBlock, PublishedLaMamba
-from .mamba2 import Mamba2
 from .original_names import mhs_original, vim_original, vm_unet_original
 from .subject import Subject
 

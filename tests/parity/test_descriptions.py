@@ -26,12 +26,12 @@ from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
+from medmamba.networks.published.lamamba import PublishedLaMamba
+from medmamba.networks.published.mamba2 import Mamba2
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
 from parity.compare import compare, main, summary
-from parity.lamamba import PublishedLaMamba
-from parity.mamba2 import Mamba2
 from parity.original_names import mamba2_original, mhs_original, vim_original, vm_unet_original
 
 STORED = Path(__file__).parents[2] / "tests" / "data" / "parity"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from parity.mamba2 import Mamba2
+from medmamba.networks.published.mamba2 import Mamba2
 
 
 def test_mamba2_in_blocks_equals_its_scan() -> None:

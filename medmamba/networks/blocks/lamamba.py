@@ -5,7 +5,7 @@ modulated by a condition (diffusion's time and class); a segmentation network ha
 
     x = x + scan(LN(x));   x = x + window_attention(LN(x));   x = x + MLP(LN(x))
 
-The published U-Net and the conditioned block, compared with golden tensors, are ``tests/parity/lamamba.py``.
+The published U-Net and the conditioned block, compared with golden tensors, are ``networks/published/lamamba.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Mamba-2's scan: heads with one decay each, along routes.
 
 Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060), section 7. The plain layer, compared with the
-original's golden tensors, is ``tests/parity/mamba2.py``.
+original's golden tensors, is ``networks/published/mamba2.py``.
 
 Glossary: L tokens, E inner width, h heads of p channels, N state size, K routes.
 

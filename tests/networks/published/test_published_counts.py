@@ -8,7 +8,6 @@ from functools import partial
 import pytest
 import torch
 from hrvmamba_classifier import HRVMambaClassifier
-from parity.lamamba import PublishedLaMamba
 from torch import nn
 
 from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
@@ -16,6 +15,7 @@ from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.published.hrvmamba import SIZES as HRV
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
+from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mambaout import SIZES as MAMBAOUT
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.vim import WIDTHS, PublishedVim

@@ -1,6 +1,6 @@
 """LaMamba-Diff's conditioned block, and its U-Net as published, without the conditioning.
 
-They prove the block that is planned (``medmamba/networks/blocks/lamamba.py``) against the original.
+The planned form of the block is ``networks/planned/lamamba.py``.
 
 Source: Fu et al. 2024, LaMamba-Diff (arXiv:2408.02615), sections 3.2 and 3.3, and its public code.
 """

@@ -1,4 +1,4 @@
-"""Mamba-2's plain layer, which proves the scan of ``medmamba/networks/blocks/mamba2.py`` against the original.
+"""Mamba-2's layer on a sequence as published; the planned networks use its scan (``networks/blocks/mamba2.py``).
 
 Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060), section 7.
 
