@@ -129,7 +129,7 @@ def unet_family(
 def _add(
     name: str, described: Callable[..., Any], builder: Builder, options: Mapping[str, Option], facts: dict[str, Any]
 ) -> None:
-    module, other = described.__module__, NETWORKS.get(name)
+    module, other = described.__module__ or "__main__", NETWORKS.get(name)  # None: defined by code in a string
     ours = module.startswith(f"{__package__}.")  # wins over a package that registered first
     if other is not None and not ours and other.source != module:
         raise ConfigError(f"network {name!r} is registered by {other.source} already; {module} needs another name")
