@@ -204,7 +204,8 @@ def test_a_stopped_training_leaves_a_whole_checkpoint_and_its_exit_code(small_ru
         [*command, "--workers", "1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    child.stdout.readline()  # the first line of progress
+    while not child.stdout.readline().startswith("train "):  # device and scan backend, then the first line of progress
+        assert child.poll() is None
     child.send_signal(number)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == code, errors
