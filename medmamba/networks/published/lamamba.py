@@ -32,7 +32,7 @@ class ConditionedBlock(LaMambaBlock):
         self.condition_projection = Linear(condition_width, width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 9 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]  # needs its condition
         numbers = self.adaLN_modulation(self.condition_projection(condition))  # (B, 9C)
         parts = numbers.reshape(len(numbers), *[1] * (x.ndim - 2), -1).chunk(9, dim=-1)
         branches = ((self.norm, self.op), (self.norm_swin, self.attn), (self.norm2, self.mlp))
