@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from medmamba.training.progress import StepReport
 
 STEPS_PER_EPOCH = 100
+COLUMNS, LINE = 5, 16
+"""Cases in a row of the overview, and pixels of a line of its text."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def run_demo(
     The test cases are read for the first time when they are predicted.
     """
     from medmamba.datasets import read_dataset
-    from medmamba.evaluation.overview import save_overview
+    from medmamba.disk.atomic import write_bytes
     from medmamba.evaluation.run import run_evaluation
     from medmamba.inference.folder.run import predict
     from medmamba.inference.options import PredictOptions
@@ -87,9 +90,32 @@ def run_demo(
 
         started = time.monotonic()
         truths = [dataset / "labelsTs" / path.name for path in cases]
-        evaluation = run_evaluation(masks, truths, output=output).evaluation
+        found = run_evaluation(masks, truths, output=output, images=dataset / "imagesTs", pictures=len(truths))
         overview = output / "overview.png"
-        save_overview(overview, evaluation, cases, truths, masks)
+        write_bytes(overview, _overview(found.evaluation, found.pictures))
         seconds["evaluate"] = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return DemoResult(evaluation, masks, overview, seconds, peak)
+    return DemoResult(found.evaluation, masks, overview, seconds, peak)
+
+
+def _overview(evaluation: Evaluation, pictures: Mapping[str, bytes]) -> bytes:
+    """PNG of the outlined slices of evaluation.html, several in a row, each below its case's name and Dice."""
+    from PIL import Image, ImageDraw
+
+    from medmamba.evaluation.overlay import WIDTH
+    from medmamba.pages.render import COLOURS
+
+    means, height = evaluation.mean_per_case(), WIDTH + 2 * LINE
+    sheet = Image.new("RGB", (COLUMNS * (WIDTH + LINE), -(-len(pictures) // COLUMNS) * height + LINE))
+    draw = ImageDraw.Draw(sheet)
+    left = 0.0
+    for text, colour in (("truth", "white"), *zip(evaluation.labels, COLOURS, strict=False)):
+        draw.text((left, 0), text, fill=colour)
+        left += draw.textlength(text) + LINE
+    for number, case_id in enumerate(sorted(pictures)):
+        left, top = number % COLUMNS * (WIDTH + LINE), number // COLUMNS * height + LINE
+        draw.text((left, top), f"{case_id}   Dice {means[case_id]:.3f}", fill="white")
+        sheet.paste(Image.open(io.BytesIO(pictures[case_id])), (left, top + LINE))
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="png")
+    return buffer.getvalue()

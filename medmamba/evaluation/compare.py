@@ -37,7 +37,7 @@ class Comparison:
             },
         }
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
+    def write(self, folder: Path) -> None:
         """Write ``comparison.json`` and ``comparison.csv``."""
         write_json(folder / "comparison.json", self.as_dict())
         rows = [
@@ -46,7 +46,6 @@ class Comparison:
             for metric, found in table.items()
         ]
         write_table(folder / "comparison.csv", list(rows[0]), [list(row.values()) for row in rows])
-        return folder / "comparison.json", folder / "comparison.csv"
 
 
 def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = ("first", "second")) -> Comparison:

@@ -41,15 +41,14 @@ class MaskPair:
         truth, prediction: boolean (i, j, k), cropped to the box around both; (i, j) for an image of one slice.
         voxels: of the whole image.
         spacing_mm: of each axis of the masks; None for an image without millimetres.
-        tolerance_mm, tolerance_px: of the surface Dice, with and without millimetres.
+        tolerance: of the surface Dice, in mm; in pixels for an image without millimetres.
     """
 
     truth: NDArray[np.bool_]
     prediction: NDArray[np.bool_]
     voxels: int
     spacing_mm: tuple[float, ...] | None
-    tolerance_mm: float = TOLERANCE_MM
-    tolerance_px: float = TOLERANCE_MM
+    tolerance: float = TOLERANCE_MM
 
     @classmethod
     def of_masks(
@@ -57,8 +56,7 @@ class MaskPair:
         truth: NDArray[np.bool_],
         prediction: NDArray[np.bool_],
         spacing_mm: Sequence[float] | None,
-        tolerance_mm: float = TOLERANCE_MM,
-        tolerance_px: float = TOLERANCE_MM,
+        tolerance: float = TOLERANCE_MM,
     ) -> MaskPair:
         """Two masks of a whole image; raises ValueError if they differ in shape."""
         if truth.shape != prediction.shape:
@@ -71,7 +69,7 @@ class MaskPair:
         truth, prediction = truth[box], prediction[box]
         if flat:
             truth, prediction, spacing = truth[:, :, 0], prediction[:, :, 0], spacing and spacing[:2]
-        return cls(truth, prediction, voxels, spacing, tolerance_mm, tolerance_px)
+        return cls(truth, prediction, voxels, spacing, tolerance)
 
     @cached_property
     def truth_voxels(self) -> int:
@@ -95,15 +93,49 @@ class MaskPair:
         """Between the surfaces, in millimetres; None for an image without them."""
         return None if self.spacing_mm is None else self.distances
 
-    @property
-    def distances_px(self) -> SurfaceDistances | None:
-        """Between the surfaces, in pixels; None for an image with millimetres."""
-        return self.distances if self.spacing_mm is None else None
-
     @cached_property
     def lesions(self) -> Lesions:
         """Connected components of both masks."""
         return count_lesions(self.truth, self.prediction)
+
+    def dice(self) -> float:
+        return _ratio(2 * self.overlap_voxels, self.truth_voxels + self.prediction_voxels)
+
+    def iou(self) -> float:
+        return _ratio(self.overlap_voxels, self.truth_voxels + self.prediction_voxels - self.overlap_voxels)
+
+    def hd95(self) -> float:
+        return self.distances.hausdorff(95)
+
+    def assd(self) -> float:
+        return self.distances.mean()
+
+    def nsd(self) -> float:
+        return self.distances.surface_dice(self.tolerance)
+
+    def sensitivity(self) -> float:
+        return _ratio(self.overlap_voxels, self.truth_voxels)
+
+    def specificity(self) -> float:
+        outside = self.voxels - self.truth_voxels
+        return _ratio(outside - (self.prediction_voxels - self.overlap_voxels), outside)
+
+    def precision(self) -> float:
+        return _ratio(self.overlap_voxels, self.prediction_voxels)
+
+    def volume_bias(self) -> float:
+        return _ratio(self.prediction_voxels - self.truth_voxels, self.truth_voxels)
+
+    def volume_error(self) -> float:
+        return abs(self.volume_bias())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+Measure = Callable[[MaskPair], float | None]
+"""The number of a pair of masks; nan if it is undefined, None if it does not apply to the image."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +144,23 @@ class Metric:
 
     Attributes:
         name: in JSON and CSV, with its unit at the end.
-        title: as a heading.
-        unit: of the number; empty for a ratio from 0 to 1.
         better: "high", "low" or "zero" (a signed error).
-        measure: the number of a pair of masks; nan if it is undefined, None if it does not apply to the image.
         meaning: in a line.
         tables: that show it: the page's and the terminal's ("all"), the page's, or none; files hold every metric.
+        unit: of the number; empty for a ratio from 0 to 1.
+        title: as a heading; default: the name.
     """
 
     name: str
-    title: str
     better: Literal["high", "low", "zero"]
-    measure: Callable[[MaskPair], float | None]
+    measure: Measure
     meaning: str
     tables: Literal["all", "page", "none"] = "none"
     unit: str = ""
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name.replace("_", " "))
 
     @property
     def heading(self) -> str:
@@ -134,133 +168,48 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+def _mm(measure: Measure) -> Measure:
+    """The measure for images with millimetres alone."""
+    return lambda pair: None if pair.spacing_mm is None else measure(pair)
 
 
-def _specificity(pair: MaskPair) -> float:
-    outside = pair.voxels - pair.truth_voxels
-    return _ratio(outside - (pair.prediction_voxels - pair.overlap_voxels), outside)
-
-
-def _volume_bias(pair: MaskPair) -> float:
-    return _ratio(pair.prediction_voxels - pair.truth_voxels, pair.truth_voxels)
-
-
-def _hd95(distances: SurfaceDistances | None) -> float | None:
-    return None if distances is None else distances.hausdorff(95)
-
-
-def _assd(distances: SurfaceDistances | None) -> float | None:
-    return None if distances is None else distances.mean()
-
-
-def _nsd(distances: SurfaceDistances | None, tolerance: float) -> float | None:
-    return None if distances is None else distances.surface_dice(tolerance)
+def _px(measure: Measure) -> Measure:
+    """The measure for images without millimetres alone."""
+    return lambda pair: measure(pair) if pair.spacing_mm is None else None
 
 
 _HD95 = "95th percentile of the surface distance, the larger of both directions"
 _ASSD = "mean surface distance, both directions together"
 _NSD = "fraction of both surfaces within the tolerance of the other"
+_SPECIFICITY = "fraction of the voxels outside the truth that were not predicted"
+_LESION_SENSITIVITY = "fraction of the true connected components that the prediction touches"
+_LESION_PRECISION = "fraction of the predicted connected components that touch the truth"
+_LESION_F1 = "harmonic mean of lesion sensitivity and precision"
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "dice",
-            "Dice",
-            "high",
-            lambda pair: _ratio(2 * pair.overlap_voxels, pair.truth_voxels + pair.prediction_voxels),
-            "2 |A and B| / (|A| + |B|)",
-            "all",
-        ),
-        Metric(
-            "iou",
-            "IoU",
-            "high",
-            lambda pair: _ratio(pair.overlap_voxels, pair.truth_voxels + pair.prediction_voxels - pair.overlap_voxels),
-            "|A and B| / |A or B|",
-            "page",
-        ),
-        Metric("hd95_mm", "HD95", "low", lambda pair: _hd95(pair.distances_mm), _HD95, "all", unit="mm"),
-        Metric("hd95_px", "HD95", "low", lambda pair: _hd95(pair.distances_px), _HD95, "all", unit="px"),
-        Metric("assd_mm", "ASSD", "low", lambda pair: _assd(pair.distances_mm), _ASSD, unit="mm"),
-        Metric("assd_px", "ASSD", "low", lambda pair: _assd(pair.distances_px), _ASSD, unit="px"),
-        Metric("nsd", "NSD", "high", lambda pair: _nsd(pair.distances_mm, pair.tolerance_mm), f"{_NSD}, in mm", "all"),
-        Metric(
-            "nsd_px",
-            "NSD (px)",
-            "high",
-            lambda pair: _nsd(pair.distances_px, pair.tolerance_px),
-            f"{_NSD}, in pixels",
-            "all",
-        ),
-        Metric(
-            "sensitivity",
-            "sensitivity",
-            "high",
-            lambda pair: _ratio(pair.overlap_voxels, pair.truth_voxels),
-            "fraction of the truth's voxels that were predicted",
-            "all",
-        ),
-        Metric(
-            "specificity",
-            "specificity",
-            "high",
-            _specificity,
-            "fraction of the voxels outside the truth that were not predicted",
-            "all",
-        ),
-        Metric(
-            "precision",
-            "precision",
-            "high",
-            lambda pair: _ratio(pair.overlap_voxels, pair.prediction_voxels),
-            "fraction of the predicted voxels that are true",
-        ),
-        Metric(
-            "volume_bias",
-            "volume bias",
-            "zero",
-            _volume_bias,
-            "(predicted - true volume) / true volume",
-            "all",
-            unit="fraction",
-        ),
-        Metric(
-            "volume_error",
-            "volume error",
-            "low",
-            lambda pair: abs(_volume_bias(pair)),
-            "size of volume_bias",
-            unit="fraction",
-        ),
-        Metric(
-            "lesion_sensitivity",
-            "lesion sensitivity",
-            "high",
-            lambda pair: pair.lesions.sensitivity,
-            "fraction of the true connected components that the prediction touches",
-            "all",
-        ),
-        Metric(
-            "lesion_precision",
-            "lesion precision",
-            "high",
-            lambda pair: pair.lesions.precision,
-            "fraction of the predicted connected components that touch the truth",
-            "page",
-        ),
-        Metric(
-            "lesion_f1",
-            "lesion F1",
-            "high",
-            lambda pair: pair.lesions.f1,
-            "harmonic mean of lesion sensitivity and precision",
-        ),
-    )
-}
+_ROWS = (
+    Metric("dice", "high", MaskPair.dice, "2 |A and B| / (|A| + |B|)", "all", title="Dice"),
+    Metric("iou", "high", MaskPair.iou, "|A and B| / |A or B|", "page", title="IoU"),
+    Metric("hd95_mm", "low", _mm(MaskPair.hd95), _HD95, "all", "mm", title="HD95"),
+    Metric("hd95_px", "low", _px(MaskPair.hd95), _HD95, "all", "px", title="HD95"),
+    Metric("assd_mm", "low", _mm(MaskPair.assd), _ASSD, "none", "mm", title="ASSD"),
+    Metric("assd_px", "low", _px(MaskPair.assd), _ASSD, "none", "px", title="ASSD"),
+    Metric("nsd", "high", _mm(MaskPair.nsd), f"{_NSD}, in mm", "all", title="NSD"),
+    Metric("nsd_px", "high", _px(MaskPair.nsd), f"{_NSD}, in pixels", "all", title="NSD (px)"),
+    Metric("sensitivity", "high", MaskPair.sensitivity, "fraction of the truth's voxels that were predicted", "all"),
+    Metric("specificity", "high", MaskPair.specificity, _SPECIFICITY, "all"),
+    Metric("precision", "high", MaskPair.precision, "fraction of the predicted voxels that are true"),
+    Metric("volume_bias", "zero", MaskPair.volume_bias, "(predicted - true volume) / true volume", "all", "fraction"),
+    Metric("volume_error", "low", MaskPair.volume_error, "size of volume_bias", "none", "fraction"),
+    Metric("lesion_sensitivity", "high", lambda pair: pair.lesions.sensitivity, _LESION_SENSITIVITY, "all"),
+    Metric("lesion_precision", "high", lambda pair: pair.lesions.precision, _LESION_PRECISION, "page"),
+    Metric("lesion_f1", "high", lambda pair: pair.lesions.f1, _LESION_F1, title="lesion F1"),
+)
+METRICS = {metric.name: metric for metric in _ROWS}
 """Every metric by name. To add one, add a row (docs/how-to/add-a-metric.md)."""
+
+
+COUNTS = ("truth_voxels", "prediction_voxels", "overlap_voxels", "truth_ml", "prediction_ml")
+"""What a :class:`Score` holds beside the metrics and the lesions."""
 
 
 @dataclass(frozen=True)
@@ -295,9 +244,7 @@ class Score:
     def as_dict(self) -> dict[str, Any]:
         """Every number, ready for strict JSON: undefined is None, infinite "inf"."""
         numbers = {name: as_json(value) for name, value in self.values.items()}
-        counts = {name: getattr(self, name) for name in ("truth_voxels", "prediction_voxels", "overlap_voxels")}
-        volumes = {"truth_ml": self.truth_ml, "prediction_ml": self.prediction_ml}
-        return {**numbers, **counts, **volumes, "lesions": asdict(self.lesions)}
+        return {**numbers, **{name: getattr(self, name) for name in COUNTS}, "lesions": asdict(self.lesions)}
 
 
 def score_case(
@@ -312,25 +259,19 @@ def score_case(
     Of ``options``, the tolerances count. Raises ValueError if the maps differ in shape.
     """
     chosen = options or EvaluateOptions()
+    tolerance = chosen.tolerance_in_pixels if grid.spacing_mm is None else chosen.tolerance_mm
     voxel_ml = None if grid.voxel_volume_mm3 is None else grid.voxel_volume_mm3 / 1000
     scores = {}
     for name, values in structures.items():
-        masks = _mask(truth, values), _mask(prediction, values)
-        pair = MaskPair.of_masks(*masks, grid.spacing_mm, chosen.tolerance_mm, chosen.tolerance_in_pixels)
+        pair = MaskPair.of_masks(_mask(truth, values), _mask(prediction, values), grid.spacing_mm, tolerance)
         scores[name] = score_pair(pair, voxel_ml)
     return scores
 
 
 def score_pair(pair: MaskPair, voxel_ml: float | None = None) -> Score:
     """Every metric of two masks. Masks of one slice are compared as contours in the plane."""
-    return Score(
-        values={name: metric.measure(pair) for name, metric in METRICS.items()},
-        truth_voxels=pair.truth_voxels,
-        prediction_voxels=pair.prediction_voxels,
-        overlap_voxels=pair.overlap_voxels,
-        lesions=pair.lesions,
-        voxel_ml=voxel_ml,
-    )
+    values = {name: metric.measure(pair) for name, metric in METRICS.items()}
+    return Score(values, pair.truth_voxels, pair.prediction_voxels, pair.overlap_voxels, pair.lesions, voxel_ml)
 
 
 def _mask(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.bool_]:

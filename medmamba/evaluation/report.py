@@ -16,16 +16,16 @@ import numpy as np
 
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputErrors, MedmambaError
-from medmamba.evaluation.metrics import METRICS, Score, as_json, score_case
+from medmamba.evaluation.metrics import COUNTS, METRICS, Score, as_json, score_case
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.statistics import Summary, summarise
-from medmamba.evaluation.structures import Structures, structures_found
 from medmamba.geometry import grid_difference
 from medmamba.images import read_label_map
 
+Structures = dict[str, tuple[int, ...]]
+"""Name of each structure and the label values that belong to it: one, or those that a region joins."""
+
 SCHEMA_VERSION = 3
-COUNTS = ("truth_voxels", "prediction_voxels", "overlap_voxels")
-VOLUMES = ("truth_ml", "prediction_ml")
 LESION_ML = (0.1, 1.0, 10.0)
 """Limits between small and large lesions, in millilitres: spheres of 6, 12 and 27 mm."""
 LESION_VOXELS = (10.0, 100.0, 1000.0)
@@ -58,13 +58,21 @@ class Evaluation:
         used = {"nsd": f"{self.options.tolerance_mm:g} mm", "nsd_px": f"{self.options.tolerance_in_pixels:g} px"}
         return ", ".join(text for name, text in used.items() if name in self.metrics)
 
-    def values(self, metric: str, structure: str) -> list[float]:
-        """One metric of one structure over the cases, in their order; nan where undefined."""
-        return [scores[structure].value(metric) for scores in self.cases.values()]
+    def values(self, metric: str, structure: str, cases: Iterable[str] | None = None) -> list[float]:
+        """One metric of one structure over some cases or all, in their order; nan where undefined."""
+        chosen = self.cases if cases is None else cases
+        return [self.cases[case_id][structure].value(metric) for case_id in chosen]
 
-    def summary(self, metric: str, structure: str) -> Summary:
-        """Mean, median and interval of one metric of one structure."""
-        return summarise(self.values(metric, structure))
+    def summary(self, metric: str, structure: str, cases: Iterable[str] | None = None) -> Summary:
+        """Mean, median and interval of one metric of one structure, over some cases or all."""
+        return summarise(self.values(metric, structure, cases))
+
+    def summaries(self, metrics: Iterable[str], cases: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """The summaries by structure and metric, for strict JSON."""
+        return {
+            name: {metric: self.summary(metric, name, cases).as_dict() for metric in metrics}
+            for name in self.structures
+        }
 
     def mean_per_label(self, metric: str = "dice") -> dict[str, float]:
         """Mean of each structure over the cases where it is defined and finite."""
@@ -83,19 +91,19 @@ class Evaluation:
         """
         voxels = any(scores[structure].voxel_ml is None for scores in self.cases.values())
         limits = LESION_VOXELS if voxels else LESION_ML
-        rows: list[dict[str, Any]] = [
-            {"from": low, "to": high, "unit": "voxels" if voxels else "ml", "lesions": 0, "found": 0}
-            for low, high in zip((0.0, *limits), (*limits, None), strict=True)
+        sizes = [
+            (size if voxels or score.voxel_ml is None else size * score.voxel_ml, hit)
+            for score in (scores[structure] for scores in self.cases.values())
+            for size, hit in score.lesions.sizes
         ]
-        for scores in self.cases.values():
-            score = scores[structure]
-            for size, hit in score.lesions.sizes:
-                amount = size if voxels or score.voxel_ml is None else size * score.voxel_ml
-                row = rows[sum(amount >= limit for limit in limits)]
-                row["lesions"] += 1
-                row["found"] += hit
-        for row in rows:
-            row["sensitivity"] = row["found"] / row["lesions"] if row["lesions"] else None
+        rows = []
+        for low, high in zip((0.0, *limits), (*limits, None), strict=True):
+            hits = [hit for size, hit in sizes if low <= size < (high or math.inf)]
+            row = {"from": low, "to": high, "unit": "voxels" if voxels else "ml"}
+            found = sum(hits)
+            rows.append(
+                {**row, "lesions": len(hits), "found": found, "sensitivity": found / len(hits) if hits else None}
+            )
         return rows
 
     @property
@@ -123,9 +131,7 @@ class Evaluation:
             "counted_as_empty": list(self.missing),
             "mean_foreground": as_json(self.mean_foreground),
             "mean_per_label": {name: as_json(value) for name, value in self.mean_per_label().items()},
-            "summary": {
-                name: {metric: self.summary(metric, name).as_dict() for metric in METRICS} for name in self.structures
-            },
+            "summary": self.summaries(METRICS),
             "lesions_by_size": {name: self.lesions_by_size(name) for name in self.structures},
             "cases": {
                 case_id: {name: score.as_dict() for name, score in scores.items()}
@@ -133,22 +139,20 @@ class Evaluation:
             },
         }
 
-    def write(self, folder: Path) -> tuple[Path, Path]:
-        """Write ``evaluation.json`` and ``evaluation.csv`` (a row per case and structure) into ``folder``."""
+    def write(self, folder: Path) -> None:
+        """Write ``evaluation.json``, ``evaluation.csv`` (a row per case and structure) and ``lesions.csv``."""
         write_json(folder / "evaluation.json", self.as_dict())
-        rows = []
-        for case_id, scores in self.cases.items():
-            for name, score in scores.items():
-                numbers = [score.values[metric] for metric in METRICS]
-                numbers += [getattr(score, key) for key in (*COUNTS, *VOLUMES)]
-                rows.append([case_id, name, *map(_cell, numbers)])
-        write_table(folder / "evaluation.csv", ["case", "structure", *METRICS, *COUNTS, *VOLUMES], rows)
+        rows = [
+            [case_id, name, *map(_cell, score.values.values()), *(_cell(getattr(score, key)) for key in COUNTS)]
+            for case_id, scores in self.cases.items()
+            for name, score in scores.items()
+        ]
+        write_table(folder / "evaluation.csv", ["case", "structure", *METRICS, *COUNTS], rows)
         fields = ["from", "to", "unit", "lesions", "found", "sensitivity"]
         sizes = [
             [name, *(row[key] for key in fields)] for name in self.structures for row in self.lesions_by_size(name)
         ]
         write_table(folder / "lesions.csv", ["structure", *fields], sizes)
-        return folder / "evaluation.json", folder / "evaluation.csv"
 
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -183,7 +187,7 @@ def evaluate_folders(
     ]
     if structures is None and not problems:
         files = [*truths.values(), *(predictions[case_id] for case_id in truths if case_id in predictions)]
-        structures = structures_found(_values_in(files))
+        structures = _structures_in(files)
     cases: dict[str, dict[str, Score]] = {}
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))
@@ -208,13 +212,16 @@ def evaluate_folders(
     return Evaluation(structures or {}, cases, options, tuple(absent))
 
 
-def _values_in(paths: list[Path]) -> list[int]:
-    """Label values of all maps that can be read; the others are named when their case is compared."""
+def _structures_in(paths: list[Path]) -> Structures:
+    """A structure per label value other than 0, for masks whose labels nobody has named.
+
+    Maps that cannot be read are named when their case is compared.
+    """
     found: set[int] = set()
     for path in paths:
         with suppress(MedmambaError):
             found |= set(read_label_map(path).counts())
-    return sorted(found)
+    return {f"label_{value}": (int(value),) for value in sorted(found - {0})}
 
 
 def _mean(values: list[float]) -> float:

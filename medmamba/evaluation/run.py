@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.disk.atomic import write_json, write_text
-from medmamba.errors import InputError
+from medmamba.errors import ConfigError, InputError
 from medmamba.evaluation.compare import Comparison, compare
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.overlay import overlay_png
 from medmamba.evaluation.page import evaluation_page
-from medmamba.evaluation.report import Evaluation, evaluate_folders
-from medmamba.evaluation.structures import structures_of_report
+from medmamba.evaluation.report import Evaluation, Structures, evaluate_folders
 from medmamba.evaluation.subgroups import Subgroups, read_subgroups
 from medmamba.images import read_image, read_label_map
 from medmamba.images.cases import find_cases
@@ -25,11 +25,12 @@ OnItem = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The evaluation, and what else was asked for."""
+    """The evaluation, and what else was asked for; ``pictures`` are PNGs of the worst cases, by case id."""
 
     evaluation: Evaluation
     comparison: Comparison | None
     subgroups: Subgroups | None
+    pictures: Mapping[str, bytes]
     folder: Path
 
 
@@ -52,9 +53,9 @@ def run_evaluation(
     options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
     masks, truth = _paths(folder), _paths(truths)
-    structures = structures_of_report(folder)
+    structures = _structures_of_report(folder)
     if structures is None and options.other is not None:
-        structures = structures_of_report(options.other)
+        structures = _structures_of_report(options.other)
     evaluation = evaluate_folders(masks, truth, structures, options, on_case=partial(on_item, "evaluate"))
     comparison = None
     if options.other is not None:
@@ -72,7 +73,32 @@ def run_evaluation(
     drawn = _pictures(evaluation, masks, truth, options)
     page = evaluation_page(evaluation, pictures=drawn, subgroups=groups, comparison=comparison)
     write_text(target / "evaluation.html", page)
-    return EvaluationResult(evaluation, comparison, groups, target)
+    return EvaluationResult(evaluation, comparison, groups, drawn, target)
+
+
+def _structures_of_report(folder: Path) -> Structures | None:
+    """Every foreground label, then every region, of the report.json in a folder of predictions; None without one.
+
+    Raises ConfigError when it is damaged, or a region names a label that does not exist.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        model: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
+        labels = {str(name): int(value) for name, value in model["labels"].items()}
+        regions = {
+            str(name): [str(member) for member in members] for name, members in (model.get("regions") or {}).items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: not a prediction report ({error}). Remove or restore it.") from error
+    found: Structures = {name: (value,) for name, value in labels.items() if value != 0}
+    for region, members in regions.items():
+        unknown = [name for name in members if name not in labels]
+        if unknown:
+            raise ConfigError(f"Region {region!r} joins {unknown[0]!r}, which is not a label. Correct the region.")
+        found.setdefault(region, tuple(sorted(labels[name] for name in members)))
+    return found
 
 
 def _pictures(

@@ -11,7 +11,7 @@ from typing import Any
 
 from medmamba.errors import InputError
 from medmamba.evaluation.report import Evaluation
-from medmamba.evaluation.statistics import Summary, summarise
+from medmamba.evaluation.statistics import Summary
 
 CASE_COLUMNS = ("case", "case_id", "id", "name")
 MOST_GROUPS = 12
@@ -30,10 +30,7 @@ class Subgroups:
         """Summary of a metric by column, group and structure."""
         return {
             column: {
-                group: {
-                    name: summarise([evaluation.cases[case_id][name].value(metric) for case_id in cases])
-                    for name in evaluation.structures
-                }
+                group: {name: evaluation.summary(metric, name, cases) for name in evaluation.structures}
                 for group, cases in groups.items()
             }
             for column, groups in self.columns.items()
@@ -41,16 +38,14 @@ class Subgroups:
 
     def as_dict(self, evaluation: Evaluation) -> dict[str, Any]:
         """For strict JSON: column, group, number of cases, structure, metric."""
-        found: dict[str, Any] = {column: {} for column in self.columns}
-        tables = {metric: self.summaries(evaluation, metric) for metric in evaluation.metrics}
-        for column, groups in self.columns.items():
-            for group, cases in groups.items():
-                summary = {
-                    name: {metric: table[column][group][name].as_dict() for metric, table in tables.items()}
-                    for name in evaluation.structures
-                }
-                found[column][group] = {"cases": len(cases), "summary": summary}
-        return found
+        metrics = evaluation.metrics
+        return {
+            column: {
+                group: {"cases": len(cases), "summary": evaluation.summaries(metrics, cases)}
+                for group, cases in groups.items()
+            }
+            for column, groups in self.columns.items()
+        }
 
 
 def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:

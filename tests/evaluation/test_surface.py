@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from surface_reference import GOLDEN, TOLERANCES, masks_of, slow_distances, slow_hausdorff, slow_surface_dice
 
-from medmamba.evaluation.surface import surface_distances
-from medmamba.evaluation.surfels import block_codes, surfel_sizes
+from medmamba.evaluation.surface import block_codes, surface_distances, surfel_sizes
 
 PUBLISHED = json.loads(GOLDEN.read_text())
 
