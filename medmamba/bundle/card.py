@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from medmamba.bundle.options import BundleCard
 from medmamba.errors import InputError
+from medmamba.inference.fold_ensemble import FoldEnsemble
+from medmamba.plans.labels import label_names
 
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 NOT_A_DEVICE = "Not a medical device: masks are for research, and whoever uses them for patients must validate them."
@@ -30,39 +32,22 @@ def licence_text(card: BundleCard) -> str:
     )
 
 
-def metadata(
-    card: BundleCard,
-    *,
-    channels: Sequence[str],
-    classes: Sequence[str],
-    outputs: Sequence[str],
-    divisor: Sequence[int],
-    flat: bool,
-    provenance: Mapping[str, Any],
-    further_channels: Sequence[str] = (),
-) -> dict[str, Any]:
-    """configs/metadata.json.
-
-    Args:
-        classes: labels, the background first.
-        outputs: names of the network's channels.
-        divisor: per axis of the patch, the product of the network's strides.
-        flat: 2D images without millimetres.
-        further_channels: of the network, behind those of the image.
-    """
+def metadata(card: BundleCard, ensemble: FoldEnsemble, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """configs/metadata.json of a bundle whose main configuration is ``ensemble``."""
     import monai
     import numpy
     import torch
 
-    spatial = [f"{n}*n" if n > 1 else "n" for n in divisor]
-    seen = [*channels, *further_channels]
+    classes, channels = ["background", *label_names(ensemble.plan)], ensemble.plan.channel_names
+    further = [] if ensemble.previous is None else [f"first stage: {name}" for name in classes[1:]]
+    task, copyright_line = f"Segmentation of {', '.join(classes[1:])}", f"Copyright {date.today().year} {card.authors}"
 
     def tensor(kind: str, form: str, names: Sequence[str]) -> dict[str, Any]:
         return {
             "type": kind,
             "format": form,
             "num_channels": len(names),
-            "spatial_shape": spatial,
+            "spatial_shape": [f"{n}*n" if n > 1 else "n" for n in ensemble.configuration.network.divisor],
             "dtype": "float32",
             "value_range": [],
             "is_patch_data": True,
@@ -77,16 +62,14 @@ def metadata(
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": numpy.__version__,
-        "required_packages_version": {
-            name: _version(name) for name in ("nibabel", "scipy", "pytorch-ignite", "pillow") if _version(name)
-        },
+        "required_packages_version": {name: version(name) for name in ("nibabel", "scipy", "pytorch-ignite", "pillow")},
         "supported_apps": {},
-        "task": f"Segmentation of {', '.join(classes[1:])}",
-        "description": card.description or f"Segmentation of {', '.join(classes[1:])} by a Mamba network.",
+        "task": task,
+        "description": card.description or f"{task} by a Mamba network.",
         "authors": card.authors,
-        "copyright": f"Copyright {date.today().year} {card.authors}",
+        "copyright": copyright_line,
         "data_source": str(provenance["dataset"]),
-        "data_type": "picture" if flat else "nifti",
+        "data_type": "picture" if ensemble.configuration.spacing_mm is None else "nifti",
         "image_classes": f"channels: {', '.join(channels)}",
         "label_classes": ", ".join(classes),
         "pred_classes": ", ".join(classes),
@@ -94,8 +77,8 @@ def metadata(
         "intended_use": f"{card.intended_use} {NOT_A_DEVICE}",
         "references": list(card.references),
         "network_data_format": {
-            "inputs": {"image": {**tensor("image", "magnitude", seen), "modality": channels[0]}},
-            "outputs": {"pred": tensor("probabilities", "segmentation", outputs)},
+            "inputs": {"image": {**tensor("image", "magnitude", [*channels, *further]), "modality": channels[0]}},
+            "outputs": {"pred": tensor("probabilities", "segmentation", ensemble.heads.names)},
         },
         "medmamba": dict(provenance),
     }
@@ -137,10 +120,3 @@ image.
 
 A bundle's configuration is code. Run only bundles that you trust.
 """
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
-from medmamba.bundle.check import ComparedCase, check_metadata, compare_with_native, need_packages, run_in_monai
+from medmamba.bundle.check import ComparedCase, compare_with_native, need_packages, run_in_monai
 from medmamba.bundle.configuration import inference, training, weights_file
 from medmamba.bundle.options import BundleCard
 from medmamba.bundle.runtime.cases import ENDINGS
@@ -26,7 +26,6 @@ from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.predictor import Predictor
 from medmamba.models.model_facts import read_model_facts
 from medmamba.models.prediction_setup import PREDICTION_SETUP
-from medmamba.plans.labels import label_names
 
 METADATA = "configs/metadata.json"
 
@@ -82,7 +81,7 @@ def export_bundle(
             images.mkdir()
             for path in (path for case in cases for path in case.paths):
                 (images / path.name).symlink_to(path.resolve())
-            printed = run_in_monai(part, images, masks, scale=4)
+            printed = run_in_monai(part, images, masks)
             checked = compare_with_native(predictor, cases, masks)
     return BundleReport(Path(output), checked, printed)
 
@@ -121,31 +120,18 @@ def _write(
     sources: dict[str, str],
 ) -> None:
     ensemble = predictor.model.ensembles[0]
-    plan, configuration = predictor.plan, ensemble.configuration
     provenance = {
         **predictor.provenance().as_dict(),
         "network": read_model_facts(ensemble.folders[0]).network["name"],
         "trained_with_scan_backend": _trained_with(ensemble.folders),
         "folds": len(ensemble.runners),
         "parameters": sum(parameter.numel() for parameter in ensemble.runners[0].network.parameters()),
-        "patch_size": configuration.patch_size,
+        "patch_size": ensemble.configuration.patch_size,
         "stages": list(stages),
         "checked_on": [case.case_id for case in cases],
         "licence": card.licence,
     }
-    names = ["background", *label_names(plan)]
-    first = [] if ensemble.previous is None else [f"first stage: {name}" for name in names[1:]]
-    facts = metadata(
-        card,
-        channels=plan.channel_names,
-        further_channels=first,
-        classes=names,
-        outputs=list(predictor.heads.names),
-        divisor=configuration.network.divisor,
-        flat=configuration.spacing_mm is None,
-        provenance=provenance,
-    )
-    check_metadata(facts)
+    facts = metadata(card, ensemble, provenance)
     config = inference(predictor.model.ensembles, predictor.model.recipe)
     texts = {
         "LICENSE": licence_text(card),

@@ -2,53 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medmamba.bundle.runtime.network import SegmentationNetwork
+from medmamba.bundle.runtime.plan import read_numbers
+from medmamba.geometry import Grid
+from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.cpu import with_fast_convolutions
-from medmamba.inference.patch_positions import STEP
 from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.models.output_channels import OutputChannels
+from medmamba.preprocessing.case import PreprocessedCase
 
 
 class PlanInferer(Inferer):
     """Overlapping patches, Gaussian weights, mirroring, mean over the folds.
 
     Args:
-        patch_size: edges of the patch; two of them move over every slice of the first axis.
-        mirror_axes: axes of the patch along which it is also flipped; empty for none.
-        step: distance of neighbouring patches as a fraction of the edge.
         skip_empty: leave out patches that hold one value only.
-        swap_axis: a flip along this axis exchanges left and right; ``channel_swap`` puts the channels back.
-        sigmoid: channels are independent regions.
-        input_swap: channels of the image after such a flip, where some belong to one side (cascades).
+        window: further fields of :class:`~medmamba.inference.sliding_window.Window`: ``patch_size``, ``mirror_axes``,
+            ``step``, ...
     """
 
-    def __init__(
-        self,
-        patch_size: Sequence[int],
-        mirror_axes: Sequence[int] = (),
-        step: float = STEP,
-        skip_empty: bool = True,
-        swap_axis: int | None = None,
-        channel_swap: Sequence[int] = (),
-        sigmoid: bool = False,
-        input_swap: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, skip_empty: bool = True, **window: Any) -> None:
         super().__init__()
-        self.window = Window(
-            tuple(int(edge) for edge in patch_size),
-            tuple(mirror_axes),
-            swap_axis,
-            tuple(channel_swap),
-            step=step,
-            skip_empty=skip_empty,
-            sigmoid=sigmoid,
-            input_swap=tuple(input_swap),
-        )
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in window.items()}
+        self.window = Window(skip_empty=skip_empty, **fields)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, classes, I, J, K) of images (B, C, I, J, K), float32 on the CPU."""
@@ -61,6 +45,38 @@ class PlanInferer(Inferer):
         return stream_logits([_runner(member) for member in members], image.float().cpu(), self.window)
 
 
+class Stage:
+    """A configuration beside the main network, as first stage of a cascade or in an ensemble.
+
+    Args:
+        plan: numbers as in the entry ``plan`` of configs/inference.json.
+        weights: raw state dict of ``network``.
+        previous: the first stage, if this is the second of a cascade.
+    """
+
+    def __init__(
+        self,
+        plan: Mapping[str, Any],
+        network: SegmentationNetwork,
+        weights: str,
+        inferer: PlanInferer,
+        device: torch.device | str = "cpu",
+        previous: Stage | None = None,
+    ) -> None:
+        self.plan, self.configuration = read_numbers(plan)
+        self.heads = OutputChannels.of_plan(self.plan)  # type: ignore[arg-type]
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.network, self.inferer, self.previous = network.to(device), inferer, previous
+
+    def prepare(self, name: str, array: NDArray[Any], grid: Grid) -> PreprocessedCase:
+        """An image (C, i, j, k) on this configuration's grid."""
+        return prepare_stage(name, array, grid, self.plan, self.configuration, self.previous)  # type: ignore[arg-type]
+
+    def planes(self, image: Tensor) -> Iterator[Tensor]:
+        """Planes of logits (classes, J, K) of an image (C, I, J, K) on this configuration's grid."""
+        return self.inferer.planes(image, self.network)
+
+
 def _runner(network: Any) -> Callable[[Tensor], Tensor]:
     device = torch.device("cpu")
     if isinstance(network, nn.Module):
@@ -68,8 +84,4 @@ def _runner(network: Any) -> Callable[[Tensor], Tensor]:
         if device.type == "cpu":
             with_fast_convolutions(network)  # the same arithmetic as medmamba's own prediction
 
-    def run(patches: Tensor) -> Tensor:
-        logits: Tensor = network(patches.to(device))
-        return logits
-
-    return run
+    return lambda patches: network(patches.to(device))

@@ -16,8 +16,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from numpy.typing import NDArray
 
+from medmamba.bundle.runtime.inferer import Stage
 from medmamba.bundle.runtime.plan import read_numbers
-from medmamba.bundle.runtime.stage import Stage
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.cascade import prepare_stage
