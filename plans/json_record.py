@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,6 +34,15 @@ class Record(BaseModel):
     def hash(self) -> str:
         """SHA-256 of the canonical JSON text, as 64 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a record from a file. Raises ConfigError as :meth:`from_json`, and when the file cannot be read."""
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error}). Restore it, or run `medmamba plan` again.") from error
+        return cls.from_json(text, source=str(path))
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "") -> Self:

@@ -18,7 +18,7 @@ LARGEST_DIFFERENCE = 1e-3
 _EXPORT = "import sys; sys.modules['medmamba'] = None\nfrom scripts.graphs import main; main(sys.argv[1])"
 # Only torch (and numpy, onnxruntime) can be imported: neither the bundle's scripts nor medmamba nor monai.
 _RUN = """
-import sys
+import json, sys
 for name in ("medmamba", "monai", "scripts"):
     sys.modules[name] = None
 import torch
@@ -33,10 +33,8 @@ else:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     run = lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 with torch.no_grad():
-    for name, image in trials.items():
-        if name.startswith("image_"):
-            difference = (run(image) - trials["logits_" + name[6:]]).abs().max().item()
-            print("PARITY", *image.shape, difference)
+    found = [(image.shape, (run(image) - logits).abs().max().item()) for image, logits in trials]
+print(json.dumps(found))
 """
 
 
@@ -73,7 +71,8 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
             failure = f"{kind}: the network could not be exported or run"
             run_python(_EXPORT, folder, kind, trials, failure=failure)
             ran = run_python(_RUN, Path(scratch), kind, str(target.resolve()), trials, failure=failure)
-            table = [_parity(kind, line) for line in ran.stdout.splitlines() if line.startswith("PARITY")]
+            found = json.loads(ran.stdout.splitlines()[-1])
+            table = [Parity(kind, tuple(shape), difference) for shape, difference in found]
             worst = max(row.difference for row in table)
             if not worst <= LARGEST_DIFFERENCE:
                 raise BundleError(f"{target}: logits differ by {worst:.2g}, more than {LARGEST_DIFFERENCE}; not kept.")
@@ -81,8 +80,3 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
             target.unlink(missing_ok=True)
             raise
     return table
-
-
-def _parity(kind: str, line: str) -> Parity:
-    *shape, difference = line.split()[1:]
-    return Parity(kind, tuple(int(n) for n in shape), float(difference))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from medmamba.errors import ConfigError
 from medmamba.networks.build import build_network, network_facts
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK
@@ -66,11 +64,6 @@ def network_arguments(
 def previous_labels(plan: Plan, configuration: Configuration) -> int:
     """Channels that a second stage of a cascade gets from its first: one a foreground label; else none."""
     return 0 if configuration.previous_stage is None else len(label_names(plan))
-
-
-def build_planned_network(plan: Plan, configuration: Configuration, **choices: Any) -> nn.Module:
-    """The network of a configuration; ``choices`` as of :func:`network_arguments`."""
-    return build_network(**network_arguments(plan, configuration, **choices))
 
 
 def describe_network(name: str, *, spatial_dims: int, size: int) -> list[str]:

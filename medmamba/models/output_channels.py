@@ -10,7 +10,7 @@ voxels to ignore (in training label maps only; see medmamba/preprocessing/labels
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,9 +51,8 @@ class OutputChannels:
             swap[index[left]], swap[index[right]] = index[right], index[left]
         ignore = ignore_index(plan) if plan.ignore_label is not None else None
         if plan.regions is None:
-            every = tuple((number,) for number in range(len(labels)))
-            numbers = tuple(range(len(labels)))
-            return cls(tuple(labels), False, every, numbers, ignore, tuple(swap), tuple(swap[:-1]))
+            softmax = cls.of_labels(labels)
+            return replace(softmax, ignore=ignore, label_swap=tuple(swap), channel_swap=tuple(swap[:-1]))
         members = tuple(tuple(sorted(index[part] for part in parts)) for parts in plan.regions.values())
         written = tuple(index[name] for name in plan.region_order or ())
         _refuse_lossy_order(labels, list(plan.regions), members, written)

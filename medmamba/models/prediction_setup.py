@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from medmamba.errors import ConfigError
 from medmamba.models.cleaning_step import CleaningStep
 from medmamba.plans.json_record import Record, canonical_json
 
@@ -66,9 +65,4 @@ class PredictionSetup(Record):
 def read_prediction_setup(run: Path) -> PredictionSetup | None:
     """The recipe of a run, or None when find-best has not been run."""
     path = run / PREDICTION_SETUP
-    if not path.is_file():
-        return None
-    try:
-        return PredictionSetup.from_json(path.read_text(encoding="utf-8"), source=str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}).") from error
+    return PredictionSetup.read(path) if path.is_file() else None

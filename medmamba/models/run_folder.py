@@ -72,13 +72,7 @@ class RunFolder:
 
     def read_fingerprint(self) -> Fingerprint:
         """The measured facts that the plan was made from."""
-        try:
-            text = self.fingerprint_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{self.fingerprint_path}: cannot be read ({error}). Run `medmamba plan` again."
-            ) from error
-        return Fingerprint.from_json(text, source=str(self.fingerprint_path))
+        return Fingerprint.read(self.fingerprint_path)
 
     def read_splits(self) -> list[dict[str, list[str]]]:
         """Training and validation case ids of each fold."""
@@ -95,10 +89,6 @@ def is_plan(path: Path, sha256: str) -> bool:
 
 def read_plan(path: Path) -> Plan:
     """Read and check a plan file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: not found. Give the folder that `medmamba plan DATASET -o RUN` wrote.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}).") from error
-    return Plan.from_json(text, source=str(path))
+    if not path.exists():
+        raise InputError(f"{path}: not found. Give the folder that `medmamba plan DATASET -o RUN` wrote.")
+    return Plan.read(path)

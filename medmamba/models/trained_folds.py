@@ -47,25 +47,25 @@ def select_models(
         return Selection({read_model_facts(model).configuration: [model]}, None, ())
     if not model.is_dir():
         raise InputError(f"{model}: not found. Give a run folder or the folder of a trained fold.")
-    if is_bundle(model):
-        return _of_bundle(model, configuration, folds)
-    run = RunFolder(model)
-    plan = run.read_plan()
-    recipe = read_prediction_setup(model)
-    if configuration is None:
-        names = list(recipe.configurations) if recipe else [plan.default_configuration]
+    if is_bundle(model):  # beside a first stage, which does not predict alone
+        held = names = list(_settings(model)["configuration"])
+        recipe = read_prediction_setup(model / "models")
     else:
+        plan, recipe = RunFolder(model).read_plan(), read_prediction_setup(model)
+        held = list(plan.configurations)
+        names = recipe.configurations if recipe else [plan.default_configuration]
+    if configuration is not None:
         names = [configuration] if isinstance(configuration, str) else list(configuration)
-        recipe = recipe if recipe and sorted(recipe.configurations) == sorted(names) else None
     folders, warnings = {}, []
     for name in names:
-        if name not in plan.configurations:
-            raise unknown_name("configuration", name, list(plan.configurations))
-        folders[name], warning = _folds_of(run, name, folds)
+        if name not in held:
+            raise unknown_name("configuration", name, held)
+        folders[name], warning = _folds_of(model, name, folds)
         if warning and strict:
             raise InputError(f"{model}: {warning}. Train the missing folds, or leave out --strict.")
         warnings += [warning] if warning else []
-    return Selection(folders, recipe, tuple(warnings))
+    fits = recipe is not None and sorted(recipe.configurations) == sorted(names)
+    return Selection(folders, recipe if fits else None, tuple(warnings))
 
 
 def is_fold(path: Path) -> bool:
@@ -88,21 +88,6 @@ def mirrors_by_default(model: Path) -> bool:
     if not is_bundle(model):
         return True
     return bool(_settings(model)["mirror"])
-
-
-def _of_bundle(bundle: Path, configuration: str | Sequence[str] | None, folds: Sequence[int | str] | None) -> Selection:
-    held: list[str] = _settings(bundle)["configuration"]  # beside a first stage, which does not predict alone
-    names = held if configuration is None else [configuration] if isinstance(configuration, str) else configuration
-    chosen = {}
-    for name in names:
-        if name not in held:
-            raise unknown_name("configuration", name, held)
-        found = sorted(path.parent for path in bundle.glob(f"models/{name}/fold_*/model.json"))
-        chosen[name] = [path for path in found if folds is None or path.name in {f"fold_{fold}" for fold in folds}]
-        if not chosen[name]:
-            raise InputError(f"{bundle}: holds {', '.join(path.name for path in found)}. Choose among them.")
-    recipe = read_prediction_setup(bundle / "models")
-    return Selection(chosen, recipe if recipe and sorted(recipe.configurations) == sorted(names) else None, ())
 
 
 def _settings(bundle: Path) -> dict[str, Any]:
@@ -146,23 +131,22 @@ def _shared_state(folder: Path) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
 
 
-def _folds_of(run: RunFolder, name: str, folds: Sequence[int | str] | None) -> tuple[list[Path], str]:
-    trained = run.trained_folds(name)
+def _folds_of(model: Path, name: str, folds: Sequence[int | str] | None) -> tuple[list[Path], str]:
+    """The chosen folds of a configuration, and a warning when folds of the cross-validation are missing."""
+    trained = sorted(path for path in model.glob(f"models/{name}/fold_*") if has_weights(path))
+    if not trained:
+        raise InputError(f"{model}: no trained fold of {name}. Run `medmamba train {model}` first.")
     if folds is not None:
         wanted = {f"fold_{fold}" for fold in folds}
-        missing = wanted - {path.name for path in trained}
-        if missing:
-            raise InputError(
-                f"{run.path}: {', '.join(sorted(missing))} of {name} not trained. Train it, or leave it out."
-            )
+        if missing := sorted(wanted - {path.name for path in trained}):
+            there = ", ".join(path.name for path in trained)
+            raise InputError(f"{model}: {', '.join(missing)} of {name} not trained. Choose among {there}, or train it.")
         return [path for path in trained if path.name in wanted], ""
-    if not trained:
-        raise InputError(f"{run.path}: no trained fold of {name}. Run `medmamba train {run.path}` first.")
+    run = RunFolder(model)
     numbered = [path for path in trained if path.name != "fold_all"]
     planned = len(run.read_splits()) if run.splits_path.is_file() else len(numbered)
-    if numbered and len(numbered) < planned and len(numbered) == len(trained):
-        return trained, f"{len(numbered)} of {planned} folds of {name} are trained and used"
-    return trained, ""
+    missing_some = len(numbered) < planned and len(numbered) == len(trained)
+    return trained, f"{len(numbered)} of {planned} folds of {name} are trained and used" if missing_some else ""
 
 
 def generation_of(folder: Path) -> str:
@@ -174,8 +158,5 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
     """The training fingerprint that travels with a fold, or that of its run; None when there is neither."""
     for path in (folder / "fingerprint.json", *(parent / "fingerprint.json" for parent in list(folder.parents)[:3])):
         if path.is_file():
-            try:
-                return Fingerprint.from_json(path.read_text(encoding="utf-8"), source=str(path))
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path}: cannot be read ({error}).") from error
+            return Fingerprint.read(path)
     return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from planning_cases import plan_of, volumes
 
-from medmamba.models.network import build_planned_network, network_arguments
+from medmamba.models.network import network_arguments
+from medmamba.networks.build import build_network
 
 IMAGES = volumes(5, (64, 64, 64))
 
@@ -17,7 +18,7 @@ def test_a_plan_of_before_builds_the_same_network():
     listed = [2, *([1] * (stages - 1))]
     before = now.model_copy(update={"network": now.network.model_copy(update={"blocks_per_stage": listed})})
     shapes = [
-        {name: value.shape for name, value in build_planned_network(plan, part).state_dict().items()}
+        {name: value.shape for name, value in build_network(**network_arguments(plan, part)).state_dict().items()}
         for part in (now, before)
     ]
     assert shapes[0] == shapes[1]

@@ -148,7 +148,8 @@ def test_a_network_of_nnunet_comes_out_as_it_went_in(planner: str) -> None:
 
 
 def test_blocks_and_convolutions_of_another_plan_are_those_that_are_built() -> None:
-    from medmamba.models.network import build_planned_network
+    from medmamba.models.network import network_arguments
+    from medmamba.networks.build import build_network
 
     def edit(document: dict) -> None:
         numbers = document["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
@@ -157,7 +158,7 @@ def test_blocks_and_convolutions_of_another_plan_are_those_that_are_built() -> N
 
     plans, dataset = their_file("mr_hippocampus_tiny", "resenc_m")
     plan = from_nnunet(change(plans, edit), dataset)
-    built = build_planned_network(plan, plan.configurations["3d_fullres"])
+    built = build_network(**network_arguments(plan, plan.configurations["3d_fullres"]))
     assert [sum("second.conv.weight" in name for name in stage.state_dict()) for stage in built.encoder] == [2, 1, 1, 3]
     assert [len(stage.convs) for stage in built.decoder] == [1, 3, 2]
     assert json.loads(to_nnunet(plan))["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"][

@@ -54,13 +54,9 @@ def main(kind: str) -> None:
         shapes.append((1, *larger))
     if written == "scripted":
         shapes.append((2, *(edge - 1 for edge in larger)))
-    trials: dict[str, Tensor] = {}
-    for number, (batch, *size) in enumerate(shapes):
-        image = _noise((batch, numbers["arguments"]["in_channels"], *size))
-        with torch.no_grad():
-            trials |= {f"image_{number}": image, f"logits_{number}": network(image)}
-    torch.save(trials, sys.argv[2])
-    print("WRITTEN", written)
+    images = [_noise((batch, numbers["arguments"]["in_channels"], *size)) for batch, *size in shapes]
+    with torch.no_grad():
+        torch.save([(image, network(image)) for image in images], sys.argv[2])
 
 
 def _noise(shape: tuple[int, ...]) -> Tensor:

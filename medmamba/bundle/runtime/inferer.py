@@ -31,7 +31,9 @@ class PlanInferer(Inferer):
 
     def __init__(self, skip_empty: bool = True, **window: Any) -> None:
         super().__init__()
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in window.items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in window.items()
+        }
         self.window = Window(skip_empty=skip_empty, **fields)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
