@@ -43,7 +43,7 @@ typecheck: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[docs]'
-	$(BIN)/python -m medmamba.cli.reference > docs/reference/commands.md
+	$(BIN)/python tests/docs/command_page.py > docs/reference/commands.md
 	$(BIN)/python -m mkdocs build --strict
 
 clean:

@@ -1,18 +1,29 @@
-"""Console output of the commands: plain lines, tables and progress bars with the time left."""
+"""Console output of the commands: lines, progress with the time left, and with ``--json`` one object on stdout."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
+if TYPE_CHECKING:
+    from medmamba.training.progress import StepReport
 
-
+Answer = dict[str, Any]
+"""What a command found, by name; ``--json`` shows it."""
 MOST_WARNINGS = 10
+PLAIN_LINE_SECONDS = 30.0
+"""Off a terminal, seconds between two lines of a training's progress."""
+MUCH_WAITING = 0.1
+"""Fraction of the time spent waiting for data above which the progress of a training reports it."""
+
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def report_error(message: str) -> None:
@@ -31,6 +42,25 @@ def report_warnings(lines: Sequence[str]) -> None:
 
 def _safe(line: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
+def print_json(answer: Mapping[str, Any]) -> None:
+    """Print one JSON object to stdout: paths as text, records as objects, NaN and infinity as null."""
+    print(to_json(answer, indent=2, by_alias=False, inf_nan_mode="null", fallback=_plain).decode(), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.item() if hasattr(value, "item") else str(value)  # a number of numpy or torch
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    whole = max(0, round(seconds)) if seconds != float("inf") else 0
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
 @contextmanager
@@ -63,9 +93,40 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    whole = max(0, round(seconds)) if seconds != float("inf") else 0
-    hours, rest = divmod(whole, 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+def is_first_process() -> bool:
+    """Whether this process speaks: of several of one training (torchrun) only the first does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[StepReport], None]]:
+    """A bar with loss, Dice, speed and time left; plain lines off a terminal."""
+    if not is_first_process():
+        yield lambda report: None
+        return
+    smooth: float | None = None
+
+    def line(report: StepReport) -> str:
+        nonlocal smooth
+        smooth = report.loss if smooth is None else 0.95 * smooth + 0.05 * report.loss
+        dice = "" if report.validation_dice is None else f"  Dice {report.validation_dice:.3f}"
+        total = f"/{report.total_steps}" if report.total_steps else ""
+        speed, left = report.steps_per_second, clock(report.seconds_left)
+        waiting = f"  {report.waiting:.0%} waiting for data" if report.waiting >= MUCH_WAITING else ""
+        return f"step {report.step}{total}  loss {smooth:.3f}{dice}  {speed:.2f} steps/s  {left} left{waiting}"
+
+    if not console.is_terminal:
+        last = -PLAIN_LINE_SECONDS
+
+        def plain(report: StepReport) -> None:
+            nonlocal last
+            text = line(report)
+            if report.seconds - last >= PLAIN_LINE_SECONDS or report.progress >= 1:
+                last = report.seconds
+                console.print(f"train  {report.progress:4.0%}  {text}")
+
+        yield plain
+        return
+    with Progress(TextColumn("train      "), BarColumn(), TextColumn("{task.description}"), console=console) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda report: bar.update(task, completed=report.progress, description=line(report))

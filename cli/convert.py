@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from medmamba import pipeline
-from medmamba.cli.answer import Answer, answering
-from medmamba.cli.console import console, report_warnings, stages
-from medmamba.cli.from_record import from_records
+from medmamba.cli.console import Answer, console, report_warnings, stages
 from medmamba.command_options import ConvertDatasetOptions, ConvertPlansOptions, ConvertWeightsOptions
-
-convert = typer.Typer(help="Convert datasets, nnU-Net plans and published weights.", no_args_is_help=True)
 
 
 def dataset(
@@ -22,10 +18,12 @@ def dataset(
     options: ConvertDatasetOptions,
 ) -> Answer:
     """Convert a dataset to the layout of nnU-Net raw or of the Medical Segmentation Decathlon."""
+    from medmamba.datasets import convert_dataset
+
     with stages() as on_item:
-        made = pipeline.convert_dataset(source, output, options, on_item=on_item)
+        made = convert_dataset(source, output, options.layout, on_case=partial(on_item, "convert"))
     report_warnings(made.warnings)
-    console.print(f"{made.cases} training and {made.test_cases} test case(s): {made.folder}", markup=False)
+    console.print(f"{made.cases} training and {made.test_cases} test case(s): {made.folder}")
     return {"folder": made.folder, "cases": made.cases, "test_cases": made.test_cases, "warnings": made.warnings}
 
 
@@ -35,8 +33,10 @@ def plans(
     options: ConvertPlansOptions,
 ) -> Answer:
     """Convert an nnU-Net plans file to a plan, or a plan to an nnU-Net plans file where nnU-Net has its network."""
-    line = pipeline.convert_plans(source, output, options)
-    console.print(line, markup=False)
+    from medmamba.planning.convert import convert_plan
+
+    line = convert_plan(source, output, options.dataset)
+    console.print(line)
     return {"written": output, "message": line}
 
 
@@ -48,11 +48,9 @@ def weights(
     options: ConvertWeightsOptions,
 ) -> Answer:
     """Convert published weights to the names used here; reports matched, unused and missing weights."""
-    report = pipeline.convert_weights(source, output, options)
-    console.print(report.summary(), markup=False)
-    console.print(f"Weights: {output}", markup=False)
+    from medmamba.networks.published.weights import convert_weights
+
+    report = convert_weights(source, output, family=options.family)
+    console.print(report.summary())
+    console.print(f"Weights: {output}")
     return {"weights": output, "report": report}
-
-
-for command in (dataset, plans, weights):
-    convert.command()(answering(from_records(command)))

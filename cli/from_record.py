@@ -22,15 +22,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from medmamba.cli.answer import Answer
+from medmamba.cli.console import Answer, console, print_json
 from medmamba.errors import InputError, InputErrors
 from medmamba.options import Options
 from medmamba.recipe import recipe_values
 
-RECIPE = "--recipe"
+JSON = "--json"
+_JSON_OPTION = Annotated[bool, typer.Option(JSON, help="One JSON object on stdout; messages go to stderr.")]
 _RECIPE_OPTION = Annotated[
     Path | None,
-    typer.Option(RECIPE, metavar="FILE", help="YAML or JSON file that sets any of these; the command line wins."),
+    typer.Option("--recipe", metavar="FILE", help="YAML or JSON file that sets any of these; the command line wins."),
 ]
 _OPPOSITE = "not_"
 """Prefix of the hidden parameter that takes a switch of the recipe back."""
@@ -65,46 +66,60 @@ class OptionSpec:
         return found
 
 
-def from_records(command: Callable[..., Answer]) -> Callable[..., Answer]:
-    """The command with an option for each field in place of its records; they stand in its attribute ``specs``."""
+def from_records(command: Callable[..., Answer]) -> Callable[..., None]:
+    """The command with ``--json``, and an option for each field of its records; these stand in its ``specs``."""
     signature = inspect.signature(command, eval_str=True)
     specs = {name: spec for name, one in signature.parameters.items() if (spec := _spec_of(one.annotation)) is not None}
-    if not specs:
-        return command
-    known = [name for spec in specs.values() for name in spec.fields]
 
     @functools.wraps(command)
-    def run(*, context: typer.Context, recipe: Path | None, **values: Any) -> Answer:
-        read = {} if recipe is None else recipe_values(recipe, known)
-        records: dict[str, Any] = {}
-        problems: list[str] = []
-        for parameter, spec in specs.items():
-            typed = spec.typed(context, values)
-            chosen = {name: value for name, value in read.items() if name in spec.fields} | typed
-
-            def named(name: str, spec: OptionSpec = spec, typed: Mapping[str, Any] = typed) -> str:
-                return f"{recipe}: {name}" if name in read and name not in typed else spec.kind.flag(name)
-
-            try:
-                records[parameter] = spec.kind.checked(chosen, named)
-            except InputError as error:
-                problems += str(error).splitlines()
-        if problems:
-            raise InputErrors(problems)
+    def run(*, context: typer.Context, as_json: bool, recipe: Path | None = None, **values: Any) -> None:
+        records = _records(specs, context, recipe, values)
         arguments = {name: value for name, value in values.items() if name in signature.parameters}
-        return command(**arguments, **records)
+        before, console.stderr = console.stderr, as_json
+        try:
+            answer = command(**arguments, **records)
+        finally:
+            console.stderr = before
+        if as_json:
+            print_json(answer)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [
         inspect.Parameter("context", keyword, annotation=typer.Context),
         *(one.replace(kind=keyword) for name, one in signature.parameters.items() if name not in specs),
         *(one for spec in specs.values() for name in spec.fields for one in _parameters(spec, name)),
-        inspect.Parameter("recipe", keyword, default=None, annotation=_RECIPE_OPTION),
     ]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": Answer}
+    if specs:
+        parameters.append(inspect.Parameter("recipe", keyword, default=None, annotation=_RECIPE_OPTION))
+    parameters.append(inspect.Parameter("as_json", keyword, default=False, annotation=_JSON_OPTION))
+    run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": None}
     run.specs = specs  # type: ignore[attr-defined]
     return run
+
+
+def _records(
+    specs: Mapping[str, OptionSpec], context: typer.Context, recipe: Path | None, values: Mapping[str, Any]
+) -> dict[str, Options]:
+    """The records of a command by parameter, from the recipe file and the command line, which wins."""
+    known = [name for spec in specs.values() for name in spec.fields]
+    read = {} if recipe is None else recipe_values(recipe, known)
+    records: dict[str, Options] = {}
+    problems: list[str] = []
+    for parameter, spec in specs.items():
+        typed = spec.typed(context, values)
+        chosen = {name: value for name, value in read.items() if name in spec.fields} | typed
+
+        def named(name: str, spec: OptionSpec = spec, typed: Mapping[str, Any] = typed) -> str:
+            return f"{recipe}: {name}" if name in read and name not in typed else spec.kind.flag(name)
+
+        try:
+            records[parameter] = spec.kind.checked(chosen, named)
+        except InputError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise InputErrors(problems)
+    return records
 
 
 def _spec_of(annotation: Any) -> OptionSpec | None:

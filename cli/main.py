@@ -9,26 +9,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from medmamba.cli import (
-    convert,
-    demo,
-    dicom_seg,
-    doctor,
-    evaluate,
-    explain,
-    export,
-    find_best,
-    info,
-    plan,
-    predict,
-    pretrain,
-    report,
-    serve,
-    train,
-)
-from medmamba.cli.answer import FLAG, answering, show
-from medmamba.cli.console import report_error
-from medmamba.cli.from_record import from_records
+from medmamba.cli import convert, prediction, training
+from medmamba.cli.console import print_json, report_error
+from medmamba.cli.from_record import JSON, from_records
 from medmamba.errors import MedmambaError
 from medmamba.version import __version__
 
@@ -44,25 +27,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+converting = typer.Typer(help="Convert datasets, nnU-Net plans and published weights.", no_args_is_help=True)
 for command in (
-    demo.demo,
-    plan.plan,
-    pretrain.pretrain,
-    train.train,
-    predict.predict,
-    predict.reproduce,
-    find_best.find_best,
-    evaluate.evaluate,
-    report.report,
-    explain.explain,
-    export.export,
-    dicom_seg.dicom_seg,
-    serve.serve,
-    info.info,
-    doctor.doctor,
+    training.demo,
+    training.plan,
+    training.pretrain,
+    training.train,
+    prediction.predict,
+    prediction.reproduce,
+    training.find_best,
+    prediction.evaluate,
+    training.report,
+    training.explain,
+    prediction.export,
+    prediction.dicom_seg,
+    prediction.serve,
+    training.info,
+    training.doctor,
 ):
-    app.command()(answering(from_records(command)))
-app.add_typer(convert.convert, name="convert")
+    app.command()(from_records(command))
+for command in (convert.dataset, convert.plans, convert.weights):
+    converting.command()(from_records(command))
+app.add_typer(converting, name="convert")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -89,8 +75,8 @@ def options(
 
 def _end(message: str, code: int, arguments: list[str]) -> NoReturn:
     report_error(message)
-    if FLAG in arguments:
-        show({"error": message, "exit_code": code})
+    if JSON in arguments:
+        print_json({"error": message, "exit_code": code})
     sys.exit(code)
 
 

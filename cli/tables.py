@@ -1,4 +1,4 @@
-"""Tables of results, and the lines of a plan."""
+"""Tables of Dice and of the other metrics, as `medmamba evaluate` prints them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from medmamba.evaluation.metrics import METRICS
-from medmamba.plans.explain import summary_lines as plan_lines
-
-__all__ = ["comparison_table", "dice_table", "plan_lines", "summary_table"]
 
 if TYPE_CHECKING:
     from medmamba.evaluation.compare import Comparison

@@ -29,7 +29,7 @@ class DemoOptions(Options):
 
 
 class ExplainOptions(Options):
-    """The choices of :func:`medmamba.pipeline.explain`."""
+    """The choices of `medmamba explain`."""
 
     what_if: str | None = option(
         None, 'Options of `medmamba plan`; prints what they would change: "--device-memory 6GB".'

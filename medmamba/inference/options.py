@@ -89,7 +89,7 @@ class PredictorOptions(ModelOptions):
 
 
 class PredictOptions(PredictorOptions):
-    """The choices of `medmamba predict` and :func:`medmamba.pipeline.predict`."""
+    """The choices of `medmamba predict` and :func:`medmamba.predict`."""
 
     probabilities: bool = option(False, "Write the probabilities of all classes too.", panel="Output")
     dicom_seg: bool = option(False, "Write each mask as DICOM SEG too.", panel="Output")

@@ -39,6 +39,10 @@ def train_folds(
     ``resume`` the folds that had begun are resumed, with the fields of ``config`` that were given changed, and the
     others begin with the recipe of the first that had.
     """
+    if options.max_hours is not None:
+        if config.max_minutes is not None:
+            raise ConfigError("--max-minutes and --max-hours are two budgets; give one.")
+        config = config.of(config, max_minutes=60 * options.max_hours)
     folds = list(dict.fromkeys(options.folds))
     stored = _stored_recipes(run, folds, options) if options.resume else {}
     pattern = next(iter(stored.values()), None)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.main import get_command
 
-from medmamba.cli.answer import plain
+from medmamba.cli.console import print_json
 from medmamba.cli.main import app
 from medmamba.cli.main import run as medmamba
 
@@ -64,14 +64,20 @@ def test_an_error_is_told_as_json_too(capsys, tmp_path):
     assert words.startswith("Error: ")
 
 
-def test_values_of_any_kind_become_json():
+def test_values_of_any_kind_become_json(capsys):
     @dataclass
     class Case:
         path: Path
         dice: float
 
     value = {1: Case(Path("a/b"), math.nan), "n": np.float32(0.5), "t": (np.int64(3), {4}), "i": math.inf}
-    assert plain(value) == {"1": {"path": "a/b", "dice": None}, "n": 0.5, "t": [3, [4]], "i": None}
+    print_json(value)
+    assert json.loads(capsys.readouterr().out) == {
+        "1": {"path": "a/b", "dice": None},
+        "n": 0.5,
+        "t": [3, [4]],
+        "i": None,
+    }
 
 
 def test_the_shell_completes_commands_and_options():

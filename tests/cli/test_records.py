@@ -203,14 +203,12 @@ COMMAND_FILES = sorted({Path(inspect.getsourcefile(inspect.unwrap(command.callba
 
 
 @pytest.mark.parametrize("path", COMMAND_FILES, ids=lambda path: path.stem)
-def test_a_command_imports_the_pipeline_records_and_the_console_only(path):
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
+def test_a_command_file_imports_records_and_the_console_only(path):
+    """At its top; what a command calls is imported when it runs, so that ``--help`` costs nothing."""
+    for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
             assert not any(alias.name.startswith("medmamba") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "medmamba":
-            assert [alias.name for alias in node.names] == ["pipeline"]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("medmamba."):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "medmamba":
             module = node.module.removeprefix("medmamba.")
             assert (
                 module in ("errors", "command_options", "training.config")
@@ -219,25 +217,10 @@ def test_a_command_imports_the_pipeline_records_and_the_console_only(path):
             )
 
 
-def calls_of(command):
-    """Functions of the pipeline that a command calls."""
-    tree = ast.parse(inspect.getsource(inspect.unwrap(command.callback)))
-    calls = [
-        node.func for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    ]
-    return [call.attr for call in calls if ast.unparse(call.value) == "pipeline"]
-
-
 @pytest.mark.parametrize(("name", "command"), list(commands()), ids=str)
-def test_a_command_calls_one_function_of_the_pipeline(name, command):
-    assert len(calls_of(command)) == 1
-
-
-def test_every_function_of_the_pipeline_is_a_command_or_a_verb_of_the_python_api():
-    import medmamba
-
-    tree = ast.parse((ROOT / "medmamba" / "pipeline.py").read_text())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} - {"no_progress"}
-    called_by_commands = {name for _, command in commands() for name in calls_of(command)}
-    assert called_by_commands <= functions
-    assert functions - called_by_commands <= set(medmamba._API)
+def test_a_command_calls_the_library_and_decides_nothing_about_data(name, command):
+    """Arguments in, one package called, its result shown: no command is longer than a screen."""
+    source = inspect.getsource(inspect.unwrap(command.callback))
+    assert len(source.splitlines()) <= 40
+    imported = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) if node.module]
+    assert [module for module in imported if not module.startswith("medmamba.cli.")]

@@ -6,8 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
+from command_page import commands_page
 from doc_pages import KINDS, NOT_RUN, PAGES, ROOT, blocks_of, name_of, not_run
 from typer.main import get_command
 
@@ -93,10 +95,17 @@ def test_files_of_the_project_on_a_page_exist(path):
 
 
 def test_the_page_of_commands_is_what_the_commands_say():
-    from medmamba.cli.reference import commands_page
-
     page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
-    assert page == commands_page(), "run: python -m medmamba.cli.reference > docs/reference/commands.md"
+    assert page == commands_page(), "run: python tests/docs/command_page.py > docs/reference/commands.md"
+
+
+def test_the_python_functions_of_the_commands_exist():
+    """The list "All commands" of the page on Python."""
+    page = (ROOT / "docs" / "how-to" / "use-from-python.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`(medmamba(?:\.\w+)*)\.(\w+)`", page.partition("## All commands")[2].partition("\n## ")[0])
+    assert len(listed) > 15
+    for module, function in listed:
+        assert callable(getattr(import_module(module), function)), f"{module}.{function}"
 
 
 def test_every_page_is_in_the_sites_contents_or_reached_from_one():

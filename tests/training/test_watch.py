@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 
-from medmamba.cli import training_progress
+from medmamba.cli import console
 from medmamba.errors import ConfigError, MedmambaError
 from medmamba.training import trackers, workers
 from medmamba.training.batches import Batch
@@ -32,8 +32,8 @@ EPOCHS = [EpochMetrics.from_row(row) for row in ROWS]
 
 def test_the_line_says_step_loss_dice_speed_time_left_and_waiting(monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr(training_progress, "console", Console(file=shown, width=200))
-    with training_progress.training_progress() as report:
+    monkeypatch.setattr(console, "console", Console(file=shown, width=200))
+    with console.training_progress() as report:
         report(StepReport(50, 200, 0.75, 1e-3, 0.8125, 0.25, 25.0, waiting=0.3))
         report(StepReport(51, 200, 0.70, 1e-3, 0.8125, 0.255, 26.0))  # too soon for another line
     assert shown.getvalue().count("\n") == 1

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medmamba.dicom.codes import check_codes
 from medmamba.dicom.study import opened
@@ -65,12 +66,14 @@ def predict(
     model: str | Path | Predictor,
     images: str | Path | Sequence[Path],
     output: str | Path,
-    options: PredictOptions,
+    options: PredictOptions | None = None,
     *,
     on_item: OnItem = lambda stage, done, total: None,
     on_message: Callable[[str], None] = lambda line: None,
+    **changes: Any,
 ) -> PredictionReport:
-    """Predict a file, a zip or every case of a folder; as :func:`medmamba.pipeline.predict`."""
+    """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``."""
+    options = PredictOptions.of(options, **changes)
     with ExitStack() as stack:
         if isinstance(images, str | Path):
             images = stack.enter_context(opened(images, options.series))

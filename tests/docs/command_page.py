@@ -1,6 +1,6 @@
 """The page docs/reference/commands.md: every command with its arguments and options, from the commands themselves.
 
-python -m medmamba.cli.reference > docs/reference/commands.md
+python tests/docs/command_page.py > docs/reference/commands.md
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
+from typer.main import get_command
+
+from medmamba.cli.main import app
 
 HEAD = """# Commands
 
@@ -22,10 +25,6 @@ OF_ALL = {"--json", "--help", "--recipe"}
 
 def commands_page() -> str:
     """The page as Markdown."""
-    from typer.main import get_command
-
-    from medmamba.cli.main import app
-
     group: Any = get_command(app)
     parts = [HEAD]
     for name, command in _commands(group):

@@ -1,0 +1,128 @@
+"""Commands that use a trained model: predict, reproduce, evaluate, dicom-seg, export, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medmamba.bundle.options import BundleCard, ExportOptions
+from medmamba.cli.console import Answer, console, report_warnings, stages
+from medmamba.command_options import DicomSegOptions, ReproduceOptions
+from medmamba.errors import PartialError
+from medmamba.evaluation.options import EvaluateOptions
+from medmamba.inference.options import PredictOptions
+from medmamba.serving.options import ServeOptions
+
+Model = Annotated[Path, typer.Argument(help="Run folder, trained fold, or bundle.")]
+
+
+def predict(
+    model: Model,
+    images: Annotated[
+        Path, typer.Argument(help="Image, folder of images, folder of a DICOM series, or a zip of one of them.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.json.")],
+    options: PredictOptions,
+) -> Answer:
+    """Predict masks on the images' own grids, with a report."""
+    from medmamba.inference.folder.run import predict
+    from medmamba.training.distributed import wait_for_all
+
+    with stages() as on_item:
+        report = predict(model, images, output, options, on_item=on_item, on_message=console.print)
+    wait_for_all()  # under torchrun a process that ends with an error would take the others with it
+    kept = f", {len(report.resumed)} of them kept from before" if report.resumed else ""
+    console.print(f"{len(report.done)} mask(s){kept} and report.json: {output}")
+    report_warnings([f"{case}: review: {'; '.join(reasons)}" for case, reasons in report.review.items()])
+    report.raise_failures()
+    return {"output": output, "cases": report.done, "resumed": report.resumed, "review": report.review}
+
+
+def reproduce(
+    report: Annotated[Path, typer.Argument(help="report.json of the prediction.")],
+    model: Annotated[Path, typer.Argument(help="Run folder or trained fold that was used.")],
+    images: Annotated[Path, typer.Argument(help="Images that were predicted.")],
+    options: ReproduceOptions,
+) -> Answer:
+    """Repeat the prediction of a report and compare the masks byte by byte."""
+    from medmamba.inference.folder.reproduce import reproduce
+
+    with stages() as on_item:
+        result = reproduce(report, model, images, on_item=on_item, **dict(options))
+    console.print(f"{len(result.same)} mask(s) reproduced byte by byte.")
+    if result.other:
+        raise PartialError(f"{len(result.other)} mask(s) came out differently: {', '.join(result.other)}.")
+    return {"same": result.same}
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted masks.")],
+    truths: Annotated[Path, typer.Argument(help="Folder of reference label maps with the same case names.")],
+    options: EvaluateOptions,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder. Default: PREDICTIONS.")] = None,
+) -> Answer:
+    """Compute Dice, IoU, HD95, NSD, volumes and lesion metrics per case and structure; writes JSON, CSV and HTML."""
+    from medmamba.cli.tables import comparison_table, dice_table, summary_table
+    from medmamba.evaluation.run import run_evaluation
+
+    with stages() as on_item:
+        result = run_evaluation(predictions, truths, options, output=output, on_item=on_item)
+    console.print(dice_table(result.evaluation))
+    console.print(summary_table(result.evaluation))
+    if result.comparison is not None:
+        console.print(comparison_table(result.comparison))
+    console.print(f"evaluation.html, .json and .csv: {result.folder}")
+    return {
+        "folder": result.folder,
+        "mean_foreground_dice": result.evaluation.mean_foreground,
+        "dice": result.evaluation.mean_per_label(),
+        "cases": result.evaluation.mean_per_case(),
+        "missing": result.evaluation.missing,
+        "comparison": result.comparison,
+    }
+
+
+def dicom_seg(
+    mask: Annotated[Path, typer.Argument(help="Mask on the grid of the series, written by `medmamba predict`.")],
+    series: Annotated[Path, typer.Argument(help="The predicted series, or its study: a folder or a zip.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="DICOM SEG file to write.")],
+    options: DicomSegOptions,
+) -> Answer:
+    """Write a mask as a DICOM SEG that references its series, and verify it by reading it back."""
+    from medmamba.dicom.export import mask_to_segmentation
+
+    names = mask_to_segmentation(mask, series, output, **dict(options))
+    console.print(f"{len(names) - 1} segment(s), read back equal: {output}")
+    return {"segmentation": output, "labels": names}
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Run folder, or the folder of one trained fold.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the MONAI Bundle to write.")],
+    options: ExportOptions,
+    card: BundleCard,
+) -> Answer:
+    """Write a MONAI Bundle that runs without medmamba, and verify that it gives the same masks."""
+    from medmamba.bundle.graphs import export_graph
+    from medmamba.bundle.write import export_bundle
+
+    report = export_bundle(model, output, card, **options.model_dump(exclude={"graphs"}))
+    graphs = [(kind, row) for kind in options.graphs for row in export_graph(report.folder, kind)]
+    console.print("verify_metadata and verify_net_in_out passed; run by MONAI without medmamba:")
+    for case in report.cases:
+        console.print(f"  {case.case_id}: {case.voxels} voxels equal ({case.foreground} of them foreground)")
+    for kind, row in graphs:
+        shape = "x".join(map(str, row.shape))
+        console.print(f"  {kind} {shape}: largest difference of the logits {row.difference:.2g}")
+    console.print(f"MONAI Bundle: {report.folder}")
+    return {"bundle": report.folder, "checked": report.cases, "graphs": [row for _, row in graphs]}
+
+
+def serve(model: Model, options: ServeOptions) -> Answer:
+    """Serve predictions over HTTP on this machine: POST /predict returns mask and report."""
+    from medmamba.serving.run import run_service
+
+    run_service(model, options, on_message=console.print)
+    return {"stopped": True}

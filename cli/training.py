@@ -1,0 +1,191 @@
+"""Commands from a dataset to a trained run: demo, plan, explain, pretrain, train, find-best, report, info, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medmamba.cli.console import Answer, clock, console, is_first_process, report_warnings, stages, training_progress
+from medmamba.cli.from_record import OptionSubset
+from medmamba.command_options import DemoOptions, ExplainOptions, InfoOptions
+from medmamba.model_selection.options import FindBestOptions
+from medmamba.planning.options import PlanRequest
+from medmamba.run_report.options import ReportOptions
+from medmamba.training.config import TrainConfig
+from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions
+
+PlannedRun = Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`.")]
+TrainedRun = Annotated[Path, typer.Argument(help="Run folder with trained folds.")]
+
+
+def demo(options: DemoOptions) -> Answer:
+    """Plan, train, predict and evaluate on 60 real MR volumes of the hippocampus."""
+    from medmamba.cli.tables import dice_table
+    from medmamba.demo import run_demo
+
+    with stages() as on_item, training_progress() as on_step:
+        result = run_demo(options, on_item=on_item, on_step=on_step)
+    evaluation = result.evaluation
+    console.print(dice_table(evaluation))
+    console.print(f"Mean foreground Dice on {len(evaluation.cases)} test cases: {evaluation.mean_foreground:.4f}")
+    spent = ", ".join(f"{name} {clock(seconds)}" for name, seconds in result.seconds.items())
+    console.print(
+        f"Time: {spent}, in all {clock(sum(result.seconds.values()))}. Peak memory: {result.peak_memory_gib:.2f} GiB"
+    )
+    console.print(f"Masks: {result.masks}    Overview: {result.overview}")
+    return {
+        "mean_foreground_dice": evaluation.mean_foreground,
+        "dice": evaluation.mean_per_label(),
+        "cases": len(evaluation.cases),
+        "seconds": result.seconds,
+        "peak_memory_gib": result.peak_memory_gib,
+        "masks": result.masks,
+        "overview": result.overview,
+    }
+
+
+def plan(
+    dataset: Annotated[
+        Path,
+        typer.Argument(help="Folder with dataset.json (Decathlon, nnU-Net v2 raw, table of paths), or a CSV table."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
+    options: PlanRequest,
+) -> Answer:
+    """Measure a dataset, choose spacing, patch, batch and network, and preprocess its cases."""
+    from medmamba.planning.run import plan
+    from medmamba.plans.explain import summary_lines
+
+    warnings: list[str] = []
+    table: list[str] = []
+    with stages() as on_item:
+        made = plan(dataset, output, options, on_item=on_item, on_warning=warnings.append, on_message=table.append)
+    report_warnings(list(dict.fromkeys(warnings)))
+    console.print(*table, *summary_lines(made), sep="\n")
+    console.print(f"Plan and preprocessed cases: {output}    To look at: {output / 'report' / 'dataset.html'}")
+    console.print(f"Why each number: medmamba explain {output}    Next: medmamba train {output}")
+    return {"run": output, "plan": made, "warnings": warnings}
+
+
+def explain(run: PlannedRun, options: ExplainOptions) -> Answer:
+    """Print every decision of the plan: rule, inputs, value and reason."""
+    from medmamba.models.run_folder import RunFolder
+    from medmamba.plans.explain import compare_lines, explain_lines
+    from medmamba.plans.what_if import changes_from, what_if
+
+    folder = RunFolder(run)
+    plan = folder.read_plan()
+    if options.what_if is None:
+        lines = explain_lines(plan)
+    else:
+        other = what_if(plan, folder.read_fingerprint(), **changes_from(options.what_if))
+        lines = compare_lines(plan, other, names=("now", options.what_if.strip()))
+    console.print(*lines, sep="\n")
+    return {"plan": plan}
+
+
+def pretrain(
+    run: Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`; its labels are not used.")],
+    options: PretrainOptions,
+    config: Annotated[TrainConfig, OptionSubset(PRETRAINING_FIELDS)],
+) -> Answer:
+    """Pretrain on unlabelled images by reconstructing masked slices; `train --init` starts from the result."""
+    _check_plan(run)
+    from medmamba.training.pretrain import pretrain
+
+    with training_progress() as on_step:
+        result = pretrain(run, config=config, on_step=on_step, on_event=_warn, on_start=console.print, **dict(options))
+    console.print(f"{result.steps} steps in {clock(result.seconds)}, last loss {result.final_loss:.4f}")
+    console.print(f"Next: medmamba train {run} --init {result.folder}")
+    return {"model": result.folder, "steps": result.steps, "seconds": result.seconds, "loss": result.final_loss}
+
+
+def train(run: PlannedRun, options: TrainOptions, config: TrainConfig) -> Answer:
+    """Train folds; writes checkpoints and metrics to RUN/models, curves and figures to RUN/report."""
+    _check_plan(run)
+    from medmamba.training.folds import train_folds
+    from medmamba.training.report import closing_lines
+
+    with training_progress() as on_step:
+        results = train_folds(run, options, config, on_step=on_step, on_event=_warn, on_start=console.print)
+    if is_first_process():
+        for fold, result in results.items():
+            lines = closing_lines(result, run)[:-1]
+            console.print(*(lines if len(results) == 1 else [f"Fold {fold}: {' '.join(lines)}"]), sep="\n")
+        dices = [result.validation_dice for result in results.values() if result.validation_dice is not None]
+        if len(results) > 1 and dices:
+            console.print(f"Mean validation Dice of {len(dices)} folds: {sum(dices) / len(dices):.4f}")
+        console.print(f"Model: {list(results.values())[-1].folder}    Report: {run / 'report' / 'training.html'}")
+        console.print(f"Next: medmamba predict {run} IMAGES -o MASKS")
+    return {"run": run, "folds": results}
+
+
+def _check_plan(run: Path) -> None:
+    """Reports a missing or broken run before torch is imported."""
+    from medmamba.models.run_folder import RunFolder
+
+    RunFolder(run).read_plan()
+
+
+def _warn(line: str) -> None:
+    report_warnings([line])
+
+
+def find_best(run: TrainedRun, options: FindBestOptions) -> Answer:
+    """Choose configurations, thresholds, post-processing and limits of uncertainty by cross-validation, for predict."""
+    from medmamba.model_selection.run import find_best
+
+    with stages() as on_item:
+        recipe = find_best(run, options, on_item=on_item)
+    for name, dice in recipe.dice.items():
+        mark = " <- chosen" if name == "+".join(recipe.configurations) else ""
+        console.print(f"{name}: Dice {dice:.4f}{mark}")
+    used = "; ".join(f"{name}: {', '.join(folds)}" for name, folds in recipe.folds.items())
+    console.print(f"{recipe.cases} validation cases, folds {used}")
+    for step in recipe.cleaning:
+        console.print(f"{step.label}: {step.action.replace('_', ' ')}, Dice +{step.gain:.4f}")
+    for name, threshold in recipe.thresholds.items():
+        console.print(f"{name}: above probability {threshold:g}")
+    if recipe.limits is None:
+        console.print("too few usual cases to measure limits of uncertainty: the fixed ones stay")
+    else:
+        console.print(
+            f"review above entropy {recipe.limits.max_entropy:.3f} or below fold agreement "
+            f"{recipe.limits.min_agreement:.3f}, from {recipe.limits.cases} cases"
+        )
+    console.print(f"temperature {recipe.temperature:g}. Written: {run / 'best.json'}")
+    return {"recipe": recipe, "written": run / "best.json"}
+
+
+def report(run: TrainedRun, options: ReportOptions) -> Answer:
+    """Write RUN/report/index.html: results per fold, worst and best cases, a viewer, curves, the plan's reasons."""
+    from medmamba.run_report.write import write_report
+
+    with stages() as on_item:
+        found = write_report(run, options, on_item=on_item)
+    mean, standard_deviation, count = found.mean()
+    kind = "held-out" if found.held_out else "training (nothing is held out)"
+    page = run / "report" / "index.html"
+    console.print(f"Dice of {count} {kind} cases: {mean:.4f} ± {standard_deviation:.4f}")
+    console.print(f"Report: {page}")
+    return {"report": page, "held_out": found.held_out, "dice": mean, "cases": count}
+
+
+def info(network: Annotated[str, typer.Argument(help="Network.")], options: InfoOptions) -> Answer:
+    """Print a network's options, parameters, multiply-accumulates and scan state updates, with four stages."""
+    from medmamba.models.network import describe_network
+
+    lines = describe_network(network, spatial_dims=options.dims, size=options.size)
+    console.print(*lines, sep="\n")
+    return {"network": network, "lines": lines}
+
+
+def doctor() -> Answer:
+    """Report versions, devices, memory, and which scan backend runs here and why the others do not."""
+    from medmamba.doctor import doctor_lines
+
+    lines = list(doctor_lines())
+    console.print(*lines, sep="\n")
+    return {"lines": lines}
