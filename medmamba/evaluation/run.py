@@ -71,8 +71,7 @@ def run_evaluation(
     if groups is not None:
         write_json(target / "subgroups.json", groups.as_dict(evaluation))
     drawn = _pictures(evaluation, masks, truth, options)
-    page = evaluation_page(evaluation, pictures=drawn, subgroups=groups, comparison=comparison)
-    write_text(target / "evaluation.html", page)
+    write_text(target / "evaluation.html", evaluation_page(evaluation, drawn, groups, comparison))
     return EvaluationResult(evaluation, comparison, groups, drawn, target)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from medmamba.errors import InputError
 from medmamba.evaluation.report import Evaluation
-from medmamba.evaluation.statistics import Summary
 
 CASE_COLUMNS = ("case", "case_id", "id", "name")
 MOST_GROUPS = 12
@@ -25,16 +24,6 @@ class Subgroups:
     columns: dict[str, dict[str, list[str]]]
     left_out: tuple[str, ...]
     """Columns with too many different words to be groups."""
-
-    def summaries(self, evaluation: Evaluation, metric: str) -> dict[str, dict[str, dict[str, Summary]]]:
-        """Summary of a metric by column, group and structure."""
-        return {
-            column: {
-                group: {name: evaluation.summary(metric, name, cases) for name in evaluation.structures}
-                for group, cases in groups.items()
-            }
-            for column, groups in self.columns.items()
-        }
 
     def as_dict(self, evaluation: Evaluation) -> dict[str, Any]:
         """For strict JSON: column, group, number of cases, structure, metric."""

@@ -1,19 +1,37 @@
-"""``medmamba report RUN``: cross-validate what is trained and write RUN/report/index.html."""
+"""RUN/report/index.html of ``medmamba report RUN``: results, cases, training, and the plan with its reasons.
+
+A volume (I, J, K) lies in the page as one PNG of I slices below each other: red holds the image, green the truth, blue
+the prediction. The viewer (pages/templates/viewer.js) reads the pixels back and draws any slice along any axis.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medmamba.disk.atomic import write_json, write_text
+from medmamba.evaluation.overlay import overlay_png
+from medmamba.geometry import Grid
+from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
-from medmamba.run_report.cross_validation import CrossValidation, cross_validate
+from medmamba.pages.render import COLOURS, data_uri, grey, number, png_of, render
+from medmamba.plans.explain import summary
+from medmamba.plans.labels import label_names
+from medmamba.plans.schema import Plan
+from medmamba.run_report.cross_validation import CrossValidation, ShownCase, cross_validate
 from medmamba.run_report.options import ReportOptions
-from medmamba.run_report.page import run_page
+from medmamba.training.progress import read_metrics
+from medmamba.training.report import curves_png
 
 PAGE = "index.html"
+NEIGHBOURS = {"dataset.html": "the dataset", "training.html": "curves and examples", "evaluation.html": "evaluation"}
+LONGEST_EDGE = 160
+"""Larger volumes are thinned out for the page."""
 
 
 def write_report(
@@ -32,16 +50,65 @@ def write_report(
     found = cross_validate(folder, ReportOptions.of(options, **changes), on_item=on_item)
     target = folder.path / "report"
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
-    write_json(
-        target / "cross_validation.json",
-        {
-            "configuration": found.configuration,
-            "held_out": found.held_out,
-            "cases": [
-                {**asdict(score), "dice": {k: None if v != v else v for k, v in score.dice.items()}}
-                for score in found.scores
-            ],
-        },
-    )
+    cases = [
+        {**asdict(score), "dice": {name: None if math.isnan(value) else value for name, value in score.dice.items()}}
+        for score in found.scores
+    ]
+    record = {"configuration": found.configuration, "held_out": found.held_out, "cases": cases}
+    write_json(target / "cross_validation.json", record)
     write_text(target / PAGE, run_page(folder, plan, found, neighbours))
     return found
+
+
+def run_page(run: RunFolder, plan: Plan, found: CrossValidation, neighbours: Sequence[str]) -> str:
+    """The page; ``neighbours`` are other pages in the same folder."""
+    names = label_names(plan)
+    worst = {case.score.case_id for case in found.worst}
+    shown = [("worst", case) for case in found.worst]
+    shown += [("best", case) for case in found.best if case.score.case_id not in worst]
+    ordered = sorted(found.scores, key=lambda score: (math.isnan(score.mean), score.mean))
+    structures = list(found.scores[0].dice) if found.scores else []
+    metrics = {folder.name: read_metrics(folder) for folder in run.trained_folds(found.configuration)}
+    return render(
+        "run.html",
+        plan=plan,
+        found=found,
+        structures=structures,
+        neighbours={name: NEIGHBOURS.get(name, name.removesuffix(".html")) for name in neighbours},
+        results=[_result(found, name) for name in [*structures, None]],
+        cases=[[one.case_id, one.fold, *map(number, one.dice.values()), number(one.mean)] for one in ordered],
+        shown=[(kind, case, _picture(case, len(names))) for kind, case in shown],
+        labels=names,
+        volumes={"cases": [volume(kind, case) for kind, case in shown], "names": names, "colours": COLOURS},
+        training=[
+            {"name": name, "last": rows[-1], "curves": curves_png(rows)} for name, rows in metrics.items() if rows
+        ],
+        outputs=OutputChannels.of_plan(plan).names,
+        summary=summary(plan),
+    )
+
+
+def _result(found: CrossValidation, structure: str | None) -> list[str]:
+    mean, deviation, count = found.mean(structure)
+    folds = [number(found.mean(structure, fold)[0]) for fold in found.folds()]
+    return [structure or "mean", f"{number(mean)} ± {number(deviation)}", str(count), *folds]
+
+
+def _picture(case: ShownCase, labels: int) -> bytes:
+    order = (1, 2, 0)  # the picture is a slice of the last axis
+    truth, prediction = case.truth.transpose(order), case.prediction.transpose(order)
+    return overlay_png(truth, prediction, Grid(truth.shape, None), range(1, labels + 1), case.image.transpose(order))
+
+
+def volume(kind: str, case: ShownCase) -> dict[str, Any]:
+    """One case as the viewer reads it."""
+    steps = tuple(max(1, -(-size // LONGEST_EDGE)) for size in case.image.shape)
+    thin = tuple(slice(None, None, step) for step in steps)
+    image, truth, prediction = case.image[thin], case.truth[thin], case.prediction[thin]
+    sheet = np.stack([grey(image), truth.astype(np.uint8), prediction.astype(np.uint8)], axis=-1)
+    return {
+        "title": f"{kind}: {case.score.case_id} (Dice {number(case.score.mean)})",
+        "shape": list(image.shape),
+        "spacing": [mm * step for mm, step in zip(case.spacing_mm, steps, strict=True)],
+        "sheet": data_uri(png_of(sheet.reshape(-1, image.shape[2], 3))),
+    }

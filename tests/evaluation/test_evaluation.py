@@ -102,8 +102,8 @@ def test_subgroups_come_from_a_table(folders):
         folders / "good", folders / "truth", output=folders / "out", subgroups=folders / "groups.csv"
     )
     assert result.subgroups is not None
-    table = result.subgroups.summaries(result.evaluation, "dice")
-    assert table["site"]["A"]["label_1"].defined == CASES // 2
+    cases = result.subgroups.columns["site"]["A"]
+    assert result.evaluation.summary("dice", "label_1", cases).defined == CASES // 2
     record = json.loads((folders / "out" / "subgroups.json").read_text())
     assert record["site"]["B"]["cases"] == CASES // 2
 

@@ -15,9 +15,7 @@ import pytest
 from medmamba.errors import InputError
 from medmamba.models.run_folder import RunFolder
 from medmamba.run_report.cross_validation import SHOWN, CaseScore, CrossValidation, ShownCase
-from medmamba.run_report.page import run_page
-from medmamba.run_report.viewer import LONGEST_EDGE, volume
-from medmamba.run_report.write import write_report
+from medmamba.run_report.write import LONGEST_EDGE, run_page, volume, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -53,7 +51,7 @@ def test_the_worst_and_the_best_cases_are_kept_and_means_leave_out_what_is_undef
 
 
 def test_a_large_volume_is_thinned_out_and_keeps_its_size_in_millimetres():
-    shown = volume("x", case("x", 0.5, shape=(10, 3 * LONGEST_EDGE, 16)))
+    shown = volume("best", case("x", 0.5, shape=(10, 3 * LONGEST_EDGE, 16)))
     assert shown["shape"] == [10, LONGEST_EDGE, 16]
     assert shown["spacing"] == [2.0, 3.0, 1.0]
 
