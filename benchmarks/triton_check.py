@@ -81,7 +81,7 @@ def _scan_kernels() -> dict[str, Kernel]:
 
 
 def _deform_kernels() -> dict[str, Kernel]:
-    from medmamba.kernels.deformable import triton_launch as launch
+    from medmamba.kernels.deformable import compiled as launch
 
     BP, BC = launch.block_of(16)
     common: dict[str, object] = {"GC": 16, "BP": BP, "BC": BC, "BE": 256, "REMOVE_CENTER": False}

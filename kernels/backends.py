@@ -13,9 +13,19 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from medmamba.kernels.availability import announce_fallback
-from medmamba.kernels.compile_constant import compile_constant
 
+F = TypeVar("F", bound=Callable[..., Any])
 Run = TypeVar("Run", bound=Callable[..., Any])
+
+
+def compile_constant(function: F) -> F:
+    """Mark a function that ``torch.compile`` calls once, with constant arguments, instead of tracing it.
+
+    What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler: 150 MB of a process and two
+    seconds that a prediction has no use for.
+    """
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
 
 
 def anywhere(device: str, dtype: torch.dtype) -> None:

@@ -1,8 +1,8 @@
-"""Helpers of the PyTorch operators: optional tensors, their gradients, and the refusal of a second derivative."""
+"""PyTorch operators with gradients, made from the forward and backward functions of a compiled backend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,38 +10,77 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 
-def contiguous(*tensors: Tensor | None) -> list[Any]:
-    """Each tensor with its elements in order, and None where there is none."""
-    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+def contiguous(values: Iterable[Any]) -> list[Any]:
+    """The values, tensors with their elements in order."""
+    return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
 
 
-def needs_gradient(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether autograd records, and one of the tensors requires a gradient."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def needs_gradient(values: Iterable[Any]) -> bool:
+    """Whether autograd records, and one of the values is a tensor that requires a gradient."""
+    return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
-def new_gradients(*inputs: Tensor | None) -> tuple[Any, ...]:
-    """A tensor for the gradient of each input; empty for None, because operators return no None."""
+def new_gradients(inputs: Sequence[Tensor | None]) -> list[Tensor]:
+    """A tensor for the gradient of each input; empty for None and integers, because operators return no None."""
     like = next(value for value in inputs if value is not None)
-    return tuple(like.new_empty(0) if value is None else like.new_empty(value.shape) for value in inputs)
+    return [value.new_empty(value.shape) if _differentiable(value) else like.new_empty(0) for value in inputs]
 
 
-def gradients_like(inputs: Sequence[Tensor | None], gradients: Iterable[Tensor | None]) -> tuple[Any, ...]:
-    """The gradients in the dtypes of their inputs; empty where the input is None."""
-    like = next(value for value in inputs if value is not None)
-    return tuple(
-        like.new_empty(0) if value is None or gradient is None else gradient.to(value.dtype).contiguous()
-        for value, gradient in zip(inputs, gradients, strict=True)
-    )
+def _differentiable(value: Tensor | None) -> bool:
+    return value is not None and value.is_floating_point()
 
 
-def none_without_input(inputs: Iterable[Tensor | None], gradients: Iterable[Tensor]) -> list[Tensor | None]:
-    """The gradients of an operator as autograd takes them: None where the input is None."""
-    return [None if value is None else gradient for value, gradient in zip(inputs, gradients, strict=True)]
+def define_operator(
+    function: str,
+    name: str,
+    inputs: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Sequence[Tensor | None]],
+    shapes: Callable[..., Any],
+    *,
+    devices: str | Sequence[str],
+    outputs: int,
+    kept: int = 0,
+) -> tuple[CustomOpDef, CustomOpDef]:
+    """The operators `medmamba::NAME`, which has a gradient, and `medmamba::NAME_backward`, which has none.
 
+    Arguments:
+        function: the public function, for messages.
+        inputs: the schema of the inputs, tensors before all others.
+        forward: from the inputs, contiguous, to the outputs: one tensor, or `outputs` of them.
+        backward: from the gradient of each output, the inputs and the last `kept` outputs, which have no gradient, to
+            the gradient of each tensor among the inputs; what it gives for None and for integers is not read. The
+            gradient of the first output is always given, that of another may be None.
+        shapes: `forward` for tensors without data.
+    """
+    tensors = inputs.count("Tensor")
+    seen = outputs - kept  # outputs whose gradients the backward pass takes
+    of_inputs = slice(seen, seen + tensors)
 
-def refuse_second_derivative(operator: CustomOpDef, function: str) -> None:
-    """Let the gradient of `operator`, which is itself a backward pass, say what to use instead."""
+    def run_forward(*arguments: Any) -> Any:
+        return forward(*contiguous(arguments))
+
+    def run_backward(*arguments: Any) -> list[Tensor]:
+        gradients = zip(arguments[of_inputs], backward(*contiguous(arguments)), strict=True)
+        empty = arguments[0].new_empty(0)
+        return [
+            empty.clone() if gradient is None or not _differentiable(value) else gradient.to(value.dtype).contiguous()
+            for value, gradient in gradients
+        ]
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        every = (output,) if outputs == 1 else output
+        ctx.save_for_backward(*inputs[:tensors], *every[seen:])
+        ctx.options, ctx.shape = inputs[tensors:], every[0].shape
+
+    def differentiate(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        given, saved = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
+        first, *others = cotangents[:seen]
+        if first is None:
+            first = given[0].new_zeros(ctx.shape, dtype=torch.float32)
+        gradients = gradient_operator(first, *others, *given, *ctx.options, *saved)
+        found = [g if _differentiable(value) else None for g, value in zip(gradients, given, strict=True)]
+        return *found, *(None for _option in ctx.options)
 
     def refuse(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -49,4 +88,17 @@ def refuse_second_derivative(operator: CustomOpDef, function: str) -> None:
             'Use backend="torch" or backend="reference" where gradients of gradients are needed.'
         )
 
-    torch.library.register_autograd(operator, refuse)
+    def define(name: str, run: Callable[..., Any], inputs: list[str], count: int) -> CustomOpDef:
+        result = "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
+        schema = f"({', '.join(inputs)}) -> {result}"
+        return torch.library.custom_op(f"medmamba::{name}", run, mutates_args=(), device_types=devices, schema=schema)
+
+    cotangents = ["Tensor d0", *(f"Tensor? d{index}" for index in range(1, seen))]
+    saved = [f"Tensor saved{index}" for index in range(kept)]
+    operator = define(name, run_forward, [inputs], outputs)
+    gradient_operator = define(f"{name}_backward", run_backward, [*cotangents, inputs, *saved], tensors)
+    operator.register_fake(shapes)
+    gradient_operator.register_fake(lambda *arguments: new_gradients(arguments[of_inputs]))
+    operator.register_autograd(differentiate, setup_context=remember)
+    gradient_operator.register_autograd(refuse)
+    return operator, gradient_operator

@@ -5,11 +5,7 @@
 
 #define MM_ABI_VERSION 3
 
-#if defined(_WIN32)
-#define MM_EXPORT extern "C" __declspec(dllexport)
-#else
 #define MM_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 enum MmStatus {
     MM_OK = 0,
@@ -47,15 +43,8 @@ struct MmScanGrad {
     struct MmScan s;     // the same inputs; y is not read, saved_states and plain are
     const float* dy;     // shape of y
     const float* dlast_state;  // shape of last_state or null
-    float* dx;
-    float* ddt;
-    float* dA;
-    float* dB;
-    float* dC;
-    float* dD;           // or null
-    float* ddt_bias;     // or null
-    float* dinitial_state;  // or null
-    float* dz;           // or null
+    float *dx, *ddt, *dA, *dB, *dC;
+    float *dD, *ddt_bias, *dinitial_state, *dz;  // or null
 };
 
 // Deformable convolution. Axes are z, y, x; in two dimensions the sizes of z are 1 and its padding 0.
@@ -78,8 +67,7 @@ struct MmIsa {
     const char* name;
     int (*forward)(const struct MmScan*);
     int (*backward)(const struct MmScanGrad*);
-    int (*deform_forward)(const struct MmDeform*);
-    int (*deform_backward)(const struct MmDeform*);
+    int (*deform)(const struct MmDeform*, bool backward);
 };
 
 // Length of a time tile; states are saved once per tile.

@@ -108,7 +108,7 @@ void deform_forward_task(void* context, int64_t task, int worker) {
             const float* image = d.value + b * job.image_rows * job.channels + group * d.group_channels;
             float* out = d.out + (b * job.output_rows + index) * job.channels + group * d.group_channels;
             for (int64_t channel = 0; channel < d.group_channels; channel += W) {
-                const int lanes = d.group_channels - channel < W ? (int)(d.group_channels - channel) : W;
+                const int lanes = lanes_from(channel, d.group_channels);
                 vf sum = {};
                 for (int64_t i = 0; i < count; ++i)
                     sum += list[i].weight * load(image + list[i].row * job.channels + channel, lanes);
@@ -132,7 +132,7 @@ void deform_image_task(void* context, int64_t task, int worker) {
         const int64_t count = entries(job, b, group, index, list);
         const float* dout = d.dout + (b * job.output_rows + index) * job.channels + group * d.group_channels;
         for (int64_t channel = first; channel < end; channel += W) {
-            const int lanes = end - channel < W ? (int)(end - channel) : W;
+            const int lanes = lanes_from(channel, end);
             const vf out = load(dout + channel, lanes);
             for (int64_t i = 0; i < count; ++i) {
                 float* to = image + list[i].row * job.channels + channel;
@@ -170,7 +170,7 @@ void deform_offset_task(void* context, int64_t task, int) {
                 for (int i = 0; i < found; ++i) {
                     vf sum = {};
                     for (int64_t channel = 0; channel < d.group_channels; channel += W) {
-                        const int lanes = d.group_channels - channel < W ? (int)(d.group_channels - channel) : W;
+                        const int lanes = lanes_from(channel, d.group_channels);
                         sum += load(dout + channel, lanes) *
                                load(image + corners[i].row * job.channels + channel, lanes);
                     }
@@ -187,25 +187,21 @@ void deform_offset_task(void* context, int64_t task, int) {
 
 int deform(const MmDeform* deform, bool backward) {
     const MmDeform& d = *deform;
-    const int threads = d.threads > 0 ? d.threads : 1;
     const int64_t taps = d.kernel[0] * d.kernel[1] * d.kernel[2] - (d.remove_center ? 1 : 0);
     DeformJob job{deform, taps, d.image[0] * d.image[1] * d.image[2], d.output[0] * d.output[1] * d.output[2],
                   d.groups * d.group_channels, nullptr, 0, (d.group_channels + kSlice - 1) / kSlice};
     job.scratch_bytes = job.taps * 8 * (int64_t)sizeof(Entry);
-    job.scratch = (char*)malloc((size_t)(threads * job.scratch_bytes));
+    job.scratch = (char*)malloc((size_t)(d.threads * job.scratch_bytes));
     if (job.scratch == nullptr) return MM_NO_MEMORY;
     const int64_t lines = d.batch * job.output_rows / d.output[2];
     if (backward) {
-        mm_parallel(threads, d.batch * d.groups * job.slices, deform_image_task, &job);
-        mm_parallel(threads, lines, deform_offset_task, &job);
+        mm_parallel(d.threads, d.batch * d.groups * job.slices, deform_image_task, &job);
+        mm_parallel(d.threads, lines, deform_offset_task, &job);
     } else {
-        mm_parallel(threads, lines, deform_forward_task, &job);
+        mm_parallel(d.threads, lines, deform_forward_task, &job);
     }
     free(job.scratch);
     return MM_OK;
 }
-
-int deform_forward(const MmDeform* d) { return deform(d, false); }
-int deform_backward(const MmDeform* d) { return deform(d, true); }
 
 }  // namespace

@@ -24,10 +24,10 @@ _Pragma(MM_TEXT(GCC target(MM_TARGET)))
 #include "scan_forward.h"
 #include "scan_backward.h"
 #include "deform_body.h"
-extern const MmIsa MM_JOIN(mm_, MM_ISA) = {MM_TEXT(MM_ISA), forward, backward, deform_forward, deform_backward};
+extern const MmIsa MM_JOIN(mm_, MM_ISA) = {MM_TEXT(MM_ISA), forward, backward, deform};
 #if defined(MM_TARGET) && defined(__clang__)
 #pragma clang attribute pop
 #endif
 #else
-extern const MmIsa MM_JOIN(mm_, MM_ISA) = {MM_TEXT(MM_ISA), nullptr, nullptr, nullptr, nullptr};
+extern const MmIsa MM_JOIN(mm_, MM_ISA) = {MM_TEXT(MM_ISA), nullptr, nullptr, nullptr};
 #endif

@@ -59,9 +59,6 @@ int check_routes(const MmScan& s) {
 
 MM_EXPORT int mm_abi_version() { return MM_ABI_VERSION; }
 
-// What setuptools expects an extension module to export on Windows; nothing imports it.
-MM_EXPORT void* PyInit__cpu() { return nullptr; }
-
 MM_EXPORT const char* mm_isa_name() { return isa().name; }
 
 // Chooses an instruction set by name ("" for the best); for tests and benchmarks.
@@ -88,6 +85,6 @@ MM_EXPORT int mm_scan_backward(const MmScanGrad* g) {
     return status == MM_OK ? isa().backward(g) : status;
 }
 
-MM_EXPORT int mm_deform_forward(const MmDeform* d) { return isa().deform_forward(d); }
+MM_EXPORT int mm_deform_forward(const MmDeform* d) { return isa().deform(d, false); }
 
-MM_EXPORT int mm_deform_backward(const MmDeform* d) { return isa().deform_backward(d); }
+MM_EXPORT int mm_deform_backward(const MmDeform* d) { return isa().deform(d, true); }

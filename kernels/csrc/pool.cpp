@@ -10,13 +10,7 @@
 #include <exception>
 #include <thread>
 #include <vector>
-#if defined(_WIN32)
-#include <process.h>
-#define MM_GETPID _getpid
-#else
 #include <unistd.h>
-#define MM_GETPID getpid
-#endif
 
 namespace {
 
@@ -25,7 +19,7 @@ using OpenMpParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using OpenMpThread = int (*)();
 OpenMpParallel openmp_parallel = nullptr;
 OpenMpThread openmp_thread = nullptr;
-long openmp_owner = 0;
+pid_t openmp_owner = 0;
 
 struct Team {
     std::atomic<int64_t> next;
@@ -45,13 +39,13 @@ void team_member(void* data) { static_cast<Team*>(data)->work(openmp_thread()); 
 extern "C" MM_EXPORT void mm_use_openmp(OpenMpParallel parallel, OpenMpThread thread) {
     openmp_parallel = parallel;
     openmp_thread = thread;
-    openmp_owner = static_cast<long>(MM_GETPID());
+    openmp_owner = getpid();
 }
 
 void mm_parallel(int threads, int64_t tasks, MmTask run, void* context) {
     if (threads > tasks) threads = static_cast<int>(tasks);
     Team team{{0}, tasks, run, context};
-    if (threads > 1 && openmp_parallel != nullptr && openmp_owner == static_cast<long>(MM_GETPID())) {
+    if (threads > 1 && openmp_parallel != nullptr && openmp_owner == getpid()) {
         openmp_parallel(team_member, &team, static_cast<unsigned>(threads), 0);
         return;
     }

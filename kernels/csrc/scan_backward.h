@@ -153,7 +153,7 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     const int64_t N = s.states, channel = block * W, bk = b * s.route_count + k;
     const int count = now.count;
     const int64_t* place = now.place;
-    const int lanes = lanes_of_block(s, block);
+    const int lanes = lanes_from(block * W, s.channels);
     const PowerTable table = power_table();
     const vf bias = s.dt_bias == nullptr ? vf{} : load(s.dt_bias + k * s.channels + channel, lanes);
     const vf skip = s.D == nullptr ? vf{} : load(s.D + k * s.channels + channel, lanes);
@@ -304,7 +304,7 @@ void parameter_gradients(const BackwardJob& job) {
     const int64_t KB = s.route_count * job.layout.blocks, N = s.states, D = s.channels;
     for (int64_t at = 0; at < KB; ++at) {
         const int64_t k = at / job.layout.blocks, block = at % job.layout.blocks;
-        const int lanes = lanes_of_block(s, block);
+        const int lanes = lanes_from(block * W, s.channels);
         for (int64_t b = 1; b < s.batch; ++b) {
             for (int64_t n = 0; n < N; ++n) job.dA[at * N + n] += job.dA[(b * KB + at) * N + n];
             job.dD[at] += job.dD[b * KB + at];
@@ -319,7 +319,7 @@ void parameter_gradients(const BackwardJob& job) {
 int backward(const MmScanGrad* grad) {
     const MmScanGrad& g = *grad;
     const MmScan& s = g.s;
-    const Layout layout(s);
+    const Layout layout = layout_of(s);
     BackwardJob job{};
     job.g = grad;
     job.layout = layout;
@@ -328,8 +328,7 @@ int backward(const MmScanGrad* grad) {
     job.group = (layout.blocks + wanted - 1) / wanted;
     job.groups = (layout.blocks + job.group - 1) / job.group;
     job.row_floats = (s.states + P - 1) / P * W;
-    const int64_t threads = s.threads > 0 ? s.threads : 1;
-    job.per_task = even_pieces(job.groups, s.batch, threads);
+    job.per_task = even_pieces(job.groups, s.batch, s.threads);
     job.pieces = (job.groups + job.per_task - 1) / job.per_task;
     const int64_t all_blocks = s.batch * s.route_count * layout.blocks;
     // Phases even where nothing is reduced between them: they decide the order in which the routes add to dx.
@@ -342,7 +341,7 @@ int backward(const MmScanGrad* grad) {
     job.rest = scratch.zeros(all_blocks * s.states);
     job.dD = scratch.zeros(all_blocks);
     job.ddt_bias = scratch.zeros(all_blocks);
-    job.sums = (float*)scratch.vectors(threads * 2 * T * job.row_floats / W);
+    job.sums = (float*)scratch.vectors(s.threads * 2 * T * job.row_floats / W);
     if (job.pieces > 1)
         job.partial = (float*)scratch.vectors(job.groups * s.batch * s.route_count * kPhaseTiles * T * job.row_floats / W);
     if (!scratch.ok) return MM_NO_MEMORY;
@@ -353,9 +352,9 @@ int backward(const MmScanGrad* grad) {
     if (!s.x_per_route && s.route_count > 1) memset(g.dx, 0, (size_t)(s.batch * s.length * s.channels) * sizeof(float));
     for (job.end_tile = layout.tiles; job.end_tile > 0; job.end_tile = job.first_tile) {
         job.first_tile = job.end_tile > phase ? job.end_tile - phase : 0;
-        mm_parallel((int)threads, s.batch * job.pieces, backward_task, &job);
+        mm_parallel(s.threads, s.batch * job.pieces, backward_task, &job);
         if (job.pieces > 1)
-            mm_parallel((int)threads, s.batch * s.route_count * (job.end_tile - job.first_tile), reduce_task, &job);
+            mm_parallel(s.threads, s.batch * s.route_count * (job.end_tile - job.first_tile), reduce_task, &job);
     }
     parameter_gradients(job);
     if (g.dinitial_state != nullptr)

@@ -90,7 +90,7 @@ void forward_task(void* context, int64_t task, int worker) {
                 const bool same_rows = block + 1 < end;
                 const Tile& ahead = same_rows || tile + 1 == layout.tiles ? now : next;
                 const int64_t ahead_channel = (same_rows ? block + 1 : first) * W;
-                const int lanes = lanes_of_block(s, block);
+                const int lanes = lanes_from(block * W, s.channels);
                 const int64_t channel = block * W;
                 vf* h = states + (block - first) * N;
                 const vf* A2 = job.A2 + (k * layout.blocks + block) * N;
@@ -138,15 +138,14 @@ void forward_task(void* context, int64_t task, int worker) {
 
 int forward(const MmScan* scan) {
     const MmScan& s = *scan;
-    ForwardJob job{&s, Layout(s), decays_only(s), 0, 0, nullptr, nullptr};
-    const int64_t threads = s.threads > 0 ? s.threads : 1;
-    job.group = even_pieces(job.layout.blocks, s.batch, threads);
+    ForwardJob job{&s, layout_of(s), decays_only(s), 0, 0, nullptr, nullptr};
+    job.group = even_pieces(job.layout.blocks, s.batch, s.threads);
     job.groups = (job.layout.blocks + job.group - 1) / job.group;
     Scratch scratch;
     job.A2 = packed_decay(s, job.layout, scratch);
-    job.states = scratch.vectors(threads * job.group * s.states);
+    job.states = scratch.vectors(s.threads * job.group * s.states);
     if (!scratch.ok) return MM_NO_MEMORY;
-    mm_parallel((int)threads, s.batch * job.groups, forward_task, &job);
+    mm_parallel(s.threads, s.batch * job.groups, forward_task, &job);
     return MM_OK;
 }
 

@@ -20,12 +20,11 @@ struct Layout {
     int64_t blocks;        // channel blocks of W
     int64_t tiles;         // time tiles
     int64_t padded;        // channels, padded as in `saved`
-    Layout() = default;
-    explicit Layout(const MmScan& s)
-        : blocks((s.channels + W - 1) / W),
-          tiles((s.length + T - 1) / T),
-          padded((s.channels + MM_PAD - 1) / MM_PAD * MM_PAD) {}
 };
+
+Layout layout_of(const MmScan& s) {
+    return {(s.channels + W - 1) / W, (s.length + T - 1) / T, (s.channels + MM_PAD - 1) / MM_PAD * MM_PAD};
+}
 
 // Memory for one call, freed at its end; `ok` is false if some could not be had.
 struct Scratch {
@@ -51,14 +50,12 @@ struct Scratch {
     }
 };
 
-int lanes_of_block(const MmScan& s, int64_t block) {
-    const int64_t left = s.channels - block * W;
-    return left < W ? (int)left : W;
-}
+// Channels of a vector that begins at `first`, of those before `end`.
+int lanes_from(int64_t first, int64_t end) { return end - first < W ? (int)(end - first) : W; }
 
 // (.., d, n) for one block to one vector per state, and back.
 void pack(const float* from, int64_t block, const MmScan& s, float factor, vf* to) {
-    const int lanes = lanes_of_block(s, block);
+    const int lanes = lanes_from(block * W, s.channels);
     const float* rows = from + block * W * s.states;
     for (int64_t n = 0; n < s.states; ++n) {
         vf value = {};
@@ -68,7 +65,7 @@ void pack(const float* from, int64_t block, const MmScan& s, float factor, vf* t
 }
 
 void unpack(const vf* from, int64_t block, const MmScan& s, float* to) {
-    const int lanes = lanes_of_block(s, block);
+    const int lanes = lanes_from(block * W, s.channels);
     float* rows = to + block * W * s.states;
     for (int64_t n = 0; n < s.states; ++n)
         for (int lane = 0; lane < lanes; ++lane) rows[lane * s.states + n] = from[n][lane];

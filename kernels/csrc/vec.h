@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <utility>
+
 #if MM_WIDTH > 4
 #include <immintrin.h>
 #endif
@@ -194,36 +196,24 @@ MM_INLINE Step silu(vf v, const PowerTable& constants) {
 #define MM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
 #endif
 
-MM_INLINE vf fold_pair(vf a, vf b) {
-#if MM_WIDTH == 16
-    return MM_SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           MM_SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-#elif MM_WIDTH == 8
-    return MM_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) + MM_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-#else
-    return MM_SHUFFLE(a, b, 0, 1, 4, 5) + MM_SHUFFLE(a, b, 2, 3, 6, 7);
-#endif
+// Of every two runs of `run` lanes the first is the sum of both runs of a, the second that of both runs of b.
+template <int run, int... lane>
+MM_INLINE vf fold(vf a, vf b, std::integer_sequence<int, lane...>) {
+    return MM_SHUFFLE(a, b, (lane / run % 2 == 0 ? lane : lane - run + MM_WIDTH)...) +
+           MM_SHUFFLE(a, b, (lane / run % 2 == 0 ? lane + run : lane + MM_WIDTH)...);
 }
 
+using Lanes = std::make_integer_sequence<int, MM_WIDTH>;
+
+MM_INLINE vf fold_pair(vf a, vf b) { return fold<MM_WIDTH / 2>(a, b, Lanes{}); }
+
+template <int count = MM_WIDTH / 2>
 MM_INLINE vf finish_pairs(vf* r) {
-#if MM_WIDTH == 16
+    if constexpr (count > 1) {
+        constexpr int half = count / 2;
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-        r[i] = MM_SHUFFLE(r[i], r[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               MM_SHUFFLE(r[i], r[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i)
-        r[i] = MM_SHUFFLE(r[i], r[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               MM_SHUFFLE(r[i], r[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    return MM_SHUFFLE(r[0], r[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           MM_SHUFFLE(r[0], r[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-#elif MM_WIDTH == 8
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i)
-        r[i] = MM_SHUFFLE(r[i], r[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
-               MM_SHUFFLE(r[i], r[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    return MM_SHUFFLE(r[0], r[1], 0, 8, 2, 10, 4, 12, 6, 14) + MM_SHUFFLE(r[0], r[1], 1, 9, 3, 11, 5, 13, 7, 15);
-#else
-    return MM_SHUFFLE(r[0], r[1], 0, 4, 2, 6) + MM_SHUFFLE(r[0], r[1], 1, 5, 3, 7);
-#endif
+        for (int i = 0; i < half; ++i) r[i] = fold<half>(r[i], r[i + half], Lanes{});
+        return finish_pairs<half>(r);
+    }
+    return r[0];
 }

@@ -24,13 +24,12 @@ from torch import Tensor
 from medmamba.kernels.arguments import check_kinds
 from medmamba.kernels.availability import why_not_cpp, why_not_triton
 from medmamba.kernels.backends import Backend, chooser
-from medmamba.kernels.deformable.geometry import DeformGeometry, geometry_of
-from medmamba.kernels.deformable.taps import deform_reference, deform_torch
+from medmamba.kernels.deformable.taps import DeformGeometry, deform_reference, deform_torch
 
 
 def _compiled(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
     """By the operator, which runs what is compiled for the tensors' device."""
-    from medmamba.kernels.deformable.op import run
+    from medmamba.kernels.deformable.compiled import run
 
     return run(value, offset_mask, geometry)
 
@@ -94,3 +93,49 @@ def _check(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> None
             f"offset_mask must be (batch, *output size, at least {geometry.columns}) = "
             f"{(*expected, geometry.columns)}, it is {tuple(offset_mask.shape)}."
         )
+
+
+def _per_axis(name: str, number: int | Sequence[int], dims: int, smallest: int) -> tuple[int, ...]:
+    numbers = (number,) * dims if isinstance(number, int) else tuple(number)
+    if len(numbers) != dims:
+        raise ValueError(f"{name} must be one number or {dims}, it is {numbers}.")
+    if min(numbers) < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, it is {numbers}.")
+    return numbers
+
+
+def geometry_of(
+    value: Tensor,
+    kernel_size: int | Sequence[int] = 3,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 1,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> DeformGeometry:
+    """Sizes of the deformable convolution of `value`, checked; arguments as in `deformable_conv`."""
+    if value.dim() not in (4, 5):
+        raise ValueError(
+            f"value must be (batch, Y, X, channels) or (batch, Z, Y, X, channels), it is {tuple(value.shape)}."
+        )
+    if 0 in value.shape:
+        raise ValueError(f"value is empty: {tuple(value.shape)}.")
+    dims = value.dim() - 2
+    if groups < 1 or value.shape[-1] % groups:
+        raise ValueError(f"groups = {groups} does not divide {value.shape[-1]} channels.")
+    geometry = DeformGeometry(
+        tuple(value.shape[1:-1]),
+        _per_axis("kernel_size", kernel_size, dims, 1),
+        _per_axis("stride", stride, dims, 1),
+        _per_axis("padding", padding, dims, 0),
+        _per_axis("dilation", dilation, dims, 1),
+        groups,
+        float(offset_scale),
+        remove_center,
+    )
+    if not geometry.taps:
+        raise ValueError("remove_center leaves no tap of a kernel of size 1.")
+    if min(geometry.output) < 1:
+        raise ValueError(f"The image {geometry.image} with padding {geometry.padding} is smaller than the kernel.")
+    return geometry

@@ -3,13 +3,53 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from medmamba.kernels.deformable.geometry import DeformGeometry
 from medmamba.kernels.operators import needs_gradient
+
+
+class DeformGeometry(NamedTuple):
+    """Sizes of one deformable convolution; axes in the order of the tensors (y, x) or (z, y, x)."""
+
+    image: Sequence[int]
+    kernel: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+    scale: float
+    remove_center: bool
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Size of the output image."""
+        axes = zip(self.image, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - (d * (k - 1) + 1)) // t + 1 for n, k, t, p, d in axes)
+
+    @property
+    def taps(self) -> list[tuple[int, ...]]:
+        """Tap indices per axis, in the order in which `offset_mask` holds them."""
+        center = tuple(k // 2 for k in self.kernel)
+        taps = [order[::-1] for order in itertools.product(*(range(k) for k in reversed(self.kernel)))]
+        return [tap for tap in taps if not (self.remove_center and tap == center)]
+
+    @property
+    def columns(self) -> int:
+        """Columns of `offset_mask` that are read."""
+        return self.groups * len(self.taps) * (len(self.image) + 1)
+
+    @property
+    def on_three_axes(self) -> dict[str, tuple[int, ...]]:
+        """Every size as z, y, x: in two dimensions the z axis has one voxel, one tap and no padding."""
+        sizes = {"image": self.image, "output": self.output, "kernel": self.kernel, "stride": self.stride}
+        sizes |= {"padding": self.padding, "dilation": self.dilation}
+        missing = 3 - len(self.image)
+        return {name: (*(int(name != "padding"),) * missing, *axes) for name, axes in sizes.items()}
 
 
 def deform_reference(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:

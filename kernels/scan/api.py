@@ -10,9 +10,7 @@ from torch import Tensor
 from medmamba.kernels.arguments import check_kinds, check_shape
 from medmamba.kernels.availability import why_not_cpp, why_not_triton
 from medmamba.kernels.backends import Backend, chooser
-from medmamba.kernels.scan.chunked import routed_scan_chunked
-from medmamba.kernels.scan.inputs import ScanInputs
-from medmamba.kernels.scan.reference import routed_scan_reference
+from medmamba.kernels.scan.reference import ScanInputs, routed_scan_chunked, routed_scan_reference
 
 LARGEST_STATE = 256
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from medmamba.kernels import library as lib
 from medmamba.kernels.operators import new_gradients
-from medmamba.kernels.scan.inputs import ScanInputs
 from medmamba.kernels.scan.operators import call_operator, output_shape, scan_operators
+from medmamba.kernels.scan.reference import ScanInputs
 
 # Sizes that csrc/abi.h fixes: positions per saved state, and the padding of channels in `saved_states`.
 TILE = 32
@@ -51,9 +51,11 @@ def _forward(scan: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _backward(
     dy: Tensor, dlast_state: Tensor | None, scan: ScanInputs, saved_states: Tensor, plain: Tensor
-) -> tuple[Tensor, ...]:
-    gradients = new_gradients(*scan[:7], scan.initial_state, scan.z)
-    arguments = lib.ScanGradients(_arguments(scan), _at(dy), _at(dlast_state), *map(_at, gradients))
+) -> list[Tensor]:
+    gradients = new_gradients(scan[:-2])
+    of_inputs = {f"d{name}": _at(gradient) for name, gradient in zip(scan._fields, gradients, strict=False)}
+    del of_inputs["droutes"], of_inputs["dsegments"]
+    arguments = lib.ScanGradients(_arguments(scan), _at(dy), _at(dlast_state), **of_inputs)
     arguments.s.saved_states, arguments.s.plain = _at(saved_states), _at(plain)
     lib.run("routed_scan", "mm_scan_backward", arguments)
     return gradients

@@ -1,22 +1,56 @@
-"""The selective scan as a plain loop over time: the truth that every backend is compared with.
+"""The selective scan in torch operations: the plain loop that every backend is compared with, and the scan in chunks.
 
-In the dtype of its inputs (float64 for golden tests and gradcheck), differentiable by autograd, slow, and short enough
-to be checked against the equation by eye (Gu and Dao 2023, arXiv:2312.00752, equations 2a, 2b and 4):
+The loop works in the dtype of its inputs (float64 for golden tests and gradcheck), is differentiable by autograd, slow,
+and short enough to be checked against the equation by eye (Gu and Dao 2023, arXiv:2312.00752, equations 2a, 2b and 4):
 
     delta_l = softplus(dt_l + dt_bias)
     h_l = exp(delta_l A) h_{l-1} + delta_l B_l x_l
     y_l = C_l h_l + D x_l
+
+The chunks are for machines without the compiled kernels, and for float64 on any device. Inside a chunk the recurrence
+h_l = a_l h_{l-1} + b_l is solved for all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s
+positions together. Only products of decays are formed, never quotients or differences of logarithms, so decay that
+underflows gives zero and not NaN. Chunks follow each other, and in the backward pass each is computed again from its
+first state, which bounds the memory.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
-from torch.nn.functional import softplus as softplus_of
+from torch.nn.functional import silu, softplus
+from torch.utils.checkpoint import checkpoint
 
 from medmamba.kernels.arguments import check_permutations
-from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.operators import needs_gradient
+
+# Elements of the largest intermediate (B, chunk, K, D, N); 2^22 float32 are 16 MiB, and about six are alive at once.
+CHUNK_ELEMENTS = 1 << 22
+LONGEST_CHUNK = 256
+
+
+class ScanInputs(NamedTuple):
+    """Arguments of `medmamba.kernels.routed_scan`, checked and converted: float32, or float64 where that was given.
+
+    Shapes as there, in spatial order; integers are int32. That the rows of `routes` are permutations is for the backend
+    to check. One that reads half precision gets x, dt, B and C as they were given.
+    """
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    routes: Tensor | None
+    initial_state: Tensor | None
+    z: Tensor | None
+    segments: Tensor | None
+    softplus: bool
+    merge: bool
 
 
 def gather_routes(value: Tensor, routes: Tensor | None) -> Tensor:
@@ -25,11 +59,6 @@ def gather_routes(value: Tensor, routes: Tensor | None) -> Tensor:
         return value
     index = routes.t().long().reshape(1, *routes.t().shape, *([1] * (value.dim() - 3)))  # (1, L, K, 1...)
     return value.gather(1, index.expand_as(value))
-
-
-def scatter_routes(value: Tensor, routes: Tensor | None) -> Tensor:
-    """Put the rows of (B, L, K, ...) back into spatial order: the inverse of `gather_routes`."""
-    return gather_routes(value, None if routes is None else routes.argsort(1))
 
 
 def segment_resets(segments: Tensor | None, routes: Tensor | None, K: int) -> Tensor | None:
@@ -44,31 +73,82 @@ def segment_resets(segments: Tensor | None, routes: Tensor | None, K: int) -> Te
     return torch.cat([torch.zeros_like(visited[:, :1], dtype=torch.bool), other], 1)
 
 
+class Visits(NamedTuple):
+    """The inputs in the order in which each route visits them: (B, L, K, ...); D channels per position, N states."""
+
+    delta: Tensor
+    x: Tensor
+    B: Tensor
+    C: Tensor
+    resets: Tensor | None
+    h: Tensor  # (B, K, D, N), before the first visit
+    skip: Tensor | None  # x * D, in spatial order
+
+
+def visits_of(scan: ScanInputs) -> Visits:
+    """Step sizes and inputs along the routes. Raises ValueError for a route that is not a permutation."""
+    check_permutations(scan.routes)
+    batch, _length, K, channels = scan.dt.shape
+    x = scan.x.unsqueeze(2).expand(-1, -1, K, -1) if scan.x.dim() == 3 else scan.x
+    delta = scan.dt if scan.dt_bias is None else scan.dt + scan.dt_bias
+    delta = softplus(delta) if scan.softplus else delta
+    skip = None if scan.D is None else x * scan.D
+    delta, x, B, C = (gather_routes(value, scan.routes) for value in (delta, x, scan.B, scan.C))
+    h = x.new_zeros(batch, K, channels, scan.A.shape[-1]) if scan.initial_state is None else scan.initial_state
+    return Visits(delta, x, B, C, segment_resets(scan.segments, scan.routes, K), h, skip)
+
+
+def output_of(y: Tensor, skip: Tensor | None, scan: ScanInputs) -> Tensor:
+    """The output from y (B, L, K, D) without D x, along the routes: in spatial order, merged if asked for, gated."""
+    y = gather_routes(y, None if scan.routes is None else scan.routes.argsort(1))
+    y = y if skip is None else y + skip
+    y = y.sum(2) if scan.merge else y
+    return y if scan.z is None else y * silu(scan.z)
+
+
 def routed_scan_reference(scan: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Output and last state."""
-    x, dt, A, B, C, D, dt_bias, routes, initial_state, z, segments, softplus, merge = scan
-    check_permutations(routes)
-    if x.dim() == 3:
-        x = x.unsqueeze(2).expand(-1, -1, dt.shape[2], -1)  # (B, L, K, D)
-    delta = dt if dt_bias is None else dt + dt_bias
-    delta = softplus_of(delta) if softplus else delta
-    skip = x * D if D is not None else torch.zeros_like(x)
-    delta, x, B, C = (gather_routes(value, routes) for value in (delta, x, B, C))
-    batch, length, K, channels = x.shape
-    h = x.new_zeros(batch, K, channels, A.shape[-1]) if initial_state is None else initial_state  # (B, K, D, N)
-    resets = segment_resets(segments, routes, K)
+    """Output and last state, by a plain loop over time."""
+    delta, x, B, C, resets, h, skip = visits_of(scan)
     outputs = []
-    for step in range(length):
+    for step in range(x.shape[1]):
         if resets is not None:
             h = h.masked_fill(resets[:, step, :, None, None], 0)
         d = delta[:, step].unsqueeze(-1)  # (B, K, D, 1)
-        h = torch.exp(d * A) * h + d * x[:, step].unsqueeze(-1) * B[:, step].unsqueeze(2)
+        h = torch.exp(d * scan.A) * h + d * x[:, step].unsqueeze(-1) * B[:, step].unsqueeze(2)
         outputs.append((h * C[:, step].unsqueeze(2)).sum(-1))  # (B, K, D)
-    y = scatter_routes(torch.stack(outputs, 1), routes) + skip
-    return merged_and_gated(y, z, merge), h
+    return output_of(torch.stack(outputs, 1), skip, scan), h
 
 
-def merged_and_gated(y: Tensor, z: Tensor | None, merge: bool) -> Tensor:
-    """y (B, L, K, D) as it is returned: summed over the routes if `merge`, multiplied by silu(z) if there is a gate."""
-    y = y.sum(2) if merge else y
-    return y if z is None else y * silu(z)
+def _chunk(
+    delta: Tensor, x: Tensor, B: Tensor, C: Tensor, resets: Tensor | None, A: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, T, K, D) and last state (B, K, D, N) of T positions that start from state h."""
+    a = torch.exp(delta.unsqueeze(-1) * A)  # (B, T, K, D, N)
+    if resets is not None:
+        a = a.masked_fill(resets[..., None, None], 0)
+    b = (delta * x).unsqueeze(-1) * B.unsqueeze(3)
+    b = torch.cat([b[:, :1] + a[:, :1] * h.unsqueeze(1), b[:, 1:]], 1)
+    reach = 1
+    while reach < a.shape[1]:
+        b = torch.cat([b[:, :reach], b[:, reach:] + a[:, reach:] * b[:, :-reach]], 1)
+        a = torch.cat([a[:, :reach], a[:, reach:] * a[:, :-reach]], 1)
+        reach *= 2
+    return (b * C.unsqueeze(3)).sum(-1), b[:, -1]
+
+
+def routed_scan_chunked(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output and last state, in chunks."""
+    *along_routes, h, skip = visits_of(scan)
+    batch, length = scan.dt.shape[:2]
+    together = 1 if torch.compiler.is_exporting() else batch  # an exported graph is one for every batch size
+    chunk = max(1, min(LONGEST_CHUNK, CHUNK_ELEMENTS // (together * scan.A.numel()), length))
+    learning = needs_gradient([*along_routes, scan.A, h])
+    outputs = []
+    for start in range(0, length, chunk):
+        here = [None if value is None else value[:, start : start + chunk] for value in along_routes]
+        if learning and length > chunk:
+            y, h = checkpoint(_chunk, *here, scan.A, h, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y, h = _chunk(*here, scan.A, h)
+        outputs.append(y)
+    return output_of(torch.cat(outputs, 1), skip, scan), h

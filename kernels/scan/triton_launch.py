@@ -14,9 +14,8 @@ from torch.nn.functional import silu
 
 from medmamba.kernels.arguments import check_permutations
 from medmamba.kernels.scan import triton_kernels as kernels
-from medmamba.kernels.scan.inputs import ScanInputs
 from medmamba.kernels.scan.operators import call_operator, scan_operators
-from medmamba.kernels.scan.reference import segment_resets
+from medmamba.kernels.scan.reference import ScanInputs, segment_resets
 
 # Positions per tile, tiles per saved state, and channels per program: one warp, one lane per channel, the positions of
 # a tile in its registers. Tiles of 16 make the backward pass spill.
@@ -206,8 +205,10 @@ def backward(
         dC.sum(0),
         None if scan.D is None else dD.sum((0, 2)),
         None if scan.dt_bias is None else ddt_bias.sum((0, 2)),
+        None,
         dinitial_state,
         dz,
+        None,
     )
 
 

@@ -8,13 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medmamba.kernels.operators import (
-    contiguous,
-    gradients_like,
-    new_gradients,
-    none_without_input,
-    refuse_second_derivative,
-)
+from medmamba.kernels.operators import define_operator
 from medmamba.kernels.state_space_duality import triton_kernels as kernels
 
 # Positions per chunk; the largest block of p or n that is written, and that of the one that is summed over (the next
@@ -98,41 +92,18 @@ def backward(
     return dX, dA, dB, dC, adjoints[:, 0].clone()
 
 
-@torch.library.custom_op("medmamba::ssd_triton", mutates_args=(), device_types="cuda")
-def ssd_triton(X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`forward` as an operator."""
-    return forward(*contiguous(X, A, B, C, initial_state))
-
-
-@ssd_triton.register_fake
-def _(X, A, B, C, initial_state):
+def _shapes(X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, _, heads, P = X.shape
     return X.new_empty(X.shape, dtype=torch.float32), X.new_empty((batch, heads, P, B.shape[3]), dtype=torch.float32)
 
 
-@torch.library.custom_op("medmamba::ssd_triton_backward", mutates_args=(), device_types="cuda")
-def ssd_triton_backward(
-    dY: Tensor, dlast: Tensor | None, X: Tensor, A: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`backward` as an operator, gradients in the dtypes of their inputs; the last is empty without initial state."""
-    found = backward(*contiguous(dY, dlast, X, A, B, C, initial_state))
-    return gradients_like((X, A, B, C, initial_state), found)
-
-
-@ssd_triton_backward.register_fake
-def _(dY, dlast, X, A, B, C, initial_state):
-    return new_gradients(X, A, B, C, initial_state)
-
-
-def _remember(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx, dY, dlast):
-    X = ctx.saved_tensors[0]
-    dY = X.new_zeros(X.shape, dtype=torch.float32) if dY is None else dY
-    return tuple(none_without_input(ctx.saved_tensors, ssd_triton_backward(dY, dlast, *ctx.saved_tensors)))
-
-
-ssd_triton.register_autograd(_backward, setup_context=_remember)
-refuse_second_derivative(ssd_triton_backward, "ssd_chunked")
+ssd_triton, ssd_triton_backward = define_operator(
+    "ssd_chunked",
+    "ssd_triton",
+    "Tensor X, Tensor A, Tensor B, Tensor C, Tensor? initial_state",
+    forward,
+    backward,
+    _shapes,
+    devices="cuda",
+    outputs=2,
+)

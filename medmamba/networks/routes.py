@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from medmamba.errors import ConfigError, unknown_name
-from medmamba.kernels.compile_constant import compile_constant
+from medmamba.kernels.backends import compile_constant
 from medmamba.plans.route_sets import ROUTE_COUNT, route_count, selected_routes
 
 Shape = tuple[int, ...]

@@ -6,11 +6,10 @@ from scan_cases import errors, gated_in_segments, outputs_and_gradients, scan_in
 
 from medmamba.kernels import routed_scan
 from medmamba.kernels.backends import Backend, choose_backend
-from medmamba.kernels.deformable.api import DEFORMABLE_BACKENDS
-from medmamba.kernels.deformable.geometry import geometry_of
+from medmamba.kernels.deformable.api import DEFORMABLE_BACKENDS, geometry_of
 from medmamba.kernels.library import ScanArguments
 from medmamba.kernels.scan.api import SCAN_BACKENDS
-from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.reference import ScanInputs
 from medmamba.kernels.state_space_duality.api import SSD_BACKENDS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 beside float64

@@ -205,11 +205,11 @@ def test_every_instruction_set_equals_the_reference(name, case):
 
 @needs_cpp
 def test_the_operators_pass_opcheck_and_compile():
-    from medmamba.kernels.deformable.op import deformable_conv_backward_op, deformable_conv_op
+    from medmamba.kernels.deformable.compiled import deformable_conv_backward_op, deformable_conv_op
 
     value, offset_mask, _ = random_case((4, 5), 6, 2)
     leaves = [tensor.float().requires_grad_() for tensor in (value, offset_mask)]
-    options = ([3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False)
+    options = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False)
     torch.library.opcheck(deformable_conv_op, (*leaves, *options))
     inputs = [tensor.detach() for tensor in leaves]
     torch.library.opcheck(deformable_conv_backward_op, (torch.randn(2, 4, 5, 6), *inputs, *options))

@@ -180,7 +180,7 @@ def test_gradients_pass_gradcheck_in_float64(backend):
 def test_the_chunked_backend_is_the_same_across_chunk_borders(monkeypatch):
     inputs = gated_in_segments(scan_inputs(2, 70, 2, 3, 4))
     whole = outputs_and_gradients(inputs, "torch", torch.float64)
-    monkeypatch.setattr("medmamba.kernels.scan.chunked.CHUNK_ELEMENTS", 2 * 2 * 3 * 4 * 7)
+    monkeypatch.setattr("medmamba.kernels.scan.reference.CHUNK_ELEMENTS", 2 * 2 * 3 * 4 * 7)
     assert max(errors(outputs_and_gradients(inputs, "torch", torch.float64), whole).values()) <= 1e-13
 
 

@@ -6,7 +6,7 @@ from scan_cases import gated_in_segments, scan_inputs
 
 from medmamba.kernels import routed_scan
 from medmamba.kernels.library import missing_reason
-from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.scan.reference import ScanInputs
 
 TENSORS = ScanInputs._fields[:-2]  # without softplus and merge
 
@@ -32,7 +32,7 @@ def test_the_operators_pass_opcheck(left_out, merge):
     plain = [None if value is None else value.detach() for value in arguments]
     y, last, *saved = routed_scan_cpp(*plain, True, merge, True)
     cotangents = torch.randn_like(y), torch.randn_like(last)
-    torch.library.opcheck(routed_scan_cpp_backward, (*cotangents, *plain, True, merge, *saved))
+    torch.library.opcheck(routed_scan_cpp_backward, (*cotangents, *plain, True, merge, True, *saved))
 
 
 def block(x, *arguments, **named):

@@ -22,8 +22,8 @@ from triton_check import TARGETS, compile_kernel, kernels
 
 from medmamba.kernels import backend_report, deformable_conv, routed_scan, ssd_chunked
 from medmamba.kernels.availability import why_not_triton
-from medmamba.kernels.deformable.geometry import geometry_of
-from medmamba.kernels.scan.inputs import ScanInputs
+from medmamba.kernels.deformable.api import geometry_of
+from medmamba.kernels.scan.reference import ScanInputs
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 # Each kernel once in the default run; the other compilations are slow together.
@@ -180,7 +180,7 @@ def test_on_the_device_state_space_duality_equals_float64(shape, decay, dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA or ROCm device here")
 def test_on_the_device_the_operators_pass_opcheck():
-    from medmamba.kernels.deformable.op import deformable_conv_op
+    from medmamba.kernels.deformable.compiled import deformable_conv_op
     from medmamba.kernels.scan.triton_launch import routed_scan_triton
     from medmamba.kernels.state_space_duality.triton_launch import ssd_triton
 
@@ -192,7 +192,7 @@ def test_on_the_device_the_operators_pass_opcheck():
     torch.library.opcheck(routed_scan_triton, (*leaves(scan[name] for name in names), True, True, True))
     torch.library.opcheck(ssd_triton, leaves(ssd_inputs(1, 70, 2, 3, 1, 4).values()))
     deform = leaves([torch.randn(2, 4, 5, 6), torch.randn(2, 4, 5, 54)])
-    torch.library.opcheck(deformable_conv_op, (*deform, [3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False))
+    torch.library.opcheck(deformable_conv_op, (*deform, [3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False))
 
 
 @pytest.mark.gpu

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.runtime.scripted import NotScriptable, script
-from medmamba.kernels.scan import chunked
+from medmamba.kernels.scan import reference
 from medmamba.networks import routes as route_tables
 from medmamba.networks.blocks import convolution
 from medmamba.networks.build import network_facts
@@ -106,7 +106,7 @@ def _leave_no_python_in_the_graph() -> None:
 
     route_tables._route_table = table  # type: ignore[assignment]
     convolution._NormaliseTokens.apply = staticmethod(norm)  # type: ignore[method-assign]
-    chunked.CHUNK_ELEMENTS = 1 << 60
+    reference.CHUNK_ELEMENTS = 1 << 60
 
 
 if __name__ == "__main__":

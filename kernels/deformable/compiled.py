@@ -1,11 +1,18 @@
-"""Launches of the deformable convolution's Triton kernels (`triton_kernels.py`), imported at the first call."""
+"""The compiled deformable convolution, a PyTorch operator with gradients: C++ on the CPU, Triton on other devices.
+
+Triton is imported at the first launch of a kernel (`triton_kernels.py`).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from medmamba.kernels.deformable.geometry import DeformGeometry
+from medmamba.kernels import library as lib
+from medmamba.kernels.deformable.taps import DeformGeometry
+from medmamba.kernels.operators import contiguous, define_operator
 
 # Elements of the tile (positions, channels) of one program, and its warps: 16 elements per thread.
 TILE_ELEMENTS = 2048
@@ -14,6 +21,17 @@ WARPS = 4
 # Entries (taps of positions) that are sorted at once in the gradient of the image: about 30 bytes each while they are.
 ENTRIES_AT_ONCE = 1 << 22
 MOST_CELLS = 2**31 - 1
+
+
+def _cpp(function: str, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry, **others: Tensor) -> None:
+    """Run a function of the C++ library; others: the further arrays of ``struct MmDeform``."""
+    numbers = (value.shape[0], geometry.groups, value.shape[-1] // geometry.groups, offset_mask.shape[-1])
+    flags = (len(geometry.image), geometry.remove_center, torch.get_num_threads(), geometry.scale)
+    arrays = {"value": value, "offset_mask": offset_mask} | others
+    pointers = {name: array.data_ptr() for name, array in arrays.items()}
+    lib.run(
+        "deformable_conv", function, lib.DeformArguments(*numbers, *geometry.on_three_axes.values(), *flags, **pointers)
+    )
 
 
 def block_of(per_group: int) -> tuple[int, int]:
@@ -40,7 +58,7 @@ def _blocks(total: int, size: int) -> int:
     return -(-total // size)
 
 
-def forward(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+def triton_forward(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
     """(batch, *output, channels) float32 from contiguous float32, bfloat16 or float16 tensors."""
     from medmamba.kernels.deformable.triton_kernels import deform_forward
 
@@ -57,7 +75,9 @@ def forward(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Ten
     return out
 
 
-def backward(dout: Tensor, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> tuple[Tensor, Tensor]:
+def triton_backward(
+    dout: Tensor, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry
+) -> tuple[Tensor, Tensor]:
     """Gradients of value and offset_mask in float32."""
     from medmamba.kernels.deformable.triton_kernels import deform_image_gradient, deform_offset_gradient, tap_cells
 
@@ -95,3 +115,40 @@ def backward(dout: Tensor, value: Tensor, offset_mask: Tensor, geometry: DeformG
             **flags,
         )
     return dvalue, doffset_mask
+
+
+def _forward(value: Tensor, offset_mask: Tensor, *options: Any) -> Tensor:
+    geometry = DeformGeometry(value.shape[1:-1], *options)
+    if value.device.type != "cpu":
+        return triton_forward(value, offset_mask, geometry)
+    out = value.new_empty(*offset_mask.shape[:-1], value.shape[-1])
+    _cpp("mm_deform_forward", value, offset_mask, geometry, out=out)
+    return out
+
+
+def _backward(dout: Tensor, value: Tensor, offset_mask: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    geometry = DeformGeometry(value.shape[1:-1], *options)
+    if value.device.type != "cpu":
+        return triton_backward(dout, value, offset_mask, geometry)
+    dvalue, doffset_mask = torch.empty_like(value), torch.empty_like(offset_mask)
+    arrays = {"dout": dout, "dvalue": dvalue, "doffset_mask": doffset_mask}
+    _cpp("mm_deform_backward", value, offset_mask, geometry, **arrays)
+    return dvalue, doffset_mask
+
+
+deformable_conv_op, deformable_conv_backward_op = define_operator(
+    "deformable_conv",
+    "deformable_conv",
+    "Tensor value, Tensor offset_mask, int[] kernel, int[] stride, int[] padding, int[] dilation, int groups, "
+    "float scale, bool remove_center",
+    _forward,
+    _backward,
+    lambda value, offset_mask, *_: value.new_empty((*offset_mask.shape[:-1], value.shape[-1]), dtype=torch.float32),
+    devices=("cpu", "cuda"),
+    outputs=1,
+)
+
+
+def run(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
+    """(batch, *output, channels) float32."""
+    return deformable_conv_op(*contiguous((value, offset_mask)), *geometry[1:])
