@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 from timing import alternate, machine  # noqa: E402
 
-from medmamba.compute.precision import casting, choose_precision  # noqa: E402
+from medmamba.compute.device import casting, choose_precision  # noqa: E402
 from medmamba.models.network import network_arguments  # noqa: E402
 from medmamba.models.run_folder import read_plan  # noqa: E402
 from medmamba.networks.build import build_network  # noqa: E402

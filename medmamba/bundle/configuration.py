@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from medmamba.bundle.runtime.plan import BundlePlan
-from medmamba.inference.fold_ensemble import FoldEnsemble
+from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.models.model_facts import read_model_facts
 from medmamba.models.network import mirroring_of
 from medmamba.models.prediction_setup import PredictionSetup
@@ -91,7 +91,7 @@ def training(ensemble: FoldEnsemble) -> dict[str, Any]:
     Light augmentation; for all of it use `medmamba train --init`.
     """
     keys, window = ["image", "label"], ensemble.window
-    flat = window.flat
+    flat = len(window.patch_size) == 2
     size = [*([1] if flat else []), *ensemble.configuration.patch_size]
     flips = [axis for axis in mirroring_of(ensemble.plan, ensemble.configuration).axes if axis != window.swap_axis]
     preprocessing = [

@@ -22,8 +22,8 @@ from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.images.cases import ImageCase, find_cases
-from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.predictor import Predictor
+from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.models.model_facts import read_model_facts
 from medmamba.models.prediction_setup import PREDICTION_SETUP
 

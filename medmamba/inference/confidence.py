@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from medmamba.compute.argmax import largest_channel
+from medmamba.models.output_channels import largest_channel
 
 
 class Confidence:

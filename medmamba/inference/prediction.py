@@ -1,8 +1,9 @@
-"""What a prediction gives back: the mask, what is known about it, and ways to write it down."""
+"""What a prediction gives back: the mask, what is known about it and what made it, and ways to write it down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,76 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, write_label_map
-from medmamba.inference.provenance import Provenance
 from medmamba.inference.quality import Finding, status_of
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """Choices that decide a mask, besides the weights and the image.
+
+    Attributes:
+        configuration: names of the configurations that were averaged.
+        folds: folders of the trained folds, by configuration.
+        mirror: whether flips were averaged.
+        step: distance of neighbouring patches, as a fraction of the patch edge.
+        patch_size: edges in voxels, by configuration.
+        tile_batch: patches that went through the network together.
+        precision: fp32, bf16 or fp16.
+        scan_backend: implementation of the scan that ran; "none" for a network without scans.
+        threads: of torch on the CPU.
+    """
+
+    configuration: Sequence[str]
+    folds: Mapping[str, Sequence[str]]
+    mirror: bool
+    fast: bool
+    step: float
+    patch_size: Mapping[str, Sequence[int]]
+    tile_batch: int
+    precision: str
+    scan_backend: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a mask.
+
+    Attributes:
+        medmamba, torch: versions.
+        weights_sha256: by configuration and fold.
+        recipe_sha256: of the best.json of `medmamba find-best`; None without one.
+        labels: value of each label in the masks.
+        regions: labels that each region joins.
+        warnings: about the choice of the model, such as missing folds.
+    """
+
+    medmamba: str
+    torch: str
+    dataset: str
+    plan_sha256: str
+    weights_sha256: Mapping[str, Mapping[str, str]]
+    settings: PredictionSettings
+    recipe_sha256: str | None
+    device: str
+    labels: Mapping[str, int]
+    regions: Mapping[str, Sequence[str]] | None = None
+    warnings: Sequence[str] = ()
+
+    def __getitem__(self, key: str) -> Any:
+        """``provenance["plan_sha256"]``: an entry of :meth:`as_dict`, as the provenance was in version 0.1."""
+        return self.as_dict()[key]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in report.json."""
+        numbers = asdict(self)
+        warnings = numbers.pop("warnings")
+        return {**numbers, "remarks": warnings}
+
+    def sentence(self) -> str:
+        """Device, precision and scan backend, for people."""
+        settings = self.settings
+        return f"device {self.device}, precision {settings.precision}, scan backend {settings.scan_backend}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,11 +188,27 @@ class Prediction:
         if path.suffix == ".json":
             write_json(path, self.report())
         elif path.suffix == ".html":
-            from medmamba.inference.report_page import prediction_page
-
-            write_text(path, prediction_page(self))
+            write_text(path, self._page())
         else:
             raise InputError(f"{path}: a report is .json or .html. Choose one of the two endings.")
+
+    def _page(self) -> str:
+        """One page that needs nothing else and names neither case nor patient."""
+        from medmamba.evaluation.overlay import overlay_png
+        from medmamba.pages.render import render
+
+        model = self.provenance
+        values = [] if model is None else [value for value in model.labels.values() if value]
+        image = None if self.like is None else self.like.array[0]
+        volumes = {name: "–" if ml is None else f"{ml:.3f}" for name, ml in self.volumes_ml.items()}
+        return render(
+            "prediction.html",
+            prediction=self,
+            disclaimer="For research. Not a medical device: whoever uses this mask for a patient must check it.",
+            slice=overlay_png(np.zeros_like(self.labels), self.labels, self.grid, values, image),
+            rows=[[name, volumes[name], count] for name, count in self.voxels.items()],
+            made_by="" if model is None else json.dumps(model.as_dict(), indent=1),
+        )
 
 
 @dataclass(frozen=True)

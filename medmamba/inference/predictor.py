@@ -23,8 +23,7 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
 from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
 from medmamba.inference.options import PredictorOptions
-from medmamba.inference.prediction import FailedPrediction, Prediction, shown_case
-from medmamba.inference.provenance import PredictionSettings, Provenance
+from medmamba.inference.prediction import FailedPrediction, Prediction, PredictionSettings, Provenance, shown_case
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
 from medmamba.inference.restore import on_native_grid
 from medmamba.inference.trained_model import TrainedModel, load_model
@@ -94,7 +93,7 @@ class Predictor:
     def close(self) -> None:
         """Let go of the networks; the predictor cannot be used any more."""
         for ensemble in self.model.ensembles:
-            ensemble.close()
+            ensemble.networks = []
         self._closed = True
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.compute.argmax import largest_channel
 from medmamba.geometry.anisotropy import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.images.image import smallest_type
@@ -69,7 +68,6 @@ def on_native_grid(
     Args:
         streams: planes (classes, J, K) of each configuration with the trail at whose end they lie; several are averaged
             as probabilities.
-        output_channels: what the channels mean.
         thresholds: of regions, as probabilities; one half if None.
         temperature: logits are divided by it before they become probabilities.
         probabilities: take 4 bytes per class and voxel.
@@ -78,63 +76,29 @@ def on_native_grid(
     (stored, step), *_ = trails
     blocks = [native_blocks(planes, own) for (planes, _), (_, own) in zip(streams, trails, strict=True)]
     as_probabilities = probabilities or len(blocks) > 1
-    scores = mean_probabilities(blocks, output_channels, temperature) if as_probabilities else blocks[0]
-    channels, labels = len(output_channels.names), len(output_channels.label_swap) - 1
-    kept = np.empty((channels, *step.shape_before), np.float32) if probabilities else None
+    channels = len(output_channels.names)
     limits = list(thresholds or [0.5] * channels)
     if not as_probabilities:
         limits = [math.log(limit / (1 - limit)) for limit in limits]
-    indices = label_blocks(scores, step.shape_before, labels, limits=limits, output_channels=output_channels, keep=kept)
-    native = stored.undo(indices[None])[0]
+    labels = np.empty(step.shape_before, smallest_type(0, max(len(output_channels.label_swap) - 2, 1)))
+    kept = np.empty((channels, *step.shape_before), np.float32) if probabilities else None
+    for same_rows in zip(*blocks, strict=True):
+        index, rows, scores = same_rows[0]
+        if as_probabilities:
+            scores = output_channels.probabilities(scores / temperature)
+            for _, _, logits in same_rows[1:]:
+                scores += output_channels.probabilities(logits / temperature)
+            scores.div_(len(same_rows))
+        labels[index, rows] = output_channels.label_map(scores, limits).numpy()
+        if kept is not None:
+            kept[:, index, rows] = scores.numpy()
+    native = stored.undo(labels[None])[0]
     if kept is None:
         return native, None
     background = np.zeros(channels, np.float32)
     if not output_channels.sigmoid:
         background[0] = 1.0
     return native, stored.undo(kept, fill=background)
-
-
-def mean_probabilities(
-    streams: Sequence[Iterable[Block]], output_channels: OutputChannels, temperature: float = 1.0
-) -> Iterator[Block]:
-    """Blocks of probabilities, the mean over configurations, from the blocks of logits of each.
-
-    Logits are divided by ``temperature`` first.
-    """
-    for blocks in zip(*streams, strict=True):
-        plane, rows, first = blocks[0]
-        mean = output_channels.probabilities(first / temperature)
-        for _, _, logits in blocks[1:]:
-            mean += output_channels.probabilities(logits / temperature)
-        yield plane, rows, mean.div_(len(blocks))
-
-
-def label_blocks(
-    blocks: Iterable[Block],
-    shape: Sequence[int],
-    classes: int,
-    *,
-    output_channels: OutputChannels | None = None,
-    limits: Sequence[float] | None = None,
-    keep: NDArray[np.float32] | None = None,
-) -> NDArray[np.unsignedinteger]:
-    """The most likely label of every voxel (I, J, K), in the smallest type that holds ``classes`` indices.
-
-    Args:
-        output_channels: what the channels mean; without it each channel is a label.
-        limits: scores above which a voxel belongs to each region.
-        keep: takes the scores (channels, I, J, K).
-    """
-    labels = np.empty(tuple(shape), smallest_type(0, max(classes - 1, 1)))
-    regions = output_channels if output_channels is not None and output_channels.sigmoid else None
-    for index, rows, scores in blocks:
-        if regions is not None:
-            labels[index, rows] = regions.label_map(scores, limits).numpy()
-        else:
-            labels[index, rows] = largest_channel(scores).numpy()
-        if keep is not None:
-            keep[:, index, rows] = scores.numpy()
-    return labels
 
 
 @dataclass(frozen=True, eq=False)

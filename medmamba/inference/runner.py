@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from medmamba.compute.out_of_memory import is_out_of_memory
-from medmamba.compute.precision import casting
+from medmamba.compute.device import casting, is_out_of_memory
 from medmamba.errors import ResourceError
 from medmamba.inference.cpu import keep_memory, with_fast_convolutions
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, combinations, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -80,11 +80,6 @@ class Window:
         i, j, k = (1, *self.patch_size) if len(self.patch_size) == 2 else self.patch_size
         return i, j, k
 
-    @property
-    def flat(self) -> bool:
-        """Whether patches are slices."""
-        return len(self.patch_size) == 2
-
 
 Networks = Sequence[Callable[[torch.Tensor], torch.Tensor]]
 """Each takes patches (N, C, *patch) and gives logits (N, classes, *patch) on the CPU or a device."""
@@ -108,41 +103,38 @@ def stream_logits(
     rows, *columns = (window_starts(n, edge, window.step) for n, edge in zip(padded.shape[1:], window.box, strict=True))
     places = list(product(*columns))
     weight = gaussian_weight(window.patch_size)
-    thick = window.box[0]
     store: PlaneStore | None = None
-    kept = min(thick, image.shape[1])  # no patch is thicker than what is kept of it: padding is thrown away
+    kept = min(window.box[0], image.shape[1])  # no patch is thicker than what is kept: padding is thrown away
     weights = torch.zeros((kept, *image.shape[2:]))
     done, total = 0, len(rows) * len(places)
     background = 0  # planes of skipped rows before the number of classes is known
     try:
-        for number, first in enumerate(rows):
-            for batch in _batches(places, window.batch):
-                boxes = [(slice(first, first + thick), *_box(place, window.box[1:])) for place in batch]
+        for first, following in pairwise([*rows, image.shape[1]]):
+            for start in range(0, len(places), window.batch):
+                batch = places[start : start + window.batch]
+                boxes = [_box((first, *place), window.box) for place in batch]
                 if window.skip_empty:
-                    boxes = [box for box in boxes if not _is_empty(padded[(slice(None), *box)])]
+                    boxes = [box for box in boxes if not _is_empty(padded[box])]
                 if boxes:
-                    patches = torch.stack([padded[(slice(None), *box)] for box in boxes])
-                    logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, confidence)
+                    logits = _mean_logits(networks, torch.stack([padded[box] for box in boxes]), window, confidence)
                     if store is None:
-                        classes = logits.shape[1]
-                        store = PlaneStore(kept, (classes, image.shape[2], image.shape[3]), window.scratch)
-                        yield from (_background((classes, *image.shape[2:]), window) for _ in range(background))
+                        shape = (logits.shape[1], image.shape[2], image.shape[3])
+                        store = PlaneStore(kept, shape, window.scratch)
+                        yield from (_background(shape, window) for _ in range(background))
                     for box, patch in zip(boxes, logits, strict=True):
-                        starts = [part.start - padding for part, padding in zip(box, before, strict=True)]
+                        starts = [part.start - padding for part, padding in zip(box[1:], before, strict=True)]
                         _add(store, weights, image.shape[1:], starts, patch, weight)
                     del logits
                 done += len(batch)
                 on_tile(done, total)
-            last = number + 1 == len(rows)
-            for plane in range(first, image.shape[1] if last else rows[number + 1]):
+            for plane in range(first, following):
                 if store is None:
                     background += 1
                 else:
                     yield _normalised(store.take(plane), weights[plane % kept], window)
                 weights[plane % kept] = 0
         if store is None:  # nothing but air: ask once, to learn the number of classes
-            patches = padded[(slice(None), *_box((0, 0, 0), window.box))][None]
-            logits = _mean_logits(networks, patches[:, :, 0] if window.flat else patches, window, None)
+            logits = _mean_logits(networks, padded[_box((0, 0, 0), window.box)][None], window, None)
             yield from (_background((logits.shape[1], *image.shape[2:]), window) for _ in range(background))
     finally:
         if store is not None:
@@ -162,7 +154,9 @@ def predict_logits(
 def _mean_logits(
     networks: Networks, patches: torch.Tensor, window: Window, confidence: Confidence | None
 ) -> torch.Tensor:
-    """Mean logits (N, classes, *patch) of all networks and flips, float32 on the CPU."""
+    """Mean logits (N, classes, *patch) of all networks and flips, float32 on the CPU, of patches (N, C, i, j, k)."""
+    if len(window.patch_size) == 2:
+        patches = patches[:, :, 0]
     total, decisions = None, []
     for number, network in enumerate(networks):
         logits = _mirrored(network, patches, window).float().cpu()
@@ -178,7 +172,8 @@ def _mean_logits(
 
 
 def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, window: Window) -> torch.Tensor:
-    _, *flips = _subsets([axis + 2 for axis in window.mirror_axes])
+    axes = [axis + 2 for axis in window.mirror_axes]
+    flips = [flip for count in range(1, len(axes) + 1) for flip in combinations(axes, count)]
     total = network(patch)
     for flip in flips:
         sides = window.swap_axis is not None and window.swap_axis + 2 in flip
@@ -234,17 +229,9 @@ def _is_empty(patch: torch.Tensor) -> bool:
     return bool((flat.amax(1) - flat.amin(1) < EMPTY_RANGE).all())
 
 
-def _batches(places: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
-    for start in range(0, len(places), size):
-        yield places[start : start + size]
-
-
 def _box(start: Sequence[int], edges: Sequence[int]) -> tuple[slice, ...]:
-    return tuple(slice(first, first + edge) for first, edge in zip(start, edges, strict=True))
-
-
-def _subsets(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1))
+    """The voxels of a patch, and all channels."""
+    return (slice(None), *(slice(first, first + edge) for first, edge in zip(start, edges, strict=True)))
 
 
 def _pad(image: torch.Tensor, window: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...]]:

@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from medmamba.compute.device import choose_device
 from medmamba.disk.atomic import write_text
 from medmamba.errors import InputError
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.confidence import Confidence
-from medmamba.inference.fold_ensemble import FoldEnsemble
-from medmamba.inference.runner import Execution
-from medmamba.inference.sliding_window import Window
+from medmamba.inference.options import PredictorOptions
+from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.model_selection.calibration import quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.options import FindBestOptions
@@ -52,6 +50,7 @@ def find_best(
     fold with validation cases is trained.
     """
     options = FindBestOptions.of(options, **changes)
+    choices = PredictorOptions(device=options.device, mirror=options.mirror, scan_backend=options.scan_backend)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
     output_channels = OutputChannels.of_plan(plan)
@@ -68,7 +67,7 @@ def find_best(
     total, done = sum(len(splits[fold]["val"]) for fold in shared), 0
     with tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch) as kept:
         for fold in shared:
-            ensembles = {name: _ensemble(name, folds[name][fold], options) for name in folds}
+            ensembles = {name: load_model(folds[name][fold], choices).ensembles[0] for name in folds}
             readers = {name: stored_cases(folder.preprocessed(name)) for name in folds}
             for case_id in splits[fold]["val"]:
                 on_item("validate", done, total)
@@ -114,12 +113,6 @@ def _trained(folder: RunFolder, names: list[str], count: int) -> dict[str, dict[
         if numbered and stored_cases(folder.preprocessed(name)):
             found[name] = numbered
     return found
-
-
-def _ensemble(name: str, folder: Path, options: FindBestOptions) -> FoldEnsemble:
-    window = Window((), mirror_axes=(0,) if options.mirror else (), skip_empty=True)
-    execution = Execution(choose_device(options.device), scan_backend=options.scan_backend)
-    return FoldEnsemble.load(name, [folder], window, execution)
 
 
 def _validate(ensemble: FoldEnsemble, case: CaseReader, candidate: EnsembleCandidate, kept: Path) -> torch.Tensor:

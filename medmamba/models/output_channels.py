@@ -88,12 +88,12 @@ class OutputChannels:
         return torch.sigmoid(logits) if self.sigmoid else torch.softmax(logits, dim=0)
 
     def label_map(self, scores: torch.Tensor, thresholds: Sequence[float] | None = None) -> torch.Tensor:
-        """Scores (C, ...) to label indices (...), int64; sigmoid channels count above their threshold.
+        """Scores (C, ...) to label indices (...); sigmoid channels count above their threshold.
 
         Without thresholds scores are logits, and 0 is probability one half.
         """
         if not self.sigmoid:
-            return scores.argmax(0)
+            return largest_channel(scores)
         labels = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
         best = torch.full(scores.shape[1:], -torch.inf, device=scores.device)
         limits = [0.0] * len(scores) if thresholds is None else thresholds
@@ -110,6 +110,25 @@ class OutputChannels:
             return [True] * len(self.names)
         annotated = {0, *labels}
         return [set(group) <= annotated for group in self.members]
+
+
+def largest_channel(scores: torch.Tensor) -> torch.Tensor:
+    """``scores.argmax(0)`` of finite scores (C, ...), as uint8 for up to 255 channels, else int16, many times faster.
+
+    torch finds the largest value of each column at the speed of memory, but its place one column at a time. So the
+    values are found first, then where they stand: among equal channels the first one wins, as ``argmax`` promises on
+    the CPU.
+    """
+    count = len(scores)
+    kind = torch.uint8 if count <= 255 else torch.int16
+    if count == 1:
+        return torch.zeros(scores.shape[1:], dtype=kind, device=scores.device)
+    if count == 2:
+        return (scores[1] > scores[0]).to(kind)
+    ranks = torch.arange(count, 0, -1, device=scores.device).to(kind)  # the first channel has the highest rank
+    hits = (scores == scores.amax(0)).to(kind)
+    hits *= ranks.reshape(-1, *[1] * (scores.ndim - 1))
+    return count - hits.amax(0)
 
 
 def class_weights(output_channels: OutputChannels, weights: Mapping[str, float] | None) -> list[float] | None:

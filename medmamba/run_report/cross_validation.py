@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.compute.device import choose_device
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice_of_channels
-from medmamba.inference.fold_ensemble import FoldEnsemble
-from medmamba.inference.runner import Execution
-from medmamba.inference.sliding_window import Window
+from medmamba.inference.options import PredictorOptions
+from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.models.run_folder import RunFolder
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.run_report.options import ReportOptions
@@ -106,10 +104,9 @@ def cross_validate(
     found = CrossValidation(name, held_out=all(folder.name != "fold_all" for folder, _ in work))
     total = sum(len(chosen) for _, chosen in work)
     done = 0
-    execution = Execution(choose_device(options.device), scan_backend=options.scan_backend)
+    choices = PredictorOptions(device=options.device, mirror=options.mirror, scan_backend=options.scan_backend)
     for folder, chosen in work:
-        window = Window((), mirror_axes=(0,) if options.mirror else (), skip_empty=True)
-        ensemble = FoldEnsemble.load(name, [folder], window, execution)
+        (ensemble,) = load_model(folder, choices).ensembles
         for reader in chosen:
             on_item("validate", done, total)
             found.add(_predicted(ensemble, reader, folder.name))

@@ -145,13 +145,11 @@ def ensure_first_stage(
 
 
 def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseReader, CaseReader]], device: str) -> None:
-    from medmamba.compute.device import choose_device
     from medmamba.inference.cascade import labels_on_next_grid
-    from medmamba.inference.fold_ensemble import FoldEnsemble
-    from medmamba.inference.runner import Execution
-    from medmamba.inference.sliding_window import Window
+    from medmamba.inference.options import PredictorOptions
+    from medmamba.inference.trained_model import load_model
 
-    ensemble = FoldEnsemble.load(first, [fold], Window((), skip_empty=True), Execution(choose_device(device)))
+    (ensemble,) = load_model(fold, PredictorOptions(device=device, mirror=False)).ensembles
     following = next(part for part in plan.configurations.values() if part.previous_stage == first)
     for source, target in cases:
         image, _ = source.read_whole()

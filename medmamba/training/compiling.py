@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medmamba.compute.out_of_memory import is_out_of_memory
+from medmamba.compute.device import is_out_of_memory
 
 
 class Compiled:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from medmamba.compute.precision import choose_precision
+from medmamba.compute.device import choose_precision
 from medmamba.errors import ConfigError, ResourceError
 from medmamba.kernels.scan.api import SCAN_BACKENDS
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend

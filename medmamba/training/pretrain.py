@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from medmamba.compute.device import choose_device
-from medmamba.compute.precision import casting
+from medmamba.compute.device import casting, choose_device
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from medmamba.compute.precision import casting, choose_precision
+from medmamba.compute.device import casting, choose_precision
 from medmamba.errors import ConfigError
 from medmamba.models.output_channels import OutputChannels
 from medmamba.training import distributed

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medmamba.compute.device import choose_device
-from medmamba.compute.out_of_memory import is_out_of_memory
-from medmamba.compute.precision import slow_precision
+from medmamba.compute.device import choose_device, is_out_of_memory, slow_precision
 from medmamba.disk.atomic import write_text
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint

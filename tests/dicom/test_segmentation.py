@@ -208,8 +208,7 @@ def test_a_real_series_takes_a_segmentation(shared_data, tmp_path):
 
 
 def test_the_api_writes_the_segmentation_of_the_series_it_predicted(shared_data, tmp_path):
-    from medmamba.inference.prediction import Prediction
-    from medmamba.inference.provenance import PredictionSettings, Provenance
+    from medmamba.inference.prediction import Prediction, PredictionSettings, Provenance
 
     image = read_image(shared_data / "hippocampus_dicom" / "series_a")
     labels = (image.array[0] > 90).astype(np.uint8)

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from medmamba.geometry import Grid, affine_from, all_reorientations
 from medmamba.geometry.trail import Reorient
 from medmamba.images import MedicalImage, read_image, read_label_map, written_files
-from medmamba.inference.fold_ensemble import FoldEnsemble
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.sliding_window import Window
-from medmamba.inference.trained_model import TrainedModel
+from medmamba.inference.trained_model import FoldEnsemble, TrainedModel
 from medmamba.models.run_folder import read_plan
 
 OBLIQUE = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from medmamba.compute.argmax import largest_channel
 from medmamba.errors import ResourceError
 from medmamba.geometry import Grid
 from medmamba.geometry.anisotropy import separate_axis
@@ -17,8 +16,9 @@ from medmamba.inference import restore
 from medmamba.inference.memory import estimate_memory
 from medmamba.inference.planes import PlaneStore
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.restore import label_blocks, native_blocks
+from medmamba.inference.restore import native_blocks, on_native_grid
 from medmamba.inference.sliding_window import BACKGROUND_LOGIT, Window, predict_logits, stream_logits
+from medmamba.models.output_channels import OutputChannels, largest_channel
 from medmamba.preprocessing.resample import interpolate_linear
 
 CPU = torch.device("cpu")
@@ -104,7 +104,9 @@ def test_streamed_labels_equal_the_naive_argmax_bit_for_bit(tmp_path):
     whole = naive(Mixed(), pixels, (8, 8, 8))
     expected = torch.nn.functional.interpolate(whole[None], size=step.shape_before, mode="trilinear")[0].argmax(0)
     streamed = stream_logits([Mixed()], pixels, Window((8, 8, 8), scratch=tmp_path))
-    assert (label_blocks(native_blocks(streamed, step), step.shape_before, 4) == expected.numpy()).all()
+    trail = SpatialTrail(Grid(step.shape_before)).then(step)
+    labels, _ = on_native_grid([(streamed, trail)], OutputChannels.of_labels(["background", "a", "b", "c"]))
+    assert (labels == expected.numpy()).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 255, 256, 300])

@@ -23,7 +23,7 @@ import torch
 
 import medmamba
 from medmamba import pipeline
-from medmamba.compute import precision
+from medmamba.compute import device as compute_device
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError, PartialError, ResourceError
 from medmamba.models.checkpoint import read_state
@@ -296,10 +296,10 @@ def test_a_resumed_run_keeps_its_recipe_and_refuses_another(clinic_run):
 def test_a_run_keeps_the_precision_of_the_machine_it_began_on(clinic_run, monkeypatch, fast, chosen):
     config = TrainConfig(steps=1, **SHORT)
     assert config.precision == "auto"
-    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: fast)
+    monkeypatch.setattr(compute_device, "cpu_multiplies_bf16", lambda: fast)
     pipeline.train(clinic_run, config=config.model_copy(update={"device": "cpu"}))
     assert (stored_config(clinic_run).precision, stored_config(clinic_run).augment) == (chosen, "cpu")
-    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: not fast)  # "another machine"
+    monkeypatch.setattr(compute_device, "cpu_multiplies_bf16", lambda: not fast)  # "another machine"
     events = []
     longer = make_config({"steps": 2, "precision": "auto"}, stored_config(clinic_run))
     pipeline.train(clinic_run, config=longer, resume=True, on_event=events.append)

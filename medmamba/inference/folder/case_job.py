@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmamba.compute.out_of_memory import is_out_of_memory
+from medmamba.compute.device import is_out_of_memory
 from medmamba.errors import InputError, MedmambaError
 from medmamba.images import MedicalImage, files_of, format_of, write_image, written_files
 from medmamba.images.cases import ImageCase, read_case
 from medmamba.inference.folder.case_record import CaseRecord, Geometry
 from medmamba.inference.folder.pseudonyms import Pseudonyms
-from medmamba.inference.prediction import Prediction
+from medmamba.inference.prediction import Prediction, Provenance
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.provenance import Provenance
 from medmamba.inference.quality import Finding
 
 

@@ -25,8 +25,8 @@ from medmamba.inference.folder.case_record import SCHEMA_VERSION, CaseRecord
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictOptions
+from medmamba.inference.prediction import Provenance
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.provenance import Provenance
 
 OnItem = Callable[[str, int, int], None]
 PATIENCE = 60.0

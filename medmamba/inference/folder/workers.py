@@ -25,8 +25,8 @@ from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.case_job import Job
 from medmamba.inference.folder.case_record import CaseRecord
 from medmamba.inference.options import PredictorOptions
+from medmamba.inference.prediction import Provenance
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.provenance import Provenance
 from medmamba.inference.quality import Finding
 from medmamba.models.trained_folds import select_models
 
