@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
 
 from medmamba.compute.free_memory import free_memory
@@ -57,25 +56,19 @@ def size_text(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 0.1 * 2**30 else f"{math.ceil(count / 2**20)} MiB"
 
 
-def sum_of(estimates: Sequence[MemoryEstimate]) -> MemoryEstimate:
-    """What several configurations need that answer together, plane by plane."""
-    parts = [[getattr(one, entry.name) for one in estimates] for entry in fields(MemoryEstimate)]
-    return MemoryEstimate(*map(sum, parts))
-
-
 def estimate_memory(
     trail: SpatialTrail,
     *,
     channels: int,
     classes: int,
     box: tuple[int, int, int],
+    budget: int,
     batch: int = 1,
     passes: int = 1,
-    budget: int | None = None,
 ) -> MemoryEstimate:
     """The arrays of a prediction along ``trail`` with patches of ``box`` voxels.
 
-    ``passes`` through the network (flips, members) are averaged; ``budget`` is in bytes (default: :func:`budget_of`).
+    ``passes`` through the network (flips, members) are averaged; ``budget`` is in bytes.
     """
     planned, cropped = trail.grid.shape, trail.split_resampling()[1].shape_before
     between = cropped[0] * planned[1] * planned[2]
@@ -90,7 +83,7 @@ def estimate_memory(
         # labels on both sides of the last step, and three planes between accumulation and interpolation
         output=2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * planned[1] * planned[2],
         naive=4 * classes * prod(cropped),
-        budget=budget_of() if budget is None else budget,
+        budget=budget,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
 from medmamba.geometry.trail import SpatialTrail
 from medmamba.images import MedicalImage, label_counts, read_channels
-from medmamba.images.image import smallest_type
 from medmamba.images.in_memory import as_image
-from medmamba.inference.cleaning import clean
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
-from medmamba.inference.memory import MemoryEstimate, budget_of, sum_of
+from medmamba.inference.memory import MemoryEstimate, budget_of
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.prediction import FailedPrediction, Prediction, PredictionSettings, Provenance, shown_case
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
 from medmamba.inference.restore import on_native_grid
 from medmamba.inference.trained_model import TrainedModel, load_model
+from medmamba.models.cleaning import clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import is_bundle, is_fold
-from medmamba.plans.labels import label_names, label_values
+from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
+from medmamba.preprocessing.labels import decode
 from medmamba.version import __version__
 
 OnTile = Callable[[int, int], None]
@@ -57,7 +57,6 @@ class Predictor:
     ) -> None:
         self.options = PredictorOptions.of(options, **changes)
         self.model = model if isinstance(model, TrainedModel) else load_model(Path(model), self.options)
-        self.scratch = self.options.scratch or Path(tempfile.gettempdir())
         self.on_tile: OnTile = lambda done, total: None
         self._closed = False
         self._reported: set[str] = set()
@@ -123,12 +122,11 @@ class Predictor:
         Args:
             spacing_mm: of the image; the model's own if left out.
         """
-        budget = self._budget()
         found = []
         for ensemble in self.model.ensembles:
             trail = trail_of_shape(shape, spacing_mm, ensemble.plan, ensemble.configuration)
-            found.append(ensemble.estimate(trail, budget))
-        return sum_of(found)
+            found.append(astuple(ensemble.estimate(trail, self._budget())))
+        return MemoryEstimate(*map(sum, zip(*found, strict=True)))  # configurations answer together, plane by plane
 
     def predict_many(
         self,
@@ -176,23 +174,29 @@ class Predictor:
         """
         if self._closed:
             raise ConfigError("This predictor was closed. Make a new one.")
-        clock = _Clock()
+        started, seconds = time.perf_counter(), dict[str, float]()
+
+        def end_of(stage: str) -> None:
+            seconds[stage] = time.perf_counter() - started - sum(seconds.values())
+
         many = isinstance(image, list) or (isinstance(image, tuple) and all(isinstance(p, str | Path) for p in image))
         image = read_channels(image) if many else as_image(image)
         name = image.path.name if image.path is not None else "image"
         findings = self._check(name, image)
-        clock.stop("read")
+        end_of("read")
         cases = [ensemble.prepare(name, image.array, image.grid) for ensemble in self.model.ensembles]
-        clock.stop("preprocess")
+        end_of("preprocess")
         confidence = Confidence(sigmoid=self.heads.sigmoid) if self.options.confidence else None
         streams = self._streams(cases, confidence, on_tile or self.on_tile, on_message, planes_on_disk)
         recipe = self.model.recipe
         thresholds = None if recipe is None else recipe.thresholds_of(self.heads.names)
         temperature = 1.0 if recipe is None else recipe.temperature
         indices, kept = on_native_grid(streams, self.heads, thresholds, temperature, probabilities=probabilities)
-        clock.stop("network")
+        end_of("network")
         give_back_memory()
-        return replace(self._finish(name, image, indices, findings, confidence, clock), probabilities=kept)
+        result = self._finish(name, image, indices, findings, confidence)
+        end_of("finish")
+        return replace(result, probabilities=kept, seconds=seconds)
 
     def _check(self, name: str, image: MedicalImage) -> list[Finding]:
         """What is unusual about an image; raises InputError for one that cannot be predicted."""
@@ -202,7 +206,7 @@ class Predictor:
                 f"{name}: has {image.channels} channel(s), the model was trained with {len(channels)} "
                 f"({', '.join(channels)}). Give all channels in this order."
             )
-        findings = check_image(image, self.model.fingerprint)
+        findings = list(check_image(image, self.model.fingerprint))
         if status_of(findings) == "reject":
             raise InputError(f"{name}: rejected: {_reasons(findings, 'reject')}. Check the image.")
         return findings
@@ -219,7 +223,7 @@ class Predictor:
         streams = []
         ensembles = self.model.ensembles
         budget = 0 if planes_on_disk else self._budget()
-        limit = self.options.memory_limit_gib
+        limit, scratch = self.options.memory_limit_gib, self.options.scratch or Path(tempfile.gettempdir())
         for number, (ensemble, case) in enumerate(zip(ensembles, cases, strict=True)):
             for runner in ensemble.runners:
                 runner.on_warning = on_message
@@ -232,7 +236,7 @@ class Predictor:
                 on_message(f"{case.case_id}: {line}")
             planes = ensemble.planes(
                 torch.from_numpy(case.image),
-                scratch=self.scratch if estimate.spills else None,
+                scratch=scratch if estimate.spills else None,
                 confidence=confidence if number == 0 else None,
                 on_tile=on_tile if len(ensembles) == 1 else _part_of(on_tile, number, len(ensembles)),
             )
@@ -246,14 +250,12 @@ class Predictor:
         indices: NDArray[np.unsignedinteger],
         findings: list[Finding],
         confidence: Confidence | None,
-        clock: _Clock,
     ) -> Prediction:
         """The prediction of label indices: cleaned, measured, compared with the training cases."""
         recipe, fingerprint = self.model.recipe, self.model.fingerprint
         names, volume_mm3 = label_names(self.plan), image.grid.voxel_volume_mm3
         if recipe is not None:
-            number = {label: index for index, label in enumerate(names, start=1)}
-            indices = clean(indices, recipe.cleaning, number, volume_mm3)
+            indices = clean(indices, recipe.cleaning, names, volume_mm3)
         counts = label_counts(indices)
         voxels = {label: counts.get(index, 0) for index, label in enumerate(names, start=1)}
         volumes_ml = {
@@ -267,16 +269,14 @@ class Predictor:
             findings += check_sides(indices, names, image.grid, fingerprint)
         if self.options.strict and status_of(findings) != "ok":
             raise InputError(f"{name}: {_reasons(findings, 'review')}. Look at the image, or leave out --strict.")
-        clock.stop("finish")
         return Prediction(
-            labels=_written(indices, label_values(self.plan)),
+            labels=decode(indices, self.plan),
             grid=image.grid,
             volumes_ml=volumes_ml,
             voxels=voxels,
             findings=tuple(findings),
             entropy=entropy,
             agreement=agreement,
-            seconds=clock.seconds,
             like=image,
             provenance=self._provenance,
         )
@@ -315,30 +315,6 @@ class Predictor:
         """Bytes that each configuration may plan with."""
         known = [gib for gib in (self.options.memory_gib, self.options.memory_limit_gib) if gib is not None]
         return budget_of(min(known, default=None)) // len(self.model.ensembles)
-
-
-class _Clock:
-    """Seconds of one stage after the other."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        """The stage ends, the next one begins."""
-        now = time.perf_counter()
-        self.seconds[stage], self._since = now - self._since, now
-
-
-def _written(indices: NDArray[Any], values: NDArray[np.integer]) -> NDArray[Any]:
-    """The dataset's values of label indices, plane by plane: numpy looks up with eight bytes an index."""
-    if np.array_equal(values, np.arange(len(values))):
-        return indices
-    table = values.astype(smallest_type(0, int(values.max())))
-    labels = np.empty_like(indices, dtype=table.dtype)
-    for given, wanted in zip(indices, labels, strict=True):
-        wanted[...] = table[given]
-    return labels
 
 
 def _part_of(on_tile: OnTile, number: int, count: int) -> OnTile:

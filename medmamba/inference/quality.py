@@ -8,7 +8,7 @@ damaged scale or a lost header, not a slightly different protocol.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
@@ -24,7 +24,6 @@ from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.left_right import side_pairs
 
 Level = Literal["note", "review", "reject"]
-STATUS = {"note": "ok", "review": "review", "reject": "reject"}
 RANGE = (0.5, 2.0)
 """Spacing and field of view may lie between these multiples of the training's smallest and largest."""
 VOLUME_RANGE = (0.2, 5.0)
@@ -48,44 +47,39 @@ class Finding:
     text: str
 
 
-def status_of(findings: Sequence[Finding]) -> str:
+def status_of(findings: Iterable[Finding]) -> str:
     """``ok``, ``review`` or ``reject``: the most serious finding decides."""
-    order: list[Level] = ["note", "review", "reject"]
-    worst = max((order.index(finding.level) for finding in findings), default=0)
-    return STATUS[order[worst]]
+    found = {finding.level for finding in findings}
+    return next((level for level in ("reject", "review") if level in found), "ok")
 
 
-def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> list[Finding]:
+def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> Iterator[Finding]:
     """Warnings about an image, before anything is predicted."""
-    found = []
     if len(image.constant_channels) == image.channels:
-        found.append(Finding("reject", "all voxels have the same value: there is nothing to see in this image"))
+        yield Finding("reject", "all voxels have the same value: there is nothing to see in this image")
     elif image.constant_channels:
         which = ", ".join(map(str, image.constant_channels))
-        found.append(Finding("review", f"channel {which} holds one value only"))
+        yield Finding("review", f"channel {which} holds one value only")
     if image.nonfinite_voxels:
-        found.append(Finding("review", f"{image.nonfinite_voxels} voxels were not finite and were set to 0"))
+        yield Finding("review", f"{image.nonfinite_voxels} voxels were not finite and were set to 0")
     if fingerprint is None:
-        note = "the model has no fingerprint: the image was not compared with its training data"
-        return [*found, Finding("note", note)]
-    found += _geometry(image, fingerprint)
-    if not found or status_of(found) != "reject":
-        found += _scale(image, fingerprint)
-    return found
+        yield Finding("note", "the model has no fingerprint: the image was not compared with its training data")
+        return
+    yield from _geometry(image, fingerprint)
+    if len(image.constant_channels) < image.channels:
+        yield from _scale(image, fingerprint)
 
 
-def check_confidence(entropy: float | None, agreement: float | None, limits: Limits | None) -> list[Finding]:
+def check_confidence(entropy: float | None, agreement: float | None, limits: Limits | None) -> Iterator[Finding]:
     """Warnings about uncertain networks; ``limits`` are those of find-best, None the fixed ones."""
-    found = []
     limits = limits or FIXED_LIMITS
     source = "a fixed limit" if limits.cases is None else f"from {limits.cases} validation cases"
     if entropy is not None and entropy > limits.max_entropy:
         text = f"mean entropy {entropy:.2f} of the foreground (limit {limits.max_entropy:.2f}, {source})"
-        found.append(Finding("review", f"the network is undecided: {text}"))
+        yield Finding("review", f"the network is undecided: {text}")
     if agreement is not None and agreement < limits.min_agreement:
         text = f"a fold has Dice {agreement:.2f} with it (limit {limits.min_agreement:.2f}, {source})"
-        found.append(Finding("review", f"the ensemble contradicts itself: {text}"))
-    return found
+        yield Finding("review", f"the ensemble contradicts itself: {text}")
 
 
 def check_mask(
@@ -94,91 +88,86 @@ def check_mask(
     volumes_ml: Mapping[str, float | None],
     voxels: Mapping[str, int],
     fingerprint: Fingerprint,
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Warnings about a mask of label indices (i, j, k): intensities inside it, and its volumes."""
-    count = sum(voxels.values())
-    found = _intensities(image, labels, count, fingerprint) if count else []
+    if any(voxels.values()):
+        yield from _intensities(image, labels, sum(voxels.values()), fingerprint)
     for name, count in voxels.items():
         of_training = [case.label_voxels.get(name, 0) for case in fingerprint.cases]
         if count == 0 and of_training and min(of_training) > 0:
-            found.append(Finding("review", f"no {name} was found; all {len(of_training)} training cases have it"))
+            yield Finding("review", f"no {name} was found; all {len(of_training)} training cases have it")
         volume = volumes_ml.get(name)
         known = [case.volume_ml[name] for case in fingerprint.cases if case.volume_ml and case.label_voxels.get(name)]
-        if count and volume is not None and known:
-            low, high = VOLUME_RANGE[0] * min(known), VOLUME_RANGE[1] * max(known)
-            if not low <= volume <= high:
-                text = f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml"
-                found.append(Finding("review", text))
-    return found
+        if count and volume is not None and known and _is_outside(volume, known, VOLUME_RANGE):
+            text = f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml"
+            yield Finding("review", text)
 
 
 def check_sides(
     labels: NDArray[np.integer], names: Sequence[str], grid: Grid, fingerprint: Fingerprint
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """Pairs of left and right labels of a mask (i, j, k) that lie on each other's sides, where training had an order.
 
     ``names`` are the labels of the indices 1, 2, ...
     """
-    found: list[Finding] = []
     if grid.affine is None:
-        return found
+        return
     for pair in side_pairs(fingerprint):
         if not pair.cases or pair.right_is_right not in (0, pair.cases) or pair.left not in names:
             continue
-        places = []
-        for name in (pair.left, pair.right):
-            centre = _centre(labels, 1 + list(names).index(name))
-            if centre is not None:
-                places.append(float(grid.affine[0, :3] @ centre))
-        if len(places) == 2 and (places[1] > places[0]) != (pair.right_is_right == pair.cases):
+        centres = [_centre(labels, 1 + list(names).index(name)) for name in (pair.left, pair.right)]
+        left, right = (None if centre is None else float(grid.affine[0, :3] @ centre) for centre in centres)
+        if left is None or right is None:
+            continue
+        if (right > left) != (pair.right_is_right == pair.cases):
             text = f"{pair.left} and {pair.right} lie on each other's sides, unlike all {pair.cases} training cases"
-            found.append(Finding("review", f"{text}: are left and right exchanged in the header?"))
-    return found
+            yield Finding("review", f"{text}: are left and right exchanged in the header?")
 
 
-def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
+def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding]:
     if (image.grid.spacing_mm is not None) != fingerprint.has_millimetres:
         has, have = ("no millimetres", "have") if fingerprint.has_millimetres else ("millimetres", "have none")
-        return [Finding("review", f"the image has {has}, the training images {have}")]
-    if not fingerprint.has_millimetres:
-        return []
-    found = []
+        yield Finding("review", f"the image has {has}, the training images {have}")
+    if image.grid.spacing_mm is None or not fingerprint.has_millimetres:
+        return
     canonical = Reorient.to_canonical(image.grid).grid_after(image.grid)
     assert canonical.spacing_mm is not None
     assert canonical.extent_mm is not None
-    views = [case.field_of_view_mm for case in fingerprint.cases]
+    views = [case.field_of_view_mm for case in fingerprint.cases if case.field_of_view_mm is not None]
     for axis, name in enumerate(("left-right", "front-back", "head-foot")):
-        pairs: list[tuple[str, float, list[float]]] = [
-            ("spacing", canonical.spacing_mm[axis], [float(value) for value in fingerprint.spacings[:, axis]]),
-            ("field of view", canonical.extent_mm[axis], [view[axis] for view in views if view is not None]),
-        ]
-        for what, value, of_training in pairs:
-            low, high = min(of_training), max(of_training)
-            if not RANGE[0] * low <= value <= RANGE[1] * high:
-                found.append(Finding("review", f"{what} {name} is {value:.3g} mm, training {low:.3g} to {high:.3g} mm"))
-    known = {case.orientation for case in fingerprint.cases}
-    if image.grid.orientation not in known and None not in known:
-        text = f"stored as {image.grid.orientation}, the training images as {', '.join(sorted(map(str, known)))}"
-        found.append(Finding("note", text))
+        spacings = [float(mm) for mm in fingerprint.spacings[:, axis]]
+        for what, value, of_training in (
+            ("spacing", canonical.spacing_mm[axis], spacings),
+            ("field of view", canonical.extent_mm[axis], [view[axis] for view in views]),
+        ):
+            if _is_outside(value, of_training, RANGE):
+                known = f"{min(of_training):.3g} to {max(of_training):.3g} mm"
+                yield Finding("review", f"{what} {name} is {value:.3g} mm, training {known}")
+    stored = {case.orientation for case in fingerprint.cases}
+    if image.grid.orientation not in stored and None not in stored:
+        text = f"stored as {image.grid.orientation}, the training images as {', '.join(sorted(map(str, stored)))}"
+        yield Finding("note", text)
     if not image.orientation_known:
-        found.append(Finding("review", "the file does not say where left and right are"))
-    return found
+        yield Finding("review", "the file does not say where left and right are")
 
 
-def _scale(image: MedicalImage, fingerprint: Fingerprint) -> list[Finding]:
-    found = []
-    for index, (channel, known) in enumerate(zip(image.array, fingerprint.intensities, strict=False)):
-        values = _sample(channel)
+def _is_outside(value: float, of_training: Sequence[float], multiples: tuple[float, float]) -> bool:
+    """Whether a value lies outside these multiples of the training's smallest and largest."""
+    return not multiples[0] * min(of_training) <= value <= multiples[1] * max(of_training)
+
+
+def _scale(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding]:
+    for name, channel, known in zip(fingerprint.channel_names, image.array, fingerprint.intensities, strict=False):
+        values = channel.ravel(order="K")
+        values = values[:: max(1, math.ceil(values.size / SAMPLE))]
         low, high = float(values.min()), float(values.max())
-        name = fingerprint.channel_names[index]
         if high < known.percentile_00_5 or low > known.percentile_99_5:
             training = f"{known.percentile_00_5:.4g} and {known.percentile_99_5:.4g} in training"
             text = f"intensities of {name} are {low:.4g} to {high:.4g}; the structures lay between {training}"
-            found.append(Finding("review", text))
+            yield Finding("review", text)
         elif known.min < AIR_HU and low >= 0:
             text = f"{name} holds no negative value, training had down to {known.min:.4g}: another scale?"
-            found.append(Finding("review", text))
-    return found
+            yield Finding("review", text)
 
 
 def _centre(labels: NDArray[np.integer], index: int) -> NDArray[np.float64] | None:
@@ -195,7 +184,7 @@ def _centre(labels: NDArray[np.integer], index: int) -> NDArray[np.float64] | No
 
 def _intensities(
     image: MedicalImage, labels: NDArray[np.integer], count: int, fingerprint: Fingerprint
-) -> list[Finding]:
+) -> Iterator[Finding]:
     step = max(1, math.ceil(count / SAMPLE))
     drawn = [image.array[..., k][:, labels[..., k] > 0][:, ::step] for k in range(labels.shape[2])]
     medians = [float(np.median(channel)) for channel in np.concatenate(drawn, axis=1)]
@@ -204,16 +193,15 @@ def _intensities(
         order = _likely_order(medians, [k.median for k in known], [max(k.std, 1e-6) for k in known])
         if order is not None:
             names = ", ".join(fingerprint.channel_names[index] for index in order)
-            return [Finding("review", f"the channels look swapped: they resemble {names}, in this order")]
-    found = []
+            yield Finding("review", f"the channels look swapped: they resemble {names}, in this order")
+            return
     for name, median, channel in zip(fingerprint.channel_names, medians, known, strict=False):
         upper = channel.percentiles.get("75", channel.mean + channel.std)
         slack = SPREAD * (upper - channel.percentiles.get("25", channel.mean - channel.std))
         low, high = channel.percentile_00_5 - slack, channel.percentile_99_5 + slack
         if not low <= median <= high:
             text = f"median of {name} inside the mask is {median:.4g}, outside {low:.4g} to {high:.4g} of training"
-            found.append(Finding("review", text))
-    return found
+            yield Finding("review", text)
 
 
 def _likely_order(medians: Sequence[float], means: Sequence[float], stds: Sequence[float]) -> tuple[int, ...] | None:
@@ -229,8 +217,3 @@ def _likely_order(medians: Sequence[float], means: Sequence[float], stds: Sequen
     best = min(permutations(range(count)), key=misfit)
     swapped = best != tuple(range(count)) and given > count and misfit(best) < 0.5 * given
     return best if swapped else None
-
-
-def _sample(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    flat = values.ravel(order="K")
-    return flat[:: max(1, math.ceil(flat.size / SAMPLE))]

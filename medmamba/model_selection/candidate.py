@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from medmamba.disk.atomic import explained
 from medmamba.evaluation.dice import dice_of_channels
-from medmamba.inference.cleaning import clean_one
 from medmamba.model_selection.calibration import Uncertainty
-from medmamba.models.cleaning_step import CleaningStep
+from medmamba.models.cleaning import CleaningStep, clean_one, connected_components
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import DEFAULT_THRESHOLD
 from medmamba.preprocessing.case import bounding_box
@@ -189,11 +188,9 @@ def _gain(
 
 
 def _smallest_component(candidate: EnsembleCandidate, index: int) -> float:
-    from scipy.ndimage import label
-
-    sizes: list[float] = []
+    smallest = []
     for case in candidate.cases.values():
-        components, count = label(case.truth == index, np.ones((3, 3, 3)))
-        if count:
-            sizes.append(float(np.bincount(components.ravel())[1:].min()) * (case.voxel_mm3 or 1.0))
-    return min(sizes, default=0.0)
+        _, sizes = connected_components(case.truth == index)
+        if len(sizes) > 1:
+            smallest.append(float(sizes[1:].min()) * (case.voxel_mm3 or 1.0))
+    return min(smallest, default=0.0)

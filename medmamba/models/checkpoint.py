@@ -64,7 +64,7 @@ def save_checkpoint(
                 record["cuda_random_state"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
         record["versions"] = versions(network)
         record["schema_version"] = SCHEMA_VERSION
-        record["sha256"] = {path.name: _sha256(path) for path in sorted(part.glob("*.safetensors"))}
+        record["sha256"] = {path.name: file_sha256(path) for path in sorted(part.glob("*.safetensors"))}
         (part / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
@@ -129,7 +129,7 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"{folder}: checkpoint schema {state.get('schema_version')}, this version reads {SCHEMA_VERSION}."
         )
     for name, expected in state["sha256"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
             raise ConfigError(f"{folder / name}: the file differs from what was saved (SHA-256); it is damaged.")
     return state
 
@@ -212,6 +212,7 @@ def _grouping(optimizer: Mapping[str, Any]) -> list[tuple[int, float | None]]:
     return [(len(group["params"]), group.get("scale")) for group in optimizer["param_groups"]]
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from medmamba.models.cleaning_step import CleaningStep
+from medmamba.models.cleaning import CleaningStep
 from medmamba.plans.json_record import Record, canonical_json
 
 PREDICTION_SETUP = "best.json"

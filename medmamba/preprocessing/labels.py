@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from medmamba.images.image import smallest_type
 from medmamba.plans.labels import label_values
 from medmamba.plans.schema import Plan
 
@@ -34,6 +37,13 @@ def index_in(values: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArra
     return table[labels if int(labels.max()) <= high else np.minimum(labels, high + 1)]
 
 
-def decode(indices: NDArray[np.integer], plan: Plan) -> NDArray[np.int64]:
-    """Label indices to dataset values."""
-    return label_values(plan)[indices]
+def decode(indices: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    """Label indices (i, j, k) to dataset values, in the smallest type that holds them."""
+    values = label_values(plan)
+    if np.array_equal(values, np.arange(len(values))):
+        return indices
+    table = values.astype(smallest_type(0, int(values.max())))
+    labels = np.empty_like(indices, dtype=table.dtype)
+    for given, wanted in zip(indices, labels, strict=True):  # plane by plane: numpy looks up with eight bytes an index
+        wanted[...] = table[given]
+    return labels

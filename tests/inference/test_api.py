@@ -85,7 +85,7 @@ def test_one_bad_case_is_a_result_and_the_next_ones_follow(predictor, images, tm
 def test_the_estimate_before_is_the_estimate_of_the_case(predictor):
     grid = Grid((40, 50, 60), np.diag([1.0, 1.0, 2.0, 1.0]))
     case = predictor.model.ensembles[0].prepare("solid block", np.ones((1, *grid.shape), np.float32), grid)
-    told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.model.ensembles[0].estimate(case.trail)
+    told, found = predictor.estimate(grid.shape, grid.spacing_mm), predictor.model.ensembles[0].estimate(case.trail, 0)
     assert replace(told, budget=0) == replace(found, budget=0)  # what is free changes from moment to moment
     assert predictor.estimate((400, 400, 400)).peak > predictor.estimate((40, 40, 40)).peak
 

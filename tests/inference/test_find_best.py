@@ -13,12 +13,11 @@ import torch
 from tiny_models import make_fold
 
 from medmamba.errors import InputError
-from medmamba.inference.cleaning import clean
 from medmamba.inference.predictor import Predictor
 from medmamba.model_selection.calibration import Uncertainty, quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.run import find_best
-from medmamba.models.cleaning_step import CleaningStep
+from medmamba.models.cleaning import CleaningStep, clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import Limits, read_prediction_setup
 from medmamba.plans.schema import Plan
@@ -53,7 +52,7 @@ def test_a_speck_is_cleaned_away_and_only_where_it_helps():
     (step,) = choose_cleaning(candidate(found, truth), ["organ"])
     assert step.label == "organ"
     assert step.gain > 0
-    assert np.array_equal(clean(found, [step], {"organ": 1}, 1.0), truth)
+    assert np.array_equal(clean(found, [step], ["organ"], 1.0), truth)
     two_organs = truth.copy()
     two_organs[16:19, 16:19, 16:19] = 1
     assert choose_cleaning(candidate(two_organs, two_organs), ["organ"]) == []
@@ -72,8 +71,8 @@ def test_a_step_that_helps_one_region_and_harms_another_is_left_out():
 def test_small_objects_are_measured_in_cubic_millimetres():
     found, truth = ball_and_speck()
     step = CleaningStep(label="organ", action="remove_small", smallest_voxels_mm3=5.0)
-    assert np.array_equal(clean(found, [step], {"organ": 1}, 1.0), truth)
-    assert np.array_equal(clean(found, [step], {"organ": 1}, 6.0), found)
+    assert np.array_equal(clean(found, [step], ["organ"], 1.0), truth)
+    assert np.array_equal(clean(found, [step], ["organ"], 6.0), found)
 
 
 def test_a_case_that_was_not_looked_at_for_a_structure_and_ignored_voxels_do_not_count():

@@ -54,7 +54,7 @@ def inside(image):
 def result(image, fingerprint, *, voxels=2000, entropy=0.1, agreement=0.95):
     mask = (inside(image) if voxels else inside(image) & False).astype(np.uint8)
     found = check_mask(image, mask, {"organ": voxels * 0.002}, {"organ": voxels}, fingerprint)
-    return check_confidence(entropy, agreement, None) + found
+    return [*check_confidence(entropy, agreement, None), *found]
 
 
 def test_a_usual_image_and_mask_are_ok(fingerprint):
@@ -73,7 +73,7 @@ def test_a_usual_image_and_mask_are_ok(fingerprint):
     ],
 )
 def test_another_geometry_or_scale_needs_review(fingerprint, image, reason):
-    found = check_image(image, fingerprint)
+    found = list(check_image(image, fingerprint))
     assert status_of(found) == "review"
     assert reason in texts(found)
 
@@ -184,6 +184,6 @@ def test_a_pair_on_each_others_sides_is_named(flipped):
     labels = np.zeros((20, 10, 10), np.uint8)
     labels[2:5, 4:6, 4:6], labels[15:18, 4:6, 4:6] = 1, 2
     affine = np.diag([-1.0, 1.0, 1.0, 1.0]) if flipped else np.eye(4)
-    found = check_sides(labels, ["kidney_left", "kidney_right"], Grid(labels.shape, affine), known)
+    found = list(check_sides(labels, ["kidney_left", "kidney_right"], Grid(labels.shape, affine), known))
     assert status_of(found) == ("review" if flipped else "ok")
     assert not flipped or "each other's sides" in found[0].text

@@ -21,9 +21,8 @@ from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import SpatialTrail
 from medmamba.inference.cascade import prepare_stage
-from medmamba.inference.cleaning import clean
 from medmamba.inference.restore import on_native_grid
-from medmamba.models.cleaning_step import CleaningStep
+from medmamba.models.cleaning import CleaningStep, clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.case import PreprocessedCase
@@ -122,8 +121,8 @@ class ToNatived(MapTransform):
         ]
         streams = list(zip(planes, map(trail_of, images), strict=True))
         indices, _ = on_native_grid(streams, self.heads, self.thresholds, self.temperature)
-        number = {name: index for index, name in enumerate(label_names(self.plan), start=1)}  # type: ignore[arg-type]
-        indices = clean(indices, self.cleaning, number, trail.native.voxel_volume_mm3)
+        names = label_names(self.plan)  # type: ignore[arg-type]
+        indices = clean(indices, self.cleaning, names, trail.native.voxel_volume_mm3)
         labels = decode(indices, self.plan)[None].astype(np.int32)  # type: ignore[arg-type]
         if json.loads(image.meta[TRAIL])["flat"]:
             labels = labels[..., 0]

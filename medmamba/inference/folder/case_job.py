@@ -1,4 +1,4 @@
-"""One case of a folder: read, predicted, its mask written, its record made."""
+"""One case of a folder: read, predicted, its mask written, and the record of it in reports/<case>.json."""
 
 from __future__ import annotations
 
@@ -6,56 +6,119 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from medmamba.compute.device import is_out_of_memory
 from medmamba.errors import InputError, MedmambaError
+from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, write_image, written_files
 from medmamba.images.cases import ImageCase, read_case
-from medmamba.inference.folder.case_record import CaseRecord, Geometry
 from medmamba.inference.folder.pseudonyms import Pseudonyms
+from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.quality import Finding
+from medmamba.models.checkpoint import file_sha256
+
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The grid of an image: shape (i, j, k), spacing, axes such as "RAS", and the hash of its affine."""
+
+    shape: Sequence[int]
+    spacing_mm: Sequence[float] | None
+    orientation: str | None
+    affine_sha256: str | None
+
+    @classmethod
+    def of(cls, grid: Grid) -> Geometry:
+        """The facts of a grid."""
+        spacing = None if grid.spacing_mm is None else [round(mm, 6) for mm in grid.spacing_mm]
+        affine = None if grid.affine is None else hashlib.sha256(grid.affine.tobytes()).hexdigest()
+        return cls(list(grid.shape), spacing, grid.orientation, affine)
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What became of a case.
+
+    Attributes:
+        case: its name, or pseudonym.
+        request: hash of everything that decides a mask besides the image.
+        status: ok, review, or failed; then ``reason`` says why, and all below it is missing.
+        findings: what is unusual about image or mask.
+        volume_ml: by label; None without millimetres.
+        empty: whether no label has a voxel.
+        entropy, fold_agreement: of :class:`~medmamba.Prediction`.
+        seconds: by stage.
+        mask: name of its file; None under a pseudonym.
+        input_sha256, mask_sha256: of the files; image_sha256: of voxels and grid.
+    """
+
+    case: str
+    request: str
+    status: str
+    reason: str = ""
+    input_sha256: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
+    voxels: Mapping[str, int] | None = None
+    volume_ml: Mapping[str, float | None] | None = None
+    empty: bool = False
+    entropy: float | None = None
+    fold_agreement: float | None = None
+    seconds: Mapping[str, float] | None = None
+    mask: str | None = None
+    mask_sha256: Sequence[str] = ()
+    image_sha256: str | None = None
+    geometry: Geometry | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no mask."""
+        return self.status == "failed"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON; of a failed case the reason alone, of others everything else."""
+        numbers = asdict(self)
+        shown = ("case", "request", "status", "reason") if self.failed else [key for key in numbers if key != "reason"]
+        return {"schema_version": SCHEMA_VERSION, **{key: numbers[key] for key in shown}}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all cases of a folder: where masks go, what is asked for, and what names are shown.
-
-    ``dicom``: also write each mask as DICOM SEG ("seg"), as contours ("rtstruct") or both, with the codes of the labels
-    file ``codes``.
-    """
+    """What is the same for all cases of a folder: where masks go, what is asked for, what makes the masks, and what
+    names are shown."""
 
     target: Path
-    probabilities: bool
+    options: PredictOptions
+    model: Provenance
     shown: Pseudonyms
-    dicom: tuple[str, ...] = ()
-    codes: Path | None = None
 
-    def request(self, model: Provenance) -> dict[str, Any]:
+    def request(self) -> dict[str, Any]:
         """Everything that decides what a mask looks like, besides the image; stands in report.json."""
-        wanted = {**model.as_dict(), "probabilities": self.probabilities}
-        for kind in self.dicom:
-            wanted[f"dicom_{kind}"] = {"codes_sha256": None if self.codes is None else file_sha256(self.codes)}
+        wanted = {**self.model.as_dict(), "probabilities": self.options.probabilities}
+        codes = self.options.codes
+        for kind in self.options.dicom_kinds:
+            wanted[f"dicom_{kind}"] = {"codes_sha256": None if codes is None else file_sha256(codes)}
         return wanted
 
-    def failed(self, case: ImageCase, model: Provenance, reason: str) -> CaseRecord:
+    def _record(self, case: ImageCase, **facts: Any) -> CaseRecord:
+        request = hashlib.sha256(json.dumps(self.request(), sort_keys=True).encode()).hexdigest()
+        return CaseRecord(case=self.shown.of(case.case_id), request=request, **facts)
+
+    def failed(self, case: ImageCase, reason: str) -> CaseRecord:
         """The record of a case without a mask; whatever was written for it is removed."""
         remove_old(self.target, case)
-        return CaseRecord(
-            case=self.shown.of(case.case_id),
-            request=digest(self.request(model)),
-            status="failed",
-            reason=self.shown.hide(reason, case),
-        )
+        return self._record(case, status="failed", reason=self.shown.hide(reason, case))
 
-    def run(
-        self, predictor: Predictor, model: Provenance, case: ImageCase, on_message: Callable[[str], None]
-    ) -> CaseRecord:
+    def run(self, predictor: Predictor, case: ImageCase, on_message: Callable[[str], None]) -> CaseRecord:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
         started = time.perf_counter()
         try:
@@ -65,34 +128,32 @@ class Job:
             result.save(self.target / case.output_name)
             if result.probabilities is not None:
                 write_image(probability_path(self.target, case), result.probabilities, like=image)
-            for kind in self.dicom if any(result.voxels.values()) else ():  # DICOM knows none without segments
+            # DICOM knows no object without segments
+            for kind in self.options.dicom_kinds if any(result.voxels.values()) else ():
                 save = result.save_dicom_seg if kind == "seg" else result.save_dicom_rtstruct
-                save(dicom_path(self.target, case, kind), codes=self.codes)
+                save(dicom_path(self.target, case, kind), codes=self.options.codes)
         except (InputError, FloatingPointError) as error:
-            return self.failed(case, model, str(error))
+            return self.failed(case, str(error))
         except MedmambaError:
             raise
         except Exception as error:  # this case is lost, all others are not
             if is_out_of_memory(error):
-                reason = "out of memory, with planes on disk too. Close other programs, or use --fast"
-                return self.failed(case, model, f"{case.case_id}: {reason}.")
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            return self.failed(case, model, f"{case.case_id}: unexpected {type(error).__name__} at {where}: {error}")
-        warnings = [Finding("note", self.shown.hide(line, case)) for line in image.warnings]
+                reason = "out of memory, with planes on disk too. Close other programs, or use --fast."
+            else:
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{Path(place.filename).name}:{place.lineno}"
+                reason = f"unexpected {type(error).__name__} at {where}: {error}"
+            return self.failed(case, f"{case.case_id}: {reason}")
         seconds = {**result.seconds, "all": time.perf_counter() - started}
-        return CaseRecord(
-            case=self.shown.of(case.case_id),
-            request=digest(self.request(model)),
-            status=result.status,
+        facts = {
+            **result.record(),
+            "findings": [*result.findings, *(Finding("note", self.shown.hide(line, case)) for line in image.warnings)],
+            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        }
+        return self._record(
+            case,
+            **facts,
             input_sha256=inputs,
-            findings=[*result.findings, *warnings],
-            voxels=result.voxels,
-            volume_ml=result.volumes_ml,
-            empty=not any(result.voxels.values()),
-            entropy=result.entropy,
-            fold_agreement=result.agreement,
-            seconds={stage: round(value, 3) for stage, value in seconds.items()},
             mask=None if self.shown.active else case.output_name,
             mask_sha256=[file_sha256(path) for path in case.outputs(self.target)],
             image_sha256=image.content_hash(),
@@ -101,32 +162,38 @@ class Job:
 
     def _predict(self, predictor: Predictor, image: MedicalImage, on_message: Callable[[str], None]) -> Prediction:
         """The prediction; when memory runs out, once more with as little of it as possible."""
+        probabilities = self.options.probabilities
         try:
-            return predictor.predict(image, probabilities=self.probabilities, on_message=on_message)
+            return predictor.predict(image, probabilities=probabilities, on_message=on_message)
         except Exception as error:
             if not is_out_of_memory(error) or predictor.options.memory_gib == 0:
                 raise
         on_message(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
-        return predictor.predict(image, probabilities=self.probabilities, planes_on_disk=True, on_message=on_message)
+        return predictor.predict(image, probabilities=probabilities, planes_on_disk=True, on_message=on_message)
 
-    def finished(self, case: ImageCase, model: Provenance) -> CaseRecord | None:
+    def finished(self, case: ImageCase) -> CaseRecord | None:
         """The record of a case finished with the same request and input, its mask still as written; else None."""
+        record = read_record(self.target, case)
         try:
-            record = read_record(self.target, case)
             same = (
-                not record.failed
-                and record.request == digest(self.request(model))
+                record is not None
+                and record.request == self._record(case, status="").request
                 and record.input_sha256 == [input_sha256(path) for path in case.paths]
                 and record.mask_sha256 == [file_sha256(path) for path in case.outputs(self.target)]
             )
-        except (InputError, OSError, ValueError, KeyError, TypeError):
+        except (InputError, OSError):
             return None
         return record if same else None
 
 
-def read_record(target: Path, case: ImageCase) -> CaseRecord:
-    """The record of a case. Raises OSError, ValueError, KeyError or TypeError where there is none of this version."""
-    return CaseRecord.from_dict(json.loads(record_path(target, case).read_text(encoding="utf-8")))
+def read_record(target: Path, case: ImageCase) -> CaseRecord | None:
+    """The record of a case; None where there is none of this version."""
+    try:
+        numbers = json.loads(record_path(target, case).read_text(encoding="utf-8"))
+        known = numbers["schema_version"] == SCHEMA_VERSION
+        return TypeAdapter(CaseRecord).validate_python(numbers) if known else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def record_path(target: Path, case: ImageCase) -> Path:
@@ -152,20 +219,9 @@ def remove_old(target: Path, case: ImageCase) -> None:
         path.unlink(missing_ok=True)
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def input_sha256(path: Path) -> str:
     """SHA-256 of an image's file, or of the hashes of its files (header and voxels, a DICOM series)."""
     files = files_of(path)
     if files == [path]:
         return file_sha256(path)
     return hashlib.sha256("".join(f"{file_sha256(file)}\n" for file in files).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -41,26 +41,28 @@ def reproduce(
     """
     record = _read(Path(report))
     settings = record["model"]["settings"]
+    folds = sorted({name.removeprefix("fold_") for names in settings["folds"].values() for name in names})
+    backend = settings.get("scan_backend", "auto")  # reports of version 0.1 do not name it
     predictor = Predictor(
         model,
         configuration=settings["configuration"],
-        folds=[int(name) if name.isdecimal() else name for name in _folds(settings)],
+        folds=[int(name) if name.isdecimal() else name for name in folds],
         device=device,
         mirror=settings["mirror"],
         fast=settings["fast"],
         tile_batch=settings["tile_batch"],
         precision=settings.get("precision", "fp32"),
-        scan_backend=_backend(settings),
+        scan_backend="auto" if backend == "none" else backend,  # another one may change single voxels
         patch_size=next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
     )
-    found = predictor.provenance()
     if not is_plan(predictor.model.ensembles[0].folders[0] / "plan.json", record["model"]["plan_sha256"]):
         raise ConfigError(f"{model}: its plan is not that of {report}. Give the model that made the report.")
-    for key, part in (
-        ("weights", "weights are not those"),
-        ("recipe", "best.json, which find-best writes, is not that"),
-    ):
-        if found.as_dict()[f"{key}_sha256"] != record["model"][f"{key}_sha256"]:
+    parts = {
+        "weights_sha256": "weights are not those",
+        "recipe_sha256": "best.json, which find-best writes, is not that",
+    }
+    for key, part in parts.items():
+        if predictor.provenance()[key] != record["model"][key]:
             raise ConfigError(f"{model}: its {part} of {report}. Give the model that made the report.")
     wanted = list(record["cases"]) if cases is None else list(cases)
     inputs = {case.case_id: case for case in find_cases(images)}
@@ -72,23 +74,10 @@ def reproduce(
             raise InputError(f"{case_id}: the image is not the one of the report (SHA-256). Give the same file.")
     with tempfile.TemporaryDirectory(prefix="medmamba-") as folder:
         paths = [path for case_id in wanted for path in inputs[case_id].paths]
-        again = predict_folder(predictor, paths, folder, on_item=on_item)
-        same = [
-            case_id
-            for case_id in wanted
-            if case_id in again.done and again.done[case_id].mask_sha256 == record["cases"][case_id]["mask_sha256"]
-        ]
+        done = predict_folder(predictor, paths, folder, on_item=on_item).done
+    masks = {case_id: again.mask_sha256 for case_id, again in done.items()}
+    same = [case_id for case_id in wanted if masks.get(case_id) == record["cases"][case_id]["mask_sha256"]]
     return Reproduction(tuple(same), tuple(case_id for case_id in wanted if case_id not in same))
-
-
-def _backend(settings: dict[str, Any]) -> str:
-    """The scan backend of the report; its masks may differ in single voxels from those of another one."""
-    recorded = settings.get("scan_backend", "auto")  # reports of version 0.1 do not name it
-    return "auto" if recorded == "none" else recorded
-
-
-def _folds(settings: dict[str, Any]) -> list[str]:
-    return sorted({name.removeprefix("fold_") for names in settings["folds"].values() for name in names})
 
 
 def _read(path: Path) -> dict[str, Any]:

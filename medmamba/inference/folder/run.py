@@ -20,12 +20,10 @@ from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError, InputErrors, PartialError
 from medmamba.images.cases import ImageCase, find_cases, part_of
-from medmamba.inference.folder.case_job import Job, read_record, record_path, remove_old
-from medmamba.inference.folder.case_record import SCHEMA_VERSION, CaseRecord
+from medmamba.inference.folder.case_job import SCHEMA_VERSION, CaseRecord, Job, read_record, record_path, remove_old
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictOptions
-from medmamba.inference.prediction import Provenance
 from medmamba.inference.predictor import Predictor
 
 OnItem = Callable[[str, int, int], None]
@@ -116,7 +114,6 @@ def predict_folder(
         raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no --dicom-{dicom[0]}. Leave that out.")
     part = options.part or _part_of_launcher()
     cases = everything if part is None else part_of(everything, part)
-    codes = None if options.codes is None else options.codes.resolve()
     make_folder(target)
     with ExitStack() as locks:
         locks.enter_context(FolderLock(target, shared=part is not None))
@@ -128,14 +125,13 @@ def predict_folder(
             with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
                 shown = Pseudonyms.of_folder(target)
                 shown.write_key(target, [case.case_id for case in everything])
-        job = Job(target, options.probabilities, shown, dicom, codes)
-        model = engine.provenance()
-        on_message(f"Predicting with {model.sentence()}.")
-        for line in model.warnings:
+        job = Job(target, options, engine.provenance(), shown)
+        on_message(f"Predicting with {job.model.sentence()}.")
+        for line in job.model.warnings:
             on_message(f"Warning: {line}.")
         report = PredictionReport(target)
         for case in cases:
-            record = job.finished(case, model) if options.resume else None
+            record = job.finished(case) if options.resume else None
             if record is None:
                 remove_old(target, case)
             else:
@@ -146,7 +142,7 @@ def predict_folder(
         if isinstance(engine, Workers):
             records = engine.records(waiting, job, on_message)
         else:
-            records = ((case, job.run(engine, model, case, on_message)) for case in waiting)
+            records = ((case, job.run(engine, case, on_message)) for case in waiting)
         for case, record in records:
             write_json(record_path(target, case), record.as_dict())
             if record.failed:
@@ -156,19 +152,17 @@ def predict_folder(
             on_item("predict", len(report.done) + len(report.failed), len(cases))
         remove_leftovers(target, shared=part is not None)  # of workers that were killed
         with FolderLock(target / "reports", patience_seconds=PATIENCE):  # of parts that end together the last sees all
-            _write_report(everything, job, model)
+            _write_report(everything, job)
     return report
 
 
-def _write_report(cases: list[ImageCase], job: Job, model: Provenance) -> None:
+def _write_report(cases: list[ImageCase], job: Job) -> None:
     """All records that belong to the input's cases, of other parts too."""
     done, failed = {}, {}
     for case in cases:
-        try:
-            record = read_record(job.target, case)
-        except (OSError, ValueError, KeyError, TypeError):
+        record, name = read_record(job.target, case), job.shown.of(case.case_id)
+        if record is None:
             continue  # a part that has not come to it yet
-        name = job.shown.of(case.case_id)
         if record.failed:
             failed[name] = record.reason
         else:
@@ -176,7 +170,7 @@ def _write_report(cases: list[ImageCase], job: Job, model: Provenance) -> None:
             done[name] = {key: numbers[key] for key in numbers if key not in ("schema_version", "case", "request")}
     summary = {"cases": len(cases), "done": len(done), "failed": len(failed)}
     summary["waiting"] = len(cases) - len(done) - len(failed)
-    report = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": job.request(model)}
+    report = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": job.request()}
     write_json(job.target / "report.json", {**report, "cases": done, "failed": failed})
 
 

@@ -22,8 +22,7 @@ from typing import Any
 from medmamba.compute.free_memory import free_memory
 from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images.cases import ImageCase
-from medmamba.inference.folder.case_job import Job
-from medmamba.inference.folder.case_record import CaseRecord
+from medmamba.inference.folder.case_job import CaseRecord, Job
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.prediction import Provenance
 from medmamba.inference.predictor import Predictor
@@ -58,9 +57,7 @@ class Workers:
         """What makes the masks, as the first worker that has loaded the model reports."""
         faults = 0
         while self._model is None:
-            for worker, message in self._messages(lambda line: None):
-                if message is not None:
-                    continue
+            for worker, _ in self._messages(lambda line: None):
                 faults += 1
                 if faults > len(self._workers):
                     raise ResourceError(f"{worker.fault()} while it loaded the model. Use fewer --workers.")
@@ -71,64 +68,54 @@ class Workers:
         self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage
     ) -> Iterator[tuple[ImageCase, CaseRecord]]:
         """Each case with its record, in the order in which they end."""
-        model = self.provenance()
-        waiting, alone = list(cases), dict[str, tuple[ImageCase, str]]()
+        lost: list[tuple[ImageCase, str]] = []
+        for case, found in self._attempts(cases, job, on_message):
+            if isinstance(found, CaseRecord):
+                yield case, found
+                continue
+            on_message(job.shown.hide(f"{case.case_id}: {found}; it is tried once more, alone, at the end.", case))
+            lost.append((case, found))
+        for case, fault in lost:
+            self.close()
+            self._workers = [_Worker(*self._start)]
+            ((_, found),) = self._attempts([case], job, on_message)
+            if isinstance(found, str):
+                free = free_memory()
+                left = "" if free is None else f"; {free / 2**30:.1f} GiB are free now"
+                again = f"the {fault}, and once more, alone: the {found}{left}"
+                found = job.failed(case, f"{case.case_id}: {again}. Give it more memory, or look at the image.")
+            elif not found.failed:
+                note = Finding("note", f"made at the second attempt; at the first the {fault}")
+                found = replace(found, findings=[*found.findings, note])
+            yield case, found
+
+    def _attempts(
+        self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage
+    ) -> Iterator[tuple[ImageCase, CaseRecord | str]]:
+        """Each case with its record, or with how the worker ended that had it; another one takes its place."""
+        waiting = list(cases)
         while waiting or any(worker.case for worker in self._workers):
             for worker in self._workers:
                 if waiting and worker.case is None:
-                    worker.ask(waiting.pop(0), job, model)
-            for worker, message in self._messages(on_message):
+                    worker.ask(waiting.pop(0), job)
+            for worker, record in self._messages(on_message):
                 case, worker.case = worker.case, None
-                if message is not None:
-                    assert case is not None
-                    yield case, message[1]
-                    continue
-                fault = worker.fault()
-                self._workers[self._workers.index(worker)] = _Worker(*self._start)
+                if record is None:
+                    self._workers[self._workers.index(worker)] = _Worker(*self._start)
                 if case is not None:
-                    on_message(
-                        job.shown.hide(f"{case.case_id}: {fault}; it is tried once more, alone, at the end.", case)
-                    )
-                    alone[case.case_id] = case, fault
-        for case, fault in alone.values():
-            yield case, self._once_more(case, fault, job, model, on_message)
+                    yield case, worker.fault() if record is None else record
 
-    def _once_more(self, case: ImageCase, fault: str, job: Job, model: Provenance, on_message: OnMessage) -> CaseRecord:
-        for worker in self._workers:
-            worker.end()
-        self._workers = [_Worker(*self._start)]
-        self._workers[0].ask(case, job, model)
-        while True:
-            for worker, message in self._messages(on_message):
-                worker.case = None
-                if message is not None:
-                    record: CaseRecord = message[1]
-                    note = Finding("note", f"made at the second attempt; at the first the {fault}")
-                    return record if record.failed else replace(record, findings=[*record.findings, note])
-                again = worker.fault()
-                self._workers = [_Worker(*self._start)]
-                free = free_memory()
-                left = "" if free is None else f"; {free / 2**30:.1f} GiB are free now"
-                return job.failed(
-                    case,
-                    model,
-                    f"{case.case_id}: the {fault}, and once more, alone: the {again}{left}. Give it more memory, or "
-                    "look at the image.",
-                )
-
-    def _messages(self, on_message: OnMessage) -> Iterator[tuple[_Worker, Any]]:
-        """Workers that ended a case with their message, or that died or gave no sign, with None."""
+    def _messages(self, on_message: OnMessage) -> Iterator[tuple[_Worker, CaseRecord | None]]:
+        """Workers that ended a case with its record, or that died or gave no sign, with None."""
         ready = wait([worker.connection for worker in self._workers], timeout=1.0)
         for worker in list(self._workers):
-            message = worker.read() if worker.connection in ready else None
-            if message is None and worker.connection not in ready:
-                if worker.case is not None and worker.silent_for() > self._stall_seconds:
+            if worker.connection not in ready:
+                if worker.case is not None and time.monotonic() - worker.sign > self._stall_seconds:
                     worker.end(f"worker gave no sign for {self._stall_seconds / 60:.0f} minutes and was ended")
                     yield worker, None
                 continue
-            match message:
+            match worker.read():
                 case None:
-                    worker.join()
                     yield worker, None
                 case ("ready", model):
                     self._model = self._model or model
@@ -138,8 +125,8 @@ class Workers:
                     pass
                 case ("refused", error, text):
                     raise (ResourceError if error == "ResourceError" else InputError)(text)
-                case _:
-                    yield worker, message
+                case ("done", record):
+                    yield worker, record
 
     def close(self) -> None:
         """End all workers at once; files they were writing have no final name yet."""
@@ -163,29 +150,23 @@ class _Worker:
         self._process.start()
         theirs.close()
         self.case: ImageCase | None = None
-        self._sign = time.monotonic()
+        self.sign = time.monotonic()
         self._fault = ""
 
-    def ask(self, case: ImageCase, job: Job, model: Provenance) -> None:
-        self.case, self._sign = case, time.monotonic()
+    def ask(self, case: ImageCase, job: Job) -> None:
+        self.case, self.sign = case, time.monotonic()
         with contextlib.suppress(OSError):  # it is dead already, which is seen when its answer is read
-            self.connection.send((case, job, model))
+            self.connection.send((case, job))
 
     def read(self) -> Any:
         """Its next message; None if it has died."""
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
+            self._process.join(10)
             return None
-        self._sign = time.monotonic()
+        self.sign = time.monotonic()
         return message
-
-    def silent_for(self) -> float:
-        """Seconds since its last sign."""
-        return time.monotonic() - self._sign
-
-    def join(self) -> None:
-        self._process.join(10)
 
     def fault(self) -> str:
         """How it ended, in words."""
@@ -224,10 +205,10 @@ def _work(connection: Connection, parent: int, model: str, options: PredictorOpt
         tell("ready", predictor.provenance())
         while True:
             try:
-                case, job, made_by = connection.recv()
+                case, job = connection.recv()
             except EOFError:
                 return
-            tell("done", job.run(predictor, made_by, case, lambda line: tell("say", line)))
+            tell("done", job.run(predictor, case, lambda line: tell("say", line)))
     except MedmambaError as error:
         tell("refused", "ResourceError" if isinstance(error, ResourceError) else "InputError", str(error))
 
