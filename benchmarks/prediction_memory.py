@@ -25,8 +25,9 @@ import torch
 from medmamba.geometry import Grid, affine_from
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.inference.memory import BUDGET_GIB, budget_of, estimate_memory
-from medmamba.inference.restore import label_blocks, native_blocks
+from medmamba.inference.restore import on_native_grid
 from medmamba.inference.sliding_window import Window, stream_logits
+from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.case import shape_at_spacing
 from medmamba.preprocessing.resample import resample_image
 
@@ -127,8 +128,9 @@ def main() -> int:
         volume = trail.steps[2].apply(synthetic_image((i, j, k)))  # the plan's axis order
         image = torch.from_numpy(np.ascontiguousarray(resample_image(volume, resample.shape_after)))
         del volume
-        blocks = native_blocks(stream_logits([network], image, window, on_tile=tell), resample)
-        labels = trail.split_resampling()[0].undo(label_blocks(blocks, resample.shape_before, choices.classes)[None])[0]
+        planes = stream_logits([network], image, window, on_tile=tell)
+        channels = OutputChannels.of_labels([str(number) for number in range(choices.classes)])
+        labels, _ = on_native_grid([(planes, trail)], channels)
         spent = time.process_time() - cpu
         volumes.append(
             {
