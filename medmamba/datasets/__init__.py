@@ -3,9 +3,8 @@
 from medmamba.datasets.check import CheckedCase, DatasetReport, check_dataset
 from medmamba.datasets.convert import Conversion, convert_dataset
 from medmamba.datasets.load import LoadedCase, load_case
-from medmamba.datasets.read import read_dataset
+from medmamba.datasets.read import read_dataset, read_splits
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.datasets.splits import read_splits
 
 __all__ = [
     "CaseSpec",

@@ -41,8 +41,6 @@ class DatasetReport:
     spec: DatasetSpec
     cases: tuple[CheckedCase, ...]
     warnings: tuple[str, ...]
-    duplicates: tuple[tuple[str, ...], ...] = ()
-    """Ids of cases that hold the same image."""
 
 
 def check_dataset(
@@ -98,8 +96,7 @@ def check_dataset(
                 checked.append(healthy)
             if on_case is not None:
                 on_case(done, total)
-    duplicates, of_duplicates = _duplicates(checked)
-    warnings += of_duplicates
+    warnings += _duplicates(checked)
     if not problems:
         problems += _without_foreground(spec, checked, warnings)
     if problems:
@@ -108,14 +105,14 @@ def check_dataset(
             problems,
             summary=f"{shown(spec.folder)}: {len(problems)} problem(s), in {cases}. Nothing was written.",
         )
-    return DatasetReport(spec, tuple(checked), tuple(warnings), duplicates)
+    return DatasetReport(spec, tuple(checked), tuple(warnings))
 
 
-def _duplicates(cases: list[CheckedCase]) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
+def _duplicates(cases: list[CheckedCase]) -> list[str]:
+    """Warns of cases that hold the same image."""
     same: dict[str, list[CheckedCase]] = defaultdict(list)
     for case in cases:
         same[case.image_sha256].append(case)
-    groups = tuple(tuple(case.case_id for case in group) for group in same.values() if len(group) > 1)
     warnings = []
     for group in same.values():
         if len(group) > 1:
@@ -124,7 +121,7 @@ def _duplicates(cases: list[CheckedCase]) -> tuple[tuple[tuple[str, ...], ...], 
             warnings.append(
                 f"{names}: the same image under {len(group)} names{labels}. Keep them in one fold, or one only."
             )
-    return groups, warnings
+    return warnings
 
 
 def _without_foreground(spec: DatasetSpec, cases: list[CheckedCase], warnings: list[str]) -> list[str]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,6 @@ from medmamba.images.gate import shown
 from medmamba.images.image import smallest_type
 
 Layout = Literal["nnunet", "decathlon"]
-LAYOUTS = ("nnunet", "decathlon")
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,19 @@ def convert_dataset(
     """
     spec = dataset if isinstance(dataset, DatasetSpec) else read_dataset(dataset, strict=False)
     output = Path(output)
-    if layout not in LAYOUTS:
-        raise InputError(f"Unknown layout {layout!r}. Available: {', '.join(LAYOUTS)}.")
+    if layout not in get_args(Layout):
+        raise InputError(f"Unknown layout {layout!r}. Available: {', '.join(get_args(Layout))}.")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{shown(output)}: exists already. Give the name of a new folder.")
     _can_be_expressed(spec, layout)
     values = _new_values(spec) if layout == "nnunet" else {value: value for value in spec.values}
     ending = _ending(spec)
     with replace_folder(output) as part:
+        writer = _CaseWriter(part, layout, ending, values)
         for name in ("imagesTr", "labelsTr"):
             (part / name).mkdir()
-
-        def write(case: CaseSpec, loaded: LoadedCase) -> None:
-            _write_case(part, "Tr", case, loaded, layout, ending, values)
-
-        report = check_dataset(spec, workers=workers, visit=write, on_case=on_case)
-        warnings = [*report.warnings, *_write_test(part, spec, layout, ending, values)]
+        report = check_dataset(spec, workers=workers, visit=partial(writer.write, "Tr"), on_case=on_case)
+        warnings = [*report.warnings, *_write_test(spec, writer)]
         description = _nnunet_json(spec, values, ending) if layout == "nnunet" else _decathlon_json(spec, ending)
         write_json(part / "dataset.json", description)
         if spec.splits:
@@ -116,25 +113,32 @@ def _flat(ending: str) -> bool:
     return format_of("image" + ending).flat
 
 
-def _write_case(
-    part: Path, where: str, case: CaseSpec, loaded: LoadedCase, layout: Layout, ending: str, values: dict[int, int]
-) -> None:
-    image, labels = loaded
-    flat = _flat(ending)
-    channels = _narrow(image)
-    if layout == "decathlon" or (flat and len(channels) == 3):
-        name = f"{case.case_id}_0000{ending}" if layout == "nnunet" else case.case_id + ending
-        write_image(part / f"images{where}" / name, channels, like=image)
-    else:
-        for number in range(len(channels)):
-            name = f"{case.case_id}_{number:04d}{ending}"
-            write_image(part / f"images{where}" / name, channels[number : number + 1], like=image)
-    if labels is not None:
-        table = np.zeros(max(values) + 1, dtype=smallest_type(0, max(values.values())))
-        for old, new in values.items():
-            table[old] = new
-        # Where the label map comes from another kind of file, it gets the geometry of its image.
-        write_label_map(part / f"labels{where}" / (case.case_id + ending), table[labels.array], like=image)
+@dataclass(frozen=True)
+class _CaseWriter:
+    """Writes cases into the new folder; ``values`` are the new label values by the old ones."""
+
+    folder: Path
+    layout: Layout
+    ending: str
+    values: dict[int, int]
+
+    def write(self, where: str, case: CaseSpec, loaded: LoadedCase) -> None:
+        """Write images and label map of a case to ``imagesTr`` and ``labelsTr``, or ``Ts``."""
+        image, labels = loaded
+        images, channels = self.folder / f"images{where}", _narrow(image)
+        if self.layout == "decathlon" or (_flat(self.ending) and len(channels) == 3):
+            number = "_0000" if self.layout == "nnunet" else ""
+            write_image(images / f"{case.case_id}{number}{self.ending}", channels, like=image)
+        else:
+            for number, channel in enumerate(channels):
+                write_image(images / f"{case.case_id}_{number:04d}{self.ending}", channel[None], like=image)
+        if labels is not None:
+            table = np.zeros(max(self.values) + 1, dtype=smallest_type(0, max(self.values.values())))
+            for old, new in self.values.items():
+                table[old] = new
+            # Where the label map comes from another kind of file, it gets the geometry of its image.
+            place = self.folder / f"labels{where}" / (case.case_id + self.ending)
+            write_label_map(place, table[labels.array], like=image)
 
 
 def _narrow(image: MedicalImage) -> npt.NDArray[Any]:
@@ -148,8 +152,8 @@ def _narrow(image: MedicalImage) -> npt.NDArray[Any]:
     return image.array
 
 
-def _write_test(part: Path, spec: DatasetSpec, layout: Layout, ending: str, values: dict[int, int]) -> list[str]:
-    """Test images, and their label maps where there are some."""
+def _write_test(spec: DatasetSpec, writer: _CaseWriter) -> list[str]:
+    """Test images, and their label maps where there are some; returns warnings."""
     problems: list[str] = []
     warnings: list[str] = []
     for case in spec.test:
@@ -159,19 +163,18 @@ def _write_test(part: Path, spec: DatasetSpec, layout: Layout, ending: str, valu
             problems += str(error).splitlines()
             continue
         warnings += loaded.warnings
-        (part / "imagesTs").mkdir(exist_ok=True)
+        (writer.folder / "imagesTs").mkdir(exist_ok=True)
         if loaded.labels is not None:
-            (part / "labelsTs").mkdir(exist_ok=True)
-        _write_case(part, "Ts", case, loaded, layout, ending, values)
+            (writer.folder / "labelsTs").mkdir(exist_ok=True)
+        writer.write("Ts", case, loaded)
     if problems:
         raise InputErrors(problems, summary=f"{shown(spec.folder)}: {len(problems)} problem(s). Nothing was written.")
     return warnings
 
 
 def _about(spec: DatasetSpec) -> dict[str, Any]:
-    about = {"name": spec.name, "description": spec.description, "reference": spec.reference,
-             "licence": spec.licence, "release": spec.release}  # fmt: skip
-    return {key: text for key, text in about.items() if text}
+    names = ("name", "description", "reference", "licence", "release")
+    return {name: text for name in names if (text := getattr(spec, name))}
 
 
 def _nnunet_json(spec: DatasetSpec, values: dict[int, int], ending: str) -> dict[str, Any]:

@@ -10,18 +10,10 @@ from typing import Any
 
 from pydantic import Field
 
-from medmamba.datasets.description import (
-    Description,
-    Entry,
-    channel_names,
-    check_ids,
-    ignore_value,
-    label_values,
-    parse,
-)
-from medmamba.datasets.names import case_id_problem, inside
+from medmamba.datasets.description import FILE, Entry, ListedCases, check_ids, parse
+from medmamba.datasets.names import case_id_problem, files_of_case
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.errors import InputError, InputErrors
+from medmamba.errors import InputError
 from medmamba.images import stem_of
 from medmamba.images.gate import brief, shown
 
@@ -35,11 +27,9 @@ class _Pair(Entry):
     group: str | None = None
 
 
-class _Decathlon(Description):
+class _Decathlon(ListedCases):
     """dataset.json of the Decathlon."""
 
-    modality: dict[str, str] | None = None
-    ignore: int | None = None
     num_training: int | None = Field(None, alias="numTraining")
     num_test: int | None = Field(None, alias="numTest")
     training: list[_Pair]
@@ -52,70 +42,66 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
     Raises:
         InputErrors: keys are missing or of the wrong kind, all in one pass, each with its place.
     """
-    where = "dataset.json"
-    file = parse(_Decathlon, raw, where)
+    file = parse(_Decathlon, raw)
+    channels, labels, ignore = file.contents(folder)
     problems: list[str] = []
     warnings: list[str] = []
-    channels = channel_names(file.modality or file.channel_names, where, problems)
-    labels = label_values(file.labels, where, problems)
-    ignore = ignore_value(labels, file.ignore, where, problems)
-    if problems:
-        raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
-    cases = [_case(folder, pair, f"training[{n}]", problems, warnings) for n, pair in enumerate(file.training)]
+    training = _cases(folder, file.training, "training", problems, warnings)
     pairs = [_Pair(image=entry) if isinstance(entry, str) else entry for entry in file.test]
-    test = [_case(folder, pair, f"test[{n}]", problems, warnings) for n, pair in enumerate(pairs)]
-    training = tuple(case for case in cases if case is not None)
+    test = _cases(folder, pairs, "test", problems, warnings)
     for case in training:
         if case.label is None:
-            problems.append(f"{brief(case.case_id)}: a training case without a label map. Add it in {where}.")
+            problems.append(f"{brief(case.case_id)}: a training case without a label map. Add it in {FILE}.")
         for label in case.annotated or ():
             if label not in labels:
                 problems.append(
-                    f"{brief(case.case_id)}: the annotated label {brief(label)!r} is not declared in {where}."
+                    f"{brief(case.case_id)}: the annotated label {brief(label)!r} is not declared in {FILE}."
                 )
-    _check_counts(file, where, problems, warnings)
-    check_ids([*training, *(case for case in test if case is not None)], problems)
+    _check_counts(file, problems, warnings)
+    check_ids([*training, *test], problems)
     return DatasetSpec(
         **file.about(folder),
         layout="decathlon",
         channels=channels,
         labels=labels,
-        cases=training,
-        test=tuple(case for case in test if case is not None),
+        cases=tuple(training),
+        test=tuple(test),
         ignore=ignore,
         problems=tuple(problems),
         warnings=tuple(warnings),
     )
 
 
-def _case(folder: Path, pair: _Pair, entry: str, problems: list[str], warnings: list[str]) -> CaseSpec | None:
-    where = f"dataset.json: {entry}"
-    names = [pair.image] if isinstance(pair.image, str) else pair.image
-    try:
-        if not names:
-            raise InputError("no image is given")
-        images = tuple(inside(folder, name) for name in names)
-        label = inside(folder, pair.label) if pair.label is not None else None
-    except InputError as error:
-        problems.append(f"{where}: {error}.")
-        return None
-    case_id = stem_of(images[0])
-    if problem := case_id_problem(case_id):
-        problems.append(f"{where}: {brief(case_id, 60)}: {problem}.")
-        return None
-    if label is not None and stem_of(label) != case_id:
-        warnings.append(f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}.")
-    annotated = None if pair.annotated is None else tuple(pair.annotated)
-    return CaseSpec(case_id, images, label, annotated, pair.group)
+def _cases(folder: Path, pairs: list[_Pair], key: str, problems: list[str], warnings: list[str]) -> list[CaseSpec]:
+    """The cases of one list of dataset.json; those that cannot be are named in ``problems``."""
+    cases = []
+    for number, pair in enumerate(pairs):
+        where = f"{FILE}: {key}[{number}]"
+        try:
+            names = [pair.image] if isinstance(pair.image, str) else pair.image
+            images, label = files_of_case(folder, names, pair.label)
+            case_id = stem_of(images[0])
+            if problem := case_id_problem(case_id):
+                raise InputError(f"{brief(case_id, 60)}: {problem}")
+        except InputError as error:
+            problems.append(f"{where}: {error}.")
+            continue
+        if label is not None and stem_of(label) != case_id:
+            warnings.append(
+                f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}."
+            )
+        annotated = None if pair.annotated is None else tuple(pair.annotated)
+        cases.append(CaseSpec(case_id, images, label, annotated, pair.group))
+    return cases
 
 
-def _check_counts(file: _Decathlon, where: str, problems: list[str], warnings: list[str]) -> None:
+def _check_counts(file: _Decathlon, problems: list[str], warnings: list[str]) -> None:
     if not file.training:
-        problems.append(f"{where}: the training list is empty. Add the training cases.")
+        problems.append(f"{FILE}: the training list is empty. Add the training cases.")
     if file.num_training not in (None, len(file.training)):
         problems.append(
-            f"{where}: numTraining is {file.num_training}, but {len(file.training)} training cases are listed. "
+            f"{FILE}: numTraining is {file.num_training}, but {len(file.training)} training cases are listed. "
             "Is the copy complete? Correct the number or the list."
         )
     if file.num_test not in (None, len(file.test)):
-        warnings.append(f"{where}: numTest is {file.num_test}, but {len(file.test)} test cases are listed.")
+        warnings.append(f"{FILE}: numTest is {file.num_test}, but {len(file.test)} test cases are listed.")

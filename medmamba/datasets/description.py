@@ -1,21 +1,71 @@
-"""The keys that all kinds of dataset.json share: channels by index, labels by name; errors name the key's path."""
+"""dataset.json of any layout: JSON read strictly, and the keys that all share, channels by index and labels by name."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmamba.datasets.names import clashes
 from medmamba.datasets.spec import CaseSpec
-from medmamba.errors import InputErrors
-from medmamba.images.gate import brief
+from medmamba.errors import InputError, InputErrors
+from medmamba.images.gate import brief, read_small, shown
 
 Model = TypeVar("Model", bound=BaseModel)
 TRIED = re.compile(r"^(str|list\[.*\]|_[A-Z]\w*)$")
 LONGEST_NAME = 100
+FILE = "dataset.json"
+LARGEST_BYTES = 10 * 2**20
+DEEPEST = 32
+"""Levels of nesting in a JSON file."""
+
+
+def read_json(path: Path | str) -> Any:
+    """The value in a UTF-8 JSON file (a byte order mark is accepted).
+
+    Raises:
+        InputError: not a readable file, larger than 10 MiB, not JSON, or with duplicate keys, NaN or deep nesting.
+    """
+    where = shown(path)
+    raw = read_small(path, LARGEST_BYTES, where)
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if _depth(value) > DEEPEST:
+            raise RecursionError
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{where}: not JSON: {error.msg.lower()} at line {error.lineno}, column {error.colno}. Correct it there."
+        ) from None
+    except RecursionError:
+        raise InputError(f"{where}: nested deeper than {DEEPEST} levels. Check that it is the right file.") from None
+    except ValueError as error:
+        raise InputError(f"{where}: {error}. Correct it.") from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} occurs twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _depth(value: Any) -> int:
+    """Lists and objects around the deepest value."""
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
 class Entry(BaseModel):
@@ -47,7 +97,29 @@ class Description(Entry):
         }
 
 
-def parse(model: type[Model], raw: Any, where: str) -> Model:
+class ListedCases(Description):
+    """dataset.json with a list of cases, its own (Decathlon) or a table beside it."""
+
+    modality: dict[str, str] | None = None
+    ignore: int | None = None
+
+    def contents(self, folder: Path) -> tuple[tuple[str, ...], dict[str, int], int | None]:
+        """Names of the channels, values of the labels by name, and the value to be ignored."""
+        problems: list[str] = []
+        channels = channel_names(self.modality or self.channel_names, problems)
+        labels = label_values(self.labels, problems)
+        ignore = ignore_value(labels, self.ignore, problems)
+        refuse(folder, problems)
+        return channels, labels, ignore
+
+
+def refuse(folder: Path, problems: list[str]) -> None:
+    """Raises InputErrors if there are problems in the dataset.json of a folder."""
+    if problems:
+        raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
+
+
+def parse(model: type[Model], raw: Any, where: str = FILE) -> Model:
     """A parsed JSON value as a pydantic model, with all errors at once and the path of each field."""
     try:
         return model.model_validate(raw)
@@ -66,18 +138,18 @@ def parse(model: type[Model], raw: Any, where: str) -> Model:
         raise InputErrors(problems, summary=f"{where}: {len(problems)} problem(s); correct them there.") from None
 
 
-def channel_names(channels: dict[str, str] | None, where: str, problems: list[str]) -> tuple[str, ...]:
+def channel_names(channels: dict[str, str] | None, problems: list[str]) -> tuple[str, ...]:
     """Names by index, from {"0": "T1", "1": "T2"}."""
     if not channels:
-        problems.append(f'{where}: no channels. Add "modality": {{"0": "MRI"}}, one entry per channel.')
+        problems.append(f'{FILE}: no channels. Add "modality": {{"0": "MRI"}}, one entry per channel.')
         return ()
     if set(channels) != {str(n) for n in range(len(channels))}:
         found = ", ".join(sorted(channels))
-        problems.append(f"{where}: channels are numbered {found}; they must be 0 to {len(channels) - 1} without a gap.")
+        problems.append(f"{FILE}: channels are numbered {found}; they must be 0 to {len(channels) - 1} without a gap.")
     for key, name in channels.items():
         if not fit_to_print(name):
             problems.append(
-                f"{where}: channel {brief(key, 10)}: {brief(name)!r} is not a name. Use a short, printable one."
+                f"{FILE}: channel {brief(key, 10)}: {brief(name)!r} is not a name. Use a short, printable one."
             )
     return tuple(channels[key] for key in sorted(channels, key=lambda key: (len(key), key)))
 
@@ -87,7 +159,7 @@ def fit_to_print(name: str) -> bool:
     return bool(name) and name.isprintable() and len(name) <= LONGEST_NAME
 
 
-def label_values(labels: dict[str, Any], where: str, problems: list[str]) -> dict[str, int]:
+def label_values(labels: dict[str, Any], problems: list[str]) -> dict[str, int]:
     """Values by name, background first, from {"0": "background"} or {"background": 0}."""
     result: dict[str, int] = {}
     for key, entry in labels.items():
@@ -95,36 +167,36 @@ def label_values(labels: dict[str, Any], where: str, problems: list[str]) -> dic
         if isinstance(value, str):
             value = int(value) if value.isdecimal() and value.isascii() and len(value) < 10 else value
         if not fit_to_print(name):
-            problems.append(f"{where}: labels: {brief(name)!r} is not a name. Use a short, printable one.")
+            problems.append(f"{FILE}: labels: {brief(name)!r} is not a name. Use a short, printable one.")
         elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
             problems.append(
-                f"{where}: labels: {brief(key)!r} has the value {brief(repr(entry))}; "
+                f"{FILE}: labels: {brief(key)!r} has the value {brief(repr(entry))}; "
                 "a whole number from 0 on is needed."
             )
         elif name in result or value in result.values():
-            problems.append(f"{where}: labels: {brief(name)!r} = {value}: a name and a value may occur only once.")
+            problems.append(f"{FILE}: labels: {brief(name)!r} = {value}: a name and a value may occur only once.")
         else:
             result[name] = value
     if 0 not in result.values() and not problems:
         if "background" in result:
-            problems.append(f"{where}: labels: background must have the value 0, not {result['background']}.")
+            problems.append(f"{FILE}: labels: background must have the value 0, not {result['background']}.")
         result["background"] = 0
     if len(result) < 2 and not problems:
-        problems.append(f"{where}: labels: only background is declared. Add the structures to be segmented.")
+        problems.append(f"{FILE}: labels: only background is declared. Add the structures to be segmented.")
     return dict(sorted(result.items(), key=lambda item: item[1]))
 
 
-def ignore_value(labels: dict[str, int], given: int | None, where: str, problems: list[str]) -> int | None:
+def ignore_value(labels: dict[str, int], given: int | None, problems: list[str]) -> int | None:
     """The value of voxels that are not to be learned from: of the key "ignore", or of a label of that name.
 
     Such a label is taken out of ``labels``.
     """
     named = labels.pop("ignore", None)
     if named is not None and given is not None and named != given:
-        problems.append(f"{where}: ignore: {given}, but the label 'ignore' has the value {named}. Keep one of them.")
+        problems.append(f"{FILE}: ignore: {given}, but the label 'ignore' has the value {named}. Keep one of them.")
     value = given if given is not None else named
     if value is not None and (value < 1 or value in labels.values()):
-        problems.append(f"{where}: ignore: {value}: a whole number above 0 that no label has is needed.")
+        problems.append(f"{FILE}: ignore: {value}: a whole number above 0 that no label has is needed.")
     return value
 
 

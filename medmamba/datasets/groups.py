@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from medmamba.datasets.spec import DatasetSpec
-from medmamba.errors import ConfigError, InputError
-from medmamba.images.gate import brief, read_small, shown
+from medmamba.datasets.table import read_csv
+from medmamba.errors import ConfigError
+from medmamba.images.gate import brief, shown
 from medmamba.plans.folds import groups_by_pattern
 
-LARGEST_BYTES = 100 * 2**20
 ID_COLUMNS = ("case_id", "case", "id")
 
 
@@ -34,20 +32,13 @@ def patients_of(spec: DatasetSpec, group_by: str | None = None) -> dict[str, str
 
 def _from_table(path: Path, column: str, ids: list[str]) -> dict[str, str]:
     where = shown(path)
-    try:
-        text = read_small(path, LARGEST_BYTES, where).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    rows = list(csv.DictReader(io.StringIO(text), delimiter=separator))
-    columns = list(rows[0]) if rows else []
+    columns, *lines = read_csv(path, where) or [[]]
+    rows = [dict(zip(columns, line, strict=False)) for line in lines]
     key = next((name for name in ID_COLUMNS if name in columns), None)
     if key is None or column not in columns:
         missing = "case_id" if key is None else column
-        raise ConfigError(
-            f"{where}: no column {missing!r} (found: {', '.join(map(str, columns))[:100]}). Name another."
-        )
-    groups = {row[key].strip(): (row[column] or "").strip() for row in rows if row[key]}
+        raise ConfigError(f"{where}: no column {missing!r} (found: {', '.join(columns)[:100]}). Name another.")
+    groups = {row[key].strip(): row.get(column, "").strip() for row in rows if row.get(key)}
     if without := [case_id for case_id in ids if not groups.get(case_id)]:
         raise ConfigError(
             f"{where}: column {column!r} names no patient for {len(without)} of {len(ids)} cases, the first is "

@@ -1,9 +1,9 @@
-"""Rules for case ids: allowed names, and pairs that a file system or a reader could confuse."""
+"""Rules for the names in a dataset: case ids, pairs of them that could be confused, and paths of files."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from medmamba.errors import InputError
@@ -52,12 +52,18 @@ def inside(folder: Path, relative: str) -> Path:
     return folder.joinpath(*path.parts)
 
 
-def output_path(folder: Path, case_id: str, ending: str) -> Path:
-    """Where a result of a case is written: directly in ``folder``, whatever the id says.
+def files_of_case(
+    folder: Path, images: Sequence[str], label: str | None, *, allow_outside: bool = False
+) -> tuple[tuple[Path, ...], Path | None]:
+    """Paths of the images and the label map that a dataset names for a case.
 
     Raises:
-        InputError: the id cannot be a file name.
+        InputError: no image is given, or a path leads out of the folder and may not.
     """
-    if problem := case_id_problem(case_id):
-        raise InputError(f"{shown(case_id)}: {problem}.")
-    return folder / (case_id + ending)
+    if not images:
+        raise InputError("no image is given")
+
+    def path(name: str) -> Path:
+        return folder / name if allow_outside else inside(folder, name)
+
+    return tuple(path(name) for name in images), None if label is None else path(label)

@@ -14,10 +14,19 @@ from typing import Any
 
 from pydantic import Field
 
-from medmamba.datasets.description import Description, Entry, channel_names, check_ids, label_values, parse
-from medmamba.datasets.names import case_id_problem, inside
+from medmamba.datasets.description import (
+    FILE,
+    Description,
+    Entry,
+    channel_names,
+    check_ids,
+    label_values,
+    parse,
+    refuse,
+)
+from medmamba.datasets.names import case_id_problem, files_of_case
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.errors import InputError, InputErrors
+from medmamba.errors import InputError
 from medmamba.images import ending_of
 from medmamba.images.gate import brief, shown
 
@@ -51,16 +60,14 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     Raises:
         InputErrors: keys are missing or of the wrong kind, all in one pass, each with its place.
     """
-    where = "dataset.json"
-    file = parse(_NnUnet, raw, where)
+    file = parse(_NnUnet, raw)
     problems: list[str] = []
     warnings: list[str] = []
-    channels = channel_names(file.channel_names, where, problems)
-    labels, regions, order, ignore = _labels(file, where, problems)
+    channels = channel_names(file.channel_names, problems)
+    labels, regions, order, ignore = _labels(file, problems)
     if ending_of("x" + file.file_ending) != file.file_ending.lower():
-        problems.append(f"{where}: file_ending: {file.file_ending[:20]!r} is not that of a known kind of image.")
-    if problems:
-        raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
+        problems.append(f"{FILE}: file_ending: {file.file_ending[:20]!r} is not that of a known kind of image.")
+    refuse(folder, problems)
     if file.dataset is None:
         images = _find(folder / "imagesTr", file.file_ending, len(channels), problems, warnings)
         cases = [CaseSpec(case, files, folder / "labelsTr" / (case + file.file_ending)) for case, files in images]
@@ -68,10 +75,10 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     else:
         cases = _listed(folder, file.dataset, problems, allow_outside)
     if not cases and not problems:
-        problems.append(f"{where}: no training case: no CASE_0000{file.file_ending} in imagesTr. Add the images.")
+        problems.append(f"{FILE}: no training case: no CASE_0000{file.file_ending} in imagesTr. Add the images.")
     if file.num_training not in (None, len(cases)):
         problems.append(
-            f"{where}: numTraining is {file.num_training}, but there are {len(cases)} training cases. Is the copy "
+            f"{FILE}: numTraining is {file.num_training}, but there are {len(cases)} training cases. Is the copy "
             "complete? Correct the number or add the cases."
         )
     test: list[CaseSpec] = []
@@ -96,25 +103,25 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
 
 
 def _labels(
-    file: _NnUnet, where: str, problems: list[str]
+    file: _NnUnet, problems: list[str]
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]], tuple[int, ...], int | None]:
     """Values by name, regions by name, the order in which regions are written, and the ignore value."""
     plain = {name: value for name, value in file.labels.items() if not isinstance(value, list)}
     lists = {name: value for name, value in file.labels.items() if isinstance(value, list)}
     ignore = plain.pop("ignore", None)
     if ignore is not None and (isinstance(ignore, bool) or not isinstance(ignore, int) or ignore < 1):
-        problems.append(f"{where}: labels: 'ignore' has the value {brief(repr(ignore), 40)}; a whole number is needed.")
+        problems.append(f"{FILE}: labels: 'ignore' has the value {brief(repr(ignore), 40)}; a whole number is needed.")
         ignore = None
     for name, values in lists.items():
         if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values):
             problems.append(
-                f"{where}: labels: {brief(name)!r} = {brief(repr(values), 40)}: whole numbers above 0 are needed."
+                f"{FILE}: labels: {brief(name)!r} = {brief(repr(values), 40)}: whole numbers above 0 are needed."
             )
             return {}, {}, (), None
     if not lists:
-        labels = label_values(plain, where, problems)
+        labels = label_values(plain, problems)
         if ignore is not None and ignore in labels.values():
-            problems.append(f"{where}: labels: 'ignore' = {ignore}: another label has this value.")
+            problems.append(f"{FILE}: labels: 'ignore' = {ignore}: another label has this value.")
         return labels, {}, (), ignore
     # With regions, every name but background is one; values without a name of their own get one.
     regions: dict[str, tuple[int, ...]] = {
@@ -125,18 +132,18 @@ def _labels(
     named = {values[0]: name for name, values in regions.items() if len(values) == 1}
     every = sorted({value for values in regions.values() for value in values})
     labels = label_values(
-        {"background": plain.get("background", 0), **{named.get(v, f"label {v}"): v for v in every}}, where, problems
+        {"background": plain.get("background", 0), **{named.get(v, f"label {v}"): v for v in every}}, problems
     )
     if ignore is not None and ignore in labels.values():
-        problems.append(f"{where}: labels: 'ignore' = {ignore}: another label has this value.")
+        problems.append(f"{FILE}: labels: 'ignore' = {ignore}: another label has this value.")
     order = tuple(file.regions_class_order or ())
     if len(order) != len(regions) or len(set(order)) != len(order):
         problems.append(
-            f"{where}: regions_class_order: {list(order)}: {len(regions)} different values are needed, one for each of "
+            f"{FILE}: regions_class_order: {list(order)}: {len(regions)} different values are needed, one for each of "
             f"{', '.join(brief(name) for name in regions)[:80]}."
         )
     elif not set(order) <= set(every):
-        problems.append(f"{where}: regions_class_order: {list(order)} holds values that are in no region.")
+        problems.append(f"{FILE}: regions_class_order: {list(order)} holds values that are in no region.")
     return labels, regions, order, ignore
 
 
@@ -191,20 +198,15 @@ def _find(
 
 def _listed(folder: Path, dataset: dict[str, _Listed], problems: list[str], allow_outside: bool) -> list[CaseSpec]:
     """Cases of the explicit list, in its order."""
-
-    def locate(name: str) -> Path:
-        return folder / name if allow_outside else inside(folder, name)
-
     cases = []
     for case_id, entry in dataset.items():
-        where = f"dataset.json: dataset: {brief(case_id, 60)}"
+        where = f"{FILE}: dataset: {brief(case_id, 60)}"
         try:
             if problem := case_id_problem(case_id):
                 raise InputError(problem)
-            if not entry.images:
-                raise InputError("no image is given")
-            images = tuple(locate(name) for name in entry.images)
-            cases.append(CaseSpec(case_id, images, locate(entry.label) if entry.label is not None else None))
+            cases.append(
+                CaseSpec(case_id, *files_of_case(folder, entry.images, entry.label, allow_outside=allow_outside))
+            )
         except InputError as error:
             problems.append(f"{where}: {error}.")
             continue

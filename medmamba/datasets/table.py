@@ -15,21 +15,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-from medmamba.datasets.description import Description, channel_names, check_ids, ignore_value, label_values, parse
-from medmamba.datasets.names import case_id_problem, inside
+from medmamba.datasets.description import FILE, ListedCases, check_ids, parse
+from medmamba.datasets.names import case_id_problem, files_of_case
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.errors import InputError, InputErrors
+from medmamba.errors import InputError
 from medmamba.images import stem_of
 from medmamba.images.gate import brief, read_small, shown
 
 LARGEST_BYTES = 100 * 2**20
-
-
-class _Table(Description):
-    """dataset.json beside a table."""
-
-    modality: dict[str, str] | None = None
-    ignore: int | None = None
 
 
 def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside: bool) -> DatasetSpec:
@@ -38,15 +31,11 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     Args:
         allow_outside: paths may lead out of the folder; for a table that the user named himself.
     """
-    file = parse(_Table, raw, "dataset.json")
+    file = parse(ListedCases, raw)
+    channels, labels, ignore = file.contents(folder)
     problems: list[str] = []
-    channels = channel_names(file.modality or file.channel_names, "dataset.json", problems)
-    labels = label_values(file.labels, "dataset.json", problems)
-    ignore = ignore_value(labels, file.ignore, "dataset.json", problems)
-    if problems:
-        raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
-    rows, columns = _rows(table)
     where = shown(table.name)
+    rows, columns = _rows(table, where)
     image_columns = [c for c in ("image", *(f"image_{n}" for n in range(len(columns)))) if c in columns]
     if not image_columns:
         raise InputError(f"{where}: no column image or image_0 (found: {', '.join(columns)[:100]}). Add it.")
@@ -55,16 +44,14 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     for number, row in enumerate(rows, start=2):
         at = f"{where}, line {number}"
         try:
-            images = tuple(_path(folder, row[c], allow_outside) for c in image_columns if row.get(c))
-            if not images:
-                raise InputError("no image is given")
-            label = _path(folder, row["label"], allow_outside) if row.get("label") else None
+            names = [row[column] for column in image_columns if row[column]]
+            images, label = files_of_case(folder, names, row.get("label") or None, allow_outside=allow_outside)
             case_id = row.get("case_id") or stem_of(images[0])
             if problem := case_id_problem(case_id):
                 raise InputError(f"{brief(case_id, 60)}: {problem}")
             annotated = tuple(n.strip() for n in row["annotated"].split(";")) if row.get("annotated") else None
             if strange := [n for n in annotated or () if n not in labels]:
-                raise InputError(f"the annotated label {brief(strange[0], 40)!r} is not declared in dataset.json")
+                raise InputError(f"the annotated label {brief(strange[0], 40)!r} is not declared in {FILE}")
             split = (row.get("split") or "train").lower()
             if split not in ("train", "test"):
                 raise InputError(f"split is {brief(split, 40)!r}; train or test is needed")
@@ -91,17 +78,8 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     )
 
 
-def _rows(table: Path) -> tuple[list[dict[str, str]], list[str]]:
-    where = shown(table.name)
-    try:
-        text = read_small(table, LARGEST_BYTES, where).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    try:
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=separator, strict=True) if any(line)]
-    except csv.Error as error:
-        raise InputError(f"{where}: not a table: {error}. Correct it.") from None
+def _rows(table: Path, where: str) -> tuple[list[dict[str, str]], list[str]]:
+    lines = read_csv(table, where)
     if not lines:
         raise InputError(f"{where}: the table is empty. Add a line of column names and one line per case.")
     columns = [name.strip().lower() for name in lines[0]]
@@ -113,5 +91,18 @@ def _rows(table: Path) -> tuple[list[dict[str, str]], list[str]]:
     return [dict(zip(columns, (cell.strip() for cell in line), strict=True)) for line in lines[1:]], columns
 
 
-def _path(folder: Path, name: str, allow_outside: bool) -> Path:
-    return folder / name if allow_outside else inside(folder, name)
+def read_csv(path: Path, where: str) -> list[list[str]]:
+    """The lines of a CSV file that are not empty, as fields; separated by commas, semicolons or tabs.
+
+    Raises:
+        InputError: larger than 100 MiB, not UTF-8, or no table.
+    """
+    try:
+        text = read_small(path, LARGEST_BYTES, where).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    try:
+        return [line for line in csv.reader(io.StringIO(text), delimiter=separator, strict=True) if any(line)]
+    except csv.Error as error:
+        raise InputError(f"{where}: not a table: {error}. Correct it.") from None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medmamba.datasets import check_dataset, load_case, read_dataset
-from medmamba.datasets.names import case_id_problem, clashes, output_path
+from medmamba.datasets.names import case_id_problem, clashes
 from medmamba.errors import InputError
 
 
@@ -156,7 +156,6 @@ def test_warnings_are_collected(dataset, save):
     save("data/labelsTr/case_002.nii.gz", np.ones((6, 7, 5), np.float32))
     save("data/labelsTr/case_003.nii.gz", np.ones((6, 7, 5), np.uint8))
     report = check_dataset(changed(folder, numTest=3))
-    assert report.duplicates == (("case_000", "case_003"),)
     text = "\n".join(report.warnings)
     assert "imagesTr: 1 image file(s) belong to no training case and are not used, the first is stray.nii.gz" in text
     assert "case_001: the label map is empty" in text
@@ -292,9 +291,6 @@ def test_names_that_a_file_system_confuses_are_refused():
     assert case_id_problem("..") == "the case has no name"
     assert "slash" in case_id_problem("a/b")
     assert case_id_problem("case 1") is None
-    with pytest.raises(InputError, match="slash or backslash"):
-        output_path(Path("out"), "../x", ".nii.gz")
-    assert output_path(Path("out"), "x", ".nii.gz") == Path("out/x.nii.gz")
 
 
 @pytest.mark.parametrize("name", ["hippocampus", "cardiac_lv", "ms_lesion", "spleen_ct_sample"])
