@@ -29,7 +29,7 @@ from medmamba.inference.restore import on_native_grid
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.case import shape_at_spacing
-from medmamba.preprocessing.resample import resample_image
+from medmamba.preprocessing.resample import resample_slabs
 
 SPACING_MM = (0.75, 0.75, 1.0)
 LIMIT_GIB = 8.0
@@ -48,7 +48,7 @@ def synthetic_network(classes: int) -> torch.nn.Module:
 def synthetic_image(shape: tuple[int, int, int]) -> np.ndarray:
     """A smooth volume in float32, between about -3 and 3."""
     coarse = np.random.default_rng(0).standard_normal((1, *(max(2, n // 16) for n in shape))).astype(np.float32)
-    return 1.5 * resample_image(coarse, shape)
+    return 1.5 * resample_slabs([coarse], coarse.shape, shape)
 
 
 def all_at_once(logits: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -126,7 +126,7 @@ def main() -> int:
     for _ in range(choices.volumes):
         wall, cpu = time.perf_counter(), time.process_time()
         volume = trail.steps[2].apply(synthetic_image((i, j, k)))  # the plan's axis order
-        image = torch.from_numpy(np.ascontiguousarray(resample_image(volume, resample.shape_after)))
+        image = torch.from_numpy(np.ascontiguousarray(resample_slabs([volume], volume.shape, resample.shape_after)))
         del volume
         planes = stream_logits([network], image, window, on_tile=tell)
         channels = OutputChannels.of_labels([str(number) for number in range(choices.classes)])

@@ -52,14 +52,9 @@ class Options(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _fits_64_bits(cls, value: Any) -> Any:
+    def _neither_huge_nor_empty(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, int) and abs(value) >= 2**63:
             raise ValueError("is too large. Write a number below 2^63.")
-        return value
-
-    @field_validator("*")
-    @classmethod
-    def _names_something(cls, value: Any, info: ValidationInfo) -> Any:
         if value == () and cls.model_fields[str(info.field_name)].default != ():
             raise ValueError("is empty. Name at least one, or leave it out.")
         return value

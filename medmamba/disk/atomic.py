@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -27,12 +28,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from medmamba.errors import InputError, MedmambaError, ResourceError
+from medmamba.errors import InputError, ResourceError
 
 Verify = Callable[[Path], None]
 CRASH_POINTS = ("open", "write", "fsync", "verify", "replace", "folder")  # in the order in which they are passed
 MANY_FILES = 64  # from here on one call for the whole file system costs less than one for each file
 _passed: dict[str, int] = {}
+
+_FULL = ("the disk is full", "Free some space or choose another folder; nothing half-written was left.")
+_DENIED = ("permission denied", "Choose a folder that you may write to.")
+_IN_THE_WAY = ("a file stands where a folder is needed", "Remove that file or choose another folder.")
+_CAUSES = {
+    errno.ENOSPC: _FULL,
+    getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,
+    errno.EFBIG: ("the file would be larger than this system allows", "Choose another file system."),
+    errno.EROFS: ("it is on a read-only file system", "Choose another folder."),
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENAMETOOLONG: ("the name is too long for this file system", "Use a shorter case name or folder."),
+    errno.ELOOP: ("it is a symbolic link that leads nowhere", "Remove the link or choose another folder."),
+}
+"""What is wrong and what to do, by the number of a system error."""
+OTHER_CURE = "Check the disk or choose another folder."
 
 
 @contextlib.contextmanager
@@ -164,17 +183,17 @@ def remove_leftovers(folder: Path | str, *, shared: bool = False) -> list[Path]:
     """
     removed = []
     for part in sorted(Path(folder).glob(".*.part")):
-        name, pid = _who_wrote(part.name)
-        if pid is None or _alive(pid) or (shared and not _written_here(part.name)):
+        wrote = _PART.fullmatch(part.name)
+        if wrote is None or _alive(int(wrote["pid"])) or (shared and wrote["machine"] != _this_machine()):
             continue
-        if name.endswith(".old") and not (part.parent / name.removesuffix(".old")).exists():
-            part.rename(part.parent / name.removesuffix(".old"))
-        elif part.is_dir() and not part.is_symlink():
+        if wrote["old"] and not (part.parent / wrote["name"]).exists():
+            part.rename(part.parent / wrote["name"])
+            continue
+        if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part, ignore_errors=True)
-            removed.append(part)
         else:
             part.unlink(missing_ok=True)
-            removed.append(part)
+        removed.append(part)
     return removed
 
 
@@ -183,49 +202,21 @@ def explained(path: Path | str) -> Iterator[None]:
     """Turns a failed write into a ResourceError of one line: what, where, what to do."""
     try:
         yield
-    except MedmambaError:
-        raise
     except OSError as error:
-        raise _resource_error(Path(path), error) from error
+        what, cure = _CAUSES.get(error.errno or 0) or ((error.strerror or str(error)).lower(), OTHER_CURE)
+        shown = os.fspath(path)
+        shown = shown if shown.isprintable() else shown.encode("unicode_escape").decode()
+        raise ResourceError(f"Cannot write {shown}: {what}. {cure}") from error
 
 
-def _resource_error(path: Path, error: OSError) -> ResourceError:
-    shown = os.fspath(path).encode("unicode_escape").decode() if not os.fspath(path).isprintable() else os.fspath(path)
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        what, cure = "the disk is full", "Free some space or choose another folder; nothing half-written was left."
-    elif error.errno == errno.EFBIG:
-        what, cure = "the file would be larger than this system allows", "Choose another file system."
-    elif error.errno == errno.EROFS:
-        what, cure = "it is on a read-only file system", "Choose another folder."
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        what, cure = "permission denied", "Choose a folder that you may write to."
-    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-        what, cure = "a file stands where a folder is needed", "Remove that file or choose another folder."
-    elif error.errno == errno.ENAMETOOLONG:
-        what, cure = "the name is too long for this file system", "Use a shorter case name or folder."
-    elif error.errno == errno.ELOOP:
-        what, cure = "it is a symbolic link that leads nowhere", "Remove the link or choose another folder."
-    else:
-        what, cure = (error.strerror or str(error)).lower(), "Check the disk or choose another folder."
-    return ResourceError(f"Cannot write {shown}: {what}. {cure}")
+_PART = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.(?P<pid>[0-9]+)\.(?P<machine>[^.]{4})[^.]{4}\.part", re.DOTALL)
+"""A name made by ``_part_beside``; files of other programs have none like it."""
 
 
 def _part_beside(path: Path) -> Path:
     # 255 bytes is the usual limit of a file name; the rest is for pid and random part.
     name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
     return path.parent / f".{name}.{os.getpid()}.{_this_machine()}{secrets.token_hex(2)}.part"
-
-
-def _who_wrote(part: str) -> tuple[str, int | None]:
-    """The final name and the process in a name made by ``_part_beside``; None for files of other programs."""
-    pieces = part.removeprefix(".").removesuffix(".part").rsplit(".", 2)
-    if len(pieces) != 3 or not pieces[1].isdecimal() or len(pieces[2]) != 8:
-        return part, None
-    return pieces[0], int(pieces[1])
-
-
-def _written_here(part: str) -> bool:
-    return part.removesuffix(".part").rsplit(".", 1)[1].startswith(_this_machine())
 
 
 def _this_machine() -> str:
@@ -265,14 +256,19 @@ def _swap_in(part: Path, path: Path) -> Path | None:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Exchanges two names in one step (Linux renameat2); False where that does not exist."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
+    if (renameat2 := _system_call("renameat2")) is None:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return bool(renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
+
+
+def _system_call(name: str) -> Any:
+    """A function of Linux that Python does not have, or None where it does not exist."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with contextlib.suppress(OSError):
+        return getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    return None
 
 
 def _sync_tree(top: Path) -> None:
@@ -282,17 +278,14 @@ def _sync_tree(top: Path) -> None:
         return
     for folder, files in tree:
         for name in files:
-            _sync_file(folder / name)
+            with open(folder / name, "rb") as file:
+                os.fsync(file.fileno())
         _sync_folder(folder)
 
 
 def _sync_file_system(folder: Path) -> bool:
     """Brings all that its file system holds to the disk (Linux syncfs); False where that does not exist."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        syncfs = ctypes.CDLL(None, use_errno=True).syncfs
-    except (OSError, AttributeError):
+    if (syncfs := _system_call("syncfs")) is None:
         return False
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -301,11 +294,6 @@ def _sync_file_system(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-
-
-def _sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

@@ -121,8 +121,6 @@ def _flock(file: int, *, release: bool = False, shared: bool = False) -> bool:
     try:
         take = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         fcntl.flock(file, fcntl.LOCK_UN if release else take)
-    except BlockingIOError:
-        raise
     except OSError as error:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             return False

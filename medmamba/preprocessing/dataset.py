@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from medmamba.datasets import DatasetSpec, LoadedCase, load_case
+from medmamba.datasets import DatasetSpec, load_case
 from medmamba.images import ReadOptions
 from medmamba.plans.labels import ignore_index, label_names
 from medmamba.plans.schema import Configuration, Plan
@@ -39,34 +39,27 @@ def preprocess_dataset(
     """
 
     def one(case_id: str) -> None:
-        loaded = load_case(spec, spec.case(case_id), options)
+        case = spec.case(case_id)
+        image, labels = load_case(spec, case, options)
+        assert labels is not None
+        indices = encode(labels.array, plan)
         made: dict[tuple[float, ...] | None, PreprocessedCase] = {}
         for name in configurations:
             configuration = plan.configurations[name]
             grid = None if configuration.spacing_mm is None else tuple(configuration.spacing_mm)
             if grid not in made:  # a cascade stands on the grid of the full resolution
-                made[grid] = _preprocessed(case_id, loaded, plan, configuration)
+                made[grid] = preprocess_case(case_id, image.array, image.grid, plan, configuration, indices)
             if name == configurations[0]:
                 visit(made[grid])
-            _store(folder / name / case_id, made[grid], plan, configuration, spec.case(case_id).annotated)
+            _store(folder / name / case_id, made[grid], plan, configuration, case.annotated)
 
     with ThreadPoolExecutor(workers) as pool:
         for done, _ in enumerate(pool.map(one, case_ids), start=1):
             on_case(done, len(case_ids))
 
 
-def _preprocessed(case_id: str, loaded: LoadedCase, plan: Plan, configuration: Configuration) -> PreprocessedCase:
-    assert loaded.labels is not None
-    indices = encode(loaded.labels.array, plan)
-    return preprocess_case(case_id, loaded.image.array, loaded.image.grid, plan, configuration, indices)
-
-
 def _store(
-    folder: Path,
-    case: PreprocessedCase,
-    plan: Plan,
-    configuration: Configuration,
-    annotated: Sequence[str] | None,
+    folder: Path, case: PreprocessedCase, plan: Plan, configuration: Configuration, annotated: Sequence[str] | None
 ) -> None:
     assert case.labels is not None
     names = ["background", *label_names(plan)]

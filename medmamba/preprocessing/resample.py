@@ -14,33 +14,25 @@ import torch
 from numpy.typing import NDArray
 
 
-def resample_image(
-    array: NDArray[np.float32], shape: tuple[int, ...], coarse_axis: int | None = None
-) -> NDArray[np.float32]:
-    """(C, I, J, K) on a grid of ``shape``: cubic spline, and nearest neighbour across ``coarse_axis``."""
-    if array.shape[1:] == tuple(shape):
-        return array
-    return resample_slabs([array], array.shape, shape, coarse_axis)
-
-
 def resample_slabs(
     slabs: Iterable[NDArray[np.float32]],
     given: tuple[int, ...],
     shape: tuple[int, ...],
     coarse_axis: int | None = None,
 ) -> NDArray[np.float32]:
-    """As :func:`resample_image`, of an image (C, I, J, K) that comes in slabs (C, some planes, J, K), in order.
+    """An image (C, I, J, K), given in slabs (C, some planes, J, K), on a grid of ``shape``.
 
-    Every plane is resampled as it comes, and only what is left of it is kept for the first axis.
+    Cubic spline, and nearest neighbour across ``coarse_axis``. Every plane is resampled as it comes, and only what is
+    left of it is kept for the first axis.
 
     Args:
         given: shape of the whole image.
     """
     channels, *before = given
-    operators = [
-        _operator(old, new, nearest=axis == coarse_axis)
-        for axis, (old, new) in enumerate(zip(before, shape, strict=True))
-    ]
+    operators: list[torch.Tensor | None] = []  # the matrix (new, old) along each axis; None where nothing changes
+    for axis, (old, new) in enumerate(zip(before, shape, strict=True)):
+        matrix = _nearest_matrix if axis == coarse_axis else _cubic_matrix
+        operators.append(None if old == new else matrix(old, new))
     across, down, along = operators
     planes = torch.empty((channels, before[0], *shape[1:]))
     start = 0
@@ -87,13 +79,6 @@ def interpolate_linear(volume: torch.Tensor, shape: tuple[int, ...], coarse_axis
     if tuple(volume.shape) == tuple(shape):
         return volume
     return torch.nn.functional.interpolate(volume[None, None], size=tuple(shape), mode="trilinear")[0, 0]
-
-
-def _operator(old: int, new: int, *, nearest: bool) -> torch.Tensor | None:
-    """The matrix (new, old) along one axis; None where nothing changes."""
-    if old == new:
-        return None
-    return _nearest_matrix(old, new) if nearest else _cubic_matrix(old, new)
 
 
 @lru_cache(maxsize=64)

@@ -152,17 +152,12 @@ class CaseReader:
 
     def read_previous_patch(self, start: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.int16]:
         """The first stage's labels (1, *size) from voxel ``start``; 0 outside the volume."""
-        inside, target = self._boxes(start, size)
-        labels = np.zeros((1, *size), np.int16)
-        labels[0][target] = self._previous[inside]
-        return labels
+        return self._patch(self._previous, start, size, np.int16)[None]
 
     def read_body_patch(self, start: tuple[int, ...], size: tuple[int, ...]) -> NDArray[np.int16]:
         """The nonzero mask as a label map (1, *size) from voxel ``start``; all 1 where none is stored."""
-        inside, target = self._boxes(start, size)
-        nonzero_mask = np.zeros((1, *size), np.int16)
-        nonzero_mask[0][target] = 1 if self._nonzero_mask is None else self._nonzero_mask[inside]
-        return nonzero_mask
+        mask = np.broadcast_to(1, self.shape) if self._nonzero_mask is None else self._nonzero_mask
+        return self._patch(mask, start, size, np.int16)[None]
 
     def read_whole(self) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """The whole image (C, I, J, K) and label map (I, J, K)."""
@@ -172,22 +167,22 @@ class CaseReader:
         self, start: tuple[int, ...], size: tuple[int, ...]
     ) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
         """Image (C, *size) and labels (1, *size) from voxel ``start``; outside the volume both are 0."""
-        inside, target = self._boxes(start, size)
-        image = np.zeros((self._image.shape[0], *size), np.float32)
-        labels = np.zeros((1, *size), np.int16)
-        image[(slice(None), *target)] = self._image[(slice(None), *inside)]
-        labels[0][target] = self._labels[inside]
-        return image, labels
+        image = self._patch(self._image, start, size, np.float32)
+        return image, self._patch(self._labels, start, size, np.int16)[None]
 
-    def _boxes(self, start: tuple[int, ...], size: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Where a patch lies in the volume, and where that part lies in the patch."""
+    def _patch(self, stored: Any, start: tuple[int, ...], size: tuple[int, ...], kind: type[np.generic]) -> NDArray:
+        """A patch of a stored array (..., I, J, K); 0 outside the volume."""
         inside: list[slice] = []
         target: list[slice] = []
         for first, edge, extent in zip(start, size, self.shape, strict=True):
             low, high = max(first, 0), min(first + edge, extent)
             inside.append(slice(low, max(high, low)))
             target.append(slice(low - first, max(high, low) - first))
-        return tuple(inside), tuple(target)
+        channels = stored.shape[: -len(size)]
+        every = (slice(None),) * len(channels)
+        patch = np.zeros((*channels, *size), kind)
+        patch[(*every, *target)] = stored[(*every, *inside)]
+        return patch
 
 
 def stored_cases(folder: Path) -> dict[str, CaseReader]:

@@ -13,9 +13,13 @@ from scipy import ndimage
 
 from medmamba.geometry.anisotropy import separate_axis
 from medmamba.preprocessing.case import shape_at_spacing
-from medmamba.preprocessing.resample import resample_image, resample_labels
+from medmamba.preprocessing.resample import resample_labels, resample_slabs
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())
+
+
+def resample_image(array, shape, coarse_axis=None):
+    return resample_slabs([array], array.shape, shape, coarse_axis)
 
 
 @pytest.mark.parametrize("case", CASES["new_shape"])
