@@ -5,8 +5,8 @@ A command is a function of arguments, written with typer, and of records:
     def train(run: Annotated[Path, typer.Argument()], options: TrainOptions, config: TrainConfig) -> Answer:
 
 Text, default, bounds and heading of an option are those of its field. ``--recipe FILE`` sets the same fields by name,
-and the command line wins. ``Annotated[TrainConfig, OptionSubset({"steps": None, "seed": "Seed of the masks."})]``
-offers these fields and no others.
+and the command line wins. ``Annotated[TrainConfig, {"steps": None, "seed": "Seed of the masks."}]`` offers these fields
+and no others, with a help text where it differs from the record's.
 """
 
 from __future__ import annotations
@@ -40,13 +40,6 @@ _VALUES = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 @dataclass(frozen=True)
-class OptionSubset:
-    """The fields of a record that a command offers, with a help text where it differs from the record's."""
-
-    texts: Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
 class OptionSpec:
     """A record among the parameters of a command: its class and the fields that are options."""
 
@@ -57,12 +50,11 @@ class OptionSpec:
         """The fields that the user gave on the command line."""
         found = {}
         for name, field in self.fields.items():
+            turns_off = self.kind.flag(name).startswith("--no-")
             if _given(context, name):
-                found[name] = (
-                    values[name] != self.kind.flag(name).startswith("--no-") if _is_switch(field) else values[name]
-                )
+                found[name] = not turns_off if _is_switch(field) else values[name]
             elif _given(context, _OPPOSITE + name):
-                found[name] = self.kind.flag(name).startswith("--no-")
+                found[name] = turns_off
         return found
 
 
@@ -126,7 +118,7 @@ def _spec_of(annotation: Any) -> OptionSpec | None:
     kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     if not (isinstance(kind, type) and issubclass(kind, Options)):
         return None
-    texts = next((mark.texts for mark in marks if isinstance(mark, OptionSubset)), dict.fromkeys(kind.model_fields))
+    texts = marks[0] if marks else dict.fromkeys(kind.model_fields)
     fields = {name: copy(kind.model_fields[name]) for name in texts}
     for name, field in fields.items():
         field.description = texts[name] or field.description

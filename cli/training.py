@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from medmamba.cli.console import Answer, clock, console, is_first_process, report_warnings, stages, training_progress
-from medmamba.cli.from_record import OptionSubset
 from medmamba.command_options import DemoOptions, ExplainOptions, InfoOptions
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.planning.options import PlanRequest
@@ -89,7 +88,7 @@ def explain(run: PlannedRun, options: ExplainOptions) -> Answer:
 def pretrain(
     run: Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`; its labels are not used.")],
     options: PretrainOptions,
-    config: Annotated[TrainConfig, OptionSubset(PRETRAINING_FIELDS)],
+    config: Annotated[TrainConfig, PRETRAINING_FIELDS],
 ) -> Answer:
     """Pretrain on unlabelled images by reconstructing masked slices; `train --init` starts from the result."""
     _check_plan(run)

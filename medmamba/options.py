@@ -50,6 +50,13 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """True and False are no numbers in a recipe, as they are in Python; not in lists and tables either."""
+        parts = set(_parts(cls.model_fields[str(info.field_name)].annotation))
+        return _switches_as_text(value) if parts & {int, float} and bool not in parts else value
+
     @field_validator("*")
     @classmethod
     def _neither_huge_nor_empty(cls, value: Any, info: ValidationInfo) -> Any:
@@ -81,9 +88,8 @@ class Options(BaseModel):
         Args:
             named: what a message calls a field; default: its option on the command line.
         """
-        typed = {name: _no_switch(cls, name, value) for name, value in values.items()}
         try:
-            return cls(**typed)
+            return cls(**values)
         except ValidationError as error:
             faults = {str(fault["loc"][0]): fault for fault in reversed(error.errors())}  # the first of each field
             named = named or cls.flag
@@ -121,12 +127,6 @@ def option(default: Any, text: str, *, panel: str | None = None, flag: str | Non
         bounds: of pydantic's Field: ge, gt, le, lt.
     """
     return Field(default=default, description=text, json_schema_extra={"panel": panel, "flag": flag}, **bounds)
-
-
-def _no_switch(kind: type[Options], name: str, value: Any) -> Any:
-    """True and False are no numbers in a recipe, as they are in Python; not in lists and tables either."""
-    parts = set(_parts(kind.model_fields[name].annotation)) if name in kind.model_fields else set()
-    return _switches_as_text(value) if parts & {int, float} and bool not in parts else value
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

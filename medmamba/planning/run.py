@@ -12,7 +12,7 @@ from typing import Any
 
 from medmamba.compute.free_memory import main_memory
 from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_splits
-from medmamba.datasets.groups import patients_of
+from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError

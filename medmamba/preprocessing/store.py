@@ -217,7 +217,8 @@ def _sample_locations(labels: NDArray[np.integer], seed: int, ignore: int | None
             continue
         mask = labels[box] == label
         voxels = np.argwhere(mask) + [part.start for part in box]
-        component = _components(mask)
+        numbered, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))  # corners touch
+        component = numbered[mask]  # in the order of argwhere
         if len(voxels) > MAX_LOCATIONS:
             _, firsts = np.unique(component, return_index=True)
             drawn = rng.choice(len(voxels), MAX_LOCATIONS, replace=False)
@@ -231,11 +232,3 @@ def _sample_locations(labels: NDArray[np.integer], seed: int, ignore: int | None
             voxels = voxels[np.sort(rng.choice(len(voxels), MAX_LOCATIONS, replace=False))]
         locations[ANNOTATED] = np.ascontiguousarray(voxels.astype(kind))
     return locations
-
-
-def _components(mask: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """Number of the connected component (corners touch) of every True voxel, in the order of argwhere."""
-    from scipy import ndimage
-
-    numbered, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    return numbered[mask]
