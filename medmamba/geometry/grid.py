@@ -12,6 +12,8 @@ import numpy.typing as npt
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 Affine = npt.NDArray[np.float64]
+Reorientation = tuple[Shape, tuple[bool, bool, bool]]
+"""Axis order and flips."""
 
 # Limits of what is taken for an image of a patient or a specimen.
 SMALLEST_SPACING_MM = 0.01  # below: a header in metres or an empty one
@@ -177,7 +179,7 @@ def _corner_shift_mm(first: Grid, second: Grid) -> float:
     return float(np.linalg.norm((second.affine - first.affine)[:3] @ corners, axis=0).max())
 
 
-def canonical_reorientation(grid: Grid) -> tuple[Shape, tuple[bool, bool, bool]]:
+def canonical_reorientation(grid: Grid) -> Reorientation:
     """The axis order and the flips that bring a grid as close as possible to RAS+.
 
     Returns:
@@ -193,23 +195,21 @@ def canonical_reorientation(grid: Grid) -> tuple[Shape, tuple[bool, bool, bool]]
 
 
 @lru_cache(maxsize=256)
-def _nearest_axes(axes: bytes) -> tuple[Shape, tuple[bool, bool, bool]]:
+def _nearest_axes(axes: bytes) -> Reorientation:
     """:func:`canonical_reorientation` of the 3 x 3 part of an affine; most images of a dataset share it."""
     columns = np.frombuffer(axes, dtype=np.float64).reshape(3, 3)
     directions = columns / np.linalg.norm(columns, axis=0)
-    best: tuple[float, tuple[float, ...]] | None = None
-    answer: tuple[Shape, tuple[bool, bool, bool]] = ((0, 1, 2), (False, False, False))
-    for a, b, c in permutations(range(3)):
-        for flips in product((False, True), repeat=3):
-            candidate = directions[:, (a, b, c)] * np.where(flips, -1.0, 1.0)
-            rounded = tuple((np.round(candidate, 6) + 0.0).ravel().tolist())
-            key = (round(float(np.trace(candidate)), 6), rounded)
-            if best is None or key > best:
-                best, answer = key, ((a, b, c), (flips[0], flips[1], flips[2]))
+    best: tuple[float, list[float]] | None = None
+    answer: Reorientation = ((0, 1, 2), (False, False, False))
+    for permutation, flips in all_reorientations():
+        candidate = directions[:, permutation] * np.where(flips, -1.0, 1.0)
+        key = (round(float(np.trace(candidate)), 6), (np.round(candidate, 6) + 0.0).ravel().tolist())
+        if best is None or key > best:
+            best, answer = key, (permutation, flips)
     return answer
 
 
-def all_reorientations() -> list[tuple[Shape, tuple[bool, bool, bool]]]:
+def all_reorientations() -> list[Reorientation]:
     """The 48 ways to store one array: 6 axis orders times 8 combinations of flips."""
     return [
         ((a, b, c), (f, g, h)) for a, b, c in permutations(range(3)) for f, g, h in product((False, True), repeat=3)

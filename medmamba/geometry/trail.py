@@ -1,8 +1,7 @@
 """The invertible steps from a case's native grid to the plan's grid: reorient, crop, resample, pad.
 
-Each step is a frozen record that knows the grid it starts from, the grid it gives, and how to carry an array
-(C, i, j, k) forward and back. Reorient, crop and pad only move voxels, so they return exactly what went in.
-How values are interpolated is not decided here: the caller passes the function to :class:`Resample` steps.
+Reorient, crop and pad only move voxels, so they return exactly what went in. How values are interpolated is not decided
+here: the caller passes the function to :class:`Resample` steps.
 
     trail = SpatialTrail(native=image.grid).then(Reorient.to_canonical(image.grid))
     trail = trail.then(Crop(trail.grid.shape, start=(4, 0, 2), stop=(90, 80, 30)))
@@ -12,14 +11,14 @@ How values are interpolated is not decided here: the caller passes the function 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.geometry.grid import Grid, Shape, Spacing, canonical_reorientation, same_box
+from medmamba.geometry.grid import Affine, Grid, Shape, Spacing, canonical_reorientation, same_box
 
 Array = npt.NDArray[Any]
 Fill = float | int | npt.NDArray[Any]  # one value, or one per channel (C,)
@@ -33,20 +32,57 @@ class Resampler(Protocol):
     ) -> Array: ...
 
 
-class TrailStep(Protocol):
-    """One change of geometry."""
+class TrailStep:
+    """One change of geometry: its shapes, the grid it gives, and how an array (C, i, j, k) is carried there and back.
+
+    A subclass is a frozen record with ``shape_after``, ``inverse``, ``_move`` (which changes an affine) and ``_carry``.
+    """
+
+    shape_before: Shape
+
+    if TYPE_CHECKING:  # a property of most steps, a field of Resample
+
+        @property
+        def shape_after(self) -> Shape: ...
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # NumPy's numbers and JSON's lists become plain tuples
+            if (value := getattr(self, field.name)) is not None:
+                object.__setattr__(self, field.name, tuple(np.asarray(value).tolist()))
 
     @property
-    def shape_before(self) -> Shape: ...
-    @property
-    def shape_after(self) -> Shape: ...
-    def grid_after(self, grid: Grid) -> Grid: ...
-    def apply(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array: ...
-    def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array: ...
+    def inverse(self) -> TrailStep:
+        """The step back."""
+        raise NotImplementedError
+
+    def grid_after(self, grid: Grid) -> Grid:
+        """The grid at the end of the step, of an image without millimetres too."""
+        if grid.affine is None:
+            return Grid(self.shape_after)
+        affine = grid.affine.copy()
+        self._move(affine)
+        return Grid(self.shape_after, affine)
+
+    def apply(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
+        """The array at the end of the step; ``fill`` is the value of voxels that are added."""
+        _expect(array, self.shape_before)
+        carried = self._carry(array, resample, fill)
+        _expect(carried, self.shape_after)
+        return carried
+
+    def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
+        """The array at the beginning of the step; voxels that a crop left out hold ``fill``."""
+        return self.inverse.apply(array, resample=resample, fill=fill)
+
+    def _move(self, affine: Affine) -> None:
+        raise NotImplementedError
+
+    def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Reorient:
+class Reorient(TrailStep):
     """Axis a of the result is axis ``permutation[a]`` of the input, reversed where ``flips[a]``.
 
     With no flips it is the plan's change of axis order (nnU-Net's "transpose").
@@ -57,49 +93,39 @@ class Reorient:
     flips: tuple[bool, bool, bool] = (False, False, False)
 
     def __post_init__(self) -> None:
-        _freeze(self, "shape_before", "permutation")
-        object.__setattr__(self, "flips", tuple(bool(f) for f in self.flips))
+        super().__post_init__()
         if sorted(self.permutation) != [0, 1, 2]:
             raise ValueError(f"An axis order holds 0, 1 and 2 once each, not {self.permutation}.")
 
     @classmethod
     def to_canonical(cls, grid: Grid) -> Reorient:
         """The step that brings ``grid`` to RAS+ axes (see geometry.canonical_reorientation)."""
-        permutation, flips = canonical_reorientation(grid)
-        return cls(grid.shape, permutation, flips)
+        return cls(grid.shape, *canonical_reorientation(grid))
 
     @property
     def shape_after(self) -> Shape:
         return _shape(self.shape_before[axis] for axis in self.permutation)
 
-    def grid_after(self, grid: Grid) -> Grid:
-        if grid.affine is None:
-            return Grid(self.shape_after)
-        affine = grid.affine.copy()
+    @property
+    def inverse(self) -> Reorient:
+        order = _shape(np.argsort(self.permutation))
+        i, j, k = (self.flips[axis] for axis in order)
+        return Reorient(self.shape_after, order, (i, j, k))
+
+    def _move(self, affine: Affine) -> None:
+        columns = affine[:3, :3].copy()
         for axis, (source, flip) in enumerate(zip(self.permutation, self.flips, strict=True)):
-            column = grid.affine[:3, source]
-            affine[:3, axis] = -column if flip else column
+            affine[:3, axis] = -columns[:, source] if flip else columns[:, source]
             if flip:  # the last voxel becomes the first
-                affine[:3, 3] += column * (grid.shape[source] - 1)
-        return Grid(self.shape_after, affine)
+                affine[:3, 3] += columns[:, source] * (self.shape_before[source] - 1)
 
-    def apply(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        _expect(array, self.shape_before)
+    def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array:
         moved = array.transpose(0, *(1 + axis for axis in self.permutation))
-        return moved[(slice(None), *self._direction())]
-
-    def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        _expect(array, self.shape_after)
-        moved = array[(slice(None), *self._direction())]
-        inverse = np.argsort(self.permutation)
-        return moved.transpose(0, *(1 + int(axis) for axis in inverse))
-
-    def _direction(self) -> list[slice]:
-        return [slice(None, None, -1) if flip else slice(None) for flip in self.flips]
+        return moved[(slice(None), *(slice(None, None, -1 if flip else None) for flip in self.flips))]
 
 
 @dataclass(frozen=True)
-class Crop:
+class Crop(TrailStep):
     """Keeps the voxels ``start`` (included) to ``stop`` (not included) along each axis."""
 
     shape_before: Shape
@@ -107,7 +133,7 @@ class Crop:
     stop: Shape
 
     def __post_init__(self) -> None:
-        _freeze(self, "shape_before", "start", "stop")
+        super().__post_init__()
         if any(not 0 <= a < b <= n for a, b, n in zip(self.start, self.stop, self.shape_before, strict=True)):
             raise ValueError(f"A box from {self.start} to {self.stop} does not lie inside {self.shape_before}.")
 
@@ -115,71 +141,52 @@ class Crop:
     def shape_after(self) -> Shape:
         return _shape(b - a for a, b in zip(self.start, self.stop, strict=True))
 
-    def grid_after(self, grid: Grid) -> Grid:
-        return _shifted(grid, self.start, self.shape_after)
+    @property
+    def inverse(self) -> Pad:
+        after = _shape(n - b for b, n in zip(self.stop, self.shape_before, strict=True))
+        return Pad(self.shape_after, self.start, after)
 
-    def apply(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        _expect(array, self.shape_before)
-        return array[self._box()]
+    def _move(self, affine: Affine) -> None:
+        affine[:3, 3] += affine[:3, :3] @ np.array(self.start, dtype=np.float64)
 
-    def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        """Puts the box back; voxels outside it hold ``fill`` (background)."""
-        _expect(array, self.shape_after)
-        whole = _filled(array, self.shape_before, fill)
-        whole[self._box()] = array
-        return whole
-
-    def _box(self) -> tuple[slice, ...]:
-        return (slice(None), *(slice(a, b) for a, b in zip(self.start, self.stop, strict=True)))
+    def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array:
+        return array[(slice(None), *map(slice, self.start, self.stop))]
 
 
 @dataclass(frozen=True)
-class Pad:
+class Pad(TrailStep):
     """Adds ``before`` and ``after`` voxels at the two ends of each axis."""
 
     shape_before: Shape
     before: Shape
     after: Shape
-    mode: Literal["constant", "edge"] = "constant"
 
     def __post_init__(self) -> None:
-        _freeze(self, "shape_before", "before", "after")
+        super().__post_init__()
         if min(*self.before, *self.after) < 0:
             raise ValueError(f"Padding is never negative: {self.before} before, {self.after} after.")
-        if self.mode not in ("constant", "edge"):
-            raise ValueError(f"Padding is 'constant' or 'edge', not {self.mode!r}.")
-
-    @classmethod
-    def to_at_least(cls, shape: Shape, smallest: Shape, mode: Literal["constant", "edge"] = "constant") -> Pad:
-        """Pads ``shape`` evenly on both sides until no axis is below ``smallest``."""
-        missing = [max(0, want - have) for have, want in zip(shape, smallest, strict=True)]
-        return cls(shape, _shape(m // 2 for m in missing), _shape(m - m // 2 for m in missing), mode)
 
     @property
     def shape_after(self) -> Shape:
         return _shape(b + n + a for b, n, a in zip(self.before, self.shape_before, self.after, strict=True))
 
-    def grid_after(self, grid: Grid) -> Grid:
-        return _shifted(grid, _shape(-b for b in self.before), self.shape_after)
+    @property
+    def inverse(self) -> Crop:
+        stop = _shape(b + n for b, n in zip(self.before, self.shape_before, strict=True))
+        return Crop(self.shape_after, self.before, stop)
 
-    def apply(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        _expect(array, self.shape_before)
-        if self.mode == "edge":
-            return np.pad(array, ((0, 0), *zip(self.before, self.after, strict=True)), mode="edge")
-        whole = _filled(array, self.shape_after, fill)
-        whole[self._inside()] = array
+    def _move(self, affine: Affine) -> None:
+        affine[:3, 3] -= affine[:3, :3] @ np.array(self.before, dtype=np.float64)
+
+    def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array:
+        whole = np.empty((array.shape[0], *self.shape_after), dtype=array.dtype)
+        whole[...] = np.reshape(fill, (-1, 1, 1, 1))
+        self.inverse.apply(whole)[...] = array
         return whole
-
-    def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        _expect(array, self.shape_after)
-        return array[self._inside()]
-
-    def _inside(self) -> tuple[slice, ...]:
-        return (slice(None), *(slice(b, b + n) for b, n in zip(self.before, self.shape_before, strict=True)))
 
 
 @dataclass(frozen=True)
-class Resample:
+class Resample(TrailStep):
     """Another number of voxels over the same field of view (voxel edges meet at both ends).
 
     ``spacing_after_mm`` is what the plan asked for. The spacing that comes out differs from it by the rounding of
@@ -191,40 +198,21 @@ class Resample:
     spacing_before_mm: Spacing | None = None
     spacing_after_mm: Spacing | None = None
 
-    def __post_init__(self) -> None:
-        _freeze(self, "shape_before", "shape_after")
-        for name in ("spacing_before_mm", "spacing_after_mm"):
-            if (spacing := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(float(mm) for mm in spacing))
+    @property
+    def inverse(self) -> Resample:
+        return Resample(self.shape_after, self.shape_before, self.spacing_after_mm, self.spacing_before_mm)
 
-    def grid_after(self, grid: Grid) -> Grid:
-        if grid.affine is None:
-            return Grid(self.shape_after)
+    def _move(self, affine: Affine) -> None:
         factor = np.array(self.shape_before) / np.array(self.shape_after)
-        affine = grid.affine.copy()
-        affine[:3, :3] = grid.affine[:3, :3] * factor
-        affine[:3, 3] += grid.affine[:3, :3] @ ((factor - 1) / 2)
-        return Grid(self.shape_after, affine)
+        affine[:3, 3] += affine[:3, :3] @ ((factor - 1) / 2)
+        affine[:3, :3] *= factor
 
-    def apply(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        _expect(array, self.shape_before)
-        return self._carry(array, self.shape_after, self.spacing_before_mm, self.spacing_after_mm, resample)
-
-    def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
-        _expect(array, self.shape_after)
-        return self._carry(array, self.shape_before, self.spacing_after_mm, self.spacing_before_mm, resample)
-
-    @staticmethod
-    def _carry(
-        array: Array, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None, resample: Resampler | None
-    ) -> Array:
-        if _shape(array.shape[1:]) == shape:
+    def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array:
+        if self.shape_before == self.shape_after:
             return array
         if resample is None:
             raise ValueError("This trail changes the spacing: pass the function that interpolates as `resample`.")
-        result = resample(array, shape, from_mm, to_mm)
-        _expect(result, shape)
-        return result
+        return resample(array, self.shape_after, self.spacing_before_mm, self.spacing_after_mm)
 
 
 _STEPS: dict[str, Any] = {"reorient": Reorient, "crop": Crop, "resample": Resample, "pad": Pad}
@@ -238,7 +226,6 @@ class SpatialTrail:
     steps: tuple[TrailStep, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
         shape = self.native.shape
         for step in self.steps:
             if step.shape_before != shape:
@@ -294,8 +281,8 @@ class SpatialTrail:
         """The trail that :meth:`as_dict` wrote."""
         steps = []
         for entry in record["steps"]:
-            values = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items() if key != "step"}
-            steps.append(_STEPS[entry["step"]](**values))
+            values = dict(entry)
+            steps.append(_STEPS[values.pop("step")](**values))
         affine = None if record["affine"] is None else np.array(record["affine"], dtype=np.float64)
         return cls(Grid(tuple(record["shape"]), affine), tuple(steps))
 
@@ -311,30 +298,11 @@ def reindexed(array: Array, grid: Grid, onto: Grid) -> Array | None:
     return there.undo(here.apply(array))
 
 
-def _shape(values: Any) -> Shape:
-    i, j, k = (int(v) for v in values)
+def _shape(values: Iterable[int]) -> Shape:
+    i, j, k = (int(value) for value in values)
     return i, j, k
 
 
-def _freeze(step: object, *names: str) -> None:
-    for name in names:
-        object.__setattr__(step, name, _shape(getattr(step, name)))
-
-
 def _expect(array: Array, shape: Shape) -> None:
-    if array.ndim != 4 or tuple(array.shape[1:]) != shape:
+    if array.ndim != 4 or array.shape[1:] != shape:
         raise ValueError(f"Expected an array (C, {', '.join(map(str, shape))}), not {tuple(array.shape)}.")
-
-
-def _filled(array: Array, shape: Shape, fill: Fill) -> Array:
-    whole = np.empty((array.shape[0], *shape), dtype=array.dtype)
-    whole[...] = np.reshape(fill, (-1, 1, 1, 1)) if np.ndim(fill) else fill
-    return whole
-
-
-def _shifted(grid: Grid, start: Shape, shape: Shape) -> Grid:
-    if grid.affine is None:
-        return Grid(shape)
-    affine = grid.affine.copy()
-    affine[:3, 3] += grid.affine[:3, :3] @ np.array(start, dtype=np.float64)
-    return Grid(shape, affine)

@@ -21,16 +21,17 @@ from medmamba.geometry import grid_difference
 from medmamba.images.checked import (
     Decoded,
     Like,
+    alone,
     checked_image,
     checked_labels,
     grid_of,
+    header_and_zraw,
+    pair,
     same_values,
-    storable_channels,
     storable_labels,
 )
 from medmamba.images.gate import ReadOptions, shown
 from medmamba.images.image import LabelMap, MedicalImage
-from medmamba.images.siblings import alone, header_and_zraw, pair
 from medmamba.images.text_header import detached_files
 
 
@@ -174,25 +175,20 @@ def read_channels(
             raise InputError(f"{names[0]} and {name} {difference}. Bring all channels of a case onto one grid.")
     if len(images) == 1:
         return first
+    # Joined along the last axis in memory, so that i stays the fastest.
+    array = np.moveaxis(np.concatenate([np.moveaxis(image.array, 0, -1) for image in images], axis=-1), -1, 0)
     constant: list[int] = []
     seen = 0
     for image in images:
         constant += [seen + channel for channel in image.constant_channels]
         seen += image.channels
-    array = np.moveaxis(np.empty((*first.grid.shape, seen), dtype=np.float32, order="F"), -1, 0)
-    seen = 0
-    for image in images:
-        array[seen : seen + image.channels] = image.array
-        seen += image.channels
-    return MedicalImage(
-        array,
-        first.grid,
-        first.header,
-        first.path,
-        tuple(warning for image in images for warning in image.warnings),
-        tuple(constant),
-        all(image.orientation_known for image in images),
-        sum(image.nonfinite_voxels for image in images),
+    return replace(
+        first,
+        array=array,
+        warnings=tuple(warning for image in images for warning in image.warnings),
+        constant_channels=tuple(constant),
+        orientation_known=all(image.orientation_known for image in images),
+        nonfinite_voxels=sum(image.nonfinite_voxels for image in images),
     )
 
 
@@ -211,7 +207,10 @@ def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: Like) -> N
 
 def write_image(path: Path | str, array: npt.NDArray[Any], like: Like) -> None:
     """Writes intensities or probabilities (C, i, j, k) on the grid of ``like``; read again as masks are."""
-    _write(path, storable_channels(array, grid_of(like).shape), like, mask=False)
+    channels, shape = np.asarray(array), grid_of(like).shape
+    if channels.ndim != 4 or channels.shape[1:] != shape:
+        raise ValueError(f"Channels of shape {channels.shape} do not lie on a grid of {shape}.")
+    _write(path, channels, like, mask=False)
 
 
 def _write(path: Path | str, stored: npt.NDArray[Any], like: Like, *, mask: bool) -> None:

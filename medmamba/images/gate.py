@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -114,27 +115,12 @@ def read_container(
     where = where or shown(path)
     file, file_size = open_regular(path, where)
     with file:
-        try:
-            magic = file.read(2)
-            file.seek(0)
-            if magic == GZIP_MAGIC:
-                return _unpack(file, file_size, size_of, head, where)
-            return _read_plain(file, file_size, size_of, head, where)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
+        return _read(file, file_size, size_of, head, where, None)
 
 
 def read_block(file: BinaryIO, file_size: int, expected: int, where: str, packing: Packing) -> Container:
     """The rest of an open file, behind a text header, as ``expected`` bytes of voxels."""
-    try:
-        if packing != "raw":
-            return _unpack(file, file_size, lambda _: expected, 0, where, wbits=31 if packing == "gzip" else 15)
-        start = file.tell()
-        return _read_plain(file, file_size - start, lambda _: expected, 0, where, start=start)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
+    return _read(file, file_size, lambda _: expected, 0, where, packing)
 
 
 def read_small(path: Path | str, limit: int, where: str | None = None) -> bytes:
@@ -159,88 +145,96 @@ def check_memory(needed: int, where: str) -> None:
         )
 
 
-def _read_plain(
-    file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, start: int = 0
+def _read(
+    file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, packing: Packing | None
 ) -> Container:
-    expected = size_of(file.read(head))
-    if file_size < expected:
-        raise InputError(_too_short(where, file_size, expected))
-    file.seek(start)
-    check_memory(expected, where)
-    data = np.empty(expected, dtype=np.uint8)
-    filled = 0
-    while filled < expected:
-        if not (count := file.readinto(data[filled:])):  # type: ignore[attr-defined]
-            raise InputError(_too_short(where, filled, expected))
-        filled += count
-    return Container(data, packed=False, warnings=_extra(where, file_size - expected))
+    """The rest of an open file, whose length ``size_of`` takes from its first ``head`` bytes; None: packed or not."""
+    start = file.tell()
+    try:
+        if packing is None:
+            packing = "gzip" if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC else "raw"
+            file.seek(start)
+        if packing != "raw":
+            return _unpack(file, file_size, size_of, head, where, packing)
+        expected = size_of(file.read(head))
+        if file_size - start < expected:
+            raise _too_short(where, file_size - start, expected)
+        file.seek(start)
+        check_memory(expected, where)
+        data = np.empty(expected, dtype=np.uint8)
+        filled = 0
+        while filled < expected:
+            if not (count := file.readinto(data[filled:])):  # type: ignore[attr-defined]
+                raise _too_short(where, filled, expected)
+            filled += count
+        return Container(data, packed=False, warnings=_extra(where, file_size - start - expected))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
 
 
 def _unpack(
-    file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, wbits: int = 31
+    file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, packing: Packing
 ) -> Container:
-    start = bytearray()  # until the header is complete
-    data: npt.NDArray[np.uint8] | None = None
+    notes: list[str] = []
+    pieces = _unpacked(file, where, packing, notes)
+    start = b""
+    while len(start) < head and (piece := next(pieces, b"")):
+        start += piece
+    expected = size_of(start[:head])
+    if expected > file_size * DEFLATE_CEILING + head:
+        raise InputError(
+            f"{where}: its header announces {expected} bytes, more than {file_size} packed bytes can hold. "
+            "The header is damaged, or the file was cut off; copy it again from its source."
+        )
+    check_memory(expected, where)
+    data = np.empty(expected, dtype=np.uint8)
     filled = 0  # bytes that came out
-    trailing = 0
-    decoder = zlib.decompressobj(wbits)  # 31: gzip, 15: zlib; both verify checksums
-    expected = 0
-    pending = b""
-
-    def begin() -> npt.NDArray[np.uint8]:
-        nonlocal expected
-        expected = size_of(bytes(start[:head]))
-        if expected > file_size * DEFLATE_CEILING + head:
+    for piece in chain((start,), pieces):
+        kept = piece[: max(0, expected - filled)]
+        data[filled : filled + len(kept)] = np.frombuffer(kept, dtype=np.uint8)
+        filled += len(piece)
+        if filled > expected + EXTRA_BYTES_ALLOWED:
             raise InputError(
-                f"{where}: its header announces {expected} bytes, more than {file_size} packed bytes can hold. "
-                "The header is damaged, or the file was cut off; copy it again from its source."
+                f"{where}: unpacks to far more than the {expected} bytes that its header announces. "
+                "The header is damaged; export the image again."
             )
-        check_memory(expected, where)
-        buffer = np.empty(expected, dtype=np.uint8)
-        buffer[: min(len(start), expected)] = np.frombuffer(start, dtype=np.uint8)[:expected]
-        return buffer
+    if filled < expected:
+        raise _too_short(where, filled, expected)
+    return Container(data, packed=True, warnings=[*_extra(where, filled - expected), *notes])
 
+
+def _unpacked(file: BinaryIO, where: str, packing: Packing, notes: list[str]) -> Iterator[bytes]:
+    """Pieces of at most 1 MiB, to the end of the last member; what follows it is told in ``notes``."""
+    bits = 31 if packing == "gzip" else 15  # both verify checksums
+    decoder = zlib.decompressobj(bits)
+    came_out = 0
+    pending = b""
     try:
         while pending or (pending := file.read(_CHUNK)):
             if decoder.eof:  # another member, padding, or rubbish
                 if len(pending) < 2:
                     pending += file.read(_CHUNK)
-                if wbits != 31 or not pending.startswith(GZIP_MAGIC):
-                    trailing = len((pending + file.read()).lstrip(b"\0"))
+                if packing != "gzip" or not pending.startswith(GZIP_MAGIC):
+                    if trailing := len((pending + file.read()).lstrip(b"\0")):
+                        notes.append(
+                            f"{where}: {trailing} bytes that are not packed data follow the image and were ignored."
+                        )
                     break
-                decoder = zlib.decompressobj(wbits)
+                decoder = zlib.decompressobj(bits)
             piece = decoder.decompress(pending, _CHUNK)
             pending = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
-            if data is None:
-                start += piece
-                if len(start) >= head:
-                    data = begin()
-            elif filled < expected:
-                kept = piece[: expected - filled]
-                data[filled : filled + len(kept)] = np.frombuffer(kept, dtype=np.uint8)
-            filled += len(piece)
-            if data is not None and filled > expected + EXTRA_BYTES_ALLOWED:
-                raise InputError(
-                    f"{where}: unpacks to far more than the {expected} bytes that its header announces. "
-                    "The header is damaged; export the image again."
-                )
+            if piece:
+                came_out += len(piece)
+                yield piece
     except zlib.error as error:
         reason = "its checksum (CRC) does not fit" if "check" in str(error) else "the packed data are damaged"
-        kind = "gzip" if wbits == 31 else "zlib"
-        raise InputError(f"{where}: {reason} ({kind}). Copy it again from its source.") from None
+        raise InputError(f"{where}: {reason} ({packing}). Copy it again from its source.") from None
     if not decoder.eof:
         raise InputError(
-            f"{where}: cut off: the packed data end in the middle, after {filled} unpacked bytes. "
+            f"{where}: cut off: the packed data end in the middle, after {came_out} unpacked bytes. "
             "Copy it again from its source."
         )
-    if data is None:
-        data = begin()
-    if filled < expected:
-        raise InputError(_too_short(where, filled, expected))
-    warnings = _extra(where, filled - expected)
-    if trailing:
-        warnings.append(f"{where}: {trailing} bytes that are not packed data follow the image and were ignored.")
-    return Container(data, packed=True, warnings=warnings)
 
 
 def check_size(dims: tuple[int, ...], where: str, max_voxels: int) -> None:
@@ -256,8 +250,8 @@ def check_size(dims: tuple[int, ...], where: str, max_voxels: int) -> None:
         raise InputError(f"{where}: a single voxel, shape {dims}. Give a whole image.")
 
 
-def _too_short(where: str, found: int, expected: int) -> str:
-    return (
+def _too_short(where: str, found: int, expected: int) -> InputError:
+    return InputError(
         f"{where}: cut off: {found} bytes where its header announces {expected}. Copy it again from its source, "
         "or export the image again."
     )

@@ -76,7 +76,7 @@ def _from_nibabel(image: Any, options: ReadOptions, where: str) -> Decoded:
     """A nibabel image (i, j, k) or (i, j, k, C); of NIfTI images the header's geometry goes with it to the mask."""
     from nibabel.nifti1 import Nifti1Header
 
-    from medmamba.images.nifti_geometry import read_grid
+    from medmamba.images.nifti import read_grid
     from medmamba.images.nifti_header import parse_header
 
     values = np.asanyarray(image.dataobj)

@@ -5,29 +5,28 @@ Source: the MetaIO documentation of ITK (https://itk.org/Wiki/ITK/MetaIO/Documen
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from medmamba.disk.atomic import Verify, write_bytes, write_pair
 from medmamba.errors import InputError
-from medmamba.geometry import Grid, Shape
-from medmamba.images.checked import ZLIB, Decoded, Like, compressed, grid_of, header_of
-from medmamba.images.gate import ReadOptions, check_size
-from medmamba.images.siblings import header_and_zraw
+from medmamba.geometry import Grid
+from medmamba.images.checked import ZLIB, Decoded, Like, Stored, compressed, header_and_zraw, little_endian
+from medmamba.images.gate import ReadOptions
 from medmamba.images.text_header import (
-    Geometry,
-    Placed,
+    Place,
     TextHeader,
-    grid_from,
+    exact,
     header_fields,
     numbers,
     read_text_volume,
+    same_place,
     whole,
+    written_place,
 )
-from medmamba.images.voxels import Stored
+
+__all__ = ["read", "same_place", "write"]
 
 TYPES = {
     "MET_CHAR": "i1",
@@ -48,7 +47,7 @@ NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 SPACING, CENTER = "ElementSpacing", "CenterOfRotation"
 DIRECTIONS = ("TransformMatrix", "Rotation", "Orientation")  # the first of the names that a file uses counts
 ORIGINS = ("Offset", "Origin", "Position")
-GEOMETRY = (*DIRECTIONS, *ORIGINS, CENTER, "AnatomicalOrientation", SPACING)
+PLACE_FIELDS = (*DIRECTIONS, *ORIGINS, CENTER, "AnatomicalOrientation", SPACING)
 UNSUPPORTED = {"HeaderSize": 0, "ElementToIntensityFunctionSlope": 1, "ElementToIntensityFunctionOffset": 0}
 LPS = (-1, -1, 1)
 
@@ -59,15 +58,10 @@ class MetaHeader(TextHeader):
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """The numbers in a MetaImage file; several per voxel become channels (C, i, j, k)."""
-    return read_text_volume(path, where, partial(_understand, where=where, max_voxels=options.max_voxels))
+    return read_text_volume(path, where, options, _parse)
 
 
-def same_place(found: Decoded, like: Like) -> bool:
-    """Whether the grid came back, to the last bit."""
-    return found.grid == grid_of(like)
-
-
-def _understand(lines: list[str], where: str, max_voxels: int) -> Placed:
+def _parse(lines: list[str], where: str) -> MetaHeader:
     if not lines or not lines[0].replace(" ", "").startswith(("ObjectType=", "NDims=", "Comment=")):
         raise InputError(f"{where}: not a MetaImage file. Give an image of the kind that its name says.")
     fields = header_fields(lines, "=", NEEDED, where)
@@ -86,76 +80,65 @@ def _understand(lines: list[str], where: str, max_voxels: int) -> Placed:
     channels = whole(fields.get("ElementNumberOfChannels", "1"), "ElementNumberOfChannels", where)[0]
     if len(sizes) != axes or axes not in (2, 3):
         raise InputError(f"{where}: {axes} dimensions, sizes {tuple(sizes)}. Give a 2D or 3D image.")
-    check_size((*sizes, channels), where, max_voxels)
-    i, j, k = (*sizes, 1)[:3]
     big = _yes(fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")))
-    grid = _grid(fields, (i, j, k), axes, where)
-    header = MetaHeader(
-        shape=(i, j, k),
-        axes=axes,
+    return MetaHeader(
+        sizes=tuple(sizes),
         channels=channels,
         channel_first=True,
         dtype=np.dtype(kind).newbyteorder(">" if big else "<"),
         packing="zlib" if _yes(fields.get("CompressedData", "False")) else "raw",
         data_file=None if fields["ElementDataFile"].upper() == "LOCAL" else fields["ElementDataFile"],
-        geometry=tuple((name, fields[name]) for name in GEOMETRY if name in fields),
+        place=_place(fields, axes, where),
     )
-    return header, grid, grid.affine is not None and axes == 3
 
 
-def _grid(fields: dict[str, str], shape: Shape, axes: int, where: str) -> Grid:
+def _place(fields: dict[str, str], axes: int, where: str) -> Place:
+    lines = tuple((name, fields[name]) for name in PLACE_FIELDS if name in fields)
     if SPACING not in fields:
-        return Grid(shape)
+        return Place(lines=lines)
 
-    def values(names: tuple[str, ...], default: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def values(names: tuple[str, ...], default: np.ndarray) -> np.ndarray:
         name = next((name for name in names if name in fields), None)
         return default if name is None else np.array(numbers(fields[name], default.size, name, where))
 
     spacing = values((SPACING,), np.ones(axes))
     directions = values(DIRECTIONS, np.eye(axes).ravel()).reshape(axes, axes)  # one row per axis of the image
     origin = values(ORIGINS, np.zeros(axes))
-    return grid_from(shape, directions * spacing[:, None], origin, LPS if axes == 3 else (1, 1, 1), where)
+    return Place(directions * spacing[:, None], origin, LPS if axes == 3 else None, lines)
 
 
 def _yes(text: str) -> bool:
     return text.strip().lower() in ("true", "t", "1", "yes")
 
 
-def _geometry_of(grid: Grid) -> Geometry:
-    """Geometry lines for an image of another format."""
-    if grid.affine is None or grid.spacing_mm is None:
-        return ()
-    directions = (grid.affine[:3, :3] / np.array(grid.spacing_mm)) * np.array(LPS)[:, None]
-    return (
-        (DIRECTIONS[0], _row(directions.T.ravel())),
-        (ORIGINS[0], _row(grid.affine[:3, 3] * LPS)),
-        (CENTER, "0 0 0"),
-        (SPACING, _row(np.array(grid.spacing_mm))),
-    )
-
-
-def _row(values: npt.NDArray[np.float64]) -> str:
-    return " ".join(repr(float(v) + 0.0) for v in values)  # repr reads back as the same number; + 0.0: no negative zero
+def _lines_of(grid: Grid) -> dict[str, str]:
+    """Where an image of another format lies."""
+    assert grid.affine is not None
+    spacing = np.array(grid.spacing_mm)
+    directions = (grid.affine[:3, :3] / spacing) * np.array(LPS)[:, None]
+    return {
+        DIRECTIONS[0]: exact(directions.T.ravel(), " "),
+        ORIGINS[0]: exact(grid.affine[:3, 3] * LPS, " "),
+        CENTER: "0 0 0",
+        SPACING: exact(spacing, " "),
+    }
 
 
 def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
     """Writes (C, i, j, k) as .mha, or as .mhd with its packed voxels beside it."""
-    header: MetaHeader | None = header_of(like, MetaHeader)
-    grid = grid_of(like)
-    axes = header.axes if header else 3
-    little = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
-    slices = (little[..., k].tobytes(order="F") for k in range(grid.shape[2]))
+    sizes, place = written_place(like, MetaHeader, _lines_of)
+    slices = (plane.tobytes(order="F") for plane in np.moveaxis(little_endian(stored), -1, 0))
     packed = b"".join(compressed(slices, level=6, format_bits=ZLIB))
     files = header_and_zraw(path) if path.suffix.lower() == ".mhd" else [path]
     fields = {
         "ObjectType": "Image",
-        "NDims": str(axes),
+        "NDims": str(len(sizes)),
         "BinaryData": "True",
         "BinaryDataByteOrderMSB": "False",
         "CompressedData": "True",
         "CompressedDataSize": str(len(packed)),
-        **dict(header.geometry if header else _geometry_of(grid)),
-        "DimSize": " ".join(map(str, grid.shape[:axes])),
+        **place,
+        "DimSize": " ".join(map(str, sizes)),
         **({"ElementNumberOfChannels": str(len(stored))} if len(stored) > 1 else {}),
         "ElementType": NAME_OF[stored.dtype.newbyteorder("=").str[1:]],
         "ElementDataFile": files[1].name if len(files) > 1 else "LOCAL",

@@ -23,25 +23,11 @@ from medmamba.images.gate import Affines, ReadOptions, check_size
 
 HEAD_BYTES = Nifti2Header.template_dtype.itemsize  # 540; a NIfTI-1 header has 348
 
-# What of a header is kept for the masks made from it.
 GEOMETRY_FIELDS = (
-    "sizeof_hdr",
-    "dim",
-    "pixdim",
-    "xyzt_units",
-    "qform_code",
-    "sform_code",
-    "quatern_b",
-    "quatern_c",
-    "quatern_d",
-    "qoffset_x",
-    "qoffset_y",
-    "qoffset_z",
-    "srow_x",
-    "srow_y",
-    "srow_z",
-    "magic",
-)
+    "sizeof_hdr", "dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "magic",
+)  # fmt: skip
+"""What of a header is kept for the masks made from it."""
 
 Fields = np.ndarray[Any, Any]
 
@@ -80,27 +66,21 @@ class NiftiHeader:
         return self.dims[3] if len(self.dims) > 3 else 1
 
     @property
-    def data_bytes(self) -> int:
-        """Length of the block of voxels."""
-        return prod(self.dims) * self.dtype.itemsize
+    def data_end(self) -> int:
+        """Byte behind the last voxel."""
+        return self.data_at + prod(self.dims) * self.dtype.itemsize
 
     @property
     def nibabel(self) -> Nifti1Header:
-        """The geometry as a header of nibabel, a copy."""
+        """The geometry as a header of nibabel, a copy; its ``structarr`` holds the fields."""
         return nibabel_header(self.geometry)
-
-    @property
-    def fields(self) -> Fields:
-        """The geometry bytes as a structured array in the file's byte order, a copy."""
-        return cast(Fields, self.nibabel.structarr)
 
     def for_file(self, dims: tuple[int, ...], dtype: np.dtype[Any], *, paired: bool) -> Fields:
         """The header's fields for numbers of type ``dtype`` and shape ``dims`` on this geometry.
 
-        Raises:
-            ValueError: NIfTI has no such type of numbers.
+        Raises ValueError when NIfTI has no such type of numbers.
         """
-        fields = self.fields
+        fields: Fields = self.nibabel.structarr
         try:
             fields["datatype"], fields["bitpix"] = data_type_codes.code[cast(Any, dtype.type)], dtype.itemsize * 8
         except KeyError:
@@ -121,21 +101,6 @@ def nibabel_header(raw: bytes) -> Nifti1Header:
     return kind(raw, endianness="<" if int.from_bytes(raw[:4], "little") == len(raw) else ">", check=False)
 
 
-def parse_header(head: bytes, where: str, options: ReadOptions) -> NiftiHeader:
-    """Checks the first bytes of a file and returns the header in them.
-
-    Raises:
-        InputError: this is no NIfTI file, or a field of its header cannot be.
-    """
-    fields = _recognise(head, where)
-    paired = bytes(fields["magic"])[:3] in (b"ni1", b"ni2")
-    dims = _dims(fields, where, options.max_voxels)
-    dtype = _dtype(fields, where)
-    data_at = _data_at(fields, where, paired)
-    slope, inter = _scale(fields, where)
-    return NiftiHeader(dims, dtype, data_at, slope, inter, paired, _geometry_bytes(fields), options.prefer)
-
-
 def fresh_header(grid: Grid) -> NiftiHeader:
     """A NIfTI-1 header for an image that did not come from a NIfTI file: sform and qform hold the affine."""
     header = Nifti1Header(endianness="<")
@@ -146,6 +111,31 @@ def fresh_header(grid: Grid) -> NiftiHeader:
         header.set_sform(grid.affine, code="scanner")
     header["magic"] = b"n+1"
     return NiftiHeader(grid.shape, np.dtype("u1"), 352, 1.0, 0.0, False, _geometry_bytes(header.structarr))
+
+
+def parse_header(head: bytes, where: str, options: ReadOptions) -> NiftiHeader:
+    """Checks the first bytes of a file and returns the header in them.
+
+    Raises InputError when this is no NIfTI file, or a field of its header cannot be.
+    """
+    fields = _recognise(head, where)
+    paired = bytes(fields["magic"])[:3] in (b"ni1", b"ni2")
+    dims = _dims(fields, where, options.max_voxels)
+    dtype = _dtype(fields, where)
+    offset, least = float(fields["vox_offset"]), 0 if paired else int(fields["sizeof_hdr"]) + 4
+    if not np.isfinite(offset) or offset != int(offset) or not least <= offset < 2**40:
+        raise InputError(
+            f"{where}: its header says that voxels start at byte {offset:g} (vox_offset); "
+            f"a whole number from {least} on is possible. It is damaged."
+        )
+    slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
+    if slope == 0.0:  # "no scaling" in the standard
+        slope, inter = 1.0, 0.0
+    if not np.isfinite(slope) or not np.isfinite(inter):
+        raise InputError(
+            f"{where}: its header scales voxels by {slope:g} and {inter:g} (scl_slope, scl_inter). Export it again."
+        )
+    return NiftiHeader(dims, dtype, int(offset), slope, inter, paired, _geometry_bytes(fields), options.prefer)
 
 
 def _geometry_bytes(fields: Fields) -> bytes:
@@ -205,25 +195,3 @@ def _dtype(fields: Fields, where: str) -> np.dtype[Any]:
             f"{dtype.itemsize * 8}. It is damaged."
         )
     return dtype.newbyteorder(fields.dtype["dim"].base.byteorder)
-
-
-def _data_at(fields: Fields, where: str, paired: bool) -> int:
-    offset = float(fields["vox_offset"])
-    least = 0 if paired else int(fields["sizeof_hdr"]) + 4
-    if not np.isfinite(offset) or offset != int(offset) or not least <= offset < 2**40:
-        raise InputError(
-            f"{where}: its header says that voxels start at byte {offset:g} (vox_offset); "
-            f"a whole number from {least} on is possible. It is damaged."
-        )
-    return int(offset)
-
-
-def _scale(fields: Fields, where: str) -> tuple[float, float]:
-    slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
-    if slope == 0.0:  # "no scaling" in the standard
-        return 1.0, 0.0
-    if not np.isfinite(slope) or not np.isfinite(inter):
-        raise InputError(
-            f"{where}: its header scales voxels by {slope:g} and {inter:g} (scl_slope, scl_inter). Export it again."
-        )
-    return slope, inter

@@ -6,28 +6,28 @@ Source: https://teem.sourceforge.net/nrrd/format.html. Text that people wrote in
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from medmamba.disk.atomic import Verify, write_atomically
 from medmamba.errors import InputError
-from medmamba.geometry import Grid, Shape
-from medmamba.images.checked import GZIP, Decoded, Like, compressed, grid_of, header_of
-from medmamba.images.gate import Packing, ReadOptions, check_size, shown
+from medmamba.geometry import Grid
+from medmamba.images.checked import GZIP, Decoded, Like, Stored, compressed, little_endian
+from medmamba.images.gate import Packing, ReadOptions, shown
 from medmamba.images.text_header import (
-    Geometry,
-    Placed,
+    Place,
     TextHeader,
-    grid_from,
+    exact,
     header_fields,
     numbers,
     read_text_volume,
+    same_place,
     whole,
+    written_place,
 )
-from medmamba.images.voxels import Stored
+
+__all__ = ["read", "same_place", "write"]
 
 TYPES = {
     "i1": ("int8", "signed char", "int8_t"),
@@ -54,6 +54,7 @@ SPACES = {
     "las": (-1, 1, 1),
 }
 MM_PER_UNIT = {"mm": 1.0, "": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001}
+PLACE_FIELDS = ("space", "space dimension", "space directions", "space origin", "space units")
 SPATIAL_KINDS = ("domain", "space", "???", "none")
 
 
@@ -63,7 +64,7 @@ class NrrdHeader(TextHeader):
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """The numbers in a NRRD file; a list axis becomes channels (C, i, j, k)."""
-    found = read_text_volume(path, where, partial(_understand, where=where, max_voxels=options.max_voxels))
+    found = read_text_volume(path, where, options, _parse)
     if mask and len(found.stored) > 1:
         raise InputError(
             f"{where}: {len(found.stored)} layers; a label map has one. Merge its segments into one layer."
@@ -71,12 +72,7 @@ def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded
     return found
 
 
-def same_place(found: Decoded, like: Like) -> bool:
-    """Whether the grid came back, to the last bit."""
-    return found.grid == grid_of(like)
-
-
-def _understand(lines: list[str], where: str, max_voxels: int) -> Placed:
+def _parse(lines: list[str], where: str) -> NrrdHeader:
     if not lines or not lines[0].startswith("NRRD"):
         raise InputError(f"{where}: not a NRRD file. Give an image of the kind that its name says.")
     lowered = (re.sub(r"^[^:]*:", lambda name: name[0].lower(), line) for line in lines[1:])
@@ -100,24 +96,18 @@ def _understand(lines: list[str], where: str, max_voxels: int) -> Placed:
             f"{where}: dimension {fields['dimension']} and sizes {fields['sizes']!r} disagree. Correct it."
         )
     channel_axis = _channel_axis(fields, sizes, where)
-    spatial = [size for number, size in enumerate(sizes) if number != channel_axis]
+    spatial = tuple(size for number, size in enumerate(sizes) if number != channel_axis)
     if len(spatial) not in (2, 3):
         raise InputError(f"{where}: {len(spatial)} axes in space, sizes {tuple(sizes)}. Give a 2D or 3D image.")
-    channels = sizes[channel_axis] if channel_axis is not None else 1
-    check_size((*spatial, channels), where, max_voxels)
-    i, j, k = (*spatial, 1)[:3]
-    grid, known, geometry = _place(fields, (i, j, k), len(spatial), channel_axis, where)
-    header = NrrdHeader(
-        shape=(i, j, k),
-        axes=len(spatial),
-        channels=channels,
+    return NrrdHeader(
+        sizes=spatial,
+        channels=1 if channel_axis is None else sizes[channel_axis],
         channel_first=channel_axis == 0,
         dtype=dtype.newbyteorder(">" if endian == "big" else "<"),
         packing=packing,
         data_file=fields.get("datafile"),
-        geometry=geometry,
+        place=_place(fields, len(spatial), channel_axis, where),
     )
-    return header, grid, known
 
 
 def _channel_axis(fields: dict[str, str], sizes: list[int], where: str) -> int | None:
@@ -139,10 +129,7 @@ def _channel_axis(fields: dict[str, str], sizes: list[int], where: str) -> int |
     return axes[0]
 
 
-def _place(
-    fields: dict[str, str], shape: Shape, axes: int, channel_axis: int | None, where: str
-) -> tuple[Grid, bool, Geometry]:
-    """The grid, whether its orientation is known, and the header lines that say so."""
+def _place(fields: dict[str, str], axes: int, channel_axis: int | None, where: str) -> Place:
     space = fields.get("space", "").lower()
     flips = SPACES.get(space)
     if space.endswith("time") or (space and flips is None and not space.startswith(("scanner", "3d-"))):
@@ -152,77 +139,58 @@ def _place(
         raise InputError(f"{where}: its lengths are in {fields['spaceunits'][:40]}. Save the image in mm.")
     scale = MM_PER_UNIT[units.pop()]
     vectors = [v for v in _vectors(fields.get("spacedirections", "")) if v is not None]
-    if vectors:
-        if len(vectors) != axes:
-            raise InputError(f"{where}: {len(vectors)} space directions for {axes} axes of space. Correct its header.")
-        columns = [[x * scale for x in numbers(v, axes, "space directions", where)] for v in vectors]
-        origin_text = fields.get("spaceorigin", "(" + ",".join(["0"] * axes) + ")")
-        origin = [x * scale for x in numbers(origin_text.strip("() "), axes, "space origin", where)]
-        lines = {
-            "space": fields.get("space"),
-            "space dimension": fields.get("spacedimension"),
-            "space directions": " ".join(f"({v})" for v in vectors),
-            "space origin": origin_text,
-            "space units": fields.get("spaceunits"),
-        }
-        geometry = tuple((name, text) for name, text in lines.items() if text is not None)
-        return grid_from(shape, columns, origin, flips or (1, 1, 1), where), flips is not None and axes == 3, geometry
-    words = [w for number, w in enumerate(fields.get("spacings", "").split()) if number != channel_axis]
-    if not words or any(w.lower() == "nan" for w in words):
-        return Grid(shape), False, ()
-    spacing = numbers(" ".join(words), axes, "spacings", where)
-    grid = grid_from(shape, np.diag(spacing).tolist(), [0.0] * axes, (1, 1, 1), where)
-    return grid, False, (("spacings", " ".join(words)),)
+    if not vectors:
+        words = [w for number, w in enumerate(fields.get("spacings", "").split()) if number != channel_axis]
+        if not words or any(w.lower() == "nan" for w in words):
+            return Place()
+        spacing = numbers(" ".join(words), axes, "spacings", where)
+        return Place(np.diag(spacing), [0.0] * axes, lines=(("spacings", " ".join(words)),))
+    if len(vectors) != axes:
+        raise InputError(f"{where}: {len(vectors)} space directions for {axes} axes of space. Correct its header.")
+    steps = [[x * scale for x in numbers(v, axes, "space directions", where)] for v in vectors]
+    origin = fields.get("spaceorigin", "(" + ",".join(["0"] * axes) + ")")
+    texts = {**fields, "spacedirections": " ".join(f"({v})" for v in vectors), "spaceorigin": origin}
+    lines = tuple((name, texts[name.replace(" ", "")]) for name in PLACE_FIELDS if name.replace(" ", "") in texts)
+    return Place(steps, [x * scale for x in numbers(origin.strip("() "), axes, "space origin", where)], flips, lines)
 
 
 def _vectors(text: str) -> list[str | None]:
     return [None if word.lower() == "none" else word.strip("()") for word in re.findall(r"\([^)]*\)|\w+", text)]
 
 
-def _geometry_of(grid: Grid) -> Geometry:
-    """Geometry lines for an image of another format."""
-    if grid.affine is None:
-        return ()
-    columns = " ".join(_vector(grid.affine[:3, axis]) for axis in range(3))
-    return (
-        ("space", "right-anterior-superior"),
-        ("space directions", columns),
-        ("space origin", _vector(grid.affine[:3, 3])),
-    )
-
-
-def _vector(values: npt.NDArray[np.float64]) -> str:
-    return "(" + ",".join(repr(float(v)) for v in values) + ")"  # repr: reads back as the same number
+def _lines_of(grid: Grid) -> dict[str, str]:
+    """Where an image of another format lies."""
+    assert grid.affine is not None
+    directions = " ".join(f"({exact(column, ',')})" for column in grid.affine[:3, :3].T)
+    origin = f"({exact(grid.affine[:3, 3], ',')})"
+    return {"space": "right-anterior-superior", "space directions": directions, "space origin": origin}
 
 
 def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
     """Writes (C, i, j, k) into one file, even where the image had a detached header."""
     if path.suffix.lower() != ".nrrd":
         raise InputError(f"{shown(path)}: written as .nrrd only, header and voxels in one file. Change the ending.")
-    header: NrrdHeader | None = header_of(like, NrrdHeader)
-    grid = grid_of(like)
-    axes = header.axes if header else 3
-    geometry = dict(header.geometry if header else _geometry_of(grid))
-    sizes, kinds = [*grid.shape[:axes]], ["domain"] * axes
+    spatial, place = written_place(like, NrrdHeader, _lines_of)
+    sizes, kinds = [*spatial], ["domain"] * len(spatial)
     if len(stored) > 1:
         sizes.append(len(stored))
         kinds.append("list")
         for name, absent in (("space directions", "none"), ("spacings", "nan")):
-            if name in geometry:
-                geometry[name] += f" {absent}"
-    before_sizes = [name for name in ("space", "space dimension") if name in geometry]
+            if name in place:
+                place[name] += f" {absent}"
+    before_sizes = [name for name in ("space", "space dimension") if name in place]
     fields = {
         "type": TYPES[stored.dtype.newbyteorder("=").str[1:]][0],
         "dimension": str(len(sizes)),
-        **{name: geometry.pop(name) for name in before_sizes},
+        **{name: place.pop(name) for name in before_sizes},
         "sizes": " ".join(map(str, sizes)),
-        **geometry,
+        **place,
         "kinds": " ".join(kinds),
         "endian": "little",
         "encoding": "gzip",
     }
-    little = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
+    channels = (channel.tobytes(order="F") for channel in little_endian(stored))
     with write_atomically(path, verify=verify) as file:
         file.write(("NRRD0004\n" + "".join(f"{name}: {text}\n" for name, text in fields.items()) + "\n").encode())
-        for piece in compressed((channel.tobytes(order="F") for channel in little), level=6, format_bits=GZIP):
+        for piece in compressed(channels, level=6, format_bits=GZIP):
             file.write(piece)

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from medmamba.disk.atomic import Verify, write_atomically
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import Grid
-from medmamba.images.checked import Decoded, Like, grid_of
+from medmamba.images.checked import Decoded, Like, Stored, grid_of
 from medmamba.images.gate import ReadOptions, check_memory, check_size, open_regular, shown
-from medmamba.images.voxels import Stored
 
 KINDS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")

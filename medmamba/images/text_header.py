@@ -17,13 +17,45 @@ import numpy.typing as npt
 
 from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, Shape, affine_problem
-from medmamba.images.checked import Decoded
-from medmamba.images.gate import Packing, open_regular, read_block, shown
+from medmamba.images.checked import Decoded, Like, grid_of, header_of
+from medmamba.images.gate import Packing, ReadOptions, check_size, open_regular, read_block, shown
 
 LONGEST_HEADER = 1 << 20
 LONGEST_LINE = 1 << 16
 
-Geometry = tuple[tuple[str, str], ...]
+
+@dataclass(frozen=True)
+class Place:
+    """Where voxels lie in the file's own world.
+
+    Args:
+        steps: for each axis in space the step to the next voxel in mm; None where the file has no millimetres.
+        origin: of the first voxel, in mm.
+        flips: signs that turn the world's axes to RAS+; None where the file does not say how it lies in the patient.
+        lines: (field, text) of the header's lines that say so, which a mask gets word for word.
+    """
+
+    steps: npt.ArrayLike | None = None
+    origin: npt.ArrayLike = (0.0, 0.0, 0.0)
+    flips: Sequence[int] | None = None
+    lines: tuple[tuple[str, str], ...] = ()
+
+    def grid(self, shape: Shape, where: str) -> Grid:
+        """The grid in RAS+; a flat image's third axis is square to the other two, 1 mm thick."""
+        if self.steps is None:
+            return Grid(shape)
+        affine: Affine = np.eye(4)
+        steps = np.asarray(self.steps, dtype=np.float64)
+        flips = np.array(self.flips or (1, 1, 1))[: len(steps), None]
+        affine[: len(steps), : len(steps)] = steps.T * flips
+        affine[: len(steps), 3:] = np.asarray(self.origin)[:, None] * flips
+        if len(steps) == 2:
+            normal = np.cross(affine[:3, 0], affine[:3, 1])
+            affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-300)
+        affine = affine + 0.0  # no negative zeros
+        if problem := affine_problem(affine):
+            raise InputError(f"{where}: {problem}. Export the image again, or correct its header.")
+        return Grid(shape, affine)
 
 
 @dataclass(frozen=True)
@@ -31,33 +63,31 @@ class TextHeader:
     """What a text header says about its voxels.
 
     Args:
-        shape: (i, j, k); k = 1 for a header of two axes in space.
-        axes: axes in space that the file has, 2 or 3.
+        sizes: voxels along each axis in space, two or three.
         channel_first: whether the channels of a voxel are neighbours in the file.
         data_file: name of the file that holds the voxels; None where they follow the header.
-        geometry: (field, text) of the lines that place the image, which a mask gets word for word.
     """
 
-    shape: Shape
-    axes: int
+    sizes: tuple[int, ...]
     channels: int
     channel_first: bool
     dtype: np.dtype[Any]
     packing: Packing
     data_file: str | None
-    geometry: Geometry
+    place: Place
 
 
-Placed = tuple[TextHeader, Grid, bool]
-"""Header, grid, and whether the orientation in the patient is known."""
-
-
-def read_text_volume(path: Path, where: str, understand: Callable[[list[str]], Placed]) -> Decoded:
-    """The numbers (C, i, j, k) of a file with a text header; ``understand`` checks the header's lines."""
+def read_text_volume(
+    path: Path, where: str, options: ReadOptions, parse: Callable[[list[str], str], TextHeader]
+) -> Decoded:
+    """The numbers (C, i, j, k) of a file with a text header; ``parse(lines, where)`` checks the header's lines."""
     file, size = open_regular(path, where)
     with file:
-        header, grid, known = understand(header_lines(file, where))
-        expected = prod(header.shape) * header.channels * header.dtype.itemsize
+        header = parse(header_lines(file, where), where)
+        check_size((*header.sizes, header.channels), where, options.max_voxels)
+        i, j, k = (*header.sizes, 1)[:3]
+        grid = header.place.grid((i, j, k), where)
+        expected = prod(header.sizes) * header.channels * header.dtype.itemsize
         if header.data_file is None:
             container = read_block(file, size, expected, where, header.packing)
         else:
@@ -65,11 +95,36 @@ def read_text_volume(path: Path, where: str, understand: Callable[[list[str]], P
             voxels, voxel_size = open_regular(beside, f"{where}: its voxel file {shown(beside.name)}")
             with voxels:
                 container = read_block(voxels, voxel_size, expected, where, header.packing)
-    order = (header.channels, *header.shape) if header.channel_first else (*header.shape, header.channels)
+    order = (header.channels, *grid.shape) if header.channel_first else (*grid.shape, header.channels)
     stored = container.data.view(header.dtype).reshape(order, order="F")
     if not header.channel_first:
         stored = np.moveaxis(stored, -1, 0)
+    known = header.place.flips is not None and len(header.sizes) == 3
     return Decoded(stored, grid, header, tuple(container.warnings), known)
+
+
+def same_place(found: Decoded, like: Like) -> bool:
+    """Whether the grid came back, to the last bit."""
+    return found.grid == grid_of(like)
+
+
+def written_place(
+    like: Like, kind: type[TextHeader], lines_of: Callable[[Grid], dict[str, str]]
+) -> tuple[tuple[int, ...], dict[str, str]]:
+    """The sizes in space of a file on the grid of ``like``, and the header lines that place it.
+
+    They are those of an image of the same format; ``lines_of`` gives them for any other.
+    """
+    header: TextHeader | None = header_of(like, kind)
+    if header is not None:
+        return header.sizes, dict(header.place.lines)
+    grid = grid_of(like)
+    return grid.shape, {} if grid.affine is None else lines_of(grid)
+
+
+def exact(values: npt.NDArray[np.float64], separator: str) -> str:
+    """Numbers as text that reads back as the same numbers, without negative zeros."""
+    return separator.join(repr(float(value) + 0.0) for value in values)
 
 
 def header_lines(file: BinaryIO, where: str) -> list[str]:
@@ -91,7 +146,7 @@ def header_lines(file: BinaryIO, where: str) -> list[str]:
             return lines
 
 
-def header_fields(lines: Sequence[str], separator: str, needed: Sequence[str], where: str) -> dict[str, str]:
+def header_fields(lines: Iterable[str], separator: str, needed: Sequence[str], where: str) -> dict[str, str]:
     """The text of each field by its name, without blanks in the name; comments and NRRD's key:=value are left out."""
     fields: dict[str, str] = {}
     for line in lines:
@@ -127,27 +182,6 @@ def whole(text: str, field: str, where: str) -> list[int]:
     if not words or not all(word.lstrip("-").isdecimal() and len(word) < 20 for word in words):
         raise InputError(f"{where}: the field {field!r} of its header is {text[:60]!r}; whole numbers are needed.")
     return [int(word) for word in words]
-
-
-def grid_from(
-    shape: Shape, columns: Iterable[npt.ArrayLike], origin: npt.ArrayLike, flips: Sequence[float], where: str
-) -> Grid:
-    """A grid from steps per voxel (one per axis) in the file's own world, brought to RAS+ by ``flips``.
-
-    Two axes of two numbers each are a flat image: its third axis is square to it, 1 mm thick.
-    """
-    affine: Affine = np.eye(4)
-    steps = [np.asarray(column, dtype=np.float64) for column in columns]
-    axes = len(steps)
-    for at, vector in zip((*range(axes), 3), (*steps, np.asarray(origin)), strict=True):
-        affine[:axes, at] = vector * np.asarray(flips)[:axes]
-    if axes == 2:
-        normal = np.cross(affine[:3, 0], affine[:3, 1])
-        affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-300)
-    affine = affine + 0.0  # no negative zeros
-    if problem := affine_problem(affine):
-        raise InputError(f"{where}: {problem}. Export the image again, or correct its header.")
-    return Grid(shape, affine)
 
 
 def data_file(header: Path, name: str, where: str) -> Path:
