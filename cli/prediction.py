@@ -91,7 +91,7 @@ def dicom_seg(
     options: DicomSegOptions,
 ) -> Answer:
     """Write a mask as a DICOM SEG that references its series, and verify it by reading it back."""
-    from medmamba.dicom.export import mask_to_segmentation
+    from medmamba.dicom.segmentation import mask_to_segmentation
 
     names = mask_to_segmentation(mask, series, output, **dict(options))
     console.print(f"{len(names) - 1} segment(s), read back equal: {output}")

@@ -68,7 +68,7 @@ def _label_values(value: Any) -> Any:
 
 
 class DicomSegOptions(Options):
-    """The choices of :func:`medmamba.dicom.export.mask_to_segmentation`."""
+    """The choices of :func:`medmamba.dicom.segmentation.mask_to_segmentation`."""
 
     codes: Path | None = option(None, "JSON file with the code and colour of each label.")
     choice: str | None = option(None, "Number or UID of the series if the study has several.", flag="--series")

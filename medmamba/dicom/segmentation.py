@@ -1,4 +1,4 @@
-"""A label map on the grid of a DICOM series as one DICOM SEG object, and back.
+"""A label map or a mask file on the grid of a DICOM series as one DICOM SEG object, and back.
 
 The segmentation keeps the study, the patient and the frame of reference of its series, refers to every source image,
 and names each segment by the codes of the labels file. highdicom writes it; this file assigns
@@ -9,6 +9,7 @@ Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.dicom.codes import SegmentCode, need_highdicom
+from medmamba.dicom.codes import SegmentCode, need_highdicom, read_codes
+from medmamba.dicom.study import one_series
 from medmamba.disk.atomic import write_atomically
-from medmamba.errors import InputError
-from medmamba.geometry import Affine, Grid, grid_difference
+from medmamba.errors import ConfigError, InputError
+from medmamba.geometry import Grid, grid_difference, reindexed
+from medmamba.images import ReadOptions, read_image, read_label_map
+from medmamba.images.dicom import read_slices
+from medmamba.images.gate import shown
 from medmamba.version import __version__
 
 if TYPE_CHECKING:
@@ -42,8 +47,6 @@ def write_segmentation(
     series: Path | str,
     values: Mapping[str, int],
     codes: Mapping[str, SegmentCode],
-    *,
-    description: str = "Segmentation by medmamba",
 ) -> None:
     """Write labels (i, j, k) on ``grid`` as the DICOM SEG of the series in the folder ``series``.
 
@@ -75,15 +78,14 @@ def write_segmentation(
         manufacturer_model_name=ALGORITHM,
         software_versions=__version__,
         device_serial_number="1",
-        series_description=description[:64],
+        series_description=f"Segmentation by {ALGORITHM}",
         content_label="SEGMENTATION",
         omit_empty_frames=True,
     )
     seg.PatientName = patient
 
     def equal_to_mask(written: Path) -> None:
-        back, _, place = read_segmentation(written, grid)
-        if not np.array_equal(back, numbers) or grid_difference(grid, place):
+        if not np.array_equal(read_segmentation(written, grid)[0], numbers):
             raise OSError("the written segmentation does not hold the mask")
 
     with write_atomically(path, verify=equal_to_mask) as file:
@@ -109,24 +111,70 @@ def numbered(
     return numbers, names
 
 
-def read_segmentation(path: Path | str, grid: Grid | None = None) -> tuple[npt.NDArray[np.uint8], list[str], Grid]:
-    """Segment numbers (i, j, k), the segments' names in order, and the grid of a DICOM SEG.
+def read_segmentation(path: Path | str, grid: Grid) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Segment numbers (i, j, k) of a DICOM SEG on the voxels of ``grid``, and the segments' names in order.
 
-    ``grid``: bring it onto the slices of this grid, as a segmentation may leave out empty ones.
+    ``grid`` has the same axes up to order, direction and extent: a segmentation may leave out empty slices.
     """
     need_highdicom()
     import highdicom as hd
 
     seg = hd.seg.segread(str(path))
-    names = [str(segment.SegmentLabel) for segment in seg.SegmentSequence]
     volume = seg.get_volume(combine_segments=True)
-    affine = RAS_TO_LPS @ np.asarray(volume.affine, dtype=np.float64)  # axes: slices, rows, columns
-    order = np.eye(4)[:, [2, 1, 0, 3]]
-    numbers = np.asarray(volume.array).astype(np.uint8).transpose(2, 1, 0)
-    found = Grid((numbers.shape[0], numbers.shape[1], numbers.shape[2]), affine @ order)
-    if grid is None:
-        return numbers, names, found
-    return _onto(numbers, found, grid, path), names, grid
+    assert grid.affine is not None
+    between = np.linalg.inv(RAS_TO_LPS @ grid.affine) @ np.asarray(volume.affine, dtype=np.float64)
+    whole = np.round(between)  # index of the segmentation (slices, rows, columns) to that of the grid
+    if np.abs(between - whole).max() > 0.05:
+        raise InputError(f"{path}: its voxels do not lie on the grid of the series.")
+    marked = np.argwhere(volume.array)
+    target = (marked @ whole[:3, :3].T + whole[:3, 3]).astype(int)
+    if (target < 0).any() or (target >= grid.shape).any():
+        raise InputError(f"{path}: marks voxels outside the series.")
+    numbers = np.zeros(grid.shape, dtype=np.uint8)
+    numbers[tuple(target.T)] = volume.array[tuple(marked.T)]
+    return numbers, [str(segment.SegmentLabel) for segment in seg.SegmentSequence]
+
+
+def mask_to_segmentation(
+    mask: Path | str,
+    series: Path | str,
+    output: Path | str,
+    *,
+    labels: dict[str, int] | None = None,
+    codes: Path | str | None = None,
+    choice: str | None = None,
+) -> dict[str, int]:
+    """Write the DICOM SEG of ``mask`` for its series; returns the labels that it names.
+
+    Args:
+        labels: name to value; those of report.json beside the mask if None.
+        series: folder or zip of the series, or of a study that holds it.
+        choice: number or UID of the series, where the study holds several.
+        codes: the labels file with codes and colours (see ``codes.py``); every label is Tissue if None.
+    """
+    names = labels if labels is not None else _labels_beside(Path(mask))
+    described, found = read_codes(codes, list(names)), read_label_map(mask)
+    with one_series(series, choice) as folder:
+        image = read_image(folder)
+        array = reindexed(found.array[None], found.grid, image.grid)
+        if array is None:
+            difference = grid_difference(image.grid, found.grid) or "differ in their axes"
+            raise InputError(f"{series} and {mask} {difference}. Give the series that the mask was made from.")
+        write_segmentation(output, array[0], image.grid, folder, names, described)
+    return names
+
+
+def _labels_beside(mask: Path) -> dict[str, int]:
+    report = mask.parent / "report.json"
+    try:
+        return dict(json.loads(report.read_text())["model"]["labels"])
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{report}: not found, so the names of the labels are unknown. Keep the report of `medmamba predict` "
+            "beside the mask, or name the labels: --label anterior=1 --label posterior=2."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{report}: not a prediction report ({error}).") from error
 
 
 def series_in_order(series: Path | str, grid: Grid) -> list[Dataset]:
@@ -136,9 +184,17 @@ def series_in_order(series: Path | str, grid: Grid) -> list[Dataset]:
     """
     import pydicom
 
-    from medmamba.images.dicom import dicom_files, without_copies
-
-    datasets = [pydicom.dcmread(file) for file in without_copies(dicom_files(Path(series)))[0]]
+    slices, place, _ = read_slices(Path(series), shown(series), ReadOptions())
+    if len(slices) != grid.shape[2]:
+        raise InputError(
+            f"{series}: holds {len(slices)} DICOM images, the mask has {grid.shape[2]} slices. "
+            "Give the series that the mask was made from."
+        )
+    if grid.affine is None or grid_difference(place, grid):
+        raise InputError(
+            f"{series}: its slices are not those of the mask. Give the series that the mask was made from."
+        )
+    datasets = [pydicom.dcmread(piece.path) for piece in slices]
     for dataset in datasets:
         for name in MAY_BE_EMPTY:
             if name not in dataset:
@@ -149,53 +205,10 @@ def series_in_order(series: Path | str, grid: Grid) -> list[Dataset]:
                 f"{series}: an image has no {missing[0]}, so a segmentation cannot refer to it. "
                 "Export the series again from its archive."
             )
-        if grid.spacing_mm is not None:  # both may be missing or wrong in a file; the positions are the truth
-            dataset.SpacingBetweenSlices = round(grid.spacing_mm[2], 6)
-            dataset.SliceThickness = getattr(dataset, "SliceThickness", None) or dataset.SpacingBetweenSlices
-    if grid.affine is None or len(datasets) != grid.shape[2]:
-        raise InputError(
-            f"{series}: holds {len(datasets)} DICOM images, the mask has {grid.shape[2]} slices. "
-            "Give the series that the mask was made from."
-        )
-    origin, step = grid.affine[:3, 3], grid.affine[:3, 2]
-    places: list[float] = []
-    for dataset in datasets:
-        position = np.asarray(dataset.ImagePositionPatient, dtype=np.float64) * [-1, -1, 1]
-        places.append(float((position - origin) @ step / (step @ step)))
-    order = np.argsort(places)
-    off = np.abs(np.array(places)[order] - np.arange(len(places))).max()
-    size = (int(datasets[0].Columns), int(datasets[0].Rows))
-    if off > 0.05 or size != grid.shape[:2] or not _same_axes(datasets[0], grid.affine):
-        raise InputError(
-            f"{series}: its slices are not those of the mask. Give the series that the mask was made from."
-        )
-    return [datasets[int(index)] for index in order]
-
-
-def _same_axes(dataset: Dataset, affine: Affine) -> bool:
-    axes = np.asarray(dataset.ImageOrientationPatient, dtype=np.float64).reshape(2, 3) * [-1, -1, 1]
-    ours = affine[:3, :2].T / np.linalg.norm(affine[:3, :2].T, axis=1, keepdims=True)
-    return bool(np.abs(axes - ours).max() < 1e-3)
-
-
-def _onto(numbers: npt.NDArray[np.uint8], found: Grid, grid: Grid, path: Path | str) -> npt.NDArray[np.uint8]:
-    """Voxels of ``found`` at their places in ``grid``, which has the same axes up to order, direction and extent."""
-    assert grid.affine is not None
-    assert found.affine is not None
-    between = np.linalg.inv(grid.affine) @ found.affine  # voxel of the segmentation to voxel of the grid
-    whole = np.round(between)
-    if np.abs(between - whole).max() > 0.05:
-        raise InputError(f"{path}: its voxels do not lie on the grid of the series.")
-    index = np.indices(numbers.shape).reshape(3, -1)
-    target = (whole[:3, :3] @ index + whole[:3, 3:]).astype(int)
-    used = numbers.reshape(-1) != 0
-    result = np.zeros(grid.shape, dtype=np.uint8)
-    if used.any():
-        target = target[:, used]
-        if (target < 0).any() or (target >= np.array(grid.shape)[:, None]).any():
-            raise InputError(f"{path}: marks voxels outside the series.")
-        result[tuple(target)] = numbers.reshape(-1)[used]
-    return result
+        # Both may be missing or wrong in a file; the positions are the truth.
+        dataset.SpacingBetweenSlices = round(float(np.linalg.norm(grid.affine[:3, 2])), 6)
+        dataset.SliceThickness = getattr(dataset, "SliceThickness", None) or dataset.SpacingBetweenSlices
+    return datasets
 
 
 def _segment(number: int, name: str, code: SegmentCode) -> Any:

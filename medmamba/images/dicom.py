@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ SAME_DIRECTION = 1e-3
 
 
 @dataclass(frozen=True)
-class _Slice:
+class Slice:
     """One file: where its first pixel lies (LPS mm), its in-plane axes, and its size."""
 
     path: Path
@@ -48,85 +49,81 @@ class _Slice:
 def holds_dicom(folder: Path | str) -> bool:
     """Whether a folder holds DICOM files directly in it."""
     try:
-        return any(True for _ in _marked_files(Path(folder), [], first_only=True))
+        return any(marked for _, marked in _files(Path(folder)))
     except OSError:
         return False
+
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files directly in a folder, by name; links, hidden files and DICOMDIR are left alone."""
+    return [path for path, marked in _files(folder) if marked]
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Regular files of a folder, and whether they have the DICOM mark."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR" or not entry.is_file(follow_symlinks=False):
+            continue
+        with open(entry.path, "rb") as file:
+            yield Path(entry.path), file.read(132)[128:] == b"DICM"
 
 
 def read(folder: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """The volume of a series folder, (1, i, j, k): i along rows, j along columns, k through the slices.
 
-    Raises:
-        InputError: no series or several, missing or doubled slices, a tilted gantry, colours, or a damaged file; or a
-            mask is asked for (DICOM SEG is not read).
+    Raises InputError as :func:`read_slices`, for a damaged file, or when a mask is asked for (DICOM SEG is not read).
     """
     if mask:
         raise InputError(f"{where}: a DICOM folder; label maps are read as NIfTI, NRRD or MetaImage. Convert it.")
-    strays: list[str] = []
-    files = list(_marked_files(folder, strays))
+    slices, grid, warnings = read_slices(folder, where, options)
+    check_memory(grid.voxels * 4, where)
+    stored = np.empty(grid.shape, dtype=np.float32, order="F")
+    for number, piece in enumerate(slices):
+        stored[:, :, number] = _pixels(piece, f"{where}: {shown(piece.path.name)}")
+    return Decoded(stored[None], grid, None, tuple(warnings))
+
+
+def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Slice], Grid, list[str]]:
+    """The slices of a series folder in their order, without their pixels; the grid of the volume; warnings.
+
+    Raises InputError for no series or several, missing or doubled slices, a tilted gantry, and colours.
+    """
+    entries = list(_files(folder))
+    files = [path for path, marked in entries if marked]
     if not files:
         inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and holds_dicom(entry.path))
         hint = f" There are some in its folder {shown(inside[0])}." if inside else ""
         raise InputError(f"{where}: no DICOM files in this folder.{hint} Give the folder of one series.")
-    warnings = [f"{where}: {len(strays)} file(s) that are not DICOM were skipped."] if strays else []
-    files, copies = without_copies(files)
-    if copies:
+    warnings = []
+    if strays := len(entries) - len(files):
+        warnings.append(f"{where}: {strays} file(s) that are not DICOM were skipped.")
+    different = _without_copies(files)
+    if copies := len(files) - len(different):
         warnings.append(f"{where}: {copies} file(s) that are copies of another, byte for byte, were skipped.")
-    slices = _one_series(files, where)
+    slices = _one_series(different, where)
     affine = _in_order(slices, where)
     if problem := affine_problem(affine):
         raise InputError(f"{where}: {problem}.")
-    columns, rows = slices[0].size
-    check_size((columns, rows, len(slices)), where, options.max_voxels)
-    check_memory(columns * rows * len(slices) * 4, where)
-    stored = np.empty((columns, rows, len(slices)), dtype=np.float32, order="F")
-    for number, piece in enumerate(slices):
-        stored[:, :, number] = _pixels(piece, f"{where}: {shown(piece.path.name)}")
-    grid = Grid((columns, rows, len(slices)), affine)
-    return Decoded(stored[None], grid, None, tuple(warnings))
+    shape = (*slices[0].size, len(slices))
+    check_size(shape, where, options.max_voxels)
+    return slices, Grid(shape, affine), warnings
 
 
-def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files directly in a folder, by name; links, hidden files and DICOMDIR are left alone."""
-    return _marked_files(folder, [])
-
-
-def _marked_files(folder: Path, strays: list[str], first_only: bool = False) -> list[Path]:
-    """Regular files of a folder with the DICOM mark; links, hidden files and DICOMDIR are left alone."""
-    found = []
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith(".") or entry.name.upper() == "DICOMDIR" or not entry.is_file(follow_symlinks=False):
-            continue
-        with open(entry.path, "rb") as file:
-            mark = file.read(132)[128:]
-        if mark == b"DICM":
-            found.append(Path(entry.path))
-            if first_only:
-                break
-        else:
-            strays.append(entry.name)
-    return found
-
-
-def without_copies(files: list[Path]) -> tuple[list[Path], int]:
-    """Files of different content, and how many were left out."""
-    by_size: dict[int, list[Path]] = defaultdict(list)
+def _without_copies(files: list[Path]) -> list[Path]:
+    """The first of the files that are equal byte for byte."""
+    sizes = Counter(path.stat().st_size for path in files)
+    kept: dict[int | bytes, Path] = {}
     for path in files:
-        by_size[path.stat().st_size].append(path)
-    kept, seen = [], set()
-    for path in files:
-        if len(by_size[path.stat().st_size]) > 1:
+        mark: int | bytes = path.stat().st_size
+        if sizes[mark] > 1:
             with open(path, "rb") as file:
                 mark = hashlib.file_digest(file, "sha256").digest()
-            if mark in seen:
-                continue
-            seen.add(mark)
-        kept.append(path)
-    return kept, len(files) - len(kept)
+        kept.setdefault(mark, path)
+    return list(kept.values())
 
 
-def _one_series(files: list[Path], where: str) -> list[_Slice]:
-    series: dict[str, list[_Slice]] = defaultdict(list)
+def _one_series(files: list[Path], where: str) -> list[Slice]:
+    series: dict[str, list[Slice]] = defaultdict(list)
     for path in files:
         tags = header_tags(path, f"{where}: {shown(path.name)}")
         series[tags.get(SERIES, "").strip()].append(_slice(path, tags, f"{where}: {shown(path.name)}"))
@@ -156,23 +153,15 @@ def _one_series(files: list[Path], where: str) -> list[_Slice]:
 
 def header_tags(path: Path, where: str, extra: tuple[str, ...] = ()) -> dict[str, str]:
     """The tags that decide about geometry, and those of ``extra``, as text; no other tag is read."""
-    import SimpleITK as sitk
-
     file, _ = open_regular(path, where)
     file.close()
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(os.fspath(path))
-    with _quiet(sitk):
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            raise InputError(f"{where}: a damaged DICOM file. Copy it again from its source.") from None
+    reader = _reader(path)
+    _quietly(reader.ReadImageInformation, f"{where}: a damaged DICOM file")
     wanted = (SERIES, POSITION, ORIENTATION, ROWS, COLUMNS, PIXEL_SPACING, THICKNESS, FRAMES, SAMPLES, BITS, *extra)
     return {tag: reader.GetMetaData(tag) for tag in wanted if reader.HasMetaDataKey(tag)}
 
 
-def _slice(path: Path, tags: dict[str, str], where: str) -> _Slice:
+def _slice(path: Path, tags: dict[str, str], where: str) -> Slice:
     def values(tag: str, name: str, count: int, default: str = "") -> npt.NDArray[np.float64]:
         text = tags.get(tag, default).strip(" \0")
         try:
@@ -198,7 +187,7 @@ def _slice(path: Path, tags: dict[str, str], where: str) -> _Slice:
     if abs(np.linalg.norm(orientation[:3]) - 1) > 1e-2 or abs(np.linalg.norm(orientation[3:]) - 1) > 1e-2:
         raise InputError(f"{where}: its Image Orientation holds no directions of length 1. Export it again.")
     thickness = tags.get(THICKNESS, "").strip(" \0")
-    return _Slice(
+    return Slice(
         path,
         values(POSITION, "Image Position", 3),
         orientation,
@@ -208,7 +197,7 @@ def _slice(path: Path, tags: dict[str, str], where: str) -> _Slice:
     )
 
 
-def _in_order(slices: list[_Slice], where: str) -> Affine:
+def _in_order(slices: list[Slice], where: str) -> Affine:
     """Sorts slices along their normal, checks that none is missing or doubled, and gives the affine (RAS+ mm)."""
     first = slices[0]
     row, column = first.orientation[:3], first.orientation[3:]
@@ -243,18 +232,12 @@ def _in_order(slices: list[_Slice], where: str) -> Affine:
     return affine + 0.0
 
 
-def _pixels(piece: _Slice, where: str) -> npt.NDArray[np.float32]:
+def _pixels(piece: Slice, where: str) -> npt.NDArray[np.float32]:
     """Values (i, j) of one slice, with the rescaling of its own tags."""
     import SimpleITK as sitk
 
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(os.fspath(piece.path))
-    with _quiet(sitk):
-        try:
-            pixels = sitk.GetArrayFromImage(reader.Execute())
-        except RuntimeError:
-            raise InputError(f"{where}: its pixels cannot be decoded. Copy it again from its source.") from None
+    image = _quietly(_reader(piece.path).Execute, f"{where}: its pixels cannot be decoded")
+    pixels = sitk.GetArrayFromImage(image)
     pixels = pixels.reshape(pixels.shape[-2:]).T
     if pixels.shape != piece.size:
         raise InputError(f"{where}: {pixels.shape} pixels where its header says {piece.size}. The file is damaged.")
@@ -271,15 +254,24 @@ def _uncompressed(path: Path) -> bool:
     return head[at + 8 : at + 8 + length].rstrip(b"\0 ") in UNCOMPRESSED
 
 
-class _quiet:
-    """Keeps ITK's own warnings, which can hold tag contents, off the terminal."""
+def _reader(path: Path) -> Any:
+    import SimpleITK as sitk
 
-    def __init__(self, sitk: Any) -> None:
-        self.sitk = sitk
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(os.fspath(path))
+    return reader
 
-    def __enter__(self) -> None:
-        self.before = self.sitk.ProcessObject.GetGlobalWarningDisplay()
-        self.sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
-    def __exit__(self, *error: object) -> None:
-        self.sitk.ProcessObject.SetGlobalWarningDisplay(self.before)
+def _quietly(call: Callable[[], Any], problem: str) -> Any:
+    """What SimpleITK answers; its own warnings and errors, which can hold tag contents, stay off the terminal."""
+    from SimpleITK import ProcessObject
+
+    before = ProcessObject.GetGlobalWarningDisplay()
+    ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        return call()
+    except RuntimeError:
+        raise InputError(f"{problem}. Copy it again from its source.") from None
+    finally:
+        ProcessObject.SetGlobalWarningDisplay(before)

@@ -49,7 +49,7 @@ def test_a_zipped_study_gives_mask_and_dicom_seg_of_the_chosen_series(tiny_run, 
     image = read_image(study / "study" / "b")
     mask = read_label_map(study / "out" / "patient.nii.gz").array
     assert mask.any()
-    numbers, names, _ = read_segmentation(study / "out" / "patient.dcm", image.grid)
+    numbers, names = read_segmentation(study / "out" / "patient.dcm", image.grid)
     values = json.loads((study / "out" / "report.json").read_text())["model"]["labels"]
     table = np.array([0, *(values[name] for name in names)])
     assert np.array_equal(table[numbers], mask)
