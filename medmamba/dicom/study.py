@@ -55,25 +55,23 @@ def one_series(source: Path | str, choice: str | None = None, *, where: str | No
     Raises InputError when there is no series, or several and no choice.
     """
     name = where or brief(str(source))
-    with TemporaryDirectory(prefix="medmamba-") as scratch:
-        root = Path(source)
-        if is_zip(root):
-            root = Path(scratch, "unpacked")
-            root.mkdir()
-            unpack(source, root, where=name)
+    with _unpacked(source, name) as root:
         found = series_below(root)
         if not found:
             raise InputError(f"{name}: no DICOM images in it. Give the folder or the zip of a series.")
         chosen = _choose(found, choice, name)
-        if len(found) == 1 and {path.parent for path in chosen.files} == {root} and root == Path(source):
+        if len(found) == 1 and {path.parent for path in chosen.files} == {root}:
             yield root
             return
-        stem = Path(source).resolve().name
-        folder = Path(scratch, "series", stem[:-4] if stem.lower().endswith(".zip") else stem)
-        folder.mkdir(parents=True)
-        for count, path in enumerate(chosen.files):
-            _place(path, folder / f"{count:06d}.dcm")
-        yield folder
+        with TemporaryDirectory(prefix="medmamba-") as scratch:
+            folder = Path(scratch, root.resolve().name)
+            folder.mkdir()
+            for count, path in enumerate(chosen.files):
+                try:
+                    os.link(path, folder / f"{count:06d}.dcm")
+                except OSError:
+                    shutil.copyfile(path, folder / f"{count:06d}.dcm")
+            yield folder
 
 
 @contextmanager
@@ -82,28 +80,33 @@ def opened(source: Path | str, series: str | None = None) -> Iterator[Path]:
 
     Several series in folders of their own are several cases, unless one is chosen; a zip of DICOM is one case.
     """
-    path = Path(source)
-    if series is not None:
-        with one_series(path, series) as folder:
-            yield folder
-    elif is_zip(path):
-        with TemporaryDirectory(prefix="medmamba-") as scratch:
-            stem = path.name[:-4] if path.name.lower().endswith(".zip") else path.name
-            folder = Path(scratch, stem)
-            folder.mkdir()
-            unpack(path, folder)
-            if not series_below(folder):
-                inside = _innermost(folder)
-                if not any(ending_of(entry) or entry.is_dir() for entry in inside.iterdir()):
-                    raise InputError(
-                        f"{brief(path.name)}: no image in it that is known. Give a zip of images or of a series."
-                    )
-                yield inside
-            else:
-                with one_series(folder, where=brief(str(source))) as one:
-                    yield one
-    else:
-        yield path
+    name = brief(str(source))
+    with _unpacked(source, name) as root:
+        packed = root != Path(source)
+        if series is not None or (packed and series_below(root)):
+            with one_series(root, series, where=name) as folder:
+                yield folder
+            return
+        inside = _innermost(root) if packed else root
+        if packed and not any(ending_of(entry) or entry.is_dir() for entry in inside.iterdir()):
+            raise InputError(
+                f"{brief(Path(source).name)}: no image in it that is known. Give a zip of images or of a series."
+            )
+        yield inside
+
+
+@contextmanager
+def _unpacked(source: Path | str, where: str) -> Iterator[Path]:
+    """A folder with the content and the name of a zip, for as long as the block lasts; else the source itself."""
+    if not is_zip(source):
+        yield Path(source)
+        return
+    with TemporaryDirectory(prefix="medmamba-") as scratch:
+        name = Path(source).resolve().name
+        folder = Path(scratch, name[:-4] if name.lower().endswith(".zip") else name)
+        folder.mkdir()
+        unpack(source, folder, where=where)
+        yield folder
 
 
 def _innermost(folder: Path) -> Path:
@@ -114,28 +117,18 @@ def _innermost(folder: Path) -> Path:
 
 def series_below(root: Path) -> list[Series]:
     """The image series in a folder and all folders below it, by number."""
-    files: dict[str, list[Path]] = defaultdict(list)
-    facts: dict[str, dict[str, str]] = {}
+    members: dict[str, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
     for folder, inner, _ in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for path in dicom_files(Path(folder)):
             tags = header_tags(path, shown(path.name), extra=(MODALITY, NUMBER, DESCRIPTION))
-            if POSITION not in tags or ORIENTATION not in tags:
-                continue
-            uid = tags.get(SERIES, "").strip(" \0")
-            files[uid].append(path)
-            facts.setdefault(uid, {tag: text.strip(" \0") for tag, text in tags.items()})
-    found = [
-        Series(
-            uid,
-            tags.get(MODALITY, "?"),
-            tags.get(NUMBER, ""),
-            tags.get(DESCRIPTION, ""),
-            (_whole(tags.get(COLUMNS)), _whole(tags.get(ROWS))),
-            tuple(files[uid]),
-        )
-        for uid, tags in facts.items()
-    ]
+            if POSITION in tags and ORIENTATION in tags:
+                members[tags.get(SERIES, "")].append((path, tags))
+    found = []
+    for uid, slices in members.items():
+        tags, files = slices[0][1], tuple(path for path, _ in slices)
+        size = _whole(tags.get(COLUMNS)), _whole(tags.get(ROWS))
+        found.append(Series(uid, tags.get(MODALITY, "?"), tags.get(NUMBER, ""), tags.get(DESCRIPTION, ""), size, files))
     return sorted(found, key=lambda series: (_whole(series.number), series.uid))
 
 
@@ -156,13 +149,6 @@ def _choose(found: list[Series], choice: str | None, name: str) -> Series:
             f"{name}: {len(matching)} series have the number {choice}. Choose by the end of a UID: {uids}."
         )
     return matching[0]
-
-
-def _place(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
 
 
 def _whole(text: str | None) -> int:

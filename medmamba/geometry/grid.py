@@ -1,4 +1,4 @@
-"""The grid of an image: shape and affine. Conventions are in the docstring of the package."""
+"""The grid of an image: shape and affine, in the conventions of docs/explanation/geometry.md."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ class Grid:
         return ei, ej, ek
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Grid):
-            return NotImplemented
-        if self.shape != other.shape or (self.affine is None) != (other.affine is None):
-            return False
-        return self.affine is None or other.affine is None or bool(np.array_equal(self.affine, other.affine))
+        return self._content == other._content if isinstance(other, Grid) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.shape, None if self.affine is None else (self.affine + 0.0).tobytes()))
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[Shape, bytes | None]:
+        return self.shape, None if self.affine is None else (self.affine + 0.0).tobytes()  # no negative zeros
 
 
 def affine_from(
@@ -135,48 +135,44 @@ def affine_problem(affine: npt.ArrayLike) -> str | None:
     return None
 
 
-def grid_difference(first: Grid, second: Grid, *, tolerance: float = SAME_GRID_TOLERANCE) -> str | None:
+def grid_difference(first: Grid, second: Grid) -> str | None:
     """How two grids differ, in words, or None when they are the same.
 
-    They are the same when the origin and the step along each axis differ by no more than ``tolerance`` of the spacing,
+    They are the same when the origin and the step along each axis differ by no more than a thousandth of the spacing,
     and no corner of the field of view by more than 0.05 voxel.
     """
     if first.shape != second.shape:
         return f"differ in shape: {first.shape} and {second.shape}"
     if first.affine is None or second.affine is None:
         return None
-    assert first.spacing_mm is not None
-    assert second.spacing_mm is not None
-    moved = float(np.linalg.norm((second.affine - first.affine)[:3, 3]))
-    if moved <= tolerance * min(first.spacing_mm) and same_box(first, second, tolerance=tolerance):
+    spacing, other = (np.linalg.norm(affine[:3, :3], axis=0) for affine in (first.affine, second.affine))
+    moved = float(np.linalg.norm((second.affine - first.affine)[:3, 3])) > SAME_GRID_TOLERANCE * spacing.min()
+    if not moved and same_box(first, second):
         return None
     if first.orientation != second.orientation:
         return f"differ in orientation: {first.orientation} and {second.orientation}"
-    if not np.allclose(first.spacing_mm, second.spacing_mm, rtol=tolerance):
-        return f"differ in spacing (mm): {_numbers(first.spacing_mm)} and {_numbers(second.spacing_mm)}"
-    origins = first.affine[:3, 3], second.affine[:3, 3]
-    if moved > tolerance * min(first.spacing_mm):
-        return f"differ in origin (mm): {_numbers(origins[0])} and {_numbers(origins[1])}"
-    shift = _corner_shift_mm(first, second)
+    if not np.allclose(spacing, other, rtol=SAME_GRID_TOLERANCE):
+        return f"differ in spacing (mm): {_numbers(spacing)} and {_numbers(other)}"
+    if moved:
+        return f"differ in origin (mm): {_numbers(first.affine[:3, 3])} and {_numbers(second.affine[:3, 3])}"
+    shift = _corner_shift_mm(second.affine - first.affine, first.shape)
     return f"differ in place by up to {shift:.3g} mm (directions of the axes are not the same)"
 
 
-def same_box(first: Grid, second: Grid, *, tolerance: float = SAME_GRID_TOLERANCE) -> bool:
+def same_box(first: Grid, second: Grid) -> bool:
     """Whether two grids of one shape cover the same voxels of the world, to within 0.05 voxel at the corners."""
     if first.shape != second.shape or first.affine is None or second.affine is None:
         return first.shape == second.shape
-    assert first.spacing_mm is not None
-    steps = np.linalg.norm((second.affine - first.affine)[:3, :3], axis=0)  # one slice has no far corner
-    near = bool((steps <= tolerance * np.array(first.spacing_mm)).all())
-    return near and _corner_shift_mm(first, second) <= SAME_CORNER_VOXELS * min(first.spacing_mm)
+    spacing, change = np.linalg.norm(first.affine[:3, :3], axis=0), second.affine - first.affine
+    steps = np.linalg.norm(change[:3, :3], axis=0)  # one slice has no far corner
+    near = bool((steps <= SAME_GRID_TOLERANCE * spacing).all())
+    return near and _corner_shift_mm(change, first.shape) <= SAME_CORNER_VOXELS * spacing.min()
 
 
-def _corner_shift_mm(first: Grid, second: Grid) -> float:
-    """How far the eight outer voxels of two grids of one shape lie apart at most."""
-    assert first.affine is not None
-    assert second.affine is not None
-    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in first.shape))]).T
-    return float(np.linalg.norm((second.affine - first.affine)[:3] @ corners, axis=0).max())
+def _corner_shift_mm(change: Affine, shape: Shape) -> float:
+    """How far a change of the affine moves the eight outer voxels at most."""
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in shape))]).T
+    return float(np.linalg.norm(change[:3] @ corners, axis=0).max())
 
 
 def canonical_reorientation(grid: Grid) -> Reorientation:
@@ -199,14 +195,13 @@ def _nearest_axes(axes: bytes) -> Reorientation:
     """:func:`canonical_reorientation` of the 3 x 3 part of an affine; most images of a dataset share it."""
     columns = np.frombuffer(axes, dtype=np.float64).reshape(3, 3)
     directions = columns / np.linalg.norm(columns, axis=0)
-    best: tuple[float, list[float]] | None = None
-    answer: Reorientation = ((0, 1, 2), (False, False, False))
-    for permutation, flips in all_reorientations():
+
+    def nearness(how: Reorientation) -> tuple[float, list[float]]:
+        permutation, flips = how
         candidate = directions[:, permutation] * np.where(flips, -1.0, 1.0)
-        key = (round(float(np.trace(candidate)), 6), (np.round(candidate, 6) + 0.0).ravel().tolist())
-        if best is None or key > best:
-            best, answer = key, (permutation, flips)
-    return answer
+        return round(float(np.trace(candidate)), 6), (np.round(candidate, 6) + 0.0).ravel().tolist()
+
+    return max(all_reorientations(), key=nearness)
 
 
 def all_reorientations() -> list[Reorientation]:

@@ -134,8 +134,7 @@ def _as_float32(found: Decoded, where: str) -> npt.NDArray[np.float32]:
 def checked_labels(found: Decoded, path: Path | str, where: str) -> LabelMap:
     """Decoded numbers as a LabelMap of whole numbers, with a warning where values were rounded.
 
-    Raises:
-        InputError: several channels, or a value that is not finite or farther than 1e-3 from a whole number.
+    Raises InputError for several channels, and for a value that is not finite or farther than 1e-3 from a whole number.
     """
     if len(found.stored) > 1:
         raise InputError(f"{where}: {len(found.stored)} channels; a label map has one. Give one label map per case.")
@@ -173,11 +172,7 @@ def _rounded(found: Decoded, where: str) -> tuple[Stored, float]:
 
 
 def storable_labels(labels: npt.ArrayLike, shape: Shape) -> Stored:
-    """Labels (i, j, k) in the smallest unsigned type.
-
-    Raises:
-        ValueError: they are not whole numbers from 0 on, or do not lie on the grid.
-    """
+    """Labels (i, j, k) in the smallest unsigned type; ValueError for other numbers or another shape."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iub":
         raise ValueError(f"Labels are whole numbers, not {array.dtype}.")

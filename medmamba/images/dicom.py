@@ -126,7 +126,7 @@ def _one_series(files: list[Path], where: str) -> list[Slice]:
     series: dict[str, list[Slice]] = defaultdict(list)
     for path in files:
         tags = header_tags(path, f"{where}: {shown(path.name)}")
-        series[tags.get(SERIES, "").strip()].append(_slice(path, tags, f"{where}: {shown(path.name)}"))
+        series[tags.get(SERIES, "")].append(_slice(path, tags, f"{where}: {shown(path.name)}"))
     if len(series) > 1:
         counts = sorted((len(slices) for slices in series.values()), reverse=True)
         several = ", ".join(map(str, counts[:5])) + (", ..." if len(counts) > 5 else "")
@@ -158,12 +158,12 @@ def header_tags(path: Path, where: str, extra: tuple[str, ...] = ()) -> dict[str
     reader = _reader(path)
     _quietly(reader.ReadImageInformation, f"{where}: a damaged DICOM file")
     wanted = (SERIES, POSITION, ORIENTATION, ROWS, COLUMNS, PIXEL_SPACING, THICKNESS, FRAMES, SAMPLES, BITS, *extra)
-    return {tag: reader.GetMetaData(tag) for tag in wanted if reader.HasMetaDataKey(tag)}
+    return {tag: reader.GetMetaData(tag).strip(" \0") for tag in wanted if reader.HasMetaDataKey(tag)}
 
 
 def _slice(path: Path, tags: dict[str, str], where: str) -> Slice:
     def values(tag: str, name: str, count: int, default: str = "") -> npt.NDArray[np.float64]:
-        text = tags.get(tag, default).strip(" \0")
+        text = tags.get(tag, default)
         try:
             found = np.array([float(word) for word in text.split("\\")])
         except ValueError:
@@ -186,7 +186,7 @@ def _slice(path: Path, tags: dict[str, str], where: str) -> Slice:
     orientation = values(ORIENTATION, "Image Orientation", 6)
     if abs(np.linalg.norm(orientation[:3]) - 1) > 1e-2 or abs(np.linalg.norm(orientation[3:]) - 1) > 1e-2:
         raise InputError(f"{where}: its Image Orientation holds no directions of length 1. Export it again.")
-    thickness = tags.get(THICKNESS, "").strip(" \0")
+    thickness = tags.get(THICKNESS, "")
     return Slice(
         path,
         values(POSITION, "Image Position", 3),

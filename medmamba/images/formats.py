@@ -37,17 +37,9 @@ from medmamba.images.text_header import detached_files
 
 @dataclass(frozen=True)
 class Format:
-    """An image format.
+    """An image format; docs/how-to/add-an-image-format.md explains the columns.
 
-    Args:
-        name: what messages call it.
-        endings: of its files, in lower case.
-        module: dotted name of the module with its ``read``, ``write`` and ``same_place``, or an object that has them.
-        mask_ending: ending of the mask of such an image, where its own could not hold labels without loss.
-        flat: 2D images of pixels without millimetres.
-        holds_probabilities: whether it takes several channels of float32.
-        siblings: all files that writing to a path makes, the header first.
-        detached: an image's header names the file of its voxels.
+    ``module`` is the dotted name of a module with ``read``, ``write`` and ``same_place``, or an object that has them.
     """
 
     name: str
@@ -81,11 +73,7 @@ DICOM = Format("DICOM series", (), "medmamba.images.dicom", mask_ending=".nii.gz
 
 
 def register_format(kind: Format) -> None:
-    """Adds a format to ``FORMATS`` for this process.
-
-    Raises:
-        ValueError: another format has one of its endings.
-    """
+    """Adds a format to ``FORMATS`` for this process; raises ValueError if another format has one of its endings."""
     if taken := sorted(set(kind.endings) & set(known_endings())):
         raise ValueError(f"{kind.name}: {', '.join(taken)} is the ending of another format. Choose another.")
     FORMATS.append(kind)
@@ -109,11 +97,7 @@ def stem_of(path: Path | str) -> str:
 
 
 def format_of(path: Path | str, where: str | None = None) -> Format:
-    """The format of a file, by its name, or that of a DICOM series for a folder.
-
-    Raises:
-        InputError: no format has the ending.
-    """
+    """The format of a file, by its name, or that of a DICOM series for a folder; InputError for unknown endings."""
     ending = ending_of(path)
     if ending is None and os.path.isdir(path):  # Path.is_dir raises for names that are too long
         return DICOM
@@ -132,9 +116,7 @@ def read_image(
     """One image file of any known format, or the folder of a DICOM series, checked; float32 (C, i, j, k).
 
     ``where`` is how errors call the file; its path if not given. ``changes`` are fields of the options by name.
-
-    Raises:
-        InputError: the file cannot be used; one line that says what is wrong, where, and what to do.
+    Raises InputError when the file cannot be used: one line that says what is wrong, where, and what to do.
     """
     options, where = replace(options or ReadOptions(), **changes), where or shown(path)
     return checked_image(_decoded(path, where, options, mask=False), path, where, options.nonfinite)
@@ -162,10 +144,9 @@ def read_channels(
     where: Sequence[str] | None = None,
     **changes: Any,
 ) -> MedicalImage:
-    """One image whose channels may be spread over files, all on one grid; arguments as of :func:`read_image`.
+    """One image whose channels may be spread over files; arguments as of :func:`read_image`.
 
-    Raises:
-        InputError: a file cannot be used, or two of them lie on different grids.
+    Raises InputError when a file cannot be used, or two of them lie on different grids.
     """
     names = list(where or [shown(path) for path in paths])
     images = [read_image(path, options, where=name, **changes) for path, name in zip(paths, names, strict=True)]
@@ -196,11 +177,8 @@ def write_label_map(path: Path | str, labels: npt.NDArray[Any], like: Like) -> N
     """Writes labels (i, j, k) on the grid of ``like``, in the kind of file that the ending of ``path`` asks for.
 
     The smallest unsigned type that holds them is taken. The file is whole or absent, and was read again and compared
-    before it got its name.
-
-    Raises:
-        ValueError: the array does not fit the grid, or is not made of whole numbers from 0 on.
-        ResourceError: the disk is full or damaged; nothing is left behind.
+    before it got its name. Raises ValueError when the array does not fit the grid or is not made of whole numbers from
+    0 on, and ResourceError when the disk is full or damaged; nothing is left behind.
     """
     _write(path, storable_labels(labels, grid_of(like).shape)[None], like, mask=True)
 
@@ -231,11 +209,7 @@ def _write(path: Path | str, stored: npt.NDArray[Any], like: Like, *, mask: bool
 
 
 def files_of(path: Path | str) -> list[Path]:
-    """The files that an image is in: itself, its other half, the voxels its header names, or the files of a series.
-
-    Raises:
-        InputError: the header of detached voxels cannot be read.
-    """
+    """The files that an image is in: itself, its other half, the voxels its header names, or the files of a series."""
     path = Path(path)
     if path.is_dir():
         return sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
@@ -258,10 +232,7 @@ def list_images(folder: Path | str) -> list[Path]:
     """The images of a folder, sorted by name: files of known kinds, and DICOM series.
 
     Hidden files are skipped; a .hdr/.img pair counts once; a folder whose own files are DICOM is one series, and so
-    is each folder in it whose files are.
-
-    Raises:
-        InputError: not a folder, or nothing in it that can be read.
+    is each folder in it whose files are. Raises InputError for what is no folder or holds nothing that can be read.
     """
     from medmamba.images.dicom import holds_dicom
 

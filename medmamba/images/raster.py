@@ -26,31 +26,11 @@ EXIF_ORIENTATION = 0x0112
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """Grey values (1, i, j, 1) or colours (3, i, j, 1); of a mask one channel, a palette's numbers too."""
-    stored, kind, warnings = _read(path, where, options.max_voxels, mask=mask)
-    if mask and kind == "JPEG":
-        raise InputError(f"{where}: JPEG changes label values. Save masks as PNG or TIFF.")
-    if mask and any(not np.array_equal(stored[0], other) for other in stored[1:]):
-        raise InputError(f"{where}: a mask in colours. Save it in grey, with the label's number as value.")
-    values = stored[:1] if mask else stored
-    return Decoded(values, Grid(stored.shape[1:]), None, tuple(warnings), orientation_known=False)
-
-
-def same_place(found: Decoded, like: Like) -> bool:
-    """A flat image has a size and no place."""
-    return found.grid == Grid(grid_of(like).shape)
-
-
-def _kind_of(path: Path | str) -> str:
-    return KINDS[Path(path).suffix.lower()]
-
-
-def _read(path: Path, where: str, max_voxels: int, *, mask: bool) -> tuple[Stored, str, list[str]]:
-    """Stored numbers (C, i, j, 1), the kind of file, and warnings."""
     from PIL import Image, UnidentifiedImageError
 
     file, size = open_regular(path, where)
     with file:
-        if size > max_voxels * 8:
+        if size > options.max_voxels * 8:
             raise InputError(f"{where}: {size} bytes, more than any image within the limit. Is it the right file?")
         check_memory(size, where)
         raw = io.BytesIO(file.read())
@@ -64,7 +44,7 @@ def _read(path: Path, where: str, max_voxels: int, *, mask: bool) -> tuple[Store
             pages = int(getattr(image, "n_frames", 1))
             if pages > 1:
                 raise InputError(f"{where}: {pages} pages. Give one image per file, or the volume as NIfTI.")
-            check_size((image.width, image.height, len(image.getbands())), where, max_voxels)
+            check_size((image.width, image.height, len(image.getbands())), where, options.max_voxels)
             check_memory(image.width * image.height * len(image.getbands()) * 8, where)
             if image.mode != "I;16" and any(";16" in str(tile[3]) for tile in image.tile if kind == "PNG"):
                 raise InputError(f"{where}: 16-bit colours. Save it in 8-bit colours or 16-bit grey.")
@@ -78,8 +58,19 @@ def _read(path: Path, where: str, max_voxels: int, *, mask: bool) -> tuple[Store
     except Exception as error:  # decoders raise what they like for damaged files
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise InputError(f"{where}: damaged or cut off ({reason}). Copy it again from its source.") from None
-    rows = pixels[..., None] if pixels.ndim == 2 else pixels  # (j, i, C)
-    return np.ascontiguousarray(np.moveaxis(rows, -1, 0)).transpose(0, 2, 1)[..., None], kind, warnings
+    if mask and kind == "JPEG":
+        raise InputError(f"{where}: JPEG changes label values. Save masks as PNG or TIFF.")
+    rows = np.atleast_3d(pixels)  # (j, i, C)
+    stored = np.ascontiguousarray(np.moveaxis(rows, -1, 0)).transpose(0, 2, 1)[..., None]
+    if mask and any(not np.array_equal(stored[0], other) for other in stored[1:]):
+        raise InputError(f"{where}: a mask in colours. Save it in grey, with the label's number as value.")
+    values = stored[:1] if mask else stored
+    return Decoded(values, Grid(stored.shape[1:]), None, tuple(warnings), orientation_known=False)
+
+
+def same_place(found: Decoded, like: Like) -> bool:
+    """A flat image has a size and no place."""
+    return found.grid == Grid(grid_of(like).shape)
 
 
 def _pixels(image: Any, mask: bool, where: str, warnings: list[str]) -> npt.NDArray[Any]:
@@ -104,7 +95,7 @@ def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify)
     """Writes one or three channels (C, i, j, 1) of unsigned numbers, 8 bits, or 16 in grey; a mask never as JPEG."""
     from PIL import Image
 
-    kind = _kind_of(path)
+    kind = KINDS[path.suffix.lower()]
     if mask and kind == "JPEG":
         raise InputError(f"{shown(path)}: JPEG changes label values. Write masks as PNG or TIFF.")
     if stored.shape[3] != 1:

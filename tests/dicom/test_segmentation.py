@@ -121,10 +121,11 @@ def test_a_mask_of_another_series_is_refused(tmp_path):
     folder, _, _ = _series(tmp_path / "series", AXES["axial"])
     grid = read_image(folder).grid
     codes = {name: SegmentCode() for name in VALUES}
-    moved = grid.affine.copy()
-    moved[2, 3] += 1.0
-    with pytest.raises(InputError, match="its slices are not those of the mask"):
-        write_segmentation(tmp_path / "s.dcm", _mask(grid.shape), Grid(grid.shape, moved), folder, VALUES, codes)
+    for axis in (2, 0):  # through the slices, and within them
+        moved = grid.affine.copy()
+        moved[axis, 3] += 1.0
+        with pytest.raises(InputError, match="its slices are not those of the mask"):
+            write_segmentation(tmp_path / "s.dcm", _mask(grid.shape), Grid(grid.shape, moved), folder, VALUES, codes)
     (folder / "0.dcm").unlink()
     with pytest.raises(InputError, match="holds 11 DICOM images, the mask has 12 slices"):
         write_segmentation(tmp_path / "s.dcm", _mask(grid.shape), grid, folder, VALUES, codes)
