@@ -18,7 +18,7 @@ from pathlib import Path
 
 from medmamba.disk.atomic import write_text
 from medmamba.networks.build import available_networks
-from medmamba.plans.cost.memory import training_memory
+from medmamba.plans.cost.step import step_cost
 from medmamba.plans.families import family
 from medmamba.plans.network import network_plan
 from medmamba.plans.pooling import plan_pooling
@@ -48,7 +48,7 @@ def compare(name: str, patch: tuple[int, ...]) -> dict[str, object]:
     return {
         "family": name,
         "patch": "x".join(map(str, size)),
-        "predicted": training_memory(network, size, **SIZES).total,
+        "predicted": step_cost(network, size, **SIZES).peak,
         "measured": measured,
     }
 

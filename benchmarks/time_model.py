@@ -29,7 +29,7 @@ from medmamba.disk.atomic import write_text
 from medmamba.models.output_channels import OutputChannels
 from medmamba.networks.build import available_networks
 from medmamba.plans.cost.machines import machine
-from medmamba.plans.cost.step_time import training_work
+from medmamba.plans.cost.step import step_cost
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
@@ -49,7 +49,7 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 REMARKS = """
 ## The model
 
-`plans/cost/step_time.py` has the formula. Operations are counted from the plan alone: multiply-accumulates, those of
+`plans/cost/step.py` has the formula. Operations are counted from the plan alone: multiply-accumulates, those of
 depthwise convolutions apart, state updates, the bytes kept according to the memory model, weights and layers;
 `tests/plans/test_step_time.py` compares multiply-accumulates and state updates with those that `medmamba info` counts.
 Six rates turn them into seconds. They are the same for every network and patch and, but for that of the
@@ -99,7 +99,7 @@ def measure(patch: tuple[int, ...], names: list[str], rounds: int) -> list[dict]
 def predicted(row: dict) -> float:
     """Seconds that the planner expects."""
     network, size = planned(row["family"], tuple(int(edge) for edge in row["patch"].split("x")))
-    return training_work(network, size, **SIZES).seconds(MACHINE_OF[row["precision"]])
+    return step_cost(network, size, **SIZES).seconds(MACHINE_OF[row["precision"]])
 
 
 def seconds_cell(row: dict) -> str:

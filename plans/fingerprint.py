@@ -164,10 +164,14 @@ class Fingerprint(Record):
         return [case.case_id for case in self.cases if not case.present_labels]
 
     @property
+    def structures(self) -> list[str]:
+        """Names of the labels without the background."""
+        return [name for name in self.labels if name != "background"]
+
+    @property
     def cases_with(self) -> dict[str, list[str]]:
         """Ids of the cases in which each label, background left out, is present."""
-        names = [name for name in self.labels if name != "background"]
-        return {name: [case.case_id for case in self.cases if name in case.present_labels] for name in names}
+        return {name: [case.case_id for case in self.cases if name in case.present_labels] for name in self.structures}
 
     @property
     def spacings(self) -> np.ndarray:
@@ -194,7 +198,12 @@ def build_fingerprint(
     """
     ordered = sorted(cases, key=lambda case: case.case_id)
     problems = [line for case in ordered for line in case.problems()]
-    problems += _mixed_millimetres(ordered)
+    without = [case.case_id for case in ordered if case.spacing_mm is None]
+    if 0 < len(without) < len(ordered):
+        problems.append(
+            f"{without[0]}: no spacing in mm, as in {len(without)} of {len(ordered)} cases; the others have one. "
+            f"Give every image a spacing, or none."
+        )
     if not ordered:
         problems.append(f"{dataset_name}: no usable case. Check the training list of the dataset.")
     elif not any(np.size(values) for values in samples_per_channel):
@@ -260,13 +269,3 @@ def draw_foreground(foreground: np.ndarray, count: int, *, case_id: str, seed: i
     words = np.frombuffer(hashlib.sha256(case_id.encode()).digest()[:16], dtype=np.uint32)
     generator = np.random.default_rng([seed, *(int(word) for word in words)])
     return foreground[:, generator.integers(0, n_voxels, size=count)]
-
-
-def _mixed_millimetres(cases: Sequence[CaseStats]) -> list[str]:
-    without = [case.case_id for case in cases if case.spacing_mm is None]
-    if not without or len(without) == len(cases):
-        return []
-    return [
-        f"{without[0]}: no spacing in mm, as in {len(without)} of {len(cases)} cases; the others have one. "
-        f"Give every image a spacing, or none."
-    ]

@@ -7,6 +7,7 @@ never split between the two.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
@@ -34,10 +35,9 @@ def make_folds(
     *,
     labels_of: Mapping[str, Iterable[str]] | None = None,
     group_of: Mapping[str, str] | None = None,
-    n_folds: int = N_FOLDS,
     seed: int = SEED,
 ) -> list[Fold]:
-    """min(n_folds, groups) folds in which every label is spread as evenly as its cases allow.
+    """min(N_FOLDS, groups) folds in which every label is spread as evenly as its cases allow.
 
     ``labels_of`` gives the labels present in a case, ``group_of`` the group it must stay with (default: itself).
     A single group gives one fold that trains and validates on the same cases; callers must say so to the user.
@@ -46,26 +46,31 @@ def make_folds(
     groups: dict[str, list[str]] = {}
     for case_id in ids:
         groups.setdefault((group_of or {}).get(case_id, case_id), []).append(case_id)
-    count = min(n_folds, len(groups))
+    count = min(N_FOLDS, len(groups))
     if count < 2:
         return [Fold(train=ids, val=list(ids))] if ids else []
     parts = _spread(groups, labels_of or {}, count, np.random.default_rng(seed))
     return [Fold(train=[i for i in ids if i not in held_out], val=sorted(held_out)) for held_out in parts]
 
 
-def folds_of(fingerprint: Fingerprint, patients: Mapping[str, str] | None = None) -> list[Fold]:
-    """Folds of a fingerprinted dataset: stratified by label presence, patients and copies of one image kept together.
+def groups_of(fingerprint: Fingerprint, patients: Mapping[str, str]) -> dict[str, str]:
+    """The group that each case must stay with: its patient's cases and every copy of its image, joined where they meet.
 
     ``patients`` names the patient of a case; a case that is not in it stands alone.
     """
-    present = {case.case_id: case.present_labels for case in fingerprint.cases}
-    return make_folds(list(present), labels_of=present, group_of=groups_of(fingerprint, patients))
+    parent = {case.case_id: case.case_id for case in fingerprint.cases}
 
+    def root(case_id: str) -> str:
+        while parent[case_id] != case_id:
+            case_id = parent[case_id]
+        return case_id
 
-def groups_of(fingerprint: Fingerprint, patients: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The group that each case must stay with: its patient, and every copy of its image."""
-    copies = {case.case_id: case.image_hash for case in fingerprint.cases if case.image_hash}
-    return merge_groups(patients or {}, copies, [case.case_id for case in fingerprint.cases])
+    for grouping in (patients, {case.case_id: case.image_hash for case in fingerprint.cases if case.image_hash}):
+        leader: dict[str, str] = {}
+        for case_id in sorted(grouping):
+            one, other = sorted((root(leader.setdefault(grouping[case_id], case_id)), root(case_id)))
+            parent[other] = one
+    return {case_id: root(case_id) for case_id in parent}
 
 
 def groups_by_pattern(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
@@ -94,52 +99,29 @@ def groups_by_pattern(case_ids: Sequence[str], pattern: str) -> dict[str, str]:
     return groups
 
 
-def merge_groups(first: Mapping[str, str], second: Mapping[str, str], case_ids: Sequence[str]) -> dict[str, str]:
-    """Groups that keep together what either grouping keeps together; a case in neither stands alone."""
-    parent = {case_id: case_id for case_id in case_ids}
-
-    def root(case_id: str) -> str:
-        while parent[case_id] != case_id:
-            case_id = parent[case_id]
-        return case_id
-
-    for grouping in (first, second):
-        leader: dict[str, str] = {}
-        for case_id in sorted(grouping):
-            one, other = sorted((root(leader.setdefault(grouping[case_id], case_id)), root(case_id)))
-            parent[other] = one
-    return {case_id: root(case_id) for case_id in case_ids}
-
-
 def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mapping[str, str] | None = None) -> None:
     """Refuse an own split that leaks, or names unknown cases; raises InputErrors with one line per fault."""
     known, groups = set(case_ids), group_of or {}
     problems = []
     for number, fold in enumerate(folds):
-        where = f"fold {number}"
+        faults = []
         for part, names in (("train", fold["train"]), ("val", fold["val"])):
-            problems += [
-                f"{where}: {part} names {name!r}, which is not a case of this dataset."
-                for name in names
-                if name not in known
+            faults += [
+                f"{part} names {name!r}, which is not a case of this dataset." for name in names if name not in known
             ]
-            problems += [
-                f"{where}: {part} names {name!r} twice." for name in sorted({n for n in names if names.count(n) > 1})
-            ]
+            faults += [f"{part} names {name!r} twice." for name, count in sorted(Counter(names).items()) if count > 1]
             if not names:
-                problems.append(f"{where}: {part} is empty.")
-        problems += [
-            f"{where}: {name!r} is in train and in val. Remove it from one of them."
-            for name in sorted(set(fold["train"]) & set(fold["val"]))
-        ]
+                faults.append(f"{part} is empty.")
+        both = set(fold["train"]) & set(fold["val"])
+        faults += [f"{name!r} is in train and in val. Remove it from one of them." for name in sorted(both)]
         trained = {groups.get(name, name): name for name in fold["train"]}
-        for name in fold["val"]:
-            other = trained.get(groups.get(name, name))
-            if other is not None and other != name and name not in fold["train"]:
-                problems.append(
-                    f"{where}: {name!r} (val) and {other!r} (train) belong to the same patient or are the same "
-                    f"image. Put both on one side."
-                )
+        faults += [
+            f"{name!r} (val) and {trained[group]!r} (train) belong to the same patient or are the same image. "
+            f"Put both on one side."
+            for name in fold["val"]
+            if (group := groups.get(name, name)) in trained and name not in both
+        ]
+        problems += [f"fold {number}: {fault}" for fault in faults]
     if problems:
         raise InputErrors(problems, summary=f"split file: {len(problems)} problems; nothing was done.")
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from medmamba.errors import ConfigError
-from medmamba.plans.batch import choose_batch_size
-from medmamba.plans.cost.memory import Memory
-from medmamba.plans.cost.step_time import time_decision
+from medmamba.plans.cost.step import cost_decisions
 from medmamba.plans.network import Stem, network_decisions
+from medmamba.plans.options import LEAST_STEPS, STEP_FRACTION
 from medmamba.plans.patch import INITIAL_EDGE, PatchSearch, initial_patch_size, search_patch
-from medmamba.plans.pooling import plan_pooling
-from medmamba.plans.schema import Decision, NetworkPlan
-from medmamba.plans.training_length import LEAST_STEPS, STEP_FRACTION
-from medmamba.plans.training_step import USABLE_FRACTION, PlanTask, TooSlow, TrainingStep
+from medmamba.plans.pooling import PoolingPlan, plan_pooling
+from medmamba.plans.schema import Configuration, Decision
+from medmamba.plans.training_step import (
+    USABLE_FRACTION,
+    PlanTask,
+    TooSlow,
+    TrainingStep,
+    choose_batch_size,
+    decision_as_given,
+    times,
+)
 
 SMALL_VIEW = 0.05
 """Fraction of the median image: a patch that covers less sees too little, and what it sees more cheaply is considered
@@ -28,26 +33,8 @@ WORTH_STRIDING = 1.5
 """A strided stem gives up detail, so its patch must be this many times larger to be chosen."""
 
 
-@dataclass(frozen=True)
-class GridPlan:
-    """Patch, network and batch on one grid, with their decisions."""
-
-    spacing: tuple[float, ...]
-    median_shape: tuple[float, ...]
-    patch_size: list[int]
-    batch_size: int
-    network: NetworkPlan
-    decisions: list[Decision]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A patch that fits, with the decisions about it and its stem."""
-
-    search: PatchSearch
-    stem: Stem
-    patch_decision: Decision
-    stem_decision: Decision
+Found = tuple[PoolingPlan, Stem, list[Decision]]
+"""A patch that fits, its stem, and the decisions about both."""
 
 
 def plan_grid(
@@ -56,50 +43,38 @@ def plan_grid(
     median_shape: Sequence[float],
     dataset_voxels: float,
     patch_size: Sequence[int] | None = None,
-) -> GridPlan:
+) -> Configuration:
     """Plan the grid of ``spacing`` (plan axes) on which the median image has ``median_shape`` voxels.
 
     ``patch_size`` fixes the patch instead of searching it. Raises ConfigError if nothing fits into the memory, with
     the nearest choice that does.
     """
     if patch_size is None:
-        found = _search(task, spacing, median_shape)
+        pooling, stem, decisions = _search(task, spacing, median_shape)
     else:
-        found = _fixed(task, spacing, median_shape, patch_size)
-    step = TrainingStep.of(task, found.search.pooling, found.stem)
-    batch, batch_decision = _batch(task, step, dataset_voxels)
-    return GridPlan(
-        spacing=tuple(spacing),
-        median_shape=tuple(median_shape),
+        pooling, stem, decisions = _fixed(task, spacing, median_shape, patch_size)
+    step = TrainingStep.of(task, pooling, stem)
+    batch, batch_decision = choose_batch_size(step, dataset_voxels)
+    return Configuration(
+        name=f"{len(spacing)}d",
+        spatial_dims=step.network.spatial_dims,
+        spacing_mm=list(spacing),
+        median_shape=list(median_shape),
         patch_size=list(step.patch_size),
         batch_size=batch,
+        batch_dice=False,
         network=step.network,
+        previous_stage=None,
         decisions=[
-            found.patch_decision,
-            found.stem_decision,
-            *network_decisions(step.network, task.family, spacing, found.search.pooling),
+            *decisions,
+            *network_decisions(step.network, task.family, spacing, pooling),
             batch_decision,
-            _memory_decision(task, step.memory(batch)),
-            time_decision(step.work(batch), task.machine),
+            *cost_decisions(step.cost(batch), task.options.device_memory_gb, task.machine),
         ],
     )
 
 
-def _batch(task: PlanTask, step: TrainingStep, dataset_voxels: float) -> tuple[int, Decision]:
-    """The given batch size, or the rule's; raises ConfigError for a given one that does not fit."""
-    if task.batch_size is None:
-        timed = None if task.train_hours is None else step.in_time
-        return choose_batch_size(step.patch_size, dataset_voxels, step.bytes, task.limit_bytes, timed)
-    batch = task.batch_size
-    if (refusal := step.refusal(batch)) is not None:
-        largest = next((size for size in range(1, 4096) if step.refusal(size + 1) is not None), 4096)
-        raise ConfigError(
-            f"batch size {batch}: a training step on {_times(step.patch_size)} {refusal}. Largest that fits: {largest}."
-        )
-    return batch, _given("batch_size", batch, {"step_bytes": step.bytes(batch), "limit_bytes": task.limit_bytes})
-
-
-def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -> _Found:
+def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -> Found:
     """The full-resolution patch if it sees enough of the image, else the larger one that a strided stem allows."""
     full = _search_with(task, spacing, median, "conv")
     view = math.prod(full.patch_size) / math.prod(median)
@@ -134,20 +109,20 @@ def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -
         reason=reason,
         source="medmamba" if strides else task.family.source,
     )
-    return _Found(found, stem, _patch_decision(task, found, spacing, median), stem_decision)
+    return found.pooling, stem, [_patch_decision(task, found, spacing, median), stem_decision]
 
 
 def _nothing_fits(task: PlanTask, search: PatchSearch) -> ConfigError:
     """The error for a memory or a time that not even the smallest patch fits."""
     smallest = TrainingStep.of(task, search.pooling, "conv")
     asked = (
-        f"cannot fit {task.family.name}; even a patch of {_times(search.patch_size)} with a batch of {task.least_batch}"
+        f"cannot fit {task.family.name}; even a patch of {times(search.patch_size)} with a batch of {task.least_batch}"
     )
     needed = smallest.bytes(task.least_batch)
     if needed > task.limit_bytes:
         return ConfigError(
-            f"device memory of {task.device_memory_gb:g} GB: {asked} needs {needed / USABLE_FRACTION / 1e9:.2g} GB. "
-            f"Give more device memory or a smaller batch."
+            f"device memory of {task.options.device_memory_gb:g} GB: {asked} needs "
+            f"{needed / USABLE_FRACTION / 1e9:.2g} GB. Give more device memory or a smaller batch."
         )
     return TooSlow(
         f"--train-hours: {asked} {smallest.refusal(task.least_batch)}. Give more hours or a faster --machine."
@@ -166,47 +141,42 @@ def _search_with(task: PlanTask, spacing: Sequence[float], median: Sequence[floa
     )
 
 
-def _fixed(task: PlanTask, spacing: Sequence[float], median: Sequence[float], patch: Sequence[int]) -> _Found:
+def _fixed(task: PlanTask, spacing: Sequence[float], median: Sequence[float], patch: Sequence[int]) -> Found:
     """The given patch; raises ConfigError, with the nearest that works, where strides or limits do not allow it."""
     pooling = plan_pooling(spacing, patch, max_pools=task.family.max_pools)
     if list(pooling.patch_size) != list(patch):
         below = [n // d * d or d for n, d in zip(patch, pooling.divisor, strict=True)]
         raise ConfigError(
-            f"patch size {_times(patch)}: the network halves its axes {_times(pooling.num_pool_per_axis)} times, so "
-            f"it must be a multiple of {_times(pooling.divisor)}. Nearest: {_times(below)} or "
-            f"{_times(pooling.patch_size)}."
+            f"patch size {times(patch)}: the network halves its axes {times(pooling.num_pool_per_axis)} times, so "
+            f"it must be a multiple of {times(pooling.divisor)}. Nearest: {times(below)} or "
+            f"{times(pooling.patch_size)}."
         )
     view = min(math.prod(patch) / math.prod(median), 1.0)
     stems: tuple[Stem, ...] = ("conv", "patch") if task.family.kind == "scan" else ("conv",)
     steps = {stem: TrainingStep.of(task, pooling, stem) for stem in stems}
     fitting = [stem for stem in stems if steps[stem].refusal(task.least_batch) is None]
-    if not fitting and task.batch_size is not None and steps["conv"].refusal(1) is None:
+    if not fitting and task.options.batch_size is not None and steps["conv"].refusal(1) is None:
         fitting = ["conv"]  # the patch alone would fit: the batch has to change, and is refused by the caller
     if not fitting:
-        nearest = _search(task, spacing, median).search
+        nearest, _, _ = _search(task, spacing, median)
         raise ConfigError(
-            f"patch size {_times(patch)}: a training step with a batch of {task.least_batch} "
-            f"{steps[stems[-1]].refusal(task.least_batch)}. Nearest that fits: {_times(nearest.patch_size)}."
+            f"patch size {times(patch)}: a training step with a batch of {task.least_batch} "
+            f"{steps[stems[-1]].refusal(task.least_batch)}. Nearest that fits: {times(nearest.patch_size)}."
         )
     stem = fitting[0]
-    cost = steps[stem].bytes(task.least_batch)
     inputs: dict[str, object] = {"patch_size": list(patch), "full_resolution_fits": stem == "conv"}
     reason = f"The given patch fits {task.limits} only with a strided stem."
     if stem == "conv":
         reason = f"The given patch fits {task.limits} at full resolution; it sees {view:.0%} of the image."
-    return _Found(
-        PatchSearch(pooling, cost, ((pooling.patch_size, cost),), fits=True),
-        stem,
-        _given("patch_size", list(patch), {"median_shape": list(median)}),
-        Decision(
-            name="stem",
-            value=stem,
-            inputs=inputs,
-            rule="full-resolution convolutions if the given patch fits with them, else a strided stem",
-            reason=reason,
-            source="medmamba",
-        ),
+    stem_decision = Decision(
+        name="stem",
+        value=stem,
+        inputs=inputs,
+        rule="full-resolution convolutions if the given patch fits with them, else a strided stem",
+        reason=reason,
+        source="medmamba",
     )
+    return pooling, stem, [decision_as_given("patch_size", list(patch), {"median_shape": list(median)}), stem_decision]
 
 
 def _patch_decision(task: PlanTask, search: PatchSearch, spacing: Sequence[float], median: Sequence[float]) -> Decision:
@@ -219,9 +189,9 @@ def _patch_decision(task: PlanTask, search: PatchSearch, spacing: Sequence[float
             f"The largest patch in the image's proportions that fits {task.limits}; it sees {view:.0%} of the image."
         )
     timed: dict[str, object] = {}
-    if task.train_hours is not None:
+    if task.options.train_hours is not None:
         timed = {
-            "train_hours": task.train_hours,
+            "train_hours": task.options.train_hours,
             "least_steps": LEAST_STEPS,
             "machine": task.machine.name,
             "patch_for_memory": list(search.within(task.limit_bytes)),
@@ -236,7 +206,7 @@ def _patch_decision(task: PlanTask, search: PatchSearch, spacing: Sequence[float
             "initial_patch": initial_patch_size(spacing, median),
             "max_pools": task.family.max_pools,
             "patches_tried": len(search.steps),
-            "device_memory_gb": task.device_memory_gb,
+            "device_memory_gb": task.options.device_memory_gb,
             "step_bytes_at_batch": [search.cost, task.least_batch],
             **timed,
         },
@@ -245,42 +215,5 @@ def _patch_decision(task: PlanTask, search: PatchSearch, spacing: Sequence[float
         f"training step needs at most {USABLE_FRACTION:.0%} of the device memory"
         + (f" and {LEAST_STEPS} steps take {STEP_FRACTION:.0%} of the hours" if timed else ""),
         reason=reason,
-        source="nnU-Net 2.8.1, with the memory model of medmamba.plans.cost.memory"
-        + (" and medmamba.plans.cost.step_time" if timed else ""),
+        source="nnU-Net 2.8.1, with the costs of medmamba.plans.cost.step",
     )
-
-
-def _memory_decision(task: PlanTask, memory: Memory) -> Decision:
-    return Decision(
-        name="training_memory_gb",
-        value=round(memory.total / 1e9, 3),
-        inputs={
-            "weights_bytes": memory.weights + memory.gradients,
-            "activations_bytes": memory.activations,
-            "workspace_bytes": memory.workspace,
-            "bytes_at": memory.moments,
-            "precision": "float32",
-            "optimiser": "adamw",
-            "device_memory_gb": task.device_memory_gb,
-        },
-        rule="the largest of three moments: the backward pass begins, it reaches the encoder, the optimiser steps; "
-        "each with weights, optimiser state, and the activations, gradients and temporary maps of that moment",
-        reason=f"One training step in float32 is expected to need {memory.total / 1e9:.2g} of "
-        f"{task.device_memory_gb:g} GB.",
-        source="medmamba.plans.cost.memory",
-    )
-
-
-def _given(name: str, value: object, inputs: dict[str, object]) -> Decision:
-    return Decision(
-        name=name,
-        value=value,
-        inputs=inputs,
-        rule="as given",
-        reason="Chosen by the user; checked against the network's strides and the memory.",
-        source="user",
-    )
-
-
-def _times(numbers: Sequence[int]) -> str:
-    return "x".join(str(number) for number in numbers)

@@ -6,30 +6,15 @@ from medmamba.errors import ConfigError
 from medmamba.plans.options import PLANNED
 from medmamba.plans.schema import Configuration, Decision, Plan
 
-_CHECKED = ("median_shape", "patch_size", "batch_size", "batch_dice")
-_CHECKED_NETWORK = (
-    "stem",
-    "strides",
-    "kernel_sizes",
-    "features_per_stage",
-    "blocks_per_stage",
-    "deep_supervision",
-    "routes",
-    "state_size",
-    "use_scan",
-)
-
 
 def edited_by_hand(configuration: Configuration) -> list[str]:
     """Fields whose value is not the one that the planner decided, as text: "patch_size is [..], decided was [..]"."""
-    decided = {decision.name: decision.value for decision in configuration.decisions}
-    network = configuration.network
-    values = {name: getattr(configuration, name) for name in _CHECKED}
-    values |= {name: getattr(network, name) for name in _CHECKED_NETWORK}
+    values = configuration.model_dump(mode="json") | configuration.network.model_dump(mode="json")
+    del values["mirroring"]  # a record, of which the decision names the axes
     return [
-        f"{name} is {values[name]}, decided was {decided[name]}"
-        for name in values
-        if name in decided and decided[name] != values[name]
+        f"{made.name} is {values[made.name]}, decided was {made.value}"
+        for made in configuration.decisions
+        if made.name in values and made.value != values[made.name]
     ]
 
 

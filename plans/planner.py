@@ -7,28 +7,21 @@ batch follow from the memory model of the chosen network.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
-from medmamba.geometry import LARGEST_SPACING_MM
-from medmamba.plans.choose_network import DEFAULT, choose_network
-from medmamba.plans.cost.machines import machine
-from medmamba.plans.default_configuration import choose_default
+from medmamba.plans.automatic_choices import DEFAULT, choose_default, choose_network, one_head_per_label
 from medmamba.plans.families import family
-from medmamba.plans.fingerprint import LEAST_SPACING_MM, Fingerprint
-from medmamba.plans.grid import LEAST_EDGE, GridPlan, plan_grid
-from medmamba.plans.left_right import mirror_decision, side_pairs
+from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.grid import plan_grid
 from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
-from medmamba.plans.mirroring import choose_mirroring
+from medmamba.plans.mirroring import choose_mirroring, pairs_decision, side_pairs
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
-from medmamba.plans.partial_annotation import one_head_per_label, partly_annotated
 from medmamba.plans.schema import Configuration, Decision, Plan
-from medmamba.plans.spacing import axis_order, median_shape, target_spacing
+from medmamba.plans.spacing import axis_order, choose_spacing, median_shape
 from medmamba.plans.training_step import PlanTask, TooSlow
 from medmamba.version import __version__
 
@@ -37,9 +30,9 @@ from medmamba.version import __version__
 class DatasetFacts:
     """What a plan carries about its dataset beside the fingerprint."""
 
-    regions: Mapping[str, Sequence[str]] | None = None
+    regions: dict[str, list[str]] | None = None
     """Regions to predict instead of labels: the label names that each joins."""
-    region_order: Sequence[str] | None = None
+    region_order: list[str] | None = None
     """Label name that is written for each region; default: the last of its labels."""
     ignore_label: int | None = None
     file_ending: str = ".nii.gz"
@@ -58,7 +51,7 @@ def make_plan(
     """Plan a dataset.
 
     Args:
-        options: choices instead of rules; network "auto" is chosen by the rules of medmamba.plans.choose_network.
+        options: choices instead of rules; network "auto" is chosen by the rules of medmamba.plans.automatic_choices.
         facts: about the dataset, carried by the plan.
         previous: an earlier plan of this dataset, whose manual configurations are kept.
         network_decision: how the network was chosen, when neither by option nor by rule.
@@ -68,40 +61,32 @@ def make_plan(
     """
     if problems := [line for case in fingerprint.cases for line in case.problems()]:
         raise InputErrors(problems, summary=f"{fingerprint.dataset_name}: {len(problems)} problems; no plan was made.")
-    _refuse_bad_spacing(fingerprint, options.spacing)
     network = options.network
     if network == "auto":
         network, network_decision = _automatic(fingerprint, options)
     chosen_family = family(network)
     if not options.use_scan and not chosen_family.has_scan:
         raise ConfigError(f"network {network!r} has no scan to leave out. Plan it as it is.")
-    target, spacing_decision = _target_spacing(fingerprint, options.spacing)
+    target, spacing_decision = choose_spacing(fingerprint, options.spacing)
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     order, order_decision = axis_order(target, shapes)
     shape = median_shape(spacings, shapes, target)
     median, target = tuple(shape[axis] for axis in order), tuple(target[axis] for axis in order)
     normalization, normalization_decisions = choose_normalization(fingerprint)
 
-    heads_decisions = []
-    if facts.regions is None and (partly := partly_annotated(fingerprint)):
-        regions, region_order, decision = one_head_per_label(fingerprint, partly)
-        facts = replace(facts, regions=regions, region_order=region_order)
-        heads_decisions = [decision]
+    regions, heads_decisions = facts.regions, []
+    if regions is None:
+        regions, heads_decisions = one_head_per_label(fingerprint)
     task = PlanTask(
         family=chosen_family,
         in_channels=len(fingerprint.channel_names),
-        out_channels=len(facts.regions) if facts.regions else len(fingerprint.labels),
-        device_memory_gb=options.device_memory_gb,
-        machine=machine(options.machine),
-        train_hours=options.train_hours,
-        use_scan=options.use_scan,
-        batch_size=options.batch_size,
+        out_channels=len(regions or fingerprint.labels),
+        options=options,
     )
     wanted = _wanted(options.configurations, previous)
     made, existence = _configurations(task, target, median, fingerprint, options.patch_size, wanted)
-    names = [name for name in fingerprint.labels if name != "background"]
     for name, part in made.items():
-        mirroring, decision = choose_mirroring(names, order, part.spatial_dims, options.mirror)
+        mirroring, decision = choose_mirroring(fingerprint.structures, order, part.spatial_dims, options.mirror)
         made[name] = part.model_copy(update={"mirroring": mirroring, "decisions": [*part.decisions, decision]})
     default, default_decisions = choose_default(made, options.train_hours)
     pairs = side_pairs(fingerprint)
@@ -112,10 +97,8 @@ def make_plan(
         fingerprint_hash=fingerprint.content_hash or fingerprint.hash(),
         channel_names=fingerprint.channel_names,
         labels=fingerprint.labels,
-        regions=None if facts.regions is None else {name: list(parts) for name, parts in facts.regions.items()},
-        region_order=None
-        if facts.regions is None
-        else list(facts.region_order or [parts[-1] for parts in facts.regions.values()]),
+        regions=regions,
+        region_order=regions and (facts.region_order or [parts[-1] for parts in regions.values()]),
         ignore_label=facts.ignore_label,
         left_right_pairs=[[pair.left, pair.right] for pair in pairs],
         file_ending=facts.file_ending,
@@ -129,7 +112,7 @@ def make_plan(
             order_decision,
             *heads_decisions,
             *normalization_decisions,
-            mirror_decision(pairs, order),
+            pairs_decision(pairs, order),
             *([network_decision] if network_decision else []),
             existence,
             *default_decisions,
@@ -142,26 +125,8 @@ def _automatic(fingerprint: Fingerprint, options: PlanOptions) -> tuple[str, Dec
     """The family by the rules, from what a scan network and the baseline would see in this memory and time."""
     given = {name: getattr(options, name) for name in ("device_memory_gb", "spacing", "machine", "train_hours")}
     scan, baseline = (make_plan(fingerprint, PlanOptions(network=name, **given)) for name in (DEFAULT, "plain_unet"))
-    target, _ = _target_spacing(fingerprint, options.spacing)
+    target, _ = choose_spacing(fingerprint, options.spacing)
     return choose_network(fingerprint, target, scan.default, baseline.default)
-
-
-def _target_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> tuple[tuple[float, ...], Decision]:
-    """Spacing of the full-resolution grid in mm per canonical axis: the given one, or the rule's."""
-    target, decision = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
-    if given is not None:
-        changes = {
-            "value": list(given),
-            "inputs": {**decision.inputs, "by_rule": decision.value},
-            "rule": "as given",
-            "reason": "Chosen by the user instead of the rule's value.",
-            "source": "user",
-        }
-        return tuple(given), decision.model_copy(update=changes)
-    if not fingerprint.has_millimetres:
-        reason = "The images have no millimetres, so pixels stay as they are and nothing is resampled."
-        decision = decision.model_copy(update={"reason": reason})
-    return target, decision
 
 
 def _configurations(
@@ -179,8 +144,8 @@ def _configurations(
     n_cases = len(fingerprint.cases)
     voxels = math.prod(median) * n_cases
     patch_for = {dims: patch_size if patch_size and len(patch_size) == dims else None for dims in (2, 3)}
-    grids: dict[str, GridPlan] = {}
-    low: LowResolution[GridPlan] | None = None
+    grids: dict[str, Configuration] = {}
+    low: LowResolution[Configuration] | None = None
     volumes, slow = median[0] != 1, False
     if "2d" in wanted:
         grids["2d"] = plan_grid(task, target[1:], median[1:], voxels, patch_for[2])
@@ -221,29 +186,26 @@ def _configurations(
     return made, _existence(list(made), wanted, median, low, slow)
 
 
-def _configuration(name: str, grid: GridPlan, beside_low: bool, has_millimetres: bool) -> Configuration:
+def _configuration(name: str, grid: Configuration, beside_low: bool, has_millimetres: bool) -> Configuration:
     """A configuration on its grid; ``beside_low``: there is a low resolution of the same images."""
     batch_dice = name == "2d" or (beside_low and name != "3d_lowres")
-    return Configuration(
-        name=name,
-        spatial_dims=grid.network.spatial_dims,
-        spacing_mm=list(grid.spacing) if has_millimetres else None,
-        median_shape=list(grid.median_shape),
-        patch_size=grid.patch_size,
-        batch_size=grid.batch_size,
-        batch_dice=batch_dice,
-        network=grid.network,
-        previous_stage="3d_lowres" if name == "3d_cascade_fullres" else None,
-        decisions=[_median_shape(name, grid), *grid.decisions, _batch_dice(name, batch_dice, beside_low)],
+    return grid.model_copy(
+        update={
+            "name": name,
+            "spacing_mm": grid.spacing_mm if has_millimetres else None,
+            "batch_dice": batch_dice,
+            "previous_stage": "3d_lowres" if name == "3d_cascade_fullres" else None,
+            "decisions": [_median_shape(name, grid), *grid.decisions, _batch_dice(name, batch_dice, beside_low)],
+        }
     )
 
 
-def _median_shape(name: str, grid: GridPlan) -> Decision:
+def _median_shape(name: str, grid: Configuration) -> Decision:
     low = name == "3d_lowres"
     return Decision(
         name="median_shape",
-        value=list(grid.median_shape),
-        inputs={"spacing": list(grid.spacing), "configuration": name},
+        value=grid.median_shape,
+        inputs={"spacing": grid.spacing_mm, "configuration": name},
         rule="the median shape at full resolution, times its spacing over this one, rounded half to even"
         if low
         else "median over the cases of their shape after resampling, rounded half to even",
@@ -272,7 +234,11 @@ def _batch_dice(name: str, value: bool, beside_low: bool) -> Decision:
 
 
 def _existence(
-    names: list[str], wanted: Sequence[str], median: Sequence[float], low: LowResolution[GridPlan] | None, slow: bool
+    names: list[str],
+    wanted: Sequence[str],
+    median: Sequence[float],
+    low: LowResolution[Configuration] | None,
+    slow: bool,
 ) -> Decision:
     if median[0] == 1:
         reason = "The images have one slice, so only 2D is planned."
@@ -320,29 +286,3 @@ def _wanted(configurations: Sequence[str] | None, previous: Plan | None) -> list
         if name not in PLANNED and name not in mine:
             raise unknown_name("configuration", name, [*PLANNED, *mine])
     return [name for name in configurations if name in PLANNED] or list(PLANNED)
-
-
-def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float] | None) -> None:
-    """A given spacing must be three numbers that leave enough voxels along every axis that has them."""
-    if spacing is None:
-        return
-    if not fingerprint.has_millimetres:
-        raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
-    if len(spacing) != 3 or not all(LEAST_SPACING_MM <= value <= LARGEST_SPACING_MM for value in spacing):
-        raise ConfigError(
-            f"spacing must be 3 numbers of mm, from {LEAST_SPACING_MM:g} to {LARGEST_SPACING_MM:g}, one per axis "
-            f"i, j, k, got {list(spacing)}."
-        )
-    spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
-    median = median_shape(spacings, shapes, spacing)
-    least = np.minimum(LEAST_EDGE, np.median(shapes, axis=0))
-    coarsest = np.floor(100 * np.median(shapes * spacings, axis=0) / least) / 100  # mm
-    nearest = [
-        max(0.01, float(most)) if few < enough else value
-        for value, few, enough, most in zip(spacing, median, least, coarsest, strict=True)
-    ]
-    if nearest != list(spacing):
-        raise ConfigError(
-            f"spacing {', '.join(f'{value:g}' for value in spacing)} mm: leaves {' x '.join(f'{n:g}' for n in median)} "
-            f"voxels of the median image. Nearest that leaves enough: {', '.join(f'{value:g}' for value in nearest)}."
-        )

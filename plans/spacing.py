@@ -1,4 +1,4 @@
-"""Grid of a dataset: its target spacing, the order of its axes, and the shapes that its images take there.
+"""Grid of a dataset: its target spacing, the order of its axes, and the shapes and memory of its images there.
 
 The rules are nnU-Net's (2.8.1), stated in our own words. In the plan the coarsest axis, or the flat one, comes first: a
 2D configuration leaves it out, and an anisotropic 3D network treats it gently, so it must be the slice axis.
@@ -6,12 +6,17 @@ The rules are nnU-Net's (2.8.1), stated in our own words. In the plan the coarse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
+from medmamba.errors import ConfigError
+from medmamba.geometry import LARGEST_SPACING_MM, MOST_VOXELS
 from medmamba.geometry.anisotropy import ANISOTROPY_THRESHOLD
-from medmamba.plans.schema import Decision
+from medmamba.plans.fingerprint import LEAST_SPACING_MM, CaseStats, Fingerprint
+from medmamba.plans.grid import LEAST_EDGE
+from medmamba.plans.schema import Configuration, Decision
 
 COARSE_AXIS_PERCENTILE = 10.0
 """Percentile of the cases' spacings that replaces the median along an anisotropic axis. Source: nnU-Net."""
@@ -19,7 +24,54 @@ COARSE_AXIS_PERCENTILE = 10.0
 NOT_FINER_BY_MM = 1e-5
 """The coarse axis is kept this much above the others, so that it stays the coarsest. Source: nnU-Net."""
 
+BYTES_PER_VOXEL = 8
+"""Of a case that is resampled: one float32 of the image as it was and one as it becomes; label maps are small beside
+them."""
+
 SOURCE = "nnU-Net 2.8.1, target spacing; Isensee et al. 2021, doi:10.1038/s41592-020-01008-z"
+
+
+def choose_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> tuple[tuple[float, ...], Decision]:
+    """Spacing of the full-resolution grid in mm per canonical axis: the given one, or the rule's.
+
+    Raises ConfigError for a given one that leaves too few voxels, with the nearest that leaves enough.
+    """
+    target, decision = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
+    if given is not None:
+        _refuse_bad_spacing(fingerprint, given)
+        changes = {
+            "value": list(given),
+            "inputs": {**decision.inputs, "by_rule": decision.value},
+            "rule": "as given",
+            "reason": "Chosen by the user instead of the rule's value.",
+            "source": "user",
+        }
+        return tuple(given), decision.model_copy(update=changes)
+    if not fingerprint.has_millimetres:
+        reason = "The images have no millimetres, so pixels stay as they are and nothing is resampled."
+        decision = decision.model_copy(update={"reason": reason})
+    return target, decision
+
+
+def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float]) -> None:
+    """A given spacing must be three numbers that leave enough voxels along every axis that has them."""
+    if not fingerprint.has_millimetres:
+        raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
+    if len(spacing) != 3 or not all(LEAST_SPACING_MM <= value <= LARGEST_SPACING_MM for value in spacing):
+        raise ConfigError(
+            f"spacing must be 3 numbers of mm, from {LEAST_SPACING_MM:g} to {LARGEST_SPACING_MM:g}, one per axis "
+            f"i, j, k, got {list(spacing)}."
+        )
+    spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
+    median = median_shape(spacings, shapes, spacing)
+    least = np.minimum(LEAST_EDGE, np.median(shapes, axis=0))
+    coarsest = np.floor(100 * np.median(shapes * spacings, axis=0) / least) / 100  # mm
+    nearest = np.where(median < least, np.maximum(0.01, coarsest), spacing).tolist()
+    if nearest != list(spacing):
+        raise ConfigError(
+            f"spacing {', '.join(f'{value:g}' for value in spacing)} mm: leaves {' x '.join(f'{n:g}' for n in median)} "
+            f"voxels of the median image. Nearest that leaves enough: {', '.join(f'{value:g}' for value in nearest)}."
+        )
 
 
 def target_spacing(spacings: np.ndarray, shapes_after_crop: np.ndarray) -> tuple[tuple[float, ...], Decision]:
@@ -114,3 +166,44 @@ def axis_order(target_spacing: Sequence[float], shapes_after_crop: np.ndarray) -
 
 def _in_front(first: int) -> list[int]:
     return [first, *(axis for axis in range(3) if axis != first)]
+
+
+def refuse_oversize(
+    fingerprint: Fingerprint,
+    configuration: Configuration,
+    axis_order: Sequence[int],
+    *,
+    memory_bytes: float = math.inf,
+    most_voxels: int = MOST_VOXELS,
+) -> None:
+    """Raises ConfigError when a case is too large on the grid of a configuration, with the nearest spacing that fits.
+
+    ``memory_bytes`` is the main memory of this machine.
+    """
+    channels = len(fingerprint.channel_names)
+    limit = min(most_voxels, memory_bytes / BYTES_PER_VOXEL)
+    for case in fingerprint.cases:
+        shape = resampled_shape(case, configuration, axis_order)
+        voxels = math.prod(shape) * channels
+        if voxels <= limit:
+            continue
+        nearest = ""
+        if configuration.spacing_mm is not None:
+            factor = (voxels / limit) ** (1 / configuration.spatial_dims)
+            spacing = ", ".join(f"{math.ceil(1000 * value * factor) / 1000:g}" for value in configuration.spacing_mm)
+            nearest = f" Nearest spacing that fits: {spacing} mm (plan axes)."
+        raise ConfigError(
+            f"{case.case_id}: would have {'x'.join(map(str, shape))} voxels x {channels} channel(s) in configuration "
+            f"{configuration.name}, {voxels * BYTES_PER_VOXEL / 2**30:.1f} GiB while it is resampled; "
+            f"{limit * BYTES_PER_VOXEL / 2**30:.1f} GiB is the most here.{nearest}"
+        )
+
+
+def resampled_shape(case: CaseStats, configuration: Configuration, axis_order: Sequence[int]) -> list[int]:
+    """Shape of a case on the grid of a configuration, in plan axes."""
+    shape = [case.shape_after_crop[axis] for axis in axis_order]
+    if case.spacing_mm is None or configuration.spacing_mm is None:
+        return shape
+    spacing = [case.spacing_mm[axis] for axis in axis_order]
+    target = [*spacing[: 3 - configuration.spatial_dims], *configuration.spacing_mm]
+    return [max(1, size) for size in new_shape(shape, spacing, target)]

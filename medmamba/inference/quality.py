@@ -21,7 +21,7 @@ from medmamba.geometry.trail import Reorient
 from medmamba.images import MedicalImage
 from medmamba.models.prediction_setup import Limits
 from medmamba.plans.fingerprint import Fingerprint
-from medmamba.plans.left_right import side_pairs
+from medmamba.plans.mirroring import side_pairs
 
 Level = Literal["note", "review", "reject"]
 RANGE = (0.5, 2.0)

@@ -24,14 +24,14 @@ from medmamba.planning.contact_sheet import Thumbnail, spread_over, thumbnail
 from medmamba.planning.dataset_page import dataset_page
 from medmamba.planning.measure import measure_dataset
 from medmamba.planning.options import PlanRequest
-from medmamba.plans.case_size import refuse_oversize
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
-from medmamba.plans.folds import N_FOLDS, Fold, check_folds, folds_of, groups_of
-from medmamba.plans.left_right import side_pairs, side_problems
+from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_folds
 from medmamba.plans.manual_configurations import manual_configurations
+from medmamba.plans.mirroring import side_pairs, side_problems
 from medmamba.plans.planner import DatasetFacts, make_plan
 from medmamba.plans.schema import Decision, Plan
+from medmamba.plans.spacing import refuse_oversize
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.dataset import preprocess_dataset
 
@@ -204,14 +204,15 @@ def folds_for(
     on_warning: Callable[[str], None],
 ) -> list[Fold]:
     """The folds of a split file, of the dataset's own one, or ours; raises InputErrors for a split that leaks."""
-    ids = [case.case_id for case in fingerprint.cases]
+    present = {case.case_id: case.present_labels for case in fingerprint.cases}
+    ids = list(present)
     own = read_splits(Path(splits), ids) if splits is not None else spec.splits
     groups = groups_of(fingerprint, patients)
     if own:
         folds = [Fold(train=sorted(train), val=sorted(val)) for train, val in own]
         check_folds(folds, ids, groups)
         return folds
-    folds = folds_of(fingerprint, patients)
+    folds = make_folds(ids, labels_of=present, group_of=groups)
     count = len(set(groups.values()))
     if count == 1:
         on_warning(f"{len(ids)} case(s) of one patient: fold 0 validates on the cases that it trains on.")

@@ -19,7 +19,7 @@ from medmamba.options import (
     listed,
     option,
 )
-from medmamba.plans.training_length import EPOCHS, STEPS_PER_EPOCH
+from medmamba.plans.options import EPOCHS, STEPS_PER_EPOCH
 from medmamba.training.loss_names import LOSSES, is_loss_name
 
 Optimizer = Literal["adamw", "sgd"]

@@ -32,18 +32,18 @@ DEFORMABLE_GROUP = 16
 
 
 @dataclass(frozen=True)
-class Block:
-    """One block; everything but the weights is per token."""
+class LayerCost:
+    """A layer or a whole block; everything but the weights is per voxel of its map (token)."""
 
     kept: float
     """Numbers kept for the backward pass."""
-    weights: int
-    macs: float
-    """Multiply-accumulates between channels."""
-    depthwise_macs: float
-    """Multiply-accumulates within a channel."""
-    updates: float
-    """State updates of the scans."""
+    weights: int = 0
+    macs: float = 0.0
+    """Multiply-accumulates between channels: convolutions, matrices, attention."""
+    depthwise_macs: float = 0.0
+    """Multiply-accumulates within a channel: depthwise and deformable convolutions."""
+    updates: float = 0.0
+    """State updates of scans."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class BlockPlace:
     """Sampled positions of its deformable convolution."""
 
 
-Cost = Callable[[BlockPlace], Block]
+Cost = Callable[[BlockPlace], LayerCost]
 """What a block costs where it stands."""
 
 
@@ -84,7 +84,7 @@ class MeasuredCost:
 
     measured: Mapping[tuple[int, bool], BlockCost]
 
-    def __call__(self, place: BlockPlace) -> Block:
+    def __call__(self, place: BlockPlace) -> LayerCost:
         """The block of one width.
 
         Weights per squared channel are multiply-accumulates between channels. Those per channel are depthwise
@@ -102,10 +102,10 @@ class MeasuredCost:
             offsets = place.deformable * (dims + 1) * math.ceil(width / DEFORMABLE_GROUP)
             kept, weights, macs = kept + 2 * offsets, weights + offsets * width, macs + offsets * width
         sampled = DEFORMABLE_TAP * 2**dims * place.deformable * width
-        return Block(kept, round(weights), macs, depthwise_macs + sampled, place.updates)
+        return LayerCost(kept, round(weights), macs, depthwise_macs + sampled, place.updates)
 
 
-def gated_scan_block(place: BlockPlace) -> Block:
+def gated_scan_block(place: BlockPlace) -> LayerCost:
     """VM-UNet's block.
 
     Around the scan: the norm's input and output, both halves of the projection, the convolution, the two gates, the
@@ -115,12 +115,12 @@ def gated_scan_block(place: BlockPlace) -> Block:
     width, routes, states = place.width, place.routes, place.states
     around, projections, depthwise_macs = 9.0 * width + 4, 3 * width**2, (place.kernel_voxels + 5) * width
     if not routes:
-        return Block(around, projections + depthwise_macs, projections, depthwise_macs, 0.0)
+        return LayerCost(around, projections + depthwise_macs, projections, depthwise_macs)
     rank = math.ceil(width / 16)
     padded = math.ceil(width / CHANNEL_PAD) * CHANNEL_PAD
     scan = width + routes * (width + 2 * states + rank) + routes * padded * states / TILE
     selection = routes * width * 2 * (rank + states)
-    return Block(
+    return LayerCost(
         kept=around + scan,
         weights=projections + depthwise_macs + selection + routes * width * (states + 2),
         macs=projections + selection,
@@ -129,9 +129,9 @@ def gated_scan_block(place: BlockPlace) -> Block:
     )
 
 
-def no_block(place: BlockPlace) -> Block:
+def no_block(place: BlockPlace) -> LayerCost:
     """The convolution U-Nets have no blocks beside the convolutions that medmamba.plans.cost.layers counts."""
-    return Block(0.0, 0, 0.0, 0.0, 0.0)
+    return LayerCost(0.0)
 
 
 _MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {

@@ -1,7 +1,8 @@
-"""What a planned network is made of: the weights of its layers and the work of each, for memory and time alike.
+"""What a planned network is made of: each layer with its weights, its work, and the maps that its backward pass needs.
 
-The layers are those of medmamba.networks, without norms and biases; tests/plans/test_memory.py compares the weights
-with built networks, tests/plans/test_step_time.py the multiply-accumulates and state updates with those that run.
+One walk serves memory and time. The layers are those of medmamba.networks, without norms and biases;
+tests/plans/test_memory.py compares weights and memory with built networks, tests/plans/test_step_time.py the
+multiply-accumulates and state updates with those that run.
 """
 
 from __future__ import annotations
@@ -9,83 +10,88 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from medmamba.plans.cost.blocks import Block, BlockPlace, cost_of
+from medmamba.plans.cost.blocks import BlockPlace, LayerCost, cost_of
 from medmamba.plans.families import DEFORMABLE_FROM, family
 from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
 
+FRAME_CONV = 3
+"""Maps of a convolution of the planned frame: the norm's centred input, its output, the activated output."""
+
+IN_PLACE_CONV = 2
+"""Maps of a convolution of plain_unet and residual_unet, whose activation works in place."""
+
+LABEL_MAPS = 3
+"""Maps of float32 per class that a head and its Dice and cross-entropy loss keep."""
+
+TARGET_MAPS = 2
+"""Numbers per voxel of the batch beside the image: the label map in 64-bit integers."""
+
+Part = Literal["encoder", "block", "decoder"]
+"""Where a layer stands; "block": in a block of the family's own, in the encoder."""
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer on one sample; the work is counted per voxel, in multiply-accumulates."""
+    """One layer on one sample, or a map without weights that is kept beside those of the layers."""
 
     voxels: int
     """Those of its output, or of its input where the map grows."""
-    weights: int
-    macs: float
-    """Between channels: convolutions, matrices, attention."""
-    depthwise_macs: float = 0.0
-    """Within a channel: depthwise and deformable convolutions."""
-    updates: float = 0.0
-    """State updates of scans."""
+    cost: LayerCost
+    part: Part = "encoder"
 
 
 def layers(network: NetworkPlan, patch_size: Sequence[int], in_channels: int, out_channels: int) -> Iterator[Layer]:
     """All layers of a network on a patch."""
     chosen, voxels, widths = family(network.name), stage_voxels(network, patch_size), network.features_per_stage
     full, last, before = math.prod(patch_size), len(voxels) - 1, in_channels
+    maps = FRAME_CONV if chosen.kind == "scan" else IN_PLACE_CONV
+    yield Layer(full, LayerCost(in_channels + TARGET_MAPS))
     for stage, (features, size) in enumerate(zip(widths, voxels, strict=True)):
-        kernel, stride = math.prod(network.kernel_sizes[stage]), network.strides[stage]
+        kernel, stride, convs = math.prod(network.kernel_sizes[stage]), network.strides[stage], 1
+        shortcut = 0
         if chosen.kind == "residual":
             if stage == 0:  # the stem
-                yield _convolution(size, kernel * before * features)
+                yield _convolution(size, kernel * before * features, maps * features)
                 before = features
-            yield _convolution(size, kernel * before * features)
-            yield from [_convolution(size, kernel * features**2)] * (2 * network.blocks_per_stage[stage] - 1)
-            if before != features:
-                yield _convolution(size, before * features)
-        elif chosen.kind == "plain":
-            yield _convolution(size, kernel * before * features)
-            yield from [_convolution(size, kernel * features**2)] * (network.blocks_per_stage[stage] - 1)
-        elif stage == 0 and network.stem == "conv":
-            yield _convolution(size, kernel * before * features)
-            yield from [_convolution(size, kernel * features**2)] * (max(network.blocks_per_stage[0], 1) - 1)
+            convs, shortcut = 2 * network.blocks_per_stage[stage], before if before != features else 0
+        elif chosen.kind == "plain" or (stage == 0 and network.stem == "conv"):
+            convs = max(network.blocks_per_stage[stage], 1)
         else:
-            yield _convolution(size, _reach(stride) * before * features)
-            yield from [_convolution(size, kernel * features**2)] * (2 * chosen.conv_blocks if stage > 0 else 0)
-            block = block_of(network, stage)
-            yield from [Layer(size, block.weights, block.macs, block.depthwise_macs, block.updates)] * block_count(
-                network, stage
-            )
+            blocks, convs = _block_count(network, stage), 2 * chosen.conv_blocks if stage > 0 else 0
+            kept = 3 if blocks else 2  # the norm's centred input, its output, and beside blocks their sum
+            yield _convolution(size, _reach(stride) * before * features, kept * features)
+            yield from [Layer(size, block_cost(network, stage), "block")] * blocks
+            before = features
+        for _ in range(convs):
+            yield _convolution(size, kernel * before * features, maps * features)
+            before = features
+        if shortcut:
+            pooled = shortcut if max(stride) > 1 else 0
+            yield _convolution(size, shortcut * features, pooled + features)
         if stage < last:
-            above, convs = network.strides[stage + 1], decoder_convs(network, stage)
-            yield from _decoder(kernel, above, widths[stage + 1], features, size, convs)
-            yield _convolution(size, out_channels * features)
+            given = network.decoder_convs  # from the bottleneck up
+            convs = chosen.decoder_convs if given is None else given[-1 - stage]
+            yield from _decoder(size, kernel, network.strides[stage + 1], widths[stage + 1], features, convs, maps)
+            supervised = network.deep_supervision or (stage == 0 and size == full)
+            yield _convolution(size, out_channels * features, LABEL_MAPS * out_channels * supervised, "decoder")
         before = features
     if voxels[0] < full:  # a strided stem: a light convolution of the image and a decoder at full resolution
         kernel, light = math.prod(network.kernel_sizes[0]), light_width(network)
-        yield _convolution(full, kernel * in_channels * light)
-        yield from _decoder(kernel, network.strides[0], widths[0], light, full, chosen.decoder_convs)
-        yield _convolution(full, out_channels * light)
+        yield _convolution(full, kernel * in_channels * light, maps * light)
+        yield from _decoder(full, kernel, network.strides[0], widths[0], light, chosen.decoder_convs, maps)
+        yield _convolution(full, out_channels * light, LABEL_MAPS * out_channels, "decoder")
     if chosen.parallel:
-        yield from (layer for exchange in exchanges(network, voxels) for layer in exchange.layers)
-
-
-def weight_count(network: NetworkPlan, in_channels: int, out_channels: int) -> int:
-    """Number of weights, to within the norms and biases."""
-    return sum(layer.weights for layer in layers(network, network.divisor, in_channels, out_channels))
+        yield from _exchanges(network, voxels)
 
 
 def largest_layer(network: NetworkPlan) -> int:
     """Number of weights of the largest convolution: beside a skip in the decoder, or between the deepest maps."""
-    beside_skip = 2
-    sizes = []
-    last = len(network.strides) - 1
-    for stage, features in enumerate(network.features_per_stage):
-        kernel = math.prod(network.kernel_sizes[stage])
-        sizes.append(kernel * features**2 * (beside_skip if stage < last else 1))
-    return max(sizes)
+    kernels = [math.prod(kernel) for kernel in network.kernel_sizes]
+    *beside_skip, deepest = (k * features**2 for k, features in zip(kernels, network.features_per_stage, strict=True))
+    return max(deepest, *(2 * weights for weights in beside_skip), 0)
 
 
 def stage_voxels(network: NetworkPlan, patch_size: Sequence[int]) -> list[int]:
@@ -102,12 +108,7 @@ def light_width(network: NetworkPlan) -> int:
     return max(8, network.features_per_stage[0] // 2)
 
 
-def scans(network: NetworkPlan, stage: int) -> bool:
-    """Whether the encoder's stage is one for blocks."""
-    return family(network.name).kind == "scan" and not (stage == 0 and network.stem == "conv")
-
-
-def block_count(network: NetworkPlan, stage: int) -> int:
+def _block_count(network: NetworkPlan, stage: int) -> int:
     """How many blocks run in a stage; a parallel branch has them again in every later step."""
     chosen, blocks, last = family(network.name), network.blocks_per_stage[stage], len(network.strides) - 1
     if chosen.bottleneck_only and stage < last:
@@ -115,7 +116,7 @@ def block_count(network: NetworkPlan, stage: int) -> int:
     return blocks * (last - stage + 1) if chosen.parallel and stage > 0 else blocks
 
 
-def block_of(network: NetworkPlan, stage: int) -> Block:
+def block_cost(network: NetworkPlan, stage: int) -> LayerCost:
     """What one block of a stage costs."""
     dims, width, chosen = network.spatial_dims, network.features_per_stage[stage], family(network.name)
     routes = route_count(network.routes, dims) if network.use_scan else 0
@@ -137,57 +138,38 @@ def block_of(network: NetworkPlan, stage: int) -> Block:
     )
 
 
-@dataclass(frozen=True)
-class BranchExchange:
-    """All paths to one branch of a parallel encoder after a step."""
-
-    kept: float
-    """Numbers kept for the backward pass."""
-    layers: list[Layer]
-
-
-def exchanges(network: NetworkPlan, voxels: Sequence[int]) -> list[BranchExchange]:
+def _exchanges(network: NetworkPlan, voxels: Sequence[int]) -> Iterator[Layer]:
     """What the branches of a parallel encoder give to each other: after step n, branches 1 to n.
 
     Down: one strided depthwise and one pointwise convolution per resolution. Up: one pointwise convolution, then
     interpolation. ``voxels`` are those of each stage.
     """
-    widths, last = network.features_per_stage, len(network.strides) - 1
-    paths = []
-    for newest in range(2, last + 1):
+    widths = network.features_per_stage
+    for newest in range(2, len(widths)):
         for to in range(1, newest + 1):
-            kept, made = 2.0 * voxels[to] * widths[to], []  # the sum of the branch, its activation
+            yield Layer(voxels[to], LayerCost(2 * widths[to]))  # the sum of the branch, its activation
             for source in range(1, newest + 1):
                 if source > to:
-                    kept += voxels[source] * widths[to]
-                    made.append(_convolution(voxels[source], widths[source] * widths[to]))
+                    yield _convolution(voxels[source], widths[source] * widths[to], widths[to])
                 for stage in range(source + 1, to + 1):
                     out = widths[to] if stage == to else widths[source]
-                    kept += voxels[stage] * (2 * widths[source] + (1 if stage == to else 3) * out)
+                    kept = 2 * widths[source] + (1 if stage == to else 3) * out
                     depthwise_macs, mixed = _reach(network.strides[stage]) * widths[source], out * widths[source]
-                    made.append(Layer(voxels[stage], depthwise_macs + mixed, mixed, depthwise_macs))
-            paths.append(BranchExchange(kept, made))
-    return paths
+                    yield Layer(voxels[stage], LayerCost(kept, depthwise_macs + mixed, mixed, depthwise_macs))
 
 
-def _convolution(voxels: int, weights: int) -> Layer:
-    return Layer(voxels, weights, weights)
-
-
-def decoder_convs(network: NetworkPlan, stage: int) -> int:
-    """Convolutions of the decoder at the resolution of an encoder stage; a plan lists them from the bottleneck up."""
-    given = network.decoder_convs
-    return family(network.name).decoder_convs if given is None else given[-1 - stage]
+def _convolution(voxels: int, weights: int, kept: int, part: Part = "encoder") -> Layer:
+    return Layer(voxels, LayerCost(kept, weights, weights), part)
 
 
 def _decoder(
-    kernel: int, stride: Sequence[int], deeper: int, features: int, voxels: int, convs: int
+    voxels: int, kernel: int, stride: Sequence[int], deeper: int, features: int, convs: int, maps: int
 ) -> Iterator[Layer]:
     """Upsampling, then a convolution of the map beside its skip, and further ones of it alone."""
-    grown = math.prod(stride)
-    yield Layer(voxels, grown * deeper * features, deeper * features)
-    yield _convolution(voxels, 2 * kernel * features**2)
-    yield from [_convolution(voxels, kernel * features**2)] * (convs - 1)
+    upsampling = LayerCost(2 * features, math.prod(stride) * deeper * features, deeper * features)
+    yield Layer(voxels, upsampling, "decoder")
+    yield _convolution(voxels, 2 * kernel * features**2, maps * features, "decoder")
+    yield from [_convolution(voxels, kernel * features**2, maps * features, "decoder")] * (convs - 1)
 
 
 def _reach(stride: Sequence[int]) -> int:

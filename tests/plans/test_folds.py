@@ -12,10 +12,9 @@ from medmamba.errors import ConfigError, InputErrors
 from medmamba.plans.folds import (
     Fold,
     check_folds,
-    folds_of,
     groups_by_pattern,
+    groups_of,
     make_folds,
-    merge_groups,
 )
 
 IDS = [f"case_{number:03}" for number in range(23)]
@@ -65,13 +64,16 @@ def test_systole_and_diastole_of_a_patient_stay_together() -> None:
 
 def test_copies_of_one_image_stay_together() -> None:
     cases = [case(f"c{number}", (9, 9, 9), image_hash=f"{number // 2}") for number in range(12)]
-    for fold in folds_of(fingerprint(cases)):
+    images = fingerprint(cases)
+    for fold in make_folds([one.case_id for one in cases], group_of=groups_of(images, {})):
         numbers = {int(name[1:]) // 2 for name in fold["val"]}
         assert len(fold["val"]) == 2 * len(numbers)
 
 
 def test_groups_join_where_they_overlap() -> None:
-    joined = merge_groups({"a": "p", "b": "p", "c": "q"}, {"b": "h", "c": "h"}, ["a", "b", "c", "d"])
+    hashes = {"a": None, "b": "h", "c": "h", "d": None}
+    images = fingerprint([case(name, (9, 9, 9), image_hash=known) for name, known in hashes.items()])
+    joined = groups_of(images, {"a": "p", "b": "p", "c": "q"})
     assert joined["a"] == joined["b"] == joined["c"]
     assert joined["d"] == "d"
 

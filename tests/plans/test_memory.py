@@ -10,8 +10,7 @@ import pytest
 from medmamba.kernels.scan import cpp
 from medmamba.networks.build import available_networks
 from medmamba.plans.cost.blocks import CHANNEL_PAD, TILE
-from medmamba.plans.cost.layers import weight_count
-from medmamba.plans.cost.memory import training_memory
+from medmamba.plans.cost.step import step_cost
 from medmamba.plans.families import FAMILIES, family
 from medmamba.plans.network import network_plan
 from medmamba.plans.pooling import plan_pooling
@@ -35,7 +34,7 @@ def check(network: NetworkPlan, patch: list[int], *, batch_size: int = 2, in_cha
 
     sizes = {"batch_size": batch_size, "in_channels": in_channels, "out_channels": out_channels}
     measured = peak_bytes(network, patch, **sizes)
-    predicted = training_memory(network, patch, **sizes).total
+    predicted = step_cost(network, patch, **sizes).peak
     assert (1 - TOO_LITTLE) * measured <= predicted <= (1 + TOO_MUCH) * measured, (
         f"{network.name} on {patch}: predicted {predicted / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB"
     )
@@ -90,7 +89,7 @@ def test_the_weights_are_counted_to_two_percent(name: str, patch: tuple[int, ...
 
     network, _ = planned(name, patch)
     exact = sum(parameter.numel() for parameter in build(network, 2, 4).parameters())
-    assert weight_count(network, 2, 4) == pytest.approx(exact, rel=0.02)
+    assert step_cost(network, patch, 2, 4, 1).gradients / 4 == pytest.approx(exact, rel=0.02)
 
 
 def test_every_network_that_can_be_trained_can_be_planned() -> None:
@@ -105,7 +104,7 @@ def test_more_routes_need_more_memory() -> None:
     network, patch = planned("vm_unet", (64, 64, 64))
     fewer = network.model_copy(update={"routes": "raster:2"})
     sizes = {"in_channels": 1, "out_channels": 3, "batch_size": 2}
-    assert training_memory(fewer, patch, **sizes).total < training_memory(network, patch, **sizes).total
+    assert step_cost(fewer, patch, **sizes).peak < step_cost(network, patch, **sizes).peak
 
 
 def test_the_scan_keeps_its_states_as_often_as_the_model_says():

@@ -16,7 +16,7 @@ import pytest
 from planning_cases import case, fingerprint, plan_of, reference_fingerprint, volumes
 
 from medmamba.networks.routes import routes as route_table
-from medmamba.plans import batch, choose_network, families, grid, lowres, network, pooling, spacing
+from medmamba.plans import automatic_choices, families, grid, lowres, network, pooling, spacing, training_step
 from medmamba.plans.cost.machines import machine
 from medmamba.plans.families import FAMILIES, RESIDUAL_BLOCKS
 from medmamba.plans.normalization import MASK_BELOW
@@ -290,7 +290,7 @@ def derive_patch(part: Configuration) -> None:
     assert inputs["initial_patch"] == first
     needs, at = inputs["step_bytes_at_batch"]
     assert needs <= float(fraction[1]) / 100 * inputs["device_memory_gb"] * 1e9
-    assert (at, int(least[1])) == (batch.MIN_BATCH, grid.LEAST_EDGE)
+    assert (at, int(least[1])) == (training_step.MIN_BATCH, grid.LEAST_EDGE)
     divisor = part.network.divisor
     whole = [math.ceil(n / d) * d for n, d in zip(first, divisor, strict=True)]
     assert all(n <= largest for n, largest in zip(made.value, whole, strict=True))
@@ -307,8 +307,11 @@ def derive_batch(part: Configuration) -> None:
         return
     inputs = made.inputs
     percent, largest, least = numbers_in(made.rule)
-    assert (percent / 100, largest) == (batch.DATASET_FRACTION, batch.REFERENCE_BATCH[part.spatial_dims])
-    assert (inputs["largest"], inputs["smallest"]) == (largest, least) == (largest, batch.MIN_BATCH)
+    assert (percent / 100, largest) == (
+        training_step.DATASET_FRACTION,
+        training_step.REFERENCE_BATCH[part.spatial_dims],
+    )
+    assert (inputs["largest"], inputs["smallest"]) == (largest, least) == (largest, training_step.MIN_BATCH)
     fits = min(inputs["fits_in_memory"], inputs.get("fits_in_hours", largest))
     assert made.value == max(min(fits, inputs["five_percent_of_dataset"], largest), least)
 
@@ -364,9 +367,9 @@ def test_the_automatic_network_follows_from_its_inputs(voxels):
     made = needed(plan_of(images, network="auto"), "network")
     across, view, factor = numbers_in(made.rule)
     assert (across, view / 100, factor) == (
-        choose_network.THIN_VOXELS,
+        automatic_choices.THIN_VOXELS,
         grid.SMALL_VIEW,
-        choose_network.BASELINE_SEES,
+        automatic_choices.BASELINE_SEES,
     )
     thin = min(made.inputs["typical_diameter_voxels"].values()) < across
     context = made.inputs["scan_patch_sees"] < view / 100 and made.inputs["baseline_patch_larger"] >= factor

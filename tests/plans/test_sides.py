@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from planning_cases import case, fingerprint
 
-from medmamba.plans.left_right import CANONICAL_X_AXIS, named_pairs, side_pairs, side_problems
+from medmamba.plans.mirroring import CANONICAL_X_AXIS, named_pairs, side_pairs, side_problems
 from medmamba.plans.planner import make_plan
 
 LABELS = {"background": 0, "kidney_left": 1, "kidney_right": 2}
@@ -40,7 +40,7 @@ def centred(case_id: str, x_left: float, x_right: float):
 def test_the_right_label_lies_at_larger_world_x() -> None:
     made = fingerprint([centred("a", -50, 50), centred("b", -60, 40)], labels=LABELS)
     (pair,) = side_pairs(made)
-    assert (pair.cases, pair.right_is_right, pair.median_distance_mm) == (2, 2, 100.0)
+    assert (pair.cases, pair.right_is_right, pair.distances_mm) == (2, 2, [100.0, 100.0])
     assert side_problems([pair]) == []
 
 

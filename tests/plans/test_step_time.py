@@ -13,18 +13,18 @@ from test_memory import planned
 from medmamba.errors import ConfigError
 from medmamba.networks.build import available_networks
 from medmamba.plans.cost.machines import MACHINES, machine
-from medmamba.plans.cost.step_time import Work, training_work
+from medmamba.plans.cost.step import StepCost, step_cost
 from medmamba.plans.explain import compare, explain_lines, summary_lines
 from medmamba.plans.families import FAMILIES
+from medmamba.plans.options import LEAST_STEPS, STEP_FRACTION
 from medmamba.plans.schema import NetworkPlan, Plan
-from medmamba.plans.training_length import LEAST_STEPS, STEP_FRACTION
 from medmamba.plans.what_if import what_if
 
 CPU = machine("cpu")
 
 
-def work(network: NetworkPlan, patch, batch: int = 2) -> Work:
-    return training_work(network, patch, in_channels=1, out_channels=3, batch_size=batch)
+def work(network: NetworkPlan, patch, batch: int = 2) -> StepCost:
+    return step_cost(network, patch, in_channels=1, out_channels=3, batch_size=batch)
 
 
 def seconds_of(plan: Plan, name: str) -> float:

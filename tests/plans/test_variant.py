@@ -7,7 +7,7 @@ import math
 import pytest
 from planning_cases import case, fingerprint, plan_of
 
-from medmamba.plans.choose_network import typical_diameters
+from medmamba.plans.automatic_choices import typical_diameters
 from medmamba.plans.schema import Plan
 
 
