@@ -21,7 +21,7 @@ from medmamba.networks.build import available_networks
 from medmamba.plans.cost.step import step_cost
 from medmamba.plans.families import family
 from medmamba.plans.network import network_plan
-from medmamba.plans.pooling import plan_pooling
+from medmamba.plans.patch import plan_pooling
 from medmamba.plans.schema import NetworkPlan
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "plans"))

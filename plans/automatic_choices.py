@@ -14,7 +14,7 @@ import numpy as np
 
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.grid import SMALL_VIEW
-from medmamba.plans.lowres import COVERAGE
+from medmamba.plans.patch import COVERAGE
 from medmamba.plans.schema import Configuration, Decision
 
 DEFAULT = "vm_unet"

@@ -52,19 +52,15 @@ def summary(plan: Plan) -> list[tuple[str, ...]]:
 def summary_lines(plan: Plan) -> list[str]:
     """The table of :func:`summary` as aligned text, and what the configurations are."""
     of_plan = ("configurations", "heads", "default_configuration")
+    memory = [] if plan.options is None else [f"{plan.options.device_memory_gb:g} GB (--device-memory)"]
     return [
         *aligned(summary(plan)),
-        *_assumed_memory(plan),
+        *(f"Device memory assumed: {text}." for text in memory),
         *(d.reason for name in of_plan for d in plan.decisions if d.name == name),
         *(d.reason for d in plan.default.decisions if d.name == "step_seconds"),
         *(d.reason for d in plan.default.decisions if d.name == "mirroring" and d.inputs["pairs"]),
         f"* is trained when no configuration is named: {plan.default.network.name}.",
     ]
-
-
-def _assumed_memory(plan: Plan) -> Iterator[str]:
-    if plan.options is not None:
-        yield f"Device memory assumed: {plan.options.device_memory_gb:g} GB (--device-memory)."
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -63,8 +63,7 @@ class Family:
     blocks_reason: str = "Convolutions at full resolution, the family's own blocks in every other stage."
     states: tuple[int, int] = (16, 8)
     """States per inner channel of the scan, in 2D and in 3D."""
-    states_reason: str = OWN.reason
-    states_source: str = OWN.source
+    states_why: Rationale = OWN
     routes: str = "raster"
     """Route set of the scans, or a word for a fixed order."""
     routes_why: Rationale = OWN
@@ -96,10 +95,12 @@ high resolution."""
 
 ABLATION = "docs/benchmarks/ablation.md"
 
-_FEWER_IN_3D = (
-    "In 2D as published; in 3D fewer states keep time and memory of the scan in bounds, where voxels are many."
+_FEWER_IN_3D = Rationale(
+    rule="",
+    reason="In 2D as published; in 3D fewer states keep time and memory of the scan in bounds, where voxels are many.",
+    source="the family's publication; the value for 3D is ours",
 )
-_PUBLISHED_IN_2D = "the family's publication; the value for 3D is ours"
+_STATES_AS_PUBLISHED = Rationale("", "As published.", "the family's publication")
 
 _SCANS_WHERE_VOXELS_ARE_FEW = (
     "Convolutions where voxels are many and a scan is expensive; scan blocks in the coarser stages."
@@ -144,8 +145,7 @@ _U_MAMBA_BOT = Family(
     blocks_reason="As published: residual convolutions everywhere, a scan in the bottleneck only.",
     conv_blocks=2,
     states=(16, 16),
-    states_reason="As published.",
-    states_source="the family's publication",
+    states_why=_STATES_AS_PUBLISHED,
     routes="forward",
     routes_why=_ONE_WAY,
     expand=2,
@@ -160,8 +160,7 @@ FAMILIES: dict[str, Family] = {
             "VM-UNet, arXiv:2402.02491: gated scan blocks",
             first_block_level=2,
             blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
-            states_reason=_FEWER_IN_3D,
-            states_source=_PUBLISHED_IN_2D,
+            states_why=_FEWER_IN_3D,
             routes_why=_EVERY_AXIS,
         ),
         Family(
@@ -170,8 +169,7 @@ FAMILIES: dict[str, Family] = {
             "MHS-VM, arXiv:2406.05992: several scan heads per block",
             first_block_level=2,
             blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
-            states_reason=_FEWER_IN_3D,
-            states_source=_PUBLISHED_IN_2D,
+            states_why=_FEWER_IN_3D,
             routes="heads",
             routes_why=Rationale(
                 rule="each head has orders of its own and their reverses: snake, diagonal, spiral, raster",
@@ -188,16 +186,14 @@ FAMILIES: dict[str, Family] = {
             blocks_reason="No scan at the highest resolutions, where voxels are many and a scan is expensive; every "
             "coarser branch has blocks in each step.",
             states=(1, 1),
-            states_reason="As published.",
-            states_source="the family's publication",
+            states_why=_STATES_AS_PUBLISHED,
             routes_why=_EVERY_AXIS,
         ),
         Family(
             "vim",
             "scan",
             "Vim, arXiv:2401.09417: there and back through the whole map",
-            states_reason=_FEWER_IN_3D,
-            states_source=_PUBLISHED_IN_2D,
+            states_why=_FEWER_IN_3D,
             routes="bidirectional",
             routes_why=Rationale(
                 rule="row by row through all voxels, forwards and backwards",
@@ -219,9 +215,12 @@ FAMILIES: dict[str, Family] = {
             "LaMamba, arXiv:2408.02615: scan and window attention",
             first_block_level=2,
             blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
-            states_reason="As many as vm_unet, so that routes and attention make the difference; the published block "
-            "has one state.",
-            states_source="medmamba",
+            states_why=Rationale(
+                rule="",
+                reason="As many as vm_unet, so that routes and attention make the difference; the published block has "
+                "one state.",
+                source="medmamba",
+            ),
             routes="continuous",
             routes_why=Rationale(
                 rule="a snake along every axis, forwards and backwards",
@@ -235,8 +234,7 @@ FAMILIES: dict[str, Family] = {
             "scan",
             "LinGen, arXiv:2412.09856: rotary-major scan and windows",
             states=(16, 16),
-            states_reason="As many as U-Mamba and SegMamba; the paper gives no number.",
-            states_source="medmamba",
+            states_why=Rationale("", "As many as U-Mamba and SegMamba; the paper gives no number.", "medmamba"),
             routes="rotary:2",
             routes_why=Rationale(
                 rule="one rotary-major order forwards and backwards in each block, the next order in the next block",
@@ -260,8 +258,7 @@ FAMILIES: dict[str, Family] = {
             "SegMamba, arXiv:2401.13560: gated convolution, scan in three orientations",
             conv_blocks=0,
             states=(16, 16),
-            states_reason="As published.",
-            states_source="the family's publication",
+            states_why=_STATES_AS_PUBLISHED,
             routes="tri",
             routes_why=Rationale(
                 rule="forwards, backwards, and across the first axis of the patch",

@@ -9,8 +9,7 @@ from medmamba.errors import ConfigError
 from medmamba.plans.cost.step import cost_decisions
 from medmamba.plans.network import Stem, network_decisions
 from medmamba.plans.options import LEAST_STEPS, STEP_FRACTION
-from medmamba.plans.patch import INITIAL_EDGE, PatchSearch, initial_patch_size, search_patch
-from medmamba.plans.pooling import PoolingPlan, plan_pooling
+from medmamba.plans.patch import INITIAL_EDGE, PatchSearch, PoolingPlan, initial_patch_size, plan_pooling, search_patch
 from medmamba.plans.schema import Configuration, Decision
 from medmamba.plans.training_step import (
     USABLE_FRACTION,

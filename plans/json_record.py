@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -51,12 +52,7 @@ class Record(BaseModel):
         Raises ConfigError that lists all faults, each with the path of its field.
         """
         where = source or f"this {cls.kind}"
-        try:
-            document = json.loads(text, object_pairs_hook=_no_duplicate_keys, parse_constant=_no_nan)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            raise ConfigError(f"{where}: not a valid JSON {cls.kind}: {error}. Write it again or restore it.") from None
-        if not isinstance(document, dict):
-            raise ConfigError(f"{where}: a {cls.kind} is a JSON object, got {type(document).__name__}.")
+        document = read_object(text, where, cls.kind)
         version, known = document.get("schema_version"), cls.model_fields.get("schema_version")
         if known is not None and isinstance(version, int) and version != known.default:
             raise ConfigError(
@@ -90,13 +86,22 @@ def canonical_json(value: Any, indent: int = 0) -> str:
     return "[\n" + ",\n".join(pad + canonical_json(item, indent + 2) for item in value) + "\n" + " " * indent + "]"
 
 
+def read_object(text: str | bytes, where: str, kind: str) -> dict[str, Any]:
+    """The object of a JSON text; raises ConfigError, which begins with ``where``, for anything but a valid ``kind``."""
+    try:
+        document = json.loads(text, object_pairs_hook=_no_duplicate_keys, parse_constant=_no_nan)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ConfigError(f"{where}: not a valid JSON {kind}: {error}. Write it again or restore it.") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where}: a {kind} is a JSON object, got {type(document).__name__}.")
+    return document
+
+
 def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands there twice")
-    return result
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise ValueError(f"the key {key!r} stands there twice")
+    return dict(pairs)
 
 
 def _no_nan(word: str) -> Any:

@@ -8,7 +8,7 @@ from math import prod
 from typing import Literal
 
 from medmamba.plans.families import ABLATION, RESIDUAL_BLOCKS, Family
-from medmamba.plans.pooling import COMPARABLE, LONELY_AXIS_EDGES, MIN_EDGE, PoolingPlan
+from medmamba.plans.patch import COMPARABLE, LONELY_AXIS_EDGES, MIN_EDGE, PoolingPlan
 from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import Decision, NetworkPlan
 
@@ -119,8 +119,8 @@ def network_decisions(
             value=network.state_size,
             inputs={"spatial_dims": dims},
             rule=f"{family.states_in(2)} in 2D, {family.states_in(3)} in 3D",
-            reason=family.states_reason,
-            source=family.states_source,
+            reason=family.states_why.reason,
+            source=family.states_why.source,
         ),
         Decision(
             name="use_scan",

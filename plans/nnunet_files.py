@@ -17,6 +17,7 @@ import numpy as np
 from medmamba.errors import ConfigError
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import PIXEL_SPACING
+from medmamba.plans.json_record import read_object
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.schema import Configuration, Decision, NetworkPlan, Normalization, Plan
 from medmamba.version import __version__
@@ -33,7 +34,7 @@ IMAGE_2D_ENDINGS = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 
 def is_nnunet(text: str | bytes, *, source: str = "plan.json") -> bool:
     """Whether a JSON text is an nnU-Net plans file; raises ConfigError when it is no JSON object."""
-    return "plans_name" in _decode(text, source)
+    return "plans_name" in read_object(text, source, "plan")
 
 
 def from_nnunet(plans: str | bytes, dataset: str | bytes, *, source: str = "nnUNetPlans.json") -> Plan:
@@ -42,7 +43,8 @@ def from_nnunet(plans: str | bytes, dataset: str | bytes, *, source: str = "nnUN
     Raises ConfigError for what we cannot follow: an unknown network class, other parts of a network, an unknown
     normalisation, a missing field.
     """
-    document, description = _decode(plans, source), _decode(dataset, "dataset.json")
+    document = read_object(plans, source, "plans file")
+    description = read_object(dataset, "dataset.json", "dataset description")
     try:
         return _plan(document, description, source)
     except KeyError as error:
@@ -82,16 +84,6 @@ def to_nnunet(plan: Plan) -> str:
     return json.dumps(document, indent=4, allow_nan=False) + "\n"
 
 
-def _decode(text: str | bytes, source: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{source}: not valid JSON: {error}. Restore this file.") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{source}: must be a JSON object, got {type(document).__name__}.")
-    return document
-
-
 def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: str) -> Plan:
     flat = document.get("image_reader_writer") == IMAGE_2D_READER
     forward = [int(axis) for axis in document["transpose_forward"]]
@@ -99,7 +91,7 @@ def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: s
     usable = {name: part for name, part in parts.items() if "patch_size" in part}
     if not usable:
         raise ConfigError(f"{source}: no configuration with a patch size in it. Restore this file.")
-    labels, regions, ignore = _labels(description["labels"])
+    labels, regions, region_order = _labels(description)
     made = {name: _configuration(name, part, flat, source) for name, part in usable.items()}
     names = description.get("channel_names") or description["modality"]
     return Plan(
@@ -110,8 +102,8 @@ def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: s
         channel_names=[names[key] for key in sorted(names, key=int)],
         labels=labels,
         regions=regions,
-        region_order=_region_order(description, labels, regions),
-        ignore_label=ignore,
+        region_order=region_order,
+        ignore_label=description["labels"].get("ignore"),
         file_ending=description["file_ending"],
         axis_order=forward if flat else [2 - axis for axis in forward],
         normalization=_normalization(document, usable, source),
@@ -230,32 +222,20 @@ def _normalization(document: Mapping[str, Any], parts: Mapping[str, Any], source
     return result
 
 
-def _labels(given: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, list[str]] | None, int | None]:
-    """Labels by name, regions by the names they join, and the ignored value."""
-    entries = {name: value for name, value in given.items() if name != "ignore"}
-    ignore = given.get("ignore")
-    if all(isinstance(value, int) for value in entries.values()):
-        return dict(entries), None, ignore
-    values = sorted({v for value in entries.values() for v in ([value] if isinstance(value, int) else value)})
-    single = {value: name for name, value in entries.items() if isinstance(value, int)}
-    named = {value: single.get(value, f"label_{value}") for value in values}
-    regions = {
-        name: [named[v] for v in ([value] if isinstance(value, int) else value)]
-        for name, value in entries.items()
-        if name != "background"
-    }
-    return {"background": 0} | {named[value]: value for value in values if value != 0}, regions, ignore
-
-
-def _region_order(
-    description: Mapping[str, Any], labels: Mapping[str, int], regions: Mapping[str, list[str]] | None
-) -> list[str] | None:
-    """Label names in the order in which regions are written: their regions_class_order."""
-    if regions is None:
-        return None
-    name_of = {value: name for name, value in labels.items()}
-    values = description.get("regions_class_order") or []
-    return [name_of[value] for value in values] or [parts[-1] for parts in regions.values()]
+def _labels(
+    description: Mapping[str, Any],
+) -> tuple[dict[str, int], dict[str, list[str]] | None, list[str] | None]:
+    """Labels by name, regions by the names they join, and the name that is written for each region, in their order."""
+    given = {name: value for name, value in description["labels"].items() if name != "ignore"}
+    if all(isinstance(value, int) for value in given.values()):
+        return given, None, None
+    single = {value: name for name, value in given.items() if isinstance(value, int)}
+    joined = {name: [value] if isinstance(value, int) else value for name, value in given.items()}
+    named = {v: single.get(v, f"label_{v}") for v in sorted({v for values in joined.values() for v in values})}
+    regions = {name: [named[v] for v in values] for name, values in joined.items() if name != "background"}
+    order = [named[value] for value in description.get("regions_class_order") or []]
+    labels = {"background": 0} | {name: value for value, name in named.items() if value != 0}
+    return labels, regions, order or [parts[-1] for parts in regions.values()]
 
 
 def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
@@ -315,13 +295,11 @@ def _their_scheme(name: str) -> str:
 def _original(plan: Plan, field: str, convert: Any) -> list[Any]:
     """A median over the original images in plan axes, from the decision that it went into."""
     known = next((d.inputs[field] for d in plan.decisions if field in d.inputs), None)
-    if known is None:
-        known = [1.0, 1.0, 1.0] if field == "median_spacing" else [1, 1, 1]
-        largest = max(plan.configurations.values(), key=lambda part: math.prod(part.median_shape))
-        taken = largest.spacing_mm if field == "median_spacing" else largest.median_shape
-        values = known if taken is None else [*known[: 3 - len(taken)], *taken]
-        return [convert(value) for value in values]
-    return [convert(known[axis]) for axis in plan.axis_order]
+    if known is not None:
+        return [convert(known[axis]) for axis in plan.axis_order]
+    largest = max(plan.configurations.values(), key=lambda part: math.prod(part.median_shape))
+    taken = (largest.spacing_mm if field == "median_spacing" else largest.median_shape) or []
+    return [convert(value) for value in [1.0] * (3 - len(taken)) + taken]
 
 
 def _taken_over(name: str, value: Any, source: str) -> Decision:

@@ -15,11 +15,11 @@ from medmamba.plans.automatic_choices import DEFAULT, choose_default, choose_net
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.grid import plan_grid
-from medmamba.plans.lowres import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
 from medmamba.plans.mirroring import choose_mirroring, pairs_decision, side_pairs
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
+from medmamba.plans.patch import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.spacing import axis_order, choose_spacing, median_shape
 from medmamba.plans.training_step import PlanTask, TooSlow
@@ -74,9 +74,7 @@ def make_plan(
     median, target = tuple(shape[axis] for axis in order), tuple(target[axis] for axis in order)
     normalization, normalization_decisions = choose_normalization(fingerprint)
 
-    regions, heads_decisions = facts.regions, []
-    if regions is None:
-        regions, heads_decisions = one_head_per_label(fingerprint)
+    regions, heads_decisions = one_head_per_label(fingerprint) if facts.regions is None else (facts.regions, [])
     task = PlanTask(
         family=chosen_family,
         in_channels=len(fingerprint.channel_names),
@@ -98,7 +96,7 @@ def make_plan(
         channel_names=fingerprint.channel_names,
         labels=fingerprint.labels,
         regions=regions,
-        region_order=regions and (facts.region_order or [parts[-1] for parts in regions.values()]),
+        region_order=None if regions is None else facts.region_order or [parts[-1] for parts in regions.values()],
         ignore_label=facts.ignore_label,
         left_right_pairs=[[pair.left, pair.right] for pair in pairs],
         file_ending=facts.file_ending,

@@ -13,7 +13,7 @@ from medmamba.plans.cost.step import StepCost, step_cost
 from medmamba.plans.families import Family
 from medmamba.plans.network import Stem, network_plan
 from medmamba.plans.options import LEAST_STEPS, STEP_FRACTION, PlanOptions
-from medmamba.plans.pooling import PoolingPlan
+from medmamba.plans.patch import PoolingPlan
 from medmamba.plans.schema import Decision, NetworkPlan
 
 USABLE_FRACTION = 0.9

@@ -1,14 +1,16 @@
-"""RUN/report/dataset.html: what was measured, warnings, the plan and its reasons; it needs no other file."""
+"""RUN/report/dataset.html: what was measured, 2D images of cases, warnings, the plan and its reasons, in one file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medmamba.pages.render import render
-from medmamba.planning.contact_sheet import Thumbnail
+from medmamba.geometry import Spacing
+from medmamba.pages.render import colour_of, grey, png_of, render
 from medmamba.plans.explain import summary
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import Fold
@@ -16,6 +18,16 @@ from medmamba.plans.schema import Plan
 
 BINS = 20
 MOST_WARNINGS = 200
+EDGE = 200
+"""Pixels of the longer side of a 2D image."""
+
+
+class Thumbnail(NamedTuple):
+    """A PNG and the slice that it shows (counted from 1, of how many)."""
+
+    png: bytes
+    slice_number: int
+    slices: int
 
 
 @dataclass(frozen=True)
@@ -80,10 +92,6 @@ def _unit(fingerprint: Fingerprint) -> str:
     return "ml" if fingerprint.has_millimetres else "voxels"
 
 
-def _foreground(fingerprint: Fingerprint) -> list[str]:
-    return [name for name in fingerprint.labels if name != "background"]
-
-
 def _main_reasons(plan: Plan) -> list[str]:
     """What a reader asks first: which spacing, which configurations, which patch, and how much memory and time."""
     wanted = {"target_spacing", "configurations", "default_configuration", "network", "heads"}
@@ -94,7 +102,7 @@ def _main_reasons(plan: Plan) -> list[str]:
 
 
 def _labels(fingerprint: Fingerprint) -> Iterator[list[str]]:
-    for name in _foreground(fingerprint):
+    for name in fingerprint.structures:
         sizes = _volumes(fingerprint, name)
         components = [case.label_components[name] for case in fingerprint.cases if name in case.label_components]
         numbers = [f"{value:.4g}" for value in (np.median(sizes), min(sizes), max(sizes))] if sizes else ["–"] * 3
@@ -131,14 +139,14 @@ def _charts(fingerprint: Fingerprint) -> Iterator[Chart]:
             note = f"mean {known.mean:.4g}, std {known.std:.4g}"
             title = f"foreground intensity of {name}, percentiles 0.5 to 99.5"
             yield Chart(title, note, known.histogram, known.percentile_00_5, known.percentile_99_5)
-    for name in _foreground(fingerprint):
+    for name in fingerprint.structures:
         if sizes := _volumes(fingerprint, name):
             yield histogram(sizes, f"volume of {name}", _unit(fingerprint))
 
 
 def _folds(fingerprint: Fingerprint, folds: Sequence[Fold]) -> list[list[str]]:
     present = {case.case_id: set(case.present_labels) for case in fingerprint.cases}
-    names = _foreground(fingerprint)
+    names = fingerprint.structures
     rows = [["fold", "training", "validation", *(f"with {name}" for name in names)]]
     for number, fold in enumerate(folds):
         of_label = [str(sum(name in present.get(case, ()) for case in fold["val"])) for name in names]
@@ -151,3 +159,43 @@ def _cases(fingerprint: Fingerprint) -> Iterator[list[str]]:
         spacing = "–" if case.spacing_mm is None else " x ".join(f"{value:.4g}" for value in case.spacing_mm)
         size = " x ".join(map(str, case.shape))
         yield [case.case_id, size, spacing, case.orientation or "–", ", ".join(case.present_labels) or "none"]
+
+
+def spread_over(case_ids: Sequence[str], most: int) -> list[str]:
+    """At most ``most`` of the cases, evenly spaced, the first and the last among them."""
+    if len(case_ids) <= most:
+        return list(case_ids)
+    return [case_ids[int(index)] for index in np.linspace(0, len(case_ids) - 1, most).round()]
+
+
+def thumbnail(image: NDArray[np.float32], labels: NDArray[np.integer], spacing: Spacing | None) -> Thumbnail:
+    """The slice of an image (C, I, J, K) across its first axis with most labelled voxels of ``labels`` (I, J, K).
+
+    ``spacing`` is in mm per axis; without it pixels are square and rows run downwards, as in a photograph. The first
+    channel is shown in grey, three channels without spacing in colour.
+    """
+    index = int((labels > 0).sum(axis=(1, 2)).argmax())
+    picture = image[:, index] if spacing is None and len(image) == 3 else image[:1, index]
+    colours = np.repeat(grey(picture), 4 - len(picture) if len(picture) == 1 else 1, axis=0)  # (3, J, K)
+    rows, columns = _nearest(labels.shape[1:], (1.0, 1.0) if spacing is None else spacing[1:])
+    colours, truth = colours[:, rows][:, :, columns], labels[index][rows][:, columns]
+    for value in np.unique(truth[truth > 0]):
+        shade = colour_of(int(value) - 1)
+        colours[:, outline(truth == value)] = np.array([[int(shade[n : n + 2], 16)] for n in (1, 3, 5)])
+    upright = colours.transpose(2, 1, 0)  # the third axis runs upwards, the second to the right
+    return Thumbnail(png_of(upright if spacing is None else upright[::-1]), index + 1, len(labels))
+
+
+def outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of a mask (rows, columns) that touch one outside of it, or the border."""
+    from scipy import ndimage
+
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def _nearest(shape: Sequence[int], spacing: Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each pixel along both sides of the picture, the nearest voxel."""
+    extent = [n * s for n, s in zip(shape, spacing, strict=True)]
+    sizes = [max(1, round(EDGE * length / max(extent))) for length in extent]
+    rows, columns = (((np.arange(m) + 0.5) * n / m).astype(np.int64) for m, n in zip(sizes, shape, strict=True))
+    return rows, columns

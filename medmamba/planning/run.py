@@ -20,8 +20,7 @@ from medmamba.geometry import MOST_VOXELS
 from medmamba.images import ReadOptions
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
-from medmamba.planning.contact_sheet import Thumbnail, spread_over, thumbnail
-from medmamba.planning.dataset_page import dataset_page
+from medmamba.planning.dataset_page import Thumbnail, dataset_page, spread_over, thumbnail
 from medmamba.planning.measure import measure_dataset
 from medmamba.planning.options import PlanRequest
 from medmamba.plans.families import family

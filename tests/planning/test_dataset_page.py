@@ -12,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from medmamba.models.run_folder import RunFolder
-from medmamba.planning.contact_sheet import outline, spread_over, thumbnail
-from medmamba.planning.dataset_page import dataset_page, histogram
+from medmamba.planning.dataset_page import dataset_page, histogram, outline, spread_over, thumbnail
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import Fold
 

@@ -29,7 +29,7 @@ from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.fingerprint import ChannelIntensity
 from medmamba.plans.normalization import channel_normalization
 from medmamba.plans.normalizers import NORMALIZERS
-from medmamba.plans.pooling import MIN_EDGE, PoolingPlan, plan_pooling
+from medmamba.plans.patch import MIN_EDGE, PoolingPlan, plan_pooling
 from medmamba.plans.spacing import new_shape
 
 RELATIVE_TOLERANCE = 1e-9
@@ -102,7 +102,7 @@ def _normalization_checks(case: dict[str, Any]) -> Iterator[Check]:
     names = [case["dataset"]["channel_names"][key] for key in sorted(case["dataset"]["channel_names"], key=int)]
     properties = fingerprint["foreground_intensity_properties_per_channel"]
     chosen = [
-        channel_normalization(name, ChannelIntensity(**properties[str(channel)]), relative)
+        channel_normalization(name, ChannelIntensity(**properties[str(channel)]), relative)[0]
         for channel, name in enumerate(names)
     ]
     schemes = [NORMALIZERS[result.scheme].nnunet for result in chosen]

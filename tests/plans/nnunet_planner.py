@@ -16,9 +16,7 @@ import numpy as np
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.folds import N_FOLDS, SEED, Fold
-from medmamba.plans.lowres import search_low_resolution
-from medmamba.plans.patch import PatchSearch, search_patch
-from medmamba.plans.pooling import PoolingPlan
+from medmamba.plans.patch import PatchSearch, PoolingPlan, search_low_resolution, search_patch
 from medmamba.plans.spacing import coarsest_first, median_shape, target_spacing
 
 BASE_FEATURES = 32

@@ -13,7 +13,7 @@ from medmamba.plans.cost.blocks import CHANNEL_PAD, TILE
 from medmamba.plans.cost.step import step_cost
 from medmamba.plans.families import FAMILIES, family
 from medmamba.plans.network import network_plan
-from medmamba.plans.pooling import plan_pooling
+from medmamba.plans.patch import plan_pooling
 from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
 

@@ -209,5 +209,5 @@ def test_a_plans_file_that_cannot_be_followed_says_why(edit, message: str) -> No
     plans, dataset = their_file("mr_hippocampus_tiny")
     with pytest.raises(ConfigError, match=message):
         from_nnunet(change(plans, edit), dataset)
-    with pytest.raises(ConfigError, match=r"nnUNetPlans\.json: not valid JSON"):
+    with pytest.raises(ConfigError, match=r"nnUNetPlans\.json: not a valid JSON plans file"):
         from_nnunet("{", dataset)

@@ -16,7 +16,7 @@ import pytest
 from planning_cases import case, fingerprint, plan_of, reference_fingerprint, volumes
 
 from medmamba.networks.routes import routes as route_table
-from medmamba.plans import automatic_choices, families, grid, lowres, network, pooling, spacing, training_step
+from medmamba.plans import automatic_choices, families, grid, network, patch, spacing, training_step
 from medmamba.plans.cost.machines import machine
 from medmamba.plans.families import FAMILIES, RESIDUAL_BLOCKS
 from medmamba.plans.normalization import MASK_BELOW
@@ -125,19 +125,19 @@ def derive_plan(plan: Plan, images: Any) -> None:
     asked, volumes_there = made.inputs["asked_for"], made.inputs["median_shape"][0] != 1
     wanted = ["2d"] if "2d" in asked else []
     if volumes_there and made.inputs["enough_3d_steps_in_the_hours"]:
-        low = made.inputs["lowres_steps"] > 0 and made.inputs["lowres_times_fewer_voxels"] >= lowres.WORTHWHILE
+        low = made.inputs["lowres_steps"] > 0 and made.inputs["lowres_times_fewer_voxels"] >= patch.WORTHWHILE
         wanted += [
             name for name in ["3d_fullres", *(["3d_lowres", "3d_cascade_fullres"] if low else [])] if name in asked
         ]
     assert made.value == list(plan.configurations) == wanted
-    assert f"under {lowres.COVERAGE:.0%}" in made.rule
-    assert f"{lowres.WORTHWHILE:g} times fewer" in made.rule
+    assert f"under {patch.COVERAGE:.0%}" in made.rule
+    assert f"{patch.WORTHWHILE:g} times fewer" in made.rule
 
     decided = of(plan, "default_configuration")
     if decided is None:
         assert plan.default_configuration == next(n for n in ("3d_fullres", "2d") if n in plan.configurations)
     else:
-        assert f"{lowres.COVERAGE:.0%}" in decided.rule
+        assert f"{patch.COVERAGE:.0%}" in decided.rule
 
     for key, part in plan.configurations.items():
         shape = needed(part, "median_shape")
@@ -165,9 +165,9 @@ def pooled(inputs: dict[str, Any], rule: str) -> tuple[list[list[int]], list[lis
     edge, factor, single, *rest = numbers_in(rule)
     most = rest[0] if inputs["max_pools"] else math.inf
     assert (edge, factor, single) == (
-        2 * pooling.MIN_EDGE,
-        pooling.COMPARABLE,
-        pooling.LONELY_AXIS_EDGES * pooling.MIN_EDGE,
+        2 * patch.MIN_EDGE,
+        patch.COMPARABLE,
+        patch.LONELY_AXIS_EDGES * patch.MIN_EDGE,
     )
     size, space = list(map(float, inputs["patch_size"])), list(inputs["spacing"])
     dims = len(size)
@@ -184,11 +184,11 @@ def pooled(inputs: dict[str, Any], rule: str) -> tuple[list[list[int]], list[lis
         for a in axes:
             halvings[a], space[a], size[a] = halvings[a] + 1, space[a] * 2, math.ceil(size[a] / 2)
     kernels.append([3] * dims)
-    patch = inputs["stem"] == "patch"
-    while len(strides) < inputs["min_stages"] + patch:
+    strided = inputs["stem"] == "patch"
+    while len(strides) < inputs["min_stages"] + strided:
         strides.append([1] * dims)
         kernels.append([3] * dims)
-    return strides[patch:], kernels[patch:]
+    return strides[strided:], kernels[strided:]
 
 
 def derive_network(part: Configuration) -> None:
@@ -201,7 +201,7 @@ def derive_network(part: Configuration) -> None:
     assert f"at least {family.min_stages} stages" in strides.rule
     assert ("a scan sees" in strides.reason) == (family.has_scan and not family.bottleneck_only)
     assert needed(part, "kernel_sizes").value == numbers.kernel_sizes == kernels
-    assert f"factor of {pooling.COMPARABLE:g} of" in needed(part, "kernel_sizes").rule
+    assert f"factor of {patch.COMPARABLE:g} of" in needed(part, "kernel_sizes").rule
 
     halved = [max(math.prod(s[a] for s in wanted[: n + 1]) for a in range(dims)) for n in range(len(wanted))]
     features = needed(part, "features_per_stage")
@@ -356,7 +356,7 @@ def test_the_default_configuration_follows_from_what_the_patches_see(hours):
     if "3d_fullres" in sees:
         patch = plan.configurations["3d_fullres"]
         shortened = math.prod(of(patch, "patch_size").inputs["patch_for_memory"]) > math.prod(patch.patch_size)
-        change = shortened and sees["3d_fullres"] < lowres.COVERAGE and sees["2d"] > sees["3d_fullres"]
+        change = shortened and sees["3d_fullres"] < patch.COVERAGE and sees["2d"] > sees["3d_fullres"]
         assert made.value == ("2d" if change else "3d_fullres")
 
 
@@ -432,5 +432,5 @@ def test_both_windows_hold_as_many_tokens():
 def test_every_family_of_ours_says_why_it_scans_as_it_does(name):
     family = FAMILIES[name]
     assert family.routes_why is not families.OWN
-    assert not family.has_scan or family.states_reason != families.OWN.reason
+    assert not family.has_scan or family.states_why is not families.OWN
     assert network.SUPERVISED_FROM == 3
