@@ -40,8 +40,8 @@ def plain(spec: DatasetSpec) -> None:
         image.content_hash(), labels.content_hash()
         counts = labels.counts()
         found.append(measure_case(case.case_id, channels, truth, grid, spec.labels, samples=samples, counts=counts))
-    drawn = [np.concatenate([one.foreground[channel] for one in found]) for channel in range(len(spec.channels))]
-    build_fingerprint(spec.name, spec.channels, spec.labels, [one.stats for one in found], drawn)
+    drawn = [np.concatenate([one[channel] for _, one in found]) for channel in range(len(spec.channels))]
+    build_fingerprint(spec.name, spec.channels, spec.labels, [stats for stats, _ in found], drawn)
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def search_patch(
     least_edge: int = 1,
     in_time: Callable[[PoolingPlan], bool] = lambda pooling: True,
 ) -> PatchSearch:
-    """Shrink the initial patch until one sample of it costs at most ``limit`` and is ``in_time``; no axis gets below ``least_edge``.
+    """Shrink the initial patch until it costs at most ``limit`` and is ``in_time``; no axis gets below ``least_edge``.
 
     Each round shortens the axis along which the patch covers most of the median image, by the smallest step that keeps
     the patch divisible by the strides of the shortened patch (so 256 becomes 224, not 192).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +15,6 @@ from medmamba.images import ReadOptions
 from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
 from medmamba.preprocessing.case import bounding_box
 from medmamba.preprocessing.labels import index_in
-
-
-@dataclass(frozen=True)
-class MeasuredCase:
-    """Facts of one case and ``foreground`` (channels, samples) of its intensities."""
-
-    stats: CaseStats
-    foreground: NDArray[np.float32]
 
 
 def measure_dataset(
@@ -40,9 +31,9 @@ def measure_dataset(
     samples = samples_per_case(len(spec.cases))
 
     def measure(case: CaseSpec, loaded: LoadedCase) -> MeasuredCase | None:
-        if loaded.labels is None:
-            return None
         image, truth = loaded.image, loaded.labels
+        if truth is None:
+            return None
         return measure_case(
             case.case_id,
             image.array,
@@ -55,15 +46,19 @@ def measure_dataset(
         )
 
     report = check_dataset(spec, options, visit=measure, workers=workers, on_case=on_case)
-    measured = [(case.image_sha256, case.visited) for case in report.cases if case.visited is not None]
+    measured = [(*case.visited, case.image_sha256) for case in report.cases if case.visited is not None]
     fingerprint = build_fingerprint(
         spec.name,
         spec.channels,
         spec.labels,
-        [found.stats.model_copy(update={"image_hash": digest}) for digest, found in measured],
-        [np.concatenate([found.foreground[channel] for _, found in measured]) for channel in range(len(spec.channels))],
+        [stats.model_copy(update={"image_hash": digest}) for stats, _, digest in measured],
+        [np.concatenate([drawn[channel] for _, drawn, _ in measured]) for channel in range(len(spec.channels))],
     )
     return report, fingerprint
+
+
+MeasuredCase = tuple[CaseStats, NDArray[np.float32]]
+"""Facts of one case and (channels, samples) of its foreground intensities."""
 
 
 def measure_case(
@@ -102,7 +97,7 @@ def measure_case(
         else [],
         annotated_labels=None if annotated is None else list(annotated),
     )
-    return MeasuredCase(stats, drawn)
+    return stats, drawn
 
 
 class Location(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,18 @@ def plan(
     folder = RunFolder(Path(run))
     previous = folder.previous_plan()
     measured = _measure(dataset, options, on_item)
-    writer = _Writer(folder, measured, options, on_item)
-    made = _make(measured, options, networks[0], previous)
-    writer.write(made, preprocess=True)
+    made = measured.plan(networks[0], previous)
+    measured.write(folder, made, preprocess=True)
     if options.pilot is not None:
         from medmamba.planning.pilot import compare
 
         decision = compare(folder.path, options.pilot, networks, on_message)
-        before, made = made, _make(measured, options, str(decision.value), previous, decision)
-        writer.write(made, preprocess=_grids(made, options) != _grids(before, options))
+        before, made = made, measured.plan(str(decision.value), previous, decision)
+        # Preprocessed cases depend on the grid alone, among the numbers that a network decides.
+        grids, grids_before = (
+            {name: plan.configurations[name].spacing_mm for name in measured.to_store(plan)} for plan in (made, before)
+        )
+        measured.write(folder, made, preprocess=grids != grids_before)
     for line in measured.warnings:
         on_warning(line)
     return made
@@ -91,21 +94,97 @@ def plan(
 
 @dataclass(frozen=True)
 class _Measured:
-    """A dataset that was read once and checked."""
+    """A dataset that was read once and checked, and what is made of it."""
 
     spec: DatasetSpec
     report: DatasetReport
     fingerprint: Fingerprint
     folds: list[Fold]
     warnings: list[str]
-    workers: int
     reading: ReadOptions
+    options: PlanRequest
+    on_item: OnItem
+    pictures: dict[str, Thumbnail] = field(default_factory=dict)
+
+    def plan(self, network: str, previous: Plan | None, decision: Decision | None = None) -> Plan:
+        """The plan with a network; raises ConfigError for regions or cases that it cannot be carried out with."""
+        spec = self.spec
+        name_of = {value: name for name, value in spec.labels.items()}
+        hashes = sorted(text for case in self.report.cases for text in (case.image_sha256, case.label_sha256 or ""))
+        facts = DatasetFacts(
+            regions={name: [name_of[value] for value in values] for name, values in spec.regions.items()} or None,
+            region_order=[name_of[value] for value in spec.region_order] or None,
+            ignore_label=spec.ignore,
+            dataset_hash=sha256("\n".join(hashes).encode()).hexdigest(),
+        )
+        options = self.options.for_network(network)
+        made = make_plan(self.fingerprint, options, facts, previous=previous, network_decision=decision)
+        OutputChannels.of_plan(made)  # refuses regions that cannot be written back
+        for name in self.to_store(made):
+            refuse_oversize(
+                self.fingerprint,
+                made.configurations[name],
+                made.axis_order,
+                memory_bytes=main_memory() or math.inf,
+                most_voxels=self.reading.max_voxels,
+            )
+        return made
+
+    def to_store(self, plan: Plan) -> list[str]:
+        """The configurations to preprocess: those asked for, or the default one; manual ones always."""
+        mine, wanted = manual_configurations(plan), self.options.configurations
+        if wanted is None:
+            return list(dict.fromkeys([plan.default_configuration, *mine]))
+        return [name for name in plan.configurations if self.options.everything or name in (*wanted, *mine)]
+
+    def write(self, folder: RunFolder, plan: Plan, *, preprocess: bool) -> None:
+        """The plan, folds, cases and report of a run folder, all or nothing.
+
+        ``preprocess``: False keeps the cases that are there.
+        """
+        with FolderLock(folder.path):
+            remove_leftovers(folder.path)
+            if preprocess:
+                self._preprocess(folder, plan)
+            write_text(folder.fingerprint_path, self.fingerprint.to_json())
+            write_json(folder.splits_path, self.folds)
+            pictures = {name: self.pictures[name] for name in sorted(self.pictures)}
+            page = dataset_page(plan, self.fingerprint, self.folds, self.warnings, pictures)
+            write_text(folder.path / "report" / "dataset.html", page)
+            write_text(folder.plan_path, plan.to_json())
+            folder.aside_path.unlink(missing_ok=True)
+
+    def _preprocess(self, folder: RunFolder, plan: Plan) -> None:
+        ids = [case.case_id for case in self.fingerprint.cases]
+        shown = spread_over(ids, PICTURES)
+
+        def picture(case: PreprocessedCase) -> None:
+            if case.case_id in shown:
+                assert case.labels is not None
+                self.pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
+
+        with replace_folder(folder.preprocessed_path) as preprocessed:
+            preprocess_dataset(
+                self.spec,
+                ids,
+                plan,
+                self.to_store(plan),
+                preprocessed,
+                workers=_workers(self.options),
+                visit=picture,
+                on_case=lambda done, total: self.on_item("preprocess", done, total),
+                options=self.reading,
+            )
+            folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
+
+
+def _workers(options: PlanRequest) -> int:
+    return options.workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
 def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Measured:
     spec = read_dataset(dataset, strict=False)
     patients = patients_of(spec, options.group_by)
-    workers = options.workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
     reading = ReadOptions(
         nonfinite=options.nonfinite,
         prefer=options.prefer,
@@ -113,86 +192,11 @@ def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Mea
         match_labels=options.match_labels,
     )
     report, fingerprint = measure_dataset(
-        spec, reading, workers=workers, on_case=lambda done, total: on_item("measure", done, total)
+        spec, reading, workers=_workers(options), on_case=lambda done, total: on_item("measure", done, total)
     )
     warnings = [*report.warnings, *side_problems(side_pairs(fingerprint))]
     folds = folds_for(spec, fingerprint, patients, options.splits, warnings.append)
-    return _Measured(spec, report, fingerprint, folds, warnings, workers, reading)
-
-
-def _make(
-    measured: _Measured,
-    options: PlanRequest,
-    network: str,
-    previous: Plan | None,
-    decision: Decision | None = None,
-) -> Plan:
-    """The plan with a network; raises ConfigError for regions or cases that it cannot be carried out with."""
-    spec, fingerprint = measured.spec, measured.fingerprint
-    name_of = {value: name for name, value in spec.labels.items()}
-    hashes = sorted(text for case in measured.report.cases for text in (case.image_sha256, case.label_sha256 or ""))
-    facts = DatasetFacts(
-        regions={name: [name_of[value] for value in values] for name, values in spec.regions.items()} or None,
-        region_order=[name_of[value] for value in spec.region_order] or None,
-        ignore_label=spec.ignore,
-        dataset_hash=sha256("\n".join(hashes).encode()).hexdigest(),
-    )
-    made = make_plan(fingerprint, options.for_network(network), facts, previous=previous, network_decision=decision)
-    OutputChannels.of_plan(made)  # refuses regions that cannot be written back
-    for name in _to_store(made, options):
-        refuse_oversize(
-            fingerprint,
-            made.configurations[name],
-            made.axis_order,
-            memory_bytes=main_memory() or math.inf,
-            most_voxels=measured.reading.max_voxels,
-        )
-    return made
-
-
-class _Writer:
-    """Writes the plan, folds, cases and report of a run folder, all or nothing."""
-
-    def __init__(self, folder: RunFolder, measured: _Measured, options: PlanRequest, on_item: OnItem) -> None:
-        self.folder, self.measured, self.options, self.on_item = folder, measured, options, on_item
-        self.ids = [case.case_id for case in measured.fingerprint.cases]
-        self.shown = spread_over(self.ids, PICTURES)
-        self.pictures: dict[str, Thumbnail] = {}
-
-    def write(self, made: Plan, *, preprocess: bool) -> None:
-        """``preprocess``: False keeps the cases that are there."""
-        folder, measured = self.folder, self.measured
-        with FolderLock(folder.path):
-            remove_leftovers(folder.path)
-            if preprocess:
-                self._preprocess(made)
-            write_text(folder.fingerprint_path, measured.fingerprint.to_json())
-            write_json(folder.splits_path, measured.folds)
-            pictures = {name: self.pictures[name] for name in self.shown}
-            page = dataset_page(made, measured.fingerprint, measured.folds, measured.warnings, pictures)
-            write_text(folder.path / "report" / "dataset.html", page)
-            write_text(folder.plan_path, made.to_json())
-            folder.aside_path.unlink(missing_ok=True)
-
-    def _preprocess(self, made: Plan) -> None:
-        with replace_folder(self.folder.preprocessed_path) as preprocessed:
-            preprocess_dataset(
-                self.measured.spec,
-                self.ids,
-                made,
-                _to_store(made, self.options),
-                preprocessed,
-                workers=self.measured.workers,
-                visit=self._picture,
-                on_case=lambda done, total: self.on_item("preprocess", done, total),
-                options=self.measured.reading,
-            )
-            self.folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
-
-    def _picture(self, case: PreprocessedCase) -> None:
-        if case.case_id in self.shown:
-            assert case.labels is not None
-            self.pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
+    return _Measured(spec, report, fingerprint, folds, warnings, reading, options, on_item)
 
 
 def folds_for(
@@ -218,16 +222,3 @@ def folds_for(
     elif count < N_FOLDS:
         on_warning(f"{count} patients, so there are {len(folds)} folds instead of {N_FOLDS}.")
     return folds
-
-
-def _to_store(plan: Plan, options: PlanRequest) -> list[str]:
-    """The configurations to preprocess: those asked for, or the default one; manual ones always."""
-    mine = manual_configurations(plan)
-    if options.configurations is None:
-        return list(dict.fromkeys([plan.default_configuration, *mine]))
-    return [name for name in plan.configurations if options.everything or name in (*options.configurations, *mine)]
-
-
-def _grids(plan: Plan, options: PlanRequest) -> dict[str, list[float] | None]:
-    """What preprocessed cases depend on, among the numbers that a network decides."""
-    return {name: plan.configurations[name].spacing_mm for name in _to_store(plan, options)}

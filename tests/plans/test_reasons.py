@@ -354,8 +354,8 @@ def test_the_default_configuration_follows_from_what_the_patches_see(hours):
     made = needed(plan, "default_configuration")
     sees = made.inputs["patch_sees"]
     if "3d_fullres" in sees:
-        patch = plan.configurations["3d_fullres"]
-        shortened = math.prod(of(patch, "patch_size").inputs["patch_for_memory"]) > math.prod(patch.patch_size)
+        part = plan.configurations["3d_fullres"]
+        shortened = math.prod(of(part, "patch_size").inputs["patch_for_memory"]) > math.prod(part.patch_size)
         change = shortened and sees["3d_fullres"] < patch.COVERAGE and sees["2d"] > sees["3d_fullres"]
         assert made.value == ("2d" if change else "3d_fullres")
 
