@@ -38,9 +38,11 @@ def typical_diameters(fingerprint: Fingerprint, spacing: Sequence[float]) -> dic
             if case.case_id in ids:
                 components = max(case.label_components.get(name, 1), 1)
                 scale = math.prod(case.rule_spacing) / math.prod(spacing)
-                sizes.append((case.label_voxels[name] * scale / components, 1 in case.shape))
+                voxels = case.label_voxels[name] * scale / components
+                ball, disc = 2 * (3 * voxels / (4 * math.pi)) ** (1 / 3), 2 * math.sqrt(voxels / math.pi)
+                sizes.append(disc if 1 in case.shape else ball)
         if sizes:
-            diameters[name] = float(np.median([_diameter(voxels, flat) for voxels, flat in sizes]))
+            diameters[name] = float(np.median(sizes))
     return diameters
 
 
@@ -91,11 +93,17 @@ def choose_default(made: Mapping[str, Configuration], train_hours: float | None)
     by_rule = next(name for name in ("3d_fullres", "2d", *made) if name in made)
     if train_hours is None:
         return by_rule, []
-    sees = {name: _fraction(made[name]) for name in (by_rule, "2d") if name in made}
+    sees = {
+        name: min(math.prod(made[name].patch_size) / math.prod(made[name].median_shape), 1.0)
+        for name in (by_rule, "2d")
+        if name in made
+    }
+    known = next(decision for decision in made[by_rule].decisions if decision.name == "patch_size").inputs
+    shortened = math.prod(known.get("patch_for_memory", [0])) > math.prod(made[by_rule].patch_size)
     seen = ", ".join(
         f"{name} {fraction:.0%} of its {'slice' if name == '2d' else 'image'}" for name, fraction in sees.items()
     )
-    if not _shortened(made[by_rule]):
+    if not shortened:
         chosen, reason = by_rule, f"Enough steps of {by_rule} fit into the hours without a smaller patch."
     elif sees[by_rule] >= COVERAGE or sees.get("2d", 0.0) <= sees[by_rule]:
         chosen, reason = by_rule, f"The hours shorten its patch, which still sees enough: {seen}."
@@ -115,16 +123,6 @@ def choose_default(made: Mapping[str, Configuration], train_hours: float | None)
             source="medmamba; docs/benchmarks/accuracy.md, left ventricle",
         )
     ]
-
-
-def _shortened(configuration: Configuration) -> bool:
-    """Whether time left a smaller patch than memory did."""
-    known = next(decision for decision in configuration.decisions if decision.name == "patch_size").inputs
-    return math.prod(known.get("patch_for_memory", [0])) > math.prod(configuration.patch_size)
-
-
-def _fraction(configuration: Configuration) -> float:
-    return min(math.prod(configuration.patch_size) / math.prod(configuration.median_shape), 1.0)
 
 
 def one_head_per_label(fingerprint: Fingerprint) -> tuple[dict[str, list[str]] | None, list[Decision]]:
@@ -151,9 +149,3 @@ def one_head_per_label(fingerprint: Fingerprint) -> tuple[dict[str, list[str]] |
         source="ours",
     )
     return {name: [name] for name in names}, [decision]
-
-
-def _diameter(voxels: float, flat: bool) -> float:
-    if flat:
-        return 2 * math.sqrt(voxels / math.pi)
-    return 2 * (3 * voxels / (4 * math.pi)) ** (1 / 3)

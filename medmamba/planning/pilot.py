@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import rmtree
 from statistics import fmean
@@ -83,12 +83,8 @@ def compare(run: Path, minutes: float, candidates: Sequence[str], on_message: Ca
     for line in (*table_lines(trials), decision.reason):
         on_message(line)
     rows = [
-        {
-            "network": trial.network,
-            "steps": trial.steps,
-            "minutes": trial.minutes,
-            "dice": {name: None if math.isnan(dice) else round(dice, 6) for name, dice in trial.dice.items()},
-        }
+        asdict(trial)
+        | {"dice": {name: None if math.isnan(dice) else round(dice, 6) for name, dice in trial.dice.items()}}
         for trial in trials
     ]
     write_json(run / "report" / "pilot.json", {"schema_version": 1, "chosen": decision.value, "trials": rows})

@@ -134,66 +134,48 @@ def no_block(place: BlockPlace) -> LayerCost:
     return LayerCost(0.0)
 
 
-_MEASURED: dict[str, dict[tuple[int, bool], BlockCost]] = {
-    "hrvmamba": {
-        (2, True): BlockCost((22.02, 23), (8.165, 83)),
-        (2, False): BlockCost((16.67, 16), (7.665, 63)),
-        (3, True): BlockCost((22.55, 18), (6.75, 146)),
-        (3, False): BlockCost((15.0, 8), (6.0, 116)),
-    },
-    "lamamba": {
-        (2, True): BlockCost((31.39, 143), (11.5, 239)),
-        (2, False): BlockCost((24.75, 32), (11.0, 39)),
-        (3, True): BlockCost((34.0, 78), (11.75, 220)),
-        (3, False): BlockCost((24.71, 36), (11.0, 64)),
-    },
-    "mambaout": {
-        (2, False): BlockCost((12.0, 2), (6.0, 57)),
-        (3, False): BlockCost((12.0, 2), (6.0, 133)),
-    },
-    "mate": {
-        (2, True): BlockCost((29.63, 80), (12.125, 72)),
-        (2, False): BlockCost((24.75, 29), (11.0, 36)),
-        (3, True): BlockCost((31.72, 0), (12.125, 97)),
-        (3, False): BlockCost((24.71, 33), (11.0, 61)),
-    },
-    "mhs_vm": {
-        (2, True): BlockCost((26.8, 1330), (4.167, 216)),
-        (2, False): BlockCost((11.0, 6), (4.0, 16)),
-        (3, True): BlockCost((34.0, 1020), (4.25, 190)),
-        (3, False): BlockCost((11.0, 6), (4.0, 34)),
-    },
-    "segmamba": {
-        (2, True): BlockCost((33.21, 91), (27.375, 177)),
-        (2, False): BlockCost((28.01, 6), (27.0, 27)),
-        (3, True): BlockCost((33.51, 76), (63.375, 195)),
-        (3, False): BlockCost((28.01, 5), (63.0, 45)),
-    },
-    "u_mamba_bot": {
-        (2, True): BlockCost((20.63, 68), (6.25, 112)),
-        (2, False): BlockCost((16.01, 2), (6.0, 12)),
-        (3, True): BlockCost((20.71, 68), (6.25, 112)),
-        (3, False): BlockCost((16.01, 2), (6.0, 12)),
-    },
-    "vim": {
-        (2, True): BlockCost((18.76, 124), (3.25, 111)),
-        (2, False): BlockCost((12.02, 0), (3.0, 11)),
-        (3, True): BlockCost((18.54, 58), (3.25, 63)),
-        (3, False): BlockCost((12.04, 0), (3.0, 11)),
-    },
-    "u_mamba_enc": {
-        (2, True): BlockCost((20.69, 61), (6.25, 112)),
-        (2, False): BlockCost((16.01, 2), (6.0, 12)),
-        (3, True): BlockCost((20.83, 54), (6.25, 112)),
-        (3, False): BlockCost((16.01, 2), (6.0, 12)),
-    },
+_MEASURED: dict[tuple[str, int, bool], BlockCost] = {
+    ("hrvmamba", 2, True): BlockCost((22.02, 23), (8.165, 83)),
+    ("hrvmamba", 2, False): BlockCost((16.67, 16), (7.665, 63)),
+    ("hrvmamba", 3, True): BlockCost((22.55, 18), (6.75, 146)),
+    ("hrvmamba", 3, False): BlockCost((15.0, 8), (6.0, 116)),
+    ("lamamba", 2, True): BlockCost((31.39, 143), (11.5, 239)),
+    ("lamamba", 2, False): BlockCost((24.75, 32), (11.0, 39)),
+    ("lamamba", 3, True): BlockCost((34.0, 78), (11.75, 220)),
+    ("lamamba", 3, False): BlockCost((24.71, 36), (11.0, 64)),
+    ("mambaout", 2, False): BlockCost((12.0, 2), (6.0, 57)),
+    ("mambaout", 3, False): BlockCost((12.0, 2), (6.0, 133)),
+    ("mate", 2, True): BlockCost((29.63, 80), (12.125, 72)),
+    ("mate", 2, False): BlockCost((24.75, 29), (11.0, 36)),
+    ("mate", 3, True): BlockCost((31.72, 0), (12.125, 97)),
+    ("mate", 3, False): BlockCost((24.71, 33), (11.0, 61)),
+    ("mhs_vm", 2, True): BlockCost((26.8, 1330), (4.167, 216)),
+    ("mhs_vm", 2, False): BlockCost((11.0, 6), (4.0, 16)),
+    ("mhs_vm", 3, True): BlockCost((34.0, 1020), (4.25, 190)),
+    ("mhs_vm", 3, False): BlockCost((11.0, 6), (4.0, 34)),
+    ("segmamba", 2, True): BlockCost((33.21, 91), (27.375, 177)),
+    ("segmamba", 2, False): BlockCost((28.01, 6), (27.0, 27)),
+    ("segmamba", 3, True): BlockCost((33.51, 76), (63.375, 195)),
+    ("segmamba", 3, False): BlockCost((28.01, 5), (63.0, 45)),
+    ("u_mamba_bot", 2, True): BlockCost((20.63, 68), (6.25, 112)),
+    ("u_mamba_bot", 2, False): BlockCost((16.01, 2), (6.0, 12)),
+    ("u_mamba_bot", 3, True): BlockCost((20.71, 68), (6.25, 112)),
+    ("u_mamba_bot", 3, False): BlockCost((16.01, 2), (6.0, 12)),
+    ("vim", 2, True): BlockCost((18.76, 124), (3.25, 111)),
+    ("vim", 2, False): BlockCost((12.02, 0), (3.0, 11)),
+    ("vim", 3, True): BlockCost((18.54, 58), (3.25, 63)),
+    ("vim", 3, False): BlockCost((12.04, 0), (3.0, 11)),
+    ("u_mamba_enc", 2, True): BlockCost((20.69, 61), (6.25, 112)),
+    ("u_mamba_enc", 2, False): BlockCost((16.01, 2), (6.0, 12)),
+    ("u_mamba_enc", 3, True): BlockCost((20.83, 54), (6.25, 112)),
+    ("u_mamba_enc", 3, False): BlockCost((16.01, 2), (6.0, 12)),
 }
+"""By family, spatial dimensions, and whether the block scans."""
 
-COSTS: dict[str, Cost] = {name: MeasuredCost(measured) for name, measured in _MEASURED.items()} | {
-    "vm_unet": gated_scan_block,
-    "plain_unet": no_block,
-    "residual_unet": no_block,
-}
+COSTS: dict[str, Cost] = {
+    family: MeasuredCost({(dims, scans): cost for (name, dims, scans), cost in _MEASURED.items() if name == family})
+    for family, _, _ in _MEASURED
+} | {"vm_unet": gated_scan_block, "plain_unet": no_block, "residual_unet": no_block}
 """The cost of each family's block, by the name of the family; a family without an entry cannot be planned."""
 
 

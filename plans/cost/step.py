@@ -1,18 +1,10 @@
 """Memory and time of one training step: the sums over a network's layers, and what they are on a machine.
 
-Memory is weights, optimiser, and the activations that the backward pass needs. Its peak is reached where the backward
-pass begins (everything kept, no weight gradient yet) or, in a network with many weights on a small patch, where it
-reaches the encoder (all decoder maps gone, most weight gradients there), or in the optimiser's step.
-
-    seconds = 6 macs / R_macs + 6 depthwise_macs / R_depthwise + updates / R_updates + kept bytes / R_bytes
-              + weight bytes / R_weights + layers * overhead
-
-macs are multiply-accumulates of the forward pass between channels, depthwise_macs those within a channel; the backward
-pass has twice as many, and each is two operations. Kept bytes are maps that are written once and read again, once
-forwards and once backwards, by everything between the convolutions and matrix products (norms, activations, gates,
-sums, the loss). The rates are those that whole training steps reach, not those of a datasheet;
-docs/benchmarks/time_model.md has measured and predicted side by side. Augmentation, validation and checkpoints are not
-in it.
+The peak of the memory is reached where the backward pass begins or, in a network with many weights on a small patch,
+where it reaches the encoder (all decoder maps gone, most weight gradients there), or in the optimiser's step. The time
+is the work of each kind over the rate that whole training steps reach (docs/benchmarks/time_model.md): the backward
+pass has twice as many multiply-accumulates as the forward pass, and kept bytes are maps that are written once and read
+again by everything between the matrix products. Augmentation, validation and checkpoints are not in it.
 """
 
 from __future__ import annotations
@@ -79,7 +71,7 @@ class StepCost:
         }
 
     def seconds(self, on: Machine) -> float:
-        """Seconds on a machine, of all its threads together; see the top of this file."""
+        """Seconds on a machine, of all its threads together."""
         return (
             OPERATIONS_PER_MAC * (self.macs / on.macs + self.depthwise_macs / on.depthwise_macs)
             + self.updates / on.updates
