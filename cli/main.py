@@ -46,8 +46,8 @@ for command in (
     training.doctor,
 ):
     app.command()(from_records(command))
-for command in (convert.dataset, convert.plans, convert.weights):
-    converting.command()(from_records(command))
+for conversion in (convert.dataset, convert.plans, convert.weights):
+    converting.command()(from_records(conversion))
 app.add_typer(converting, name="convert")
 
 

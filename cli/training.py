@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medmamba.cli.console import Answer, clock, console, is_first_process, report_warnings, stages, training_progress
+from medmamba.cli.prediction import dice_table
 from medmamba.command_options import DemoOptions, ExplainOptions, InfoOptions
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.planning.options import PlanRequest
@@ -21,7 +22,6 @@ TrainedRun = Annotated[Path, typer.Argument(help="Run folder with trained folds.
 
 def demo(options: DemoOptions) -> Answer:
     """Plan, train, predict and evaluate on 60 real MR volumes of the hippocampus."""
-    from medmamba.cli.tables import dice_table
     from medmamba.demo import run_demo
 
     with stages() as on_item, training_progress() as on_step:

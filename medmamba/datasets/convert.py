@@ -127,8 +127,8 @@ class _CaseWriter:
         image, labels = loaded
         images, channels = self.folder / f"images{where}", _narrow(image)
         if self.layout == "decathlon" or (_flat(self.ending) and len(channels) == 3):
-            number = "_0000" if self.layout == "nnunet" else ""
-            write_image(images / f"{case.case_id}{number}{self.ending}", channels, like=image)
+            name = case.case_id + ("_0000" if self.layout == "nnunet" else "")
+            write_image(images / (name + self.ending), channels, like=image)
         else:
             for number, channel in enumerate(channels):
                 write_image(images / f"{case.case_id}_{number:04d}{self.ending}", channel[None], like=image)

@@ -118,31 +118,26 @@ def _labels(
                 f"{FILE}: labels: {brief(name)!r} = {brief(repr(values), 40)}: whole numbers above 0 are needed."
             )
             return {}, {}, (), None
-    if not lists:
-        labels = label_values(plain, problems)
-        if ignore is not None and ignore in labels.values():
-            problems.append(f"{FILE}: labels: 'ignore' = {ignore}: another label has this value.")
-        return labels, {}, (), ignore
-    # With regions, every name but background is one; values without a name of their own get one.
-    regions: dict[str, tuple[int, ...]] = {
-        name: (value,) for name, value in plain.items() if name != "background" and isinstance(value, int)
-    }
-    regions |= {name: tuple(sorted(set(values))) for name, values in lists.items()}
-    regions = {name: regions[name] for name in file.labels if name in regions}
-    named = {values[0]: name for name, values in regions.items() if len(values) == 1}
-    every = sorted({value for values in regions.values() for value in values})
-    labels = label_values(
-        {"background": plain.get("background", 0), **{named.get(v, f"label {v}"): v for v in every}}, problems
-    )
+    declared: dict[str, Any] = plain
+    regions: dict[str, tuple[int, ...]] = {}
+    order: tuple[int, ...] = ()
+    if lists:  # then every name but background is a region; values without a name of their own get one
+        regions = {n: (value,) for n, value in plain.items() if n != "background" and isinstance(value, int)}
+        regions |= {name: tuple(sorted(set(values))) for name, values in lists.items()}
+        regions = {name: regions[name] for name in file.labels if name in regions}
+        named = {values[0]: name for name, values in regions.items() if len(values) == 1}
+        every = sorted({value for values in regions.values() for value in values})
+        declared = {"background": plain.get("background", 0), **{named.get(v, f"label {v}"): v for v in every}}
+        order = tuple(file.regions_class_order or ())
+    labels = label_values(declared, problems)
     if ignore is not None and ignore in labels.values():
         problems.append(f"{FILE}: labels: 'ignore' = {ignore}: another label has this value.")
-    order = tuple(file.regions_class_order or ())
     if len(order) != len(regions) or len(set(order)) != len(order):
         problems.append(
             f"{FILE}: regions_class_order: {list(order)}: {len(regions)} different values are needed, one for each of "
             f"{', '.join(brief(name) for name in regions)[:80]}."
         )
-    elif not set(order) <= set(every):
+    elif not set(order) <= {value for values in regions.values() for value in values}:
         problems.append(f"{FILE}: regions_class_order: {list(order)} holds values that are in no region.")
     return labels, regions, order, ignore
 

@@ -52,7 +52,11 @@ def normalized_slabs(
     Where a scheme asks for it, statistics come from the ``nonzero_mask`` alone, and all other voxels become zero.
     Source: nnU-Net v2, ``preprocessing/normalization/default_normalization_schemes.py``.
     """
-    scales = [_scale(image, number, scheme, nonzero_mask) for number, scheme in enumerate(schemes)]
+    scales = []
+    marked = nonzero_mask is not None and bool(nonzero_mask.any())
+    for number, scheme in enumerate(schemes):
+        masked = marked and scheme.use_mask and NORMALIZERS[scheme.scheme].uses_mask
+        scales.append(FUNCTIONS[scheme.scheme](Channel(image, number, nonzero_mask if masked else None), scheme))
     for slab, inside in _slabs(image, slice(None), nonzero_mask):
         for channel, scale in zip(slab, scales, strict=True):
             scale(channel, inside)
@@ -128,17 +132,6 @@ FUNCTIONS: dict[str, Callable[[Channel, Normalization], Scale]] = {
     "none": unchanged,
 }
 """What is done for each name of plans/normalizers.py."""
-
-
-def _scale(image: NDArray[np.generic], number: int, scheme: Normalization, nonzero_mask: Inside | None) -> Scale:
-    """What brings planes of channel ``number`` onto the scale."""
-    masked = (
-        scheme.use_mask
-        and NORMALIZERS[scheme.scheme].uses_mask
-        and nonzero_mask is not None
-        and bool(nonzero_mask.any())
-    )
-    return FUNCTIONS[scheme.scheme](Channel(image, number, nonzero_mask if masked else None), scheme)
 
 
 def shifted(zero: float, one: float, *, clip: tuple[float, float] | None = None, masked: bool = False) -> Scale:
