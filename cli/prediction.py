@@ -127,7 +127,7 @@ def export(
 
 def serve(model: Model, options: ServeOptions) -> Answer:
     """Serve predictions over HTTP on this machine: POST /predict returns mask and report."""
-    from medmamba.serving.run import run_service
+    from medmamba.serving.app import run_service
 
     run_service(model, options, on_message=console.print)
     return {"stopped": True}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,33 +19,29 @@ FENCE = 1.5
 """A case whose Dice lies more than this many interquartile ranges below the lower quartile is not usual (Tukey)."""
 
 
-class Uncertainty(NamedTuple):
-    """Of one validation case: mean entropy of the foreground and mean Dice of the fold that had not seen it."""
-
-    entropy: float | None
-    dice: float
-
-
-def quality_limits(cases: Sequence[Uncertainty]) -> Limits | None:
+def quality_limits(entropies: Sequence[float | None], dices: Sequence[float]) -> Limits | None:
     """Limits that hardly any usual case passes; None for too few cases.
+
+    Args:
+        entropies: mean entropy of the predicted foreground of each validation case; None without foreground.
+        dices: mean Dice of the fold that had not seen the case; nan without structures.
 
     Entropy: the 95th percentile. Agreement of folds: the 5th percentile of the Dice with the truth. A case of
     cross-validation has only one fold that has not seen it, so how far folds differ from their mean cannot be measured
     there; how far one differs from the truth bounds it, because their mean is nearer to the truth than each of them.
     """
-    known = [case for case in cases if case.entropy is not None and not math.isnan(case.dice)]
-    if not known:
+    known = np.array([pair for pair in zip(entropies, dices, strict=True) if pair[0] is not None], float).reshape(-1, 2)
+    known = known[~np.isnan(known[:, 1])]
+    if len(known) < MIN_CASES:
         return None
-    scores = np.array([case.dice for case in known])
-    lower, upper = np.percentile(scores, (25, 75))
-    usual = scores >= lower - FENCE * (upper - lower)
-    if usual.sum() < MIN_CASES:
+    lower, upper = np.percentile(known[:, 1], (25, 75))
+    usual = known[known[:, 1] >= lower - FENCE * (upper - lower)]
+    if len(usual) < MIN_CASES:
         return None
-    entropies = np.array([case.entropy for case in known])[usual]
     return Limits(
-        max_entropy=round(float(np.percentile(entropies, 100 - ALARM_PERCENT, method="higher")), 4) + 1e-4,
-        min_agreement=math.floor(float(np.percentile(scores[usual], ALARM_PERCENT, method="lower")) * 1e4) / 1e4,
-        cases=int(usual.sum()),
+        max_entropy=round(float(np.percentile(usual[:, 0], 100 - ALARM_PERCENT, method="higher")), 4) + 1e-4,
+        min_agreement=math.floor(float(np.percentile(usual[:, 1], ALARM_PERCENT, method="lower")) * 1e4) / 1e4,
+        cases=len(usual),
     )
 
 
@@ -64,8 +59,8 @@ def softmax_temperature(logits: Sequence[torch.Tensor], targets: Sequence[torch.
         sums = torch.zeros(values.shape[1], dtype=torch.float64).index_add_(0, truth, each)
         return float(each.mean()), sums
 
-    _, before = losses(1.0)
-    best = (losses(1.0)[0], 1.0)
+    mean, before = losses(1.0)
+    best = mean, 1.0
     for temperature in map(float, TEMPERATURES):
         mean, after = losses(temperature)
         if bool((after <= before).all()):

@@ -7,10 +7,11 @@ Structures are the labels of softmax heads and the regions of sigmoid heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 
 from medmamba.disk.atomic import explained
 from medmamba.evaluation.dice import dice_of_channels
-from medmamba.model_selection.calibration import Uncertainty
 from medmamba.models.cleaning import CleaningStep, clean_one, connected_components
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import DEFAULT_THRESHOLD
@@ -57,10 +57,9 @@ class ValidatedCase:
     probabilities: Path | None = None
     box: tuple[slice, ...] = ()
 
-    @property
-    def uncertainty(self) -> Uncertainty:
-        """Entropy and Dice, from which limits are made."""
-        return Uncertainty(self.entropy, self.dice)
+
+Change = Callable[[ValidatedCase], Labels]
+"""What other thresholds, or a cleaning step, make of the label indices of a case."""
 
 
 @dataclass
@@ -75,53 +74,45 @@ class EnsembleCandidate:
     def add(self, case_id: str, probabilities: torch.Tensor, facts: ValidatedCase, keep_at: Path) -> ValidatedCase:
         """Enter probabilities (classes, I, J, K); those of regions are kept in a file."""
         labels = self.heads.label_map(probabilities, [DEFAULT_THRESHOLD] * len(probabilities)).numpy().astype(np.int16)
-        case = replace(facts, labels=labels, probabilities=None, box=())
+        case = replace(facts, labels=labels)
         if self.heads.sigmoid:
             values = probabilities.numpy()
             box = tuple(map(slice, *bounding_box((values.max(axis=0) > min(THRESHOLDS))[None])))
             with explained(keep_at):
                 np.save(keep_at, values[(slice(None), *box)].astype(np.float16))
             case = replace(case, probabilities=keep_at, box=box)
-        found = [value for value in self._of_case(case, self.heads.structures).values() if not math.isnan(value)]
-        case = replace(case, dice=fmean(found) if found else math.nan)
+        case = replace(case, dice=_mean(self._of_case(case, self.heads.structures).values()))
         self.cases[case_id] = case
         return case
 
     def mean_dice(self) -> float:
         """Over structures, of the mean over cases; nan when there is none anywhere."""
-        known = [value for value in self.dice().values() if not math.isnan(value)]
-        return fmean(known) if known else math.nan
+        return _mean(self.dice(self.heads.structures).values())
 
-    def dice(
-        self,
-        channels: Sequence[int] | None = None,
-        change: Callable[[ValidatedCase], Labels] = lambda case: case.labels,
-    ) -> dict[int, float]:
+    def dice(self, channels: Sequence[int], change: Change = lambda case: case.labels) -> dict[int, float]:
         """Mean Dice of each channel over the cases in which it is defined, with ``change`` applied to every case.
 
         A case where nothing was there and a change removed what had been found counts as 1: its gain would be hidden.
         """
-        wanted = list(self.heads.structures if channels is None else channels)
-        scores: dict[int, list[float]] = {channel: [] for channel in wanted}
+        scores: dict[int, list[float]] = {channel: [] for channel in channels}
         for case in self.cases.values():
             changed = change(case)
-            after = self._of_case(replace(case, labels=changed), wanted)
-            before = after if changed is case.labels else self._of_case(case, wanted)
+            after = self._of_case(replace(case, labels=changed), channels)
+            before = after if changed is case.labels else self._of_case(case, channels)
             for channel, value in after.items():
                 if math.isnan(value) and before[channel] == 0:
                     value = 1.0
-                if not math.isnan(value):
-                    scores[channel].append(value)
-        return {channel: fmean(values) if values else math.nan for channel, values in scores.items()}
+                scores[channel].append(value)
+        return {channel: _mean(values) for channel, values in scores.items()}
 
     def _of_case(self, case: ValidatedCase, channels: Sequence[int]) -> dict[int, float]:
         return dice_of_channels(case.truth, case.labels, self.heads, case.annotated, channels)
 
-    def take(self, change: Callable[[ValidatedCase], Labels]) -> None:
+    def take(self, change: Change) -> None:
         """Make a change of the label maps the present state."""
         self.cases = {case_id: replace(case, labels=change(case)) for case_id, case in self.cases.items()}
 
-    def thresholded(self, thresholds: Sequence[float]) -> Callable[[ValidatedCase], Labels]:
+    def thresholded(self, thresholds: Sequence[float]) -> Change:
         """The change that other thresholds of the channels make."""
 
         def change(case: ValidatedCase) -> Labels:
@@ -139,15 +130,10 @@ def choose_thresholds(candidate: EnsembleCandidate) -> dict[str, float]:
     limits = [DEFAULT_THRESHOLD] * len(candidate.heads.names)
     candidate.take(candidate.thresholded(limits))
     for channel in candidate.heads.structures:
-        tried = {}
-        for value in THRESHOLDS:
-            other = [value if number == channel else limit for number, limit in enumerate(limits)]
-            gain = _gain(candidate, channel, list(candidate.heads.structures), candidate.thresholded(other))
-            if gain is not None:
-                tried[value] = gain
-        if tried:
-            limits[channel] = max(tried, key=lambda value: tried[value])
-            candidate.take(candidate.thresholded(limits))
+        tried = [[*limits[:channel], value, *limits[channel + 1 :]] for value in THRESHOLDS]
+        changes = [(other, candidate.thresholded(other)) for other in tried]
+        if best := _take_best(candidate, [channel], candidate.heads.structures, changes):
+            limits, _ = best
     return {
         name: limit for name, limit in zip(candidate.heads.names, limits, strict=True) if limit != DEFAULT_THRESHOLD
     }
@@ -161,30 +147,40 @@ def choose_cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> list[
         options = [CleaningStep(label=name, action="largest_component")]
         if smallest := _smallest_component(candidate, index):
             options.append(CleaningStep(label=name, action="remove_small", smallest_voxels_mm3=smallest / 2))
-        tried = []
-        for step in options:
-            gains = [_gain(candidate, channel, touched, _cleaned(step, index)) for channel in touched]
-            tried += [(gain, step) for gain in gains if gain is not None]
-        if tried:
-            gain, step = max(tried, key=lambda pair: pair[0])
-            candidate.take(_cleaned(step, index))
+        if best := _take_best(candidate, touched, touched, [(step, _cleaned(step, index)) for step in options]):
+            step, gain = best
             chosen.append(replace(step, gain=round(gain, 6)))
     return chosen
 
 
-def _cleaned(step: CleaningStep, index: int) -> Callable[[ValidatedCase], Labels]:
+def _cleaned(step: CleaningStep, index: int) -> Change:
     return lambda case: clean_one(case.labels, step, index, case.voxel_mm3)
 
 
-def _gain(
-    candidate: EnsembleCandidate, channel: int, touched: Sequence[int], change: Callable[[ValidatedCase], Labels]
-) -> float | None:
-    """What a change adds to the Dice of a channel; None when it is too little, or any touched channel loses."""
-    before, after = candidate.dice(touched), candidate.dice(touched, change)
-    gains = {other: after[other] - before[other] for other in touched if not math.isnan(before[other])}
-    loses = any(math.isnan(gain) or gain < -ROUNDING_ERROR for gain in gains.values())
-    gain = gains.get(channel, 0.0)
-    return None if loses or gain < SMALLEST_GAIN else gain
+def _take_best(
+    candidate: EnsembleCandidate,
+    channels: Sequence[int],
+    touched: Sequence[int],
+    changes: Sequence[tuple[Any, Change]],
+) -> tuple[Any, float] | None:
+    """Make the change that adds most to the Dice of one of the channels, and give what was chosen and its gain.
+
+    None when no change adds enough without a loss of any ``touched`` channel.
+    """
+    before = candidate.dice(touched)
+    best: tuple[float, Any, Change] | None = None
+    for choice, change in changes:
+        after = candidate.dice(touched, change)
+        gains = {channel: after[channel] - before[channel] for channel in touched if not math.isnan(before[channel])}
+        if any(math.isnan(gain) or gain < -ROUNDING_ERROR for gain in gains.values()):
+            continue
+        gain = max(gains.get(channel, 0.0) for channel in channels)
+        if gain >= SMALLEST_GAIN and (best is None or gain > best[0]):
+            best = gain, choice, change
+    if best is None:
+        return None
+    candidate.take(best[2])
+    return best[1], best[0]
 
 
 def _smallest_component(candidate: EnsembleCandidate, index: int) -> float:
@@ -194,3 +190,9 @@ def _smallest_component(candidate: EnsembleCandidate, index: int) -> float:
         if len(sizes) > 1:
             smallest.append(float(sizes[1:].min()) * (case.voxel_mm3 or 1.0))
     return min(smallest, default=0.0)
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of the values that are numbers; nan where none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan

@@ -89,6 +89,7 @@ def find_best(
         chosen = candidates[best]
         thresholds = choose_thresholds(chosen) if output_channels.sigmoid else {}
         cleaning = choose_cleaning(chosen, label_names(plan))
+        seen = candidates[best[:1]].cases.values()
     recipe = PredictionSetup(
         plan_sha256=plan.hash(),
         configurations=list(best),
@@ -98,7 +99,7 @@ def find_best(
         thresholds=thresholds,
         cleaning=cleaning,
         temperature=softmax_temperature(chosen.logits, chosen.targets),
-        limits=quality_limits([case.uncertainty for case in candidates[best[:1]].cases.values()]),
+        limits=quality_limits([case.entropy for case in seen], [case.dice for case in seen]),
         mirror=options.mirror,
     )
     write_text(folder.path / PREDICTION_SETUP, recipe.to_json())

@@ -1,4 +1,4 @@
-"""The HTTP side: ``POST /predict``, ``GET /info``, ``GET /health``.
+"""The HTTP service: ``POST /predict``, ``GET /info``, ``GET /health``; a model loaded once per device answers.
 
     curl --data-binary @case.nii.gz 'http://127.0.0.1:8000/predict?name=case.nii.gz' -o answer.zip
 
@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import io
+import ipaddress
 import json
+import socket
+import threading
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from medmamba.errors import InputError, MedmambaError, ResourceError
+from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
 from medmamba.images.formats import FORMATS, alone
 from medmamba.inference.predictor import Predictor
-from medmamba.serving.queues import Busy, RequestQueues
+from medmamba.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -31,6 +36,8 @@ ONE_FILE = [kind for kind in FORMATS if kind.siblings is alone and not kind.deta
 ACCEPTED = (*(ending for kind in ONE_FILE for ending in kind.endings), ".zip")
 """Endings of whole images in one file; a header without its voxels comes in a zip."""
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,99 @@ class Refusal(Exception):
 
     code: int
     reason: str
+
+
+class Busy(ResourceError):
+    """All queues are full."""
+
+
+class RequestQueues:
+    """Sends each job to the device with the shortest queue.
+
+    Args:
+        predictors: the same model, once per device.
+        longest: jobs that may wait or run at one device.
+    """
+
+    def __init__(self, predictors: Sequence[Predictor], longest: int = 8) -> None:
+        self.predictors, self.longest = list(predictors), longest
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"medmamba-{p.device}") for p in self.predictors]
+        self._lengths = [0] * len(self.predictors)
+        self._lock = threading.Lock()
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Jobs waiting or running, by device."""
+        with self._lock:
+            return {f"{number}:{p.device}": self._lengths[number] for number, p in enumerate(self.predictors)}
+
+    def submit(self, job: Callable[[Predictor], Result]) -> Future[Result]:
+        """Put a job into the shortest queue. Raises Busy when that one is full."""
+        with self._lock:
+            index = min(range(len(self._lengths)), key=self._lengths.__getitem__)
+            if self._lengths[index] >= self.longest:
+                raise Busy(f"{sum(self._lengths)} images are waiting already. Send this one again later.")
+            self._lengths[index] += 1
+
+        def end(_: object) -> None:
+            with self._lock:
+                self._lengths[index] -= 1
+
+        future = self._threads[index].submit(job, self.predictors[index])
+        future.add_done_callback(end)
+        return future
+
+    def close(self) -> None:
+        """Finish the running jobs, drop the waiting ones, free the models."""
+        for thread in self._threads:
+            thread.shutdown(wait=True, cancel_futures=True)
+        for predictor in self.predictors:
+            predictor.close()
+
+
+def run_service(
+    model: str | Path,
+    options: ServeOptions | None = None,
+    *,
+    on_message: Callable[[str], None] = lambda line: None,
+    **changes: Any,
+) -> None:
+    """Serve until SIGINT or SIGTERM; ``changes`` are single fields of the options by name.
+
+    Raises ConfigError when the extra ``serve`` is missing, InputError when the address cannot be used.
+    """
+    options = ServeOptions.of(options, **changes)
+    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"Serving needs {', '.join(missing)}. Install with: pip install 'medmamba[serve]'.")
+    import uvicorn
+
+    listening = _socket(options.host, options.port)  # a port that is taken is reported before a model is loaded
+    try:
+        predictors = [Predictor(model, options.of_predictor(device)) for device in options.devices]
+        address, taken = listening.getsockname()[:2]
+        local = ipaddress.ip_address(address).is_loopback
+        if not local:
+            on_message(f"Warning: {address} can be reached by others, and there is no login. Put a proxy in front.")
+        limits = ServiceLimits(upload_bytes=options.upload_mb * 2**20, waiting=options.waiting)
+        app = make_app(predictors, limits, hosts=HOSTS if local else ("*",))
+        on_message(f"Listening on http://{address}:{taken}: POST /predict, GET /info, GET /health")
+        # no access log: the names of files would stand in it
+        uvicorn.Server(uvicorn.Config(app, access_log=False, log_level="warning")).run([listening])
+    finally:
+        listening.close()
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(64)  # whoever reads the line with the address can call at once
+    except OSError as error:
+        raise InputError(f"{host}:{port}: cannot listen there ({error.strerror}). Choose another --port.") from error
+    return made
 
 
 def make_app(

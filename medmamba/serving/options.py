@@ -7,7 +7,7 @@ from medmamba.options import DEVICE_TEXT, Names, option
 
 
 class ServeOptions(ModelOptions):
-    """The choices of :func:`medmamba.serving.run.run_service`."""
+    """The choices of :func:`medmamba.serving.app.run_service`."""
 
     host: str = option(
         "127.0.0.1", "Address to listen on. There is no authentication: do not expose it.", panel="Service"

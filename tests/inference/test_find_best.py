@@ -14,7 +14,7 @@ from tiny_models import make_fold
 
 from medmamba.errors import InputError
 from medmamba.inference.predictor import Predictor
-from medmamba.model_selection.calibration import Uncertainty, quality_limits, softmax_temperature
+from medmamba.model_selection.calibration import quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.run import find_best
 from medmamba.models.cleaning import CleaningStep, clean
@@ -79,14 +79,14 @@ def test_a_case_that_was_not_looked_at_for_a_structure_and_ignored_voxels_do_not
     found, truth = ball_and_speck()
     unseen = ValidatedCase(0 * truth, (True, False), 1.0, labels=found)
     both = EnsembleCandidate(ORGAN, {"a": candidate(found, truth).cases["a"], "b": unseen})
-    assert both.dice() == candidate(found, truth).dice()
+    assert both.dice([1]) == candidate(found, truth).dice([1])
     ignoring = OutputChannels.of_plan(
         SimpleNamespace(
             labels={"background": 0, "organ": 1}, regions=None, region_order=None, ignore_label=9, left_right_pairs=[]
         )
     )
     truth[17, 17, 17] = 2  # the index of the ignored voxels
-    assert candidate(found, truth, ignoring).dice() == {1: 1.0}
+    assert candidate(found, truth, ignoring).dice([1]) == {1: 1.0}
 
 
 def shy(tmp_path, *, harmful=False):
@@ -106,7 +106,7 @@ def shy(tmp_path, *, harmful=False):
 
 def test_a_region_gets_the_threshold_that_finds_it(tmp_path):
     found, truth = shy(tmp_path)
-    assert found.dice() == {0: 1.0, 1: 0.0}
+    assert found.dice([0, 1]) == {0: 1.0, 1: 0.0}
     assert choose_thresholds(found) == {"core": 0.1}
     assert np.array_equal(found.cases["a"].labels, truth)
 
@@ -135,17 +135,14 @@ def test_a_temperature_that_costs_one_class_is_not_taken():
 
 def test_limits_of_uncertainty_come_from_usual_cases_and_pass_nearly_all_of_them():
     random = np.random.default_rng(0)
-    usual = [
-        Uncertainty(float(e), float(d))
-        for e, d in zip(random.uniform(0.05, 0.2, 40), random.uniform(0.85, 0.95, 40), strict=True)
-    ]
-    limits = quality_limits([*usual, Uncertainty(0.9, 0.1), Uncertainty(None, 0.9), Uncertainty(0.1, math.nan)])
+    entropies, dices = random.uniform(0.05, 0.2, 40).tolist(), random.uniform(0.85, 0.95, 40).tolist()
+    limits = quality_limits([*entropies, 0.9, None, 0.1], [*dices, 0.1, 0.9, math.nan])
     assert limits is not None
     assert limits.cases == 40
     assert 0.15 < limits.max_entropy < 0.21
     assert 0.85 <= limits.min_agreement < 0.87
-    assert sum(case.entropy > limits.max_entropy for case in usual) <= 2
-    assert quality_limits(usual[:9]) is None
+    assert sum(entropy > limits.max_entropy for entropy in entropies) <= 2
+    assert quality_limits(entropies[:9], dices[:9]) is None
 
 
 def runs_with(plan, tiny_run, small_run, run):

@@ -24,9 +24,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
 
 from medmamba.errors import InputError  # noqa: E402
 from medmamba.inference.predictor import Predictor  # noqa: E402
-from medmamba.serving.app import ServiceLimits, make_app  # noqa: E402
-from medmamba.serving.queues import Busy, RequestQueues  # noqa: E402
-from medmamba.serving.run import run_service  # noqa: E402
+from medmamba.serving.app import Busy, RequestQueues, ServiceLimits, make_app, run_service  # noqa: E402
 
 SHAPE = (18, 22, 17)
 
