@@ -113,7 +113,7 @@ def export(
     from medmamba.bundle.graphs import export_graph
     from medmamba.bundle.write import export_bundle
 
-    report = export_bundle(model, output, card, **options.model_dump(exclude={"graphs"}))
+    report = export_bundle(model, output, card, options.check_on, options)
     graphs = [(kind, row) for kind in options.graphs for row in export_graph(report.folder, kind)]
     console.print("verify_metadata and verify_net_in_out passed; run by MONAI without medmamba:")
     for case in report.cases:

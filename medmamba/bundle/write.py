@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
 from medmamba.bundle.check import ComparedCase, compare_with_native, need_packages, run_in_monai
 from medmamba.bundle.configuration import inference, training, weights_file
-from medmamba.bundle.options import BundleCard
+from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
@@ -44,11 +45,8 @@ def export_bundle(
     output: str | Path,
     card: BundleCard,
     check_on: str | Path,
-    *,
-    configuration: str | Sequence[str] | None = None,
-    folds: Sequence[int | str] | None = None,
-    mirror: bool = True,
-    most_cases: int = 2,
+    options: ExportOptions | None = None,
+    **changes: Any,
 ) -> BundleReport:
     """Write a complete MONAI Bundle of a trained model and prove that it gives the model's own masks.
 
@@ -57,25 +55,22 @@ def export_bundle(
         output: the bundle's folder; what stood there is exchanged when the new one has passed.
         check_on: an image or a folder of real images; the first ``most_cases`` are predicted by MONAI in a process that
             cannot import medmamba, and by medmamba, and must agree in every voxel.
-        configuration: names of configurations; this and the others as in :class:`ExportOptions`.
-        folds: folds to use.
-        mirror: whether flips are averaged.
-        most_cases: largest number of cases that are compared.
+        options: see :class:`~medmamba.bundle.options.ExportOptions`; its graphs are not written here.
+        changes: single fields of the options by name.
 
     Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.
     """
+    options = ExportOptions.of(options, check_on=check_on, **changes)
     need_packages()
-    cases = find_cases(check_on)[:most_cases]
+    cases = find_cases(check_on)[: options.most_cases]
     _refuse_what_a_bundle_cannot_read(cases)
     if Path(output).is_dir() and any(Path(output).iterdir()) and not Path(output, METADATA).is_file():
         raise InputError(f"{output}: holds files that are no bundle, and they would be lost. Give a new folder.")
-    predictor = Predictor(
-        model, configuration=configuration, folds=folds, device="cpu", mirror=mirror, confidence=False
-    )
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("configuration", "folds", "mirror")}
+    predictor = Predictor(model, **given, device="cpu", confidence=False)
     stages = _stages(predictor)
-    sources = bundle_sources(read_model_facts(stage.folders[0]).network["name"] for stage in stages.values())
     with replace_folder(output) as part:
-        _write(part, predictor, stages, card, cases, sources)
+        _write(part, predictor, stages, card, cases)
         with TemporaryDirectory(prefix="medmamba-export-") as scratch:
             images, masks = Path(scratch, "images"), Path(scratch, "masks")
             images.mkdir()
@@ -104,11 +99,9 @@ def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
 
 def _trained_with(folders: Sequence[Path]) -> str:
     """The scan backends that the folds were trained with; earlier versions did not record them."""
-    found = []
-    for folder in folders:
-        recipe = folder / "train.json"
-        found.append(json.loads(recipe.read_text(encoding="utf-8")).get("scan_backend") if recipe.is_file() else None)
-    return ", ".join(dict.fromkeys(name or "not recorded" for name in found))
+    files = [folder / "train.json" for folder in folders]
+    recipes = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in files]
+    return ", ".join(dict.fromkeys(recipe.get("scan_backend") or "not recorded" for recipe in recipes))
 
 
 def _write(
@@ -117,7 +110,6 @@ def _write(
     stages: dict[str, FoldEnsemble],
     card: BundleCard,
     cases: list[ImageCase],
-    sources: dict[str, str],
 ) -> None:
     ensemble = predictor.model.ensembles[0]
     provenance = {
@@ -133,6 +125,7 @@ def _write(
     }
     facts = metadata(card, ensemble, provenance)
     config = inference(predictor.model.ensembles, predictor.model.recipe)
+    sources = bundle_sources(read_model_facts(stage.folders[0]).network["name"] for stage in stages.values())
     texts = {
         "LICENSE": licence_text(card),
         METADATA: json.dumps(facts, indent=2) + "\n",

@@ -33,12 +33,14 @@ def overlay_png(
     if image is not None:
         picture = trail.apply(image[None])[0][:, :, index].astype(np.float64)
     spacing = trail.grid.spacing_mm or (1.0, 1.0, 1.0)
-    size = _size(true.shape[:2], spacing[:2])
+    extent = [edge * step for edge, step in zip(true.shape[:2], spacing[:2], strict=True)]
+    scale = WIDTH / max(extent)
+    width, height = (max(1, round(edge * scale)) for edge in extent)
     upright = grid.affine is not None  # anterior is up; a photograph keeps its first row on top
-    canvas = np.repeat(_resized(grey(picture, 1.0), size, upright)[..., None], 3, axis=2)
+    canvas = np.repeat(_resized(grey(picture, 1.0), (width, height), upright)[..., None], 3, axis=2)
     for number, value in enumerate(values):
         masks = (true[:, :, index] == value, found[:, :, index] == value)
-        outlines = [_outline(_resized((mask * 255).astype(np.uint8), size, upright) > 127) for mask in masks]
+        outlines = [_outline(_resized((mask * 255).astype(np.uint8), (width, height), upright) > 127) for mask in masks]
         canvas[outlines[1]] = list(bytes.fromhex(colour_of(number)[1:]))
         canvas[outlines[0] & ~outlines[1]] = 255
     return png_of(canvas.astype(np.uint8))
@@ -47,12 +49,6 @@ def overlay_png(
 def _slice_of_interest(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> int:
     wrong = (truth != prediction).sum(axis=(0, 1))
     return int(wrong.argmax()) if wrong.any() else int((truth > 0).sum(axis=(0, 1)).argmax())
-
-
-def _size(shape: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
-    width, height = (edge * step for edge, step in zip(shape, spacing, strict=True))
-    scale = WIDTH / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _resized(plane: NDArray[np.uint8], size: tuple[int, int], upright: bool) -> NDArray[np.uint8]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputErrors, MedmambaError
 from medmamba.evaluation.metrics import COUNTS, METRICS, Score, as_json, score_case
 from medmamba.evaluation.options import EvaluateOptions
-from medmamba.evaluation.statistics import Summary, summarise
+from medmamba.evaluation.statistics import Summary, mean_of_known, summarise
 from medmamba.geometry import grid_difference
 from medmamba.images import read_label_map
 
@@ -76,12 +75,13 @@ class Evaluation:
 
     def mean_per_label(self, metric: str = "dice") -> dict[str, float]:
         """Mean of each structure over the cases where it is defined and finite."""
-        return {name: _mean(self.values(metric, name)) for name in self.structures}
+        return {name: mean_of_known(self.values(metric, name)) for name in self.structures}
 
     def mean_per_case(self, metric: str = "dice") -> dict[str, float]:
         """Mean of each case over its structures."""
         return {
-            case_id: _mean([score.value(metric) for score in scores.values()]) for case_id, scores in self.cases.items()
+            case_id: mean_of_known(score.value(metric) for score in scores.values())
+            for case_id, scores in self.cases.items()
         }
 
     def lesions_by_size(self, structure: str) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ class Evaluation:
     @property
     def mean_foreground(self) -> float:
         """Mean Dice over the structures of the mean over cases."""
-        return _mean(list(self.mean_per_label().values()))
+        return mean_of_known(self.mean_per_label().values())
 
     def worst_first(self) -> list[str]:
         """Case ids by mean Dice, the lowest first; cases without any structure last."""
@@ -178,38 +178,33 @@ def evaluate_folders(
     ``missing="empty"`` counts as an empty mask. Raises InputErrors naming every problem of every case.
     """
     options = options or EvaluateOptions()
-    fail = options.missing == "fail"
     absent = [case_id for case_id in truths if case_id not in predictions]
-    problems = [
-        f"{case_id}: no prediction for {truths[case_id].name}. Predict it, or count it as empty (--missing empty)."
-        for case_id in absent
-        if fail
-    ]
-    if structures is None and not problems:
-        files = [*truths.values(), *(predictions[case_id] for case_id in truths if case_id in predictions)]
-        structures = _structures_in(files)
+    problems: list[str] = []
+    if options.missing == "fail":
+        cure = "Predict it, or count it as empty (--missing empty)."
+        problems = [f"{case_id}: no prediction for {truths[case_id].name}. {cure}" for case_id in absent]
+        truths = {case_id: path for case_id, path in truths.items() if case_id in predictions}
+    if structures is None:
+        structures = _structures_in([*truths.values(), *(predictions[name] for name in truths if name in predictions)])
     cases: dict[str, dict[str, Score]] = {}
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))
-        if case_id in absent and fail:
-            continue
         try:
             truth = read_label_map(path)
-            prediction = None if case_id in absent else read_label_map(predictions[case_id])
+            found = read_label_map(predictions[case_id]) if case_id in predictions else None
         except MedmambaError as error:
             problems.append(str(error))
             continue
-        difference = None if prediction is None else grid_difference(truth.grid, prediction.grid)
+        difference = None if found is None else grid_difference(truth.grid, found.grid)
         if difference is not None:
             problems.append(f"{case_id}: truth and prediction {difference}. Compare masks of the same image.")
         if not problems:
-            found = np.zeros_like(truth.array) if prediction is None else prediction.array
-            assert structures is not None
-            cases[case_id] = score_case(truth.array, found, truth.grid, structures, options)
+            prediction = np.zeros_like(truth.array) if found is None else found.array
+            cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options)
     on_case(len(truths), len(truths))
     if problems:
         raise InputErrors(problems, summary=f"{len(problems)} problem(s); nothing was evaluated.")
-    return Evaluation(structures or {}, cases, options, tuple(absent))
+    return Evaluation(structures, cases, options, tuple(absent))
 
 
 def _structures_in(paths: list[Path]) -> Structures:
@@ -222,11 +217,6 @@ def _structures_in(paths: list[Path]) -> Structures:
         with suppress(MedmambaError):
             found |= set(read_label_map(path).counts())
     return {f"label_{value}": (int(value),) for value in sorted(found - {0})}
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return fmean(known) if known else math.nan
 
 
 def _cell(value: float | int | None) -> str:

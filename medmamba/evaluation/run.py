@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Any
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import ConfigError, InputError
 from medmamba.evaluation.compare import Comparison, compare
+from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.overlay import overlay_png
-from medmamba.evaluation.page import evaluation_page
 from medmamba.evaluation.report import Evaluation, Structures, evaluate_folders
+from medmamba.evaluation.statistics import Summary
 from medmamba.evaluation.subgroups import Subgroups, read_subgroups
 from medmamba.images import read_image, read_label_map
 from medmamba.images.cases import find_cases
+from medmamba.pages.render import number, render
 
 OnItem = Callable[[str, int, int], None]
 
@@ -71,14 +74,14 @@ def run_evaluation(
     if groups is not None:
         write_json(target / "subgroups.json", groups.as_dict(evaluation))
     drawn = _pictures(evaluation, masks, truth, options)
-    write_text(target / "evaluation.html", evaluation_page(evaluation, drawn, groups, comparison))
+    write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
     return EvaluationResult(evaluation, comparison, groups, drawn, target)
 
 
 def _structures_of_report(folder: Path) -> Structures | None:
     """Every foreground label, then every region, of the report.json in a folder of predictions; None without one.
 
-    Raises ConfigError when it is damaged, or a region names a label that does not exist.
+    Raises ConfigError when it is damaged, or a region joins a label that does not exist.
     """
     path = folder / "report.json"
     if not path.is_file():
@@ -86,17 +89,11 @@ def _structures_of_report(folder: Path) -> Structures | None:
     try:
         model: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
         labels = {str(name): int(value) for name, value in model["labels"].items()}
-        regions = {
-            str(name): [str(member) for member in members] for name, members in (model.get("regions") or {}).items()
-        }
+        found: Structures = {name: (value,) for name, value in labels.items() if value != 0}
+        for region, members in (model.get("regions") or {}).items():
+            found.setdefault(str(region), tuple(sorted(labels[str(name)] for name in members)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: not a prediction report ({error}). Remove or restore it.") from error
-    found: Structures = {name: (value,) for name, value in labels.items() if value != 0}
-    for region, members in regions.items():
-        unknown = [name for name in members if name not in labels]
-        if unknown:
-            raise ConfigError(f"Region {region!r} joins {unknown[0]!r}, which is not a label. Correct the region.")
-        found.setdefault(region, tuple(sorted(labels[name] for name in members)))
+        raise ConfigError(f"{path}: not a prediction report ({error!r}). Remove or restore it.") from error
     return found
 
 
@@ -116,3 +113,71 @@ def _pictures(
 
 def _paths(source: str | Path | Sequence[Path]) -> dict[str, Path]:
     return {case.case_id: case.paths[0] for case in find_cases(source)}
+
+
+def _page(
+    evaluation: Evaluation, pictures: Mapping[str, bytes], subgroups: Subgroups | None, comparison: Comparison | None
+) -> str:
+    """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
+    metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]
+    structures, columns = list(evaluation.structures), {} if subgroups is None else subgroups.columns
+    return render(
+        "evaluation.html",
+        evaluation=evaluation,
+        headings=[metric.heading for metric in metrics],
+        structures=structures,
+        summary=[[name, *(_interval(evaluation.summary(one.name, name)) for one in metrics)] for name in structures],
+        lesions=list(_lesions(evaluation)),
+        comparison=comparison,
+        differences=[] if comparison is None else list(_differences(comparison)),
+        subgroups={column: list(_groups(evaluation, groups)) for column, groups in columns.items()},
+        pictures=pictures,
+        means=evaluation.mean_per_case(),
+        cases=[
+            (case_id, [_row(name, score, metrics) for name, score in evaluation.cases[case_id].items()])
+            for case_id in evaluation.worst_first()
+        ],
+    )
+
+
+def _interval(found: Summary) -> str:
+    """Mean, its interval, and how many values are infinite."""
+    interval = "" if math.isnan(found.low) else f" [{number(found.low, 4)}, {number(found.high, 4)}]"
+    infinite = f" +{found.infinite} infinite" if found.infinite else ""
+    return f"{number(found.mean, 4)}{interval}{infinite}" if found.defined else "–"
+
+
+def _groups(evaluation: Evaluation, groups: Mapping[str, list[str]]) -> Iterator[list[str]]:
+    for group, cases in groups.items():
+        dice = (evaluation.summary("dice", name, cases) for name in evaluation.structures)
+        yield [group, str(len(cases)), *map(_interval, dice)]
+
+
+def _lesions(evaluation: Evaluation) -> Iterator[list[str]]:
+    for name in evaluation.structures:
+        for row in evaluation.lesions_by_size(name):
+            size = f"{row['from']:g} to {row['to']:g}" if row["to"] is not None else f"{row['from']:g} and more"
+            fraction = math.nan if row["sensitivity"] is None else row["sensitivity"]
+            yield [name, f"{size} {row['unit']}", str(row["lesions"]), str(row["found"]), number(fraction, 4)]
+
+
+def _row(name: str, score: Score, metrics: list[Metric]) -> list[str]:
+    volumes = "" if score.truth_ml is None else f"{score.prediction_ml:.2f} of {score.truth_ml:.2f}"
+    return [name, *(number(score.value(metric.name), 4) for metric in metrics), volumes]
+
+
+def _differences(comparison: Comparison) -> Iterator[list[str]]:
+    for name, found in comparison.differences.items():
+        for metric, difference in found.items():
+            if METRICS[metric].tables != "none" and difference.pairs:
+                yield [
+                    name,
+                    METRICS[metric].heading,
+                    number(difference.first_mean, 4),
+                    number(difference.second_mean, 4),
+                    f"{difference.difference:+.4f}",
+                    f"{number(difference.low, 4)} to {number(difference.high, 4)}",
+                    number(difference.p, 4),
+                    number(difference.p_holm, 4),
+                    f"{difference.higher} / {difference.equal} / {difference.lower}",
+                ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,12 @@ class PairedDifference:
     def as_dict(self) -> dict[str, Any]:
         """For strict JSON."""
         return {name: as_json(value) for name, value in asdict(self).items()}
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Mean of the values that are defined and finite; nan if there is none."""
+    known = [value for value in values if math.isfinite(value)]
+    return fmean(known) if known else math.nan
 
 
 def summarise(values: Sequence[float]) -> Summary:

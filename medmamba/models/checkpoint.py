@@ -52,18 +52,15 @@ def save_checkpoint(
     with replace_folder(folder / generation) as part:
         model = network if averaged is None else averaged
         (part / "model.safetensors").write_bytes(save(_contiguous(model.state_dict())))
-        if averaged is not None and optimizer is not None:
-            (part / "training.safetensors").write_bytes(save(_contiguous(network.state_dict())))
-        record: dict[str, Any] = dict(state)
+        record = {**state, "versions": versions(network), "schema_version": SCHEMA_VERSION}
         if optimizer is not None:
-            tensors, groups = _split_optimizer(optimizer.state_dict())
-            (part / "optimizer.safetensors").write_bytes(save(tensors))
-            record["optimizer"] = groups
+            if averaged is not None:
+                (part / "training.safetensors").write_bytes(save(_contiguous(network.state_dict())))
+            tensors, record["optimizer"] = _split_optimizer(optimizer.state_dict())
+            (part / "optimizer.safetensors").write_bytes(save(_contiguous(tensors)))
             record["torch_random_state"] = torch.get_rng_state().numpy().tobytes().hex()
             if torch.cuda.is_available():
                 record["cuda_random_state"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
-        record["versions"] = versions(network)
-        record["schema_version"] = SCHEMA_VERSION
         record["sha256"] = {path.name: file_sha256(path) for path in sorted(part.glob("*.safetensors"))}
         (part / "state.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -105,11 +102,9 @@ def load_checkpoint(
                 )
             tensors = load_file(folder / name / "optimizer.safetensors")
             optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
-            random_state = bytearray.fromhex(state["torch_random_state"])
-            torch.set_rng_state(torch.frombuffer(random_state, dtype=torch.uint8).clone())
+            torch.set_rng_state(_bytes(state["torch_random_state"]))
             if "cuda_random_state" in state and torch.cuda.is_available():
-                random_state = bytearray.fromhex(state["cuda_random_state"])
-                torch.cuda.set_rng_state(torch.frombuffer(random_state, dtype=torch.uint8).clone())
+                torch.cuda.set_rng_state(_bytes(state["cuda_random_state"]))
         return state
     raise ConfigError(" ".join(reasons))
 
@@ -182,6 +177,10 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         )
 
 
+def _bytes(hexadecimal: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(hexadecimal), dtype=torch.uint8).clone()
+
+
 def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
@@ -193,7 +192,7 @@ def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], di
     for index, entries in state["state"].items():
         for key, value in entries.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{key}"] = value.detach().cpu().contiguous().clone()
+                tensors[f"{index}.{key}"] = value
             elif value is not None:
                 scalars.setdefault(str(index), {})[key] = value
     return tensors, {"scalars": scalars, "param_groups": state["param_groups"]}

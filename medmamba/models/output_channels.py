@@ -56,8 +56,9 @@ class OutputChannels:
         members = tuple(tuple(sorted(index[part] for part in parts)) for parts in plan.regions.values())
         written = tuple(index[name] for name in plan.region_order or ())
         _refuse_lossy_order(labels, list(plan.regions), members, written)
-        channels = _swapped_regions(list(plan.regions), members, swap)
-        return cls(tuple(plan.regions), True, members, written, ignore, tuple(swap), channels)
+        mirrored = [tuple(sorted(swap[label] for label in group)) for group in members]
+        channels = (members.index(other) if other in members else own for own, other in enumerate(mirrored))
+        return cls(tuple(plan.regions), True, members, written, ignore, tuple(swap), tuple(channels))
 
     @classmethod
     def of_labels(cls, names: Sequence[str]) -> OutputChannels:
@@ -155,11 +156,3 @@ def _refuse_lossy_order(
                 f"Label {name!r} would become {labels[found]!r} on its way through the regions {', '.join(regions)}. "
                 f"Order the regions from large to small, each writing a label that is in no later region."
             )
-
-
-def _swapped_regions(names: Sequence[str], members: Sequence[tuple[int, ...]], swap: Sequence[int]) -> tuple[int, ...]:
-    channels = []
-    for own, group in zip(range(len(names)), members, strict=True):
-        mirrored = tuple(sorted(swap[label] for label in group))
-        channels.append(members.index(mirrored) if mirrored in members else own)
-    return tuple(channels)

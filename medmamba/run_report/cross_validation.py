@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice_of_channels
+from medmamba.evaluation.statistics import mean_of_known
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.models.run_folder import RunFolder
@@ -36,8 +36,7 @@ class CaseScore:
     @property
     def mean(self) -> float:
         """Mean over the structures that are there."""
-        known = [value for value in self.dice.values() if not math.isnan(value)]
-        return fmean(known) if known else math.nan
+        return mean_of_known(self.dice.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ class ShownCase:
     image: NDArray[np.float32]
     truth: NDArray[np.integer]
     prediction: NDArray[np.integer]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Sequence[float]
 
 
 @dataclass
@@ -78,17 +77,10 @@ class CrossValidation:
         chosen = [score for score in self.scores if fold in (None, score.fold)]
         values = [score.mean if structure is None else score.dice[structure] for score in chosen]
         known = [value for value in values if not math.isnan(value)]
-        if not known:
-            return math.nan, math.nan, 0
-        return fmean(known), float(np.std(known)), len(known)
+        return mean_of_known(known), float(np.std(known)) if known else math.nan, len(known)
 
 
-def cross_validate(
-    run: RunFolder,
-    options: ReportOptions,
-    *,
-    on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> CrossValidation:
+def cross_validate(run: RunFolder, options: ReportOptions, on_item: Callable[[str, int, int], None]) -> CrossValidation:
     """Predict the validation cases of every trained fold of the default configuration.
 
     Where only a model of all cases is trained, some of its training cases are shown and said to be that.
@@ -143,7 +135,5 @@ def _predicted(ensemble: FoldEnsemble, case: CaseReader, fold: str) -> ShownCase
     annotated = output_channels.annotated(case.annotated)
     found = dice_of_channels(truth, prediction, output_channels, annotated, output_channels.structures)
     scores = {output_channels.names[channel]: value for channel, value in found.items()}
-    wanted = ensemble.configuration.spacing_mm
-    spacing = tuple(wanted) if wanted is not None and len(wanted) == 3 else (1.0, *(wanted or (1.0, 1.0)))
-    score = CaseScore(case.case_id, fold, scores)
-    return ShownCase(score, image[0], truth, prediction, (spacing[0], spacing[1], spacing[2]))
+    spacing = [1.0, 1.0, 1.0, *(ensemble.configuration.spacing_mm or ())][-3:]  # of 2D networks two are known
+    return ShownCase(CaseScore(case.case_id, fold, scores), image[0], truth, prediction, spacing)

@@ -47,7 +47,7 @@ def write_report(
     """
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
-    found = cross_validate(folder, ReportOptions.of(options, **changes), on_item=on_item)
+    found = cross_validate(folder, ReportOptions.of(options, **changes), on_item)
     target = folder.path / "report"
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
     cases = [

@@ -1,7 +1,4 @@
-"""Shipped in bundles in place of medmamba.kernels.availability: the copied operators run as torch operations.
-
-The compiled ones come with an installed medmamba, see ``operators.py``. Torch only.
-"""
+"""Shipped in bundles in place of medmamba.kernels.availability: the copied operators run as torch operations."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import torch
 
 
 def why_not_cpp(device: str, dtype: torch.dtype) -> str:
-    """Why the C++ kernels cannot run."""
+    """Why the C++ kernels cannot run; those of an installed medmamba come through ``operators.py``."""
     return "a bundle holds no compiled kernels; install medmamba"
 
 

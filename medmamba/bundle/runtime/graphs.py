@@ -4,8 +4,7 @@ Run as ``python -m scripts.graphs FORMAT``.
 
 TorchScript is scripted and takes any patch and batch size (see ``scripted.py``); a family that cannot be scripted is
 traced at the patch size of the plan. torch.export and ONNX take any batch size, and without scans any multiple of the
-strides; of a scan they write down every step, which holds it at the plan's patch size. A process that has only torch
-(or onnxruntime) runs them.
+strides; of a scan they write down every step, which holds it at the plan's patch size.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.networks.blocks.convolution import ConvNormAct, Downsample, InstanceNorm, ResidualConv, Upsample
 from medmamba.networks.blocks.drop_path import DropPath
+from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.planned.conv_unet import ConvUNet
 from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, EncoderStage, PlannedUNet
@@ -79,10 +80,7 @@ class _Mean(nn.Module):
         self.members = nn.ModuleList(members)
 
     def forward(self, image: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        for member in self.members:
-            found.append(member(image))
-        return torch.stack(found).mean(0)
+        return torch.stack([member(image) for member in self.members]).mean(0)
 
 
 class _Unet(nn.Module):
@@ -161,7 +159,23 @@ class _ChannelsLast(nn.Module):
 
 
 class _Mixer(nn.Module):
-    """The gated scan mixer (``SS2D``) with routes that are rasters: each an order of the axes, there or back."""
+    """The gated scan mixer (``SS2D``)."""
+
+    def __init__(self, mixer: SS2D) -> None:
+        super().__init__()
+        self.in_proj, self.conv, self.out_norm, self.out_proj = (
+            mixer.in_proj, mixer.conv, mixer.out_norm, mixer.out_proj
+        )  # fmt: skip
+        self.scan = nn.Identity() if mixer.scan is None else _Scan(mixer, mixer.scan)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, z = self.in_proj(x).chunk(2, -1)
+        u = self.scan(F.silu(self.conv(u.movedim(-1, 1)).movedim(1, -1)))
+        return self.out_proj(self.out_norm(u) * F.silu(z))
+
+
+class _Scan(nn.Module):
+    """The scan along routes that are rasters: each an order of the axes, there or back."""
 
     x_proj: Tensor
     dt_proj: Tensor
@@ -169,35 +183,24 @@ class _Mixer(nn.Module):
     decay: Tensor
     skip: Tensor
 
-    def __init__(self, mixer: SS2D) -> None:
+    def __init__(self, mixer: SS2D, core: ScanCore) -> None:
         super().__init__()
-        self.in_proj, self.conv, self.out_norm, self.out_proj = (
-            mixer.in_proj, mixer.conv, mixer.out_norm, mixer.out_proj
-        )  # fmt: skip
-        self.scans = mixer.scan is not None
-        self.axes: list[list[int]] = [[0]]
-        self.backwards: list[bool] = [False]
-        sizes = [1, 1, 1]
-        tensors = [torch.zeros(1)] * 5
-        if mixer.scan is not None:
-            core = mixer.scan
-            self.axes, self.backwards = rasters(mixer.route, next(mixer.conv.parameters()).dim() - 2)
-            sizes = [core.routes, core.dt_rank, core.state_size]
-            decay = -torch.exp(core.A_logs.float()).unflatten(0, (core.routes, core.inner))
-            skip = core.Ds.float().unflatten(0, (core.routes, core.inner))
-            tensors = [core.x_proj_weight.flatten(0, 1), core.dt_projs_weight, core.dt_projs_bias, decay, skip]
-        self.K, self.R, self.N = sizes
+        self.axes, self.backwards = rasters(mixer.route, next(mixer.conv.parameters()).dim() - 2)
+        self.K, self.R, self.N = core.routes, core.dt_rank, core.state_size
         self.chunk = 256  # positions whose recurrence is solved together; bounds the memory
-        for name, tensor in zip(("x_proj", "dt_proj", "dt_bias", "decay", "skip"), tensors, strict=True):
+        tensors = {
+            "x_proj": core.x_proj_weight.flatten(0, 1),
+            "dt_proj": core.dt_projs_weight,
+            "dt_bias": core.dt_projs_bias,
+            "decay": -torch.exp(core.A_logs.float()).unflatten(0, (core.routes, core.inner)),
+            "skip": core.Ds.float().unflatten(0, (core.routes, core.inner)),
+        }
+        for name, tensor in tensors.items():
             self.register_buffer(name, tensor.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        u, z = self.in_proj(x).chunk(2, -1)
-        u = F.silu(self.conv(u.movedim(-1, 1)).movedim(1, -1))
-        if self.scans:
-            grid = list(u.shape[1:-1])
-            u = self._scan(u.flatten(1, -2), self._table(grid, x.device)).reshape(u.shape)
-        return self.out_proj(self.out_norm(u) * F.silu(z))
+    def forward(self, u: Tensor) -> Tensor:
+        grid = list(u.shape[1:-1])
+        return self._scan(u.flatten(1, -2), self._table(grid, u.device)).reshape(u.shape)
 
     def _table(self, grid: list[int], device: torch.device) -> Tensor:
         """(K, L): the tokens in the order in which each route visits them."""

@@ -28,20 +28,14 @@
   // the slice with most of truth and prediction
   function toMiddle() {
     const axis = Number(part("axis").value);
+    const stride = [shape[1] * shape[2], shape[2], 1][axis];
     const counts = new Array(shape[axis]).fill(0);
-    const at = [0, 0, 0];
-    for (at[0] = 0; at[0] < shape[0]; at[0]++)
-      for (at[1] = 0; at[1] < shape[1]; at[1]++)
-        for (at[2] = 0; at[2] < shape[2]; at[2]++) {
-          const p = place(at);
-          if (pixels[p + 1] || pixels[p + 2]) counts[at[axis]]++;
-        }
+    for (let voxel = 0; 4 * voxel < pixels.length; voxel++)
+      if (pixels[4 * voxel + 1] || pixels[4 * voxel + 2]) counts[Math.floor(voxel / stride) % shape[axis]]++;
     part("slice").max = shape[axis] - 1;
     part("slice").value = counts.indexOf(Math.max(...counts));
     draw();
   }
-
-  const place = (at) => 4 * ((at[0] * shape[1] + at[1]) * shape[2] + at[2]);
 
   function draw() {
     if (!pixels) return;
@@ -57,7 +51,7 @@
       at[axis] = index;
       at[rows] = Math.min(height - 1, Math.floor((y * height) / canvas.height));
       at[columns] = Math.min(width - 1, Math.floor((x * width) / canvas.width));
-      return place(at);
+      return 4 * ((at[0] * shape[1] + at[1]) * shape[2] + at[2]);
     };
     const truth = part("truth").checked, prediction = part("prediction").checked, fill = part("fill").checked;
     for (let y = 0; y < canvas.height; y++)
