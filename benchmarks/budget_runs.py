@@ -38,10 +38,10 @@ from medmamba import pipeline
 from medmamba.compute.device import choose_device
 from medmamba.datasets import DatasetSpec, convert_dataset, read_dataset
 from medmamba.disk.atomic import write_json
-from medmamba.models.model_facts import ModelFacts
 from medmamba.models.network import mirroring_of, network_arguments
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
+from medmamba.models.trained_folds import ModelFacts
 from medmamba.networks.build import build_network
 from medmamba.plans.folds import groups_by_pattern
 from medmamba.plans.schema import Configuration, Plan

@@ -49,6 +49,14 @@ class ResourceError(MedmambaError):
     exit_code = 4
 
 
+def need_packages(purpose: str, modules: Sequence[str], extra: str) -> None:
+    """Raises ConfigError with the install line when modules of an optional extra of medmamba are missing."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ConfigError(f"{purpose} {', '.join(missing)}. Install with: pip install 'medmamba[{extra}]'.")
+
+
 def unknown_name(kind: str, name: str, available: Sequence[str]) -> ConfigError:
     """The error for a name that is not in a registry, with the nearest valid spelling."""
     from difflib import get_close_matches

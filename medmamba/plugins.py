@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from medmamba.errors import ConfigError, unknown_name
 
 GROUP = "medmamba.networks"
+MODULES: tuple[str, ...] = ()
+"""In a bundle, the copied modules of its networks; `medmamba export` writes their names here."""
 LONGEST_REASON = 300
 """Characters of another package's error in a message."""
 TERMINATED = 143
@@ -46,8 +49,10 @@ def find_network(name: str, table: Mapping[str, T]) -> T:
 @cache
 def load_network_plugins() -> Mapping[str, str]:
     """Imports the modules of the group, once in a process; those that fail come back as name -> what to do."""
+    for module in MODULES:
+        import_module(module)
     broken = {}
-    for entry in entry_points(group=GROUP):
+    for entry in () if MODULES else entry_points(group=GROUP):
         try:
             entry.load()
         except BaseException as error:  # whatever another package raises while it is imported, sys.exit() too

@@ -8,19 +8,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medmamba.errors import ConfigError, InputError, MedmambaError
+from medmamba.errors import InputError, MedmambaError
 
 if TYPE_CHECKING:
     from medmamba.images.cases import ImageCase
     from medmamba.inference.predictor import Predictor
 
-NEEDED = {"ignite": "pytorch-ignite", "fire": "fire", "jsonschema": "jsonschema", "yaml": "pyyaml"}
 LAST_LINES = 12
 """Of what a failed process printed."""
 
@@ -52,15 +50,6 @@ class ComparedCase:
     case_id: str
     voxels: int
     foreground: int
-
-
-def need_packages() -> None:
-    """Raises ConfigError with the install line when a package that MONAI's bundle commands need is missing."""
-    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
-    if missing:
-        raise ConfigError(
-            f"MONAI's bundle commands need {', '.join(missing)}. Install with: pip install 'medmamba[bundle]'."
-        )
 
 
 def run_in_monai(bundle: Path, images: Path, masks: Path) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from medmamba.bundle.runtime import plan as runtime_plan
 from medmamba.inference.trained_model import FoldEnsemble
-from medmamba.models.model_facts import read_model_facts
 from medmamba.models.network import mirroring_of
 from medmamba.models.prediction_setup import PredictionSetup
+from medmamba.models.trained_folds import read_model_facts
 
 
 def _made(target: str, **arguments: Any) -> dict[str, Any]:

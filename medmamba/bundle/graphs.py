@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from medmamba.bundle.check import BundleError, run_python
 from medmamba.bundle.runtime.graphs import FILES
-from medmamba.errors import ConfigError, InputError, unknown_name
+from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
 
 LARGEST_DIFFERENCE = 1e-3
 """Of logits; float32 sums in another order differ by about 1e-5."""
@@ -62,8 +61,8 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
         raise InputError(f"{folder}: not a bundle of `medmamba export`. Export the model first.")
     if "other_1" in json.loads((folder / "configs" / "inference.json").read_text()):
         raise ConfigError(f"{folder}: averages several configurations; a graph holds one. Export one of them alone.")
-    if kind == "onnx" and (missing := [n for n in ("onnx", "onnxscript", "onnxruntime") if find_spec(n) is None]):
-        raise ConfigError(f"ONNX needs {', '.join(missing)}. Install with: pip install 'medmamba[export]'.")
+    if kind == "onnx":
+        need_packages("ONNX needs", ("onnx", "onnxscript", "onnxruntime"), "export")
     target = folder / "models" / FILES[kind]
     with TemporaryDirectory(prefix="medmamba-graph-") as scratch:
         trials = str(Path(scratch, "trials.pt"))

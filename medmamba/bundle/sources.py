@@ -24,7 +24,6 @@ EXCHANGED = {
     "medmamba.kernels": f"{_RUNTIME}.operators",
     "medmamba.kernels.availability": f"{_RUNTIME}.availability",
     "medmamba.plans.schema": f"{_RUNTIME}.plan",
-    "medmamba.plugins": f"{_RUNTIME}.plugins",
 }
 COMPILED = "medmamba.kernels."
 """Imports of these inside functions are ways into compiled code that a bundle never takes; they keep their names."""

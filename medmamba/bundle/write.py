@@ -14,19 +14,19 @@ from typing import Any
 import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
-from medmamba.bundle.check import ComparedCase, compare_with_native, need_packages, run_in_monai
+from medmamba.bundle.check import ComparedCase, compare_with_native, run_in_monai
 from medmamba.bundle.configuration import inference, training, weights_file
 from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
-from medmamba.errors import ConfigError, InputError
+from medmamba.errors import ConfigError, InputError, need_packages
 from medmamba.images.cases import ImageCase, find_cases
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.trained_model import FoldEnsemble
-from medmamba.models.model_facts import read_model_facts
 from medmamba.models.prediction_setup import PREDICTION_SETUP
+from medmamba.models.trained_folds import read_model_facts
 
 METADATA = "configs/metadata.json"
 
@@ -61,7 +61,7 @@ def export_bundle(
     Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.
     """
     options = ExportOptions.of(options, check_on=check_on, **changes)
-    need_packages()
+    need_packages("MONAI's bundle commands need", ("ignite", "fire", "jsonschema"), "bundle")
     cases = find_cases(check_on)[: options.most_cases]
     _refuse_what_a_bundle_cannot_read(cases)
     if Path(output).is_dir() and any(Path(output).iterdir()) and not Path(output, METADATA).is_file():

@@ -88,11 +88,6 @@ class MaskPair:
         """Between the surfaces; in millimetres, for an image without them in pixels."""
         return surface_distances(self.truth, self.prediction, self.spacing_mm or (1.0,) * self.truth.ndim)
 
-    @property
-    def distances_mm(self) -> SurfaceDistances | None:
-        """Between the surfaces, in millimetres; None for an image without them."""
-        return None if self.spacing_mm is None else self.distances
-
     @cached_property
     def lesions(self) -> Lesions:
         """Connected components of both masks."""

@@ -21,7 +21,6 @@ from medmamba.inference.options import PredictorOptions
 from medmamba.inference.patch_positions import FAST_STEP, STEP
 from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.inference.sliding_window import Networks, Window, stream_logits
-from medmamba.models.model_facts import read_model_facts
 from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PredictionSetup
@@ -33,6 +32,7 @@ from medmamba.models.trained_folds import (
     load_weights,
     mirrors_by_default,
     read_fingerprint,
+    read_model_facts,
     select_models,
 )
 from medmamba.networks.build import rebuild_network

@@ -17,9 +17,9 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import ConfigError, MedmambaError
 from medmamba.evaluation.statistics import paired_difference
 from medmamba.models.checkpoint import load_checkpoint
-from medmamba.models.model_facts import read_model_facts
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
+from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.build import build_network
 from medmamba.plans.explain import aligned
 from medmamba.plans.schema import Decision

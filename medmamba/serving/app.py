@@ -19,12 +19,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
+from medmamba.errors import InputError, MedmambaError, ResourceError, need_packages
 from medmamba.images.formats import FORMATS, alone
 from medmamba.inference.predictor import Predictor
 from medmamba.serving.options import ServeOptions
@@ -117,9 +116,7 @@ def run_service(
     Raises ConfigError when the extra ``serve`` is missing, InputError when the address cannot be used.
     """
     options = ServeOptions.of(options, **changes)
-    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"Serving needs {', '.join(missing)}. Install with: pip install 'medmamba[serve]'.")
+    need_packages("Serving needs", ("fastapi", "uvicorn"), "serve")
     import uvicorn
 
     listening = _socket(options.host, options.port)  # a port that is taken is reported before a model is loaded

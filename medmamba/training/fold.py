@@ -14,9 +14,9 @@ from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, wri
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
-from medmamba.models.model_facts import ModelFacts
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
+from medmamba.models.trained_folds import ModelFacts
 from medmamba.networks.build import network_facts, rebuild_network
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed

@@ -26,9 +26,9 @@ from medmamba.disk.atomic import make_folder, remove_leftovers, write_json, writ
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
-from medmamba.models.model_facts import ModelFacts
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
+from medmamba.models.trained_folds import ModelFacts
 from medmamba.networks.build import build_network
 from medmamba.networks.density import automatic_bandwidth, key_tokens
 from medmamba.plans.schema import Configuration, Plan

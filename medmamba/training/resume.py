@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from medmamba.errors import ConfigError
-from medmamba.models.model_facts import read_model_facts
 from medmamba.models.run_folder import RunFolder, read_plan
+from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.planned.one_block_unet import is_one_block
 from medmamba.plans.explain import compare
 from medmamba.plans.schema import Plan

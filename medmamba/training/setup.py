@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from medmamba.models.model_facts import ModelFacts
 from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import OutputChannels
+from medmamba.models.trained_folds import ModelFacts
 from medmamba.plans.schema import Configuration, Mirroring, Plan
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training.config import TrainConfig

@@ -18,9 +18,9 @@ from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import read_state
-from medmamba.models.model_facts import read_model_facts
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import read_plan
+from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.build import build_network, published_networks
 from medmamba.networks.published.weights import read_converted
 from medmamba.plans.schema import Plan
