@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from medmamba.bundle.runtime import plan as runtime_plan
+from medmamba.bundle.runtime.plan import BundlePlan
 from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.models.network import mirroring_of
 from medmamba.models.prediction_setup import PredictionSetup
@@ -29,7 +29,7 @@ LOAD_WEIGHTS = _made(
 def _plan_numbers(ensemble: FoldEnsemble) -> dict[str, Any]:
     """What prediction needs of the plan; read by ``runtime/plan.py``."""
     plan, configuration = ensemble.plan, ensemble.configuration
-    numbers = {field.name: getattr(plan, field.name) for field in fields(runtime_plan.Plan)}
+    numbers = {field.name: getattr(plan, field.name) for field in fields(BundlePlan)}
     numbers["normalization"] = [entry.model_dump() for entry in plan.normalization]
     return {**numbers, "spacing_mm": configuration.spacing_mm, "patch_size": configuration.patch_size}
 

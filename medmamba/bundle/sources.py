@@ -58,15 +58,12 @@ def bundle_sources(networks: Iterable[str] = ()) -> dict[str, str]:
     external = sorted({module for name in networks if _top(module := _module_of(name)) != "medmamba"})
     found = _followed([*(f"{_RUNTIME}.{name}" for name in ENTRIES), *external])
     texts: dict[str, str] = {}
-    packages = set()
     for source in found:
-        name = _new_name(source.module)
         is_package = source.path.name == "__init__.py" or source.module == "medmamba.kernels"
-        parts = name.split(".")[1:]
-        packages |= {"/".join(parts[:depth]) for depth in range(len(parts))}
-        texts["/".join(parts) + ("/__init__.py" if is_package else ".py")] = _rewritten(source)
-    for package in sorted(packages):
-        texts.setdefault(f"{package}/__init__.py".lstrip("/"), "")
+        name = "/".join(_new_name(source.module).split(".")[1:]) + ("/__init__.py" if is_package else ".py")
+        texts[name] = _rewritten(source)
+    for package in {str(parent / "__init__.py") for name in texts for parent in Path(name).parents}:
+        texts.setdefault(package, "")
     if external:
         names = tuple(f"{EXTERNAL}.{module}" for module in external)
         none = "MODULES: tuple[str, ...] = ()"
@@ -94,10 +91,14 @@ def _followed(modules: Iterable[str]) -> list[_Source]:
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
-        if module not in found:
-            path = _file_of(EXCHANGED.get(module, module))
-            found[module] = source = _Source(module, path, path.read_text(encoding="utf-8"))
-            waiting += _imported(source)
+        if module in found:
+            continue
+        spec = find_spec(EXCHANGED.get(module, module))
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            raise ConfigError(f"The source of {module} is not there to copy into a bundle.")
+        path = Path(spec.origin)
+        found[module] = source = _Source(module, path, path.read_text(encoding="utf-8"))
+        waiting += _imported(source)
     return [found[module] for module in sorted(found)]
 
 
@@ -152,13 +153,6 @@ def _exists(module: str) -> bool:
     if parent and (package is None or package.submodule_search_locations is None):
         return False
     return find_spec(module) is not None
-
-
-def _file_of(module: str) -> Path:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise ConfigError(f"The source of {module} is not there to copy into a bundle.")
-    return Path(spec.origin)
 
 
 def _top(module: str) -> str:

@@ -37,10 +37,8 @@ class Lesions:
     @property
     def f1(self) -> float:
         """Harmonic mean of sensitivity and precision; 0 if one side is empty, nan if both are."""
-        if not self.in_truth and not self.in_prediction:
-            return math.nan
-        if not self.in_truth or not self.in_prediction or not self.found:
-            return 0.0
+        if not self.found:
+            return 0.0 if self.in_truth or self.in_prediction else math.nan
         return 2 / (1 / self.sensitivity + 1 / self.precision)
 
 
@@ -52,13 +50,7 @@ def count_lesions(truth: NDArray[np.bool_], prediction: NDArray[np.bool_]) -> Le
     true, in_truth = label(truth, touching)
     predicted, in_prediction = label(prediction, touching)
     both = truth & prediction
-    found, met = np.unique(true[both]).size, np.unique(predicted[both]).size
-    sizes = np.bincount(true.ravel(), minlength=in_truth + 1)[1:]
-    hit = np.isin(np.arange(1, in_truth + 1), true[both])
-    return Lesions(
-        int(in_truth),
-        int(found),
-        int(in_prediction),
-        int(in_prediction - met),
-        tuple((int(size), bool(was)) for size, was in zip(sizes, hit, strict=True)),
-    )
+    sizes = np.bincount(true.ravel(), minlength=in_truth + 1)[1:].tolist()
+    hit = np.isin(np.arange(1, in_truth + 1), true[both]).tolist()
+    false = int(in_prediction) - np.unique(predicted[both]).size
+    return Lesions(int(in_truth), sum(hit), int(in_prediction), false, tuple(zip(sizes, hit, strict=True)))

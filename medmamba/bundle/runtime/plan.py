@@ -1,6 +1,6 @@
 """Shipped in bundles: the numbers of the plan that prediction needs, from configs/inference.json.
 
-In a bundle this file replaces ``medmamba.plans.schema``, which needs pydantic, and has the same names.
+In a bundle this file replaces ``medmamba.plans.schema``, which needs pydantic.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Normalization:
+class BundleNormalization:
     """How one channel's intensities are normalised."""
 
     scheme: str
@@ -23,7 +23,7 @@ class Normalization:
 
 
 @dataclass(frozen=True)
-class Configuration:
+class BundleConfiguration:
     """The grid that the network works on: spacing per plan axis in mm, None for images without millimetres."""
 
     spacing_mm: list[float] | None
@@ -31,22 +31,26 @@ class Configuration:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BundlePlan:
     """Channels, labels (name to value), axis order, intensity normalisation, and what the outputs mean."""
 
     channel_names: list[str]
     labels: dict[str, int]
     axis_order: list[int]
-    normalization: list[Normalization]
+    normalization: list[BundleNormalization]
     regions: dict[str, list[str]] | None = None
     region_order: list[str] | None = None
     ignore_label: int | None = None
     left_right_pairs: list[list[str]] = field(default_factory=list)
 
 
-def read_numbers(numbers: Mapping[str, Any]) -> tuple[Plan, Configuration]:
+def read_numbers(numbers: Mapping[str, Any]) -> tuple[BundlePlan, BundleConfiguration]:
     """Plan and configuration from the entry ``plan`` of configs/inference.json."""
     left = dict(numbers)
-    configuration = Configuration(left.pop("spacing_mm"), left.pop("patch_size"))
-    normalization = [Normalization(**entry) for entry in left.pop("normalization")]
-    return Plan(normalization=normalization, **left), configuration
+    configuration = BundleConfiguration(left.pop("spacing_mm"), left.pop("patch_size"))
+    normalization = [BundleNormalization(**entry) for entry in left.pop("normalization")]
+    return BundlePlan(normalization=normalization, **left), configuration
+
+
+Plan, Configuration, Normalization = BundlePlan, BundleConfiguration, BundleNormalization
+"""The names by which the other files of a bundle import what ``medmamba.plans.schema`` defines."""
