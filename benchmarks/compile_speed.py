@@ -27,7 +27,7 @@ from medmamba.compute.device import casting, choose_precision  # noqa: E402
 from medmamba.models.network import network_arguments  # noqa: E402
 from medmamba.models.run_folder import read_plan  # noqa: E402
 from medmamba.networks.build import build_network  # noqa: E402
-from medmamba.training.compiling import Compiled  # noqa: E402
+from medmamba.training.step import Compiled  # noqa: E402
 
 FARTHER = 3.0
 """How many times as far from float64 as the plain network the compiled one may be; both round, in another order."""

@@ -1,8 +1,8 @@
-"""Training augmentation of one sample: rotation and zoom, the changes of the intensity table, mirroring.
+"""Training augmentation: rotation and zoom, the changes of the intensity table, mirroring.
 
 Set, order, probabilities and ranges are nnU-Net's. Every draw comes from the sample's own random stream, so the same
-(seed, step, sample) gives the same patch on any worker. Whole batches on a GPU:
-:mod:`medmamba.training.device_augmentation`.
+(seed, step, sample) gives the same patch on any worker. The data workers augment one sample at a time, a GPU a whole
+batch at once.
 Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import Affine
+from monai.transforms.utils import create_rotate, create_scale
+from torch.nn import functional as F
 
 from medmamba.plans.schema import Mirroring
-from medmamba.training.augmentation_table import AUGMENTATIONS, Conditions, Strength, factor_around_one
+from medmamba.training.augmentation_table import AUGMENTATIONS, Augmentation, Conditions, Strength, factor_around_one
 
 ROTATION_PROBABILITY = 0.2
 SCALING_PROBABILITY = 0.2
@@ -122,48 +122,65 @@ def draw_sample(
     return SampleDraw(spatial, strengths, seeds, tuple(axis for axis in plan.mirror_axes if rng.random() < 0.5))
 
 
+@torch.no_grad()
 def augment(
-    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, draw: SampleDraw
+    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, draws: Sequence[SampleDraw]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (C, ...) and label map (1, ...), augmented and of ``plan.patch_size``.
+    """Images (B, C, ...) float and label maps (B, 1, ...) int64, augmented and of ``plan.patch_size``.
 
-    They come in ``plan.enlarged_size``, or in the patch size where nothing is rotated or scaled.
+    They come in the patch size, or in ``plan.enlarged_size`` with the patches that are not rotated in the centre.
     """
-    if draw.spatial is not None:
-        rotate = Affine(
-            rotate_params=draw.spatial.rotation,
-            scale_params=draw.spatial.zooms(plan),
-            spatial_size=plan.patch_size,
-            padding_mode="zeros",
-            image_only=True,
-        )
-        image, label = _plain(rotate(image, mode="bilinear")), _plain(rotate(label, mode="nearest"))
+    image, label = _rotated(image, label, plan, [draw.spatial for draw in draws])
     for row in AUGMENTATIONS:
-        strengths = draw.strengths.get(row.name, ())
-        conditions = Conditions((draw.seeds.get(row.name, 0),), plan.in_plane_only)
-        parts = [image] if row.whole_sample else image.split(1)
-        if any(strength is not None for strength in strengths):
-            image = torch.cat(
-                [
-                    part if strength is None else row.apply_to_one(part, strength, conditions)
-                    for part, strength in zip(parts, strengths, strict=True)
-                ]
-            )
-    image, label = _mirror(image, label, plan, draw.flips)
-    return image.contiguous(), label.contiguous()
-
-
-def _mirror(
-    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, flips: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip; a flip from left to right exchanges the labels of pairs."""
-    if not flips:
-        return image, label
-    places = [axis + 1 for axis in flips]
-    image, label = torch.flip(image, places), torch.flip(label, places)
-    if plan.swap_axis in flips:
-        label = torch.tensor(plan.label_swap, dtype=label.dtype)[label.long()]
+        image = _changed(image, row, plan, draws)
+    for axis in plan.mirror_axes:
+        flipped = [index for index, draw in enumerate(draws) if axis in draw.flips]
+        if flipped:
+            image[flipped], label[flipped] = image[flipped].flip(axis + 2), label[flipped].flip(axis + 2)
+            if axis == plan.swap_axis:
+                label[flipped] = torch.tensor(plan.label_swap, device=label.device)[label[flipped]]
     return image, label
+
+
+def _changed(
+    image: torch.Tensor, row: Augmentation, plan: AugmentationPlan, draws: Sequence[SampleDraw]
+) -> torch.Tensor:
+    """Images (B, C, ...) with one row of the table applied where it was drawn, in place."""
+    parts = image if row.whole_sample else image.flatten(0, 1)[:, None]  # each channel by itself
+    count = 1 if row.whole_sample else image.shape[1]
+    drawn = [
+        (draw.strengths.get(row.name, (None,) * count)[channel], draw.seeds.get(row.name, 0))
+        for draw in draws
+        for channel in range(count)
+    ]
+    chosen = [index for index, (strength, _) in enumerate(drawn) if strength is not None]
+    if chosen:
+        conditions = Conditions(tuple(drawn[index][1] for index in chosen), plan.in_plane_only)
+        parts[chosen] = row.function(parts[chosen], [drawn[index][0] for index in chosen], conditions)
+    return parts.reshape(image.shape)
+
+
+def _rotated(
+    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, spatial: Sequence[SpatialDraw | None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The centre of every sample in the patch size, rotated and scaled where it was drawn."""
+    size, patch = image.shape[2:], plan.patch_size
+    middle = centre(size, patch)
+    rotated = {index: draw for index, draw in enumerate(spatial) if draw is not None}
+    made, labels = image[middle].clone(), label[middle].clone()
+    if rotated:
+        dims = len(patch)
+        matrices = [create_rotate(dims, d.rotation) @ create_scale(dims, d.zooms(plan)) for d in rotated.values()]
+        axes = [torch.arange(edge) - (edge - 1) / 2 for edge in patch]
+        offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).to(image)  # voxels from the patch's centre
+        places = torch.einsum("nij,...j->n...i", torch.from_numpy(np.stack(matrices)).to(image)[:, :-1, :-1], offsets)
+        # grid_sample counts from -1 to 1 between the centres of the outer voxels, the last axis first
+        grid = (places / torch.tensor([max(edge - 1, 1) / 2 for edge in size]).to(image)).flip(-1)
+        chosen = list(rotated)
+        made[chosen] = F.grid_sample(image[chosen], grid, mode="bilinear", align_corners=True)
+        nearest = F.grid_sample(label[chosen].to(image), grid, mode="nearest", align_corners=True)
+        labels[chosen] = nearest.to(label)
+    return made, labels
 
 
 def _enlarge(patch_size: tuple[int, ...], rotation: tuple[float, ...]) -> tuple[int, ...]:
@@ -189,8 +206,3 @@ def centre(frame: Sequence[int], patch_size: Sequence[int]) -> tuple[Any, ...]:
     """Index of the voxels of a patch in the middle of a larger array, whatever its first axes."""
     starts = [(edge - size) // 2 for edge, size in zip(frame, patch_size, strict=True)]
     return (..., *(slice(start, start + size) for start, size in zip(starts, patch_size, strict=True)))
-
-
-def _plain(tensor: Any) -> torch.Tensor:
-    """Without MONAI's metadata."""
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else torch.as_tensor(tensor)

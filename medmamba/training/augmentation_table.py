@@ -1,8 +1,6 @@
 """The intensity augmentations: how often each happens, how strongly, and the function that does it.
 
-One table for both ways of augmenting: :mod:`medmamba.training.augmentation` (a sample at a time) and
-:mod:`medmamba.training.device_augmentation` (a whole batch at once, on the GPU). A further augmentation is one function
-and one row; rows are drawn and applied in the order in which they stand.
+A further augmentation is one function and one row; rows are drawn and applied in the order in which they stand.
 Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
 """
 
@@ -14,15 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.networks.layers import GaussianFilter
-from monai.transforms import (
-    AdjustContrast,
-    GaussianSmooth,
-    RandGaussianNoise,
-    ScaleIntensity,
-    ScaleIntensityFixedMean,
-)
 from torch.nn import functional as F
 
 Strength = float | tuple[float, ...]
@@ -53,8 +43,6 @@ class Augmentation:
         probability: that it happens to a sample.
         low, high: range of the strength, uniform.
         function: changes a batch of images.
-        one: the same for a single image (C, ...) where a faster or older implementation exists; else ``function`` is
-            called with one image.
         per_channel: probability that a channel is changed when it happens; each has a strength of its own.
         factor: the strength multiplies, so it is drawn below and above 1 equally often.
         per_axis: one strength for each spatial axis.
@@ -67,7 +55,6 @@ class Augmentation:
     low: float
     high: float
     function: Function
-    one: Callable[[torch.Tensor, Any, Conditions], torch.Tensor] | None = None
     per_channel: float = 1.0
     factor: bool = False
     per_axis: bool = False
@@ -89,14 +76,6 @@ class Augmentation:
 
     def _number(self, rng: np.random.Generator) -> float:
         return factor_around_one(rng, self.low, self.high) if self.factor else float(rng.uniform(self.low, self.high))
-
-    def apply_to_one(self, image: torch.Tensor, strength: Strength, conditions: Conditions) -> torch.Tensor:
-        """A single image (C, ...), changed."""
-        if self.one is None:
-            return self.function(image[None], [strength], conditions)[0]
-        changed = self.one(image, strength, conditions)
-        # without MONAI's metadata: affines mean nothing inside a patch, and tracking them costs time
-        return changed.as_tensor() if isinstance(changed, MetaTensor) else torch.as_tensor(changed)
 
 
 def factor_around_one(rng: np.random.Generator, low: float, high: float) -> float:
@@ -165,58 +144,15 @@ def inverted_gamma(images: torch.Tensor, strengths: Sequence[float], conditions:
     return -gamma(-images, strengths, conditions)
 
 
-def _monai_noise(image: torch.Tensor, strength: float, conditions: Conditions) -> torch.Tensor:
-    add = RandGaussianNoise(prob=1.0, std=strength, sample_std=False)
-    add.set_random_state(seed=conditions.seeds[0])
-    return add(image)  # type: ignore[return-value]
-
-
-def _monai(transform: Callable[[Any], Any]) -> Callable[[torch.Tensor, Any, Conditions], torch.Tensor]:
-    """From a strength to a MONAI transform, as a function of a single image."""
-    return lambda image, strength, conditions: transform(strength)(image)
-
-
 AUGMENTATIONS = (
     # nnU-Net calls the figure a variance and uses it as a standard deviation
-    Augmentation("noise", 0.1, 0.0, 0.1, noise, _monai_noise, whole_sample=True, random=True),
-    Augmentation("blur", 0.2, 0.5, 1.0, blur, _monai(GaussianSmooth), per_channel=0.5, per_axis=True),
-    Augmentation(
-        "brightness",
-        0.15,
-        0.75,
-        1.25,
-        brightness,
-        _monai(lambda factor: ScaleIntensity(minv=None, maxv=None, factor=factor - 1)),
-        factor=True,
-    ),
-    Augmentation(
-        "contrast",
-        0.15,
-        0.75,
-        1.25,
-        contrast,
-        _monai(lambda factor: ScaleIntensityFixedMean(factor - 1, fixed_mean=True, preserve_range=True)),
-        factor=True,
-    ),
+    Augmentation("noise", 0.1, 0.0, 0.1, noise, whole_sample=True, random=True),
+    Augmentation("blur", 0.2, 0.5, 1.0, blur, per_channel=0.5, per_axis=True),
+    Augmentation("brightness", 0.15, 0.75, 1.25, brightness, factor=True),
+    Augmentation("contrast", 0.15, 0.75, 1.25, contrast, factor=True),
     Augmentation("low_resolution", 0.25, 0.5, 1.0, low_resolution, per_channel=0.5),
-    Augmentation(
-        "inverted_gamma",
-        0.1,
-        0.7,
-        1.5,
-        inverted_gamma,
-        _monai(lambda gamma: AdjustContrast(gamma, invert_image=True, retain_stats=True)),
-        factor=True,
-    ),
-    Augmentation(
-        "gamma",
-        0.3,
-        0.7,
-        1.5,
-        gamma,
-        _monai(lambda gamma: AdjustContrast(gamma, retain_stats=True)),
-        factor=True,
-    ),
+    Augmentation("inverted_gamma", 0.1, 0.7, 1.5, inverted_gamma, factor=True),
+    Augmentation("gamma", 0.3, 0.7, 1.5, gamma, factor=True),
 )
 
 

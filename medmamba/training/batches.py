@@ -18,10 +18,9 @@ import torch
 from medmamba.inference.cascade import one_hot
 from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.store import CaseReader
-from medmamba.training.augmentation import AugmentationPlan, augment, centre, draw_sample, draw_spatial
+from medmamba.training.augmentation import AugmentationPlan, SampleDraw, augment, centre, draw_sample, draw_spatial
 from medmamba.training.cascade import disturbed
 from medmamba.training.config import Augment, Sampling
-from medmamba.training.device_augmentation import augment_batch
 from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
 
 DEVICE_STREAM = 2_000_000
@@ -86,7 +85,9 @@ class PatchSource:
         self.notes: Path | None = None
         self._samples = range(recipe.batch_size) if recipe.samples is None else recipe.samples
         self._masked = [] if recipe.augment == "none" else list(recipe.masked_channels)
-        self._annotated = annotated_channels(cases, recipe.channels)
+        self._annotated: dict[str, list[bool]] | None = None  # all channels in all cases
+        if recipe.channels is not None and any(case.annotated is not None for case in cases):
+            self._annotated = {case.case_id: recipe.channels.annotated(case.annotated) for case in cases}
         self._at = ""
         self._notes_file: int | None = None
         self._flat = len(recipe.augmentation.patch_size) == 2
@@ -133,7 +134,7 @@ class PatchSource:
         samples = [self._sample(step, index) for index in self._samples]
         ids = tuple(case_id for _, _, case_id in samples)
         images, labels = _framed([image for image, _, _ in samples]), _framed([label for _, label, _ in samples])
-        return Batch(step, images, labels.long(), ids, self._annotated_in(ids))
+        return Batch(step, images, labels, ids, self._annotated_in(ids))
 
     def finished(self, batch: Batch, device: torch.device) -> Batch:
         """The batch as the network gets it: augmented on the device if the workers left it raw."""
@@ -144,12 +145,17 @@ class PatchSource:
             spatial = draw_spatial(sample_rng(seed, batch.step, index), plan)
             rng = sample_rng(seed, batch.step, DEVICE_STREAM + index)
             draws.append(draw_sample(rng, plan, spatial, batch.image.shape[1]))
-        image, label = batch.image.to(device), batch.label.to(device)
-        image, label = augment_batch(image, label, plan, draws)
+        image, label = self._augmented(batch.image.to(device), batch.label.to(device), draws)
+        return replace(batch, image=image, label=label)
+
+    def _augmented(
+        self, image: torch.Tensor, label: torch.Tensor, draws: Sequence[SampleDraw]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image, label = augment(image, label, self.recipe.augmentation, draws)
         if self._masked:
             image[:, self._masked] *= label[:, -1:] > 0
             label = label[:, :-1]
-        return replace(batch, image=image, label=label)
+        return image, label
 
     def _sample(self, step: int, index: int) -> tuple[torch.Tensor, torch.Tensor, str]:
         recipe, plan = self.recipe, self.recipe.augmentation
@@ -158,31 +164,22 @@ class PatchSource:
         size = plan.patch_size if spatial is None else plan.enlarged_size
         if self._flat:
             size = (1, *size)
-        choice = choose_patch(
-            rng,
-            [case.shape for case in self.cases],
-            [case.locations for case in self.cases],
-            size,
-            on_foreground=must_show_foreground(index, recipe.batch_size),
-            lesions=[case.lesions for case in self.cases] if recipe.sampling == "lesion" else None,
-            annotated=[case.annotated_voxels for case in self.cases],
-        )
-        case = self.cases[choice.case_index]
+        on_foreground = must_show_foreground(index, recipe.batch_size)
+        by_lesion = recipe.sampling == "lesion"
+        case, start = choose_patch(rng, self.cases, size, on_foreground=on_foreground, by_lesion=by_lesion)
         self._note(f"case {case.case_id} (step {step}, sample {index})")
-        image, label = case.read_patch(choice.start, size)
+        image, label = case.read_patch(start, size)
         if recipe.previous_labels:  # travels as a second label map, so that it stays crisp
-            label = np.concatenate([label, case.read_previous_patch(choice.start, size)])
+            label = np.concatenate([label, case.read_previous_patch(start, size)])
         if self._masked:  # a further label map
-            label = np.concatenate([label, case.read_body_patch(choice.start, size)])
+            label = np.concatenate([label, case.read_body_patch(start, size)])
         if self._flat:
             image, label = image[:, 0], label[:, 0]
-        image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).float()
+        image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).long()
         if recipe.augment == "cpu":
             draw = draw_sample(rng, plan, spatial, len(image_tensor))
-            image_tensor, label_tensor = augment(image_tensor, label_tensor, plan, draw)
-            if self._masked:
-                image_tensor[self._masked] *= label_tensor[-1:] > 0
-                label_tensor = label_tensor[:-1]
+            images, labels = self._augmented(image_tensor[None], label_tensor[None], [draw])
+            image_tensor, label_tensor = images[0], labels[0]
         if recipe.previous_labels:
             label_tensor, before = label_tensor[:1], label_tensor[1].numpy()
             channels = one_hot(before, recipe.previous_labels)
@@ -213,10 +210,3 @@ def _framed(patches: Sequence[torch.Tensor]) -> torch.Tensor:
     for place, patch in zip(batch, patches, strict=True):
         place[centre(frame, patch.shape[1:])] = patch
     return batch
-
-
-def annotated_channels(cases: Sequence[CaseReader], channels: OutputChannels | None) -> dict[str, list[bool]] | None:
-    """For each case which output channels are annotated; None when all are in all cases."""
-    if channels is None or all(case.annotated is None for case in cases):
-        return None
-    return {case.case_id: channels.annotated(case.annotated) for case in cases}

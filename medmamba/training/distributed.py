@@ -108,32 +108,25 @@ def average_gradients(network: nn.Module) -> None:
         offset += gradient.numel()
 
 
+def gathered(value: float) -> list[float]:
+    """One number from every rank, in their order."""
+    if size() == 1:
+        return [value]
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    every = torch.zeros(size(), dtype=torch.float64, device=device)
+    every[rank()] = value
+    dist.all_reduce(every)
+    return [float(number) for number in every]
+
+
 def all_true(value: bool) -> bool:
     """Whether it is true on every rank."""
-    if size() == 1:
-        return value
-    flag = torch.tensor([float(value)], device=_place())
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag.item())
+    return all(gathered(value))
 
 
 def from_first(value: float) -> float:
     """The first rank's number on every rank, so that all decide the same."""
-    if size() == 1:
-        return value
-    box = torch.tensor([value], dtype=torch.float64, device=_place())
-    dist.broadcast(box, src=0)
-    return float(box.item())
-
-
-def gathered(value: float) -> list[float]:
-    """One number from every rank."""
-    if size() == 1:
-        return [value]
-    every = torch.zeros(size(), dtype=torch.float64, device=_place())
-    every[rank()] = value
-    dist.all_reduce(every)
-    return [float(number) for number in every]
+    return gathered(value)[0]
 
 
 def lost_rank(error: BaseException) -> ResourceError | None:
@@ -146,7 +139,3 @@ def lost_rank(error: BaseException) -> ResourceError | None:
         f"Rank {rank()}: another of the {size()} training processes is gone ({text.splitlines()[0][:120]}). Look for "
         f"its own message (out of memory?), then start torchrun again with --resume."
     )
-
-
-def _place() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

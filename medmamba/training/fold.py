@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from medmamba.compute.device import choose_device
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, write_json, write_text
@@ -15,22 +19,23 @@ from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
 from medmamba.models.network import network_arguments
-from medmamba.models.run_folder import RunFolder
-from medmamba.models.trained_folds import ModelFacts
+from medmamba.models.run_folder import RunFolder, read_plan
+from medmamba.models.trained_folds import ModelFacts, read_model_facts
 from medmamba.networks.build import network_facts, rebuild_network
+from medmamba.networks.planned.one_block_unet import is_one_block
+from medmamba.plans.explain import compare
+from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed
 from medmamba.training.cascade import ensure_first_stage
 from medmamba.training.config import RESOLVED_AT_START, TrainConfig, refuse_another_recipe
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
-from medmamba.training.observers import MessageObserver, NullObserver, Observer, Observers
+from medmamba.training.observers import Observer, Observers, open_tracker
 from medmamba.training.options import TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.report import TrainingReport
-from medmamba.training.resume import arguments_to_resume, stored_config
 from medmamba.training.setup import FoldSetup
-from medmamba.training.trackers import open_tracker
 from medmamba.training.trainer import train_fold
 from medmamba.training.transfer import freeze, initialise
 
@@ -105,22 +110,21 @@ def train_planned_fold(
             if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
                 write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
             if report is not None:
-                write_json(target / "init.json", report.as_json())
+                write_json(target / "init.json", asdict(report))
             elif not options.resume:
                 (target / "init.json").unlink(missing_ok=True)
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)
-        observer: Observer = NullObserver()
+        observer = Observer()
         if first_rank:
             machine = machine_line(config, built, device)
             on_start(machine)
             trackers = [open_tracker(tracker, folder.path, target, config) for tracker in options.trackers]
             for tracker in trackers:
                 stack.callback(tracker.close)
-            observer = Observers(
-                [MessageObserver(on_event), TrainingReport(folder.path, target, plan, config, machine), *trackers]
-            )
+            report_page = TrainingReport(folder.path, target, plan, config, machine)
+            observer = Observers([report_page, *trackers], on_event)
         setup = FoldSetup(plan, chosen, training, validation, target, config, facts, loss)
         result = train_fold(built, setup, resume=options.resume, on_step=on_step, observer=observer)
         observer.end(result)
@@ -144,3 +148,44 @@ def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple
             f"first is {missing[0]}. Run `medmamba plan DATASET -o {folder.path} --configurations {configuration}`."
         )
     return [cases[name] for name in training], [cases[name] for name in validation]
+
+
+def stored_config(run: str | Path, *, fold: int | str = 0, configuration: str | None = None) -> TrainConfig:
+    """The recipe that a fold was last trained with; raises ConfigError when there is none."""
+    folder = RunFolder(Path(run))
+    path = folder.fold(configuration or folder.read_plan().default_configuration, fold) / "train.json"
+    try:
+        return TrainConfig.model_validate_json(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent}: nothing to resume here. Train without --resume first.") from error
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe. Begin again with --restart.") from error
+
+
+def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The network arguments of a fold to be resumed: ``arguments``, or those of an earlier version's convolution U-Net.
+
+    Raises ConfigError when it was trained with another plan or network, naming what differs.
+    """
+    before = read_plan(target / "plan.json")
+    if before.hash() != plan.hash():
+        fields = [f"{field}: {old} then, {new} now" for field, old, new in compare(before, plan)][:3]
+        raise ConfigError(
+            f"{target}: was trained with another plan ({'; '.join(fields) or 'other reasons, same numbers'}). Restore "
+            f"the old plan.json of the run, or begin again with --restart."
+        )
+    stored = read_model_facts(target).network
+    if is_one_block(stored):
+        arguments = {key: value for key, value in arguments.items() if key != "decoder_convs"}
+        arguments["blocks_per_stage"] = stored["blocks_per_stage"]  # they were never built
+    blocks = stored.get("blocks_per_stage") or [None]
+    if arguments["name"] == stored["name"] == "u_mamba_bot" and arguments["blocks_per_stage"][-1] == blocks[-1]:
+        arguments = {**arguments, "blocks_per_stage": blocks}  # it builds the coarsest stage's alone
+    wanted = json.loads(json.dumps(arguments))
+    changed = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
+    if changed:
+        raise ConfigError(
+            f"{target}: was trained with another network ({', '.join(changed)} differ). Give the same --network and "
+            f"--no-scan as then, or begin again with --restart."
+        )
+    return arguments

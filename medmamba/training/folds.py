@@ -17,10 +17,9 @@ from medmamba.models.checkpoint import has_checkpoint
 from medmamba.models.run_folder import RunFolder
 from medmamba.training.batches import end_with_parent
 from medmamba.training.config import TrainConfig, make_config
-from medmamba.training.fold import train_planned_fold
+from medmamba.training.fold import stored_config, train_planned_fold
 from medmamba.training.options import Fold, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
-from medmamba.training.resume import stored_config
 
 
 def train_folds(

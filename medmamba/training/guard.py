@@ -1,4 +1,4 @@
-"""Guards of a training: steps whose loss or gradient is not finite, and networks that predict nothing.
+"""Guards of a training: steps whose loss or gradient is not finite, networks that predict nothing, too little memory.
 
 A step whose loss or gradient is not finite is skipped; after three in a row the learning rate is lowered for good;
 after ten training stops, with the batch on disk and its cases named.
@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from medmamba.disk.atomic import write_bytes
-from medmamba.errors import MedmambaError
+from medmamba.errors import MedmambaError, ResourceError
 from medmamba.training.batches import Batch
 
 LOWER_AFTER = 3
@@ -94,3 +94,38 @@ def _blame(batch: Batch) -> str:
     """The cases of the batch whose image itself is not finite."""
     bad = [name for name, image in zip(batch.case_ids, batch.image, strict=True) if not image.isfinite().all()]
     return f"the image of {', '.join(dict.fromkeys(bad))} holds NaN or Inf. " if bad else ""
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What training puts into memory: patches per batch, edges of a patch, whether activations are recomputed."""
+
+    batch_size: int
+    patch_size: tuple[int, ...]
+    recompute: bool
+
+    def __str__(self) -> str:
+        patch = " x ".join(str(edge) for edge in self.patch_size)
+        return f"batch {self.batch_size}, patch {patch}{', activations recomputed' if self.recompute else ''}"
+
+
+def smaller_fit(fit: MemorySettings, divisor: Sequence[int], can_recompute: bool) -> MemorySettings:
+    """What training continues with when memory ran out; raises ResourceError when nothing is left to give up.
+
+    First the batch is halved down to one patch, then activations are recomputed, then a patch loses one ``divisor``
+    (the product of the network's strides) of its longest edge in these units, down to two of them.
+    """
+    if fit.batch_size > 1:
+        return MemorySettings(fit.batch_size // 2, fit.patch_size, fit.recompute)
+    if not fit.recompute and can_recompute:
+        return MemorySettings(fit.batch_size, fit.patch_size, True)
+    units = [edge // step for edge, step in zip(fit.patch_size, divisor, strict=True)]
+    if max(units) <= 2:
+        raise ResourceError(
+            f"Out of memory even with {fit}. Use a device with more memory, plan again for this one "
+            f"(--device-memory), or train a smaller network (--network plain_unet)."
+        )
+    axis = units.index(max(units))
+    patch = list(fit.patch_size)
+    patch[axis] = divisor[axis] * max(2, units[axis] * 3 // 4)
+    return MemorySettings(fit.batch_size, tuple(patch), fit.recompute)

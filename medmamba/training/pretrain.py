@@ -10,22 +10,21 @@ Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slice
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from medmamba.compute.device import casting, choose_device
+from medmamba.compute.device import choose_device
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_json, write_text
 from medmamba.disk.lock import FolderLock
-from medmamba.errors import ConfigError, InputError, MedmambaError
-from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
+from medmamba.errors import InputError, unknown_name
+from medmamba.models.checkpoint import refuse_trained
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import ModelFacts
@@ -33,18 +32,16 @@ from medmamba.networks.build import build_network
 from medmamba.networks.density import automatic_bandwidth, key_tokens
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
-from medmamba.training.augmentation import augmentation_plan
-from medmamba.training.batches import PatchRecipe, PatchSource
+from medmamba.training.batches import Batch
 from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
-from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
-from medmamba.training.machine import determinism, machine_line, peak_memory_gib, resolved
+from medmamba.training.machine import determinism, machine_line, resolved
+from medmamba.training.observers import Observers
 from medmamba.training.options import PRETRAINING_STEPS
-from medmamba.training.progress import Progress, StepReport, TrainingResult, write_metrics
+from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.sampling import sample_rng
-from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
 from medmamba.training.setup import FoldSetup
-from medmamba.training.step import make_optimizer, rate_of, set_rate
-from medmamba.training.workers import SupervisedWorkers
+from medmamba.training.step import Stepper
+from medmamba.training.trainer import Training
 
 HIDDEN_FRACTION = 0.3
 """Fraction of the slices of a patch that are hidden."""
@@ -83,7 +80,7 @@ def pretrain(
     plan = folder.read_plan()
     name = configuration or plan.default_configuration
     if name not in plan.configurations:
-        raise ConfigError(f"Configuration {name!r} is not in the plan. It has {', '.join(plan.configurations)}.")
+        raise unknown_name("configuration", name, list(plan.configurations))
     chosen = plan.configurations[name]
     cases = list(stored_cases(folder.preprocessed(name)).values())
     if images is not None:
@@ -93,29 +90,58 @@ def pretrain(
     arguments = network_arguments(plan, chosen, network=network)
     channels = [f"reconstruction of {channel}" for channel in plan.channel_names]
     arguments |= {"out_channels": len(channels), "deep_supervision": False}
-    config = config or TrainConfig()
+    config = (config or TrainConfig()).model_copy(update={"augment": "none"})
     if not set(LENGTHS) & set(config.given):
         config = TrainConfig.of(config, steps=PRETRAINING_STEPS)
     target = folder.path / "pretrained" / name
     facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
     with FolderLock(make_folder(target)), determinism(config.deterministic):
         remove_leftovers(target)
-        checkpoints = target / "checkpoints"
-        if not resume and not restart:
-            refuse_trained(checkpoints)
-        write_text(target / "plan.json", plan.to_json())
-        write_json(target / "model.json", facts.as_json())
+        if not (resume or restart):
+            refuse_trained(target / "checkpoints")
         device = choose_device(config.device)
         if resume and (target / "train.json").is_file():
             stored = TrainConfig.model_validate_json((target / "train.json").read_text())
-            config = config.model_copy(update={field: getattr(stored, field) for field in RESOLVED_AT_START})
+            kept = {field: getattr(stored, field) for field in RESOLVED_AT_START if field != "augment"}
+            config = config.model_copy(update=kept)
         torch.manual_seed(config.seed)
         built = build_network(**arguments)
         config = resolved(config, built, device, cascade=False, resumed=resume)
         on_start(machine_line(config, built, device))
-        write_text(target / "train.json", config.model_dump_json(indent=1) + "\n")
+        if restart:
+            rmtree(target / "checkpoints", ignore_errors=True)
+        write_text(target / "plan.json", plan.to_json())
+        write_json(target / "model.json", facts.as_json())
         setup = FoldSetup(plan, chosen, cases, [], target, config, facts)
-        return _run(built.to(device), setup, resume, on_step, on_event)
+        return _Pretraining(built, setup, Observers([], on_event), resume=resume).run(on_step)
+
+
+class _Pretraining(Training):
+    """A training without labels: slices of every batch are hidden, and an epoch ends with a checkpoint."""
+
+    def _stepper(self) -> Stepper:
+        return Stepper(self.network, self.optimizer, _ReconstructionLoss(), None, self.config)
+
+    def _next_batch(self) -> Batch:
+        batch = super()._next_batch()
+        masked = hide_key_slices(batch.image, batch.step, self.config.seed)
+        return replace(batch, image=masked.image, label=torch.cat([batch.image, masked.hidden], 1))
+
+    def _end_epoch(self) -> bool:
+        ended = super()._end_epoch()
+        self.save()
+        return ended
+
+
+class _ReconstructionLoss(nn.Module):
+    """Mean squared error of the hidden slices."""
+
+    def forward(
+        self, output: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``target`` (B, C + 1, ...): the image, and where it is hidden."""
+        image, hidden = target[:, :-1], target[:, -1:]
+        return ((output.float() - image) ** 2 * hidden).sum() / (hidden.sum() * image.shape[1])
 
 
 def hide_key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> MaskedSlices:
@@ -142,97 +168,6 @@ def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
     else:
         small = F.adaptive_avg_pool2d(slices, (min(TOKEN_EDGE, slices.shape[2]), min(TOKEN_EDGE, slices.shape[3])))
     return small.flatten(1).numpy()
-
-
-def _run(
-    network: torch.nn.Module,
-    setup: FoldSetup,
-    resume: bool,
-    on_step: Callable[[StepReport], None],
-    on_event: Callable[[str], None],
-) -> TrainingResult:
-    config, chosen = setup.config, setup.configuration
-    # fp16 would need a loss scale for its small gradients
-    precision = "fp32" if config.precision == "fp16" else config.precision
-    optimizer = make_optimizer(network, config)
-    done = Progress()
-    if resume:
-        done = Progress.from_json(load_checkpoint(setup.checkpoints, network, optimizer)["progress"])
-    patch = tuple(chosen.patch_size)
-    batch_size = config.batch_size or chosen.batch_size
-    recipe = PatchRecipe(augmentation_plan(patch), batch_size, config.seed, augment="none")
-    source = PatchSource(setup.training, recipe, done.step)
-    budget = Budget(config.total_steps, config.max_minutes)
-    started, before, loss_value = time.monotonic(), done.seconds, math.nan
-
-    def save() -> None:
-        state = {**setup.facts.as_json(), "config": config.model_dump(), "progress": done.as_json()}
-        save_checkpoint(setup.checkpoints, network, optimizer, state)
-        write_metrics(setup.folder, done.metrics(rate_of(optimizer)))
-
-    stream = SupervisedWorkers(source, config.workers, stall_seconds=config.stall_seconds, on_fault=on_event)
-    with closing(stream):
-        try:
-            while (used := budget.progress(done.step, done.seconds)) < 1.0:
-                rate = SCHEDULES[config.schedule](config.learning_rate, used)
-                rate = warmed_up(rate, done.step, config.warmup_steps)
-                batch = next(stream)
-                masked = hide_key_slices(batch.image, batch.step, config.seed)
-                with deferred_interrupts():
-                    set_rate(optimizer, rate)
-                    loss_value = _step(network, optimizer, masked, batch.image, config.gradient_clip, precision)
-                    if not math.isfinite(loss_value):
-                        raise MedmambaError(
-                            f"Pretraining stopped at step {batch.step}: the loss is not finite with cases "
-                            f"{', '.join(batch.case_ids)}. Check these images, or lower --learning-rate."
-                        )
-                    done.epoch.add(loss_value, None, stream.last_wait)
-                    done.step += 1
-                    done.seconds = before + time.monotonic() - started
-                    if done.step % config.steps_per_epoch == 0:
-                        done.end_epoch(done.metrics(rate)[-1])
-                        save()
-                used = budget.progress(done.step, done.seconds)
-                on_step(done.report(config.total_steps, used, loss_value, rate))
-        except SecondInterrupt:
-            raise
-        except BaseException:
-            if done.step and math.isfinite(loss_value):
-                save()
-            raise
-        save()
-    return TrainingResult(
-        setup.folder,
-        done.step,
-        done.seconds,
-        loss_value,
-        None,
-        peak_memory_gib=peak_memory_gib(next(network.parameters()).device),
-    )
-
-
-def _step(
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    masked: MaskedSlices,
-    image: torch.Tensor,
-    clip: float,
-    precision: str,
-) -> float:
-    """One step; returns the loss, nan where it was skipped because something was not finite."""
-    device = next(network.parameters()).device
-    network.train()
-    optimizer.zero_grad(set_to_none=True)
-    hidden = masked.hidden.to(device)
-    with casting(precision, device):
-        drawn = network(masked.image.to(device)).float()
-    loss = ((drawn - image.to(device)) ** 2 * hidden).sum() / (hidden.sum() * image.shape[1])
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), clip)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        return math.nan
-    optimizer.step()
-    return float(loss.detach())
 
 
 def _further_cases(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,8 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from medmamba.disk.atomic import write_text
-from medmamba.training.memory import MemorySettings
+from medmamba.disk.atomic import write_json, write_text
+from medmamba.training.guard import MemorySettings
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,17 @@ class EpochMetrics:
     by_name: Mapping[str, float] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
-        """Column to value, as in the files."""
-        return {name: getattr(self, name) for name in COLUMNS} | {
-            name: value for name, value in self.by_name.items() if name not in COLUMNS
+        """Column to value, as in the files; a number that is not finite is None."""
+        row = {name: getattr(self, name) for name in COLUMNS}
+        row |= {name: value for name, value in self.by_name.items() if name not in COLUMNS}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in row.items()
         }
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> EpochMetrics:
-        """The counterpart of :meth:`as_row`; null in the files is nan where the field is a number."""
+        """The counterpart of :meth:`as_row`; None is nan where the field is a number."""
         known = {name: row.get(name) for name in COLUMNS}
         known["loss"] = math.nan if known["loss"] is None else known["loss"]
         by_name = {name: math.nan if value is None else value for name, value in row.items() if name not in COLUMNS}
@@ -143,16 +148,12 @@ class Progress:
     def from_json(cls, stored: Mapping[str, Any]) -> Progress:
         """The counterpart of :meth:`as_json`."""
         fit = stored.get("fit")
-        return cls(
-            **{
-                **stored,
-                "fit": None
-                if fit is None
-                else MemorySettings(fit["batch_size"], tuple(fit["patch_size"]), fit["recompute"]),
-                "epochs": [EpochMetrics.from_row(row) for row in stored.get("epochs", [])],
-                "epoch": EpochSoFar(**stored.get("epoch", {})),
-            }
-        )
+        parts = {
+            "fit": None if fit is None else MemorySettings(**{**fit, "patch_size": tuple(fit["patch_size"])}),
+            "epochs": [EpochMetrics.from_row(row) for row in stored.get("epochs", [])],
+            "epoch": EpochSoFar(**stored.get("epoch", {})),
+        }
+        return cls(**{**stored, **parts})
 
     @property
     def training_seconds(self) -> float:
@@ -242,10 +243,13 @@ class TrainingResult:
 def write_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
     """metrics.csv and metrics.json: one row an epoch; the classes' Dice are further columns."""
     rows = [epoch.as_row() for epoch in metrics]
-    header = [*COLUMNS, *sorted({key for row in rows for key in row if key not in COLUMNS})]
-    lines = [",".join(_cell(row.get(key)) for key in header) for row in rows]
-    write_text(folder / "metrics.csv", "\n".join([",".join(header), *lines]) + "\n")
-    write_text(folder / "metrics.json", json.dumps([_jsonable(row) for row in rows], indent=1) + "\n")
+    classes = sorted({name for row in rows for name in row} - set(COLUMNS))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [*COLUMNS, *classes], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "metrics.csv", table.getvalue())
+    write_json(folder / "metrics.json", rows)
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:
@@ -255,11 +259,3 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
     except (OSError, ValueError):
         return []
     return [EpochMetrics.from_row(row) for row in rows]
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
-
-
-def _jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

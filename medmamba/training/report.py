@@ -14,6 +14,7 @@ from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.pages.render import COLOURS, brief, colour_of, render
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
+from medmamba.training.observers import Observer
 from medmamba.training.progress import EpochMetrics, TrainingResult, read_metrics
 from medmamba.training.validation import Example, Validation
 
@@ -22,8 +23,8 @@ WEAK_DICE, WEAK_MARGIN = 0.5, 0.15
 EXAMPLES_TITLE = "Examples: truth in white, prediction in colour"
 
 
-class TrainingReport:
-    """An observer that writes images and the page after each epoch.
+class TrainingReport(Observer):
+    """Writes images and the page after each epoch.
 
     Images are curves.png and examples.png in the fold's folder; the page is RUN/report/training.html (and
     training_<fold>.html beside it), with the images inside.
@@ -37,19 +38,15 @@ class TrainingReport:
         self.result: TrainingResult | None = None
 
     def event(self, line: str) -> None:
-        """Shown on the page that is written next."""
         self.events.append(line)
 
     def validation(self, found: Validation) -> None:
-        """Its example slices are shown."""
         self.examples = found.examples
 
     def epoch(self, metrics: EpochMetrics) -> None:
-        """Write the page."""
         self.write()
 
     def end(self, result: TrainingResult) -> None:
-        """Write the page with what came out."""
         self.result = result
         self.write()
 
@@ -62,14 +59,9 @@ class TrainingReport:
         if self.examples:
             images[EXAMPLES_TITLE] = examples_png(self.examples)
             write_bytes(self.fold / "examples.png", images[EXAMPLES_TITLE])
-        page = self._page(images, epochs)
-        write_text(self.run / "report" / f"training_{self.fold.name}.html", page)
-        write_text(self.run / "report" / "training.html", page)
-
-    def _page(self, images: dict[str, bytes], epochs: Sequence[EpochMetrics]) -> str:
         rows = [epoch.as_row() for epoch in epochs]
         header = list(rows[0]) if rows else []
-        return render(
+        page = render(
             "training.html",
             dataset=self.plan.dataset_name,
             configuration=self.fold.parent.name,
@@ -81,6 +73,8 @@ class TrainingReport:
             epochs=[header, *([brief(row.get(key)) for key in header] for row in rows)] if rows else [],
             recipe=[[key, str(value)] for key, value in self.config.model_dump().items()],
         )
+        write_text(self.run / "report" / f"training_{self.fold.name}.html", page)
+        write_text(self.run / "report" / "training.html", page)
 
 
 def closing_lines(result: TrainingResult, run: Path) -> list[str]:
@@ -150,12 +144,6 @@ def examples_png(examples: Sequence[Example]) -> bytes:
 
 
 def _png(figure: Any) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _numbers(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
-    return [math.nan if row.get(key) is None else float(row[key]) for row in rows]

@@ -6,22 +6,14 @@ see the same patches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from medmamba.preprocessing.store import CaseReader
 
 FOREGROUND_FRACTION = 0.33
 """Fraction of a batch whose patches must contain foreground (nnU-Net v2)."""
-
-
-@dataclass(frozen=True)
-class PatchChoice:
-    """A patch: which case, and its first voxel on the plan's grid (may lie outside)."""
-
-    case_index: int
-    start: tuple[int, ...]
 
 
 def sample_rng(seed: int, step: int, sample: int) -> np.random.Generator:
@@ -39,47 +31,36 @@ def must_show_foreground(sample: int, batch_size: int) -> bool:
 
 def choose_patch(
     rng: np.random.Generator,
-    shapes: Sequence[tuple[int, ...]],
-    foreground: Sequence[Mapping[int, NDArray[np.integer]]],
-    patch_size: tuple[int, ...],
+    cases: Sequence[CaseReader],
+    size: tuple[int, ...],
     *,
     on_foreground: bool,
-    lesions: Sequence[Mapping[int, NDArray[np.integer]]] | None = None,
-    annotated: Sequence[NDArray[np.integer] | None] | None = None,
-) -> PatchChoice:
-    """Draw a case uniformly and a patch in it.
+    by_lesion: bool = False,
+) -> tuple[CaseReader, tuple[int, ...]]:
+    """Draw a case uniformly and a patch of ``size`` in it: its first voxel on the plan's grid, which may lie outside.
 
-    ``shapes`` are the cases' sizes on the plan's grid; ``foreground[i]`` maps each label of case i to (n, dims) voxel
-    coordinates. On foreground: label uniform among those present, voxel uniform, patch centred on it and moved only
-    as far as needed to stay near the volume. A volume smaller than the patch is centred with a free margin.
+    On foreground: label uniform among those present, voxel uniform, patch centred on it and moved only as far as needed
+    to stay near the volume. A volume smaller than the patch is centred with a free margin. ``by_lesion`` draws a
+    connected component before a voxel, so that a lesion of ten voxels is seen as often as one of ten thousand.
 
-    ``lesions`` numbers the connected component of every foreground voxel; then a component is drawn before a voxel, so
-    that a lesion of ten voxels is seen as often as one of ten thousand. ``annotated[i]`` are the voxels of case i that
-    are not ignored, where some are; then every patch is centred on one, so that there is something to learn.
+    In a case with ignored voxels every patch is centred on one that is not, so that there is something to learn.
     """
-    case = int(rng.integers(len(shapes)))
-    shape = shapes[case]
+    case = cases[int(rng.integers(len(cases)))]
     lowest, highest = [], []
-    for size, extent in zip(patch_size, shape, strict=True):
-        missing = max(size - extent, 0)
+    for edge, extent in zip(size, case.shape, strict=True):
+        missing = max(edge - extent, 0)
         lowest.append(-(missing // 2))
-        highest.append(extent - size + missing // 2 + missing % 2)
-    present = [label for label, voxels in sorted(foreground[case].items()) if len(voxels)]
-    if on_foreground and present:
+        highest.append(extent - edge + missing // 2 + missing % 2)
+    present = [label for label, voxels in sorted(case.locations.items()) if len(voxels)] if on_foreground else []
+    if present:
         label = present[int(rng.integers(len(present)))]
-        voxels = foreground[case][label]
-        if lesions is not None:
-            component = lesions[case][label]
-            drawn = rng.choice(np.unique(component))
-            voxels = voxels[component == drawn]
-        centre: NDArray[np.integer] | None = voxels[int(rng.integers(len(voxels)))]
-    elif annotated is not None and (known := annotated[case]) is not None:
-        centre = known[int(rng.integers(len(known)))]
+        voxels = case.locations[label]
+        if by_lesion:
+            component = case.lesions[label]
+            voxels = voxels[component == rng.choice(np.unique(component))]
+    elif case.annotated_voxels is not None:
+        voxels = case.annotated_voxels
     else:
-        centre = None
-    if centre is not None:
-        start = [int(c) - size // 2 for c, size in zip(centre, patch_size, strict=True)]
-        start = [min(max(s, low), high) for s, low, high in zip(start, lowest, highest, strict=True)]
-    else:
-        start = [int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
-    return PatchChoice(case, tuple(start))
+        return case, tuple(int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True))
+    start = voxels[int(rng.integers(len(voxels)))] - np.array(size) // 2
+    return case, tuple(int(first) for first in np.clip(start, lowest, highest))

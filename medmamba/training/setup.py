@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from medmamba.models.network import mirroring_of, previous_labels
+from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import ModelFacts
-from medmamba.plans.schema import Configuration, Mirroring, Plan
+from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training.config import TrainConfig
 from medmamba.training.losses import LossFunction, dice_ce
@@ -50,13 +50,3 @@ class FoldSetup:
     def previous_labels(self) -> int:
         """Labels of a cascade's first stage, which are channels of the image."""
         return previous_labels(self.plan, self.configuration)
-
-    @property
-    def mirroring(self) -> Mirroring:
-        """Axes along which patches may be mirrored."""
-        return mirroring_of(self.plan, self.configuration)
-
-    @property
-    def masked_channels(self) -> tuple[int, ...]:
-        """Image channels that are normalised inside the nonzero mask, and 0 outside."""
-        return tuple(index for index, scheme in enumerate(self.plan.normalization) if scheme.use_mask)

@@ -1,7 +1,8 @@
-"""One optimiser step: forward, loss, backward, clipping, update; finite or not at all."""
+"""One optimiser step, finite or not at all; torch.compile (--compile) and the average of the weights (--ema)."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from medmamba.compute.device import casting, choose_precision
+from medmamba.compute.device import casting, choose_precision, is_out_of_memory
 from medmamba.errors import ConfigError
 from medmamba.models.output_channels import OutputChannels
 from medmamba.training import distributed
@@ -82,6 +83,7 @@ class Stepper:
 
     Args:
         loss: of outputs, label indices and annotated channels, as :class:`DeepSupervision`.
+        channels: what the outputs mean; None: no Dice is measured.
         forward: the network, or the network compiled.
     """
 
@@ -90,7 +92,7 @@ class Stepper:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         loss: nn.Module,
-        channels: OutputChannels,
+        channels: OutputChannels | None,
         config: TrainConfig,
         forward: Callable[[torch.Tensor], Any] | None = None,
     ) -> None:
@@ -114,7 +116,7 @@ class Stepper:
         with casting(self.precision, self.device):
             outputs = self.forward(image)
         loss = self.loss(outputs, label, annotated)
-        dice = self._dice(outputs, label) if measure else None
+        dice = self._dice(outputs, label, self.channels) if measure and self.channels else None
         if not distributed.all_true(bool(torch.isfinite(loss))):
             return StepOutcome(math.nan, dice)
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
@@ -145,16 +147,63 @@ class Stepper:
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
 
+    @staticmethod
     @torch.no_grad()
-    def _dice(self, outputs: torch.Tensor | list[torch.Tensor], label: torch.Tensor) -> float:
+    def _dice(outputs: torch.Tensor | list[torch.Tensor], label: torch.Tensor, channels: OutputChannels) -> float:
         """Foreground Dice of the batch as a whole, cheap enough to be measured between validations."""
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
-        prediction = torch.stack([self.channels.label_map(one.float()) for one in logits])
-        known = (
-            label[:, 0] != self.channels.ignore
-            if self.channels.ignore is not None
-            else torch.ones_like(label[:, 0]) > 0
-        )
-        hit = ((prediction == label[:, 0]) & (prediction > 0) & known).sum()
-        both = ((prediction > 0) & known).sum() + ((label[:, 0] > 0) & known).sum()
+        prediction, truth = torch.stack([channels.label_map(one.float()) for one in logits]), label[:, 0]
+        known = torch.ones_like(truth, dtype=torch.bool) if channels.ignore is None else truth != channels.ignore
+        hit = ((prediction == truth) & (prediction > 0) & known).sum()
+        both = ((prediction > 0) & known).sum() + ((truth > 0) & known).sum()
         return float(2 * hit / both) if both else math.nan
+
+
+class Compiled:
+    """A network through torch.compile; from the first failure on the network itself, which is reported once.
+
+    Weights are the network's own, so checkpoints, averages and validation do not depend on it.
+    """
+
+    def __init__(self, network: nn.Module, report: Callable[[str], None]) -> None:
+        self._network, self._report = network, report
+        self._forward: Callable[[torch.Tensor], Any] | None = None
+
+    def __call__(self, image: torch.Tensor) -> Any:
+        """The network's outputs for ``image``."""
+        try:
+            if self._forward is None:
+                # Patches have one size; where a second one comes, inductor fails on sizes that are symbols.
+                self._forward = torch.compile(self._network, dynamic=False)
+            return self._forward(image)
+        except Exception as error:
+            if self._forward is self._network or is_out_of_memory(error):
+                raise
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
+            self._report(f"--compile: torch.compile failed ({type(error).__name__}: {reason}); continuing without it.")
+            self._forward = self._network
+        return self._network(image)
+
+
+class AveragedWeights:
+    """A copy of a network whose weights follow it slowly.
+
+    The decay is warmed up as (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten.
+    Source: Polyak & Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, network: nn.Module, decay: float, steps: int = 0) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+        self.steps = steps
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move a little towards the weights of ``network``; numbers that are not floating point are copied."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay)
+            else:
+                mine.copy_(theirs)

@@ -15,23 +15,21 @@ from medmamba.compute.device import choose_device, is_out_of_memory, slow_precis
 from medmamba.disk.atomic import write_text
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
+from medmamba.models.network import mirroring_of
 from medmamba.models.output_channels import class_weights
 from medmamba.training import distributed
 from medmamba.training.augmentation import augmentation_plan
-from medmamba.training.averaging import AveragedWeights
 from medmamba.training.batches import Batch, PatchRecipe, PatchSource
-from medmamba.training.compiling import Compiled
 from medmamba.training.epochs import Epochs
-from medmamba.training.guard import FiniteGuard
+from medmamba.training.guard import FiniteGuard, MemorySettings, smaller_fit
 from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.machine import determinism, peak_memory_gib
-from medmamba.training.memory import MemorySettings, smaller_fit
-from medmamba.training.observers import EventLog, NullObserver, Observer, Observers
+from medmamba.training.observers import Observer, Observers
 from medmamba.training.progress import Progress, StepReport, TrainingResult, write_metrics
-from medmamba.training.schedule import SCHEDULES, Budget, warmed_up
+from medmamba.training.schedule import budget_used, learning_rate
 from medmamba.training.setup import FoldSetup
-from medmamba.training.step import StepOutcome, Stepper, make_optimizer, rate_of
+from medmamba.training.step import AveragedWeights, Compiled, StepOutcome, Stepper, make_optimizer, rate_of
 from medmamba.training.workers import SupervisedWorkers
 
 MEASURE_EVERY = 10
@@ -44,7 +42,7 @@ def train_fold(
     *,
     resume: bool = False,
     on_step: Callable[[StepReport], None] = lambda report: None,
-    observer: Observer = NullObserver(),  # noqa: B008, it has no state
+    observer: Observer = Observer(),  # noqa: B008, it has no state
 ) -> TrainingResult:
     """Train ``network`` on a fold's training cases and leave checkpoints, metrics and the recipe in its folder.
 
@@ -69,7 +67,7 @@ class Training:
             refuse_trained(setup.checkpoints)
         state = self._load() if resume else None
         self.done = Progress() if state is None else Progress.from_json(state["progress"])
-        self.observer = Observers([EventLog(self.done.events), observer])
+        self.observer = Observers([observer], self.done.events.append)
         self.guard = FiniteGuard(rate_factor=self.done.rate_factor, skipped=self.done.skipped)
         batch = config.batch_size or setup.configuration.batch_size
         self.fit = self.done.fit or MemorySettings(batch, tuple(setup.configuration.patch_size), config.recompute)
@@ -79,7 +77,6 @@ class Training:
             if (line := slow_precision(config.precision, self.device)) is not None:
                 self.observer.event(line)
         self.epochs = Epochs(setup, self.done, self.observer)
-        self.budget = Budget(config.total_steps, config.max_minutes)
         self.seconds_per_save = 0.0
         self.began = 0.0
         """When training would have begun if it had never been interrupted, on the monotonic clock."""
@@ -121,11 +118,7 @@ class Training:
             # An epoch that is full now was interrupted in its validation.
             stopped_early = self._end_epoch() if self._epoch_is_full else self.epochs.out_of_patience()
             while not stopped_early and (used := distributed.from_first(self._budget_used())) < 1.0:
-                rate = warmed_up(
-                    SCHEDULES[config.schedule](config.learning_rate, used) * self.guard.rate_factor,
-                    done.step,
-                    config.warmup_steps,
-                )
+                rate = learning_rate(config, done.step, used) * self.guard.rate_factor
                 loss = self._step(rate)
                 stopped_early = self._epoch_is_full and self._end_epoch()
                 if time.monotonic() - last_saved > 60 * config.checkpoint_minutes:
@@ -174,7 +167,7 @@ class Training:
         # One step more may start just before the end. The mean of the whole run, because that of an epoch jumps at its
         # start, and the learning rate with it.
         closing += self.seconds_per_save + done.seconds / max(done.step, 1)
-        return self.budget.progress(done.step, done.seconds, closing)
+        return budget_used(self.config, done.step, done.seconds, closing)
 
     def save(self, generation: str = "last") -> None:
         """Write a generation of checkpoints, and with "last" the metrics; only the first of several processes does."""
@@ -201,11 +194,15 @@ class Training:
     def _epoch_is_full(self) -> bool:
         return self.done.epoch.steps > 0 and self.done.step % self.config.steps_per_epoch == 0
 
+    def _next_batch(self) -> Batch:
+        """The batch as the network gets it."""
+        return self.stream.source.finished(next(self.stream), self.device)
+
     def _step(self, rate: float) -> float:
         """One step on the next batch, smaller when memory runs out, until it fits; returns the loss."""
         while True:
             try:
-                batch = self.stream.source.finished(next(self.stream), self.device)
+                batch = self._next_batch()
                 with deferred_interrupts():
                     outcome = self.stepper.step(batch, rate, measure=self.done.step % MEASURE_EVERY == 0)
                     self._count(outcome, batch)
@@ -249,15 +246,16 @@ class Training:
             setattr(self.network, "checkpoint_blocks", fit.recompute)  # noqa: B010, not an attribute of every Module
         elif fit.recompute:
             raise ConfigError("This network cannot recompute its activations. Leave --recompute out.")
+        mirroring = mirroring_of(setup.plan, setup.configuration)
         recipe = PatchRecipe(
-            augmentation_plan(fit.patch_size, setup.mirroring, setup.channels.label_swap),
+            augmentation_plan(fit.patch_size, mirroring, setup.channels.label_swap),
             fit.batch_size,
             config.seed,
             augment=config.augment,
             sampling=config.sampling,
             channels=setup.channels,
             previous_labels=setup.previous_labels,
-            masked_channels=setup.masked_channels,
+            masked_channels=tuple(i for i, scheme in enumerate(setup.plan.normalization) if scheme.use_mask),
             samples=distributed.own_samples(fit.batch_size),
         )
         source = PatchSource(setup.training, recipe, self.done.step)

@@ -6,7 +6,7 @@ memory, with one class or one channel more, and the tensors whose shapes change 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -38,14 +38,6 @@ class TransferReport:
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
-    def take(self, name: str, tensor: torch.Tensor, source: torch.Tensor | None) -> None:
-        """Copy ``source`` into the parameter ``name`` if their shapes agree, and remember what became of it."""
-        if source is not None and source.shape == tensor.shape:
-            tensor.copy_(source)
-            self.kept.append(name)
-        else:
-            self.new.append(name)
-
     def lines(self) -> list[str]:
         """For people."""
         lines = [
@@ -60,15 +52,26 @@ class TransferReport:
             lines.append(f"new: {_some(self.new)}")
         return lines
 
-    def as_json(self) -> dict[str, Any]:
-        """For machines."""
-        return {
-            "source": self.source,
-            "kept": self.kept,
-            "adapted": self.adapted,
-            "new": self.new,
-            "unused": self.unused,
-        }
+
+@dataclass(frozen=True)
+class _NamedAxis:
+    """What the entries along an axis of some tensors are called, in the network and in the old model."""
+
+    reason: str
+    here: list[str]
+    there: list[str]
+
+    def copy(self, tensor: torch.Tensor, source: torch.Tensor) -> bool:
+        """Copy the entries that both have, along the axis of these lengths; whether there were any."""
+        rows = {new: self.there.index(name) for new, name in enumerate(self.here) if name in self.there}
+        lengths = (len(self.here), len(self.there))
+        for axis in range(tensor.ndim if source.ndim == tensor.ndim else 0):
+            rest = tensor.select(axis, 0).shape, source.select(axis, 0).shape
+            if (tensor.shape[axis], source.shape[axis]) == lengths and rest[0] == rest[1]:
+                for new, old in rows.items():
+                    tensor.select(axis, new).copy_(source.select(axis, old))
+                return bool(rows)
+        return False
 
 
 def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model: Path) -> TransferReport:
@@ -79,39 +82,31 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     silent start from scratch.
     """
     if model.is_file():
-        return _from_published(network, arguments, model)
-    folder = find_model(model)
+        old, published = read_converted(model)
+        for name in (*_shape_changes(arguments, "out_channels"), *published["missing"]):
+            old.pop(name, None)  # heads are always new, because published classes have no names
+        report = _copied(network, old, f"{model} ({published['family']}, {published['source']})", {})
+        if not report.kept:
+            raise ConfigError(
+                f"{model}: none of its tensors ({published['family']}) fits network {arguments['name']}. Published "
+                f"weights are for a published network: --network {' or '.join(published_networks())}."
+            )
+        return report
+    folder = _find_model(model)
     facts = read_model_facts(folder)
     old_plan = read_plan(folder / "plan.json")
     generation = "best" if (folder / "checkpoints" / "best" / "state.json").exists() else "last"
     read_state(folder / "checkpoints" / generation)  # hashes
     old = load_file(folder / "checkpoints" / generation / "model.safetensors")
-    heads = _shape_changes(arguments, "out_channels")
-    channels = _shape_changes(arguments, "in_channels")
-    old_heads = facts.heads or list(OutputChannels.of_plan(old_plan).names)
-    label_rows = _matches(list(OutputChannels.of_plan(plan).names), old_heads)
-    channel_rows = _matches(plan.channel_names, old_plan.channel_names)
-    report = TransferReport(str(folder))
-    state = network.state_dict()
-    with torch.no_grad():
-        for name, tensor in state.items():
-            source = old.pop(name, None)
-            if name in heads or name in channels:
-                rows, wanted, given, what = (
-                    (label_rows, len(OutputChannels.of_plan(plan).names), len(old_heads), "classes by name")
-                    if name in heads
-                    else (channel_rows, len(plan.channel_names), len(old_plan.channel_names), "channels by name")
-                )
-                copied = None if source is None else _by_rows(tensor, source, rows, wanted, given)
-                if copied is None:
-                    report.new.append(name)
-                elif copied:
-                    report.adapted[name] = what
-                else:
-                    report.kept.append(name)
-            else:
-                report.take(name, tensor, source)
-    report.unused = sorted(old)
+    axes: dict[str, _NamedAxis] = {}
+    for argument, reason, here, there in (
+        ("in_channels", "channels by name", plan.channel_names, old_plan.channel_names),
+        ("out_channels", "classes by name", _outputs(plan), facts.heads or _outputs(old_plan)),
+    ):
+        axis = _NamedAxis(reason, [name.lower() for name in here], [name.lower() for name in there])
+        if axis.here != axis.there:
+            axes |= dict.fromkeys(_shape_changes(arguments, argument), axis)
+    report = _copied(network, old, str(folder), axes)
     if not report.kept:
         raise ConfigError(
             f"{folder}: none of its {len(report.unused) + len(report.new)} tensors fits this network "
@@ -120,21 +115,26 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     return report
 
 
-def _from_published(network: nn.Module, arguments: dict[str, Any], file: Path) -> TransferReport:
-    """Tensors of the same name and shape; heads are always new, because published classes have no names."""
-    old, facts = read_converted(file)
-    report = TransferReport(f"{file} ({facts['family']}, {facts['source']})")
-    heads = _shape_changes(arguments, "out_channels")
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            source = old.pop(name, None)
-            report.take(name, tensor, None if name in (*heads, *facts["missing"]) else source)
-    report.unused = sorted(old)
-    if not report.kept:
-        raise ConfigError(
-            f"{file}: none of its tensors ({facts['family']}) fits network {arguments['name']}. Published weights are "
-            f"for a published network: --network {' or '.join(published_networks())}."
-        )
+def _outputs(plan: Plan) -> Sequence[str]:
+    return OutputChannels.of_plan(plan).names
+
+
+@torch.no_grad()
+def _copied(
+    network: nn.Module, old: Mapping[str, torch.Tensor], source: str, axes: Mapping[str, _NamedAxis]
+) -> TransferReport:
+    """Copy the tensors of ``old`` whose shapes agree, and those of ``axes`` by the names of their entries."""
+    state = network.state_dict()
+    report = TransferReport(source, unused=sorted(set(old) - set(state)))
+    for name, tensor in state.items():
+        given, axis = old.get(name), axes.get(name)
+        if given is not None and axis is not None and axis.copy(tensor, given):
+            report.adapted[name] = axis.reason
+        elif given is not None and axis is None and given.shape == tensor.shape:
+            tensor.copy_(given)
+            report.kept.append(name)
+        else:
+            report.new.append(name)
     return report
 
 
@@ -143,23 +143,19 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> list[str]:
 
     Raises ConfigError for a pattern that matches nothing.
     """
-    frozen = []
+    names, frozen = [name for name, _ in network.named_parameters()], []
     for pattern in patterns:
-        names = [
-            name for name, _ in network.named_parameters() if fnmatch(name, pattern) or name.startswith(pattern + ".")
-        ]
-        if not names:
-            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in network.named_parameters()))
+        matching = [name for name in names if fnmatch(name, pattern) or name.startswith(pattern + ".")]
+        if not matching:
+            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
             raise ConfigError(f"--freeze {pattern!r} matches no parameter. Parts of this network: {parts}.")
-        frozen += names
-    chosen = set(frozen)
-    for name, parameter in network.named_parameters():
-        if name in chosen:
-            parameter.requires_grad_(False)
+        frozen += matching
+    for name in frozen:
+        network.get_parameter(name).requires_grad_(False)
     return frozen
 
 
-def find_model(path: Path) -> Path:
+def _find_model(path: Path) -> Path:
     """The folder with model.json: ``path`` itself, or the only (or first) trained model below a run."""
     if (path / "model.json").is_file():
         return path
@@ -179,37 +175,6 @@ def _shape_changes(arguments: dict[str, Any], key: str) -> set[str]:
         one = build_network(**arguments).state_dict()
         other = build_network(**{**arguments, key: arguments[key] + 1}).state_dict()
     return {name for name, tensor in one.items() if name in other and tensor.shape != other[name].shape}
-
-
-def _matches(wanted: Sequence[str], given: Sequence[str]) -> dict[int, int]:
-    """New index to old index, for names that both have (compared without case)."""
-    places = {name.lower(): index for index, name in enumerate(given)}
-    return {index: places[name.lower()] for index, name in enumerate(wanted) if name.lower() in places}
-
-
-def _by_rows(tensor: torch.Tensor, source: torch.Tensor, rows: dict[int, int], wanted: int, given: int) -> bool | None:
-    """Copy the matching rows of the axis that has ``wanted`` entries here and ``given`` there.
-
-    Returns None when nothing could be copied, True when rows moved or are missing, False for a plain copy.
-    """
-    axes = [
-        axis
-        for axis in range(tensor.ndim)
-        if source.ndim == tensor.ndim
-        and tensor.shape[axis] == wanted
-        and source.shape[axis] == given
-        and _without(tensor.shape, axis) == _without(source.shape, axis)
-    ]
-    if not axes or not rows:
-        return None
-    axis = axes[0]
-    for new, old in rows.items():
-        tensor.select(axis, new).copy_(source.select(axis, old))
-    return not (wanted == given and all(new == old for new, old in rows.items()) and len(rows) == wanted)
-
-
-def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
-    return (*shape[:axis], *shape[axis + 1 :])
 
 
 def _some(names: Sequence[str]) -> str:

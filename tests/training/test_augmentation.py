@@ -27,7 +27,8 @@ def _sample(size, channels=1):
 
 
 def _augmented(image, label, plan, spatial, rng):
-    return augment(image, label, plan, draw_sample(rng, plan, spatial, len(image)))
+    images, labels = augment(image[None], label[None].long(), plan, [draw_sample(rng, plan, spatial, len(image))])
+    return images[0], labels[0]
 
 
 @pytest.mark.parametrize("patch", [(24, 32, 28), (4, 32, 32), (32, 40), (16, 48)])

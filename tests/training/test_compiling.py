@@ -11,8 +11,8 @@ from torch import nn
 from medmamba import pipeline
 from medmamba.models.checkpoint import read_state
 from medmamba.networks.build import build_network
-from medmamba.training.compiling import Compiled
 from medmamba.training.config import TrainConfig
+from medmamba.training.step import Compiled
 
 CONFIG = TrainConfig(steps=6, steps_per_epoch=3, workers=0, warmup_steps=0, precision="fp32", deterministic=True)
 

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches and of single samples: each operation is MONAI's, the chances are nnU-Net's."""
+"""Augmentation of whole batches: each operation is MONAI's, the probabilities are nnU-Net's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from medmamba.training.augmentation import (
     draw_spatial,
 )
 from medmamba.training.batches import PatchRecipe, PatchSource
-from medmamba.training.device_augmentation import augment_batch
 from medmamba.training.sampling import sample_rng
 
 NONE = (None, None)
@@ -40,7 +39,7 @@ def _batch(size, count=3, channels=2):
 def _changed(size, draw, device="cpu"):
     """What a draw makes of the middle one of three samples; the others must stay as they were."""
     image, label = _batch(size)
-    made, labels = augment_batch(image.to(device), label.to(device), augmentation_plan(size), [NOTHING, draw, NOTHING])
+    made, labels = augment(image.to(device), label.to(device), augmentation_plan(size), [NOTHING, draw, NOTHING])
     assert torch.equal(made[::2].cpu(), image[::2])
     assert torch.equal(labels.cpu(), label)
     return image[1], made[1].cpu()
@@ -73,12 +72,10 @@ def test_each_change_of_intensity_is_that_of_monai_with_a_strength_for_each_chan
     for name, (strengths, reference) in cases.items():
         draw = replace(NOTHING, strengths={name: strengths})
         image, made = _changed(size, draw, device)
-        by_itself, _ = augment(image, torch.zeros((1, *size)), augmentation_plan(size), draw)
-        for before, after, alone, strength in zip(image, made, by_itself, strengths, strict=True):
+        for before, after, strength in zip(image, made, strengths, strict=True):
             wanted = before if strength is None else torch.as_tensor(reference(before[None], strength))[0]
             assert torch.equal(before, after) == (strength is None)
             torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -98,7 +95,7 @@ def test_a_turn_is_that_of_monai_and_a_patch_that_does_not_turn_is_the_centre(pa
     plan = augmentation_plan(patch)
     spatial = SpatialDraw(angles, 0.8)
     image, label = _batch(plan.enlarged_size)
-    made, labels = augment_batch(
+    made, labels = augment(
         image.to(device), label.to(device), plan, [NOTHING, replace(NOTHING, spatial=spatial), NOTHING]
     )
     turn = Affine(
@@ -122,7 +119,7 @@ def test_mirroring_from_left_to_right_exchanges_the_labels_of_pairs_in_its_own_s
     plan = AugmentationPlan((6, 5, 4), (0.0,) * 3, (0, 1, 2), swap_axis=0, label_swap=(0, 2, 1, 3))
     image, label = _batch(plan.patch_size)
     draws = [replace(NOTHING, flips=flips) for flips in ((0, 2), (1,), ())]
-    made, labels = (out.cpu() for out in augment_batch(image.to(device), label.to(device), plan, draws))
+    made, labels = (out.cpu() for out in augment(image.to(device), label.to(device), plan, draws))
     assert torch.equal(made[0], image[0].flip(1, 3))
     assert torch.equal(labels[0], torch.tensor(plan.label_swap)[label[0]].flip(1, 3))
     assert torch.equal(labels[1], label[1].flip(2))
@@ -162,31 +159,6 @@ def test_everything_happens_as_often_and_as_strongly_as_in_nnunet():
     for axis in (0, 1, 2):
         share = np.mean([axis in draw.flips for draw in draws])
         assert share == pytest.approx(0.5 if axis in plan.mirror_axes else 0.0, abs=4 * 0.5 / count**0.5)
-
-
-def test_batches_and_single_samples_agree_in_distribution():
-    """Mean, deviation, extremes and roughness of what both ways make of one image."""
-    plan = augmentation_plan((12, 12, 12), Mirroring(axes=[0, 1, 2]))
-    image, label = _batch(plan.enlarged_size, 1, 1)
-    image = torch.nn.functional.avg_pool3d(image, 3, 1, 1) * 3  # with structure, so that blur and turns matter
-    middle = centre(plan.enlarged_size, plan.patch_size)
-
-    def facts(made):
-        return [made.mean(), made.std(), made.amin(), made.amax(), made.diff(dim=-1).abs().mean()]
-
-    one, whole = [], []
-    for step in range(500):
-        rng = sample_rng(1, step, 0)
-        spatial = draw_spatial(rng, plan)
-        size = ... if spatial is not None else middle
-        draw = draw_sample(rng, plan, spatial, 1)
-        one.append(facts(augment(image[0][size], label[0][size].float(), plan, draw)[0]))
-        draw = draw_sample(sample_rng(1, step, 10), plan, spatial, 1)
-        whole.append(facts(augment_batch(image, label, plan, [draw])[0]))
-    first, second = torch.tensor(one), torch.tensor(whole)
-    error = ((first.var(0) + second.var(0)) / len(first)).sqrt()
-    assert ((first.mean(0) - second.mean(0)).abs() < 4 * error).all()
-    torch.testing.assert_close(first.std(0), second.std(0), rtol=0.25, atol=1e-3)
 
 
 @pytest.fixture

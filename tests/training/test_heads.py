@@ -72,9 +72,9 @@ def test_a_left_right_flip_exchanges_the_labels_of_a_pair():
     )
     for step in range(10):  # flipped or not, index 1 stays on the low side
         draw = draw_sample(sample_rng(1, step, 0), recipe, None, 1)
-        _, made = augment(torch.zeros((1, 6, 5, 4)), label, recipe, draw)
-        assert (made[0, :2] == 1).all()
-        assert (made[0, 4:] == 2).all()
+        _, made = augment(torch.zeros((1, 1, 6, 5, 4)), label[None].long(), recipe, [draw])
+        assert (made[0, 0, :2] == 1).all()
+        assert (made[0, 0, 4:] == 2).all()
 
 
 def test_prediction_mirrors_with_the_same_exchange():
@@ -104,15 +104,9 @@ def test_sided_labels_keep_rotations_small():
 def test_a_small_lesion_is_drawn_as_often_as_a_large_one():
     voxels = np.array([[1, 1, 1], *([[8, 8, 8]] * 99)])
     component = np.array([1, *([2] * 99)])
+    case = SimpleNamespace(shape=(10, 10, 10), locations={1: voxels}, lesions={1: component}, annotated_voxels=None)
     starts = [
-        choose_patch(
-            sample_rng(5, step, 0),
-            [(10, 10, 10)],
-            [{1: voxels}],
-            (1, 1, 1),
-            on_foreground=True,
-            lesions=[{1: component}],
-        ).start
+        choose_patch(sample_rng(5, step, 0), [case], (1, 1, 1), on_foreground=True, by_lesion=True)[1]
         for step in range(300)
     ]
     assert 110 < sum(start == (1, 1, 1) for start in starts) < 190
@@ -120,5 +114,5 @@ def test_a_small_lesion_is_drawn_as_often_as_a_large_one():
 
 def test_patches_are_centred_on_annotated_voxels_where_some_are_ignored():
     known = np.array([[3, 4, 5]])
-    choice = choose_patch(sample_rng(0, 0, 0), [(10, 10, 10)], [{}], (3, 3, 3), on_foreground=False, annotated=[known])
-    assert choice.start == (2, 3, 4)
+    case = SimpleNamespace(shape=(10, 10, 10), locations={}, annotated_voxels=known)
+    assert choose_patch(sample_rng(0, 0, 0), [case], (3, 3, 3), on_foreground=False) == (case, (2, 3, 4))

@@ -18,10 +18,10 @@ from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import read_state
 from medmamba.training import epochs, pretrain
 from medmamba.training.config import TrainConfig
+from medmamba.training.fold import stored_config
 from medmamba.training.folds import train_folds
 from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
 from medmamba.training.options import TrainOptions
-from medmamba.training.resume import stored_config
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = {"steps_per_epoch": 2, "workers": 0, "warmup_steps": 0, "deterministic": True}

@@ -34,9 +34,9 @@ from medmamba.training import epochs, trainer, validation
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.config import TrainConfig, make_config
+from medmamba.training.fold import arguments_to_resume, stored_config
 from medmamba.training.folds import train_folds
 from medmamba.training.options import TrainOptions
-from medmamba.training.resume import arguments_to_resume, stored_config
 from medmamba.training.workers import SupervisedWorkers
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from medmamba.errors import ConfigError
 from medmamba.networks.build import build_network
 from medmamba.training.config import TrainConfig
 from medmamba.training.losses import deep_supervision_weights
 from medmamba.training.sampling import must_show_foreground
-from medmamba.training.schedule import Budget, poly_rate, warmed_up
+from medmamba.training.schedule import budget_used, learning_rate
 from medmamba.training.step import SCAN_PARAMETERS, make_optimizer, set_rate
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())
@@ -21,7 +22,8 @@ CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "func
 
 @pytest.mark.parametrize("case", CASES["poly_lr"])
 def test_learning_rate_is_nnunets(case):
-    rate = poly_rate(case["initial_lr"], case["epoch"] / case["epochs"])
+    config = TrainConfig(learning_rate=case["initial_lr"], warmup_steps=0)
+    rate = learning_rate(config, case["epoch"], case["epoch"] / case["epochs"])
     assert rate == pytest.approx(case["lr"], rel=1e-9)
 
 
@@ -37,23 +39,23 @@ def test_the_same_samples_of_a_batch_must_show_foreground_as_in_nnunet(case):
 
 
 def test_the_schedule_ends_with_whichever_budget_ends_first():
-    budget = Budget(steps=100, minutes=1)
-    assert budget.progress(50, 0) == 0.5
-    assert budget.progress(50, 45) == 0.75
-    assert budget.progress(100, 0) == 1
-    assert budget.progress(1, 61) == 1
-    assert poly_rate(0.1, 1.0) == 0
+    config = TrainConfig(steps=100, max_minutes=1)
+    assert budget_used(config, 50, 0) == 0.5
+    assert budget_used(config, 50, 45) == 0.75
+    assert budget_used(config, 100, 0) == 1
+    assert budget_used(config, 1, 61) == 1
+    assert learning_rate(config, 100, 1.0) == 0
 
 
 def test_a_budget_without_an_end_is_refused():
-    with pytest.raises(ValueError, match="steps or minutes"):
-        Budget()
-    with pytest.raises(ValueError, match="positive"):
-        Budget(minutes=0)
+    assert TrainConfig(steps_per_epoch=2).total_steps == 2000
+    with pytest.raises(ConfigError, match="max-minutes"):
+        TrainConfig.of(max_minutes=0)
 
 
 def test_warm_up_rises_linearly():
-    assert [warmed_up(1.0, step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    config = TrainConfig(learning_rate=1.0, warmup_steps=4)
+    assert [learning_rate(config, step, 0.0) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from medmamba.models.run_folder import read_plan
 from medmamba.networks.build import build_network
 from medmamba.training.config import TrainConfig
 from medmamba.training.pretrain import hide_key_slices, pretrain
+from medmamba.training.step import Stepper
 from medmamba.training.transfer import freeze, initialise
 
 SHORT = {"steps_per_epoch": 2, "workers": 0, "warmup_steps": 0}
@@ -80,6 +81,24 @@ def test_hidden_slices_are_whole_drawn_by_step_and_leave_the_rest_as_it_was():
         assert 0.2 < hidden.mean() < 0.4
         assert torch.equal(seen[:, hidden[0] == 0], one[:, hidden[0] == 0])
         assert (seen[:, hidden[0] == 1] == 0).all()
+
+
+def test_pretraining_continues_with_less_when_memory_runs_out_and_starts_again_when_asked(clinic_run, monkeypatch):
+    config = TrainConfig(steps=3, **SHORT)
+    step = Stepper.step
+
+    def short_of_memory(self, batch, rate, **options):
+        if len(batch.image) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, batch, rate, **options)
+
+    monkeypatch.setattr(Stepper, "step", short_of_memory)
+    events = []
+    checkpoints = pretrain(clinic_run, config=config, on_event=events.append).folder / "checkpoints"
+    assert "continuing with batch 1" in events[0]
+    assert (checkpoints / "prev").is_dir()
+    pretrain(clinic_run, config=config.model_copy(update={"steps": 1}), restart=True)
+    assert not (checkpoints / "prev").exists()
 
 
 def test_pretraining_learns_and_its_body_starts_a_training(clinic_run, clinic_dataset):

@@ -17,14 +17,14 @@ from safetensors import safe_open
 
 from medmamba.cli import console
 from medmamba.errors import ConfigError, MedmambaError
-from medmamba.training import trackers, workers
+from medmamba.training import observers, workers
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
-from medmamba.training.guard import STOP_AFTER, FiniteGuard, collapse_advice
-from medmamba.training.memory import MemorySettings, smaller_fit
+from medmamba.training.guard import STOP_AFTER, FiniteGuard, MemorySettings, collapse_advice, smaller_fit
+from medmamba.training.observers import open_tracker
+from medmamba.training.options import TrainOptions
 from medmamba.training.progress import EpochMetrics, EpochSoFar, Progress, StepReport, TrainingResult
 from medmamba.training.report import closing_lines
-from medmamba.training.trackers import open_tracker
 
 ROWS = [{"epoch": n, "step": 10 * n, "loss": 1 / n, "validation_dice": None, "liver": 0.1 * n} for n in (1, 2)]
 EPOCHS = [EpochMetrics.from_row(row) for row in ROWS]
@@ -128,14 +128,14 @@ def test_the_last_lines_say_what_came_out_and_what_to_do_next(tmp_path):
     assert "Validation Dice on whole volumes: 0.6000.\n" in text
 
 
-@pytest.mark.parametrize("name", list(trackers.TRACKERS))
+@pytest.mark.parametrize("name", list(observers.TRACKERS))
 def test_a_missing_tracker_is_named_with_its_install_command(name, tmp_path, monkeypatch):
     for module in (name, "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=f"--{name} needs a package .*pip install {name}"):
         open_tracker(name, tmp_path, tmp_path, TrainConfig())
     with pytest.raises(ConfigError, match="tracker"):
-        open_tracker("clearml", tmp_path, tmp_path, TrainConfig())
+        TrainOptions.with_trackers(["clearml"])
 
 
 def test_a_tracker_that_cannot_start_is_one_line_and_one_that_fails_later_is_left_out(tmp_path, monkeypatch):
@@ -148,10 +148,10 @@ def test_a_tracker_that_cannot_start_is_one_line_and_one_that_fails_later_is_lef
         calls.append(numbers)
         raise OSError("no route to host")
 
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", refuse)
+    monkeypatch.setitem(observers.TRACKERS, "wandb", refuse)
     with pytest.raises(ConfigError, match=r"--wandb: .*RuntimeError: no account\)\. Correct that, or leave --wandb"):
         open_tracker("wandb", tmp_path, tmp_path, TrainConfig())
-    tracker = trackers.Tracker(fail, lambda: None)
+    tracker = observers.Tracker(fail, lambda: None)
     with pytest.warns(UserWarning, match=r"no route to host.*continues without"):
         tracker.epoch(EPOCHS[0])
     tracker.epoch(EPOCHS[1])
