@@ -72,7 +72,8 @@ def explain(run: PlannedRun, options: ExplainOptions) -> Answer:
     """Print every decision of the plan: rule, inputs, value and reason."""
     from medmamba.models.run_folder import RunFolder
     from medmamba.plans.explain import compare_lines, explain_lines
-    from medmamba.plans.what_if import changes_from, what_if
+    from medmamba.plans.options import changes_from
+    from medmamba.plans.planner import what_if
 
     folder = RunFolder(run)
     plan = folder.read_plan()

@@ -31,9 +31,9 @@ class Family:
     """What the planner must know about a family of networks."""
 
     name: str
-    kind: Kind
-    """"scan": blocks in the planned frame; "plain" and "residual": nnU-Net's PlainConvUNet and ResidualEncoderUNet."""
     source: str
+    kind: Kind = "scan"
+    """"scan": blocks in the planned frame; "plain" and "residual": nnU-Net's PlainConvUNet and ResidualEncoderUNet."""
     has_scan: bool = True
     """Whether the blocks scan at all."""
     parallel: bool = False
@@ -139,7 +139,6 @@ _BASELINE = Family(
 
 _U_MAMBA_BOT = Family(
     name="u_mamba_bot",
-    kind="scan",
     source="U-Mamba Bot, arXiv:2401.04722: residual U-Net, scan in the bottleneck",
     bottleneck_only=True,
     blocks_reason="As published: residual convolutions everywhere, a scan in the bottleneck only.",
@@ -156,7 +155,6 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(
             "vm_unet",
-            "scan",
             "VM-UNet, arXiv:2402.02491: gated scan blocks",
             first_block_level=2,
             blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
@@ -165,7 +163,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "mhs_vm",
-            "scan",
             "MHS-VM, arXiv:2406.05992: several scan heads per block",
             first_block_level=2,
             blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
@@ -179,7 +176,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "hrvmamba",
-            "scan",
             "HRVMamba, arXiv:2410.03174: parallel branches that keep the resolution",
             first_block_level=2,
             parallel=True,
@@ -191,7 +187,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "vim",
-            "scan",
             "Vim, arXiv:2401.09417: there and back through the whole map",
             states_why=_FEWER_IN_3D,
             routes="bidirectional",
@@ -203,7 +198,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "mambaout",
-            "scan",
             "MambaOut, arXiv:2405.07992: the block without a scan",
             has_scan=False,
             routes="none",
@@ -211,7 +205,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "lamamba",
-            "scan",
             "LaMamba, arXiv:2408.02615: scan and window attention",
             first_block_level=2,
             blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
@@ -231,7 +224,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "mate",
-            "scan",
             "LinGen, arXiv:2412.09856: rotary-major scan and windows",
             states=(16, 16),
             states_why=Rationale("", "As many as U-Mamba and SegMamba; the paper gives no number.", "medmamba"),
@@ -254,7 +246,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "segmamba",
-            "scan",
             "SegMamba, arXiv:2401.13560: gated convolution, scan in three orientations",
             conv_blocks=0,
             states=(16, 16),

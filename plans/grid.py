@@ -75,7 +75,19 @@ def plan_grid(
 
 def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -> Found:
     """The full-resolution patch if it sees enough of the image, else the larger one that a strided stem allows."""
-    full = _search_with(task, spacing, median, "conv")
+
+    def search(stem: Stem) -> PatchSearch:
+        return search_patch(
+            spacing,
+            median,
+            cost=lambda pooling: TrainingStep.of(task, pooling, stem).bytes(task.least_batch),
+            limit=task.limit_bytes,
+            max_pools=task.family.max_pools,
+            least_edge=LEAST_EDGE,
+            in_time=lambda pooling: TrainingStep.of(task, pooling, stem).in_time(task.least_batch),
+        )
+
+    full = search("conv")
     view = math.prod(full.patch_size) / math.prod(median)
     inputs: dict[str, object] = {"full_resolution_fits": full.fits, "full_resolution_sees": round(view, 6)}
     found, reason = full, ""
@@ -85,7 +97,7 @@ def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -
     elif full.fits and view >= SMALL_VIEW:
         reason = f"A patch at full resolution fits {task.limits} and sees {min(view, 1):.0%} of the image."
     else:
-        strided = _search_with(task, spacing, median, "patch")
+        strided = search("patch")
         larger = math.prod(strided.patch_size) / math.prod(full.patch_size)
         inputs |= {"strided_fits": strided.fits, "strided_times_larger": round(larger, 6)}
         if strided.fits and (not full.fits or larger >= WORTH_STRIDING):
@@ -125,18 +137,6 @@ def _nothing_fits(task: PlanTask, search: PatchSearch) -> ConfigError:
         )
     return TooSlow(
         f"--train-hours: {asked} {smallest.refusal(task.least_batch)}. Give more hours or a faster --machine."
-    )
-
-
-def _search_with(task: PlanTask, spacing: Sequence[float], median: Sequence[float], stem: Stem) -> PatchSearch:
-    return search_patch(
-        spacing,
-        median,
-        cost=lambda pooling: TrainingStep.of(task, pooling, stem).bytes(task.least_batch),
-        limit=task.limit_bytes,
-        max_pools=task.family.max_pools,
-        least_edge=LEAST_EDGE,
-        in_time=lambda pooling: TrainingStep.of(task, pooling, stem).in_time(task.least_batch),
     )
 
 

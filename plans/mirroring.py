@@ -8,13 +8,12 @@ patient's right.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 
-from medmamba.errors import ConfigError, unknown_name
+from medmamba.errors import ConfigError
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.options import MirrorPolicy
 from medmamba.plans.schema import Decision, Mirroring
@@ -25,7 +24,7 @@ CANONICAL_X_AXIS = 0
 WORDS = {"left": "right", "l": "r", "lt": "rt", "lh": "rh", "sin": "dex", "links": "rechts", "gauche": "droite"}
 """Words for left, and for right, as they stand in label names (lower case)."""
 
-RULE_OF: dict[str, str] = {
+RULE_OF: dict[MirrorPolicy, str] = {
     "auto": "every axis, but not the left-right axis where a label name says left or right",
     "swap": "every axis; along the left-right axis the labels of each pair are exchanged",
     "all": "every axis",
@@ -119,23 +118,20 @@ def words_of(name: str) -> list[str]:
     return [word for word in re.split(r"[^0-9a-z]+", spaced.lower()) if word]
 
 
-def one_sided(names: Iterable[str]) -> list[str]:
+def one_sided(names: Sequence[str]) -> list[str]:
     """Names with the word left or right whose other side is not a label: their mirror image would be mislabelled."""
-    listed = list(names)
-    paired = {name for pair in named_pairs(listed) for name in pair}
-    return [name for name in listed if name not in paired and {"left", "right"} & set(words_of(name))]
+    paired = {name for pair in named_pairs(names) for name in pair}
+    return [name for name in names if name not in paired and {"left", "right"} & set(words_of(name))]
 
 
 def choose_mirroring(
-    labels: Sequence[str], axis_order: Sequence[int], spatial_dims: int, policy: str = "auto"
+    labels: Sequence[str], axis_order: Sequence[int], spatial_dims: int, policy: MirrorPolicy = "auto"
 ) -> tuple[Mirroring, Decision]:
     """The axes of a patch (counted in the patch) that training and prediction may mirror.
 
     ``labels`` are the label names without background, ``axis_order`` the plan's. Raises ConfigError for a policy that
     these labels do not allow.
     """
-    if policy not in get_args(MirrorPolicy):
-        raise unknown_name("mirror policy", policy, get_args(MirrorPolicy))
     pairs, lone = named_pairs(labels), one_sided(labels)
     every = list(range(spatial_dims))
     axis = list(axis_order).index(CANONICAL_X_AXIS) - (3 - spatial_dims)  # -1: a 2D patch does not hold it

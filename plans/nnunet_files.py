@@ -113,18 +113,14 @@ def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: s
     )
 
 
-def _inherited(configurations: Mapping[str, Any], name: str, source: str) -> dict[str, Any]:
-    """A configuration with what it inherits filled in."""
-    chain, current = [], name
-    while current is not None:
-        if current in chain or current not in configurations:
-            raise ConfigError(f"{source}: configuration {name!r} inherits from {current!r}, which cannot be followed.")
-        chain.append(current)
-        current = configurations[current].get("inherits_from")
-    merged: dict[str, Any] = {}
-    for ancestor in reversed(chain):
-        merged |= configurations[ancestor]
-    return merged
+def _inherited(
+    configurations: Mapping[str, Any], name: str, source: str, heirs: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A configuration with what it inherits filled in; ``heirs`` are those that inherit from it."""
+    if name in heirs or name not in configurations:
+        raise ConfigError(f"{source}: configuration {heirs[0]!r} inherits from {name!r}, which cannot be followed.")
+    own, parent = configurations[name], configurations[name].get("inherits_from")
+    return own if parent is None else _inherited(configurations, parent, source, (*heirs, name)) | own
 
 
 def _configuration(name: str, part: Mapping[str, Any], flat: bool, source: str) -> Configuration:
@@ -193,16 +189,12 @@ def _refuse_other_parts(numbers: Mapping[str, Any], network: str, dims: int, whe
     same = _same_parts(dims)
     read = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"}
     for field, given in numbers.items():
-        if field in same:
-            fits = given == same[field] or (
-                isinstance(given, str) and given.rpartition(".")[2] == str(same[field]).rpartition(".")[2]
-            )
-        else:
-            fits = given is None or field in read or field == BLOCKS_FIELD[network]
-        if not fits:
-            wanted = f" in place of {same[field]!r}" if field in same else ""
+        wanted = same.get(field)  # None as well for a part that ours does not have
+        same_class = isinstance(given, str) and given.rpartition(".")[2] == str(wanted).rpartition(".")[2]
+        if given != wanted and not same_class and field not in {*read, BLOCKS_FIELD[network]}:
+            instead = f" in place of {wanted!r}" if field in same else ""
             raise ConfigError(
-                f"{where}: arch_kwargs.{field} is {given!r}{wanted}, which {network} does not have. Plan the dataset "
+                f"{where}: arch_kwargs.{field} is {given!r}{instead}, which {network} does not have. Plan the dataset "
                 f"with medmamba instead."
             )
 
@@ -245,6 +237,8 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
             f"configuration {part.name!r} uses {network.name}, which nnU-Net does not have. Plan with --network "
             f"plain_unet or residual_unet to write a plans file for nnU-Net."
         )
+    if unknown := [n.scheme for n in plan.normalization if NORMALIZERS[n.scheme].nnunet is None]:
+        raise ConfigError(f"normalisation {unknown[0]!r} does not exist in nnU-Net, so no plans file can name it.")
     dims = part.spatial_dims
     stages = len(network.strides)
     convs = network.decoder_convs or [family(network.name).decoder_convs] * (stages - 1)
@@ -257,7 +251,7 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
         "patch_size": part.patch_size,
         "median_image_size_in_voxels": part.median_shape,
         "spacing": spacing,
-        "normalization_schemes": [_their_scheme(n.scheme) for n in plan.normalization],
+        "normalization_schemes": [NORMALIZERS[n.scheme].nnunet for n in plan.normalization],
         "use_mask_for_norm": [n.use_mask for n in plan.normalization],
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_seg": "resample_data_or_seg_to_shape",
@@ -283,13 +277,6 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
     if part.previous_stage is not None:
         written["previous_stage"] = part.previous_stage
     return written
-
-
-def _their_scheme(name: str) -> str:
-    theirs = NORMALIZERS[name].nnunet
-    if theirs is None:
-        raise ConfigError(f"normalisation {name!r} does not exist in nnU-Net, so no plans file can name it.")
-    return theirs
 
 
 def _original(plan: Plan, field: str, convert: Any) -> list[Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from medmamba.errors import InputError, unknown_name
 from medmamba.options import Gigabytes, Names, Numbers, Options, PatchSize, option
 from medmamba.plans.cost.machines import MACHINES
 
@@ -85,3 +87,28 @@ class PlanOptions(Options):
         f"none: no limit.",
         panel=RULES,
     )
+
+
+def changes_from(text: str) -> dict[str, Any]:
+    """``"--device-memory 6GB --network mhs_vm"`` as changes by name, for :func:`medmamba.plans.planner.what_if`.
+
+    Raises InputError for a text that is not a list of options of ``medmamba plan`` with a value each.
+    """
+    name_of = {PlanOptions.flag(name): name for name in PlanOptions.model_fields}
+    try:
+        words = [part for word in shlex.split(text) for part in (word.split("=", 1) if "--" in word else [word])]
+    except ValueError as error:
+        raise InputError(f"--what-if {text!r} cannot be read ({error}). Write options of `medmamba plan`.") from error
+    changes: dict[str, Any] = {}
+    rest = iter(words)
+    for flag in rest:
+        if flag not in name_of:
+            raise unknown_name("option of --what-if", flag, list(name_of))
+        field = PlanOptions.model_fields[name_of[flag]]
+        value = (not field.default) if field.annotation is bool else next(rest, None)  # --no-scan has no value
+        if value is None:
+            raise InputError(f"--what-if: {flag} has no value. Write for example --device-memory 6GB.")
+        changes[name_of[flag]] = value
+    if not changes:
+        raise InputError('--what-if is empty. Write for example --what-if "--device-memory 6GB".')
+    return changes

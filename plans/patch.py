@@ -140,12 +140,29 @@ def search_patch(
     Each round shortens the axis along which the patch covers most of the median image, by the smallest step that keeps
     the patch divisible by the strides of the shortened patch (so 256 becomes 224, not 192).
     """
+
+    def shorten(pooling: PoolingPlan) -> PoolingPlan | None:
+        """The next smaller patch; an axis that cannot be shortened gives way to the next (nnU-Net would not end)."""
+        coverage = [edge / size for edge, size in zip(pooling.patch_size, median_shape, strict=True)]
+        for axis in reversed(np.argsort(coverage).tolist()):
+            patch, trial = list(pooling.patch_size), list(pooling.patch_size)
+            trial[axis] -= pooling.divisor[axis]
+            if trial[axis] < 1:
+                continue
+            patch[axis] -= plan_pooling(spacing, trial, max_pools=max_pools).divisor[axis]
+            if patch[axis] < least_edge:
+                continue
+            shorter = plan_pooling(spacing, patch, max_pools=max_pools)
+            if shorter.patch_size not in seen:
+                return shorter
+        return None
+
     pooling = plan_pooling(spacing, initial_patch_size(spacing, median_shape), max_pools=max_pools)
     value = cost(pooling)
     steps = [(pooling.patch_size, value)]
     seen = {pooling.patch_size}
     while value > limit or not in_time(pooling):
-        shorter = _shorten(pooling, spacing, median_shape, max_pools, least_edge, seen)
+        shorter = shorten(pooling)
         if shorter is None:
             return PatchSearch(pooling, value, tuple(steps), fits=False)
         pooling = shorter
@@ -153,30 +170,6 @@ def search_patch(
         value = cost(pooling)
         steps.append((pooling.patch_size, value))
     return PatchSearch(pooling, value, tuple(steps), fits=True)
-
-
-def _shorten(
-    pooling: PoolingPlan,
-    spacing: Sequence[float],
-    median_shape: Sequence[float],
-    max_pools: int | None,
-    least_edge: int,
-    seen: set[tuple[int, ...]],
-) -> PoolingPlan | None:
-    """The next smaller patch; an axis that cannot be shortened gives way to the next (nnU-Net would go on for ever)."""
-    coverage = [edge / size for edge, size in zip(pooling.patch_size, median_shape, strict=True)]
-    for axis in reversed(np.argsort(coverage).tolist()):
-        patch, trial = list(pooling.patch_size), list(pooling.patch_size)
-        trial[axis] -= pooling.divisor[axis]
-        if trial[axis] < 1:
-            continue
-        patch[axis] -= plan_pooling(spacing, trial, max_pools=max_pools).divisor[axis]
-        if patch[axis] < least_edge:
-            continue
-        shorter = plan_pooling(spacing, patch, max_pools=max_pools)
-        if shorter.patch_size not in seen:
-            return shorter
-    return None
 
 
 G = TypeVar("G")

@@ -1,4 +1,4 @@
-"""The planner: from a fingerprint to a plan, each number with its reason.
+"""The planner: from a fingerprint to a plan, each number with its reason; and the plan that other options would give.
 
 nnU-Net's rules decide spacing, axis order, normalisation and which configurations exist; the patch, the network and the
 batch follow from the memory model of the chosen network.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.plans.automatic_choices import DEFAULT, choose_default, choose_network, one_head_per_label
@@ -22,7 +23,7 @@ from medmamba.plans.options import PLANNED, PlanOptions
 from medmamba.plans.patch import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.schema import Configuration, Decision, Plan
 from medmamba.plans.spacing import axis_order, choose_spacing, median_shape
-from medmamba.plans.training_step import PlanTask, TooSlow
+from medmamba.plans.training_step import PlanTask, TooSlow, times
 from medmamba.version import __version__
 
 
@@ -73,16 +74,10 @@ def make_plan(
     shape = median_shape(spacings, shapes, target)
     median, target = tuple(shape[axis] for axis in order), tuple(target[axis] for axis in order)
     normalization, normalization_decisions = choose_normalization(fingerprint)
-
     regions, heads_decisions = one_head_per_label(fingerprint) if facts.regions is None else (facts.regions, [])
-    task = PlanTask(
-        family=chosen_family,
-        in_channels=len(fingerprint.channel_names),
-        out_channels=len(regions or fingerprint.labels),
-        options=options,
-    )
+    task = PlanTask(chosen_family, len(fingerprint.channel_names), len(regions or fingerprint.labels), options)
     wanted = _wanted(options.configurations, previous)
-    made, existence = _configurations(task, target, median, fingerprint, options.patch_size, wanted)
+    made, existence = _configurations(task, target, median, fingerprint, wanted)
     for name, part in made.items():
         mirroring, decision = choose_mirroring(fingerprint.structures, order, part.spatial_dims, options.mirror)
         made[name] = part.model_copy(update={"mirroring": mirroring, "decisions": [*part.decisions, decision]})
@@ -119,6 +114,31 @@ def make_plan(
     return made_plan if previous is None else keep_manual_configurations(made_plan, previous)
 
 
+def what_if(plan: Plan, fingerprint: Fingerprint, **changes: Any) -> Plan:
+    """``plan`` made anew with some of its options changed; manual configurations stay.
+
+    ``changes`` are fields of :class:`PlanOptions` by name. Raises ConfigError as make_plan does, and for a plan that
+    was not made from this fingerprint.
+    """
+    if plan.fingerprint_hash != fingerprint.content_hash:
+        raise ConfigError(
+            "plan.json and fingerprint.json do not belong together, so nothing can be said about other choices. "
+            "Run `medmamba plan` again."
+        )
+    derived = any(decision.name == "heads" for decision in plan.decisions)  # the planner's own regions
+    facts = DatasetFacts(
+        regions=None if derived else plan.regions,
+        region_order=None if derived else plan.region_order,
+        ignore_label=plan.ignore_label,
+        file_ending=plan.file_ending,
+        dataset_hash=plan.dataset_hash,
+    )
+    kept = plan.model_copy(
+        update={"configurations": {name: plan.configurations[name] for name in manual_configurations(plan)}}
+    )
+    return make_plan(fingerprint, PlanOptions.of(plan.options, **changes), facts, previous=kept)
+
+
 def _automatic(fingerprint: Fingerprint, options: PlanOptions) -> tuple[str, Decision]:
     """The family by the rules, from what a scan network and the baseline would see in this memory and time."""
     given = {name: getattr(options, name) for name in ("device_memory_gb", "spacing", "machine", "train_hours")}
@@ -132,7 +152,6 @@ def _configurations(
     target: Sequence[float],
     median: Sequence[float],
     fingerprint: Fingerprint,
-    patch_size: Sequence[int] | None,
     wanted: Sequence[str],
 ) -> tuple[dict[str, Configuration], Decision]:
     """The configurations that apply and are wanted, and the decision about which these are.
@@ -141,15 +160,16 @@ def _configurations(
     """
     n_cases = len(fingerprint.cases)
     voxels = math.prod(median) * n_cases
-    patch_for = {dims: patch_size if patch_size and len(patch_size) == dims else None for dims in (2, 3)}
+    patch_size = task.options.patch_size
+    patch_for = {len(patch_size): patch_size} if patch_size else {}
     grids: dict[str, Configuration] = {}
     low: LowResolution[Configuration] | None = None
-    volumes, slow = median[0] != 1, False
+    slow = False
     if "2d" in wanted:
-        grids["2d"] = plan_grid(task, target[1:], median[1:], voxels, patch_for[2])
-    if volumes and any(name.startswith("3d") for name in wanted):
+        grids["2d"] = plan_grid(task, target[1:], median[1:], voxels, patch_for.get(2))
+    if median[0] != 1 and any(name.startswith("3d") for name in wanted):
         try:
-            full = plan_grid(task, target, median, voxels, patch_for[3])
+            full = plan_grid(task, target, median, voxels, patch_for.get(3))
             low = search_low_resolution(
                 target,
                 median,
@@ -169,15 +189,15 @@ def _configurations(
     if "3d_cascade_fullres" in grids and "3d_lowres" not in grids:
         raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
     if not grids:
-        why = "the images have one slice, so only 2d can be planned. Ask for 2d."
-        if volumes:
-            why = "the 3D patch covers enough of the image without one. Ask for 3d_fullres or 2d."
+        why = "the 3D patch covers enough of the image without one. Ask for 3d_fullres or 2d."
+        if median[0] == 1:
+            why = "the images have one slice, so only 2d can be planned. Ask for 2d."
         raise ConfigError(f"configurations {', '.join(wanted) or 'none'}: {why}")
-    if patch_size and all(grid.network.spatial_dims != len(patch_size) for grid in grids.values()):
+    if patch_size and all(grid.spatial_dims != len(patch_size) for grid in grids.values()):
         first = next(iter(grids.values()))
         raise ConfigError(
-            f"patch size {'x'.join(map(str, patch_size))}: {len(patch_size)} numbers, but {', '.join(grids)} is "
-            f"planned in {first.network.spatial_dims} dimensions. Nearest: {'x'.join(map(str, first.patch_size))}."
+            f"patch size {times(patch_size)}: {len(patch_size)} numbers, but {', '.join(grids)} is planned in "
+            f"{first.spatial_dims} dimensions. Nearest: {times(first.patch_size)}."
         )
     beside_low = low is not None and low.grid is not None
     made = {name: _configuration(name, grid, beside_low, fingerprint.has_millimetres) for name, grid in grids.items()}
@@ -187,47 +207,39 @@ def _configurations(
 def _configuration(name: str, grid: Configuration, beside_low: bool, has_millimetres: bool) -> Configuration:
     """A configuration on its grid; ``beside_low``: there is a low resolution of the same images."""
     batch_dice = name == "2d" or (beside_low and name != "3d_lowres")
+    reason = "No low resolution is planned beside it, so the Dice loss is taken of each patch alone."
+    rule = "median over the cases of their shape after resampling, rounded half to even"
+    if name == "2d":
+        reason = "A slice may lack a structure, so the Dice loss pools the batch."
+    elif batch_dice:
+        reason = "A patch sees a small part of the image and may lack a structure, so the Dice loss pools the batch."
+    elif name == "3d_lowres":
+        reason = "A patch sees much of the image, so the Dice loss is taken of each one alone."
+        rule = "the median shape at full resolution, times its spacing over this one, rounded half to even"
+    median_shape_decision = Decision(
+        name="median_shape",
+        value=grid.median_shape,
+        inputs={"spacing": grid.spacing_mm, "configuration": name},
+        rule=rule,
+        reason="The size of a typical image on this grid; it bounds the patch.",
+        source="nnU-Net 2.8.1",
+    )
+    batch_dice_decision = Decision(
+        name="batch_dice",
+        value=batch_dice,
+        inputs={"configuration": name, "beside_low_resolution": beside_low},
+        rule="on in 2d, off in 3d_lowres, on in the other 3D configurations only beside a low resolution",
+        reason=reason,
+        source="nnU-Net 2.8.1",
+    )
     return grid.model_copy(
         update={
             "name": name,
             "spacing_mm": grid.spacing_mm if has_millimetres else None,
             "batch_dice": batch_dice,
             "previous_stage": "3d_lowres" if name == "3d_cascade_fullres" else None,
-            "decisions": [_median_shape(name, grid), *grid.decisions, _batch_dice(name, batch_dice, beside_low)],
+            "decisions": [median_shape_decision, *grid.decisions, batch_dice_decision],
         }
-    )
-
-
-def _median_shape(name: str, grid: Configuration) -> Decision:
-    low = name == "3d_lowres"
-    return Decision(
-        name="median_shape",
-        value=grid.median_shape,
-        inputs={"spacing": grid.spacing_mm, "configuration": name},
-        rule="the median shape at full resolution, times its spacing over this one, rounded half to even"
-        if low
-        else "median over the cases of their shape after resampling, rounded half to even",
-        reason="The size of a typical image on this grid; it bounds the patch.",
-        source="nnU-Net 2.8.1",
-    )
-
-
-def _batch_dice(name: str, value: bool, beside_low: bool) -> Decision:
-    if name == "2d":
-        reason = "A slice may lack a structure, so the Dice loss pools the batch."
-    elif value:
-        reason = "A patch sees a small part of the image and may lack a structure, so the Dice loss pools the batch."
-    elif name == "3d_lowres":
-        reason = "A patch sees much of the image, so the Dice loss is taken of each one alone."
-    else:
-        reason = "No low resolution is planned beside it, so the Dice loss is taken of each patch alone."
-    return Decision(
-        name="batch_dice",
-        value=value,
-        inputs={"configuration": name, "beside_low_resolution": beside_low},
-        rule="on in 2d, off in 3d_lowres, on in the other 3D configurations only beside a low resolution",
-        reason=reason,
-        source="nnU-Net 2.8.1",
     )
 
 
@@ -246,16 +258,14 @@ def _existence(
         reason = "As asked for."
     elif low.steps == 0:
         reason = f"The 3D patch sees at least {COVERAGE:.0%} of the image, so no low resolution is needed."
-    elif low.grid is None:
-        reason = (
-            f"A patch covers {COVERAGE:.0%} of the image already at {low.voxel_ratio:.2g} times fewer voxels: too "
-            f"little difference for a low resolution."
-        )
     else:
-        reason = (
-            f"The full-resolution patch sees less than {COVERAGE:.0%} of the image, so a low resolution with "
-            f"{low.voxel_ratio:.2g} times fewer voxels gives the context, and a cascade refines it."
-        )
+        fewer = f"{low.voxel_ratio:.2g} times fewer voxels"
+        reason = f"A patch covers {COVERAGE:.0%} of the image already at {fewer}: too little for a low resolution."
+        if low.grid is not None:
+            reason = (
+                f"The full-resolution patch sees less than {COVERAGE:.0%} of the image, so a low resolution with "
+                f"{fewer} gives the context, and a cascade refines it."
+            )
     return Decision(
         name="configurations",
         value=names,

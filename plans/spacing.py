@@ -130,30 +130,21 @@ def median_shape(spacings: np.ndarray, shapes_after_crop: np.ndarray, target: Se
     return tuple(float(value) for value in np.median(np.array(resampled), axis=0))
 
 
-def coarsest_first(target_spacing: Sequence[float]) -> list[int]:
-    """Axes with the coarsest in front and the others in their own order (the first of equals counts). Source: nnU-Net.
-
-    >>> coarsest_first((0.6, 0.6, 3.7))
-    [2, 0, 1]
-    """
-    return _in_front(int(np.argmax(target_spacing)))
-
-
 def axis_order(target_spacing: Sequence[float], shapes_after_crop: np.ndarray) -> tuple[list[int], Decision]:
     """Canonical array axis that becomes plan axis 0, 1, 2."""
     median_shape = np.median(shapes_after_crop, axis=0).tolist()
     if 1 not in median_shape:
-        order = coarsest_first(target_spacing)
+        first = int(np.argmax(target_spacing))  # the first of equals, as in nnU-Net
         isotropic = max(target_spacing) == min(target_spacing)
         reason = (
             "The spacing is the same along all axes, so the axes stay in their order."
             if isotropic
-            else f"Axis {'ijk'[order[0]]} has the coarsest spacing ({max(target_spacing):g} mm): it is the slice axis."
+            else f"Axis {'ijk'[first]} has the coarsest spacing ({max(target_spacing):g} mm): it is the slice axis."
         )
     else:
-        flat = median_shape.index(1)
-        order = _in_front(flat)
-        reason = f"The images have one voxel along axis {'ijk'[flat]}: it is the slice axis, whatever its spacing."
+        first = median_shape.index(1)
+        reason = f"The images have one voxel along axis {'ijk'[first]}: it is the slice axis, whatever its spacing."
+    order = [first, *(axis for axis in range(3) if axis != first)]
     return order, Decision(
         name="axis_order",
         value=order,
@@ -162,10 +153,6 @@ def axis_order(target_spacing: Sequence[float], shapes_after_crop: np.ndarray) -
         reason=reason,
         source="nnU-Net 2.8.1, transpose_forward; a flat axis that is not the coarsest is our addition",
     )
-
-
-def _in_front(first: int) -> list[int]:
-    return [first, *(axis for axis in range(3) if axis != first)]
 
 
 def refuse_oversize(

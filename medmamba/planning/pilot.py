@@ -22,8 +22,8 @@ from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.build import build_network
 from medmamba.plans.explain import aligned
+from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Decision
-from medmamba.plans.what_if import what_if
 from medmamba.preprocessing.store import stored_cases
 from medmamba.training.config import TrainConfig
 from medmamba.training.run import train
@@ -55,12 +55,8 @@ class Trial:
 def compare(run: Path, minutes: float, candidates: Sequence[str], on_message: Callable[[str], None]) -> Decision:
     """Train all candidates on one fold of a planned run and choose the best; the run keeps report/pilot.json.
 
-    Each trains with the patch and batch of its own plan. One that cannot be planned or trained is reported and left
-    out.
-
-    Args:
-        minutes: of training, in all; each candidate gets an equal part. Validation comes on top.
-        on_message: receives the table of the comparison, line by line.
+    Each trains with the patch and batch of its own plan for an equal part of ``minutes``; validation comes on top. One
+    that cannot be planned or trained is reported to ``on_message``, as is the table, and left out.
 
     Raises ConfigError when no candidate could be trained, or the dataset has nothing to validate on.
     """

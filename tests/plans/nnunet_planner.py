@@ -17,7 +17,7 @@ from medmamba.errors import ConfigError, unknown_name
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.folds import N_FOLDS, SEED, Fold
 from medmamba.plans.patch import PatchSearch, PoolingPlan, search_low_resolution, search_patch
-from medmamba.plans.spacing import coarsest_first, median_shape, target_spacing
+from medmamba.plans.spacing import median_shape, target_spacing
 
 BASE_FEATURES = 32
 MAX_FEATURES = {2: 512, 3: 320}
@@ -102,7 +102,8 @@ def plan_as_nnunet(
     chosen = PRESETS[preset]
     memory_gb = chosen.reference_gb if device_memory_gb is None else device_memory_gb
     target, _ = target_spacing(spacings, shapes_after_crop)
-    order = coarsest_first(target)
+    coarsest = int(np.argmax(target))
+    order = [coarsest, *(axis for axis in range(3) if axis != coarsest)]
     spacing = tuple(target[axis] for axis in order)
     shape = median_shape(spacings, shapes_after_crop, target)
     median = tuple(shape[axis] for axis in order)

@@ -8,8 +8,7 @@ import pytest
 
 from medmamba.errors import ConfigError
 from medmamba.planning.options import CANDIDATES, PlanRequest
-from medmamba.plans.options import PlanOptions
-from medmamba.plans.what_if import changes_from
+from medmamba.plans.options import PlanOptions, changes_from
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from medmamba.plans.cost.step import StepCost, step_cost
 from medmamba.plans.explain import compare, explain_lines, summary_lines
 from medmamba.plans.families import FAMILIES
 from medmamba.plans.options import LEAST_STEPS, STEP_FRACTION
+from medmamba.plans.planner import what_if
 from medmamba.plans.schema import NetworkPlan, Plan
-from medmamba.plans.what_if import what_if
 
 CPU = machine("cpu")
 

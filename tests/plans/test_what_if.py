@@ -8,9 +8,9 @@ from test_handmade import with_mine
 
 from medmamba.errors import ConfigError
 from medmamba.plans.explain import compare
+from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Plan
 from medmamba.plans.spacing import refuse_oversize, resampled_shape
-from medmamba.plans.what_if import what_if
 
 IMAGES = volumes(10, (200, 180, 160))
 
