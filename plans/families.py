@@ -60,7 +60,8 @@ class Family:
     """Convolutions of a decoder stage."""
     conv_blocks: int = 1
     """Residual convolution blocks before the blocks of each stage."""
-    blocks_reason: str = "Convolutions at full resolution, the family's own blocks in every other stage."
+    blocks_reason: str = ""
+    """Why its stages have these blocks; empty: what holds for every family with its blocks from that level on."""
     states: tuple[int, int] = (16, 8)
     """States per inner channel of the scan, in 2D and in 3D."""
     states_why: Rationale = OWN
@@ -101,10 +102,6 @@ _FEWER_IN_3D = Rationale(
     source="the family's publication; the value for 3D is ours",
 )
 _STATES_AS_PUBLISHED = Rationale("", "As published.", "the family's publication")
-
-_SCANS_WHERE_VOXELS_ARE_FEW = (
-    "Convolutions where voxels are many and a scan is expensive; scan blocks in the coarser stages."
-)
 
 _EVERY_AXIS = Rationale(
     rule="every axis runs fastest once, forwards and backwards",
@@ -157,7 +154,6 @@ FAMILIES: dict[str, Family] = {
             "vm_unet",
             "VM-UNet, arXiv:2402.02491: gated scan blocks",
             first_block_level=2,
-            blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
             states_why=_FEWER_IN_3D,
             routes_why=_EVERY_AXIS,
         ),
@@ -165,7 +161,6 @@ FAMILIES: dict[str, Family] = {
             "mhs_vm",
             "MHS-VM, arXiv:2406.05992: several scan heads per block",
             first_block_level=2,
-            blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
             states_why=_FEWER_IN_3D,
             routes="heads",
             routes_why=Rationale(
@@ -207,7 +202,6 @@ FAMILIES: dict[str, Family] = {
             "lamamba",
             "LaMamba, arXiv:2408.02615: scan and window attention",
             first_block_level=2,
-            blocks_reason=_SCANS_WHERE_VOXELS_ARE_FEW,
             states_why=Rationale(
                 rule="",
                 reason="As many as vm_unet, so that routes and attention make the difference; the published block has "

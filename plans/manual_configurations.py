@@ -29,11 +29,6 @@ def keep_manual_configurations(new: Plan, old: Plan) -> Plan:
     Raises ConfigError if one of them no longer fits (other labels or axes, a previous stage that is gone), or if a
     planned configuration of ``old`` was edited under its own name, which planning anew would lose.
     """
-
-    def misfit(name: str, why: str) -> ConfigError:
-        remedy = "Remove it from the old plan, or plan into another folder."
-        return ConfigError(f"configuration {name!r} {why}. {remedy}")
-
     for name, part in old.configurations.items():
         if name in PLANNED and (changes := edited_by_hand(part)):
             raise ConfigError(
@@ -43,15 +38,17 @@ def keep_manual_configurations(new: Plan, old: Plan) -> Plan:
     kept = {name: old.configurations[name] for name in manual_configurations(old)}
     if not kept:
         return new
-    if (old.labels, old.channel_names) != (new.labels, new.channel_names):
-        raise misfit(next(iter(kept)), "was made for other labels or channels than this dataset has")
-    if old.axis_order != new.axis_order:
-        why = f"was made for the axis order {old.axis_order}, the new plan has {new.axis_order}"
-        raise misfit(next(iter(kept)), why)
     together = {**new.configurations, **kept}
     for name, part in kept.items():
-        if part.previous_stage is not None and part.previous_stage not in together:
-            raise misfit(name, f"follows {part.previous_stage!r}, which the new plan no longer has")
+        if (old.labels, old.channel_names) != (new.labels, new.channel_names):
+            why = "was made for other labels or channels than this dataset has"
+        elif old.axis_order != new.axis_order:
+            why = f"was made for the axis order {old.axis_order}, the new plan has {new.axis_order}"
+        elif part.previous_stage is not None and part.previous_stage not in together:
+            why = f"follows {part.previous_stage!r}, which the new plan no longer has"
+        else:
+            continue
+        raise ConfigError(f"configuration {name!r} {why}. Remove it from the old plan, or plan into another folder.")
     decision = Decision(
         name="hand_made",
         value=list(kept),

@@ -145,7 +145,8 @@ def _depth_reason(family: Family) -> str:
 
 def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, list[int]]) -> Decision:
     """How many blocks each stage of the encoder has; the rule is that of :func:`planned_blocks`."""
-    first, reason, source = family.first_block_level, family.blocks_reason, "medmamba"
+    first, source = family.first_block_level, "medmamba"
+    reason = family.blocks_reason or "Convolutions at full resolution, the family's own blocks in every other stage."
     rule = f"{family.stem_blocks} at full resolution, "
     if family.kind == "residual":
         rule = f"{', '.join(map(str, RESIDUAL_BLOCKS))} residual blocks from full resolution down"
@@ -156,6 +157,8 @@ def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, l
     elif first > 1 and network.stem == "conv":
         rule += f"{family.blocks} in every stage of at least {first} halvings and in the coarsest, none between"
         source = f"medmamba; {ABLATION}"
+        few = "Convolutions where voxels are many and a scan is expensive; scan blocks in the coarser stages."
+        reason = family.blocks_reason or few
     else:
         rule += f"{family.blocks} in every other stage"
         source = family.source if family.kind == "plain" else source

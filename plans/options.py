@@ -68,7 +68,10 @@ class PlanOptions(Options):
     )
     batch_size: int | None = option(None, "Batch size.", panel=RULES, ge=1)
     configurations: Names | None = option(
-        None, f"Configurations to plan: {', '.join(PLANNED)}, or all that apply (the default).", panel=RULES
+        None,
+        f"Configurations to plan and preprocess: {', '.join(PLANNED)}, or all. Default: plan all that apply, "
+        f"preprocess the default one.",
+        panel=RULES,
     )
     use_scan: bool = option(
         True, "Plan the same network without its scans, to measure their contribution.", panel=RULES, flag="--no-scan"

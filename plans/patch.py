@@ -153,23 +153,20 @@ def search_patch(
             if patch[axis] < least_edge:
                 continue
             shorter = plan_pooling(spacing, patch, max_pools=max_pools)
-            if shorter.patch_size not in seen:
+            if shorter.patch_size not in (tried for tried, _ in steps):
                 return shorter
         return None
 
-    pooling = plan_pooling(spacing, initial_patch_size(spacing, median_shape), max_pools=max_pools)
-    value = cost(pooling)
-    steps = [(pooling.patch_size, value)]
-    seen = {pooling.patch_size}
-    while value > limit or not in_time(pooling):
-        shorter = shorten(pooling)
-        if shorter is None:
-            return PatchSearch(pooling, value, tuple(steps), fits=False)
+    steps: list[tuple[tuple[int, ...], float]] = []
+    shorter: PoolingPlan | None = plan_pooling(spacing, initial_patch_size(spacing, median_shape), max_pools=max_pools)
+    while shorter is not None:
         pooling = shorter
-        seen.add(pooling.patch_size)
         value = cost(pooling)
         steps.append((pooling.patch_size, value))
-    return PatchSearch(pooling, value, tuple(steps), fits=True)
+        if value <= limit and in_time(pooling):
+            return PatchSearch(pooling, value, tuple(steps), fits=True)
+        shorter = shorten(pooling)
+    return PatchSearch(pooling, value, tuple(steps), fits=False)
 
 
 G = TypeVar("G")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
@@ -126,13 +126,9 @@ def what_if(plan: Plan, fingerprint: Fingerprint, **changes: Any) -> Plan:
             "Run `medmamba plan` again."
         )
     derived = any(decision.name == "heads" for decision in plan.decisions)  # the planner's own regions
-    facts = DatasetFacts(
-        regions=None if derived else plan.regions,
-        region_order=None if derived else plan.region_order,
-        ignore_label=plan.ignore_label,
-        file_ending=plan.file_ending,
-        dataset_hash=plan.dataset_hash,
-    )
+    facts = DatasetFacts(**{field.name: getattr(plan, field.name) for field in fields(DatasetFacts)})
+    if derived:
+        facts = replace(facts, regions=None, region_order=None)
     kept = plan.model_copy(
         update={"configurations": {name: plan.configurations[name] for name in manual_configurations(plan)}}
     )

@@ -60,7 +60,7 @@ def file_graph(files: Mapping[str, Path]) -> dict[str, set[str]]:
 
 
 def package_of(module: str) -> str:
-    """``medmamba.plans.cost.memory`` lies in ``plans``; ``medmamba.errors`` is one by itself."""
+    """``medmamba.plans.cost.step`` lies in ``plans``; ``medmamba.errors`` is one by itself."""
     return ".".join(module.split(".")[1:2]) or module
 
 

@@ -163,9 +163,8 @@ def _cases(fingerprint: Fingerprint) -> Iterator[list[str]]:
 
 def spread_over(case_ids: Sequence[str], most: int) -> list[str]:
     """At most ``most`` of the cases, evenly spaced, the first and the last among them."""
-    if len(case_ids) <= most:
-        return list(case_ids)
-    return [case_ids[int(index)] for index in np.linspace(0, len(case_ids) - 1, most).round()]
+    places = np.linspace(0, len(case_ids) - 1, min(most, len(case_ids))).round()
+    return [case_ids[int(place)] for place in places]
 
 
 def thumbnail(image: NDArray[np.float32], labels: NDArray[np.integer], spacing: Spacing | None) -> Thumbnail:

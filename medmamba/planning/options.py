@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from medmamba.options import Names, option
-from medmamba.plans.options import PLANNED, RULES, PlanOptions
+from medmamba.options import option
+from medmamba.plans.options import RULES, PlanOptions
 
 DATA, MACHINE = "Data", "Machine"
 
@@ -18,12 +18,6 @@ and no scan at all."""
 class PlanRequest(PlanOptions):
     """The choices of :func:`medmamba.planning.run.plan`, and of the command line."""
 
-    configurations: Names | None = option(
-        None,
-        f"Configurations to plan and preprocess: {', '.join(PLANNED)}, or all. Default: plan all that apply, "
-        f"preprocess the default one.",
-        panel=RULES,
-    )
     pilot: float | None = option(
         None,
         "Minutes in which candidate networks are trained on one fold, all together; the best is planned. --network a,b "

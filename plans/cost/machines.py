@@ -88,9 +88,6 @@ def machine(text: str) -> Machine:
     if not name.startswith("cpu") or not threads.isdecimal() or int(threads) < 1:
         raise ConfigError(f"machine {text!r}: a number of threads follows a CPU only, as cpu:4.")
     count = int(threads)
-    rates = {
-        field: getattr(found, field) * count for field in ("macs", "depthwise_macs", "updates", "bytes", "weight_bytes")
-    }
-    return replace(
-        found, name=text, **rates, source=f"{found.source}; {count} {'thread' if count == 1 else 'threads'} at best"
-    )
+    rates = ("macs", "depthwise_macs", "updates", "bytes", "weight_bytes")
+    source = f"{found.source}; {count} {'thread' if count == 1 else 'threads'} at best"
+    return replace(found, name=text, source=source, **{rate: getattr(found, rate) * count for rate in rates})
