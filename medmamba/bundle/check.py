@@ -82,12 +82,11 @@ def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks:
     Raises BundleError for the first difference.
     """
     from medmamba.geometry import grid_difference
-    from medmamba.images import read_label_map, stem_of
-    from medmamba.images.cases import read_case
+    from medmamba.images import read_channels, read_label_map, stem_of
 
     checked = []
     for case in cases:
-        image = read_case(case)
+        image = read_channels(case.paths)
         native = predictor.predict(image)
         found = [path for path in masks.iterdir() if stem_of(path) in (case.case_id, stem_of(case.paths[0]))]
         if len(found) != 1:

@@ -1,9 +1,6 @@
 """The labels file: DICOM codes and a colour for each label.
 
-    {"anterior": {"property_type": ["T-A7010", "SCT", "..."], "category": ["123037004", "SCT", "Anatomical Structure"],
-                  "colour": [220, 60, 60]}}
-
-A label that is not listed becomes "Tissue" under its own name.
+docs/how-to/export-a-model.md has an example. A label that is not listed becomes "Tissue" under its own name.
 """
 
 from __future__ import annotations

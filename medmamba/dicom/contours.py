@@ -8,7 +8,7 @@ Source: DICOM PS3.3 A.19 (RT Structure Set IOD), C.8.8.5, C.8.8.6 and C.8.8.8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,54 +58,29 @@ def write_contours(
     rt.Manufacturer, rt.OperatorsName, rt.ApprovalStatus = ALGORITHM, "", "UNAPPROVED"
     rt.StructureSetLabel, rt.SeriesDescription = ALGORITHM.upper(), f"Contours by {ALGORITHM}"
     rt.StructureSetDate, rt.StructureSetTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-    images = [_item(ReferencedSOPClassUID=s.SOPClassUID, ReferencedSOPInstanceUID=s.SOPInstanceUID) for s in sources]
+    images = [_reference(source.SOPClassUID, source.SOPInstanceUID) for source in sources]
+    of_study = _reference(STUDY_COMPONENT, first.StudyInstanceUID)
     of_series = _item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images)
-    of_study = _item(
-        ReferencedSOPClassUID=STUDY_COMPONENT,
-        ReferencedSOPInstanceUID=first.StudyInstanceUID,
-        RTReferencedSeriesSequence=[of_series],
-    )
+    of_study.RTReferencedSeriesSequence = [of_series]
     frame = first.FrameOfReferenceUID
     rt.ReferencedFrameOfReferenceSequence = [_item(FrameOfReferenceUID=frame, RTReferencedStudySequence=[of_study])]
     rt.StructureSetROISequence, rt.ROIContourSequence, rt.RTROIObservationsSequence = [], [], []
     for number, name in enumerate(names, start=1):
-        outlines = [(k, line) for k in range(grid.shape[2]) for line in outlines_of(numbers[:, :, k] == number)]
-        holes = any(_area(line) < 0 for _, line in outlines)
-        kind = "CLOSEDPLANAR_XOR" if holes else "CLOSED_PLANAR"
-        contours = [
-            _item(
-                ContourImageSequence=[images[k]],
-                ContourGeometricType=kind,
-                NumberOfContourPoints=len(line),
-                ContourData=[f"{value:.4f}" for value in _world(line, k, grid.affine).ravel()],
-            )
-            for k, line in outlines
-        ]
         code = codes[name]
-        rt.StructureSetROISequence.append(
-            _item(
-                ROINumber=number,
-                ReferencedFrameOfReferenceUID=frame,
-                ROIName=name[:64],
-                ROIGenerationAlgorithm="AUTOMATIC",
-            )
-        )
-        rt.ROIContourSequence.append(_item(ReferencedROINumber=number))
-        if contours:
-            rt.ROIContourSequence[-1].ContourSequence = contours
+        roi = _item(ROINumber=number, ROIName=name[:64], ROIGenerationAlgorithm="AUTOMATIC")
+        roi.ReferencedFrameOfReferenceUID = frame
+        drawn = _item(ReferencedROINumber=number)
+        if contours := _contours(numbers == number, grid.affine, images):
+            drawn.ContourSequence = contours
         if code.colour is not None:
-            rt.ROIContourSequence[-1].ROIDisplayColor = list(code.colour)
+            drawn.ROIDisplayColor = list(code.colour)
+        seen = _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="", ROIInterpreter="")
         value, scheme, meaning = code.property_type
         identified = _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
-        rt.RTROIObservationsSequence.append(
-            _item(
-                ObservationNumber=number,
-                ReferencedROINumber=number,
-                RTROIIdentificationCodeSequence=[identified],
-                RTROIInterpretedType="",
-                ROIInterpreter="",
-            )
-        )
+        seen.RTROIIdentificationCodeSequence = [identified]
+        rt.StructureSetROISequence.append(roi)
+        rt.ROIContourSequence.append(drawn)
+        rt.RTROIObservationsSequence.append(seen)
 
     def equal_to_mask(written: Path) -> None:
         if not np.array_equal(read_contours(written, grid)[0], numbers):
@@ -152,14 +127,28 @@ def outlines_of(mask: npt.NDArray[np.bool_]) -> list[Polygon]:
     return [np.asarray(line, np.float64)[:-1] - 1 for line in lines]
 
 
+def _contours(mask: npt.NDArray[np.bool_], affine: Affine, images: Sequence[Any]) -> list[Any]:
+    """The contours of one label (i, j, k); ``images`` refer to the slices."""
+    outlines = [(k, line) for k in range(mask.shape[2]) for line in outlines_of(mask[:, :, k])]
+    holes = any(_area(line) < 0 for _, line in outlines)
+    to_lps = RAS_TO_LPS @ affine
+    contours = []
+    for k, line in outlines:
+        points = np.column_stack([line, np.full(len(line), k)]) @ to_lps[:3, :3].T + to_lps[:3, 3]
+        contour = _item(ContourImageSequence=[images[k]], NumberOfContourPoints=len(line))
+        contour.ContourGeometricType = "CLOSEDPLANAR_XOR" if holes else "CLOSED_PLANAR"
+        contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
+        contours.append(contour)
+    return contours
+
+
 def _area(line: Polygon) -> float:
     x, y = line.T
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def _world(line: Polygon, k: int, affine: Affine) -> npt.NDArray[np.float64]:
-    to_lps = RAS_TO_LPS @ affine
-    return np.column_stack([line, np.full(len(line), k)]) @ to_lps[:3, :3].T + to_lps[:3, 3]
+def _reference(sop_class: str, sop_instance: str) -> Any:
+    return _item(ReferencedSOPClassUID=sop_class, ReferencedSOPInstanceUID=sop_instance)
 
 
 def _item(**values: Any) -> Any:

@@ -1,8 +1,7 @@
 """A label map or a mask file on the grid of a DICOM series as one DICOM SEG object, and back.
 
 The segmentation keeps the study, the patient and the frame of reference of its series, refers to every source image,
-and names each segment by the codes of the labels file. highdicom writes it; this file assigns
-voxels to slices and checks that what was written holds the same mask.
+and names each segment by the codes of the labels file. highdicom writes it; what was written is read and compared.
 
 Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS there, RAS+ here.
 """
@@ -50,13 +49,11 @@ def write_segmentation(
 ) -> None:
     """Write labels (i, j, k) on ``grid`` as the DICOM SEG of the series in the folder ``series``.
 
-    Args:
-        values: label name to its value in ``labels``; segment n is the n-th entry. 0 is the background and left out.
-        codes: what each label is (see ``codes.py``).
+    ``values`` are the labels' values by name; segment n is the n-th entry, and 0, the background, is left out.
+    ``codes`` say what each label is (see ``codes.py``).
 
-    Raises:
-        InputError: the labels do not lie on the grid of the series, hold a value that ``values`` does not name, or are
-            empty.
+    Raises InputError when the labels do not lie on the grid of the series, hold a value that ``values`` does not name,
+    or are empty.
     """
     need_highdicom()
     import highdicom as hd
@@ -146,11 +143,8 @@ def mask_to_segmentation(
 ) -> dict[str, int]:
     """Write the DICOM SEG of ``mask`` for its series; returns the labels that it names.
 
-    Args:
-        labels: name to value; those of report.json beside the mask if None.
-        series: folder or zip of the series, or of a study that holds it.
-        choice: number or UID of the series, where the study holds several.
-        codes: the labels file with codes and colours (see ``codes.py``); every label is Tissue if None.
+    ``labels`` are values by name, those of report.json beside the mask if None. ``series`` is the folder or zip of the
+    series, or of a study from which ``choice`` (number or UID) takes it. ``codes`` is the labels file (``codes.py``).
     """
     names = labels if labels is not None else _labels_beside(Path(mask))
     described, found = read_codes(codes, list(names)), read_label_map(mask)
@@ -177,7 +171,7 @@ def _labels_beside(mask: Path) -> dict[str, int]:
         raise ConfigError(f"{report}: not a prediction report ({error}).") from error
 
 
-def series_in_order(series: Path | str, grid: Grid) -> list[Dataset]:
+def series_in_order(series: Path | str, grid: Grid) -> Sequence[Dataset]:
     """The images of a series folder in the order of the grid's third axis.
 
     Raises InputError when they are not exactly the slices of ``grid``.

@@ -17,14 +17,12 @@ from medmamba.geometry.grid import (
     all_reorientations,
     canonical_reorientation,
     grid_difference,
-    same_box,
 )
 from medmamba.geometry.trail import (
     Crop,
     Pad,
     Reorient,
     Resample,
-    Resampler,
     SpatialTrail,
     reindexed,
 )
@@ -38,7 +36,6 @@ __all__ = [
     "Pad",
     "Reorient",
     "Resample",
-    "Resampler",
     "Shape",
     "Spacing",
     "SpatialTrail",
@@ -48,5 +45,4 @@ __all__ = [
     "canonical_reorientation",
     "grid_difference",
     "reindexed",
-    "same_box",
 ]

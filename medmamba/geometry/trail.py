@@ -1,12 +1,7 @@
 """The invertible steps from a case's native grid to the plan's grid: reorient, crop, resample, pad.
 
 Reorient, crop and pad only move voxels, so they return exactly what went in. How values are interpolated is not decided
-here: the caller passes the function to :class:`Resample` steps.
-
-    trail = SpatialTrail(native=image.grid).then(Reorient.to_canonical(image.grid))
-    trail = trail.then(Crop(trail.grid.shape, start=(4, 0, 2), stop=(90, 80, 30)))
-    array = trail.apply(image.array)
-    labels = trail.undo(prediction, fill=0)      # on the image's own grid again
+here: the caller passes the function to :class:`Resample` steps. docs/explanation/geometry.md has an example.
 """
 
 from __future__ import annotations
@@ -35,25 +30,24 @@ class Resampler(Protocol):
 class TrailStep:
     """One change of geometry: its shapes, the grid it gives, and how an array (C, i, j, k) is carried there and back.
 
-    A subclass is a frozen record with ``shape_after``, ``inverse``, ``_move`` (which changes an affine) and ``_carry``.
+    A subclass is a frozen record that defines the four names below; ``_move`` changes an affine (4, 4) in place.
     """
 
     shape_before: Shape
 
-    if TYPE_CHECKING:  # a property of most steps, a field of Resample
+    if TYPE_CHECKING:
 
         @property
         def shape_after(self) -> Shape: ...
+        @property
+        def inverse(self) -> TrailStep: ...
+        def _move(self, affine: Affine) -> None: ...
+        def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array: ...
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]  # NumPy's numbers and JSON's lists become plain tuples
             if (value := getattr(self, field.name)) is not None:
                 object.__setattr__(self, field.name, tuple(np.asarray(value).tolist()))
-
-    @property
-    def inverse(self) -> TrailStep:
-        """The step back."""
-        raise NotImplementedError
 
     def grid_after(self, grid: Grid) -> Grid:
         """The grid at the end of the step, of an image without millimetres too."""
@@ -73,12 +67,6 @@ class TrailStep:
     def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
         """The array at the beginning of the step; voxels that a crop left out hold ``fill``."""
         return self.inverse.apply(array, resample=resample, fill=fill)
-
-    def _move(self, affine: Affine) -> None:
-        raise NotImplementedError
-
-    def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -253,10 +241,8 @@ class SpatialTrail:
     def undo(self, array: Array, *, resample: Resampler | None = None, fill: Fill = 0) -> Array:
         """Array (C, i, j, k) at the end of the trail back to the native grid.
 
-        Args:
-            resample: called for each Resample step; not needed when there is none.
-            fill: value of voxels that a crop had left out: background 0 for a label map (1, i, j, k), or one value
-                per channel (C,) for probabilities.
+        ``fill`` is the value of voxels that a crop had left out: background 0 for a label map (1, i, j, k), or one
+        value per channel (C,) for probabilities.
         """
         for step in reversed(self.steps):
             array = step.undo(array, resample=resample, fill=fill)

@@ -8,16 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medmamba.errors import InputError
-from medmamba.images import (
-    MedicalImage,
-    ending_of,
-    known_endings,
-    list_images,
-    mask_ending,
-    read_channels,
-    stem_of,
-    written_files,
-)
+from medmamba.images import format_of, list_images, mask_ending, stem_of, written_files
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -75,15 +66,9 @@ def part_of(cases: Sequence[ImageCase], part: tuple[int, int]) -> list[ImageCase
 
 
 def _listed(source: Path) -> list[Path]:
-    if source.is_file() and ending_of(source):
-        return [source]
     if source.is_file():
-        raise InputError(f"{source}: not a known kind of image file. Known endings: {', '.join(known_endings())}.")
+        format_of(source)  # raises for other kinds of files
+        return [source]
     if not source.is_dir():
         raise InputError(f"{source}: not found. Give an image, a folder of images or a DICOM folder.")
     return list_images(source)
-
-
-def read_case(case: ImageCase) -> MedicalImage:
-    """All channels of a case as one image; each file passes the input gate, and all must lie on one grid."""
-    return read_channels(case.paths)

@@ -114,8 +114,8 @@ def _without_copies(files: list[Path]) -> list[Path]:
     sizes = Counter(path.stat().st_size for path in files)
     kept: dict[int | bytes, Path] = {}
     for path in files:
-        mark: int | bytes = path.stat().st_size
-        if sizes[mark] > 1:
+        mark: int | bytes = (size := path.stat().st_size)
+        if sizes[size] > 1:
             with open(path, "rb") as file:
                 mark = hashlib.file_digest(file, "sha256").digest()
         kept.setdefault(mark, path)

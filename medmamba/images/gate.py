@@ -98,21 +98,15 @@ def open_regular(path: Path | str, where: str | None = None) -> tuple[BinaryIO, 
     return os.fdopen(descriptor, "rb"), status.st_size
 
 
-def read_container(
-    path: Path | str, size_of: Callable[[bytes], int], *, head: int, where: str | None = None
-) -> Container:
+def read_container(path: Path, size_of: Callable[[bytes], int], *, head: int, where: str) -> Container:
     """Reads a plain or gzipped file whose length its own header announces.
 
-    Args:
-        size_of: takes the first ``head`` unpacked bytes (fewer if the file ends before), checks the header, and
-            returns the length in bytes that the whole content must have.
-        where: how errors call the file; its path if not given.
+    ``size_of`` takes the first ``head`` unpacked bytes (fewer if the file ends before), checks the header, and returns
+    the length in bytes that the whole content must have. ``where`` is how errors call the file.
 
-    Raises:
-        InputError: not a regular file, cut off, damaged, or much longer than its header says.
-        ResourceError: what the header announces does not fit into the memory that is free.
+    Raises InputError for what is not a regular file, cut off, damaged, or much longer than its header says, and
+    ResourceError when what the header announces does not fit into the memory that is free.
     """
-    where = where or shown(path)
     file, file_size = open_regular(path, where)
     with file:
         return _read(file, file_size, size_of, head, where, None)

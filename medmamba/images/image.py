@@ -15,25 +15,43 @@ from medmamba.geometry import Grid
 
 
 @dataclass(frozen=True, eq=False)
-class MedicalImage:
-    """One image of one case.
+class Volume:
+    """What images and label maps have in common.
 
     Args:
-        array: float32 (C, i, j, k), finite. Memory is ordered as in the file (i fastest); it is not C-contiguous.
+        array: the voxels. Memory is ordered as in the file (i fastest); it is not C-contiguous.
         grid: shape (i, j, k) and affine, in RAS+ mm.
         header: what the file's format needs to write a mask on the same grid, bit for bit; nothing about the patient.
         path: the file it came from (the first, if each channel has one).
         warnings: what was unusual and accepted, one sentence each.
+    """
+
+    array: npt.NDArray[Any]
+    grid: Grid
+    header: Any = None
+    path: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+    def content_hash(self) -> str:
+        """SHA-256 of shape and values: the same for two files that hold the same, whatever type they were stored in."""
+        kind = "<f4" if self.array.ndim == 4 else "<i8"
+        digest = hashlib.sha256(repr(self.array.shape).encode())
+        for channel in self.array if self.array.ndim == 4 else self.array[None]:
+            for sheet in np.moveaxis(channel, 2, 0):
+                digest.update(np.ascontiguousarray(sheet.T, dtype=kind).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class MedicalImage(Volume):
+    """One image of one case: float32 (C, i, j, k), finite.
+
+    Args:
         constant_channels: channels that hold one value only.
         orientation_known: False if the file does not say where left and right are.
         nonfinite_voxels: how many NaN or infinite voxels were set to zero on request.
     """
 
-    array: npt.NDArray[np.float32]
-    grid: Grid
-    header: Any = None
-    path: Path | None = None
-    warnings: tuple[str, ...] = ()
     constant_channels: tuple[int, ...] = ()
     orientation_known: bool = True
     nonfinite_voxels: int = 0
@@ -43,28 +61,10 @@ class MedicalImage:
         """Number of channels."""
         return int(self.array.shape[0])
 
-    def content_hash(self) -> str:
-        """SHA-256 of shape and voxel values: the same for two files that hold the same image."""
-        digest = hashlib.sha256(repr(self.array.shape).encode())
-        for channel in self.array:
-            digest.update(np.ascontiguousarray(channel.T, dtype="<f4").data)
-        return digest.hexdigest()
-
 
 @dataclass(frozen=True, eq=False)
-class LabelMap:
-    """A whole number per voxel.
-
-    Args:
-        array: (i, j, k), the smallest integer type that holds its values.
-        grid, header, path, warnings: as of :class:`MedicalImage`.
-    """
-
-    array: npt.NDArray[Any]
-    grid: Grid
-    header: Any = None
-    path: Path | None = None
-    warnings: tuple[str, ...] = ()
+class LabelMap(Volume):
+    """A whole number per voxel (i, j, k), in the smallest integer type that holds them all."""
 
     def counts(self) -> dict[int, int]:
         """Voxels per value, for the values that occur; counted once."""
@@ -73,13 +73,6 @@ class LabelMap:
     @cached_property
     def _counts(self) -> dict[int, int]:
         return label_counts(self.array)
-
-    def content_hash(self) -> str:
-        """SHA-256 of shape and values, whatever type they were stored in."""
-        digest = hashlib.sha256(repr(self.array.shape).encode())
-        for sheet in np.moveaxis(self.array, 2, 0):
-            digest.update(np.ascontiguousarray(sheet.T, dtype="<i8").data)
-        return digest.hexdigest()
 
 
 def label_counts(labels: npt.NDArray[Any]) -> dict[int, int]:
@@ -103,8 +96,7 @@ def first_voxel(where: npt.NDArray[np.bool_]) -> tuple[int, ...]:
 
 def smallest_type(low: int, high: int) -> np.dtype[Any]:
     """The smallest integer type that holds all values from ``low`` to ``high``; unsigned if it can be."""
-    for kind in ("u1", "u2", "u4", "u8") if low >= 0 else ("i1", "i2", "i4", "i8"):
-        limits = np.iinfo(kind)
-        if limits.min <= low and high <= limits.max:
-            return np.dtype(kind)
-    raise ValueError(f"no integer type holds both {low} and {high}")
+    kind = np.min_scalar_type(high if low >= 0 else min(low, -high - 1))
+    if kind.kind not in "iu":
+        raise ValueError(f"no integer type holds both {low} and {high}")
+    return kind

@@ -24,13 +24,9 @@ LPS = np.array([-1.0, -1.0, 1.0])
 def as_image(source: Any, options: ReadOptions | None = None, *, where: str = "image") -> MedicalImage:
     """Anything that is an image, as a MedicalImage.
 
-    Args:
-        source: a MedicalImage; a path (file, or folder of a DICOM series); an array; an (array, affine) pair; a nibabel
-            image; a SimpleITK image. Arrays are (i, j), (i, j, k) or (C, i, j, k), affines RAS+ mm.
-        where: how errors call an image that has no path.
-
-    Raises:
-        InputError: it cannot be used; one line that says why.
+    ``source`` is a MedicalImage; a path (file, or folder of a DICOM series); an array; an (array, affine) pair; or a
+    nibabel or SimpleITK image. Arrays are (i, j), (i, j, k) or (C, i, j, k), affines RAS+ mm. ``where`` is how errors
+    call an image that has no path. Raises InputError when it cannot be used: one line that says why.
     """
     if isinstance(source, MedicalImage):
         return source
@@ -121,19 +117,12 @@ def to_nibabel(labels: npt.ArrayLike, like: Like) -> Any:
     """Labels (i, j, k) as a nibabel image with the header geometry of ``like``, in the smallest unsigned type."""
     import nibabel as nib
 
-    from medmamba.images.nifti import nifti_header_of
+    from medmamba.images.nifti import content
     from medmamba.images.nifti_header import HEAD_BYTES
 
-    header = nifti_header_of(like)
-    several = header.channels > 1
-    stored = storable_labels(labels, grid_of(like).shape)
-    stored = stored.reshape(header.shape if several else header.dims)
-    raw = header.for_file(stored.shape, stored.dtype, paired=False)
-    kind = nib.Nifti2Image if len(header.geometry) == HEAD_BYTES else nib.Nifti1Image
-    image = kind(stored, None, kind.header_class(raw.astype(raw.dtype.newbyteorder("=")).tobytes(), check=False))
-    kept = 4 if several else 8
-    image.header["pixdim"][:kept] = raw["pixdim"][:kept]  # which nibabel resets behind the image's own axes
-    return image
+    head, voxels = content(storable_labels(labels, grid_of(like).shape)[None], like)
+    kind = nib.Nifti2Image if len(head) > HEAD_BYTES else nib.Nifti1Image
+    return kind.from_bytes(head + b"".join(voxels))
 
 
 def to_simpleitk(labels: npt.ArrayLike, like: Like) -> Any:

@@ -28,20 +28,9 @@ from medmamba.images.text_header import (
 
 __all__ = ["read", "same_place", "write"]
 
-TYPES = {
-    "MET_CHAR": "i1",
-    "MET_UCHAR": "u1",
-    "MET_SHORT": "i2",
-    "MET_USHORT": "u2",
-    "MET_INT": "i4",
-    "MET_UINT": "u4",
-    "MET_LONG": "i4",
-    "MET_ULONG": "u4",
-    "MET_LONG_LONG": "i8",
-    "MET_ULONG_LONG": "u8",
-    "MET_FLOAT": "f4",
-    "MET_DOUBLE": "f8",
-}
+BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8}
+TYPES = {f"MET_{sign}{name}": f"{kind}{n}" for name, n in BYTES.items() for sign, kind in (("", "i"), ("U", "u"))}
+TYPES |= {"MET_FLOAT": "f4", "MET_DOUBLE": "f8"}
 NAME_OF = {kind: name for name, kind in reversed(TYPES.items())}
 NEEDED = ("NDims", "DimSize", "ElementType", "ElementDataFile")
 SPACING, CENTER = "ElementSpacing", "CenterOfRotation"

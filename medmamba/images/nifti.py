@@ -6,7 +6,7 @@ their codes and quaternions, units, byte order. It is read again through the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -164,25 +164,33 @@ def nifti_header_of(like: Like) -> NiftiHeader:
     return header_of(like, NiftiHeader) or fresh_header(grid_of(like))
 
 
-def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
-    """Writes (C, i, j, k) behind the geometry of ``like``; several channels become a fourth axis."""
+def content(stored: Stored, like: Like, *, paired: bool = False) -> tuple[bytes, Iterator[bytes]]:
+    """Header and voxels of a file with numbers (C, i, j, k) on the geometry of ``like``; channels are a fourth axis.
+
+    Raises ValueError when NIfTI has no such type of numbers.
+    """
     header = nifti_header_of(like)
     array, dims = stored[0], header.dims if header.channels == 1 else header.shape
     if len(stored) > 1:
         array, dims = np.moveaxis(stored, 0, -1), (*header.shape, len(stored))
-    files = pair(path) if path.suffix.lower() in PAIR else None
-    fields = header.for_file(dims, array.dtype, paired=files is not None)
+    fields = header.for_file(dims, array.dtype, paired=paired)
     voxels = array.astype(array.dtype.newbyteorder(fields.dtype["dim"].base.byteorder), copy=False)
     pieces = (part.tobytes(order="F") for part in np.moveaxis(voxels, -1, 0))
+    return fields.tobytes() + bytes(4), pieces  # four zeros: no extensions follow
+
+
+def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify) -> None:
+    """Writes (C, i, j, k) behind the geometry of ``like``."""
+    files = pair(path) if path.suffix.lower() in PAIR else None
+    head, pieces = content(stored, like, paired=files is not None)
     if files:
-        write_pair(files[0], fields.tobytes() + bytes(4), files[1], partial(_send, pieces), verify=verify)
+        write_pair(files[0], head, files[1], partial(_send, pieces), verify=verify)
         return
-    head = fields.tobytes() + bytes(int(fields["vox_offset"]) - len(header.geometry))
-    content: Iterable[bytes] = chain((head,), pieces)
+    whole: Iterable[bytes] = chain((head,), pieces)
     if path.name.lower().endswith(".gz"):
-        content = compressed(content, level=MASK_LEVEL if mask else IMAGE_LEVEL, format_bits=GZIP)
+        whole = compressed(whole, level=MASK_LEVEL if mask else IMAGE_LEVEL, format_bits=GZIP)
     with write_atomically(path, verify=verify) as file:
-        _send(content, file)
+        _send(whole, file)
 
 
 def _send(pieces: Iterable[bytes], file: IO[bytes]) -> None:

@@ -36,23 +36,17 @@ Fields = np.ndarray[Any, Any]
 class NiftiHeader:
     """What a reader needs to know, and the geometry bytes that a mask on the same grid is written with.
 
-    Args:
-        dims: stored shape, without dim[0]: (i, j), (i, j, k), (i, j, k, 1) or (i, j, k, channels).
-        dtype: stored numbers, with byte order.
-        data_at: byte at which voxels start.
-        slope, inter: value = stored * slope + inter.
-        geometry: the header's bytes (348 or 540) with everything but its geometry set to zero.
-        prefer: which affine the caller chose, if the header contradicts itself.
+    A stored number stands for the value number * slope + inter.
     """
 
-    dims: tuple[int, ...]
-    dtype: np.dtype[Any]
-    data_at: int
+    dims: tuple[int, ...]  # (i, j), (i, j, k), (i, j, k, 1) or (i, j, k, channels)
+    dtype: np.dtype[Any]  # with byte order
+    data_at: int  # byte at which voxels start
     slope: float
     inter: float
     paired: bool
-    geometry: bytes
-    prefer: Affines | None = None
+    geometry: bytes  # the header's (348 or 540) with everything but its geometry set to zero
+    prefer: Affines | None = None  # the affine that the caller chose, if the header contradicts itself
 
     @property
     def shape(self) -> Shape:
@@ -76,10 +70,7 @@ class NiftiHeader:
         return nibabel_header(self.geometry)
 
     def for_file(self, dims: tuple[int, ...], dtype: np.dtype[Any], *, paired: bool) -> Fields:
-        """The header's fields for numbers of type ``dtype`` and shape ``dims`` on this geometry.
-
-        Raises ValueError when NIfTI has no such type of numbers.
-        """
+        """The header's fields for numbers of type ``dtype`` and shape ``dims`` on this geometry."""
         fields: Fields = self.nibabel.structarr
         try:
             fields["datatype"], fields["bitpix"] = data_type_codes.code[cast(Any, dtype.type)], dtype.itemsize * 8
@@ -90,8 +81,7 @@ class NiftiHeader:
         fields["scl_slope"], fields["scl_inter"] = 1, 0
         version = b"2\0\r\n\032\n" if len(self.geometry) == HEAD_BYTES else b"1"
         fields["magic"] = (b"ni" if paired else b"n+") + version
-        start = 0 if paired else len(self.geometry) + 4
-        fields["vox_offset"] = start + (-start) % 16
+        fields["vox_offset"] = 0 if paired else len(self.geometry) + 4  # a multiple of 16, as the standard wants
         return fields
 
 

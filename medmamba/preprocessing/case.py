@@ -111,7 +111,7 @@ def shape_at_spacing(shape: Sequence[int], spacing: Sequence[float], new_spacing
 
 
 def resample_label_maps(array: NDArray, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None) -> NDArray:
-    """The :class:`~medmamba.geometry.Resampler` of label maps (C, I, J, K): every label linearly, the largest wins."""
+    """The :class:`~medmamba.geometry.trail.Resampler` of labels (C, I, J, K): each linearly, the largest wins."""
     return np.stack([resample_labels(labels, shape, _coarse_axis(from_mm, to_mm)) for labels in array])
 
 

@@ -236,9 +236,9 @@ def _answer(predictor: Predictor, path: Path, wanted: str, limits: ServiceLimits
 
 def _read(path: Path, limits: ServiceLimits) -> tuple[Any, str]:
     from medmamba.dicom.study import one_series, series_below
-    from medmamba.images import mask_ending, read_image
+    from medmamba.images import mask_ending, read_channels, read_image
     from medmamba.images.archive import unpack
-    from medmamba.images.cases import find_cases, read_case
+    from medmamba.images.cases import find_cases
 
     if path.suffix != ".zip":
         return read_image(path, where="image"), mask_ending(path)
@@ -252,7 +252,7 @@ def _read(path: Path, limits: ServiceLimits) -> tuple[Any, str]:
     cases = find_cases(inside[0] if len(inside) == 1 and len(list(folder.iterdir())) == 1 else folder)
     if len(cases) != 1:
         raise InputError(f"the zip holds {len(cases)} cases. Send one at a time.")
-    return read_case(cases[0]), cases[0].output_name[len(cases[0].case_id) :]
+    return read_channels(cases[0].paths), cases[0].output_name[len(cases[0].case_id) :]
 
 
 async def _receive(request: Request, path: Path, most: int) -> None:

@@ -174,7 +174,8 @@ def _further_cases(
     folder: RunFolder, plan: Plan, chosen: Configuration, images: Path, on_event: Callable[[str], None]
 ) -> list[CaseReader]:
     """Unlabelled images on the plan's grid; stored in the run, so that a second pretraining finds them ready."""
-    from medmamba.images.cases import find_cases, read_case
+    from medmamba.images import read_channels
+    from medmamba.images.cases import find_cases
     from medmamba.preprocessing.case import preprocess_case
 
     stored = folder.path / "unlabelled" / chosen.name
@@ -183,7 +184,7 @@ def _further_cases(
     for case in find_cases(images):
         if case.case_id not in ready:
             try:
-                image = read_case(case)
+                image = read_channels(case.paths)
                 if len(image.array) != len(plan.channel_names):
                     raise InputError(
                         f"{case.case_id}: {len(image.array)} channel(s), the plan has {len(plan.channel_names)}."

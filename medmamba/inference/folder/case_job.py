@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from medmamba.compute.device import is_out_of_memory
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
-from medmamba.images import MedicalImage, files_of, format_of, write_image, written_files
-from medmamba.images.cases import ImageCase, read_case
+from medmamba.images import MedicalImage, files_of, format_of, read_channels, write_image, written_files
+from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
@@ -122,7 +122,7 @@ class Job:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
         started = time.perf_counter()
         try:
-            image = read_case(case)  # first: its errors name best what is wrong with a file
+            image = read_channels(case.paths)  # first: its errors name best what is wrong with a file
             inputs = [input_sha256(path) for path in case.paths]
             result = self._predict(predictor, image, lambda line: on_message(self.shown.hide(line, case)))
             result.save(self.target / case.output_name)
