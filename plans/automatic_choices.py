@@ -32,15 +32,14 @@ def typical_diameters(fingerprint: Fingerprint, spacing: Sequence[float]) -> dic
     ``spacing`` is the target spacing per canonical axis. Without component counts a label counts as one component.
     """
     diameters = {}
-    for name, ids in fingerprint.cases_with.items():
+    for name in fingerprint.structures:
         sizes = []
-        for case in fingerprint.cases:
-            if case.case_id in ids:
-                components = max(case.label_components.get(name, 1), 1)
-                scale = math.prod(case.rule_spacing) / math.prod(spacing)
-                voxels = case.label_voxels[name] * scale / components
-                ball, disc = 2 * (3 * voxels / (4 * math.pi)) ** (1 / 3), 2 * math.sqrt(voxels / math.pi)
-                sizes.append(disc if 1 in case.shape else ball)
+        for case in (case for case in fingerprint.cases if name in case.present_labels):
+            components = max(case.label_components.get(name, 1), 1)
+            scale = math.prod(case.rule_spacing) / math.prod(spacing)
+            voxels = case.label_voxels[name] * scale / components
+            ball, disc = 2 * (3 * voxels / (4 * math.pi)) ** (1 / 3), 2 * math.sqrt(voxels / math.pi)
+            sizes.append(disc if 1 in case.shape else ball)
         if sizes:
             diameters[name] = float(np.median(sizes))
     return diameters

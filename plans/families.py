@@ -81,11 +81,6 @@ class Family:
     def states_in(self, spatial_dims: int) -> int:
         return self.states[spatial_dims - 2]
 
-    @property
-    def scans_everywhere(self) -> bool:
-        """Whether stages other than the coarsest scan."""
-        return self.has_scan and not self.bottleneck_only
-
 
 WINDOW_EDGE = {2: 8, 3: 4}
 """Edge of the attention windows of lamamba and mate, in tokens; both hold as many."""

@@ -169,11 +169,6 @@ class Fingerprint(Record):
         return [name for name in self.labels if name != "background"]
 
     @property
-    def cases_with(self) -> dict[str, list[str]]:
-        """Ids of the cases in which each label, background left out, is present."""
-        return {name: [case.case_id for case in self.cases if name in case.present_labels] for name in self.structures}
-
-    @property
     def spacings(self) -> np.ndarray:
         """Spacing per case, (n_cases, 3), as the rules see it."""
         return np.array([case.rule_spacing for case in self.cases], dtype=np.float64)

@@ -31,12 +31,15 @@ def network_plan(family: Family, pooling: PoolingPlan, *, stem: Stem = "conv", u
         kernels.append([3] * dims)
     if stem == "patch":
         strides, kernels = strides[1:], kernels[1:]
+    most = family.max_features_in(dims)
+    coarser = [min(family.base_features * 2**level, most) for level in range(1, len(strides) + 1)]
+    widths = [family.stem_features, *coarser]
     return NetworkPlan(
         name=family.name,
         spatial_dims=dims,
         stem=stem,
         strides=strides,
-        features_per_stage=[_features(family, level, dims) for level in halvings_of(strides)],
+        features_per_stage=[widths[level] for level in halvings_of(strides)],
         blocks_per_stage=planned_blocks(family, strides, stem),
         state_size=family.states_in(dims),
         routes=family.routes,
@@ -138,7 +141,7 @@ def network_decisions(
 def _depth_reason(family: Family) -> str:
     if family.max_pools is None:
         return "."
-    if family.scans_everywhere:
+    if family.has_scan and not family.bottleneck_only:
         return "; a scan sees the whole patch at every stage, so deeper stages add little."
     return "; as deep as the networks that scan in every stage, for a fair comparison."
 
@@ -208,10 +211,3 @@ def halvings_of(strides: Sequence[Sequence[int]]) -> list[int]:
     """How often each stage has halved the axis that was halved most."""
     reductions = [[prod(axis) for axis in zip(*strides[: stage + 1], strict=True)] for stage in range(len(strides))]
     return [max(reduction).bit_length() - 1 for reduction in reductions]
-
-
-def _features(family: Family, level: int, dims: int) -> int:
-    """Channels after ``level`` halvings."""
-    if level == 0:
-        return family.stem_features
-    return min(family.base_features * 2**level, family.max_features_in(dims))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from medmamba.plans.json_record import Record
 from medmamba.plans.normalizers import NORMALIZERS
@@ -83,15 +83,10 @@ class Normalization(Record):
     percentile_00_5: float | None = None
     percentile_99_5: float | None = None
 
-    @field_validator("scheme")
-    @classmethod
-    def _known(cls, scheme: str) -> str:
-        if scheme not in NORMALIZERS:
-            raise ValueError(f"the normalisations are {', '.join(NORMALIZERS)}")
-        return scheme
-
     @model_validator(mode="after")
-    def _ct_needs_statistics(self) -> Self:
+    def _can_be_carried_out(self) -> Self:
+        if self.scheme not in NORMALIZERS:
+            raise ValueError(f"scheme {self.scheme!r} is none of the normalisations {', '.join(NORMALIZERS)}")
         numbers = (self.mean, self.std, self.percentile_00_5, self.percentile_99_5)
         if self.scheme == "ct" and any(number is None for number in numbers):
             raise ValueError("scheme 'ct' needs mean, std, percentile_00_5 and percentile_99_5 of the training images")

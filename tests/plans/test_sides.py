@@ -69,4 +69,4 @@ def test_class_presence_and_empty_cases_are_counted() -> None:
         labels=LABELS,
     )
     assert made.empty_cases == ["b"]
-    assert made.cases_with == {"kidney_left": ["a"], "kidney_right": []}
+    assert [one.present_labels for one in made.cases] == [["kidney_left"], []]
