@@ -11,18 +11,17 @@ from typing import Any
 
 from torch import nn
 
+import medmamba.networks.planned.conv_unet
 import medmamba.networks.planned.hrvmamba
 import medmamba.networks.planned.lamamba
 import medmamba.networks.planned.mambaout
 import medmamba.networks.planned.mate
 import medmamba.networks.planned.mhs_vm
-import medmamba.networks.planned.plain_unet
-import medmamba.networks.planned.residual_unet
 import medmamba.networks.planned.segmamba
 import medmamba.networks.planned.u_mamba
 import medmamba.networks.planned.vim
 import medmamba.networks.planned.vm_unet
-import medmamba.networks.planned.vm_unet_published  # noqa: F401
+import medmamba.networks.published.vm_unet  # noqa: F401
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK, is_one_block
 from medmamba.networks.planned.registry import NETWORKS, NetworkFacts

@@ -8,8 +8,6 @@ peaks (Science 344:1492). Here a token is a slice (or a patch), to mask in pretr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 
@@ -19,28 +17,12 @@ BANDWIDTH_PERCENTILE = 3.0  # of the pairwise distances; density peaks recommend
 BANDWIDTH_FLOOR = 1e-6
 
 
-@dataclass(frozen=True)
-class DensityPeaks:
-    """What the method computes for n tokens, arrays of length n.
+def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Density d and distance to a denser token s, arrays (n,), of ``tokens`` (n, features).
 
-    Attributes:
-        density: d, each token's own 1 included.
-        distance_to_denser: s; for the densest token the largest distance of all.
-        gamma: d * s.
-        ranking: tokens by falling gamma, ties by index.
-    """
-
-    density: np.ndarray
-    distance_to_denser: np.ndarray
-    gamma: np.ndarray
-    ranking: np.ndarray
-
-
-def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> DensityPeaks:
-    """Density peaks of ``tokens`` (n, features); distances are divided by ``bandwidth`` (None: as in the paper).
-
-    Without a bandwidth long feature vectors lie so far apart that every density is 1 and gamma says nothing;
-    :func:`automatic_bandwidth` gives a useful one.
+    d counts the token's own 1; s of the densest token is the largest distance of all. Distances are divided by
+    ``bandwidth`` (None: as in the paper, where long feature vectors lie so far apart that every density is 1 and gamma
+    says nothing; :func:`automatic_bandwidth` gives a useful one). Raises InputError for other tokens.
     """
     x = np.asarray(tokens, dtype=np.float64)
     if x.ndim != 2 or len(x) == 0 or not np.isfinite(x).all():
@@ -49,9 +31,7 @@ def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> Density
     density = np.exp(-(distance**2)).sum(1)
     denser = density[None, :] > density[:, None]
     nearest = np.where(denser, distance, np.inf).min(1)
-    to_denser = np.where(denser.any(1), nearest, distance.max(1))
-    gamma = density * to_denser
-    return DensityPeaks(density, to_denser, gamma, np.argsort(-gamma, kind="stable"))
+    return density, np.where(denser.any(1), nearest, distance.max(1))
 
 
 def automatic_bandwidth(tokens: np.ndarray) -> float:
@@ -61,14 +41,15 @@ def automatic_bandwidth(tokens: np.ndarray) -> float:
 
 
 def key_tokens(tokens: np.ndarray, count: int, *, bandwidth: float | None = None, min_gap: int = 1) -> np.ndarray:
-    """Indices (ascending) of the ``count`` tokens with the largest gamma, at least ``min_gap`` apart.
+    """Indices (ascending) of the ``count`` tokens with the largest gamma (ties by index), at least ``min_gap`` apart.
 
     Fewer come back if the gap leaves no more. Raises InputError if ``count`` is not between 1 and the number of tokens.
     """
     if not 1 <= count <= len(tokens):
         raise InputError(f"Cannot choose {count} key slices out of {len(tokens)}; ask for 1 to {len(tokens)}.")
+    density, to_denser = density_peaks(tokens, bandwidth)
     chosen: list[int] = []
-    for index in density_peaks(tokens, bandwidth).ranking.tolist():
+    for index in np.argsort(-density * to_denser, kind="stable").tolist():
         if all(abs(index - other) >= min_gap for other in chosen):
             chosen.append(index)
         if len(chosen) == count:

@@ -96,7 +96,7 @@ def _cached(name: str, shape: Shape, device: str) -> Tensor:
 
 def _index(shape: Shape) -> np.ndarray:
     """Row-major token indices laid out on the grid."""
-    return np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+    return np.arange(prod(shape), dtype=np.int64).reshape(shape)
 
 
 def _raster(shape: Shape, axes: Sequence[int]) -> np.ndarray:
@@ -106,16 +106,10 @@ def _raster(shape: Shape, axes: Sequence[int]) -> np.ndarray:
 
 def _snake(shape: Shape, axes: Sequence[int]) -> np.ndarray:
     """Boustrophedon: a raster whose every line turns back, so that consecutive tokens share a face."""
-    grid = _index(shape).transpose(axes)
+    grid = _index(shape).transpose(axes).copy()
     for axis in range(1, grid.ndim):
-        # Whether axis `axis` runs backwards is the parity of the number of lines finished before it: the mixed-radix
-        # (row-major) number of the slower coordinates.
-        lead = np.indices(grid.shape[:axis])
-        number = np.zeros(grid.shape[:axis], dtype=np.int64)
-        for extent, coordinate in zip(grid.shape[:axis], lead, strict=True):
-            number = number * extent + coordinate
-        odd = (number % 2 == 1).reshape(*grid.shape[:axis], *([1] * (grid.ndim - axis)))
-        grid = np.where(odd, np.flip(grid, axis=axis), grid)
+        lines = grid.reshape(-1, *grid.shape[axis:])  # a view: one line per coordinate of the slower axes
+        lines[1::2] = lines[1::2, ::-1].copy()
     return grid.ravel()
 
 
@@ -181,23 +175,13 @@ def diagonal(shape: Shape) -> list[np.ndarray]:
     diagonals inside each; three base orders, mirrored along no, the last, and the middle axis.
     """
     grid = _index(shape)
-    order = _diagonal_2d(shape) if len(shape) == 2 else _diagonal_3d(shape)
+    coordinates = np.indices(shape).reshape(len(shape), -1)
+    i, j, plane = coordinates[0], coordinates[1], coordinates.sum(0)
+    across = np.where(plane % 2 == 0, -i, i)  # even planes climb, odd ones descend
+    inside = np.where((plane + i) % 2 == 0, -j, j)  # in 2D diagonal and row are a single token
+    order = np.lexsort((inside, across, plane))
     mirrored = [np.flip(grid, axis).ravel()[order] for axis in range(len(shape) - 1, 0, -1)]
     return _paired_reverses([order, *mirrored])
-
-
-def _diagonal_2d(shape: Shape) -> np.ndarray:
-    i, j = np.indices(shape).reshape(2, -1)
-    k = i + j
-    return np.lexsort((np.where(k % 2 == 0, -i, i), k))  # even diagonals climb, odd ones descend
-
-
-def _diagonal_3d(shape: Shape) -> np.ndarray:
-    i, j, k = np.indices(shape).reshape(3, -1)
-    plane = i + j + k
-    across = np.where(plane % 2 == 0, -i, i)
-    inside = np.where((plane + i) % 2 == 0, -j, j)
-    return np.lexsort((inside, across, plane))
 
 
 @route_set("spiral")

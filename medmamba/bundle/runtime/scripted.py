@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.networks.blocks.convolution import ConvNormAct, Downsample, InstanceNorm, ResidualConv, Upsample
-from medmamba.networks.blocks.drop_path import DropPath
+from medmamba.networks.blocks.residual import DropPath
 from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.planned.conv_unet import ConvUNet

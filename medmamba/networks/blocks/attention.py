@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.patches import depth_to_space
 
 
 class WindowAttention(nn.Module):
@@ -67,7 +68,8 @@ class WindowAttention(nn.Module):
         q, k, v = (part.flatten(*joined) for part in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(shape)
         y = self.proj(y.movedim(2, -2).flatten(-2))
-        y = _from_windows(y, window, padded)
+        whole = y.unflatten(1, tuple(p // w for p, w in zip(padded, window, strict=True)))  # (B, *S/window, T, C)
+        y = depth_to_space(whole.flatten(-2), window)
         if any(shift):
             y = torch.roll(y, shift, axes)
         return y[(slice(None), *(slice(n) for n in grid))] if padded != grid else y
@@ -81,14 +83,6 @@ def _to_windows(x: Tensor, window: tuple[int, ...]) -> Tensor:
     outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
     x = x.permute(0, *outer, *inner, 2 * dims + 1)
     return x.reshape(x.shape[0], prod(x.shape[1 : 1 + dims]), prod(window), x.shape[-1])
-
-
-def _from_windows(x: Tensor, window: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
-    """The inverse of :func:`_to_windows`."""
-    dims = len(window)
-    x = x.reshape(x.shape[0], *(n // w for n, w in zip(grid, window, strict=True)), *window, x.shape[-1])
-    order = [0, *(axis for i in range(dims) for axis in (1 + i, 1 + dims + i)), 1 + 2 * dims]
-    return x.permute(order).reshape(x.shape[0], *grid, x.shape[-1])
 
 
 @lru_cache(maxsize=64)

@@ -21,10 +21,9 @@ from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.deformable import DeformableConv
-from medmamba.networks.blocks.drop_path import DropPath
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
-from medmamba.networks.blocks.mlp import MLP
+from medmamba.networks.blocks.residual import MLP, DropPath
 from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
 from medmamba.networks.routes import routes
 from medmamba.plans.route_sets import route_count

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medmamba.networks.blocks.drop_path import DropPath
-from medmamba.networks.blocks.mlp import MLP
+from medmamba.networks.blocks.residual import MLP, DropPath
 
 
 class LaMambaBlock(nn.Module):

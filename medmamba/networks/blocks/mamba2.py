@@ -1,7 +1,6 @@
 """Mamba-2's scan: heads with one decay each, along routes.
 
-Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060), section 7. The plain layer, compared with the
-original's golden tensors, is ``networks/published/mamba2.py``.
+Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060), section 7. The layer: ``published/mamba2.py``.
 
 Glossary: L tokens, E inner width, h heads of p channels, N state size, K routes.
 
@@ -14,19 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medmamba.networks.blocks.residual import RMSNorm
 from medmamba.networks.blocks.scan_core import ScanModule, at_least_float32, initial_dt_bias, scanned
 
 
-class GatedRMSNorm(nn.Module):
+class GatedRMSNorm(RMSNorm):
     """RMSNorm(y * SiLU(z)) over all channels: the gate comes before the norm."""
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        return F.rms_norm(at_least_float32(y * F.silu(z)), y.shape[-1:], self.weight, self.eps)
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]  # needs its gate
+        return super().forward(y * F.silu(z))
 
 
 class HeadScan(ScanModule):

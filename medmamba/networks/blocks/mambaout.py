@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.networks.blocks.drop_path import DropPath
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
+from medmamba.networks.blocks.residual import DropPath
 
 EPS = 1e-6  # of every LayerNorm of the original
 

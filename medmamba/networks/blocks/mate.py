@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.networks.blocks.drop_path import DropPath
 from medmamba.networks.blocks.linear import Linear, linear
 from medmamba.networks.blocks.mamba2 import GatedRMSNorm, HeadScan
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
+from medmamba.networks.blocks.residual import DropPath
 from medmamba.networks.routes import routes
 from medmamba.plans.route_sets import route_count
 

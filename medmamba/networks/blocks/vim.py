@@ -153,18 +153,6 @@ class BidirectionalMamba(nn.Module):
         )
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(at_least_float32(x), x.shape[-1:], self.weight, self.eps)
-
-
 class FlatMixer(nn.Module):
     """A mixer of sequences applied to a map (B, *S, C) in row-major order."""
 

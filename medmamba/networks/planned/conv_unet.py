@@ -1,30 +1,68 @@
-"""What nnU-Net's two convolution U-Nets share: the convolution, the decoder and the way through the network.
+"""nnU-Net's networks, ``plain_unet`` (PlainConvUNet) and ``residual_unet`` (ResidualEncoderUNet).
 
-Source: Isensee et al. 2021 (arXiv:1904.08128) and dynamic-network-architectures 0.4.4, whose parameter counts and
-logits tests/networks/test_nnunet_networks.py compares. Strides, widths, kernels and blocks are the plan's.
+Source: Isensee et al. 2021 (arXiv:1904.08128) and 2024 (arXiv:2404.09556; its presets M, L and XL differ in the plan,
+not in the blocks); dynamic-network-architectures 0.4.4, whose parameter counts and logits
+tests/networks/test_nnunet_networks.py compares. Strides, widths, kernels and blocks are the plan's.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from math import prod
 
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import SLOPE
 from medmamba.networks.blocks.maps import CONV, pad_to_multiple
+from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import DecoderStage, PlannedNetwork, Topology
 
 NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+POOL: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+@network("plain_unet", full_resolution_only=True, min_stages=3, default_blocks=(2,))
+def plain_unet(topology: Topology, *, decoder_convs: int | Sequence[int] = 2) -> nn.Module:
+    """nnU-Net's default network, PlainConvUNet: two convolutions per stage.
+
+    Args:
+        topology: the plan's numbers; ``blocks_per_stage`` counts the convolutions of an encoder stage.
+        decoder_convs: convolutions per decoder stage, from the bottleneck up.
+    """
+    encoder = (
+        nn.Sequential(
+            ConvNorm(before, width, kernel, stride), *(ConvNorm(width, width, kernel) for _ in range(convs - 1))
+        )
+        for before, width, kernel, stride, convs in encoder_numbers(topology)
+    )
+    return ConvUNet(topology, encoder, decoder_stages(topology, decoder_convs)).apply(initialise)
+
+
+@network("residual_unet", full_resolution_only=True, min_stages=3, default_blocks=(1, 3, 4, 6))
+def residual_unet(topology: Topology, *, decoder_convs: int | Sequence[int] = 1) -> nn.Module:
+    """nnU-Net's residual encoder U-Net, ResidualEncoderUNet: 1, 3, 4, 6, 6, ... residual blocks per stage.
+
+    Args:
+        topology: the plan's numbers; ``blocks_per_stage`` counts the residual blocks of an encoder stage.
+        decoder_convs: convolutions per decoder stage, from the bottleneck up.
+    """
+    stages: list[nn.Module] = []
+    for before, width, kernel, stride, blocks in encoder_numbers(topology):
+        stem = [] if stages else [ConvNorm(before, width, kernel)]
+        first = ResidualBlock(width if stem else before, width, kernel, stride)
+        more = (ResidualBlock(width, width, kernel, [1] * len(stride)) for _ in range(blocks - 1))
+        stages.append(nn.Sequential(*stem, first, *more))
+    made = ConvUNet(topology, stages, decoder_stages(topology, decoder_convs)).apply(initialise)
+    for module in made.modules():
+        if isinstance(module, ResidualBlock):  # every block begins as its shortcut
+            nn.init.zeros_(module.second.get_parameter("norm.weight"))
+    return made
 
 
 class ConvUNet(PlannedNetwork):
-    """A U-Net of convolutions with the interface of :class:`~medmamba.networks.planned.unet.PlannedUNet`.
-
-    ``encoder``: one module per stage, from the image to the bottleneck; ``decoder``: from the bottleneck up, each of a
-    map and the list of skips.
-    """
+    """A U-Net of convolutions with one module per encoder stage, from the image to the bottleneck."""
 
     def __init__(self, topology: Topology, encoder: Iterable[nn.Module], decoder: Iterable[nn.Module]) -> None:
         super().__init__(topology)
@@ -39,12 +77,7 @@ class ConvUNet(PlannedNetwork):
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
-        x = skips.pop()
-        features = []
-        for stage in self.decoder:
-            x = stage(x, skips)
-            features.append(x)
-        return self._logits(features[::-1], image, padded)
+        return self._logits(self._decoded(skips), image, padded)
 
 
 class ConvNorm(nn.Sequential):
@@ -69,6 +102,32 @@ class ConvNorm(nn.Sequential):
         if activate:
             parts["act"] = nn.LeakyReLU(SLOPE, inplace=True)
         super().__init__(parts)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shortcut, as in ResNet-D (He et al., arXiv:1812.01187): BasicBlockD.
+
+    Where the resolution changes the shortcut is averaged, where the width changes it is convolved with an edge of 1 and
+    normalised.
+    """
+
+    def __init__(self, in_width: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__()
+        dims = len(kernel)
+        self.first = ConvNorm(in_width, width, kernel, stride)
+        self.second = ConvNorm(width, width, kernel, activate=False)
+        self.act = nn.LeakyReLU(SLOPE, inplace=True)
+        shortcut: OrderedDict[str, nn.Module] = OrderedDict()
+        if prod(stride) > 1:
+            shortcut["pool"] = POOL[dims](tuple(stride), tuple(stride))
+        if in_width != width:
+            shortcut["project"] = ConvNorm(in_width, width, (1,) * dims, bias=False, activate=False)
+        self.shortcut = nn.Sequential(shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.second(self.first(x))
+        inner += self.shortcut(x)
+        return self.act(inner)
 
 
 def decoder_stages(topology: Topology, convs: int | Sequence[int]) -> list[nn.Module]:

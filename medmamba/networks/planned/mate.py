@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from medmamba.networks.blocks.mate import MATEBlock, MATEMixer
-from medmamba.networks.blocks.mlp import MLP
+from medmamba.networks.blocks.residual import MLP
 from medmamba.networks.planned.bounds import Count, CountOrZero, Edge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage, window_attentions

@@ -1,21 +1,19 @@
 """The convolution U-Nets of medmamba before nnU-Net's own: one block per stage, whatever the plan said.
 
 Only for run folders and bundles that were written then. ``plain_unet`` had two convolutions per stage and
-``residual_unet`` one residual block, without biases; the blocks and their names are those of MONAI's DynUNet.
+``residual_unet`` one residual block, without biases: the blocks of MONAI's DynUNet. MONAI is imported when one is
+built, because it takes a process as much memory as torch itself.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from medmamba.networks.blocks.convolution import SLOPE, TRANSPOSED
-from medmamba.networks.blocks.maps import CONV
-from medmamba.networks.planned.conv_unet import NORM, ConvUNet
+from medmamba.networks.planned.conv_unet import ConvUNet
 from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import Topology
 
@@ -33,68 +31,36 @@ def is_one_block(arguments: Mapping[str, Any]) -> bool:
 @network(ONE_BLOCK["plain_unet"], full_resolution_only=True, min_stages=3, retired=True)
 def plain_unet(topology: Topology) -> nn.Module:
     """Two convolutions per stage."""
-    return _unet(topology, PlainPair)
+    return _unet(topology, "UnetBasicBlock")
 
 
 @network(ONE_BLOCK["residual_unet"], full_resolution_only=True, min_stages=3, retired=True)
 def residual_unet(topology: Topology) -> nn.Module:
     """One residual block of two convolutions per stage."""
-    return _unet(topology, ResidualPair)
-
-
-def _unet(topology: Topology, block: type[PlainPair]) -> nn.Module:
-    t, dims, widths = topology, topology.spatial_dims, topology.features_per_stage
-    down = zip((t.in_channels, *widths[:-1]), widths, t.kernels, t.strides, strict=True)
-    up = zip(widths[1:], widths[:-1], t.kernels[1:], t.strides[1:], strict=True)
-    encoder = [block(dims, *numbers) for numbers in down]
-    return ConvUNet(topology, encoder, [UpBlock(dims, *numbers) for numbers in up][::-1])
-
-
-class PlainPair(nn.Module):
-    """Twice convolution, instance norm and leaky ReLU; the first convolution strides."""
-
-    def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
-        super().__init__()
-        self.conv1 = _convolution(dims, before, width, kernel, stride)
-        self.conv2 = _convolution(dims, width, width, kernel, [1] * dims)
-        self.lrelu = nn.LeakyReLU(SLOPE, inplace=True)
-        self.norm1, self.norm2 = (NORM[dims](width, affine=True) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.lrelu(self.norm1(self.conv1(x)))
-        return self.lrelu(self.norm2(self.conv2(x)))
-
-
-class ResidualPair(PlainPair):
-    """A pair of convolutions beside a shortcut, which is a convolution of one voxel if width or resolution change."""
-
-    def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
-        super().__init__(dims, before, width, kernel, stride)
-        self.conv3: nn.Module = nn.Identity()
-        self.norm3: nn.Module = nn.Identity()
-        if before != width or max(stride) > 1:
-            self.conv3 = _convolution(dims, before, width, [1] * dims, stride)
-            self.norm3 = NORM[dims](width, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = self.norm2(self.conv2(self.lrelu(self.norm1(self.conv1(x)))))
-        inner += self.norm3(self.conv3(x))
-        return self.lrelu(inner)
+    return _unet(topology, "UnetResBlock")
 
 
 class UpBlock(nn.Module):
-    """A transposed convolution to the resolution of the last skip, then a plain pair of both."""
+    """A transposed convolution to the resolution of the last skip, then two convolutions of both."""
 
-    def __init__(self, dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
+    def __init__(self, transp_conv: nn.Module, conv_block: nn.Module) -> None:
         super().__init__()
-        whole = TRANSPOSED[dims](before, width, tuple(stride), tuple(stride), bias=False)
-        self.transp_conv = nn.Sequential(OrderedDict(conv=whole))
-        self.conv_block = PlainPair(dims, 2 * width, width, kernel, [1] * dims)
+        self.transp_conv, self.conv_block = transp_conv, conv_block
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         return self.conv_block(torch.cat((self.transp_conv(x), skips.pop()), dim=1))
 
 
-def _convolution(dims: int, before: int, width: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Module:
-    padding = tuple((edge - step + 1) // 2 for edge, step in zip(kernel, stride, strict=True))
-    return nn.Sequential(OrderedDict(conv=CONV[dims](before, width, tuple(kernel), tuple(stride), padding, bias=False)))
+def _unet(topology: Topology, block: str) -> nn.Module:
+    from monai.networks.blocks import dynunet_block
+
+    t, widths = topology, topology.features_per_stage
+    norm = ("INSTANCE", {"affine": True})
+    down = zip((t.in_channels, *widths[:-1]), widths, t.kernels, t.strides, strict=True)
+    encoder = [getattr(dynunet_block, block)(t.spatial_dims, *numbers, norm) for numbers in down]
+    up = zip(widths[1:], widths[:-1], t.kernels[1:], strict=True)
+    decoder = []
+    for (before, width, kernel), stride in zip(up, t.strides[1:], strict=True):
+        made = dynunet_block.UnetUpBlock(t.spatial_dims, before, width, kernel, 1, stride, norm)
+        decoder.append(UpBlock(made.transp_conv, made.conv_block))
+    return ConvUNet(topology, encoder, decoder[::-1])

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from medmamba.errors import ConfigError
-from medmamba.networks.blocks.drop_path import rising_rates
+from medmamba.networks.blocks.residual import rising_rates
 from medmamba.networks.planned.bounds import Count, CountOrZero, Option, options_of
 from medmamba.networks.planned.unet import BlockFactory, Encoder, PlannedUNet, Topology, build_stem
 
@@ -130,7 +130,7 @@ def _add(
     name: str, described: Callable[..., Any], builder: Builder, options: Mapping[str, Option], facts: dict[str, Any]
 ) -> None:
     module, other = described.__module__ or "__main__", NETWORKS.get(name)  # None: defined by code in a string
-    ours = module.startswith(f"{__package__}.")  # wins over a package that registered first
+    ours = module.startswith(f"{__package__.rpartition('.')[0]}.")  # wins over a package that registered first
     if other is not None and not ours and other.source != module:
         raise ConfigError(f"network {name!r} is registered by {other.source} already; {module} needs another name")
     summary = (described.__doc__ or "").partition("\n")[0]

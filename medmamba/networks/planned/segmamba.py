@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from medmamba.networks.blocks.convolution import ConvNormAct
-from medmamba.networks.blocks.drop_path import PreNorm
 from medmamba.networks.blocks.maps import channels_first, channels_last
-from medmamba.networks.blocks.mlp import MLP
+from medmamba.networks.blocks.residual import MLP, PreNorm
 from medmamba.networks.blocks.vss import VSSBlock
 from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family

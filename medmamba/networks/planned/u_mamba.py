@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from medmamba.networks.blocks.drop_path import PreNorm
+from medmamba.networks.blocks.residual import PreNorm
 from medmamba.networks.blocks.vim import BidirectionalMamba, FlatMixer
 from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family

@@ -103,9 +103,14 @@ BlockFactory = Callable[[int, int, int], nn.Module | None]
 
 
 class PlannedNetwork(nn.Module):
-    """What training and prediction know of every planned network; the heads are listed fine to coarse."""
+    """What training and prediction know of every planned network.
+
+    ``heads`` make the logits, fine to coarse: one without deep supervision. ``decoder`` goes from the bottleneck up;
+    each stage takes a map and the list of skips.
+    """
 
     heads: nn.ModuleList
+    decoder: nn.ModuleList
 
     def __init__(self, topology: Topology) -> None:
         super().__init__()
@@ -118,6 +123,13 @@ class PlannedNetwork(nn.Module):
     def output_count(self) -> int:
         """Number of logits that training returns: 1 without deep supervision."""
         return len(self.heads)
+
+    def _decoded(self, skips: list[Tensor]) -> list[Tensor]:
+        """Decoder features (B, C, *S), fine to coarse, the bottleneck not among them."""
+        features = [skips.pop()]
+        for stage in self.decoder:
+            features.insert(0, stage(features[0], skips))
+        return features[:-1]
 
     def _logits(self, features: Sequence[Tensor], image: Tensor, padded: Tensor) -> Tensor | list[Tensor]:
         """Logits of the finest feature, or in training those of all, cropped to what the image covers."""
@@ -180,19 +192,10 @@ class PlannedUNet(PlannedNetwork):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         x = pad_to_multiple(image, self.total_stride)
         x = x.contiguous(memory_format=MEMORY_FORMAT[self.topology.spatial_dims])
-        return self._logits(self._features(x), image, x)
-
-    def _features(self, image: Tensor) -> list[Tensor]:
-        """Decoder features (B, C, *S), fine to coarse, the bottleneck not among them."""
-        skips = self.encoder(self.stem(image), self.checkpoint_blocks and self.training)
-        x = skips.pop()
-        features = []
-        for stage in self.decoder:
-            x = stage(x, skips)
-            features.append(x)
+        features = self._decoded(self.encoder(self.stem(x), self.checkpoint_blocks and self.training))
         if self.final is not None and self.image_skip is not None:
-            features.append(self.final(x, [self.image_skip(image)]))
-        return features[::-1]
+            features.insert(0, self.final(features[0], [self.image_skip(x)]))
+        return self._logits(features, image, x)
 
 
 class Encoder(nn.Module):
@@ -271,9 +274,7 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         x = torch.cat([self.upsample(x), skips.pop()], dim=1)
-        for (
-            conv
-        ) in self.convs:  # one by one: the map of both widths, the largest of a prediction, is freed after the first
+        for conv in self.convs:  # one by one: the first frees the map of both widths, the largest of a prediction
             x = conv(x)
         return x
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from medmamba.networks.blocks.drop_path import PreNorm
-from medmamba.networks.blocks.vim import BidirectionalMamba, Directions, FlatMixer, RMSNorm
+from medmamba.networks.blocks.residual import PreNorm, RMSNorm
+from medmamba.networks.blocks.vim import BidirectionalMamba, Directions, FlatMixer
 from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage

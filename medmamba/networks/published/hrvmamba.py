@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
-from medmamba.networks.blocks.drop_path import rising_rates
 from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.blocks.maps import channels_first, channels_last, per_axis
+from medmamba.networks.blocks.residual import rising_rates
 
 # Named sizes: variant, width of the first stage, width c of the finest branch, parameters with the 1000-class neck.
 SIZES: dict[str, tuple[bool, int, int, int]] = {

@@ -12,10 +12,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.networks.blocks.drop_path import rising_rates
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.mambaout import EPS, GatedCNNBlock
 from medmamba.networks.blocks.maps import channels_first, channels_last
+from medmamba.networks.blocks.residual import rising_rates, truncated_normal
 
 # Named sizes: (depths, widths) and the number of parameters with 1000 classes.
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
@@ -94,7 +94,7 @@ class PublishedMambaOut(nn.Module):
         )
         self.norm = nn.LayerNorm(widths[-1], eps=EPS)
         self.head = Head(widths[-1], classes)
-        self.apply(_initialise)
+        truncated_normal(self, nn.Linear, nn.Conv2d)
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Channels-last maps (B, H/s, W/s, C) at strides 4, 8, 16, 32."""
@@ -106,11 +106,3 @@ class PublishedMambaOut(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.norm(self.pyramid(image)[-1].mean((1, 2))))
-
-
-def _initialise(module: nn.Module) -> None:
-    """Weights of linear maps and convolutions truncated normal, std 0.02; biases zero."""
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
-from medmamba.networks.blocks.drop_path import DropPath, rising_rates
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_last
+from medmamba.networks.blocks.residual import DropPath, RMSNorm, rising_rates
 from medmamba.networks.blocks.scan_core import at_least_float32
-from medmamba.networks.blocks.vim import BidirectionalMamba, RMSNorm
+from medmamba.networks.blocks.vim import BidirectionalMamba
 
 
 class VimBlock(nn.Module):

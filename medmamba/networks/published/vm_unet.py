@@ -1,7 +1,8 @@
 """VM-UNet as published: a pure scan U-Net on 4 x 4 patches.
 
 Source: Ruan and Xiang 2024, VM-UNet: Vision Mamba UNet for medical image segmentation (arXiv:2402.02491), and its
-public code. This is the published function; `medmamba.networks.planned.vm_unet` is the form that a plan configures.
+public code. This is the published function, which ``--network vm_unet_published`` trains for the sake of its pretrained
+weights; ``planned/vm_unet.py`` is the form that a plan configures.
 
     image -> embed 1/4 -> [blocks, merge] x 3 -> blocks -> bottleneck 1/32
           -> blocks -> [add skip, expand, blocks] x 3 -> expand x4 -> 1x1 convolution -> logits
@@ -17,10 +18,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from medmamba.networks.blocks.drop_path import rising_rates
 from medmamba.networks.blocks.maps import crop_to, pad_to_multiple
 from medmamba.networks.blocks.patches import Level, PatchEmbed, PatchExpand, PatchMerging
+from medmamba.networks.blocks.residual import rising_rates, truncated_normal
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
+from medmamba.networks.planned.registry import network
+from medmamba.networks.planned.unet import Topology
 
 MixerFactory = Callable[[int], nn.Module]
 
@@ -75,7 +78,7 @@ class PublishedVMUNet(nn.Module):
             self.layers_up.append(Level(blocks(width, [next(falling) for _ in range(depth)]), upsample=expand))
         self.final_up = PatchExpand(widths[0], widths[0] // 4, (4, 4))
         self.final_conv = nn.Conv2d(widths[0] // 4, out_channels, 1)
-        self.apply(_initialise)
+        truncated_normal(self, nn.Linear)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.shape[1] == 1 and self.in_channels == 3:
@@ -91,9 +94,22 @@ class PublishedVMUNet(nn.Module):
         return crop_to(logits, image.shape[2:])
 
 
-def _initialise(module: nn.Module) -> None:
-    """Linear weights truncated normal, std 0.02; everything else keeps its own initial values."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+NUMBERS = {
+    "stem": "patch",
+    "strides": [[4, 4], [2, 2], [2, 2], [2, 2]],
+    "features_per_stage": [96, 192, 384, 768],
+    "blocks_per_stage": list(DEPTHS["released"][0]),
+    "kernels": None,
+    "deep_supervision": False,
+}
+"""The released network in the words of a plan."""
+
+
+@network("vm_unet_published", planar=True, published=NUMBERS)
+def vm_unet_published(topology: Topology, *, use_scan: bool = True) -> nn.Module:
+    """VM-UNet as published, trained for the sake of its pretrained weights (arXiv:2402.02491)."""
+    channels = 3 if topology.in_channels == 1 else topology.in_channels  # its weights are for colour
+    widths, depths = topology.features_per_stage, topology.blocks_per_stage
+    return PublishedVMUNet(
+        channels, topology.out_channels, widths, depths, mixer=lambda width: SS2D(width, use_scan=use_scan)
+    )

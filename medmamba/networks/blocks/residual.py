@@ -1,11 +1,23 @@
-"""Residual branches with stochastic depth: dropped at random in training (Huang et al. 2016, arXiv:1603.09382)."""
+"""Parts of residual blocks: norms, the pre-norm branch with stochastic depth (arXiv:1603.09382), the two-layer MLP."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
+from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.scan_core import at_least_float32
+
+
+def truncated_normal(network: nn.Module, *kinds: type[nn.Module]) -> None:
+    """Initial weights of the modules of these kinds truncated normal, standard deviation 0.02; biases zero."""
+    for module in network.modules():
+        if isinstance(module, kinds):
+            nn.init.trunc_normal_(module.get_parameter("weight"), std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.get_parameter("bias"))
 
 
 def rising_rates(largest: float, count: int) -> list[float]:
@@ -42,3 +54,27 @@ class PreNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.mixer(self.norm(x)))
+
+
+class MLP(nn.Module):
+    """The MLP of transformer blocks: Linear, exact GELU, Linear, on the last axis."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(at_least_float32(x), x.shape[-1:], self.weight, self.eps)
