@@ -28,7 +28,7 @@ from peers import _module, _stand_in  # noqa: E402
 from timing import alternate, machine  # noqa: E402
 
 from medmamba.kernels import selective_scan, selective_scan_ref  # noqa: E402
-from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan  # noqa: E402
+from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan  # noqa: E402
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba  # noqa: E402
 from medmamba.networks.published.vm_unet import PublishedVMUNet  # noqa: E402
 from medmamba.networks.published.weights import load_published  # noqa: E402

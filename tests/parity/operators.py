@@ -13,8 +13,8 @@ from torch import Tensor
 
 from medmamba.errors import unknown_name
 from medmamba.kernels import deformable_conv, selective_scan, ssd_chunked
-from medmamba.networks.blocks.mhs import HEADS, fuse_routes
 from medmamba.networks.density import density_peaks, key_tokens
+from medmamba.networks.planned.mhs_vm import HEADS, fuse_routes
 from medmamba.networks.routes import routes
 
 from .golden import Golden

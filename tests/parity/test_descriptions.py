@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.deformable import DeformableConv
-from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
-from medmamba.networks.blocks.lamamba import LaMambaBlock
-from medmamba.networks.blocks.mambaout import GatedCNNBlock
-from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
+from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
+from medmamba.networks.planned.lamamba import LaMambaBlock
+from medmamba.networks.planned.mambaout import GatedCNNBlock
+from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mamba2 import Mamba2
@@ -73,7 +73,7 @@ def scan(width: int) -> nn.Module:
 
 
 def mhs(width: int, **options: Any) -> nn.Module:
-    mixer = {"kernel": options.pop("kernel", 3), "gated": options.pop("gated", True)}
+    mixer = {"kernel": options.pop("kernel", (3, 3)), "gated": options.pop("gated", True)}
     return MHSMixer(width, MultiHeadScan(width, **options), **mixer)
 
 
@@ -130,7 +130,7 @@ CASES: dict[str, Case] = {
     "gate": (
         "VSSGate",
         {"d_model": 14, "head_num": 3, "gfu_t": 0.0, "d_conv": 5, "d_state": 3, "dt_rank": 2},
-        lambda: mhs(14, heads="CXS", threshold=0.0, kernel=5, state_size=3, dt_rank=2),
+        lambda: mhs(14, heads="CXS", threshold=0.0, kernel=(5, 5), state_size=3, dt_rank=2),
         mhs_original,
         (2, 5, 6, 14),
     ),
@@ -181,14 +181,14 @@ CASES: dict[str, Case] = {
     "gated convolution": (
         "GatedCNNBlock",
         {"dim": 20},
-        lambda: GatedCNNBlock(20, expansion=1.7, kernel=3, conv_ratio=0.3),
+        lambda: GatedCNNBlock(20, expansion=1.7, kernel=(3, 3), conv_ratio=0.3),
         str,
         (1, 6, 5, 20),
     ),
     "mambaout": (
         "MambaOut",
         {"num_classes": 2, "head_dropout": 0.3},
-        lambda: PublishedMambaOut(2, 2, (8, 12, 20), (1, 1, 2), kernel=5, expansion=2.0, conv_ratio=0.5),
+        lambda: PublishedMambaOut(2, 2, (8, 12, 20), (1, 1, 2), kernel=(5, 5), expansion=2.0, conv_ratio=0.5),
         str,
         (1, 2, 33, 50),
     ),

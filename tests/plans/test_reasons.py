@@ -419,7 +419,7 @@ def test_what_the_rules_say_about_routes_is_what_the_routes_do(shape):
     rotary = routes_of(FAMILIES["mate"].routes, shape)
     assert len(rotary) == 2
     assert (rotary[0] == rotary[1][::-1]).all()
-    from medmamba.networks.blocks.mhs import HEADS
+    from medmamba.networks.planned.mhs_vm import HEADS
 
     assert all(word in said["mhs_vm"] for word in HEADS.values())
 

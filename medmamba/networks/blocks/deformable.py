@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medmamba.errors import ConfigError
 from medmamba.kernels import deformable_conv, offset_mask_width
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise
+from medmamba.networks.blocks.maps import depthwise, on_channels_last
 from medmamba.networks.blocks.scan_core import ScanModule
 
 
@@ -57,7 +57,7 @@ class DeformableConv(ScanModule):
         nn.init.zeros_(self.offset_mask.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = x if self.offset_mask_dw is None else channels_last(self.offset_mask_dw(channels_first(x)))
+        seen = x if self.offset_mask_dw is None else on_channels_last(self.offset_mask_dw, x)
         value = x if self.value_proj is None else self.value_proj(x)
         sizes = {"kernel_size": self.kernel, "groups": self.groups, **self.geometry}
         y = deformable_conv(value, self.offset_mask(seen), backend=self.scan_backend, **sizes)

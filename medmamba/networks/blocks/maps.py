@@ -21,6 +21,11 @@ def channels_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1).contiguous()
 
 
+def on_channels_last(convolution: nn.Module, x: Tensor) -> Tensor:
+    """A convolution of maps (B, C, *S) applied to (B, *S, C)."""
+    return channels_last(convolution(channels_first(x)))
+
+
 def pad_to_multiple(x: Tensor, multiple: Sequence[int]) -> Tensor:
     """(B, C, *S) with every axis padded at its end to a multiple; repeats the border, so that no edge appears."""
     missing = [-n % m for n, m in zip(x.shape[2:], multiple, strict=True)]

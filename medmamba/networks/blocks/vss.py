@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise, per_axis
+from medmamba.networks.blocks.maps import depthwise, on_channels_last, per_axis
 from medmamba.networks.blocks.residual import DropPath
 from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
 from medmamba.networks.routes import routes
@@ -63,7 +63,7 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1:-1]
         x, z = self.in_proj(x).chunk(2, dim=-1)  # (B, *S, E) each
-        x = F.silu(channels_last(self.conv(channels_first(x))))
+        x = F.silu(on_channels_last(self.conv, x))
         if self.scan is not None:
             y = self.scan(x.flatten(1, -2), routes(self.route, grid, x.device))  # (B, L, E)
             x = y.unflatten(1, grid)

@@ -1,7 +1,15 @@
-"""HRVMamba in its planned form: parallel branches between a convolution stem and a U-Net decoder.
+"""HRVMamba in its planned form: parallel branches of DVSS blocks between a convolution stem and a U-Net decoder.
 
 Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published backbone is
-``published/hrvmamba.py``.
+``published/hrvmamba.py``. A DVSS block of width C:
+
+    x = x + GELU(shuffle(depthwise 3 | 5 | 7 | 9 (LN(x))))      four parts of the channels, one kernel each
+    x = x + scan(LN(x))                                        in_proj, deformable convolution, SiLU, scan, LN, out_proj
+    x = x + MLP(LN(x))
+
+The variant "se_lpu" (nano and tiny) adds a local perception unit, a depthwise 3x3 convolution, before the first and
+before the last part and a squeeze-and-excitation gate after the scan. The released source cannot run; the parameter
+counts of the paper fit a deformable convolution without its two pointwise projections, the default here.
 
 The published network starts at stride 4 and ends there, too coarse for thin and small structures: here branch i runs at
 the resolution of the plan's stage i, from the first downsampled one on, and the decoder goes back to the image's.
@@ -14,18 +22,147 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv, strided_kernel
-from medmamba.networks.blocks.hrvmamba import DSS, LOCAL_KERNELS, SHUFFLE, DVSSBlock
-from medmamba.networks.blocks.maps import CONV, channels_first, channels_last, depthwise
+from medmamba.networks.blocks.deformable import DeformableConv
+from medmamba.networks.blocks.linear import Linear
+from medmamba.networks.blocks.maps import CONV, depthwise, on_channels_last
+from medmamba.networks.blocks.residual import MLP, DropPath
+from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
 from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, stage_blocks
+from medmamba.networks.routes import routes
 from medmamba.plans.families import DEFORMABLE_FROM
+from medmamba.plans.route_sets import route_count
+
+LOCAL_KERNELS = {2: (3, 5, 7, 9), 3: (3, 3, 5, 5)}  # 3D is ours: cubes of 7 and 9 cost 343 and 729 taps
+SHUFFLE = 4  # parts of the channels, one kernel each
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighted by a two-layer MLP of their means: (B, *S, C) to itself."""
+
+    def __init__(self, width: int, reduction: int = 8) -> None:
+        super().__init__()
+        narrow, widen = Linear(width, width // reduction, bias=False), Linear(width // reduction, width, bias=False)
+        self.fc = nn.Sequential(narrow, nn.ReLU(), widen, nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.fc(x.flatten(1, -2).mean(1))  # (B, C)
+        return x * weight.reshape(len(x), *[1] * (x.ndim - 2), -1)
+
+
+class DSS(nn.Module):
+    """Ungated scan mixer behind a deformable convolution, (B, *S, C) to itself.
+
+    Args:
+        width: C; E = expand * C is the inner width; the convolution has as many groups as the step size has ranks.
+        local: the convolution before the scan, (B, *S, E) to itself; deformable if None.
+        squeeze_excite: gate the channels after the scan.
+        dt_rank: R; ceil(C / 16) if None.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        spatial_dims: int = 2,
+        expand: float = 2.0,
+        state_size: int = 1,
+        route: str = "cross",
+        local: nn.Module | None = None,
+        pointwise: bool = False,
+        squeeze_excite: bool = False,
+        dt_rank: int | None = None,
+        use_scan: bool = True,
+    ) -> None:
+        super().__init__()
+        inner, rank = int(expand * width), dt_rank or auto_dt_rank(width)
+        self.route = route
+        self.in_proj = Linear(width, inner, bias=False)
+        self.conv = local or DeformableConv(
+            inner,
+            rank,
+            spatial_dims=spatial_dims,
+            offset_kernel=3 if width % 80 == 0 else None,  # as in the base model
+            pointwise=pointwise,
+            output_bias=False,
+        )
+        self.scan = ScanCore(inner, route_count(route, spatial_dims), state_size, rank) if use_scan else None
+        self.out_norm = nn.LayerNorm(inner)
+        self.se = SqueezeExcite(inner) if squeeze_excite else None
+        self.out_proj = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x.shape[1:-1]
+        x = F.silu(self.conv(self.in_proj(x)))  # (B, *S, E)
+        if self.scan is not None:
+            x = self.scan(x.flatten(1, -2), routes(self.route, grid, x.device)).unflatten(1, grid)
+        x = self.out_norm(x)
+        return self.out_proj(x if self.se is None else self.se(x))
+
+
+class DVSSBlock(nn.Module):
+    """(B, *S, C) to (B, *S, C), C divisible by 4; see the top of this file.
+
+    Args:
+        width: C.
+        mixer: the scan mixer.
+        se_lpu: with the local perception units (the gate is the mixer's own).
+        kernels: edges of the four depthwise convolutions, one per axis.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mixer: nn.Module,
+        *,
+        kernels: Sequence[Sequence[int]] = ((3, 3), (5, 5), (7, 7), (9, 9)),
+        mlp_ratio: float = 2.0,
+        se_lpu: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        unit = (3,) * len(kernels[0])
+        self.norm0 = nn.LayerNorm(width)
+        self.conv = nn.ModuleList(depthwise(width // SHUFFLE, kernel) for kernel in kernels)
+        self.norm, self.op = nn.LayerNorm(width), mixer
+        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width, int(mlp_ratio * width))
+        self.cpe1, self.cpe2 = (depthwise(width, unit) if se_lpu else None for _ in range(2))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The original's local perception unit feeds only the branch; the residual is the input itself.
+        seen = x if self.cpe1 is None else x + on_channels_last(self.cpe1, x)
+        x = x + self.drop_path(F.gelu(self._local(self.norm0(seen))))
+        x = x + self.drop_path(self.op(self.norm(x)))
+        if self.cpe2 is not None:
+            x = x + on_channels_last(self.cpe2, x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _local(self, x: Tensor) -> Tensor:
+        """One kernel per quarter of the channels, then the quarters interleaved."""
+        quarters = zip(self.conv, x.chunk(SHUFFLE, dim=-1), strict=True)
+        parts = [on_channels_last(convolution, part) for convolution, part in quarters]
+        return torch.stack(parts, dim=-1).flatten(-2)
+
+
+class ChannelsLastConvolution(nn.Module):
+    """A depthwise convolution on (B, *S, C)."""
+
+    def __init__(self, width: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.conv = depthwise(width, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return on_channels_last(self.conv, x)
+
 
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 DEFORMABLE = ("auto", "always", "never")
@@ -70,14 +207,12 @@ class BranchFusion(nn.Module):
 
     def __init__(self, topology: Topology, stages: Sequence[int]) -> None:
         super().__init__()
+
+        def step(source: int, to: int) -> nn.Module:
+            return CoarserToFiner(topology, source, to) if source > to else finer_to_coarser(topology, source, to)
+
         self.rows = nn.ModuleList(
-            nn.ModuleList(
-                nn.Identity()
-                if source == to
-                else (CoarserToFiner if source > to else finer_to_coarser)(topology, source, to)
-                for source in stages
-            )
-            for to in stages
+            nn.ModuleList(nn.Identity() if source == to else step(source, to) for source in stages) for to in stages
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -121,17 +256,6 @@ class ParallelEncoder(nn.Module):
         return [x, *maps]
 
 
-class ChannelsLastConvolution(nn.Module):
-    """A depthwise convolution on (B, *S, C)."""
-
-    def __init__(self, width: int, kernel: Sequence[int]) -> None:
-        super().__init__()
-        self.conv = depthwise(width, kernel)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return channels_last(self.conv(channels_first(x)))
-
-
 @unet_family("hrvmamba", encoder=ParallelEncoder, channel_multiple=SHUFFLE)
 def hrvmamba(
     topology: Topology,
@@ -162,26 +286,18 @@ def hrvmamba(
     def block(stage: int, index: int, width: int) -> nn.Module:
         stride = max(prod(s[axis] for s in t.strides[: stage + 1]) for axis in range(dims))
         bends = deformable == "always" or (deformable == "auto" and stride >= DEFORMABLE_FROM[dims])
-        kernel = t.kernels[stage]
         mixer = DSS(
             width,
             spatial_dims=dims,
             expand=expand,
             state_size=state_size,
             route=names[stage],
-            local=None if bends else ChannelsLastConvolution(int(expand * width), kernel),
+            local=None if bends else ChannelsLastConvolution(int(expand * width), t.kernels[stage]),
             squeeze_excite=se_lpu,
             use_scan=use_scan,
         )
         kernels = [local_kernel(t, stage, edge) for edge in LOCAL_KERNELS[dims]]
-        return DVSSBlock(
-            width,
-            mixer,
-            spatial_dims=dims,
-            mlp_ratio=mlp_ratio,
-            se_lpu=se_lpu,
-            drop_path=rate(stage, index),
-            kernels=kernels,
-        )
+        drop_path = rate(stage, index)
+        return DVSSBlock(width, mixer, kernels=kernels, mlp_ratio=mlp_ratio, se_lpu=se_lpu, drop_path=drop_path)
 
     return block

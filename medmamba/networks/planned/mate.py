@@ -1,16 +1,140 @@
-"""LinGen's MATE blocks in the U-Net frame."""
+"""LinGen's MATE blocks in the U-Net frame: a scan of linear cost for distant tokens, window attention for near ones.
+
+Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5. There is no official code; where the paper has only
+words (review tokens, axis order) this is our reading.
+
+    y = LN(x);  x = x + MA(y) + TE(y);  x = x + MLP(LN(x))
+
+MA: Mamba-2 along one rotary-major order, forwards and backwards; the next layer takes the next order. Review tokens, a
+pooled overview of the map, come before the sequence in both directions, and their outputs are dropped. TE: attention in
+small windows, shifted in every second layer.
+
+Glossary: C width, E inner width, h heads of p channels, N state size, r edge of the review grid.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from medmamba.networks.blocks.mate import MATEBlock, MATEMixer
-from medmamba.networks.blocks.residual import MLP
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medmamba.networks.blocks.linear import Linear, linear
+from medmamba.networks.blocks.mamba2 import GatedRMSNorm, HeadScan
+from medmamba.networks.blocks.maps import channels_first, depthwise, on_channels_last
+from medmamba.networks.blocks.residual import MLP, DropPath
 from medmamba.networks.planned.bounds import Count, CountOrZero, Edge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology
+from medmamba.networks.routes import routes
 from medmamba.plans.route_sets import route_count
+
+POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+class MATEMixer(nn.Module):
+    """The MA branch, (B, *S, C) to itself.
+
+    Args:
+        width: C.
+        expand: E / C.
+        head_width: p, or the next smaller divisor of E.
+        kernel: edge per axis of the depthwise convolution before the scan (on the grid; Mamba-2 has a causal one).
+        layer: number of the layer, which decides its rotary order.
+        review: r; 0 for no review tokens.
+        directions: 2, forwards and backwards, or 1.
+        use_scan: False leaves the scan and all that only serves it out.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kernel: Sequence[int] = (3, 3, 3),
+        *,
+        state_size: int = 16,
+        expand: float = 1.0,
+        head_width: int = 8,
+        layer: int = 0,
+        review: int = 4,
+        directions: int = 2,
+        use_scan: bool = True,
+    ) -> None:
+        super().__init__()
+        inner = int(expand * width)
+        head_width = max(p for p in range(1, min(head_width, inner) + 1) if inner % p == 0)
+        pairs = route_count("rotary", len(kernel)) // 2
+        first = 2 * (layer % pairs)
+        self.route = f"rotary:{first}-{first + directions}"
+        self.inner, self.state_size = inner, state_size
+        self.review_size = review if use_scan else 0
+        self.in_proj = Linear(width, 2 * inner, bias=False)
+        self.conv = depthwise(inner, kernel)
+        self.scan: SelectiveHeads | None = None
+        if use_scan:
+            self.scan = SelectiveHeads(width, inner, head_width, state_size, directions, review=review > 0)
+        self.norm = GatedRMSNorm(inner)
+        self.out_proj = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x.shape[1:-1]
+        z, u = self.in_proj(x).chunk(2, dim=-1)  # (B, *S, E) each
+        u = F.silu(on_channels_last(self.conv, u))
+        if self.scan is not None:
+            tokens, y = x.flatten(1, -2), u.flatten(1, -2)
+            table = routes(self.route, grid, x.device)
+            if self.review_size:
+                review_grid = tuple(min(self.review_size, -(-n // 2)) for n in grid)  # at most half the map's
+                seen = self.scan.look_back(POOL[len(grid)](channels_first(x), review_grid).flatten(2).mT)  # (B, R, C)
+                skip = seen.shape[1]
+                tokens = torch.cat([seen, tokens], dim=1)
+                y = torch.cat([F.silu(linear(seen, self.in_proj.weight[self.inner :])), y], dim=1)
+                table = torch.cat([routes(self.route, review_grid, x.device), table + skip], dim=1)
+            y = self.scan(tokens, y, table)[:, y.shape[1] - grid.numel() :]
+            u = y.unflatten(1, grid)
+        return self.out_proj(self.norm(u, z))
+
+
+class SelectiveHeads(nn.Module):
+    """Selection (B, C and step size from the tokens), decay per head, and the projection of the review tokens."""
+
+    def __init__(
+        self, width: int, inner: int, head_width: int, state_size: int, directions: int, *, review: bool
+    ) -> None:
+        super().__init__()
+        heads = inner // head_width
+        self.parts = [state_size, state_size, heads]
+        self.select = Linear(width, sum(self.parts), bias=False)
+        self.heads = HeadScan(inner, head_width, directions)
+        self.review = nn.Sequential(nn.LayerNorm(width), Linear(width, width)) if review else None
+
+    def look_back(self, overview: Tensor) -> Tensor:
+        """Review tokens (B, R, C) from the pooled map."""
+        return overview if self.review is None else self.review(overview)
+
+    def forward(self, tokens: Tensor, u: Tensor, table: Tensor) -> Tensor:
+        """tokens (B, L, C) select, u (B, L, E) is scanned along the routes of the table (K, L): (B, L, E)."""
+        B, C, dt = self.select(tokens).split(self.parts, dim=-1)
+        return self.heads(u, dt, B, C, table)
+
+
+class MATEBlock(nn.Module):
+    """(B, *S, C) to itself: both branches on one norm, then the MLP."""
+
+    def __init__(
+        self, width: int, mixer: nn.Module, attention: nn.Module, mlp: nn.Module, *, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm, self.ma, self.te = nn.LayerNorm(width), mixer, attention
+        self.norm2, self.mlp = nn.LayerNorm(width), mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        x = x + self.drop_path(self.ma(y) + self.te(y))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 @unet_family("mate")
@@ -40,20 +164,11 @@ def mate(
     names = routes_per_stage(topology, "bidirectional", schedule)
     places = topology.block_places
     attention = window_attentions(topology, window, 2 * head_width)
+    scan = partial(MATEMixer, state_size=state_size, expand=expand, head_width=head_width, review=review)
 
     def block(stage: int, index: int, width: int) -> nn.Module:
-        mixer = MATEMixer(
-            width,
-            spatial_dims=topology.spatial_dims,
-            state_size=state_size,
-            expand=expand,
-            head_width=head_width,
-            kernel=topology.kernels[stage],
-            layer=places.index((stage, index)),
-            review=review,
-            directions=route_count(names[stage], topology.spatial_dims),
-            use_scan=use_scan,
-        )
+        layer, ways = places.index((stage, index)), route_count(names[stage], topology.spatial_dims)
+        mixer = scan(width, topology.kernels[stage], layer=layer, directions=ways, use_scan=use_scan)
         near, mlp = attention(stage, index, width), MLP(width, int(mlp_ratio * width))
         return MATEBlock(width, mixer, near, mlp, drop_path=rate(stage, index))
 

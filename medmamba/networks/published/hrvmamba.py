@@ -1,4 +1,4 @@
-"""HRVMamba as published: parallel branches that keep the resolution, made of DVSS blocks (``blocks/hrvmamba.py``).
+"""HRVMamba as published: parallel branches that keep the resolution, made of DVSS blocks (``planned/hrvmamba.py``).
 
 Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174); HRNet (arXiv:1908.07919) for the branches and their fusion.
 """
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
-from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.blocks.maps import channels_first, channels_last, per_axis
 from medmamba.networks.blocks.residual import rising_rates
+from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
 
 # Named sizes: variant, width of the first stage, width c of the finest branch, parameters with the 1000-class neck.
 SIZES: dict[str, tuple[bool, int, int, int]] = {

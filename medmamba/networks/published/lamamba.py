@@ -1,7 +1,5 @@
 """LaMamba-Diff's conditioned block, and its U-Net as published, without the conditioning.
 
-The planned form of the block is ``networks/planned/lamamba.py``.
-
 Source: Fu et al. 2024, LaMamba-Diff (arXiv:2408.02615), sections 3.2 and 3.3, and its public code.
 """
 
@@ -15,10 +13,10 @@ from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.attention import WindowAttention
-from medmamba.networks.blocks.lamamba import LaMambaBlock
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.patches import Level, PatchEmbed, PatchExpand, PatchMerging
 from medmamba.networks.blocks.vss import SS2D
+from medmamba.networks.planned.lamamba import LaMambaBlock
 
 
 class ConditionedBlock(LaMambaBlock):

@@ -1,4 +1,4 @@
-"""MambaOut as published: the classification network of gated convolution blocks (``blocks/mambaout.py``).
+"""MambaOut as published: the classification network of gated convolution blocks (``planned/mambaout.py``).
 
 Source: Yu and Wang 2024, MambaOut: Do we really need Mamba for vision? (arXiv:2405.07992), and its public code.
 """
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.mambaout import EPS, GatedCNNBlock
-from medmamba.networks.blocks.maps import channels_first, channels_last
+from medmamba.networks.blocks.maps import channels_last, on_channels_last
 from medmamba.networks.blocks.residual import rising_rates, truncated_normal
+from medmamba.networks.planned.mambaout import EPS, GatedCNNBlock
 
 # Named sizes: (depths, widths) and the number of parameters with 1000 classes.
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
@@ -39,7 +39,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.norm1(channels_last(self.conv1(x))))
-        return self.norm2(channels_last(self.conv2(channels_first(x))))
+        return self.norm2(on_channels_last(self.conv2, x))
 
 
 class Halving(nn.Module):
@@ -51,7 +51,7 @@ class Halving(nn.Module):
         self.norm = nn.LayerNorm(out_width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(channels_last(self.conv(channels_first(x))))
+        return self.norm(on_channels_last(self.conv, x))
 
 
 class Head(nn.Module):
@@ -77,7 +77,7 @@ class PublishedMambaOut(nn.Module):
         widths: Sequence[int] = SIZES["tiny"][1],
         depths: Sequence[int] = SIZES["tiny"][0],
         *,
-        kernel: int = 7,
+        kernel: Sequence[int] = (7, 7),
         expansion: float = 8 / 3,
         conv_ratio: float = 1.0,
         drop_path: float = 0.0,

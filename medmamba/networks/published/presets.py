@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.blocks.deformable import DeformableConv
-from medmamba.networks.blocks.hrvmamba import DSS
-from medmamba.networks.blocks.mhs import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.vss import SS2D
+from medmamba.networks.planned.hrvmamba import DSS
+from medmamba.networks.planned.mhs_vm import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.names import mambaout_layout, our_name
@@ -63,7 +63,7 @@ def ss2d(shapes: Shapes, prefix: str = "", **options: Any) -> SS2D:
         width,
         expand=inner / width,
         state_size=shapes[prefix + "A_logs"][1],
-        kernel=shapes[prefix + "conv2d.weight"][-1],
+        kernel=shapes[prefix + "conv2d.weight"][2:],
         bias=prefix + "in_proj.bias" in shapes,
         conv_bias=prefix + "conv2d.bias" in shapes,
         dt_rank=shapes[prefix + "dt_projs_weight"][-1],
@@ -84,7 +84,7 @@ def mhs_mixer(shapes: Shapes, prefix: str, threshold: float) -> MHSMixer:
         state_size=shapes[engine + "A_logs"][1],
         dt_rank=shapes[engine + "dt_projs_weight"][-1],
     )
-    kernel = shapes[prefix + "conv2d.weight"][-1]
+    kernel = shapes[prefix + "conv2d.weight"][2:]
     return MHSMixer(width, mhs, kernel=kernel, gated=prefix + "in_proj.weight" in shapes)
 
 
@@ -107,7 +107,7 @@ def mamba_options(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
 def gated_options(shapes: Shapes, prefix: str = "") -> dict[str, Any]:
     """Arguments of GatedCNNBlock beside its width; an expansion of 8/3 if that is what the shapes were cut from."""
     width, hidden = shapes[prefix + "fc2.weight"]
-    seen, *_, kernel = shapes[prefix + "conv.weight"]
+    seen, _, *kernel = shapes[prefix + "conv.weight"]
     expansion = 8 / 3 if int(8 / 3 * width) == hidden else _ratio(hidden, width)
     return {"expansion": expansion, "conv_ratio": _ratio(seen, width), "kernel": kernel}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from medmamba.networks.blocks.mate import MATEMixer
+from medmamba.networks.planned.mate import MATEMixer
 
 
 def test_review_tokens_change_the_scan_and_zero_of_them_do_not() -> None:

@@ -10,9 +10,9 @@ import torch
 from hrvmamba_classifier import HRVMambaClassifier
 from torch import nn
 
-from medmamba.networks.blocks.hrvmamba import DSS, DVSSBlock
-from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
 from medmamba.networks.blocks.scan_core import ScanCore
+from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
+from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import SIZES as HRV
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.lamamba import PublishedLaMamba

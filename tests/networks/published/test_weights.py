@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, InputError
-from medmamba.networks.blocks.mhs import MHSMixer, MultiHeadScan
+from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.names import our_name
