@@ -14,13 +14,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from medmamba.networks.blocks.linear import PRODUCT_EXISTS
 from medmamba.networks.blocks.scan_core import count_scans
-
-PRODUCT = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-"""oneDNN's product (``linear.py``), which torch's counter does not know."""
 
 
 def _count_product(a: torch.Size, b: torch.Size, *_: object, **__: object) -> int:
+    """Operations of oneDNN's product (``linear.py``), which torch's counter does not know."""
     return 2 * math.prod(a) * b[0]
 
 
@@ -52,13 +51,10 @@ def network_cost(network: nn.Module, input_shape: Sequence[int]) -> NetworkCost:
     """Cost of ``network`` in evaluation on an input (batch, channels, *axes), measured by one forward pass."""
     training = network.training
     network.eval()
+    counts = {torch.ops.mkldnn._linear_pointwise: _count_product} if PRODUCT_EXISTS else {}
     device = next(network.parameters()).device
     try:
-        with (
-            torch.no_grad(),
-            count_scans() as scans,
-            FlopCounterMode(display=False, custom_mapping={PRODUCT: _count_product} if PRODUCT else {}) as counter,
-        ):
+        with torch.no_grad(), count_scans() as scans, FlopCounterMode(display=False, custom_mapping=counts) as counter:
             network(torch.zeros(tuple(input_shape), device=device))
     finally:
         network.train(training)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medmamba.networks.published.names import our_name
+from medmamba.networks.published.weights import our_name
 
 
 @dataclass

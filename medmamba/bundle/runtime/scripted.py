@@ -21,7 +21,7 @@ from medmamba.networks.blocks.residual import DropPath
 from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.planned.conv_unet import ConvUNet
-from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, EncoderStage, PlannedUNet
+from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, PlannedUNet
 from medmamba.networks.routes import routes
 
 SCRIPTABLE = (ConvNormAct, Downsample, ResidualConv, Upsample, DecoderStage, VSSBlock)
@@ -45,8 +45,8 @@ def _unet(network: nn.Module) -> nn.Module:
         raise NotScriptable(type(network).__name__)
     encoder = [network.stem]
     for stage in network.encoder.stages:
-        assert isinstance(stage, EncoderStage)
-        encoder.append(nn.Sequential(stage.downsample, stage.convs, stage.blocks))
+        assert isinstance(stage, nn.ModuleDict)
+        encoder.append(nn.Sequential(*stage.values()))
     decoder = list(network.decoder)
     image_twice = network.image_skip is not None
     if network.image_skip is not None and network.final is not None:

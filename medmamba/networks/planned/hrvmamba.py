@@ -8,12 +8,10 @@ Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published
     x = x + MLP(LN(x))
 
 The variant "se_lpu" (nano and tiny) adds a local perception unit, a depthwise 3x3 convolution, before the first and
-before the last part and a squeeze-and-excitation gate after the scan. The released source cannot run; the parameter
-counts of the paper fit a deformable convolution without its two pointwise projections, the default here.
+before the last part and a squeeze-and-excitation gate after the scan.
 
-The published network starts at stride 4 and ends there, too coarse for thin and small structures: here branch i runs at
-the resolution of the plan's stage i, from the first downsampled one on, and the decoder goes back to the image's.
-Batch norm, useless with two images per batch, is instance norm.
+The published network starts and ends at stride 4, too coarse for thin and small structures: here branch i runs at the
+resolution of the plan's stage i, from the first downsampled one on, and the decoder goes back to the image's.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.errors import ConfigError
-from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, ResidualConv, strided_kernel
+from medmamba.networks.blocks.convolution import SLOPE, Downsample, InstanceNorm, strided_kernel
 from medmamba.networks.blocks.deformable import DeformableConv
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import CONV, depthwise, on_channels_last
@@ -36,7 +34,7 @@ from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
 from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
-from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, stage_blocks
+from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, residual_convs, stage_blocks
 from medmamba.networks.routes import routes
 from medmamba.plans.families import DEFORMABLE_FROM
 from medmamba.plans.route_sets import route_count
@@ -235,11 +233,8 @@ class ParallelEncoder(nn.Module):
         self.branches = nn.ModuleList()  # [step][branch]
         self.exchange = nn.ModuleList()
         for newest in range(1, len(widths)):
-            width = widths[newest]
-            self.downsample.append(Downsample(widths[newest - 1], width, t.strides[newest]))
-            self.convs.append(
-                nn.Sequential(*(ResidualConv(width, width, t.kernels[newest]) for _ in range(conv_blocks)))
-            )
+            self.downsample.append(Downsample(widths[newest - 1], widths[newest], t.strides[newest]))
+            self.convs.append(residual_convs(t, newest, conv_blocks))
             stages = range(1, newest + 1)
             self.branches.append(nn.ModuleList(Blocks(stage_blocks(t, block, stage)) for stage in stages))
             if newest > 1:

@@ -204,33 +204,19 @@ class Encoder(nn.Module):
     def __init__(self, topology: Topology, block: BlockFactory, *, conv_blocks: int = 1) -> None:
         super().__init__()
         t, widths = topology, topology.features_per_stage
-        self.stages = nn.ModuleList(
-            EncoderStage(
-                Downsample(widths[i - 1], widths[i], t.strides[i]),
-                [ResidualConv(widths[i], widths[i], t.kernels[i]) for _ in range(conv_blocks)],
-                stage_blocks(t, block, i),
-            )
-            for i in range(1, len(widths))
-        )
+        self.stages = nn.ModuleList()
+        for i in range(1, len(widths)):
+            stage = nn.ModuleDict({"downsample": Downsample(widths[i - 1], widths[i], t.strides[i])})
+            stage["convs"] = residual_convs(t, i, conv_blocks)
+            stage["blocks"] = Blocks(stage_blocks(t, block, i))
+            self.stages.append(stage)
 
     def forward(self, x: Tensor, recompute: bool = False) -> list[Tensor]:
         maps = [x]
         for stage in self.stages:
-            maps.append(stage(maps[-1], recompute))
+            assert isinstance(stage, nn.ModuleDict)
+            maps.append(stage["blocks"](stage["convs"](stage["downsample"](maps[-1])), recompute))
         return maps
-
-
-class EncoderStage(nn.Module):
-    """One stage of the encoder."""
-
-    def __init__(self, downsample: nn.Module, convs: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.convs = nn.Sequential(*convs)
-        self.blocks = Blocks(blocks)
-
-    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
-        return self.blocks(self.convs(self.downsample(x)), recompute)
 
 
 class Blocks(nn.ModuleList):
@@ -243,6 +229,12 @@ class Blocks(nn.ModuleList):
         for block in self:
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x.movedim(-1, 1)
+
+
+def residual_convs(topology: Topology, stage: int, count: int) -> nn.Sequential:
+    """So many residual convolutions of one stage."""
+    width, kernel = topology.features_per_stage[stage], topology.kernels[stage]
+    return nn.Sequential(*(ResidualConv(width, width, kernel) for _ in range(count)))
 
 
 def stage_blocks(topology: Topology, block: BlockFactory, stage: int) -> list[nn.Module]:

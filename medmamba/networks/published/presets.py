@@ -1,9 +1,6 @@
-"""Published networks from the shapes of their weights: a state dict says how wide and deep its network is.
+"""Published networks from the shapes of their weights, under the original project's parameter names.
 
-    network = from_state_dict(state, "vm_unet")  # a PublishedVMUNet that these weights fit
-
-Shapes are read under the original project's parameter names. What no shape tells (MHS-VM's threshold, where Vim reads
-its class token) is the published choice.
+What no shape tells (MHS-VM's threshold, where Vim reads its class token) is the published choice.
 """
 
 from __future__ import annotations
@@ -12,16 +9,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.blocks.deformable import DeformableConv
 from medmamba.networks.blocks.vss import SS2D
 from medmamba.networks.planned.hrvmamba import DSS
 from medmamba.networks.planned.mhs_vm import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
-from medmamba.networks.published.names import mambaout_layout, our_name
 from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
 
@@ -29,28 +24,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 MHS_THRESHOLD = 0.5
 """Of MHS-VM's fusion, which its checkpoints do not store: the published value for ISIC 2018."""
-
-
-def from_state_dict(state: Mapping[str, Tensor], family: str, *, threshold: float | None = None) -> nn.Module:
-    """The published network of ``family`` (a key of PRESETS) in the sizes of these weights, with initial ones.
-
-    ``threshold`` is MHS-VM's, MHS_THRESHOLD if None.
-
-    Raises ConfigError for an unknown family and for weights of another network.
-    """
-    if family not in PRESETS:
-        raise unknown_name("weights family", family, list(PRESETS))
-    layout = mambaout_layout(state) if family == "mambaout" else None
-    shapes = {our_name(name, layout) if layout else name: tuple(tensor.shape) for name, tensor in state.items()}
-    try:
-        if family == "mhs_vm" and threshold is not None:
-            return mhs_vm(shapes, threshold=threshold)
-        return PRESETS[family](shapes)
-    except (KeyError, IndexError, StopIteration, ValueError) as error:
-        raise ConfigError(
-            f"This checkpoint does not look like a {family} network: {error!r} was not found among names like "
-            f"{', '.join(list(shapes)[:3])}."
-        ) from None
 
 
 # -- parts: the block whose parameters begin with a prefix ---------------------------------------------------------

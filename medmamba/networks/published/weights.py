@@ -1,4 +1,4 @@
-"""Published weights: reading checkpoints of the original projects, loading them under our names, storing them.
+"""Published weights: checkpoints of the original projects read, loaded under our parameter names, and stored.
 
 Loading never passes silently: what was loaded, what had to be adapted, what is left over and what is missing are
 counted and named, and a file of which nothing fits is an error.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,52 @@ from torch import Tensor, nn
 
 from medmamba.disk.atomic import write_atomically
 from medmamba.errors import ConfigError, InputError, unknown_name
-from medmamba.networks.published.names import mambaout_layout, our_name
-from medmamba.networks.published.presets import PRESETS, from_state_dict
+from medmamba.networks.published.presets import PRESETS, mhs_vm
+
+Rule = tuple[str, str]
+
+_SS2D: tuple[Rule, ...] = (
+    (r"(^|\.)conv2d\.", r"\1conv."),  # it has three axes in a volume
+    (r"(^|\.)(x_proj_weight|dt_projs_weight|dt_projs_bias|A_logs|Ds)$", r"\1scan.\2"),
+)
+_U_SHAPE: tuple[Rule, ...] = ((r"^vmunet\.", ""),)  # the wrapper of VM-UNet and MHS-VM
+
+# (pattern, replacement) per family, applied in order to every original name; an empty name is one not needed here.
+RULES: dict[str, tuple[Rule, ...]] = {
+    "vm_unet": (*_U_SHAPE, *_SS2D),
+    "mhs_vm": (
+        *_U_SHAPE,
+        (r"mhs\.x_ssproj_W$", "mhs.x_ssproj.weight"),  # the same matrix under two names
+        (r"\.scanning\.seq2seq_engine\.", ".mambaeng."),  # the same engine under two names
+        (r"mhs\.scanhead_(\w)\.mambaeng\.", r"mhs.heads.\1."),
+        *_SS2D,
+    ),
+    "vim": (
+        (r"(^|\.)conv1d\.", r"\1forwards.conv1d."),
+        (r"(^|\.)conv1d_b\.", r"\1backwards.conv1d."),
+        (r"(^|\.)(x_proj|dt_proj)\.", r"\1forwards.scan.\2."),
+        (r"(^|\.)(x_proj|dt_proj)_b\.", r"\1backwards.scan.\2."),
+        (r"(^|\.)(A_log|D)$", r"\1forwards.scan.\2"),
+        (r"(^|\.)A_b_log$", r"\1backwards.scan.A_log"),
+        (r"(^|\.)D_b$", r"\1backwards.scan.D"),
+    ),
+    "mambaout": (),
+    "mambaout_timm": (
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d+)\.downsample\.", r"downsample_layers.\1."),
+        (r"^stages\.(\d+)\.blocks\.", r"stages.\1."),
+        (r"^head\.norm\.", "norm."),  # what the original calls head.norm is head.pre_logits.norm here
+        (r"^head\.pre_logits\.fc\.", "head.fc1."),
+        (r"^head\.pre_logits\.norm\.", "head.norm."),
+        (r"^head\.fc\.", "head.fc2."),
+    ),
+    "lamamba": (
+        (r"^(.*\.)?(attn\.relative_position_index|attn_mask)$", ""),  # computed from the sizes
+        *_SS2D,
+    ),
+    "hrvmamba": _SS2D,
+    "mamba2": ((r"(^|\.)(dt_bias|A_log|D)$", r"\1scan.\2"),),
+}
 
 _WRAPPERS = ("state_dict", "model", "model_ema", "net")  # entries under which checkpoints keep their weights
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")  # of distributed, compiled and wrapped models
@@ -115,15 +159,54 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     return tensors
 
 
+def our_name(original: str, family: str) -> str:
+    """The name here of a parameter called ``original`` in the project that published it.
+
+    >>> our_name("vmunet.layers.0.blocks.1.self_attention.A_logs", "vm_unet")
+    'layers.0.blocks.1.self_attention.scan.A_logs'
+    """
+    for pattern, replacement in RULES[family]:
+        original = re.sub(pattern, replacement, original)
+    return original
+
+
+def from_state_dict(state: Mapping[str, Tensor], family: str, *, threshold: float | None = None) -> nn.Module:
+    """The published network of ``family`` (a key of PRESETS) in the sizes of these weights, with initial ones.
+
+    ``threshold`` is MHS-VM's, the published one if None. Raises ConfigError for an unknown family and for weights of
+    another network.
+    """
+    rules = _rules(state, family)
+    shapes = {
+        our_name(name, rules) if family == "mambaout" else name: tuple(tensor.shape) for name, tensor in state.items()
+    }
+    try:
+        if family == "mhs_vm" and threshold is not None:
+            return mhs_vm(shapes, threshold=threshold)
+        return PRESETS[family](shapes)
+    except (KeyError, IndexError, StopIteration, ValueError) as error:
+        raise ConfigError(
+            f"This checkpoint does not look like a {family} network: {error!r} was not found among names like "
+            f"{', '.join(list(shapes)[:3])}."
+        ) from None
+
+
+def _rules(names: Iterable[str], family: str) -> str:
+    """The key of RULES for parameters of these names. Raises ConfigError for an unknown family."""
+    if family not in PRESETS:
+        raise unknown_name("weights family", family, list(PRESETS))
+    if family == "mambaout" and any(name.startswith("stem.") for name in names):
+        return "mambaout_timm"  # the second of its two published layouts
+    return "vm_unet" if family == "vmamba_v0" else family
+
+
 def load_published(module: nn.Module, state: Mapping[str, Tensor], family: str) -> WeightReport:
     """Load a published state dict into our module; names not met stay as they are and are reported.
 
     ``vmamba_v0`` fills VM-UNet's encoder and, with the same blocks mirrored, its decoder, as the original does.
     Raises ConfigError if not a single tensor fits.
     """
-    if family not in PRESETS:
-        raise unknown_name("weights family", family, list(PRESETS))
-    rules = {"mambaout": mambaout_layout(state), "vmamba_v0": "vm_unet"}.get(family, family)
+    rules = _rules(state, family)
     own = module.state_dict()
     new: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}

@@ -17,11 +17,15 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
-from medmamba.networks.published.names import our_name
-from medmamba.networks.published.presets import from_state_dict
 from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
-from medmamba.networks.published.weights import convert_weights, load_published, read_state_dict
+from medmamba.networks.published.weights import (
+    convert_weights,
+    from_state_dict,
+    load_published,
+    our_name,
+    read_state_dict,
+)
 
 SMALL = {"widths": (8, 16, 32, 64), "depths": (1, 2, 1, 1), "decoder_depths": (1, 1, 2, 1)}
 
