@@ -17,12 +17,12 @@ from torch import nn
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.patches import PatchEmbed, PatchExpand, PatchMerging
-from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.planned.hrvmamba import DVSSBlock
 from medmamba.networks.planned.lamamba import LaMambaBlock
 from medmamba.networks.planned.mambaout import GatedCNNBlock
 from medmamba.networks.planned.mhs_vm import HEADS, MHSMixer, MultiHeadScan
+from medmamba.networks.planned.vim import BidirectionalMamba
 from medmamba.networks.published import presets
 from medmamba.networks.published.lamamba import ConditionedBlock, PublishedLaMamba
 from medmamba.networks.published.mamba2 import Mamba2

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.deformable import DeformableConv
-from medmamba.networks.blocks.vim import BidirectionalMamba
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.planned.lamamba import LaMambaBlock
 from medmamba.networks.planned.mambaout import GatedCNNBlock
 from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
+from medmamba.networks.planned.vim import BidirectionalMamba
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
 from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mamba2 import Mamba2

@@ -1,7 +1,7 @@
 """LinGen's MATE blocks in the U-Net frame: a scan of linear cost for distant tokens, window attention for near ones.
 
 Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5. There is no official code; where the paper has only
-words (review tokens, axis order) this is our reading.
+words (review tokens, axis order) this is our reading. Mamba-2: Dao and Gu 2024 (arXiv:2405.21060), section 7.
 
     y = LN(x);  x = x + MA(y) + TE(y);  x = x + MLP(LN(x))
 
@@ -9,7 +9,10 @@ MA: Mamba-2 along one rotary-major order, forwards and backwards; the next layer
 pooled overview of the map, come before the sequence in both directions, and their outputs are dropped. TE: attention in
 small windows, shifted in every second layer.
 
-Glossary: C width, E inner width, h heads of p channels, N state size, r edge of the review grid.
+Glossary: L tokens, C width, E inner width, h heads of p channels, N state size, K routes, r edge of the review grid.
+Mamba-2 has one decay per head, A one number per token:
+
+    S_i = exp(A_i) S_{i-1} + X_i (x) B_i,   Y_i = S_i C_i        per head: S (p, N)
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.networks.blocks.linear import Linear, linear
-from medmamba.networks.blocks.mamba2 import GatedRMSNorm, HeadScan
 from medmamba.networks.blocks.maps import channels_first, depthwise, on_channels_last
-from medmamba.networks.blocks.residual import MLP, DropPath
+from medmamba.networks.blocks.residual import MLP, DropPath, RMSNorm
+from medmamba.networks.blocks.scan_core import ScanModule, at_least_float32, initial_dt_bias, scanned
 from medmamba.networks.planned.bounds import Count, CountOrZero, Edge, WidthRatio
 from medmamba.networks.planned.registry import Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage, window_attentions
@@ -33,6 +36,45 @@ from medmamba.networks.routes import routes
 from medmamba.plans.route_sets import route_count
 
 POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+class GatedRMSNorm(RMSNorm):
+    """RMSNorm(y * SiLU(z)) over all channels: the gate comes before the norm."""
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]  # needs its gate
+        return super().forward(y * F.silu(z))
+
+
+class HeadScan(ScanModule):
+    """A selective scan whose channels share step size, decay and skip within a head, with their parameters."""
+
+    def __init__(self, inner: int, head_width: int, directions: int = 1) -> None:
+        super().__init__()
+        self.heads, self.head_width = inner // head_width, head_width
+        shape = (self.heads,) if directions == 1 else (directions, self.heads)
+        self.dt_bias = nn.Parameter(initial_dt_bias(*shape))
+        self.A_log = nn.Parameter(torch.empty(shape).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, table: Tensor) -> Tensor:
+        """x (B, L, E), dt (B, L, h), B and C (B, L, N), routes (K, L): (B, L, E), summed over the routes."""
+        K, p = len(table), self.head_width
+        A, D, bias = (
+            at_least_float32(t).reshape(K, self.heads).repeat_interleave(p, dim=1)  # (K, E)
+            for t in (-torch.exp(self.A_log), self.D, self.dt_bias)
+        )
+        steps = dt.repeat_interleave(p, dim=-1)[:, :, None].expand(-1, -1, K, -1)  # (B, L, K, E)
+        return scanned(
+            x.contiguous(),
+            steps.contiguous(),
+            A[..., None].expand(-1, -1, B.shape[-1]).contiguous(),
+            B[:, :, None].expand(-1, -1, K, -1).contiguous(),
+            C[:, :, None].expand(-1, -1, K, -1).contiguous(),
+            D=D.contiguous(),
+            dt_bias=bias.contiguous(),
+            routes=table,
+            backend=self.scan_backend,
+        )
 
 
 class MATEMixer(nn.Module):

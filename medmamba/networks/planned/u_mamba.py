@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from medmamba.networks.blocks.residual import PreNorm
-from medmamba.networks.blocks.vim import BidirectionalMamba, FlatMixer
 from medmamba.networks.planned.bounds import Count, WidthRatio
 from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family
 from medmamba.networks.planned.unet import BlockFactory, Topology
+from medmamba.networks.planned.vim import BidirectionalMamba, FlatMixer
 
 
 @unet_family("u_mamba_bot", frame=FrameOptions(conv_blocks=2))

@@ -1,4 +1,4 @@
-"""Mamba-2's layer on a sequence as published; the planned networks use its scan (``networks/blocks/mamba2.py``).
+"""Mamba-2's layer on a sequence as published; the planned networks use its scan (``planned/mate.py``).
 
 Source: Dao and Gu 2024, Transformers are SSMs (arXiv:2405.21060), section 7.
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from medmamba.kernels import ssd_chunked
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.blocks.mamba2 import GatedRMSNorm, HeadScan
+from medmamba.networks.planned.mate import GatedRMSNorm, HeadScan
 
 
 class Mamba2(nn.Module):

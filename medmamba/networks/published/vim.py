@@ -1,4 +1,4 @@
-"""Vim as published: the classification network of bidirectional Mamba blocks (their mixer is ``blocks/vim.py``).
+"""Vim as published: the classification network of bidirectional Mamba blocks (their mixer is ``planned/vim.py``).
 
 Source: Zhu et al. 2024, Vision Mamba (arXiv:2401.09417), algorithm 1, and its public code.
 
@@ -19,7 +19,7 @@ from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import channels_last
 from medmamba.networks.blocks.residual import DropPath, RMSNorm, rising_rates
 from medmamba.networks.blocks.scan_core import at_least_float32
-from medmamba.networks.blocks.vim import BidirectionalMamba
+from medmamba.networks.planned.vim import BidirectionalMamba
 
 
 class VimBlock(nn.Module):
