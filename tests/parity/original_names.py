@@ -1,4 +1,4 @@
-"""Our parameter names back to those of the original projects; the other way is ``published/names.py``."""
+"""Our parameter names back to those of the original projects; the other way is ``published/weights.py``."""
 
 from __future__ import annotations
 

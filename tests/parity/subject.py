@@ -15,7 +15,7 @@ class Subject:
     """A rebuilt model with the original's names for its parts.
 
     Attributes:
-        family: whose renaming rules apply (see ``published/names.py``).
+        family: whose renaming rules apply (see ``published/weights.py``).
         network: a whole network (its tolerances are wider than a block's).
         inputs: keys of the tensors the model takes.
         channels_first: the original's block takes (B, C, H, W) where ours takes (B, H, W, C).
