@@ -184,6 +184,11 @@ def storable_labels(labels: npt.ArrayLike, shape: Shape) -> Stored:
     return array.astype(smallest_type(low, high), copy=False)
 
 
+def same_place(found: Decoded, like: Like) -> bool:
+    """Whether the grid came back, to the last bit."""
+    return found.grid == grid_of(like)
+
+
 def same_values(again: Stored, written: Stored, path: Path | str) -> None:
     """What was written must come back (intensities as float32); slice by slice, without a third array."""
     kind = np.float32 if again.dtype == np.float32 else written.dtype

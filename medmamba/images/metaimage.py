@@ -12,19 +12,9 @@ import numpy as np
 from medmamba.disk.atomic import Verify, write_bytes, write_pair
 from medmamba.errors import InputError
 from medmamba.geometry import Grid
-from medmamba.images.checked import ZLIB, Decoded, Like, Stored, compressed, header_and_zraw, little_endian
+from medmamba.images.checked import ZLIB, Decoded, Like, Stored, compressed, header_and_zraw, little_endian, same_place
 from medmamba.images.gate import ReadOptions
-from medmamba.images.text_header import (
-    Place,
-    TextHeader,
-    exact,
-    header_fields,
-    numbers,
-    read_text_volume,
-    same_place,
-    whole,
-    written_place,
-)
+from medmamba.images.text_header import Place, TextHeader, exact, fields_of, numbers, read_volume, whole, written_place
 
 __all__ = ["read", "same_place", "write"]
 
@@ -47,13 +37,13 @@ class MetaHeader(TextHeader):
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """The numbers in a MetaImage file; several per voxel become channels (C, i, j, k)."""
-    return read_text_volume(path, where, options, _parse)
+    return read_volume(path, where, options, _parse)
 
 
 def _parse(lines: list[str], where: str) -> MetaHeader:
     if not lines or not lines[0].replace(" ", "").startswith(("ObjectType=", "NDims=", "Comment=")):
         raise InputError(f"{where}: not a MetaImage file. Give an image of the kind that its name says.")
-    fields = header_fields(lines, "=", NEEDED, where)
+    fields = fields_of(lines, "=", NEEDED, where)
     kind = TYPES.get(fields["ElementType"])
     if kind is None or not _yes(fields.get("BinaryData", "True")):
         raise InputError(

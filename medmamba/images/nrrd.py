@@ -13,19 +13,9 @@ import numpy as np
 from medmamba.disk.atomic import Verify, write_atomically
 from medmamba.errors import InputError
 from medmamba.geometry import Grid
-from medmamba.images.checked import GZIP, Decoded, Like, Stored, compressed, little_endian
+from medmamba.images.checked import GZIP, Decoded, Like, Stored, compressed, little_endian, same_place
 from medmamba.images.gate import Packing, ReadOptions, shown
-from medmamba.images.text_header import (
-    Place,
-    TextHeader,
-    exact,
-    header_fields,
-    numbers,
-    read_text_volume,
-    same_place,
-    whole,
-    written_place,
-)
+from medmamba.images.text_header import Place, TextHeader, exact, fields_of, numbers, read_volume, whole, written_place
 
 __all__ = ["read", "same_place", "write"]
 
@@ -64,7 +54,7 @@ class NrrdHeader(TextHeader):
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """The numbers in a NRRD file; a list axis becomes channels (C, i, j, k)."""
-    found = read_text_volume(path, where, options, _parse)
+    found = read_volume(path, where, options, _parse)
     if mask and len(found.stored) > 1:
         raise InputError(
             f"{where}: {len(found.stored)} layers; a label map has one. Merge its segments into one layer."
@@ -76,7 +66,7 @@ def _parse(lines: list[str], where: str) -> NrrdHeader:
     if not lines or not lines[0].startswith("NRRD"):
         raise InputError(f"{where}: not a NRRD file. Give an image of the kind that its name says.")
     lowered = (re.sub(r"^[^:]*:", lambda name: name[0].lower(), line) for line in lines[1:])
-    fields = header_fields(list(lowered), ":", NEEDED, where)
+    fields = fields_of(list(lowered), ":", NEEDED, where)
     kind = TYPE_OF.get(fields["type"].lower())
     if kind is None:
         raise InputError(f"{where}: voxels of type {fields['type'][:30]!r}. Convert it to one real number per voxel.")

@@ -77,9 +77,7 @@ class TextHeader:
     place: Place
 
 
-def read_text_volume(
-    path: Path, where: str, options: ReadOptions, parse: Callable[[list[str], str], TextHeader]
-) -> Decoded:
+def read_volume(path: Path, where: str, options: ReadOptions, parse: Callable[[list[str], str], TextHeader]) -> Decoded:
     """The numbers (C, i, j, k) of a file with a text header; ``parse(lines, where)`` checks the header's lines."""
     file, size = open_regular(path, where)
     with file:
@@ -101,11 +99,6 @@ def read_text_volume(
         stored = np.moveaxis(stored, -1, 0)
     known = header.place.flips is not None and len(header.sizes) == 3
     return Decoded(stored, grid, header, tuple(container.warnings), known)
-
-
-def same_place(found: Decoded, like: Like) -> bool:
-    """Whether the grid came back, to the last bit."""
-    return found.grid == grid_of(like)
 
 
 def written_place(
@@ -146,7 +139,7 @@ def header_lines(file: BinaryIO, where: str) -> list[str]:
             return lines
 
 
-def header_fields(lines: Iterable[str], separator: str, needed: Sequence[str], where: str) -> dict[str, str]:
+def fields_of(lines: Iterable[str], separator: str, needed: Sequence[str], where: str) -> dict[str, str]:
     """The text of each field by its name, without blanks in the name; comments and NRRD's key:=value are left out."""
     fields: dict[str, str] = {}
     for line in lines:
