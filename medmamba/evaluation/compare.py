@@ -8,6 +8,7 @@ from typing import Any
 
 from medmamba.disk.atomic import write_json
 from medmamba.errors import InputError
+from medmamba.evaluation.metrics import as_json
 from medmamba.evaluation.report import Evaluation, write_table
 from medmamba.evaluation.statistics import PairedDifference, holm, paired_difference
 
@@ -32,7 +33,7 @@ class Comparison:
             "test": "Wilcoxon signed rank, two-sided; p_holm is corrected over the structures of a metric",
             "interval": "95% percentile bootstrap of the mean difference over cases",
             "differences": {
-                name: {metric: found.as_dict() for metric, found in rows.items()}
+                name: {metric: as_json(found) for metric, found in rows.items()}
                 for name, rows in self.differences.items()
             },
         }
@@ -41,7 +42,7 @@ class Comparison:
         """Write ``comparison.json`` and ``comparison.csv``."""
         write_json(folder / "comparison.json", self.as_dict())
         rows = [
-            {"structure": name, "metric": metric, **found.as_dict()}
+            {"structure": name, "metric": metric, **as_json(found)}
             for name, table in self.differences.items()
             for metric, found in table.items()
         ]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -276,6 +276,8 @@ def _mask(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.bool
     return mask
 
 
-def as_json(value: float | None) -> float | str | None:
-    """A number for strict JSON: nan as None, infinite as "inf"."""
+def as_json(value: Any) -> Any:
+    """A number, or a record of numbers, for strict JSON: nan as None, infinite as "inf"."""
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     return None if value is None or math.isnan(value) else "inf" if math.isinf(value) else value

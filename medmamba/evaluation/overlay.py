@@ -28,7 +28,8 @@ def overlay_png(
     """
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     true, found = (trail.apply(labels[None])[0] for labels in (truth, prediction))
-    index = _slice_of_interest(true, found)
+    wrong = (true != found).sum(axis=(0, 1))
+    index = int((wrong if wrong.any() else (true > 0).sum(axis=(0, 1))).argmax())
     picture = np.zeros(true.shape[:2])
     if image is not None:
         picture = trail.apply(image[None])[0][:, :, index].astype(np.float64)
@@ -44,11 +45,6 @@ def overlay_png(
         canvas[outlines[1]] = list(bytes.fromhex(colour_of(number)[1:]))
         canvas[outlines[0] & ~outlines[1]] = 255
     return png_of(canvas.astype(np.uint8))
-
-
-def _slice_of_interest(truth: NDArray[np.integer], prediction: NDArray[np.integer]) -> int:
-    wrong = (truth != prediction).sum(axis=(0, 1))
-    return int(wrong.argmax()) if wrong.any() else int((truth > 0).sum(axis=(0, 1)).argmax())
 
 
 def _resized(plane: NDArray[np.uint8], size: tuple[int, int], upright: bool) -> NDArray[np.uint8]:

@@ -69,8 +69,7 @@ class Evaluation:
     def summaries(self, metrics: Iterable[str], cases: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
         """The summaries by structure and metric, for strict JSON."""
         return {
-            name: {metric: self.summary(metric, name, cases).as_dict() for metric in metrics}
-            for name in self.structures
+            name: {metric: as_json(self.summary(metric, name, cases)) for metric in metrics} for name in self.structures
         }
 
     def mean_per_label(self, metric: str = "dice") -> dict[str, float]:

@@ -72,10 +72,19 @@ def run_evaluation(
     if comparison is not None:
         comparison.write(target)
     if groups is not None:
-        write_json(target / "subgroups.json", groups.as_dict(evaluation))
+        write_json(target / "subgroups.json", _summaries(evaluation, groups))
     drawn = _pictures(evaluation, masks, truth, options)
     write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
     return EvaluationResult(evaluation, comparison, groups, drawn, target)
+
+
+def _summaries(evaluation: Evaluation, subgroups: Subgroups) -> dict[str, Any]:
+    """For strict JSON: column, group, number of cases, structure, metric."""
+    found: dict[str, Any] = {column: {} for column in subgroups}
+    for column, groups in subgroups.items():
+        for group, cases in groups.items():
+            found[column][group] = {"cases": len(cases), "summary": evaluation.summaries(evaluation.metrics, cases)}
+    return found
 
 
 def _structures_of_report(folder: Path) -> Structures | None:
@@ -120,7 +129,7 @@ def _page(
 ) -> str:
     """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]
-    structures, columns = list(evaluation.structures), {} if subgroups is None else subgroups.columns
+    structures, columns = list(evaluation.structures), subgroups or {}
     return render(
         "evaluation.html",
         evaluation=evaluation,

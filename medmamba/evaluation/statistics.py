@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from medmamba.evaluation.metrics import as_json
 
 RESAMPLES = 2000
 SEED = 1234
@@ -31,10 +28,6 @@ class Summary:
     median: float
     low: float
     high: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For strict JSON."""
-        return {name: as_json(value) for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -56,10 +49,6 @@ class PairedDifference:
     high: float
     p: float
     p_holm: float = math.nan
-
-    def as_dict(self) -> dict[str, Any]:
-        """For strict JSON."""
-        return {name: as_json(value) for name, value in asdict(self).items()}
 
 
 def mean_of_known(values: Iterable[float]) -> float:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from medmamba.errors import InputError
 from medmamba.evaluation.report import Evaluation
@@ -17,24 +15,8 @@ MOST_GROUPS = 12
 """A column with more different values is split at its median if it holds numbers, and left out if not."""
 
 
-@dataclass(frozen=True)
-class Subgroups:
-    """For each column of the table and each of its groups: the case ids."""
-
-    columns: dict[str, dict[str, list[str]]]
-    left_out: tuple[str, ...]
-    """Columns with too many different words to be groups."""
-
-    def as_dict(self, evaluation: Evaluation) -> dict[str, Any]:
-        """For strict JSON: column, group, number of cases, structure, metric."""
-        metrics = evaluation.metrics
-        return {
-            column: {
-                group: {"cases": len(cases), "summary": evaluation.summaries(metrics, cases)}
-                for group, cases in groups.items()
-            }
-            for column, groups in self.columns.items()
-        }
+Subgroups = dict[str, dict[str, list[str]]]
+"""For each column of the table and each of its groups: the case ids."""
 
 
 def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
@@ -46,18 +28,14 @@ def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
     missing = [case_id for case_id in evaluation.cases if case_id not in rows]
     if missing:
         raise InputError(f"{path}: {len(missing)} case(s) are not in the table, the first is {missing[0]}. Add them.")
-    columns: dict[str, dict[str, list[str]]] = {}
-    left_out = []
+    columns: Subgroups = {}
     for column in next(iter(rows.values())):
         values = {case_id: (rows[case_id][column] or "").strip() or "unknown" for case_id in evaluation.cases}
-        groups = _groups(values)
-        if groups is None:
-            left_out.append(column)
-        else:
+        if (groups := _groups(values)) is not None:
             columns[column] = groups
     if not columns:
         raise InputError(f"{path}: no column that forms groups. Add columns such as site, scanner or sex.")
-    return Subgroups(columns, tuple(left_out))
+    return columns
 
 
 def _groups(values: Mapping[str, str]) -> dict[str, list[str]] | None:

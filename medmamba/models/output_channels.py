@@ -148,9 +148,8 @@ def _refuse_lossy_order(
     labels: Sequence[str], regions: Sequence[str], members: Sequence[Sequence[int]], written: Sequence[int]
 ) -> None:
     for number, name in enumerate(labels):
-        found = 0
-        for group, value in zip(members, written, strict=True):
-            found = value if number in group else found
+        last_first = zip(reversed(members), reversed(written), strict=True)
+        found = next((value for group, value in last_first if number in group), 0)
         if found != number:
             raise ConfigError(
                 f"Label {name!r} would become {labels[found]!r} on its way through the regions {', '.join(regions)}. "

@@ -124,9 +124,7 @@ def has_weights(fold: Path) -> bool:
 
 def mirrors_by_default(model: Path) -> bool:
     """Whether a model averages over mirrorings by default: yes, unless it is a bundle that was exported without."""
-    if not is_bundle(model):
-        return True
-    return bool(_settings(model)["mirror"])
+    return not is_bundle(model) or bool(_settings(model)["mirror"])
 
 
 def _settings(bundle: Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_subgroups_come_from_a_table(folders):
         folders / "good", folders / "truth", output=folders / "out", subgroups=folders / "groups.csv"
     )
     assert result.subgroups is not None
-    cases = result.subgroups.columns["site"]["A"]
+    cases = result.subgroups["site"]["A"]
     assert result.evaluation.summary("dice", "label_1", cases).defined == CASES // 2
     record = json.loads((folders / "out" / "subgroups.json").read_text())
     assert record["site"]["B"]["cases"] == CASES // 2

@@ -15,9 +15,9 @@ def image_list(folder: str, labels: str | None = None) -> list[dict[str, str | l
     With a folder of ``labels`` every entry also has the ``"label"`` of the same name, and a case without is left out.
     """
     cases: dict[str, list[str]] = {}
-    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
+    for path in sorted(Path(folder).glob("[!.]*")):
         ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
-        if ending is None or path.name.startswith("."):
+        if ending is None:
             continue
         stem = path.name[: -len(ending)]
         match = _CHANNEL.search(stem)
