@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 
+from medmamba.datasets.table import read_csv
 from medmamba.errors import InputError
 from medmamba.evaluation.report import Evaluation
 
@@ -30,7 +31,7 @@ def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
         raise InputError(f"{path}: {len(missing)} case(s) are not in the table, the first is {missing[0]}. Add them.")
     columns: Subgroups = {}
     for column in next(iter(rows.values())):
-        values = {case_id: (rows[case_id][column] or "").strip() or "unknown" for case_id in evaluation.cases}
+        values = {case_id: rows[case_id][column].strip() or "unknown" for case_id in evaluation.cases}
         if (groups := _groups(values)) is not None:
             columns[column] = groups
     if not columns:
@@ -56,21 +57,17 @@ def _groups(values: Mapping[str, str]) -> dict[str, list[str]] | None:
 
 
 def _rows(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or [])
-            column = next((name for name in names if name.strip().lower() in CASE_COLUMNS), None)
-            if column is None:
-                raise InputError(f"{path}: no column called {' or '.join(CASE_COLUMNS)}. Name the column of case ids.")
-            rows: dict[str, dict[str, str]] = {}
-            for row in reader:
-                case_id = (row.pop(column) or "").strip()
-                if case_id in rows:
-                    raise InputError(f"{path}: {case_id} stands in two rows. Keep one row per case.")
-                rows[case_id] = {name: row.get(name) or "" for name in names if name != column}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}). Give a CSV table in UTF-8.") from error
+    names, *lines = read_csv(path, str(path)) or [[]]
+    column = next((name for name in names if name.strip().lower() in CASE_COLUMNS), None)
+    if column is None:
+        raise InputError(f"{path}: no column called {' or '.join(CASE_COLUMNS)}. Name the column of case ids.")
+    rows: dict[str, dict[str, str]] = {}
+    for line in lines:
+        row = dict(zip_longest(names, line[: len(names)], fillvalue=""))
+        case_id = row.pop(column).strip()
+        if case_id in rows:
+            raise InputError(f"{path}: {case_id} stands in two rows. Keep one row per case.")
+        rows[case_id] = row
     if not rows:
         raise InputError(f"{path}: an empty table. Give one row per case.")
     return rows
