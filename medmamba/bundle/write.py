@@ -105,11 +105,7 @@ def _trained_with(folders: Sequence[Path]) -> str:
 
 
 def _write(
-    folder: Path,
-    predictor: Predictor,
-    stages: dict[str, FoldEnsemble],
-    card: BundleCard,
-    cases: list[ImageCase],
+    folder: Path, predictor: Predictor, stages: dict[str, FoldEnsemble], card: BundleCard, cases: list[ImageCase]
 ) -> None:
     ensemble = predictor.model.ensembles[0]
     provenance = {

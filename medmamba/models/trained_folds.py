@@ -139,32 +139,30 @@ def _settings(bundle: Path) -> dict[str, Any]:
 
 def load_weights(folder: Path, network: nn.Module) -> None:
     """The weights of a fold's folder; of a bundle's fold from the one file that holds all of them."""
-    if read_model_facts(folder).state_dict is None:
+    facts = read_model_facts(folder)
+    if facts.state_dict is None:
         load_checkpoint(folder / "checkpoints", network, generation=generation_of(folder))
         return
     try:
-        network.load_state_dict(_shared_state(folder))
+        network.load_state_dict(_shared_state(folder / facts.state_dict, facts.prefix))
     except RuntimeError as error:
         raise ConfigError(f"{folder}: the weights do not fit its network. Export the bundle again.") from error
 
 
 def hash_of_weights(folder: Path) -> str:
     """SHA-256 of a fold's weights as a safetensors file: the same in a run and in a bundle made of it."""
-    if read_model_facts(folder).state_dict is not None:
-        return sha256(save(_shared_state(folder))).hexdigest()
+    facts = read_model_facts(folder)
+    if facts.state_dict is not None:
+        return sha256(save(_shared_state(folder / facts.state_dict, facts.prefix))).hexdigest()
     return weights_sha256(folder / "checkpoints" / generation_of(folder))
 
 
-def _shared_state(folder: Path) -> dict[str, torch.Tensor]:
+def _shared_state(path: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Tensors of one fold in a bundle's models/model.pt, named as in the fold."""
-    facts = read_model_facts(folder)
-    assert facts.state_dict is not None
-    path = folder / facts.state_dict
     try:
         everything = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for damaged files
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__}). Copy the bundle again.") from error
-    prefix = facts.prefix
     return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
 
 
