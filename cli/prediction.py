@@ -53,7 +53,7 @@ def reproduce(
     options: ReproduceOptions,
 ) -> Answer:
     """Repeat the prediction of a report and compare the masks byte by byte."""
-    from medmamba.inference.folder.reproduce import reproduce
+    from medmamba.inference.folder.run import reproduce
 
     with stages() as on_item:
         result = reproduce(report, model, images, on_item=on_item, **dict(options))

@@ -44,7 +44,7 @@ class InfoOptions(Options):
 
 
 class ReproduceOptions(Options):
-    """The choices of :func:`medmamba.inference.folder.reproduce.reproduce`."""
+    """The choices of :func:`medmamba.inference.folder.run.reproduce`."""
 
     cases: Names | None = option(None, "Case to reproduce; repeat for several. Default: all.", flag="--case")
     device: str = option("auto", DEVICE_TEXT)

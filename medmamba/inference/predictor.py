@@ -21,10 +21,10 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
 from medmamba.inference.memory import MemoryEstimate, budget_of
 from medmamba.inference.options import PredictorOptions
-from medmamba.inference.prediction import FailedPrediction, Prediction, PredictionSettings, Provenance, shown_case
+from medmamba.inference.prediction import FailedPrediction, Prediction, Provenance, shown_case
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
 from medmamba.inference.restore import on_native_grid
-from medmamba.inference.trained_model import TrainedModel, load_model
+from medmamba.inference.trained_model import OnTile, TrainedModel, load_model
 from medmamba.models.cleaning import clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import is_bundle, is_fold
@@ -32,9 +32,7 @@ from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
 from medmamba.preprocessing.labels import decode
-from medmamba.version import __version__
 
-OnTile = Callable[[int, int], None]
 OnMessage = Callable[[str], None]
 
 
@@ -60,7 +58,8 @@ class Predictor:
         self.on_tile: OnTile = lambda done, total: None
         self._closed = False
         self._reported: set[str] = set()
-        self._provenance = self._describe()  # hashes of the weights that were loaded, not of files changed later
+        # now: the hashes are of the weights that were loaded, not of files changed later
+        self._provenance = self.model.provenance(fast=self.options.fast)
 
     @classmethod
     def from_run(cls, run: str | Path, options: PredictorOptions | None = None, **changes: Any) -> Self:
@@ -129,11 +128,7 @@ class Predictor:
         return MemoryEstimate(*map(sum, zip(*found, strict=True)))  # configurations answer together, plane by plane
 
     def predict_many(
-        self,
-        images: Iterable[Any],
-        *,
-        on_error: Literal["raise", "record"] = "raise",
-        probabilities: bool = False,
+        self, images: Iterable[Any], *, on_error: Literal["raise", "record"] = "raise", probabilities: bool = False
     ) -> Iterator[Prediction | FailedPrediction]:
         """One result per image, in order, each computed when it is asked for.
 
@@ -279,36 +274,6 @@ class Predictor:
             agreement=agreement,
             like=image,
             provenance=self._provenance,
-        )
-
-    def _describe(self) -> Provenance:
-        ensembles, recipe = self.model.ensembles, self.model.recipe
-        window = ensembles[0].window
-        backends = dict.fromkeys(runner.scan_backend for each in ensembles for runner in each.runners)
-        settings = PredictionSettings(
-            configuration=[each.name for each in ensembles],
-            folds={each.name: [folder.name for folder in each.folders] for each in ensembles},
-            mirror=any(each.window.mirror_axes for each in ensembles),
-            fast=self.options.fast,
-            step=window.step,
-            patch_size={each.name: list(each.window.patch_size) for each in ensembles},
-            tile_batch=window.batch,
-            precision=self.model.execution.precision,
-            scan_backend=", ".join(name for name in backends if name != "none") or "none",
-            threads=torch.get_num_threads(),
-        )
-        return Provenance(
-            medmamba=__version__,
-            torch=torch.__version__,
-            dataset=self.plan.dataset_name,
-            plan_sha256=self.plan.hash(),
-            weights_sha256={each.name: each.weights_sha256() for each in ensembles},
-            settings=settings,
-            recipe_sha256=None if recipe is None else recipe.hash(),
-            device=str(self.device),
-            labels=dict(self.plan.labels),
-            regions=self.plan.regions,
-            warnings=self.model.warnings,
         )
 
     def _budget(self) -> int:

@@ -34,7 +34,7 @@ AIR_HU = -500.0
 """A CT whose training images went below this and that itself holds nothing negative has another scale."""
 FIXED_LIMITS = Limits(max_entropy=0.5, min_agreement=0.7, cases=None)
 """Where a network counts as undecided, and the folds as contradicting each other, for a run without find-best, or with
-too few cases for it to measure (see calibration.py)."""
+too few cases for it to measure (see model_selection/run.py)."""
 SAMPLE = 200_000
 """Voxels that intensity statistics are taken from."""
 

@@ -160,13 +160,13 @@ def _mean_logits(
     total, decisions = None, []
     for number, network in enumerate(networks):
         logits = _mirrored(network, patches, window).float().cpu()
-        if confidence is not None:
+        if confidence is not None and len(networks) > 1:
             decisions.append(confidence.decide(logits, 1))
         # the first sum is a new array: what a network returned may be its own
         total = logits if total is None else total + logits if number == 1 else total.add_(logits)
     assert total is not None
     mean = total if len(networks) == 1 else total.div_(len(networks))
-    if confidence is not None and len(networks) > 1:
+    if decisions and confidence is not None:
         confidence.see_patch(decisions, confidence.decide(mean, 1))
     return mean
 

@@ -19,6 +19,7 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.memory import MemoryEstimate, estimate_memory
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.patch_positions import FAST_STEP, STEP
+from medmamba.inference.prediction import PredictionSettings, Provenance
 from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.inference.sliding_window import Networks, Window, stream_logits
 from medmamba.models.network import mirroring_of, previous_labels
@@ -39,6 +40,7 @@ from medmamba.networks.build import rebuild_network
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.case import PreprocessedCase
+from medmamba.version import __version__
 
 OnTile = Callable[[int, int], None]
 
@@ -129,15 +131,12 @@ class FoldEnsemble:
         confidence: Confidence | None = None,
         on_tile: OnTile = lambda done, total: None,
     ) -> Iterator[torch.Tensor]:
-        """Planes of logits (classes, J, K) of an image (C, I, J, K) on this configuration's grid, in order.
+        """The planes of :func:`~medmamba.inference.sliding_window.stream_logits`, seen by ``confidence`` as well.
 
-        Args:
-            scratch: folder for planes that do not fit into memory.
-            confidence: sees what each network says, and every plane.
+        ``scratch``: folder for planes that do not fit into memory.
         """
         window = replace(self.window, scratch=scratch)
-        several = confidence if len(self.networks) > 1 else None
-        planes = stream_logits(self.networks, image, window, on_tile=on_tile, confidence=several)
+        planes = stream_logits(self.networks, image, window, on_tile=on_tile, confidence=confidence)
         return planes if confidence is None else map(confidence.see_plane, planes)
 
     def estimate(self, trail: SpatialTrail, budget: int) -> MemoryEstimate:
@@ -180,6 +179,37 @@ class TrainedModel:
     recipe: PredictionSetup | None = None
     fingerprint: Fingerprint | None = None
     warnings: tuple[str, ...] = ()
+
+    def provenance(self, *, fast: bool) -> Provenance:
+        """What makes the masks, with the hashes of the weights as they are on the disk now."""
+        ensembles, plan = self.ensembles, self.ensembles[0].plan
+        window = ensembles[0].window
+        backends = dict.fromkeys(runner.scan_backend for each in ensembles for runner in each.runners)
+        settings = PredictionSettings(
+            configuration=[each.name for each in ensembles],
+            folds={each.name: [folder.name for folder in each.folders] for each in ensembles},
+            mirror=any(each.window.mirror_axes for each in ensembles),
+            fast=fast,
+            step=window.step,
+            patch_size={each.name: list(each.window.patch_size) for each in ensembles},
+            tile_batch=window.batch,
+            precision=self.execution.precision,
+            scan_backend=", ".join(name for name in backends if name != "none") or "none",
+            threads=torch.get_num_threads(),
+        )
+        return Provenance(
+            medmamba=__version__,
+            torch=torch.__version__,
+            dataset=plan.dataset_name,
+            plan_sha256=plan.hash(),
+            weights_sha256={each.name: each.weights_sha256() for each in ensembles},
+            settings=settings,
+            recipe_sha256=None if self.recipe is None else self.recipe.hash(),
+            device=str(self.execution.device),
+            labels=dict(plan.labels),
+            regions=plan.regions,
+            warnings=self.warnings,
+        )
 
 
 def load_model(model: Path, options: PredictorOptions) -> TrainedModel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ from medmamba.inference.cascade import one_hot
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
-from medmamba.model_selection.calibration import quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
-from medmamba.models.prediction_setup import PREDICTION_SETUP, PredictionSetup
+from medmamba.models.prediction_setup import PREDICTION_SETUP, Limits, PredictionSetup
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
@@ -35,6 +34,13 @@ from medmamba.preprocessing.store import CaseReader, stored_cases
 
 SAMPLED_VOXELS = 4000
 """Voxels per case that the temperature is fitted to."""
+TEMPERATURES = np.geomspace(0.5, 4.0, 25)
+MIN_CASES = 10
+"""Fewest usual cases to measure limits on; with fewer the fixed ones stay (see inference/quality.py)."""
+ALARM_PERCENT = 5.0
+"""Usual cases that the limits may send to review."""
+FENCE = 1.5
+"""A case whose Dice lies more than this many interquartile ranges below the lower quartile is not usual (Tukey)."""
 
 
 def find_best(
@@ -141,3 +147,52 @@ def _validate(ensemble: FoldEnsemble, case: CaseReader, candidate: EnsembleCandi
 
 def _onto(probabilities: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return torch.stack([interpolate_linear(volume, tuple(shape)) for volume in probabilities])
+
+
+def quality_limits(entropies: Sequence[float | None], dices: Sequence[float]) -> Limits | None:
+    """Limits that hardly any usual case passes; None for too few cases.
+
+    Args:
+        entropies: mean entropy of the predicted foreground of each validation case; None without foreground.
+        dices: mean Dice of the fold that had not seen the case; nan without structures.
+
+    Entropy: the 95th percentile. Agreement of folds: the 5th percentile of the Dice with the truth. A case of
+    cross-validation has only one fold that has not seen it, so how far folds differ from their mean cannot be measured
+    there; how far one differs from the truth bounds it, because their mean is nearer to the truth than each of them.
+    """
+    known = np.array([pair for pair in zip(entropies, dices, strict=True) if pair[0] is not None], float).reshape(-1, 2)
+    known = known[~np.isnan(known[:, 1])]
+    if len(known) < MIN_CASES:
+        return None
+    lower, upper = np.percentile(known[:, 1], (25, 75))
+    usual = known[known[:, 1] >= lower - FENCE * (upper - lower)]
+    if len(usual) < MIN_CASES:
+        return None
+    return Limits(
+        max_entropy=round(float(np.percentile(usual[:, 0], 100 - ALARM_PERCENT, method="higher")), 4) + 1e-4,
+        min_agreement=math.floor(float(np.percentile(usual[:, 1], ALARM_PERCENT, method="lower")) * 1e4) / 1e4,
+        cases=len(usual),
+    )
+
+
+def softmax_temperature(logits: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> float:
+    """The divisor of logits (voxels, classes) with the smallest cross-entropy that raises it for no class.
+
+    1 where there is nothing to measure: sigmoid heads, and ensembles of configurations.
+    """
+    if not sum(map(len, logits)):
+        return 1.0
+    values, truth = torch.cat(list(logits)), torch.cat(list(targets))
+
+    def losses(temperature: float) -> tuple[float, torch.Tensor]:
+        each = torch.nn.functional.cross_entropy(values / temperature, truth, reduction="none").double()
+        sums = torch.zeros(values.shape[1], dtype=torch.float64).index_add_(0, truth, each)
+        return float(each.mean()), sums
+
+    mean, before = losses(1.0)
+    best = mean, 1.0
+    for temperature in map(float, TEMPERATURES):
+        mean, after = losses(temperature)
+        if bool((after <= before).all()):
+            best = min(best, (mean, temperature))
+    return round(best[1], 4)

@@ -21,8 +21,7 @@ from medmamba.cli.main import run as medmamba
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, ResourceError
 from medmamba.images.cases import find_cases, part_of
-from medmamba.inference.folder.reproduce import reproduce
-from medmamba.inference.folder.run import predict_folder
+from medmamba.inference.folder.run import predict_folder, reproduce
 from medmamba.inference.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[2]

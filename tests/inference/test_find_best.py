@@ -14,9 +14,8 @@ from tiny_models import make_fold
 
 from medmamba.errors import InputError
 from medmamba.inference.predictor import Predictor
-from medmamba.model_selection.calibration import quality_limits, softmax_temperature
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
-from medmamba.model_selection.run import find_best
+from medmamba.model_selection.run import find_best, quality_limits, softmax_temperature
 from medmamba.models.cleaning import CleaningStep, clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import Limits, read_prediction_setup

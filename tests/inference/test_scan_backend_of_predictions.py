@@ -13,7 +13,7 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import ConfigError
 from medmamba.geometry import Grid, affine_from
 from medmamba.images import write_label_map
-from medmamba.inference.folder.reproduce import reproduce
+from medmamba.inference.folder.run import reproduce
 from medmamba.inference.predictor import Predictor
 from medmamba.models.checkpoint import save_checkpoint
 from medmamba.networks.build import build_network

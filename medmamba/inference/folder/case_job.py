@@ -1,9 +1,13 @@
-"""One case of a folder: read, predicted, its mask written, and the record of it in reports/<case>.json."""
+"""One case of a folder: read, predicted, its mask written, its record in reports/<case>.json, and its pseudonym."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
+import os
+import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +18,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from medmamba.compute.device import is_out_of_memory
+from medmamba.disk.atomic import write_text
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, read_channels, write_image, written_files
 from medmamba.images.cases import ImageCase
-from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
 from medmamba.inference.predictor import Predictor
@@ -26,6 +30,7 @@ from medmamba.inference.quality import Finding
 from medmamba.models.checkpoint import file_sha256
 
 SCHEMA_VERSION = 2
+KEY_FILE = "pseudonyms.csv"
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,50 @@ class CaseRecord:
 
 
 @dataclass(frozen=True)
+class Pseudonyms:
+    """Salted hashes in place of case ids; without a salt, the ids themselves."""
+
+    salt: str | None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Pseudonyms:
+        """The salt that an earlier run left in the key file of the folder, or a new one."""
+        try:
+            first = (folder / KEY_FILE).read_text(encoding="utf-8").splitlines()[0]
+            return cls(first.removeprefix("# salt "))
+        except (OSError, IndexError):
+            return cls(secrets.token_hex(16))
+
+    def of(self, case_id: str) -> str:
+        """The name to show for a case."""
+        if self.salt is None:
+            return case_id
+        return "case-" + hashlib.sha256(f"{self.salt}/{case_id}".encode()).hexdigest()[:12]
+
+    def hide(self, line: str, case: ImageCase) -> str:
+        """A message with every path and name of the case replaced."""
+        if self.salt is None:
+            return line
+        for path in case.paths:
+            for name in (str(path.resolve()), str(path), str(path.parent.resolve()), str(path.parent), path.name):
+                if name not in (".", "/"):
+                    line = line.replace(name, self.of(case.case_id))
+        return line.replace(case.case_id, self.of(case.case_id))
+
+    def write_key(self, folder: Path, case_ids: Sequence[str]) -> None:
+        """Write which pseudonym is which case, readable by the owner only. Keep it apart from the report."""
+        if self.salt is None:
+            return
+        text = io.StringIO()
+        text.write(f"# salt {self.salt}\n")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", "pseudonym"])
+        writer.writerows([case_id, self.of(case_id)] for case_id in case_ids)
+        write_text(folder / KEY_FILE, text.getvalue())
+        os.chmod(folder / KEY_FILE, 0o600)
+
+
+@dataclass(frozen=True)
 class Job:
     """What is the same for all cases of a folder: where masks go, what is asked for, what makes the masks, and what
     names are shown."""
@@ -154,7 +203,7 @@ class Job:
             case,
             **facts,
             input_sha256=inputs,
-            mask=None if self.shown.active else case.output_name,
+            mask=case.output_name if self.shown.salt is None else None,
             mask_sha256=[file_sha256(path) for path in case.outputs(self.target)],
             image_sha256=image.content_hash(),
             geometry=Geometry.of(image.grid),
