@@ -8,7 +8,6 @@
 
 // Per update: one power of two with its argument, h = a h + du b, y += h c (two products, two multiply-adds).
 extern "C" float mm_floor_scan(int64_t rounds) {
-    const PowerTable table = power_table();
     vf h[8], A2[8], y[2] = {vf{}, vf{}}, step = all(0.01f);
     const vf input = all(0.5f), b = all(0.25f), c = all(0.125f);
     for (int i = 0; i < 8; ++i) h[i] = all(0.1f * i), A2[i] = all(-1.0f - i);
@@ -17,7 +16,7 @@ extern "C" float mm_floor_scan(int64_t rounds) {
         vf du = input * step;
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) {
-            const Power p = power_of_two<true>(step * A2[i], table);
+            const Power p = power_of_two<true>(step * A2[i]);
             h[i] = p.factor * (p.scale * h[i]) + du * b;
             du = du + c;  // B differs from state to state
             y[i & 1] += h[i] * c;
@@ -27,14 +26,13 @@ extern "C" float mm_floor_scan(int64_t rounds) {
 }
 
 extern "C" float mm_floor_exp(int64_t rounds) {
-    const PowerTable table = power_table();
     vf sum[8], t = all(-0.01f);
     for (int i = 0; i < 8; ++i) sum[i] = vf{};
     for (int64_t round = 0; round < rounds; ++round) {
         t = t - 1e-9f;
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) {
-            const Power p = power_of_two<true>(t - (float)i, table);
+            const Power p = power_of_two<true>(t - (float)i);
             sum[i] += p.factor * p.scale;
         }
     }

@@ -45,24 +45,15 @@ def kernels() -> dict[str, Kernel]:
 def _scan_kernels() -> dict[str, Kernel]:
     from medmamba.kernels.scan import triton_launch as launch
 
-    flags = (
-        "SOFTPLUS",
-        "HAS_D",
-        "HAS_DT_BIAS",
-        "HAS_ROUTES",
-        "KEEP_OUTPUT",
-        "HAS_ENTERING",
-        "HAS_LEAVING",
-    )
-    constants: dict[str, object] = dict.fromkeys(flags, True)
-    constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "HAS_SEGMENTS": False, "ADJOINT": False}
+    constants: dict[str, object] = {"SOFTPLUS": True, "KEEP_OUTPUT": True}
+    constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "ADJOINT": False, "resets": None}
     constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
     scans = ["scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one"]
     names = [*scans, "pass_spans", "adjoint_spans"]
     half, kinds = ("x", "dt", "B", "C"), {"routes": "*i32", "resets": "*i1"}
 
-    def kernel(name: str, **changes: object) -> Kernel:
+    def kernel(name: str, segments: bool = False, **changes: object) -> Kernel:
         block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
         one = name.endswith("_one")
         all_constants = constants | {"BD": launch.ONE_BLOCK if one else block, "ONE": one} | changes
@@ -72,12 +63,14 @@ def _scan_kernels() -> dict[str, Kernel]:
             shorter = launch.ONE_SHORTER
             all_constants |= {"T": launch.TILE // shorter, "M": launch.TILES_PER_SAVE * shorter}
         hints = ("channels",) if one else ()
+        if segments:
+            del all_constants["resets"]
         exponentials = int(str(all_constants["T"]))
         module = "scan.triton_kernels"
         return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, hints, exponentials)
 
     found = {name: kernel(name) for name in names} | {"pass_spans adjoint": kernel("pass_spans", ADJOINT=True)}
-    return found | {f"{name} segments": kernel(name, HAS_SEGMENTS=True) for name in scans}
+    return found | {f"{name} segments": kernel(name, segments=True) for name in scans}
 
 
 def _deform_kernels() -> dict[str, Kernel]:

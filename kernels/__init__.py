@@ -7,8 +7,7 @@ and the measurements.
 
 from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width
 from medmamba.kernels.report import BackendChoice, BackendReport, available_backends, backend_report
-from medmamba.kernels.scan.api import routed_scan
-from medmamba.kernels.scan.mamba_ssm import selective_scan, selective_scan_fn, selective_scan_ref
+from medmamba.kernels.scan.api import routed_scan, selective_scan, selective_scan_fn, selective_scan_ref
 from medmamba.kernels.state_space_duality.api import ssd_chunked
 
 __all__ = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -21,18 +23,23 @@ def check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | No
         if value.device != device:
             raise ValueError(f"{name} is on {value.device} and {first} on {device}: bring them to one device.")
     for name, integer in (integers or {}).items():
-        if integer is None:
-            continue
-        if integer.is_meta and device.type != "meta":
+        if integer is not None and integer.is_meta and device.type != "meta":
             raise ValueError(f"{name} has no data: it is on meta and {first} on {device}.")
-        if integer.is_floating_point() or integer.is_complex() or integer.dtype == torch.bool:
+        if integer is not None and (
+            integer.dtype == torch.bool or integer.dtype.is_floating_point or integer.is_complex()
+        ):
             raise TypeError(f"{name} must be integers, they are {integer.dtype}.")
 
 
-def check_shape(name: str, value: Tensor | None, words: str, shape: tuple[int, ...], why: str = "") -> None:
-    """Raises ValueError unless `value` is None or has `shape`, whose axes `words` name."""
-    if value is not None and tuple(value.shape) != shape:
-        raise ValueError(f"{name} must be {words} = {shape}{why}, it is {tuple(value.shape)}.")
+def check_shapes(named: dict[str, Tensor | None], axes: dict[str, str], sizes: dict[str, int], why: str = "") -> None:
+    """Raises ValueError for a tensor without its `axes`, such as "(batch, L)", of these `sizes`; None is left out.
+
+    Of several possibilities, "(batch, L) or (batch, L, K)", the first is the one that is checked.
+    """
+    for name, words in axes.items():
+        value, shape = named[name], tuple(sizes[axis] for axis in re.findall(r"\w+", words.split(" or ")[0]))
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(f"{name} must be {words} = {shape}{why}, it is {tuple(value.shape)}.")
 
 
 def check_permutations(routes: Tensor | None) -> None:

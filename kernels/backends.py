@@ -19,7 +19,7 @@ Run = TypeVar("Run", bound=Callable[..., Any])
 
 
 def compile_constant(function: F) -> F:
-    """Mark a function that ``torch.compile`` calls once, with constant arguments, instead of tracing it.
+    """Mark a function that ``torch.compile`` calls once instead of tracing it, and whose result is part of the graph.
 
     What ``torch.compiler.assume_constant_result`` does, without importing torch's compiler: 150 MB of a process and two
     seconds that a prediction has no use for.
@@ -44,23 +44,26 @@ class Backend(Generic[Run]):
     """Whether inputs in float16 and bfloat16 are read as they are, and not converted to float32 before."""
 
 
+def why_not(backends: Mapping[str, Backend[Run]], device: str, dtype: torch.dtype) -> dict[str, str | None]:
+    """Why each backend of the table cannot run on a device type in a precision; None if it can."""
+    return {name: backend.why_not(device, dtype) for name, backend in backends.items()}
+
+
 def choose_backend(backends: Mapping[str, Backend[Run]], name: str, device: str, dtype: torch.dtype) -> str:
     """The backend that runs: the one named, or under "auto" the first of the table that can.
 
     Raises ValueError for an unknown name and RuntimeError for one that cannot run here.
     """
+    reasons = why_not(backends, device, dtype)
+    here = [name for name, reason in reasons.items() if reason is None]
     if name == "auto":
-        chosen = next(name for name, backend in backends.items() if backend.why_not(device, dtype) is None)
-        if chosen == "torch" and dtype == torch.float32:
-            compiled = "triton" if device == "cuda" else "cpp"
-            announce_fallback(device, backends[compiled].why_not(device, dtype) or "")
-        return chosen
+        if here[0] == "torch" and dtype == torch.float32:
+            announce_fallback(device, reasons["triton" if device == "cuda" else "cpp"] or "")
+        return here[0]
     if name not in backends:
         raise ValueError(f"Unknown backend {name!r}. Available: auto, {', '.join(backends)}.")
-    reason = backends[name].why_not(device, dtype)
-    if reason is not None:
-        here = [name for name, backend in backends.items() if backend.why_not(device, dtype) is None]
-        raise RuntimeError(f"Backend {name!r} cannot run: {reason}. Available here: {here}.")
+    if reasons[name] is not None:
+        raise RuntimeError(f"Backend {name!r} cannot run: {reasons[name]}. Available here: {here}.")
     return name
 
 

@@ -90,15 +90,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         except (OSError, AttributeError) as error:
             refused.append(f"{path}: {error}")
             continue
-        if version != ABI_VERSION:
-            refused.append(f"{path}: built for interface {version}, this code needs {ABI_VERSION}; build it again")
-            continue
-        library.mm_isa_name.restype = ctypes.c_char_p
-        library.mm_choose_isa.argtypes = (ctypes.c_char_p,)
-        _share_openmp(library)
-        return library, str(path)
+        if version == ABI_VERSION:
+            library.mm_isa_name.restype = ctypes.c_char_p
+            _share_openmp(library)
+            return library, str(path)
+        refused.append(f"{path}: built for interface {version}, this code needs {ABI_VERSION}; build it again")
     if refused:
-        return None, "the compiled library could not be used (" + "; ".join(refused) + ")"
+        return None, f"the compiled library could not be used ({'; '.join(refused)})"
     return None, (
         "the compiled library was not found: there was no C++ compiler when medmamba was installed. "
         'Install one and run "python -m medmamba.kernels.build", or install medmamba again'
@@ -127,10 +125,9 @@ def missing_reason() -> str | None:
     return None if library is not None else reason
 
 
-def library_path() -> str | None:
-    """The file that was loaded, or None."""
-    library, path = _load()
-    return path if library is not None else None
+def library_in_use() -> str:
+    """The instruction set (avx512, avx2 or base) and the file of the loaded library."""
+    return f"{instruction_set()}, {_load()[1]}"
 
 
 def instruction_set() -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from medmamba.kernels.library import instruction_set, library_path
+from medmamba.kernels.backends import why_not
+from medmamba.kernels.library import library_in_use
 from medmamba.kernels.scan.api import SCAN_BACKENDS
 
-_REFERENCE = {"reference": 'a plain loop for tests, only from Python: backend="reference"'}
+_REFERENCE = 'a plain loop for tests, only from Python: backend="reference"'
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,9 @@ class BackendChoice:
     others: tuple[str, ...] = ()  # backends that run when they are named
 
     def __str__(self) -> str:
-        lines = [f"{self.device}: {self.chosen} ({self.detail})"]
-        lines += [f"  {name}: available" for name in self.others]
-        lines += [
-            f"  {name}: {why}" if name in _REFERENCE else f"  {name}: unavailable ({why})"
-            for name, why in self.refused.items()
-        ]
+        lines = [f"{self.device}: {self.chosen} ({self.detail})", *(f"  {name}: available" for name in self.others)]
+        for name, why in self.refused.items():
+            lines.append(f"  {name}: {why}" if why == _REFERENCE else f"  {name}: unavailable ({why})")
         return "\n".join(lines)
 
 
@@ -45,20 +43,20 @@ class BackendReport:
 
 def available_backends(device: str = "cpu") -> list[str]:
     """Backends that can scan float32 on this device, the preferred one first."""
-    return [name for name, backend in SCAN_BACKENDS.items() if backend.why_not(device, torch.float32) is None]
+    return [name for name, reason in why_not(SCAN_BACKENDS, device, torch.float32).items() if reason is None]
 
 
 def backend_report() -> BackendReport:
     """Which backend runs on cpu and cuda, and why the others will not."""
     compiled = available_backends("cpu")[0] == "cpp"
-    cpu = _choice("cpu", f"{instruction_set()}, {library_path()}" if compiled else "torch operations, slow")
+    cpu = _choice("cpu", library_in_use() if compiled else "torch operations, slow")
     if not torch.cuda.is_available():
         return BackendReport(cpu, BackendChoice("cuda", "none", "no CUDA or ROCm device is visible", {}))
     return BackendReport(cpu, _choice("cuda", torch.cuda.get_device_name()))
 
 
 def _choice(device: str, detail: str) -> BackendChoice:
-    reasons = {name: backend.why_not(device, torch.float32) for name, backend in SCAN_BACKENDS.items()}
+    reasons = why_not(SCAN_BACKENDS, device, torch.float32) | {"reference": _REFERENCE}
+    chosen, *others = (name for name, reason in reasons.items() if reason is None)
     refused = {name: reason for name, reason in reasons.items() if reason is not None}
-    chosen, *others = (name for name in available_backends(device) if name not in _REFERENCE)
-    return BackendChoice(device, chosen, detail, refused | _REFERENCE, tuple(others))
+    return BackendChoice(device, chosen, detail, refused, tuple(others))

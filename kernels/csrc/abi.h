@@ -1,4 +1,5 @@
-// The C interface of the CPU kernels: plain structs and functions, read by ctypes in medmamba/kernels/library.py.
+// The C interface of the CPU kernels: plain structs and functions, read by ctypes in medmamba/kernels/library.py; and
+// what the files here share: the table of an instruction set, tiles, threads.
 // Any change of a struct or of a meaning below raises MM_ABI_VERSION; the loader refuses another version.
 #pragma once
 #include <stdint.h>
@@ -74,3 +75,9 @@ struct MmIsa {
 #define MM_TILE 32
 // Channels are padded to a multiple of this in `saved_states`, whatever the vector width.
 #define MM_PAD 16
+
+typedef void (*MmTask)(void* context, int64_t task, int worker);
+
+// Calls run(context, i, worker) for i = 0..tasks-1 on up to `threads` threads, worker < threads, and waits for all.
+// Which thread runs a task is not determined, so a task's result may not depend on it.
+void mm_parallel(int threads, int64_t tasks, MmTask run, void* context);

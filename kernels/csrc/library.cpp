@@ -23,15 +23,16 @@ bool supported(int index) {
     return true;
 }
 
-int best() {
+// The best instruction set that this processor has, of those with this name ("" for any); null if there is none.
+const MmIsa* find(const char* name) {
     for (int index = 0; index < kIsas; ++index)
-        if (supported(index)) return index;
-    return kIsas - 1;
+        if ((name[0] == 0 || strcmp(name, kIsa[index]->name) == 0) && supported(index)) return kIsa[index];
+    return nullptr;
 }
 
-int chosen = -1;
+const MmIsa* chosen = nullptr;
 
-const MmIsa& isa() { return *kIsa[chosen < 0 ? (chosen = best()) : chosen]; }
+const MmIsa& isa() { return *(chosen == nullptr ? (chosen = find("")) : chosen); }
 
 // Every row must visit every position once; anything else would read or write outside the arrays.
 int check_routes(const MmScan& s) {
@@ -39,20 +40,17 @@ int check_routes(const MmScan& s) {
     const int64_t length = s.length;
     unsigned char* seen = (unsigned char*)malloc((size_t)length);
     if (seen == nullptr) return MM_NO_MEMORY;
-    int status = MM_OK;
-    for (int64_t k = 0; k < s.route_count && status == MM_OK; ++k) {
+    bool right = true;
+    for (int64_t k = 0; k < s.route_count && right; ++k) {
         memset(seen, 0, (size_t)length);
-        for (int64_t l = 0; l < length; ++l) {
+        for (int64_t l = 0; l < length && right; ++l) {
             const int64_t place = s.routes[k * length + l];
-            if (place < 0 || place >= length || seen[place]) {
-                status = MM_BAD_ROUTE;
-                break;
-            }
-            seen[place] = 1;
+            right = place >= 0 && place < length && !seen[place];
+            if (right) seen[place] = 1;
         }
     }
     free(seen);
-    return status;
+    return right ? MM_OK : MM_BAD_ROUTE;
 }
 
 }  // namespace
@@ -63,16 +61,9 @@ MM_EXPORT const char* mm_isa_name() { return isa().name; }
 
 // Chooses an instruction set by name ("" for the best); for tests and benchmarks.
 MM_EXPORT int mm_choose_isa(const char* name) {
-    if (name[0] == 0) {
-        chosen = best();
-        return MM_OK;
-    }
-    for (int index = 0; index < kIsas; ++index)
-        if (strcmp(name, kIsa[index]->name) == 0 && supported(index)) {
-            chosen = index;
-            return MM_OK;
-        }
-    return MM_BAD_ISA;
+    const MmIsa* const found = find(name);
+    if (found != nullptr) chosen = found;
+    return found != nullptr ? MM_OK : MM_BAD_ISA;
 }
 
 MM_EXPORT int mm_scan_forward(const MmScan* s) {

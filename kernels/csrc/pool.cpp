@@ -2,8 +2,6 @@
 // half a core just after every torch operation. medmamba/kernels/library.py hands over the OpenMP functions that torch
 // has loaded. OpenMP hangs in a forked child whose parent has used it, which is how data loaders start their workers;
 // there, and where torch has no OpenMP, threads are started for each call.
-#include "pool.h"
-
 #include "abi.h"
 
 #include <atomic>

@@ -9,7 +9,6 @@ namespace {
 template <int NB, bool decays>
 void recompute_states(int count, const vf* delta, const vf* du, const float* const* B, int64_t n0, const vf* A2,
                       const vf* first, vf* a, vf* h) {
-    const PowerTable table = power_table();
     vf state[NB];
 #pragma GCC unroll 8
     for (int i = 0; i < NB; ++i) h[i] = state[i] = first[i];
@@ -18,7 +17,7 @@ void recompute_states(int count, const vf* delta, const vf* du, const float* con
         const vf step = delta[t], input = du[t];
 #pragma GCC unroll 8
         for (int i = 0; i < NB; ++i) {
-            const Power decay = power_of_two<decays>(step * A2[i], table);
+            const Power decay = power_of_two<decays>(step * A2[i]);
             const vf product = decay.factor * decay.scale;
             a[t * NB + i] = product;
             h[(t + 1) * NB + i] = state[i] = product * state[i] + input * b[i];
@@ -154,7 +153,6 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
     const int count = now.count;
     const int64_t* place = now.place;
     const int lanes = lanes_from(block * W, s.channels);
-    const PowerTable table = power_table();
     const vf bias = s.dt_bias == nullptr ? vf{} : load(s.dt_bias + k * s.channels + channel, lanes);
     const vf skip = s.D == nullptr ? vf{} : load(s.D + k * s.channels + channel, lanes);
     vf x[T], delta[T], slope[T], du[T], dy[T], d_du[T], d_delta[T];
@@ -174,13 +172,13 @@ void backward_block(const BackwardJob& job, int64_t b, int64_t k, int64_t tile, 
         const int64_t at_y = channel + place[t] * y_step;
         dy[t] = load(dy_from + at_y, lanes);
         if (z_from != nullptr) {
-            const Step gate = silu(load(z_from + at_y, lanes), table);
+            const Step gate = silu(load(z_from + at_y, lanes));
             if (dz_to != nullptr)
                 store(dz_to + rows.y + at_y, dy[t] * load(plain_from + rows.y + at_y, lanes) * gate.slope, lanes);
             dy[t] *= gate.value;
         }
         const vf raw = load(dt_from + channel + place[t] * dt_step, lanes) + bias;
-        const Step step = softened ? softplus<true>(raw, table) : Step{raw, all(1.0f)};
+        const Step step = softened ? softplus(raw) : Step{raw, all(1.0f)};
         delta[t] = step.value;
         slope[t] = step.slope;
         du[t] = step.value * x[t];
@@ -335,12 +333,12 @@ int backward(const MmScanGrad* grad) {
     const int64_t phase = kPhaseTiles < layout.tiles ? kPhaseTiles : layout.tiles;
     Scratch scratch;
     job.A2 = packed_decay(s, layout, scratch);
-    job.zeros = scratch.zeros(s.states);
-    job.carry = scratch.zeros(all_blocks * s.states);
-    job.dA = scratch.zeros(all_blocks * s.states);
-    job.rest = scratch.zeros(all_blocks * s.states);
-    job.dD = scratch.zeros(all_blocks);
-    job.ddt_bias = scratch.zeros(all_blocks);
+    job.zeros = scratch.vectors(s.states, true);
+    job.carry = scratch.vectors(all_blocks * s.states, true);
+    job.dA = scratch.vectors(all_blocks * s.states, true);
+    job.rest = scratch.vectors(all_blocks * s.states, true);
+    job.dD = scratch.vectors(all_blocks, true);
+    job.ddt_bias = scratch.vectors(all_blocks, true);
     job.sums = (float*)scratch.vectors(s.threads * 2 * T * job.row_floats / W);
     if (job.pieces > 1)
         job.partial = (float*)scratch.vectors(job.groups * s.batch * s.route_count * kPhaseTiles * T * job.row_floats / W);

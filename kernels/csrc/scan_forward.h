@@ -8,7 +8,6 @@ namespace {
 template <int NB, bool decays>
 void forward_states(int count, const vf* delta, const vf* du, vf* y, const float* const* B, const float* const* C,
                     int64_t n0, const vf* A2, vf* state) {
-    const PowerTable table = power_table();
     vf h[NB];
 #pragma GCC unroll 16
     for (int i = 0; i < NB; ++i) h[i] = state[i];
@@ -19,7 +18,7 @@ void forward_states(int count, const vf* delta, const vf* du, vf* y, const float
         vf sum[2] = {y[t], vf{}};
 #pragma GCC unroll 16
         for (int i = 0; i < NB; ++i) {
-            const Power decay = power_of_two<decays>(step * A2[i], table);
+            const Power decay = power_of_two<decays>(step * A2[i]);
             h[i] = decay.factor * (decay.scale * h[i]) + input * b[i];
             sum[i & 1] += h[i] * c[i];
         }
@@ -30,22 +29,19 @@ void forward_states(int count, const vf* delta, const vf* du, vf* y, const float
 }
 
 template <bool decays>
-void forward_stretch(int count, const vf* delta, const vf* du, vf* y, const float* const* B, const float* const* C,
-                 int64_t states, const vf* A2, vf* h) {
-    int64_t n = 0;
-    for (; n + 16 <= states; n += 16) forward_states<16, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
-    if (n + 8 <= states) forward_states<8, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 8;
-    if (n + 4 <= states) forward_states<4, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 4;
-    if (n + 2 <= states) forward_states<2, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 2;
-    if (n < states) forward_states<1, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
-}
-
-template <bool decays>
-void forward_tile(const Tile& tile, const vf* delta, const vf* du, vf* y, int64_t states, const vf* A2, vf* h) {
+void forward_tile(const Tile& tile, const vf* all_delta, const vf* all_du, vf* all_y, int64_t states, const vf* A2, vf* h) {
     for (int i = 0; i < tile.stretches; ++i) {
         const int t = tile.start[i], count = tile.start[i + 1] - t;
+        const vf *const delta = all_delta + t, *const du = all_du + t;
+        vf* const y = all_y + t;
+        const float *const *const B = tile.B + t, *const *const C = tile.C + t;
         if (tile.reset_before(i)) memset(h, 0, (size_t)states * sizeof(vf));
-        forward_stretch<decays>(count, delta + t, du + t, y + t, tile.B + t, tile.C + t, states, A2, h);
+        int64_t n = 0;
+        for (; n + 16 <= states; n += 16) forward_states<16, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
+        if (n + 8 <= states) forward_states<8, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 8;
+        if (n + 4 <= states) forward_states<4, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 4;
+        if (n + 2 <= states) forward_states<2, decays>(count, delta, du, y, B, C, n, A2 + n, h + n), n += 2;
+        if (n < states) forward_states<1, decays>(count, delta, du, y, B, C, n, A2 + n, h + n);
     }
 }
 
@@ -66,7 +62,6 @@ void forward_task(void* context, int64_t task, int worker) {
     const int64_t N = s.states, b = task / job.groups;
     const int64_t first = task % job.groups * job.group;
     const int64_t end = first + job.group < layout.blocks ? first + job.group : layout.blocks;
-    const PowerTable table = power_table();
     vf* const states = job.states + (int64_t)worker * job.group * N;
     vf delta[T], du[T], y[T];
     Tile tiles[2];
@@ -106,7 +101,7 @@ void forward_task(void* context, int64_t task, int worker) {
                 for (int t = 0; t < count; ++t) {
                     const vf x = load(x_from + channel + place[t] * x_step, lanes);
                     const vf raw = load(dt_from + channel + place[t] * dt_step, lanes) + bias;
-                    delta[t] = softened ? softplus<false>(raw, table).value : raw;
+                    delta[t] = softened ? softplus(raw).value : raw;
                     du[t] = delta[t] * x;
                     y[t] = skip * x;
                     const int64_t row = ahead.place[t < ahead_last ? t : ahead_last];
@@ -124,7 +119,7 @@ void forward_task(void* context, int64_t task, int worker) {
                     vf sum = add ? load(s.y + at, lanes) + y[t] : y[t];
                     if (gate) {
                         if (s.plain != nullptr) store(s.plain + at, sum, lanes);
-                        sum *= silu(load(s.z + at, lanes), table).value;
+                        sum *= silu(load(s.z + at, lanes)).value;
                     }
                     store(s.y + at, sum, lanes);
                 }

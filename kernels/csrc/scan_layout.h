@@ -7,7 +7,6 @@
 #include <stdlib.h>
 
 #include "abi.h"
-#include "pool.h"
 #include "vec.h"
 
 namespace {
@@ -36,16 +35,12 @@ struct Scratch {
     ~Scratch() {
         while (count > 0) free(all[--count]);
     }
-    vf* vectors(int64_t size) {
-        const size_t bytes = (size_t)(size > 0 ? size : 1) * sizeof(vf);
-        vf* const found = (vf*)aligned_alloc(64, (bytes + 63) / 64 * 64);
+    vf* vectors(int64_t size, bool zero = false) {
+        const size_t bytes = ((size_t)size * sizeof(vf) + 63) / 64 * 64;
+        vf* const found = (vf*)aligned_alloc(64, bytes);
         ok &= found != nullptr;
+        if (zero && found != nullptr) memset(found, 0, bytes);
         all[count++] = found;
-        return found;
-    }
-    vf* zeros(int64_t size) {
-        vf* const found = vectors(size);
-        if (found != nullptr) memset(found, 0, (size_t)size * sizeof(vf));
         return found;
     }
 };

@@ -76,37 +76,26 @@ struct Power {
     vf scale, factor;
 };
 
+// The bits of 2^(j/J) minus j shifted to where k's low bits will stand, for j = 0..J-1.
 #if MM_WIDTH == 16
 enum { kTableBits = 4 };
-alignas(64) static const float kTable[16] = {
-    1.0f, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f, 1.2968395547f, 1.3542555469f,
-    1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f, 1.6817928305f, 1.7562521604f, 1.8340080864f,
-    1.9152065614f};
+MM_INLINE vi power_table() {
+    const vf powers = {1.0f, 1.0442737824f, 1.0905077327f, 1.1387886348f, 1.1892071150f, 1.2418578121f, 1.2968395547f,
+                       1.3542555469f, 1.4142135624f, 1.4768261459f, 1.5422108254f, 1.6104903319f, 1.6817928305f,
+                       1.7562521604f, 1.8340080864f, 1.9152065614f};
+    return (vi)powers - (vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} << (23 - kTableBits));
+}
 #elif MM_WIDTH == 8
 enum { kTableBits = 3 };
-alignas(32) static const float kTable[8] = {1.0f,          1.0905077327f, 1.1892071150f, 1.2968395547f,
-                                            1.4142135624f, 1.5422108254f, 1.6817928305f, 1.8340080864f};
+MM_INLINE vi power_table() {
+    const vf powers = {1.0f,          1.0905077327f, 1.1892071150f, 1.2968395547f,
+                       1.4142135624f, 1.5422108254f, 1.6817928305f, 1.8340080864f};
+    return (vi)powers - (vi{0, 1, 2, 3, 4, 5, 6, 7} << (23 - kTableBits));
+}
 #else
 enum { kTableBits = 0 };
+MM_INLINE vi power_table() { return (vi)all(1.0f); }
 #endif
-
-struct PowerTable {
-    vf table;  // the bits of 2^(j/J) minus j shifted to where k's low bits will stand
-};
-
-MM_INLINE PowerTable power_table() {
-    PowerTable result;
-#if MM_WIDTH == 4
-    result.table = all(1.0f);
-#else
-    vi raw;
-    memcpy(&raw, kTable, sizeof raw);
-    vi index;
-    for (int lane = 0; lane < MM_WIDTH; ++lane) index[lane] = lane;
-    result.table = (vf)(raw - (index << (23 - kTableBits)));
-#endif
-    return result;
-}
 
 // 2^r for |r| <= 1/(2J)
 MM_INLINE vf power_of_rest(vf r) {
@@ -122,7 +111,7 @@ MM_INLINE vf power_of_rest(vf r) {
 
 // Arguments below -126 count as -126 (a decay of 1e-38). With `bounded` the caller promises that t <= 0.
 template <bool bounded>
-MM_INLINE Power power_of_two(vf t, const PowerTable& constants) {
+MM_INLINE Power power_of_two(vf t) {
     t = at_least(t, all(-126.0f));
     if (!bounded) t = at_most(t, all(128.0f));
     const float magic = 12582912.0f / (float)(1 << kTableBits);
@@ -131,11 +120,11 @@ MM_INLINE Power power_of_two(vf t, const PowerTable& constants) {
     Power result;
     result.factor = power_of_rest(r);
 #if MM_WIDTH == 16
-    const vi fraction = (vi)_mm512_permutexvar_ps((__m512i)sum, (__m512)constants.table);
+    const vi fraction = (vi)_mm512_permutexvar_ps((__m512i)sum, (__m512)power_table());
 #elif MM_WIDTH == 8
-    const vi fraction = (vi)_mm256_permutevar8x32_ps((__m256)constants.table, (__m256i)sum);
+    const vi fraction = (vi)_mm256_permutevar8x32_ps((__m256)power_table(), (__m256i)sum);
 #else
-    const vi fraction = (vi)constants.table;
+    const vi fraction = power_table();
 #endif
     result.scale = (vf)(fraction + ((vi)sum << (23 - kTableBits)));
     return result;
@@ -143,12 +132,12 @@ MM_INLINE Power power_of_two(vf t, const PowerTable& constants) {
 
 // e^v for v <= 0. The multiple of ln 2 is subtracted in two parts (the first has 10 bits, so its product with k is
 // exact), which keeps the result right to rounding for large |v| too; steps of 1e-4 come from v = -9.
-MM_INLINE vf exp_of_nonpositive(vf v, const PowerTable& constants) {
+MM_INLINE vf exp_of_nonpositive(vf v) {
     v = at_least(v, all(-87.0f));
     const float magic = 12582912.0f / (float)(1 << kTableBits);
     const vf k = (v * 1.44269504f + magic) - magic;
     const vf r = ((v - k * 0.693359375f) + k * 2.12194440e-4f) * 1.44269504f;
-    const Power whole = power_of_two<true>(k, constants);
+    const Power whole = power_of_two<true>(k);
     return whole.scale * power_of_rest(r);
 }
 
@@ -158,7 +147,8 @@ struct Step {
     vf value, slope;
 };
 
-MM_INLINE vf log1p_of_unit(vf e) {
+MM_INLINE Step softplus(vf v) {
+    const vf e = exp_of_nonpositive(at_most(v, -v));
     vf q = 5.364818371e-03f * e - 3.006576847e-02f;
     q = q * e + 7.920449691e-02f;
     q = q * e - 1.375379908e-01f;
@@ -166,23 +156,12 @@ MM_INLINE vf log1p_of_unit(vf e) {
     q = q * e - 2.485716329e-01f;
     q = q * e + 3.332132257e-01f;
     q = q * e - 4.999964796e-01f;
-    return (q * e + 1.0f) * e;
-}
-
-template <bool with_slope>
-MM_INLINE Step softplus(vf v, const PowerTable& constants) {
-    Step step;
-    const vf positive = at_least(v, all(0.0f));
-    const vf e = exp_of_nonpositive(at_most(v, -v), constants);
-    step.value = positive + log1p_of_unit(e);
-    step.slope = vf{};
-    if (with_slope) step.slope = (v < 0.0f ? e : all(1.0f)) / (1.0f + e);
-    return step;
+    return {at_least(v, all(0.0f)) + (q * e + 1.0f) * e, (v < 0.0f ? e : all(1.0f)) / (1.0f + e)};
 }
 
 // silu(v) = v * logistic(v) and its derivative.
-MM_INLINE Step silu(vf v, const PowerTable& constants) {
-    const vf e = exp_of_nonpositive(at_most(v, -v), constants);
+MM_INLINE Step silu(vf v) {
+    const vf e = exp_of_nonpositive(at_most(v, -v));
     const vf logistic = (v < 0.0f ? e : all(1.0f)) / (1.0f + e);
     return {v * logistic, logistic * (1.0f + v * (1.0f - logistic))};
 }

@@ -71,7 +71,13 @@ def deformable_conv(
     the torch and reference backends accept).
     """
     geometry = geometry_of(value, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
-    _check(value, offset_mask, geometry)
+    check_kinds({"value": value, "offset_mask": offset_mask})
+    expected = (value.shape[0], *geometry.output)
+    if tuple(offset_mask.shape[:-1]) != expected or offset_mask.shape[-1] < geometry.columns:
+        raise ValueError(
+            f"offset_mask must be (batch, *output size, at least {geometry.columns}) = "
+            f"{(*expected, geometry.columns)}, it is {tuple(offset_mask.shape)}."
+        )
     dtype = torch.float64 if torch.float64 in (value.dtype, offset_mask.dtype) else torch.float32
     chosen = DEFORMABLE_BACKENDS[_choose_backend(backend, value.device.type, dtype)]
     if not chosen.reads_half:
@@ -83,16 +89,6 @@ def deformable_conv(
 def offset_mask_width(groups: int, taps: int, dimensions: int = 2) -> int:
     """Columns that DCNv4 gives `offset_mask`: what is read, rounded up to a multiple of 8."""
     return -(-groups * taps * (dimensions + 1) // 8) * 8
-
-
-def _check(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> None:
-    check_kinds({"value": value, "offset_mask": offset_mask})
-    expected = (value.shape[0], *geometry.output)
-    if tuple(offset_mask.shape[:-1]) != expected or offset_mask.shape[-1] < geometry.columns:
-        raise ValueError(
-            f"offset_mask must be (batch, *output size, at least {geometry.columns}) = "
-            f"{(*expected, geometry.columns)}, it is {tuple(offset_mask.shape)}."
-        )
 
 
 def _per_axis(name: str, number: int | Sequence[int], dims: int, smallest: int) -> tuple[int, ...]:

@@ -28,10 +28,9 @@ def _cpp(function: str, value: Tensor, offset_mask: Tensor, geometry: DeformGeom
     numbers = (value.shape[0], geometry.groups, value.shape[-1] // geometry.groups, offset_mask.shape[-1])
     flags = (len(geometry.image), geometry.remove_center, torch.get_num_threads(), geometry.scale)
     arrays = {"value": value, "offset_mask": offset_mask} | others
+    sizes = (*numbers, *geometry.on_three_axes.values(), *flags)
     pointers = {name: array.data_ptr() for name, array in arrays.items()}
-    lib.run(
-        "deformable_conv", function, lib.DeformArguments(*numbers, *geometry.on_three_axes.values(), *flags, **pointers)
-    )
+    lib.run("deformable_conv", function, lib.DeformArguments(*sizes, **pointers))
 
 
 def block_of(per_group: int) -> tuple[int, int]:
@@ -40,38 +39,36 @@ def block_of(per_group: int) -> tuple[int, int]:
     return TILE_ELEMENTS // channels, channels
 
 
-def _flags(geometry: DeformGeometry) -> dict[str, object]:
-    """What the kernels are compiled for."""
-    axes = geometry.on_three_axes
-    found: dict[str, object] = {name.upper(): axes[name] for name in ("kernel", "stride", "padding", "dilation")}
-    found |= {"TAPS": len(geometry.taps), "DIMS": len(geometry.image), "REMOVE_CENTER": geometry.remove_center}
-    return found | {"num_warps": WARPS}
-
-
-def _images(geometry: DeformGeometry) -> tuple[int, ...]:
-    """Sizes of the input image, and of the output's y and x, as the kernels take them."""
-    axes = geometry.on_three_axes
-    return *axes["image"], *axes["output"][1:]
-
-
 def _blocks(total: int, size: int) -> int:
     return -(-total // size)
+
+
+class _Launch:
+    """Sizes of one convolution, as the Triton kernels take them."""
+
+    def __init__(self, value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> None:
+        axes, self.batch, self.groups = geometry.on_three_axes, value.shape[0], geometry.groups
+        self.positions, self.per_group = offset_mask.shape[1:-1].numel(), value.shape[-1] // geometry.groups
+        self.sizes = (geometry.scale, self.positions, value.shape[-1], offset_mask.shape[-1])
+        self.images = (*axes["image"], *axes["output"][1:])
+        BP, BC = block_of(self.per_group)
+        self.tile = {"GC": self.per_group, "BP": BP, "BC": BC}
+        self.position_blocks, self.channel_blocks = _blocks(self.positions, BP), _blocks(self.per_group, BC)
+        # What the kernels are compiled for.
+        self.flags = {name.upper(): axes[name] for name in ("kernel", "stride", "padding", "dilation")}
+        self.flags |= {"TAPS": len(geometry.taps), "DIMS": len(geometry.image)}
+        self.flags |= {"REMOVE_CENTER": geometry.remove_center, "num_warps": WARPS}
 
 
 def triton_forward(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
     """(batch, *output, channels) float32 from contiguous float32, bfloat16 or float16 tensors."""
     from medmamba.kernels.deformable.triton_kernels import deform_forward
 
+    cut = _Launch(value, offset_mask, geometry)
     out = value.new_empty(*offset_mask.shape[:-1], value.shape[-1], dtype=torch.float32)
-    batch, channels, columns, groups = value.shape[0], value.shape[-1], offset_mask.shape[-1], geometry.groups
-    positions = offset_mask.shape[1:-1].numel()
-    BP, BC = block_of(channels // groups)
-    grid = (_blocks(positions, BP), groups * _blocks(channels // groups, BC), batch)
-    deform_forward[grid](
-        *(value, offset_mask, out, geometry.scale, positions, channels, columns, groups, *_images(geometry)),
-        **{"GC": channels // groups, "BP": BP, "BC": BC},
-        **_flags(geometry),
-    )
+    grid = (cut.position_blocks, cut.groups * cut.channel_blocks, cut.batch)
+    arguments = (value, offset_mask, out, *cut.sizes, cut.groups, *cut.images)
+    deform_forward[grid](*arguments, **cut.tile, **cut.flags)
     return out
 
 
@@ -81,39 +78,30 @@ def triton_backward(
     """Gradients of value and offset_mask in float32."""
     from medmamba.kernels.deformable.triton_kernels import deform_image_gradient, deform_offset_gradient, tap_cells
 
-    batch, channels, columns, groups = value.shape[0], value.shape[-1], offset_mask.shape[-1], geometry.groups
-    positions, voxels = offset_mask.shape[1:-1].numel(), value.shape[1:-1].numel()
-    flags, images, scale = _flags(geometry), _images(geometry), geometry.scale
-    per_group = channels // groups
-    BP, BC = block_of(per_group)
-    tile = {"GC": per_group, "BP": BP, "BC": BC}
-
+    cut = _Launch(value, offset_mask, geometry)
     doffset_mask = torch.zeros_like(offset_mask, dtype=torch.float32)  # padding columns have no gradient
-    deform_offset_gradient[(_blocks(positions, BP), groups, batch)](
-        *(dout, value, offset_mask, doffset_mask, scale, positions, channels, columns, *images), **tile, **flags
-    )
+    arguments = (dout, value, offset_mask, doffset_mask, *cut.sizes, *cut.images)
+    deform_offset_gradient[(cut.position_blocks, cut.groups, cut.batch)](*arguments, **cut.tile, **cut.flags)
 
     dvalue = torch.empty_like(value, dtype=torch.float32)
-    entries = positions * len(geometry.taps)
+    voxels, entries = value.shape[1:-1].numel(), cut.positions * len(geometry.taps)
     cells = torch.Size(n + 1 for n in value.shape[1:-1]).numel()  # between voxels, and half outside
     if cells > MOST_CELLS:
         raise ValueError(f"deformable_conv: an image of {voxels} voxels is too large for its gradient in Triton.")
-    at_once = min(batch * groups, max(1, min(ENTRIES_AT_ONCE // entries, MOST_CELLS // cells)))
-    for first in range(0, batch * groups, at_once):
-        slices = min(at_once, batch * groups - first)
+    every_slice = cut.batch * cut.groups
+    at_once = min(every_slice, max(1, min(ENTRIES_AT_ONCE // entries, MOST_CELLS // cells)))
+    for first in range(0, every_slice, at_once):
+        slices = min(at_once, every_slice - first)
         cell = torch.empty(slices * entries, dtype=torch.int32, device=value.device)
-        tap_cells[(_blocks(entries, 256), slices)](
-            *(offset_mask, cell, scale, positions, columns, groups, slices, first, *images), BE=256, **flags
-        )
+        scale, positions, _channels, columns = cut.sizes
+        arguments = (offset_mask, cell, scale, positions, columns, cut.groups, slices, first, *cut.images)
+        tap_cells[(_blocks(entries, 256), slices)](*arguments, BE=256, **cut.flags)
         cell, order = cell.sort(stable=True)
         every = torch.arange(slices * cells + 1, dtype=torch.int32, device=value.device)
         begins = torch.searchsorted(cell, every)
-        deform_image_gradient[(_blocks(voxels, BP), _blocks(per_group, BC), slices)](
-            *(dout, offset_mask, order, begins, dvalue, scale, positions, channels, columns, groups, first),
-            *images,
-            **tile,
-            **flags,
-        )
+        grid = (_blocks(voxels, cut.tile["BP"]), cut.channel_blocks, slices)
+        arguments = (dout, offset_mask, order, begins, dvalue, *cut.sizes, cut.groups, first, *cut.images)
+        deform_image_gradient[grid](*arguments, **cut.tile, **cut.flags)
     return dvalue, doffset_mask
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -52,18 +53,14 @@ class DeformGeometry(NamedTuple):
         return {name: (*(int(name != "padding"),) * missing, *axes) for name, axes in sizes.items()}
 
 
-def deform_reference(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
-    """(batch, *output, channels) in the dtype of the inputs; what each tap reads is kept for the backward pass."""
-    return _all_taps(value, offset_mask, geometry, recompute=False)
+def deform_torch(
+    value: Tensor, offset_mask: Tensor, geometry: DeformGeometry, *, recompute: bool | None = None
+) -> Tensor:
+    """(batch, *output, channels) in the dtype of the inputs.
 
-
-def deform_torch(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry) -> Tensor:
-    """`deform_reference`, which computes each tap again in the backward pass instead of keeping it."""
-    needed = needs_gradient((value, offset_mask))
-    return _all_taps(value, offset_mask, geometry, recompute=needed)
-
-
-def _all_taps(value: Tensor, offset_mask: Tensor, geometry: DeformGeometry, recompute: bool) -> Tensor:
+    recompute: whether each tap is computed again in the backward pass, or what it reads is kept; None: if needed.
+    """
+    recompute = needs_gradient((value, offset_mask)) if recompute is None else recompute
     batch, channels = value.shape[0], value.shape[-1]
     dims, K, groups = len(geometry.image), len(geometry.taps), geometry.groups
     rows = value.reshape(batch, -1, groups, channels // groups)  # (b, positions, g, c)
@@ -110,3 +107,6 @@ def _tap_grid(geometry: DeformGeometry, tap: tuple[int, ...], like: Tensor) -> T
         steps = torch.arange(geometry.output[axis], device=like.device, dtype=like.dtype)
         axes.append(start + steps * geometry.stride[axis])
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(1, -1, 1, len(tap))
+
+
+deform_reference = partial(deform_torch, recompute=False)

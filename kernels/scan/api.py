@@ -1,4 +1,4 @@
-"""The selective scan along routes through an image: `routed_scan`, which checks its arguments and calls a backend."""
+"""The selective scan: `routed_scan` along routes through an image, and `selective_scan` in mamba_ssm's layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from medmamba.kernels.arguments import check_kinds, check_shape
+from medmamba.kernels.arguments import check_kinds, check_shapes
 from medmamba.kernels.availability import why_not_cpp, why_not_triton
 from medmamba.kernels.backends import Backend, chooser
 from medmamba.kernels.scan.reference import ScanInputs, routed_scan_chunked, routed_scan_reference
@@ -15,21 +15,16 @@ from medmamba.kernels.scan.reference import ScanInputs, routed_scan_chunked, rou
 LARGEST_STATE = 256
 
 
-def _cpp(scan: ScanInputs) -> tuple[Tensor, Tensor]:
-    from medmamba.kernels.scan.cpp import run
-
-    return run(scan)
-
-
-def _triton(scan: ScanInputs) -> tuple[Tensor, Tensor]:
-    from medmamba.kernels.scan.triton_launch import run
+def _compiled(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """By the operator of what is compiled for the tensors' device."""
+    from medmamba.kernels.scan.compiled import run
 
     return run(scan)
 
 
 SCAN_BACKENDS: dict[str, Backend[Callable[[ScanInputs], tuple[Tensor, Tensor]]]] = {
-    "cpp": Backend(_cpp, why_not_cpp),
-    "triton": Backend(_triton, why_not_triton, reads_half=True),
+    "cpp": Backend(_compiled, why_not_cpp),
+    "triton": Backend(_compiled, why_not_triton, reads_half=True),
     "torch": Backend(routed_scan_chunked),
     "reference": Backend(routed_scan_reference),
 }
@@ -115,8 +110,8 @@ def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, named: dict[str, Tensor | No
     N = A.shape[-1]
     sizes = {"batch": batch, "L": length, "K": K, "channels": channels, "N": N}
     image, along_routes = "(batch, L, channels)", "(batch, L, K, channels)"
-    expected = {
-        "x": along_routes if x.dim() == 4 else image,
+    axes = {
+        "x": along_routes if x.dim() == 4 else f"{image} or {along_routes}",
         "A": "(K, channels, N)",
         "B": "(batch, L, K, N)",
         "C": "(batch, L, K, N)",
@@ -127,12 +122,88 @@ def _check_shapes(x: Tensor, dt: Tensor, A: Tensor, named: dict[str, Tensor | No
         "routes": "(K, L)",
         "segments": "(batch, L)",
     }
-    for name, axes in expected.items():
-        words = f"{image} or {along_routes}" if axes == image and name == "x" else axes
-        shape = tuple(sizes[axis] for axis in axes.strip("()").split(", "))
-        check_shape(name, named[name], words, shape, f" to fit dt {tuple(dt.shape)}")
+    check_shapes(named, axes, sizes, f" to fit dt {tuple(dt.shape)}")
     for name, size in sizes.items():
         if size == 0:
             raise ValueError(f"{name} is 0: routed_scan needs at least one of each, dt is {tuple(dt.shape)}.")
     if N > LARGEST_STATE:
         raise ValueError(f"N = {N} states per channel; at most {LARGEST_STATE} are supported.")
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan with mamba_ssm's signature and layout: existing Mamba code runs by changing one import.
+
+    Groups of B and C become routes in raster order whose outputs are not merged. The layout costs two transpositions;
+    networks written for medmamba use `routed_scan` itself.
+
+    Arguments:
+        u, delta, z: (batch, D, L); z gates the output with silu(z).
+        A: (D, N), negative real.
+        B, C: (D, N) constant in time, (batch, N, L), or (batch, G, N, L) with G dividing D.
+        D, delta_bias: (D,).
+
+    Returns the output (batch, D, L) in the dtype of u and, if asked for, the last state (batch, D, N).
+    B or C constant in time is computed with one route per channel, which is slow: it exists for completeness.
+    Source: state-spaces/mamba, `selective_scan_fn`.
+    """
+    named = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    check_kinds(named)
+    if u.dim() != 3 or A.dim() != 2 or 0 in u.shape:
+        raise ValueError(
+            f"u must be (batch, D, L), none of them 0, and A (D, N); they are {tuple(u.shape)} and {tuple(A.shape)}."
+        )
+    batch, channels, length = u.shape
+    states = A.shape[1]
+    sizes = {"batch": batch, "D": channels, "L": length, "N": states}
+    axes = dict.fromkeys(("delta", "z"), "(batch, D, L)") | {"A": "(D, N)", "D": "(D,)", "delta_bias": "(D,)"}
+    check_shapes(named, axes, sizes)
+    B, C = _grouped("B", B, sizes), _grouped("C", C, sizes)
+    groups = max(B.shape[1], C.shape[1])
+    if 0 in (B.shape[1], C.shape[1]) or channels % groups or groups % B.shape[1] or groups % C.shape[1]:
+        given = f"{B.shape[1]} and {C.shape[1]}" if B.shape[1] != C.shape[1] else str(groups)
+        raise ValueError(f"{given} groups of B and C do not divide D = {channels} channels.")
+    B, C = (value.repeat_interleave(groups // value.shape[1], 1).permute(0, 3, 1, 2) for value in (B, C))
+
+    def along_routes(value: Tensor | None) -> Tensor | None:
+        """(batch, D, L) as (batch, L, G, D / G)."""
+        return None if value is None else value.unflatten(1, (groups, -1)).permute(0, 3, 1, 2)
+
+    def by_route(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.unflatten(0, (groups, -1))
+
+    inputs = (along_routes(u), along_routes(delta), by_route(A), B, C, by_route(D), by_route(delta_bias))
+    options = {"softplus": delta_softplus, "merge": False, "backend": backend, "z": along_routes(z)}
+    y, last_state = routed_scan(*inputs, **options, return_last_state=True)
+    y = y.reshape(batch, length, channels).transpose(1, 2).to(u.dtype)  # (batch, D, L)
+    return (y, last_state.reshape(batch, channels, states)) if return_last_state else y
+
+
+def _grouped(name: str, value: Tensor, sizes: dict[str, int]) -> Tensor:
+    """B or C as (batch, G, N, L); constant in time each channel is a group."""
+    if value.dim() == 2:
+        check_shapes({name: value}, {name: "(D, N)"}, sizes)
+        return value[None, :, :, None].expand(sizes["batch"], -1, -1, sizes["L"])
+    words = "(batch, N, L)" if value.dim() == 3 else "(batch, G, N, L) or (batch, N, L) or (D, N)"
+    check_shapes({name: value}, {name: words}, sizes | {"G": value.shape[1] if value.dim() == 4 else 0})
+    return value.unsqueeze(1) if value.dim() == 3 else value
+
+
+selective_scan_fn = selective_scan
+
+
+def selective_scan_ref(*arguments, **options):
+    """`selective_scan` by the plain loop; the counterpart of mamba_ssm's function of that name."""
+    return selective_scan(*arguments, **options, backend="reference")

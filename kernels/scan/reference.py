@@ -1,11 +1,7 @@
 """The selective scan in torch operations: the plain loop that every backend is compared with, and the scan in chunks.
 
-The loop works in the dtype of its inputs (float64 for golden tests and gradcheck), is differentiable by autograd, slow,
-and short enough to be checked against the equation by eye (Gu and Dao 2023, arXiv:2312.00752, equations 2a, 2b and 4):
-
-    delta_l = softplus(dt_l + dt_bias)
-    h_l = exp(delta_l A) h_{l-1} + delta_l B_l x_l
-    y_l = C_l h_l + D x_l
+The loop works in the dtype of its inputs (float64 for golden tests and gradcheck) and is short enough to be checked by
+eye against equations 2a, 2b and 4 of Gu and Dao 2023, arXiv:2312.00752 (`routed_scan` shows them).
 
 The chunks are for machines without the compiled kernels, and for float64 on any device. Inside a chunk the recurrence
 h_l = a_l h_{l-1} + b_l is solved for all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s
@@ -73,20 +69,11 @@ def segment_resets(segments: Tensor | None, routes: Tensor | None, K: int) -> Te
     return torch.cat([torch.zeros_like(visited[:, :1], dtype=torch.bool), other], 1)
 
 
-class Visits(NamedTuple):
-    """The inputs in the order in which each route visits them: (B, L, K, ...); D channels per position, N states."""
+def visits_of(scan: ScanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+    """delta, x, B, C and resets along the routes (B, L, K, ...); h (B, K, D, N) before the first visit; D x in space.
 
-    delta: Tensor
-    x: Tensor
-    B: Tensor
-    C: Tensor
-    resets: Tensor | None
-    h: Tensor  # (B, K, D, N), before the first visit
-    skip: Tensor | None  # x * D, in spatial order
-
-
-def visits_of(scan: ScanInputs) -> Visits:
-    """Step sizes and inputs along the routes. Raises ValueError for a route that is not a permutation."""
+    Raises ValueError for a route that is not a permutation.
+    """
     check_permutations(scan.routes)
     batch, _length, K, channels = scan.dt.shape
     x = scan.x.unsqueeze(2).expand(-1, -1, K, -1) if scan.x.dim() == 3 else scan.x
@@ -95,7 +82,7 @@ def visits_of(scan: ScanInputs) -> Visits:
     skip = None if scan.D is None else x * scan.D
     delta, x, B, C = (gather_routes(value, scan.routes) for value in (delta, x, scan.B, scan.C))
     h = x.new_zeros(batch, K, channels, scan.A.shape[-1]) if scan.initial_state is None else scan.initial_state
-    return Visits(delta, x, B, C, segment_resets(scan.segments, scan.routes, K), h, skip)
+    return delta, x, B, C, segment_resets(scan.segments, scan.routes, K), h, skip
 
 
 def output_of(y: Tensor, skip: Tensor | None, scan: ScanInputs) -> Tensor:

@@ -35,8 +35,7 @@ NO_HINTS = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blo
 def _forward(
     x, dt, A, B, C, D, dt_bias, routes, resets, span_states, saved_states, sum_dt, y,
     length, channels, N, K, span_saves, saves, spans,
-    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
     KEEP_OUTPUT: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """y: (b, l, k, d) float32. span_states: (b, k, spans, n, d) float32, the state at a span's start, here turned into
@@ -47,8 +46,8 @@ def _forward(
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
-    skip = per_channel(D, k, d, d_valid, channels, HAS_D)
+    bias = per_channel(dt_bias, k, d, d_valid, channels)
+    skip = per_channel(D, k, d, d_valid, channels)
     total = tl.zeros((BD,), tl.float32)
     state = tl.zeros((BD,), tl.float32)
     first_rate = per_state(A, k, 0, d, d_valid, channels, N)
@@ -63,9 +62,8 @@ def _forward(
     for tile in range(span * span_saves * M, tl.minimum((span + 1) * span_saves, saves) * M):
         save = tile // M
         rows, valid, both, delta, _v, delta_a = visit(
-            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
-            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
-        )  # fmt: skip
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length, channels, K, T, SOFTPLUS
+        )
         u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
         du = delta * u
         out = u * skip[None, :]
@@ -101,7 +99,7 @@ scan_forward_one = triton.jit(_forward)  # hints are welcome: 128 channels take 
 @triton.jit(do_not_specialize=NO_HINTS)
 def pass_spans(
     A, sum_dt, values, entering, leaving, channels, N, K, spans,
-    BD: tl.constexpr, HAS_ENTERING: tl.constexpr, HAS_LEAVING: tl.constexpr, ADJOINT: tl.constexpr,
+    BD: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
     """Turns what spans add to the state, each from zero, into the true state at their starts, in place; or, from the
     last to the first, what they add to the adjoint into what enters each at its end.
@@ -112,7 +110,7 @@ def pass_spans(
     n = tl.program_id(1)
     rate = per_state(A, k, n, d, d_valid, channels, N) * LOG2_E
     h = tl.zeros((BD,), tl.float32)
-    if HAS_ENTERING:
+    if entering is not None:
         h = tl.load(entering + (bk * channels + d) * N + n, mask=d_valid, other=0.0).to(tl.float32)
     for step in range(0, spans):
         span = spans - 1 - step if ADJOINT else step
@@ -121,7 +119,7 @@ def pass_spans(
         tl.store(here, h, mask=d_valid)
         decay = tl.exp2(rate * tl.load(sum_dt + (bk * spans + span) * channels + d, mask=d_valid, other=0.0))
         h = decay * h + local
-    if HAS_LEAVING:
+    if leaving is not None:
         tl.store(leaving + (bk * channels + d) * N + n, h, mask=d_valid)
 
 
@@ -129,14 +127,13 @@ def pass_spans(
 def adjoint_spans(
     dt, A, C, dt_bias, routes, resets, dy, carries, sum_dt,
     length, channels, N, K, span_saves, saves, spans,
-    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_DT_BIAS: tl.constexpr,
-    HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, DY_PER_ROUTE: tl.constexpr,
 ):  # fmt: skip
     """What each span adds to the adjoint that leaves it at its start, a_first g_first: carries (b, k, spans, n, d)."""
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
+    bias = per_channel(dt_bias, k, d, d_valid, channels)
     base = (bk * spans + span) * N * channels
     for n in range(0, N):
         tl.store(carries + base + n * channels + d, tl.zeros((BD,), tl.float32), mask=d_valid)
@@ -146,9 +143,8 @@ def adjoint_spans(
     for back in range(0, last_tile - span * span_saves * M + 1):
         tile = last_tile - back
         rows, valid, both, _delta, _v, delta_a = visit(
-            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
-            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
-        )  # fmt: skip
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length, channels, K, T, SOFTPLUS
+        )
         g_out = per_visit_and_channel(dy, rows, k, d, both, K, channels, DY_PER_ROUTE)
         total += tl.sum(delta_a, 0)
         for n in range(0, N):
@@ -168,8 +164,7 @@ def _backward(
     x, dt, A, B, C, D, dt_bias, routes, resets, saved_states, carries, dy,
     dx, ddt, dA, dB, dC, dD, ddt_bias, scratch,
     length, channels, N, K, span_saves, saves, spans, blocks,
-    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_DT_BIAS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
+    T: tl.constexpr, M: tl.constexpr, BD: tl.constexpr, SOFTPLUS: tl.constexpr, X_PER_ROUTE: tl.constexpr,
     DY_PER_ROUTE: tl.constexpr, ONE: tl.constexpr,
 ):  # fmt: skip
     """Gradients: dx, ddt (b, l, k, d); dA (b, k, spans, n, d) and dD, ddt_bias (b, k, spans, d), to be summed;
@@ -180,8 +175,8 @@ def _backward(
     bk, b, k, d, d_valid = program(K, channels, BD)
     span = tl.program_id(1)
     t = tl.arange(0, T)
-    bias = per_channel(dt_bias, k, d, d_valid, channels, HAS_DT_BIAS)
-    skip = per_channel(D, k, d, d_valid, channels, HAS_D)
+    bias = per_channel(dt_bias, k, d, d_valid, channels)
+    skip = per_channel(D, k, d, d_valid, channels)
     base = (bk * spans + span) * N * channels
     state = tl.zeros((BD,), tl.float32)
     carry = tl.zeros((BD,), tl.float32)
@@ -210,9 +205,8 @@ def _backward(
             tl.debug_barrier()
             for forth in range(0, M - 1):
                 rows, valid, both, delta, _v, delta_a = visit(
-                    dt, bias, routes, resets, save * M + forth, b, k, d, d_valid, length,
-                    channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
-                )  # fmt: skip
+                    dt, bias, routes, resets, save * M + forth, b, k, d, d_valid, length, channels, K, T, SOFTPLUS
+                )
                 du = delta * per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
                 for n in range(0, N):
                     before = state if ONE else tl.load(own + (forth * N + n) * channels + d, mask=d_valid, other=0.0)
@@ -229,9 +223,8 @@ def _backward(
             if ONE:
                 tl.debug_barrier()
         rows, valid, both, delta, v, delta_a = visit(
-            dt, bias, routes, resets, tile, b, k, d, d_valid, length,
-            channels, K, T, SOFTPLUS, HAS_ROUTES, HAS_SEGMENTS,
-        )  # fmt: skip
+            dt, bias, routes, resets, tile, b, k, d, d_valid, length, channels, K, T, SOFTPLUS
+        )
         u = per_visit_and_channel(x, rows, k, d, both, K, channels, X_PER_ROUTE)
         g_out = per_visit_and_channel(dy, rows, k, d, both, K, channels, DY_PER_ROUTE)
         du = delta * u

@@ -5,7 +5,6 @@ Imported at the first call of the backend, as it needs Triton.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.functional import silu
 
 from medmamba.kernels.arguments import check_permutations
 from medmamba.kernels.scan import triton_kernels as kernels
-from medmamba.kernels.scan.operators import call_operator, scan_operators
+from medmamba.kernels.scan.compiled import scan_operators
 from medmamba.kernels.scan.reference import ScanInputs, segment_resets
 
 # Positions per tile, tiles per saved state, and channels per program: one warp, one lane per channel, the positions of
@@ -33,66 +32,36 @@ WARPS = 1
 WANTED_PROGRAMS = 2112
 
 
-def _flags(scan: ScanInputs, resets: Tensor | None) -> dict[str, Any]:
-    """What the kernels of both directions are compiled for."""
-    found: dict[str, Any] = {"T": TILE, "M": TILES_PER_SAVE, "SOFTPLUS": scan.softplus, "num_warps": WARPS}
-    given = {"HAS_DT_BIAS": scan.dt_bias, "HAS_ROUTES": scan.routes, "HAS_SEGMENTS": resets}
-    return found | {name: tensor is not None for name, tensor in given.items()}
+def _blocks(total: int, size: int) -> int:
+    """Blocks of `size` that hold `total`."""
+    return -(-total // size)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """Sizes of one scan and how it is cut into programs."""
-
-    batch: int
-    length: int
-    K: int
-    channels: int
-    N: int
-    block: int
-
-    @property
-    def saves(self) -> int:
-        """Number of saved states."""
-        return -(-self.length // (TILE * TILES_PER_SAVE))
-
-    @property
-    def blocks(self) -> int:
-        """Channel blocks."""
-        return -(-self.channels // self.block)
-
-    @property
-    def span_saves(self) -> int:
-        """Saved states of one program: all, unless there are too few programs to fill the device."""
-        programs = self.batch * self.K * self.blocks
-        spans = min(self.saves, max(1, -(-WANTED_PROGRAMS // programs)))
-        return -(-self.saves // spans)
-
-    @property
-    def spans(self) -> int:
-        """Spans that run in parallel."""
-        return -(-self.saves // self.span_saves)
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Programs: channel blocks, spans, batch entries and routes."""
-        return self.blocks, self.spans, self.batch * self.K
-
-    @property
-    def saved_shape(self) -> tuple[int, ...]:
-        """The state before every TILES_PER_SAVE tiles."""
-        return self.batch, self.K, self.saves, self.N, self.channels
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """As the kernels take them."""
-        return self.length, self.channels, self.N, self.K, self.span_saves, self.saves, self.spans
-
-
-def launch_of(dt: Tensor, A: Tensor, block: int) -> Launch:
-    """The launch for dt (batch, L, K, channels) and A (K, channels, N) with `block` channels per program."""
+def saved_shape(dt: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Shape of the saved states: the state before every TILES_PER_SAVE tiles."""
     batch, length, K, channels = dt.shape
-    return Launch(batch, length, K, channels, A.shape[-1], block)
+    return batch, K, _blocks(length, TILE * TILES_PER_SAVE), A.shape[-1], channels
+
+
+class Launch:
+    """How the scan of dt (batch, L, K, channels) and A (K, channels, N) is cut into programs of `block` channels."""
+
+    def __init__(self, dt: Tensor, A: Tensor, block: int) -> None:
+        batch, K, self.saves, self.N, self.channels = saved_shape(dt, A)
+        self.K, self.block, self.blocks = K, block, _blocks(self.channels, block)
+        # Spans that run in parallel: one, unless there are too few programs to fill the device.
+        spans = min(self.saves, max(1, _blocks(WANTED_PROGRAMS, batch * K * self.blocks)))
+        self.span_saves = _blocks(self.saves, spans)
+        self.spans = _blocks(self.saves, self.span_saves)
+        self.grid = (self.blocks, self.spans, batch * K)
+        self.per_span = (batch, K, self.spans)
+        # As the kernels take them.
+        self.sizes = (dt.shape[1], self.channels, self.N, K, self.span_saves, self.saves, self.spans)
+
+
+def _flags(scan: ScanInputs, block: int) -> dict[str, Any]:
+    """What the kernels of both directions are compiled for; arguments that are None are left out of the code, too."""
+    return {"T": TILE, "M": TILES_PER_SAVE, "BD": block, "SOFTPLUS": scan.softplus, "num_warps": WARPS}
 
 
 def _resets(scan: ScanInputs) -> Tensor | None:
@@ -100,24 +69,18 @@ def _resets(scan: ScanInputs) -> Tensor | None:
     return None if resets is None else resets.contiguous()
 
 
-def _given(nothing: Tensor, *tensors: Tensor | None) -> list[Tensor]:
-    """`nothing` in place of None: a pointer for arguments that are not read."""
-    return [nothing if tensor is None else tensor for tensor in tensors]
-
-
 def _pass_spans(
     cut: Launch,
     A: Tensor,
-    sum_dt: Tensor,
+    steps: Tensor,
     values: Tensor,
     entering: Tensor | None,
     leaving: Tensor | None,
     adjoint: bool,
 ) -> None:
-    has = {"HAS_ENTERING": entering is not None, "HAS_LEAVING": leaving is not None, "ADJOINT": adjoint}
-    pointers, sizes = _given(values, entering, leaving), (cut.channels, cut.N, cut.K, cut.spans)
-    grid = (cut.blocks, cut.N, cut.batch * cut.K)
-    kernels.pass_spans[grid](A, sum_dt, values, *pointers, *sizes, BD=cut.block, **has, num_warps=WARPS)
+    grid, sizes = (cut.blocks, cut.N, cut.grid[2]), (cut.channels, cut.N, cut.K, cut.spans)
+    flags = {"BD": cut.block, "ADJOINT": adjoint, "num_warps": WARPS}
+    kernels.pass_spans[grid](A, steps, values, entering, leaving, *sizes, **flags)
 
 
 def forward(scan: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -125,26 +88,18 @@ def forward(scan: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor, Tensor
     check_permutations(scan.routes)
     one = scan.A.shape[-1] == 1
     kernel, block = (kernels.scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
-    cut = launch_of(scan.dt, scan.A, block)
-    saved_states = scan.dt.new_empty(cut.saved_shape, dtype=torch.float32)
-    span_states = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
+    cut = Launch(scan.dt, scan.A, block)
+    saved_states = scan.dt.new_empty(saved_shape(scan.dt, scan.A), dtype=torch.float32)
+    span_states = saved_states.new_empty(*cut.per_span, cut.N, cut.channels)
     y = saved_states.new_empty(scan.dt.shape)
-    resets = _resets(scan)
-    pointers = _given(saved_states, *scan[:8], resets)  # x to routes
-    flags = _flags(scan, resets) | {
-        "BD": block,
-        "HAS_D": scan.D is not None,
-        "X_PER_ROUTE": scan.x.dim() == 4,
-        "ONE": one,
-    }
+    pointers = (*scan[:8], _resets(scan))  # x to routes
+    flags = _flags(scan, block) | {"X_PER_ROUTE": scan.x.dim() == 4, "ONE": one}
     if cut.spans > 1:
-        sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
+        sum_dt = saved_states.new_empty(*cut.per_span, cut.channels)
         kernel[cut.grid](*pointers, span_states, saved_states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
         _pass_spans(cut, scan.A, sum_dt, span_states, scan.initial_state, None, adjoint=False)
-    elif scan.initial_state is None:
-        span_states.zero_()
     else:
-        span_states.copy_(scan.initial_state.transpose(-1, -2).unsqueeze(2))
+        span_states[:] = 0 if scan.initial_state is None else scan.initial_state.transpose(-1, -2).unsqueeze(2)
     kernel[cut.grid](*pointers, span_states, saved_states, saved_states, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
     last_state = span_states[:, :, -1].transpose(-1, -2).contiguous()
     plain, nothing = y.sum(2) if scan.merge else y, y.new_empty(0)
@@ -165,37 +120,32 @@ def backward(
         dy = dy * scan.z * gate
     one = scan.A.shape[-1] == 1
     block = ONE_BLOCK if one else BLOCK
-    cut = launch_of(scan.dt, scan.A, block)
-    carries = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.N, cut.channels)
-    resets = _resets(scan)
-    flags = _flags(scan, resets) | {"BD": block, "DY_PER_ROUTE": not scan.merge}
-    optional = _given(saved_states, scan.dt_bias, scan.routes, resets)
+    cut = Launch(scan.dt, scan.A, block)
+    carries = saved_states.new_empty(*cut.per_span, cut.N, cut.channels)
+    flags = _flags(scan, block) | {"DY_PER_ROUTE": not scan.merge}
+    optional = (scan.dt_bias, scan.routes, _resets(scan))
     dinitial_state = None if scan.initial_state is None else saved_states.new_empty(scan.initial_state.shape)
     if cut.spans > 1 or dinitial_state is not None:
-        sum_dt = saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels)
-        wide = (-(-cut.channels // SPANS_BLOCK), *cut.grid[1:])
+        sum_dt = saved_states.new_empty(*cut.per_span, cut.channels)
+        wide = (_blocks(cut.channels, SPANS_BLOCK), *cut.grid[1:])
         arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
         kernels.adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
         _pass_spans(cut, scan.A, sum_dt, carries, dlast_state, dinitial_state, adjoint=True)
-    elif dlast_state is None:
-        carries.zero_()
     else:
-        carries.copy_(dlast_state.transpose(-1, -2).unsqueeze(2))
+        carries[:] = 0 if dlast_state is None else dlast_state.transpose(-1, -2).unsqueeze(2)
     dx, ddt = (saved_states.new_empty(scan.dt.shape) for _ in range(2))
     dA = saved_states.new_empty(carries.shape)
     dB, dC = (saved_states.new_empty(cut.blocks, *scan.B.shape) for _ in range(2))
-    dD, ddt_bias = (saved_states.new_empty(cut.batch, cut.K, cut.spans, cut.channels) for _ in range(2))
+    dD, ddt_bias = (saved_states.new_empty(*cut.per_span, cut.channels) for _ in range(2))
     if one:
         flags |= {"T": TILE // ONE_SHORTER, "M": TILES_PER_SAVE * ONE_SHORTER}
-    scratch = saved_states.new_empty(cut.batch, cut.K, cut.spans, flags["M"], cut.N, cut.channels)
+    scratch = saved_states.new_empty(*cut.per_span, flags["M"], cut.N, cut.channels)
     kernel = kernels.scan_backward_one if one else kernels.scan_backward
     kernel[cut.grid](
-        *(scan.x, scan.dt, scan.A, scan.B, scan.C, *_given(saved_states, scan.D), *optional, saved_states, carries, dy),
+        *(*scan[:6], *optional, saved_states, carries, dy),  # x to D
         *(dx, ddt, dA, dB, dC, dD, ddt_bias, scratch, *cut.sizes, cut.blocks),
         **flags,
-        HAS_D=scan.D is not None,
-        X_PER_ROUTE=scan.x.dim() == 4,
-        ONE=one,
+        **{"X_PER_ROUTE": scan.x.dim() == 4, "ONE": one},
     )
     return (
         dx if scan.x.dim() == 4 else dx.sum(2),
@@ -213,10 +163,5 @@ def backward(
 
 
 routed_scan_triton, routed_scan_triton_backward = scan_operators(
-    "routed_scan_triton", "cuda", forward, backward, lambda dt, A: launch_of(dt, A, BLOCK).saved_shape
+    "routed_scan_triton", "cuda", forward, backward, saved_shape
 )
-
-
-def run(scan: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Output and last state, from float32 tensors; x, dt, B and C may be in half precision."""
-    return call_operator(routed_scan_triton, scan)

@@ -65,10 +65,10 @@ def program(K, channels, BD: tl.constexpr):
 
 
 @triton.jit
-def per_channel(pointer, k, d, d_valid, channels, GIVEN: tl.constexpr):
-    """Row k of (K, channels); 0 where the argument is not given."""
+def per_channel(pointer, k, d, d_valid, channels):
+    """Row k of (K, channels); 0 for None."""
     value = tl.zeros(d.shape, tl.float32)
-    if GIVEN:
+    if pointer is not None:
         value = tl.load(pointer + k * channels + d, mask=d_valid, other=0.0).to(tl.float32)
     return value
 
@@ -95,8 +95,7 @@ def per_visit_and_channel(pointer, rows, k, d, both, K, channels, PER_ROUTE: tl.
 
 @triton.jit
 def visit(
-    dt, bias, routes, resets, tile, b, k, d, d_valid, length, channels, K,
-    T: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_ROUTES: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    dt, bias, routes, resets, tile, b, k, d, d_valid, length, channels, K, T: tl.constexpr, SOFTPLUS: tl.constexpr
 ):  # fmt: skip
     """A tile of route k: where its visits lie (rows of b * l), which are inside, and which are inside with a valid
     channel; steps (T, BD), 0 beyond the end (decay 1, input 0); the steps before softplus; and the steps by which the
@@ -104,7 +103,7 @@ def visit(
     at = tile * T + tl.arange(0, T)
     valid = at < length
     place = at.to(tl.int64)
-    if HAS_ROUTES:
+    if routes is not None:
         place = tl.load(routes + k * length + at, mask=valid, other=0).to(tl.int64)
     rows = b * length + place
     both = valid[:, None] & d_valid[None, :]
@@ -112,7 +111,7 @@ def visit(
     v += bias[None, :]
     delta = tl.where(both, _softplus(v) if SOFTPLUS else v, 0.0)
     delta_a = delta
-    if HAS_SEGMENTS:
+    if resets is not None:
         reset = tl.load(resets + (b * length + at) * K + k, mask=valid, other=0)
         delta_a = tl.where((reset != 0)[:, None], RESET_STEP, delta)
     return rows, valid, both, delta, v, delta_a

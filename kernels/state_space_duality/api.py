@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from medmamba.kernels.arguments import check_kinds, check_shape
+from medmamba.kernels.arguments import check_kinds, check_shapes
 from medmamba.kernels.availability import why_not_triton
 from medmamba.kernels.backends import Backend, chooser
 from medmamba.kernels.state_space_duality.chunked import ssd_reference, ssd_torch
@@ -78,18 +78,17 @@ def ssd_chunked(
 
 
 def _check(X: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, initial_state: Tensor | None) -> None:
-    check_kinds({"X": X, "A": A, "B": B, "C": C, "initial_state": initial_state})
+    named = {"X": X, "A": A, "B": B, "C": C, "initial_state": initial_state}
+    check_kinds(named)
     if X.dim() != 4 or 0 in X.shape:
         raise ValueError(f"X must be (batch, L, heads, p), none of them 0; it is {tuple(X.shape)}.")
-    batch, length, heads, width = X.shape
-    check_shape("A", A, "(batch, L, heads)", (batch, length, heads))
-    if B.dim() != 4 or tuple(B.shape[:2]) != (batch, length) or 0 in B.shape[2:] or heads % B.shape[2]:
+    groups, n = B.shape[2:] if B.dim() == 4 else (0, 0)
+    if 0 in (groups, n) or X.shape[2] % groups:
         raise ValueError(
-            f"B must be (batch, L, groups, n) = ({batch}, {length}, groups, n) with groups dividing {heads} heads, "
-            f"it is {tuple(B.shape)}."
+            f"B must be (batch, L, groups, n) with groups dividing {X.shape[2]} heads, it is {tuple(B.shape)}."
         )
-    if C.shape != B.shape:
-        raise ValueError(f"C must have the shape of B, {tuple(B.shape)}, it is {tuple(C.shape)}.")
+    sizes = dict(zip(("batch", "L", "heads", "p", "groups", "n"), (*X.shape, groups, n), strict=True))
+    axes = {"A": "(batch, L, heads)", "B": "(batch, L, groups, n)", "C": "(batch, L, groups, n)"}
+    check_shapes(named, axes | {"initial_state": "(batch, heads, p, n)"}, sizes)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, it is {chunk}.")
-    check_shape("initial_state", initial_state, "(batch, heads, p, n)", (batch, heads, width, B.shape[3]))

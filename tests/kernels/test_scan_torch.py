@@ -24,7 +24,7 @@ def leaves(*shape, merge=True):
 @pytest.mark.parametrize("left_out", [(), ("D", "dt_bias", "routes", "initial_state", "z", "segments")])
 @pytest.mark.parametrize("merge", [True, False])
 def test_the_operators_pass_opcheck(left_out, merge):
-    from medmamba.kernels.scan.cpp import routed_scan_cpp, routed_scan_cpp_backward
+    from medmamba.kernels.scan.compiled import routed_scan_cpp, routed_scan_cpp_backward
 
     inputs = leaves(2, 20, 2, 5, 3, merge=merge)
     arguments = [None if name in left_out else inputs[name] for name in TENSORS]
@@ -78,7 +78,7 @@ def test_second_derivatives_are_refused_with_a_way_out():
 
 
 def test_without_gradients_no_states_are_kept():
-    from medmamba.kernels.scan.cpp import routed_scan_cpp
+    from medmamba.kernels.scan.compiled import routed_scan_cpp
 
     inputs = {name: value.detach() for name, value in leaves(1, 200, 1, 16, 16).items()}
     _, _, saved, plain = routed_scan_cpp(*(inputs[name] for name in TENSORS), True, True, False)

@@ -135,7 +135,7 @@ def test_wrong_shapes_are_explained():
         ssd_chunked(**{**values, "A": values["A"][..., 0]})
     with pytest.raises(ValueError, match="groups dividing 2 heads"):
         ssd_chunked(**{**values, "B": torch.ones(1, 4, 3, 4)})
-    with pytest.raises(ValueError, match="C must have the shape of B"):
+    with pytest.raises(ValueError, match=r"C must be \(batch, L, groups, n\) = \(1, 4, 1, 4\), it is \(1, 4, 1, 2\)"):
         ssd_chunked(**{**values, "C": values["C"][..., :2]})
     with pytest.raises(ValueError, match="initial_state must be"):
         ssd_chunked(**{**values, "initial_state": torch.ones(1, 2, 4, 3)})

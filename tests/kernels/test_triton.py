@@ -79,11 +79,15 @@ def test_triton_is_refused_for_cpu_tensors_with_the_reason():
 def test_spans_fill_the_device_only_where_channels_do_not():
     from medmamba.kernels.scan.triton_launch import Launch
 
-    wide = Launch(batch=8, length=4096, K=4, channels=192, N=16, block=32)
-    volume = Launch(batch=1, length=262144, K=1, channels=96, N=16, block=32)
+    def cut_of(batch, length, K, channels, N, block):
+        sizes = (batch, length, K, channels), (K, channels, N)
+        return Launch(*(torch.empty(size, device="meta") for size in sizes), block)
+
+    wide = cut_of(8, 4096, 4, 192, 16, 32)
+    volume = cut_of(1, 262144, 1, 96, 16, 32)
     assert wide.spans <= 12
     assert volume.spans > 500
-    for cut in (wide, volume, Launch(1, 1, 1, 1, 1, 32), Launch(1, 65, 1, 33, 3, 64)):
+    for cut in (wide, volume, cut_of(1, 1, 1, 1, 1, 32), cut_of(1, 65, 1, 33, 3, 64)):
         assert cut.spans * cut.span_saves >= cut.saves > (cut.spans - 1) * cut.span_saves
 
 

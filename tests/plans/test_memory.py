@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medmamba.kernels.scan import cpp
+from medmamba.kernels.scan import compiled
 from medmamba.networks.build import available_networks
 from medmamba.plans.cost.blocks import CHANNEL_PAD, TILE
 from medmamba.plans.cost.step import step_cost
@@ -108,6 +108,6 @@ def test_more_routes_need_more_memory() -> None:
 
 
 def test_the_scan_keeps_its_states_as_often_as_the_model_says():
-    header = (Path(cpp.__file__).parents[1] / "csrc" / "abi.h").read_text()
+    header = (Path(compiled.__file__).parents[1] / "csrc" / "abi.h").read_text()
     defined = dict(re.findall(r"#define (MM_TILE|MM_PAD) (\d+)", header))
     assert defined == {"MM_TILE": str(TILE), "MM_PAD": str(CHANNEL_PAD)}
