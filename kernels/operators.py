@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def new_gradients(inputs: Sequence[Tensor | None]) -> list[Tensor]:
     return [value.new_empty(value.shape) if _differentiable(value) else like.new_empty(0) for value in inputs]
 
 
-def _differentiable(value: Tensor | None) -> bool:
+def _differentiable(value: Tensor | None) -> TypeGuard[Tensor]:
     return value is not None and value.is_floating_point()
 
 

@@ -55,7 +55,7 @@ class _Launch:
         self.tile = {"GC": self.per_group, "BP": BP, "BC": BC}
         self.position_blocks, self.channel_blocks = _blocks(self.positions, BP), _blocks(self.per_group, BC)
         # What the kernels are compiled for.
-        self.flags = {name.upper(): axes[name] for name in ("kernel", "stride", "padding", "dilation")}
+        self.flags: dict[str, Any] = {name.upper(): axes[name] for name in ("kernel", "stride", "padding", "dilation")}
         self.flags |= {"TAPS": len(geometry.taps), "DIMS": len(geometry.image)}
         self.flags |= {"REMOVE_CENTER": geometry.remove_center, "num_warps": WARPS}
 

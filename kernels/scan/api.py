@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,8 +185,8 @@ def selective_scan(
     def by_route(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.unflatten(0, (groups, -1))
 
-    inputs = (along_routes(u), along_routes(delta), by_route(A), B, C, by_route(D), by_route(delta_bias))
-    options = {"softplus": delta_softplus, "merge": False, "backend": backend, "z": along_routes(z)}
+    inputs: Any = (along_routes(u), along_routes(delta), by_route(A), B, C, by_route(D), by_route(delta_bias))
+    options: dict[str, Any] = {"softplus": delta_softplus, "merge": False, "backend": backend, "z": along_routes(z)}
     y, last_state = routed_scan(*inputs, **options, return_last_state=True)
     y = y.reshape(batch, length, channels).transpose(1, 2).to(u.dtype)  # (batch, D, L)
     return (y, last_state.reshape(batch, channels, states)) if return_last_state else y

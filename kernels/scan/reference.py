@@ -12,7 +12,7 @@ first state, which bounds the memory.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def routed_scan_reference(scan: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def _chunk(
-    delta: Tensor, x: Tensor, B: Tensor, C: Tensor, resets: Tensor | None, A: Tensor, h: Tensor
+    A: Tensor, h: Tensor, delta: Tensor, x: Tensor, B: Tensor, C: Tensor, resets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, T, K, D) and last state (B, K, D, N) of T positions that start from state h."""
     a = torch.exp(delta.unsqueeze(-1) * A)  # (B, T, K, D, N)
@@ -132,10 +132,10 @@ def routed_scan_chunked(scan: ScanInputs) -> tuple[Tensor, Tensor]:
     learning = needs_gradient([*along_routes, scan.A, h])
     outputs = []
     for start in range(0, length, chunk):
-        here = [None if value is None else value[:, start : start + chunk] for value in along_routes]
+        here: list[Any] = [None if value is None else value[:, start : start + chunk] for value in along_routes]
         if learning and length > chunk:
-            y, h = checkpoint(_chunk, *here, scan.A, h, use_reentrant=False, preserve_rng_state=False)
+            y, h = checkpoint(_chunk, scan.A, h, *here, use_reentrant=False, preserve_rng_state=False)
         else:
-            y, h = _chunk(*here, scan.A, h)
+            y, h = _chunk(scan.A, h, *here)
         outputs.append(y)
     return output_of(torch.cat(outputs, 1), skip, scan), h
