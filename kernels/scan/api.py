@@ -16,16 +16,22 @@ from medmamba.kernels.scan.reference import ScanInputs, routed_scan_chunked, rou
 LARGEST_STATE = 256
 
 
-def _compiled(scan: ScanInputs) -> tuple[Tensor, Tensor]:
-    """By the operator of what is compiled for the tensors' device."""
-    from medmamba.kernels.scan.compiled import run
+def _cpp(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    from medmamba.kernels.scan.compiled import call_operator, routed_scan_cpp
 
-    return run(scan)
+    return call_operator(routed_scan_cpp, scan)
+
+
+def _triton(scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    from medmamba.kernels.scan.compiled import call_operator
+    from medmamba.kernels.scan.triton_launch import routed_scan_triton
+
+    return call_operator(routed_scan_triton, scan)
 
 
 SCAN_BACKENDS: dict[str, Backend[Callable[[ScanInputs], tuple[Tensor, Tensor]]]] = {
-    "cpp": Backend(_compiled, why_not_cpp),
-    "triton": Backend(_compiled, why_not_triton, reads_half=True),
+    "cpp": Backend(_cpp, why_not_cpp),
+    "triton": Backend(_triton, why_not_triton, reads_half=True),
     "torch": Backend(routed_scan_chunked),
     "reference": Backend(routed_scan_reference),
 }

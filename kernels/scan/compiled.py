@@ -79,6 +79,13 @@ def scan_operators(
     )
 
 
+def call_operator(operator: CustomOpDef, scan: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Output and last state; states are saved only if a gradient may be needed."""
+    scan = ScanInputs._make(contiguous(scan))
+    y, last_state, *_ = operator(*scan, needs_gradient(scan))
+    return y, last_state
+
+
 def _at(tensor: Tensor | None) -> int | None:
     """The address of the data; None where there is none."""
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
@@ -119,16 +126,3 @@ def _backward(
 
 
 routed_scan_cpp, routed_scan_cpp_backward = scan_operators("routed_scan_cpp", "cpu", _forward, _backward, _saved_shape)
-
-
-def run(scan: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Output and last state, from float32 tensors (x, dt, B and C in half precision on a device, too).
-
-    States are saved only if a gradient may be needed.
-    """
-    operator = routed_scan_cpp
-    if scan.x.device.type != "cpu":
-        from medmamba.kernels.scan.triton_launch import routed_scan_triton as operator
-    scan = ScanInputs._make(contiguous(scan))
-    y, last_state, *_ = operator(*scan, needs_gradient(scan))
-    return y, last_state
