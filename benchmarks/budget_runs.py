@@ -49,10 +49,10 @@ from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.config import TrainConfig
+from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import find_loss
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.machine import resolved
-from medmamba.training.setup import FoldSetup
 from medmamba.training.step import Stepper, make_optimizer
 from medmamba.training.trainer import train_fold
 

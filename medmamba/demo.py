@@ -66,7 +66,7 @@ def run_demo(
     from medmamba.inference.options import PredictOptions
     from medmamba.planning.run import plan
     from medmamba.training.config import TrainConfig
-    from medmamba.training.run import train
+    from medmamba.training.fold import train
 
     dataset, output = options.data or example_data(), options.output
     if not dataset.is_dir():

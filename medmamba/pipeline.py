@@ -17,7 +17,7 @@ from medmamba.evaluation.report import Evaluation
 from medmamba.evaluation.run import run_evaluation
 from medmamba.inference.folder.run import predict as predict
 from medmamba.planning.run import plan as plan
-from medmamba.training.run import train as train
+from medmamba.training.fold import train as train
 
 
 def evaluate(

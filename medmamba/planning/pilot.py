@@ -17,7 +17,6 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import ConfigError, MedmambaError
 from medmamba.evaluation.statistics import paired_difference
 from medmamba.models.checkpoint import load_checkpoint
-from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.build import build_network
@@ -26,7 +25,7 @@ from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Decision
 from medmamba.preprocessing.store import stored_cases
 from medmamba.training.config import TrainConfig
-from medmamba.training.run import train
+from medmamba.training.fold import train
 from medmamba.training.validation import validate
 
 FOLD = 0
@@ -141,7 +140,6 @@ def _try(folder: RunFolder, name: str, minutes: float, held_out: Sequence[str]) 
     device = choose_device("auto")
     network = network.to(device).eval()
     cases = stored_cases(folder.preprocessed(configuration.name))
-    channels = OutputChannels.of_plan(plan)
     with torch.no_grad():
-        dice = {name: validate(network, [cases[name]], configuration, channels, device).mean for name in held_out}
+        dice = {name: validate(network, [cases[name]], plan, configuration, device).mean for name in held_out}
     return Trial(name, result.steps, round(result.seconds / 60, 2), dice)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medmamba.disk.atomic import write_json
 from medmamba.errors import InputError
@@ -57,8 +58,6 @@ def _changed_channels(masks: NDArray[np.bool_], rng: np.random.Generator) -> lis
 
 
 def _reshaped(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:
-    from scipy import ndimage
-
     radius = int(rng.integers(MORPHOLOGY_RADIUS[0], MORPHOLOGY_RADIUS[1] + 1))
     kind = int(rng.integers(4))
     if not mask.any():
@@ -71,20 +70,11 @@ def _reshaped(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.b
     def shrunk(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return ~grown(~part)
 
-    match kind:
-        case 0:
-            return grown(mask)
-        case 1:
-            return shrunk(mask)
-        case 2:
-            return grown(shrunk(mask))
-        case _:
-            return shrunk(grown(mask))
+    first, second = ((grown, None), (shrunk, None), (shrunk, grown), (grown, shrunk))[kind]
+    return first(mask) if second is None else second(first(mask))
 
 
 def _remove_one_component(mask: NDArray[np.bool_], rng: np.random.Generator) -> None:
-    from scipy import ndimage
-
     components, count = ndimage.label(mask)
     if not count:
         return

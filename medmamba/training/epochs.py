@@ -1,19 +1,58 @@
-"""The epochs of a training: validation at the end of each, metrics, the best one, patience and advice."""
+"""A fold in training, epoch by epoch: what it is trained on, its validation, metrics, best epoch and patience."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-import torch
 from torch import nn
 
+from medmamba.models.output_channels import OutputChannels
+from medmamba.models.trained_folds import ModelFacts
+from medmamba.plans.schema import Configuration, Plan
+from medmamba.preprocessing.store import CaseReader
 from medmamba.training import distributed
+from medmamba.training.config import TrainConfig
 from medmamba.training.guard import COLLAPSE_EPOCHS, collapse_advice
+from medmamba.training.losses import LossFunction, dice_ce
 from medmamba.training.observers import Observer
 from medmamba.training.progress import EpochMetrics, Progress, write_metrics
-from medmamba.training.setup import FoldSetup
 from medmamba.training.validation import Validation, spread_subset, validate
+
+
+@dataclass(frozen=True)
+class FoldSetup:
+    """One fold to train.
+
+    Attributes:
+        training, validation: stored cases of the configuration; without validation cases nothing is validated.
+        folder: for checkpoints, metrics and the recipe.
+        facts: stored with every checkpoint.
+        loss: the function that ``config.loss`` names.
+    """
+
+    plan: Plan
+    configuration: Configuration
+    training: Sequence[CaseReader]
+    validation: Sequence[CaseReader]
+    folder: Path
+    config: TrainConfig
+    facts: ModelFacts
+    loss: LossFunction = dice_ce
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints' generations."""
+        return self.folder / "checkpoints"
+
+    @cached_property
+    def channels(self) -> OutputChannels:
+        """What the network's output channels mean."""
+        return OutputChannels.of_plan(self.plan)
 
 
 class Epochs:
@@ -23,8 +62,9 @@ class Epochs:
     must decide alike whether another is due.
     """
 
-    def __init__(self, setup: FoldSetup, done: Progress, observer: Observer) -> None:
+    def __init__(self, setup: FoldSetup, network: nn.Module, done: Progress, observer: Observer) -> None:
         self.setup = setup
+        self.network = network
         self.cases = setup.validation
         self.done = done
         self.observer = observer
@@ -33,24 +73,16 @@ class Epochs:
         self.seconds_per_volume: float | None = None
         self._validated_step = -1
 
-    def validate(self, network: nn.Module, device: torch.device, *, ends: float, whole: bool) -> None:
+    def validate(self, ends: float, *, whole: bool) -> None:
         """Validate on all cases, or on those of every epoch; no volume is begun after the time ``ends``."""
         setup = self.setup
         cases = self.cases if whole else spread_subset(self.cases, setup.config.validation_cases)
         if not cases:
             return
-        self.found = None
+        self.found, started = None, time.monotonic()
         if distributed.rank() == 0:
-            started = time.monotonic()
-            self.found = validate(
-                network,
-                cases,
-                setup.configuration,
-                setup.channels,
-                device,
-                previous_labels=setup.previous_labels,
-                until=ends,
-            )
+            device = next(self.network.parameters()).device
+            self.found = validate(self.network, cases, setup.plan, setup.configuration, device, until=ends)
             self.seconds_per_volume = (time.monotonic() - started) / self.found.cases
             if self.found.cases < len(cases):
                 self.observer.event(
@@ -58,6 +90,9 @@ class Epochs:
                 )
         self.done.validation_dice = distributed.from_first(math.nan if self.found is None else self.found.mean)
         self._validated_step = self.done.step
+        elapsed = time.monotonic() - started
+        self.done.validation_seconds += elapsed
+        self.done.seconds += elapsed
         if self.found is not None:
             self.observer.validation(self.found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -29,15 +29,57 @@ from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed
 from medmamba.training.cascade import ensure_first_stage
 from medmamba.training.config import RESOLVED_AT_START, TrainConfig, refuse_another_recipe
+from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observer, Observers, open_tracker
 from medmamba.training.options import TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.report import TrainingReport
-from medmamba.training.setup import FoldSetup
 from medmamba.training.trainer import train_fold
 from medmamba.training.transfer import freeze, initialise
+
+
+def train(
+    run: str | Path,
+    *,
+    fold: int | str = 0,
+    configuration: str | None = None,
+    network: str | None = None,
+    use_scan: bool = True,
+    config: TrainConfig | None = None,
+    loss: LossFunction | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    init: str | Path | None = None,
+    trackers: Sequence[str] = (),
+    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_event: Callable[[str], None] = lambda line: None,
+    on_start: Callable[[str], None] = lambda line: None,
+) -> TrainingResult:
+    """Train one fold (a number, or ``"all"`` for every case and no validation) of a planned run.
+
+    Args:
+        loss: a function of :class:`medmamba.training.losses.LossInputs`, in place of ``config.loss``; recorded by its
+            name, module:function, and not by its code. To resume, a function of a script is given again.
+        init: a trained fold, run or pretrained model whose weights are the start (output channels by label name, image
+            channels by channel name), or published weights that ``medmamba convert weights`` has translated.
+        trackers: further places for the metrics: "tensorboard", "mlflow", "wandb".
+        on_event: called with lines a user should see: back-offs, advice, what an initialisation kept.
+        on_start: called with one line: device, precision, scan backend.
+    """
+    options = TrainOptions.with_trackers(
+        trackers,
+        configuration=configuration,
+        network=network,
+        use_scan=use_scan,
+        resume=resume,
+        restart=restart,
+        init=init,
+    )
+    return train_planned_fold(
+        run, fold, options, config, loss=loss, on_step=on_step, on_event=on_event, on_start=on_start
+    )
 
 
 def train_planned_fold(
@@ -51,7 +93,7 @@ def train_planned_fold(
     on_event: Callable[[str], None] = lambda line: None,
     on_start: Callable[[str], None] = lambda line: None,
 ) -> TrainingResult:
-    """Train one fold; ``options.folds`` and ``options.devices`` are not read. The rest as of :func:`medmamba.train`."""
+    """Train one fold; ``options.folds`` and ``options.devices`` are not read. The rest as of :func:`train`."""
     if options.resume and options.init is not None:
         raise ConfigError("--resume continues with the run's own weights, --init starts from others. Choose one.")
     folder = RunFolder(Path(run))

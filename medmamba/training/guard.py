@@ -45,7 +45,9 @@ class FiniteGuard:
         self.skipped += 1
         cases = ", ".join(dict.fromkeys(batch.case_ids))
         if self.in_a_row >= STOP_AFTER:
-            path = save_batch(batch, folder / "bad_batch.safetensors")
+            path = folder / "bad_batch.safetensors"
+            tensors = {"image": batch.image.contiguous(), "label": batch.label.contiguous()}
+            write_bytes(path, save(tensors, metadata={"cases": ", ".join(batch.case_ids), "step": str(batch.step)}))
             raise MedmambaError(
                 f"Training stopped at step {batch.step}: loss or gradient was not finite in {self.in_a_row} steps in a "
                 f"row although the rate was lowered; {_blame(batch)}The last batch (cases {cases}) is in {path}. Check "
@@ -58,14 +60,6 @@ class FiniteGuard:
                 f"skipped and the learning rate is lowered to {self.rate_factor:g} of the schedule's."
             )
         return None
-
-
-def save_batch(batch: Batch, path: Path) -> Path:
-    """Write a batch as safetensors, its cases and step in the header."""
-    facts = {"cases": ", ".join(batch.case_ids), "step": str(batch.step)}
-    tensors = {"image": batch.image.contiguous(), "label": batch.label.contiguous()}
-    write_bytes(path, save(tensors, metadata=facts))
-    return path
 
 
 def collapse_advice(dices: Sequence[float | None], foreground_fraction: float | None) -> str | None:

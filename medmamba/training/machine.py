@@ -1,12 +1,16 @@
-"""The machine of a training: what ``auto`` is on it, deterministic algorithms, and the memory that was used."""
+"""The machine of a training: what ``auto`` is on it, deterministic algorithms, memory used, and interrupts."""
 
 from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +19,7 @@ from medmamba.compute.device import choose_precision
 from medmamba.errors import ConfigError, ResourceError
 from medmamba.kernels.scan.api import SCAN_BACKENDS
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
+from medmamba.training import distributed
 from medmamba.training.config import TrainConfig
 
 
@@ -93,3 +98,50 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class SecondInterrupt(KeyboardInterrupt):
+    """A second Ctrl-C in one step: the step is abandoned, and what it half did must not be saved."""
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Ctrl-C and SIGTERM that arrive within reach their handlers at its end, on all ranks at the same time.
+
+    A run that is saved in the middle of a step cannot be resumed bit-exactly.
+    A second Ctrl-C does not wait (SecondInterrupt). Signals that nobody handles are left alone, and so are threads,
+    which get none.
+    """
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
+    waiting: list[signal.Signals] = []
+
+    def put_off(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in waiting:
+            raise SecondInterrupt
+        waiting.append(signal.Signals(number))
+
+    def deliver() -> None:
+        if waiting:
+            handlers[waiting[0]](waiting[0], None)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+                signal.signal(number, put_off)
+    try:
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    except SecondInterrupt:
+        raise
+    except BaseException:
+        deliver()
+        raise
+    if not distributed.all_true(not waiting):
+        deliver()
+        if distributed.size() > 1:  # another rank was interrupted
+            raise KeyboardInterrupt

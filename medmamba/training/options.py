@@ -13,35 +13,25 @@ from pydantic import ValidationInfo, field_validator
 
 from medmamba.errors import unknown_name
 from medmamba.options import Folds, Names, Options, option
+from medmamba.training.config import LENGTH, MACHINE, TrainConfig
 
 Fold = int | Literal["all"]
 """A fold's number, or "all": one model of every case, without validation."""
 
-LENGTH, MACHINE, START, TRACKING = "Length", "Machine", "Start", "Tracking"
+START, TRACKING = "Start", "Tracking"
 """Headings of ``--help``."""
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Names of the trackers; each is a field of TrainOptions."""
 PRETRAINING_STEPS = 5000
 """Length of a pretraining for which none is given."""
+_OF_LABELS = ("patience", "loss", "class_weights", "sampling", "ema", "augment", "freeze", "validation_cases")
+_NOT_OFFERED = (*_OF_LABELS, "recompute", "compile", "checkpoint_minutes")
 PRETRAINING_FIELDS: dict[str, str | None] = {
+    **{name: None for name in TrainConfig.model_fields if name not in _NOT_OFFERED},
     "epochs": "Number of epochs of --steps-per-epoch steps.",
     "steps": f"Number of steps. Default: {PRETRAINING_STEPS}, unless epochs or minutes are given.",
-    "max_minutes": None,
     "steps_per_epoch": "Optimiser steps per epoch, after which a checkpoint is written.",
-    "batch_size": None,
-    "learning_rate": None,
-    "schedule": None,
-    "warmup_steps": None,
-    "optimizer": None,
-    "weight_decay": None,
-    "gradient_clip": None,
     "seed": "Seed of weights, patches and masks.",
-    "workers": None,
-    "stall_seconds": None,
-    "device": None,
-    "precision": None,
-    "scan_backend": None,
-    "deterministic": None,
 }
 """Fields of TrainConfig that pretraining reads, with the text of those that mean something else there."""
 

@@ -11,7 +11,7 @@ Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slice
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 
@@ -34,12 +34,12 @@ from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.batches import Batch
 from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
+from medmamba.training.epochs import FoldSetup
 from medmamba.training.machine import determinism, machine_line, resolved
 from medmamba.training.observers import Observers
 from medmamba.training.options import PRETRAINING_STEPS
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.sampling import sample_rng
-from medmamba.training.setup import FoldSetup
 from medmamba.training.step import Stepper
 from medmamba.training.trainer import Training
 
@@ -49,14 +49,6 @@ TOKEN_EDGE = 8
 """Slices are compared at this resolution, so that anatomy counts and noise does not."""
 MASK_STREAM = 1_000_000
 """Sample number from which the random streams of the masks count, apart from those of the patches."""
-
-
-@dataclass(frozen=True)
-class MaskedSlices:
-    """A batch with hidden slices: the image (B, C, ...) with zeros in them, and where they are (B, 1, ...)."""
-
-    image: torch.Tensor
-    hidden: torch.Tensor
 
 
 def pretrain(
@@ -124,8 +116,8 @@ class _Pretraining(Training):
 
     def _next_batch(self) -> Batch:
         batch = super()._next_batch()
-        masked = hide_key_slices(batch.image, batch.step, self.config.seed)
-        return replace(batch, image=masked.image, label=torch.cat([batch.image, masked.hidden], 1))
+        hidden = key_slices(batch.image, batch.step, self.config.seed)
+        return replace(batch, image=batch.image * (1 - hidden), label=torch.cat([batch.image, hidden], 1))
 
     def _end_epoch(self) -> bool:
         ended = super()._end_epoch()
@@ -144,8 +136,8 @@ class _ReconstructionLoss(nn.Module):
         return ((output.float() - image) ** 2 * hidden).sum() / (hidden.sum() * image.shape[1])
 
 
-def hide_key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> MaskedSlices:
-    """Hide the density peaks among the slices of each image of a batch (B, C, ...), along a drawn axis each."""
+def key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> torch.Tensor:
+    """The density peaks among the slices of each image of a batch (B, C, ...), along a drawn axis: 1 in (B, 1, ...)."""
     hidden = torch.zeros((len(image), 1, *image.shape[2:]))
     for index, one in enumerate(image):
         rng = sample_rng(seed, step, MASK_STREAM + index)
@@ -157,7 +149,7 @@ def hide_key_slices(image: torch.Tensor, step: int, seed: int, fraction: float =
         tokens = tokens + rng.normal(0, 0.1 * tokens.std() + 1e-6, tokens.shape)
         keys = key_tokens(tokens, count, bandwidth=automatic_bandwidth(tokens))
         hidden[index].index_fill_(axis, torch.from_numpy(keys), 1.0)
-    return MaskedSlices(image * (1 - hidden), hidden)
+    return hidden
 
 
 def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:

@@ -110,16 +110,6 @@ class EpochSoFar:
         self.losses += [] if math.isnan(loss) else [loss]
         self.dices += [] if dice is None or math.isnan(dice) else [dice]
 
-    @property
-    def mean_loss(self) -> float:
-        """Of the steps that were not skipped; nan without any."""
-        return sum(self.losses) / len(self.losses) if self.losses else math.nan
-
-    @property
-    def mean_dice(self) -> float | None:
-        """Of the batches that were measured."""
-        return sum(self.dices) / len(self.dices) if self.dices else None
-
 
 @dataclass
 class Progress:
@@ -187,8 +177,8 @@ class Progress:
             epoch=len(self.epochs) + 1,
             step=self.step,
             seconds=round(self.seconds, 1),
-            loss=epoch.mean_loss,
-            train_dice=epoch.mean_dice,
+            loss=sum(epoch.losses) / len(epoch.losses) if epoch.losses else math.nan,
+            train_dice=sum(epoch.dices) / len(epoch.dices) if epoch.dices else None,
             validation_dice=validation_dice,
             learning_rate=learning_rate,
             steps_per_second=round(epoch.steps / self.epoch_seconds, 3),

@@ -1,10 +1,11 @@
-"""One optimiser step, finite or not at all; torch.compile (--compile) and the average of the weights (--ema)."""
+"""One optimiser step, finite or not at all; its learning rate, torch.compile (--compile), averaged weights (--ema)."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
+from math import cos, pi
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,10 @@ class StepOutcome(NamedTuple):
     dice: float | None
 
 
+CLOSING_FRACTION = 0.25
+"""Largest fraction of a budget of time that is kept free for what follows the last step."""
+POLY_EXPONENT = 0.9
+"""Exponent of nnU-Net's polynomial decay."""
 FULL_RATE_INPUTS = 64
 """Inputs of a linear map up to which it learns at the full rate."""
 
@@ -76,6 +81,30 @@ def rate_of(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate of the last step, before each group's fraction."""
     group = optimizer.param_groups[0]
     return float(group["lr"] / group["scale"])
+
+
+def budget_used(config: TrainConfig, step: int, seconds: float, closing: float = 0.0) -> float:
+    """Fraction of the steps or minutes used after ``step`` steps and ``seconds`` of training, 0 to 1; the larger one.
+
+    ``closing`` are the seconds that the end will take (validation, checkpoint); of the minutes at most a quarter is
+    kept free for them.
+    """
+    by_steps = 0.0 if config.total_steps is None else step / config.total_steps
+    by_time = 0.0
+    if config.max_minutes is not None:
+        limit = 60 * config.max_minutes
+        by_time = seconds / (limit - min(closing, CLOSING_FRACTION * limit))
+    return min(1.0, max(by_steps, by_time))
+
+
+def learning_rate(config: TrainConfig, step: int, used: float) -> float:
+    """The rate of a step where the fraction ``used`` of the budget is used: the schedule's, after a linear warm-up.
+
+    Poly is nnU-Net's schedule with the fraction in place of epochs; cosine: Loshchilov 2017, arXiv:1608.03983.
+    """
+    factor = (1.0 - used) ** POLY_EXPONENT if config.schedule == "poly" else 0.5 * (1.0 + cos(pi * used))
+    rate = config.learning_rate * factor
+    return rate * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps > 0 else rate
 
 
 class Stepper:

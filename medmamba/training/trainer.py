@@ -15,21 +15,27 @@ from medmamba.compute.device import choose_device, is_out_of_memory, slow_precis
 from medmamba.disk.atomic import write_text
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
-from medmamba.models.network import mirroring_of
+from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import class_weights
 from medmamba.training import distributed
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import Batch, PatchRecipe, PatchSource
-from medmamba.training.epochs import Epochs
+from medmamba.training.epochs import Epochs, FoldSetup
 from medmamba.training.guard import FiniteGuard, MemorySettings, smaller_fit
-from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
-from medmamba.training.machine import determinism, peak_memory_gib
+from medmamba.training.machine import SecondInterrupt, deferred_interrupts, determinism, peak_memory_gib
 from medmamba.training.observers import Observer, Observers
 from medmamba.training.progress import Progress, StepReport, TrainingResult, write_metrics
-from medmamba.training.schedule import budget_used, learning_rate
-from medmamba.training.setup import FoldSetup
-from medmamba.training.step import AveragedWeights, Compiled, StepOutcome, Stepper, make_optimizer, rate_of
+from medmamba.training.step import (
+    AveragedWeights,
+    Compiled,
+    StepOutcome,
+    Stepper,
+    budget_used,
+    learning_rate,
+    make_optimizer,
+    rate_of,
+)
 from medmamba.training.workers import SupervisedWorkers
 
 MEASURE_EVERY = 10
@@ -76,7 +82,8 @@ class Training:
             self.stepper.load_state(state.get("stepper", {}))
             if (line := slow_precision(config.precision, self.device)) is not None:
                 self.observer.event(line)
-        self.epochs = Epochs(setup, self.done, self.observer)
+        evaluated = self.network if self.averaged is None else self.averaged.network
+        self.epochs = Epochs(setup, evaluated, self.done, self.observer)
         self.seconds_per_save = 0.0
         self.began = 0.0
         """When training would have begun if it had never been interrupted, on the monotonic clock."""
@@ -126,7 +133,7 @@ class Training:
                     last_saved = time.monotonic()
                 on_step(done.report(config.total_steps, self._budget_used(), loss, rate))
             if self.epochs.validation_is_due():
-                self._validate(whole=True)
+                self.epochs.validate(self.ends, whole=True)
         except BaseException as error:
             # Interrupted or failed: keep what was learnt. A non-finite run must not replace a good checkpoint.
             if done.step and self.guard.in_a_row == 0 and not isinstance(error, SecondInterrupt):
@@ -254,7 +261,7 @@ class Training:
             augment=config.augment,
             sampling=config.sampling,
             channels=setup.channels,
-            previous_labels=setup.previous_labels,
+            previous_labels=previous_labels(setup.plan, setup.configuration),
             masked_channels=tuple(i for i, scheme in enumerate(setup.plan.normalization) if scheme.use_mask),
             samples=distributed.own_samples(fit.batch_size),
         )
@@ -263,17 +270,9 @@ class Training:
             source, config.workers, stall_seconds=config.stall_seconds, on_fault=self.observer.event
         )
 
-    def _validate(self, *, whole: bool) -> None:
-        network = self.network if self.averaged is None else self.averaged.network
-        started = time.monotonic()
-        self.epochs.validate(network, self.device, ends=self.ends, whole=whole)
-        ended = time.monotonic()
-        self.done.validation_seconds += ended - started
-        self.done.seconds = ended - self.began
-
     def _end_epoch(self) -> bool:
         """Validate and write down what the epoch came to; returns whether patience is at its end."""
-        self._validate(whole=False)
+        self.epochs.validate(self.ends, whole=False)
         rate = rate_of(self.optimizer)
         with deferred_interrupts():
             if self.epochs.close(rate):

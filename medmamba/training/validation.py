@@ -15,8 +15,9 @@ from torch import nn
 from medmamba.evaluation.dice import dice
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.sliding_window import predict_logits
+from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
-from medmamba.plans.schema import Configuration
+from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader
 
 EXAMPLES = 4
@@ -56,11 +57,10 @@ class Example:
 def validate(
     network: nn.Module,
     cases: Sequence[CaseReader],
+    plan: Plan,
     configuration: Configuration,
-    channels: OutputChannels,
     device: torch.device,
     *,
-    previous_labels: int = 0,
     until: float = math.inf,
 ) -> Validation:
     """Mean Dice over whole validation volumes; structures absent from truth and prediction do not count.
@@ -68,6 +68,7 @@ def validate(
     Ignored voxels are left out, and so are channels that are not annotated in a case. After the time ``until`` (on the
     monotonic clock) no further volume is begun; the first always is.
     """
+    channels, stage_labels = OutputChannels.of_plan(plan), previous_labels(plan, configuration)
     first = 0 if channels.sigmoid else 1
     examples: list[Example] = []
     scores: dict[str, list[float]] = {name: [] for name in channels.names[first:]}
@@ -78,8 +79,8 @@ def validate(
             break
         seen += 1
         image, truth = case.read_whole()
-        if previous_labels:
-            image = np.concatenate([image, one_hot(case.read_previous(), previous_labels)])
+        if stage_labels:
+            image = np.concatenate([image, one_hot(case.read_previous(), stage_labels)])
         logits = predict_logits(network, torch.from_numpy(image), tuple(configuration.patch_size), device)
         prediction = channels.label_map(logits).cpu().numpy()
         known = np.ones(truth.shape, bool) if channels.ignore is None else truth != channels.ignore

@@ -79,7 +79,7 @@ class SupervisedWorkers:
                 raise InputError(f"{made['error']} (met while batch {self._step} was made)")
             if made is not None:
                 return self.source.as_batch(made)
-            fault = worker.fault(max(asked, worker.last_sign()), self.stall_seconds)
+            fault = worker.fault(asked, self.stall_seconds)
             if fault is not None:
                 self._replace(index, fault)
                 asked = time.monotonic()
@@ -115,35 +115,29 @@ class _Worker:
         )
         self._process.start()
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid
-
     def poll(self) -> dict[str, Any] | None:
         """The next batch, if one arrives at once."""
         try:
             return self._queue.get(timeout=POLL_SECONDS)
         except Empty:
-            self._memory_gib = resident_gib(self._process.pid) or self._memory_gib
-            note = self._read_note()
-            if note != self._note:
-                self._note, self._note_changed = note, time.monotonic()
             return None
 
-    def last_sign(self) -> float:
-        """When the worker was last seen to begin a sample, on the monotonic clock."""
-        return self._note_changed
-
-    def fault(self, last_sign: float, stall_seconds: float) -> str | None:
-        """What is wrong with the worker, in a sentence; None while it works."""
+    def fault(self, asked: float, stall_seconds: float) -> str | None:
+        """What is wrong with the worker whose batch was asked for at that time, in a sentence; None while it works."""
+        self._memory_gib = resident_gib(self._process.pid) or self._memory_gib
+        note = self.notes.read_bytes().decode(errors="replace").strip() if self.notes.is_file() else ""
+        if note != self._note:
+            self._note, self._note_changed = note, time.monotonic()
         memory = "" if self._memory_gib is None else f", {self._memory_gib:.2f} GiB in use when last seen"
+        doing = (f"at {note}" if note else "before its first case") + memory
+        worker = f"Data worker {self._process.pid}"
         if not self._process.is_alive():
             code = self._process.exitcode or 0
             how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
             cause = " (most often: out of memory)" if code == -signal.SIGKILL else ""
-            return f"Data worker {self.pid} {how}{cause} {self._doing()}{memory}."
-        if time.monotonic() - last_sign > stall_seconds:
-            return f"Data worker {self.pid} was silent for {stall_seconds:.0f} s {self._doing()}{memory}; it was ended."
+            return f"{worker} {how}{cause} {doing}."
+        if time.monotonic() - max(asked, self._note_changed) > stall_seconds:
+            return f"{worker} was silent for {stall_seconds:.0f} s {doing}; it was ended."
         return None
 
     def end(self) -> None:
@@ -152,16 +146,6 @@ class _Worker:
         self._process.join(2)
         self._queue.cancel_join_thread()
         self._queue.close()
-
-    def _read_note(self) -> str:
-        try:
-            return self.notes.read_bytes().decode(errors="replace").strip()
-        except OSError:
-            return ""
-
-    def _doing(self) -> str:
-        note = self._read_note()
-        return f"at {note}" if note else "before its first case"
 
 
 def resident_gib(pid: int | None) -> float | None:

@@ -20,7 +20,7 @@ from medmamba.training import epochs, pretrain
 from medmamba.training.config import TrainConfig
 from medmamba.training.fold import stored_config
 from medmamba.training.folds import train_folds
-from medmamba.training.interrupts import SecondInterrupt, deferred_interrupts
+from medmamba.training.machine import SecondInterrupt, deferred_interrupts
 from medmamba.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
