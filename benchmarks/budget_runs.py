@@ -53,8 +53,9 @@ from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import find_loss
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
 from medmamba.training.machine import resolved
+from medmamba.training.observers import Observer
 from medmamba.training.step import Stepper, make_optimizer
-from medmamba.training.trainer import train_fold
+from medmamba.training.trainer import Training
 
 HELD_OUT_SHARE = 0.2
 SPLIT_SEED = 20
@@ -171,9 +172,8 @@ def run_ours(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     recipe = resolved(recipe, network, choose_device(recipe.device), cascade=configuration.previous_stage is not None)
     parameters = sum(p.numel() for p in network.parameters())
     started, cpu = time.monotonic(), time.process_time()
-    result = train_fold(
-        network, FoldSetup(plan, configuration, cases, [], target, recipe, facts, find_loss(recipe.loss))
-    )
+    setup = FoldSetup(plan, configuration, cases, [], target, recipe, facts, find_loss(recipe.loss))
+    result = Training(network, setup, Observer()).run()
     spent, wall = time.process_time() - cpu, time.monotonic() - started
     masks = target / "masks"
     cpu = time.process_time()

@@ -70,12 +70,14 @@ class Augmentation:
         return tuple(self._strength(rng, axes) if change else None for change in changed)
 
     def _strength(self, rng: np.random.Generator, axes: int) -> Strength:
+        draw = factor_around_one if self.factor else _uniform
         if self.per_axis:
-            return tuple(self._number(rng) for _ in range(axes))
-        return self._number(rng)
+            return tuple(draw(rng, self.low, self.high) for _ in range(axes))
+        return draw(rng, self.low, self.high)
 
-    def _number(self, rng: np.random.Generator) -> float:
-        return factor_around_one(rng, self.low, self.high) if self.factor else float(rng.uniform(self.low, self.high))
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(rng.uniform(low, high))
 
 
 def factor_around_one(rng: np.random.Generator, low: float, high: float) -> float:

@@ -73,8 +73,7 @@ class PatchRecipe:
 class PatchSource:
     """Makes the batch of any step from (seed, step) alone.
 
-    It also speaks batchgenerators' loader protocol: each worker holds a copy that yields every n-th step, and the
-    supervisor collects them in order, so the order of the batches never depends on timing.
+    It also speaks batchgenerators' loader protocol: each worker holds a copy that yields every n-th step.
     """
 
     def __init__(self, cases: Sequence[CaseReader], recipe: PatchRecipe, first_step: int = 0) -> None:

@@ -107,12 +107,6 @@ class TrainConfig(Options):
     )
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints.", panel=MACHINE, gt=0)
 
-    @field_validator("augment", mode="before")
-    @classmethod
-    def _place_of_augmentation(cls, value: Any) -> Any:
-        """Recipes of earlier versions said only whether there was any."""
-        return {True: "cpu", False: "none"}[value] if isinstance(value, bool) else value
-
     @field_validator("loss")
     @classmethod
     def _known_loss(cls, name: str) -> str:

@@ -36,7 +36,7 @@ from medmamba.training.observers import Observer, Observers, open_tracker
 from medmamba.training.options import TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.report import TrainingReport
-from medmamba.training.trainer import train_fold
+from medmamba.training.trainer import Training
 from medmamba.training.transfer import freeze, initialise
 
 
@@ -117,7 +117,7 @@ def train_planned_fold(
         ensure_first_stage(folder, plan, chosen, train_first_stage, device=where, say=on_event)
     arguments = network_arguments(plan, chosen, network=options.network, use_scan=options.use_scan)
     target = folder.fold(name, fold)
-    stored = stored_config(run, fold=fold, configuration=name) if options.resume else None
+    stored = stored_config(target) if options.resume else None
     config = config or stored or TrainConfig()
     if loss is not None:
         config = config.model_copy(update={"loss": name_of_loss(loss)})
@@ -168,7 +168,7 @@ def train_planned_fold(
             report_page = TrainingReport(folder.path, target, plan, config, machine)
             observer = Observers([report_page, *trackers], on_event)
         setup = FoldSetup(plan, chosen, training, validation, target, config, facts, loss)
-        result = train_fold(built, setup, resume=options.resume, on_step=on_step, observer=observer)
+        result = Training(built, setup, observer, resume=options.resume).run(on_step)
         observer.end(result)
         return result
 
@@ -192,10 +192,9 @@ def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple
     return [cases[name] for name in training], [cases[name] for name in validation]
 
 
-def stored_config(run: str | Path, *, fold: int | str = 0, configuration: str | None = None) -> TrainConfig:
-    """The recipe that a fold was last trained with; raises ConfigError when there is none."""
-    folder = RunFolder(Path(run))
-    path = folder.fold(configuration or folder.read_plan().default_configuration, fold) / "train.json"
+def stored_config(fold: Path) -> TrainConfig:
+    """The recipe that the fold in this folder was last trained with; raises ConfigError when there is none."""
+    path = fold / "train.json"
     try:
         return TrainConfig.model_validate_json(path.read_text())
     except FileNotFoundError as error:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -45,7 +45,7 @@ def train_folds(
     folds = list(dict.fromkeys(options.folds))
     stored = _stored_recipes(run, folds, options) if options.resume else {}
     pattern = next(iter(stored.values()), None)
-    given = {"device": config.device, **config.given}
+    given = {"device": config.device, **config.given, **({"device": options.devices[0]} if options.devices else {})}
     all_resumed = len(stored) == len(folds)  # then weights to begin with are passed on, to be refused
     jobs = [
         _Job(
@@ -66,9 +66,8 @@ def train_folds(
     for job in jobs:
         if len(jobs) > 1:
             on_event(f"Fold {job.fold} ({len(results) + 1} of {len(jobs)})")
-        config = job.config if not options.devices else job.on(options.devices[0]).config
         results[job.fold] = train_planned_fold(
-            run, job.fold, job.options, config, on_step=on_step, on_event=on_event, on_start=on_start
+            run, job.fold, job.options, job.config, on_step=on_step, on_event=on_event, on_start=on_start
         )
     return results
 
@@ -80,10 +79,6 @@ class _Job:
     fold: Fold
     options: TrainOptions
     config: TrainConfig
-
-    def on(self, device: str) -> _Job:
-        """The same on this device."""
-        return replace(self, config=self.config.model_copy(update={"device": device}))
 
 
 def _stored_recipes(run: str | Path, folds: list[Fold], options: TrainOptions) -> dict[Fold, TrainConfig]:
@@ -102,7 +97,7 @@ def _stored_recipes(run: str | Path, folds: list[Fold], options: TrainOptions) -
             f"Fold {initialised[0]} began with the weights of another model (--init), fold {new[0]} has not begun. "
             f"Give the same --init, which is for the folds that begin."
         )
-    return {fold: stored_config(run, fold=fold, configuration=chosen) for fold in begun}
+    return {fold: stored_config(places[fold]) for fold in begun}
 
 
 def _side_by_side(
@@ -121,7 +116,8 @@ def _side_by_side(
             while waiting and free:
                 job, device = waiting.pop(0), free.pop(0)
                 pool = ProcessPoolExecutor(1, context, _follow_parent)  # one of its own: a death stays its own
-                running[pool.submit(_train, run, job.on(device))] = (job.fold, device, pool)
+                config = job.config.model_copy(update={"device": device})
+                running[pool.submit(train_planned_fold, run, job.fold, job.options, config)] = (job.fold, device, pool)
                 on_event(f"Fold {job.fold} trains on {device}.")
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 fold, device, pool = running.pop(ended)
@@ -163,7 +159,3 @@ def _follow_parent() -> None:
 def _save_and_end(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some schedulers signal every process, and the parent does too
     raise SystemExit(128 + number)
-
-
-def _train(run: str | Path, job: _Job) -> TrainingResult:
-    return train_planned_fold(run, job.fold, job.options, job.config)

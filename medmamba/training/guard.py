@@ -1,8 +1,4 @@
-"""Guards of a training: steps whose loss or gradient is not finite, networks that predict nothing, too little memory.
-
-A step whose loss or gradient is not finite is skipped; after three in a row the learning rate is lowered for good;
-after ten training stops, with the batch on disk and its cases named.
-"""
+"""Guards of a training: steps that are not finite, networks that predict nothing, too little memory."""
 
 from __future__ import annotations
 

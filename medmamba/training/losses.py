@@ -152,11 +152,7 @@ def _mean(loss: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 class SegmentationLoss(nn.Module):
     """A loss of logits (B, C, ...) against label indices (B, 1, ...), computed in float32 at least.
 
-    Args:
-        channels: what the network's output channels mean.
-        function: of :class:`LossInputs`, one of this file's or the user's.
-        batch_dice: pool the Dice over the batch instead of averaging over its images.
-        weights: one weight a channel; None: all 1.
+    ``function`` is one of this file's or the user's; the rest as in :class:`LossInputs`.
     """
 
     weights: torch.Tensor | None

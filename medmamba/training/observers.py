@@ -60,9 +60,7 @@ class Tracker(Observer):
     """Passes each epoch's metrics on to a service."""
 
     def __init__(self, log: Callable[[dict[str, float], int], None], close: Callable[[], None]) -> None:
-        self._log = log
-        self._close = close
-        self._failed = False
+        self._log, self._close, self._failed = log, close, False
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Log the numbers that are finite; after a failure nothing any more."""

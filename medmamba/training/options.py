@@ -71,9 +71,8 @@ class TrainOptions(Options):
     @classmethod
     def with_trackers(cls, trackers: Sequence[str], **options: Any) -> TrainOptions:
         """The options with these trackers; raises ConfigError for an unknown one."""
-        for name in trackers:
-            if name not in TRACKERS:
-                raise unknown_name("tracker", name, TRACKERS)
+        for name in set(trackers) - set(TRACKERS):
+            raise unknown_name("tracker", name, TRACKERS)
         return cls.of(**options, **dict.fromkeys(trackers, True))
 
     @property

@@ -35,7 +35,7 @@ from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.batches import Batch
 from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
 from medmamba.training.epochs import FoldSetup
-from medmamba.training.machine import determinism, machine_line, resolved
+from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observers
 from medmamba.training.options import PRETRAINING_STEPS
 from medmamba.training.progress import StepReport, TrainingResult
@@ -87,7 +87,7 @@ def pretrain(
         config = TrainConfig.of(config, steps=PRETRAINING_STEPS)
     target = folder.path / "pretrained" / name
     facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
-    with FolderLock(make_folder(target)), determinism(config.deterministic):
+    with FolderLock(make_folder(target)):
         remove_leftovers(target)
         if not (resume or restart):
             refuse_trained(target / "checkpoints")

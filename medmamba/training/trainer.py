@@ -42,28 +42,14 @@ MEASURE_EVERY = 10
 """Steps between two measurements of the batch's Dice; it costs little, but not nothing."""
 
 
-def train_fold(
-    network: nn.Module,
-    setup: FoldSetup,
-    *,
-    resume: bool = False,
-    on_step: Callable[[StepReport], None] = lambda report: None,
-    observer: Observer = Observer(),  # noqa: B008, it has no state
-) -> TrainingResult:
-    """Train ``network`` on a fold's training cases and leave checkpoints, metrics and the recipe in its folder.
-
-    The recipe is :func:`medmamba.training.machine.resolved`.
-
-    With ``resume`` training continues from the last checkpoint exactly: batches depend on (seed, step) alone.
-    """
-    with determinism(setup.config.deterministic):
-        return Training(network, setup, observer, resume=resume).run(on_step)
-
-
 class Training:
-    """One fold in training: network, optimiser, data and what has become of them so far."""
+    """One fold in training: network, optimiser, data and what has become of them so far.
 
-    def __init__(self, network: nn.Module, setup: FoldSetup, observer: Observer, *, resume: bool) -> None:
+    The recipe is :func:`medmamba.training.machine.resolved`. With ``resume`` training continues from the last
+    checkpoint exactly: batches depend on (seed, step) alone.
+    """
+
+    def __init__(self, network: nn.Module, setup: FoldSetup, observer: Observer, *, resume: bool = False) -> None:
         self.device = choose_device(setup.config.device)
         self.setup, self.config = setup, (config := setup.config)
         self.network = network.to(self.device)
@@ -113,8 +99,12 @@ class Training:
         forward = Compiled(self.network, self.observer.event) if config.compile else self.network
         return Stepper(self.network, self.optimizer, DeepSupervision(loss), setup.channels, config, forward)
 
-    def run(self, on_step: Callable[[StepReport], None]) -> TrainingResult:
-        """Steps until the budget is used up, then a last validation and a last checkpoint."""
+    def run(self, on_step: Callable[[StepReport], None] = lambda report: None) -> TrainingResult:
+        """Steps until the budget is used up, then a last validation; leaves checkpoints and metrics in the folder."""
+        with determinism(self.config.deterministic):
+            return self._run(on_step)
+
+    def _run(self, on_step: Callable[[StepReport], None]) -> TrainingResult:
         config, done = self.config, self.done
         last_saved = time.monotonic()
         self.began = last_saved - done.seconds

@@ -2,8 +2,7 @@
 
 The workers run batchgenerators' loop; each makes every n-th batch, and they are read in order, so the order of the
 batches never depends on timing. A worker that dies or falls silent is named (case, signal, memory), and a new one makes
-its batch again; when that fails too, or after too many faults, training stops. The training
-process itself makes no batch that a worker could not make, because it would die or hang too.
+its batch again; the training process itself does not, because it would die or hang too.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def test_resuming_several_folds_begins_those_that_had_not(clinic_run):
     train_folds(clinic_run, TrainOptions(folds=(0,)), TrainConfig(steps=2, seed=5, **RECIPE))
     results = train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True), TrainConfig(steps=3))
     assert [result.steps for result in results.values()] == [3, 3]
-    assert stored_config(clinic_run, fold=1).seed == 5
+    assert stored_config(_fold(clinic_run, 1)).seed == 5
 
 
 def test_folds_that_begin_late_begin_with_the_weights_of_the_others(clinic_run):

@@ -281,7 +281,7 @@ def test_patience_ends_a_training_that_gets_no_better(clinic_run):
 def test_a_resumed_run_keeps_its_recipe_and_refuses_another(clinic_run):
     config = TrainConfig(steps=2, learning_rate=2e-3, seed=5, **SHORT)
     pipeline.train(clinic_run, config=config)
-    stored = stored_config(clinic_run)
+    stored = stored_config(_fold(clinic_run))
     longer = make_config({"steps": 4}, stored)
     assert (longer.learning_rate, longer.seed, longer.steps) == (2e-3, 5, 4)
     rates = []
@@ -298,17 +298,17 @@ def test_a_run_keeps_the_precision_of_the_machine_it_began_on(clinic_run, monkey
     assert config.precision == "auto"
     monkeypatch.setattr(compute_device, "cpu_multiplies_bf16", lambda: fast)
     pipeline.train(clinic_run, config=config.model_copy(update={"device": "cpu"}))
-    assert (stored_config(clinic_run).precision, stored_config(clinic_run).augment) == (chosen, "cpu")
+    assert (stored_config(_fold(clinic_run)).precision, stored_config(_fold(clinic_run)).augment) == (chosen, "cpu")
     monkeypatch.setattr(compute_device, "cpu_multiplies_bf16", lambda: not fast)  # "another machine"
     events = []
-    longer = make_config({"steps": 2, "precision": "auto"}, stored_config(clinic_run))
+    longer = make_config({"steps": 2, "precision": "auto"}, stored_config(_fold(clinic_run)))
     pipeline.train(clinic_run, config=longer, resume=True, on_event=events.append)
     state = read_state(_fold(clinic_run) / "checkpoints" / "last")
-    assert state["config"]["precision"] == stored_config(clinic_run).precision == chosen
+    assert state["config"]["precision"] == stored_config(_fold(clinic_run)).precision == chosen
     told = [line for line in events if "only imitates" in line]
     assert len(told) == (chosen == "bf16")
     with pytest.raises(ConfigError, match=f"precision was '{chosen}', now 'fp16'"):
-        make_config({"precision": "fp16"}, stored_config(clinic_run))
+        make_config({"precision": "fp16"}, stored_config(_fold(clinic_run)))
 
 
 def test_a_resumed_run_refuses_another_plan_and_another_network_by_name(clinic_run):
