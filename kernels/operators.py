@@ -74,7 +74,8 @@ def define_operator(
         ctx.options, ctx.shape = inputs[tensors:], every[0].shape
 
     def differentiate(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        given, saved = ctx.saved_tensors[:tensors], ctx.saved_tensors[tensors:]
+        every = ctx.saved_tensors  # read once: activation checkpointing allows no second time
+        given, saved = every[:tensors], every[tensors:]
         first, *others = cotangents[:seen]
         if first is None:
             first = given[0].new_zeros(ctx.shape, dtype=torch.float32)

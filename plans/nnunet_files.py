@@ -171,7 +171,7 @@ def _per_stage(given: Any, stages: int) -> list[int]:
 
 
 def _same_parts(dims: int) -> dict[str, Any]:
-    """What every network that nnU-Net plans is made of, and ours with them: medmamba.networks.planned.conv_unet."""
+    """What every network that nnU-Net plans is made of, and ours with them: medmamba.networks.planned.plain_unet."""
     return {
         "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
         "conv_bias": True,

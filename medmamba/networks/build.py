@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import nn
 
-import medmamba.networks.planned.conv_unet
 import medmamba.networks.planned.hrvmamba
 import medmamba.networks.planned.lamamba
 import medmamba.networks.planned.mambaout
 import medmamba.networks.planned.mate
 import medmamba.networks.planned.mhs_vm
+import medmamba.networks.planned.plain_unet
+import medmamba.networks.planned.residual_unet
 import medmamba.networks.planned.segmamba
 import medmamba.networks.planned.u_mamba
 import medmamba.networks.planned.vim

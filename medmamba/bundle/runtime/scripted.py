@@ -20,7 +20,7 @@ from medmamba.networks.blocks.convolution import ConvNormAct, Downsample, Instan
 from medmamba.networks.blocks.residual import DropPath
 from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
-from medmamba.networks.planned.conv_unet import ConvUNet
+from medmamba.networks.planned.plain_unet import ConvUNet
 from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, PlannedUNet
 from medmamba.networks.routes import routes
 
@@ -86,7 +86,7 @@ class _Mean(nn.Module):
 class _Unet(nn.Module):
     """Pads to the strides, goes down and up, crops.
 
-    ``doubled``: no bottleneck of one voxel (see ``conv_unet.py``). ``image_twice``: the second stage sees it too.
+    ``doubled``: no bottleneck of one voxel (see ``plain_unet.py``). ``image_twice``: the second stage sees it too.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medmamba.networks.planned.conv_unet import ConvUNet
+from medmamba.networks.planned.plain_unet import ConvUNet
 from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import Topology
 
