@@ -15,11 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.transforms import Affine
 from monai.transforms.utils import create_rotate, create_scale
 from torch.nn import functional as F
 
 from medmamba.plans.schema import Mirroring
-from medmamba.training.augmentation_table import AUGMENTATIONS, Augmentation, Conditions, Strength, factor_around_one
+from medmamba.training.augmentation_table import (
+    AUGMENTATIONS,
+    Augmentation,
+    Conditions,
+    Strength,
+    factor_around_one,
+    plain,
+)
 
 ROTATION_PROBABILITY = 0.2
 SCALING_PROBABILITY = 0.2
@@ -120,6 +128,50 @@ def draw_sample(
         if row.random:
             seeds[row.name] = int(rng.integers(2**31))
     return SampleDraw(spatial, strengths, seeds, tuple(axis for axis in plan.mirror_axes if rng.random() < 0.5))
+
+
+def augment_one(
+    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, draw: SampleDraw
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image (C, ...) and label map (1, ...), augmented and of ``plan.patch_size``.
+
+    They come in ``plan.enlarged_size``, or in the patch size where nothing is rotated or scaled.
+    """
+    if draw.spatial is not None:
+        rotate = Affine(
+            rotate_params=draw.spatial.rotation,
+            scale_params=draw.spatial.zooms(plan),
+            spatial_size=plan.patch_size,
+            padding_mode="zeros",
+            image_only=True,
+        )
+        image, label = plain(rotate(image, mode="bilinear")), plain(rotate(label, mode="nearest"))
+    for row in AUGMENTATIONS:
+        strengths = draw.strengths.get(row.name, ())
+        conditions = Conditions((draw.seeds.get(row.name, 0),), plan.in_plane_only)
+        parts = [image] if row.whole_sample else image.split(1)
+        if any(strength is not None for strength in strengths):
+            image = torch.cat(
+                [
+                    part if strength is None else row.apply_to_one(part, strength, conditions)
+                    for part, strength in zip(parts, strengths, strict=True)
+                ]
+            )
+    image, label = _mirror(image, label, plan, draw.flips)
+    return image.contiguous(), label.contiguous()
+
+
+def _mirror(
+    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, flips: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip; a flip from left to right exchanges the labels of pairs."""
+    if not flips:
+        return image, label
+    places = [axis + 1 for axis in flips]
+    image, label = torch.flip(image, places), torch.flip(label, places)
+    if plan.swap_axis in flips:
+        label = torch.tensor(plan.label_swap, dtype=label.dtype)[label.long()]
+    return image, label
 
 
 @torch.no_grad()

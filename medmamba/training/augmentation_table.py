@@ -1,6 +1,7 @@
 """The intensity augmentations: how often each happens, how strongly, and the function that does it.
 
-A further augmentation is one function and one row; rows are drawn and applied in the order in which they stand.
+A further augmentation is one function and one row; rows are drawn and applied in the order in which they stand. The
+data workers apply MONAI's transforms to one image at a time, a GPU the functions here to a whole batch at once.
 Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
 """
 
@@ -8,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.networks.layers import GaussianFilter
+from monai.transforms import AdjustContrast, GaussianSmooth, RandGaussianNoise, ScaleIntensity, ScaleIntensityFixedMean
 from torch.nn import functional as F
 
 Strength = float | tuple[float, ...]
@@ -43,6 +47,8 @@ class Augmentation:
         probability: that it happens to a sample.
         low, high: range of the strength, uniform.
         function: changes a batch of images.
+        monai: from a strength to MONAI's transform of a single image (C, ...), where there is one; else ``function`` is
+            called with a batch of one.
         per_channel: probability that a channel is changed when it happens; each has a strength of its own.
         factor: the strength multiplies, so it is drawn below and above 1 equally often.
         per_axis: one strength for each spatial axis.
@@ -55,6 +61,7 @@ class Augmentation:
     low: float
     high: float
     function: Function
+    monai: Callable[[Any], Callable[[Any], Any]] | None = None
     per_channel: float = 1.0
     factor: bool = False
     per_axis: bool = False
@@ -75,9 +82,23 @@ class Augmentation:
             return tuple(draw(rng, self.low, self.high) for _ in range(axes))
         return draw(rng, self.low, self.high)
 
+    def apply_to_one(self, image: torch.Tensor, strength: Strength, conditions: Conditions) -> torch.Tensor:
+        """A single image (C, ...), changed."""
+        if self.monai is None:
+            return self.function(image[None], [strength], conditions)[0]
+        transform = self.monai(strength)
+        if isinstance(transform, RandGaussianNoise):
+            transform.set_random_state(seed=conditions.seeds[0])
+        return plain(transform(image))
+
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.uniform(low, high))
+
+
+def plain(image: Any) -> torch.Tensor:
+    """Without MONAI's metadata: affines mean nothing inside a patch, and tracking them costs time."""
+    return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
 
 
 def factor_around_one(rng: np.random.Generator, low: float, high: float) -> float:
@@ -146,15 +167,31 @@ def inverted_gamma(images: torch.Tensor, strengths: Sequence[float], conditions:
     return -gamma(-images, strengths, conditions)
 
 
+def _noise(std: float) -> RandGaussianNoise:
+    return RandGaussianNoise(prob=1.0, std=std, sample_std=False)
+
+
+def _brightness(factor: float) -> ScaleIntensity:
+    return ScaleIntensity(minv=None, maxv=None, factor=factor - 1)
+
+
+def _contrast(factor: float) -> ScaleIntensityFixedMean:
+    return ScaleIntensityFixedMean(factor - 1, fixed_mean=True, preserve_range=True)
+
+
+def _gamma(exponent: float, invert_image: bool = False) -> AdjustContrast:
+    return AdjustContrast(exponent, invert_image=invert_image, retain_stats=True)
+
+
 AUGMENTATIONS = (
     # nnU-Net calls the figure a variance and uses it as a standard deviation
-    Augmentation("noise", 0.1, 0.0, 0.1, noise, whole_sample=True, random=True),
-    Augmentation("blur", 0.2, 0.5, 1.0, blur, per_channel=0.5, per_axis=True),
-    Augmentation("brightness", 0.15, 0.75, 1.25, brightness, factor=True),
-    Augmentation("contrast", 0.15, 0.75, 1.25, contrast, factor=True),
+    Augmentation("noise", 0.1, 0.0, 0.1, noise, _noise, whole_sample=True, random=True),
+    Augmentation("blur", 0.2, 0.5, 1.0, blur, GaussianSmooth, per_channel=0.5, per_axis=True),
+    Augmentation("brightness", 0.15, 0.75, 1.25, brightness, _brightness, factor=True),
+    Augmentation("contrast", 0.15, 0.75, 1.25, contrast, _contrast, factor=True),
     Augmentation("low_resolution", 0.25, 0.5, 1.0, low_resolution, per_channel=0.5),
-    Augmentation("inverted_gamma", 0.1, 0.7, 1.5, inverted_gamma, factor=True),
-    Augmentation("gamma", 0.3, 0.7, 1.5, gamma, factor=True),
+    Augmentation("inverted_gamma", 0.1, 0.7, 1.5, inverted_gamma, partial(_gamma, invert_image=True), factor=True),
+    Augmentation("gamma", 0.3, 0.7, 1.5, gamma, _gamma, factor=True),
 )
 
 

@@ -18,7 +18,7 @@ import torch
 from medmamba.inference.cascade import one_hot
 from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.store import CaseReader
-from medmamba.training.augmentation import AugmentationPlan, SampleDraw, augment, centre, draw_sample, draw_spatial
+from medmamba.training.augmentation import AugmentationPlan, augment, augment_one, centre, draw_sample, draw_spatial
 from medmamba.training.cascade import disturbed
 from medmamba.training.config import Augment, Sampling
 from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
@@ -144,13 +144,11 @@ class PatchSource:
             spatial = draw_spatial(sample_rng(seed, batch.step, index), plan)
             rng = sample_rng(seed, batch.step, DEVICE_STREAM + index)
             draws.append(draw_sample(rng, plan, spatial, batch.image.shape[1]))
-        image, label = self._augmented(batch.image.to(device), batch.label.to(device), draws)
+        image, label = self._zeroed(*augment(batch.image.to(device), batch.label.to(device), plan, draws))
         return replace(batch, image=image, label=label)
 
-    def _augmented(
-        self, image: torch.Tensor, label: torch.Tensor, draws: Sequence[SampleDraw]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        image, label = augment(image, label, self.recipe.augmentation, draws)
+    def _zeroed(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masked channels, zero outside the mask that is the last label map, and the label maps without it."""
         if self._masked:
             image[:, self._masked] *= label[:, -1:] > 0
             label = label[:, :-1]
@@ -177,7 +175,8 @@ class PatchSource:
         image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).long()
         if recipe.augment == "cpu":
             draw = draw_sample(rng, plan, spatial, len(image_tensor))
-            images, labels = self._augmented(image_tensor[None], label_tensor[None], [draw])
+            image_tensor, label_tensor = augment_one(image_tensor, label_tensor.float(), plan, draw)
+            images, labels = self._zeroed(image_tensor[None], label_tensor[None].long())
             image_tensor, label_tensor = images[0], labels[0]
         if recipe.previous_labels:
             label_tensor, before = label_tensor[:1], label_tensor[1].numpy()

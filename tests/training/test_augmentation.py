@@ -9,7 +9,7 @@ import torch
 from medmamba.plans.schema import Mirroring
 from medmamba.training.augmentation import (
     SpatialDraw,
-    augment,
+    augment_one,
     augmentation_plan,
     draw_sample,
     draw_spatial,
@@ -27,8 +27,7 @@ def _sample(size, channels=1):
 
 
 def _augmented(image, label, plan, spatial, rng):
-    images, labels = augment(image[None], label[None].long(), plan, [draw_sample(rng, plan, spatial, len(image))])
-    return images[0], labels[0]
+    return augment_one(image, label, plan, draw_sample(rng, plan, spatial, len(image)))
 
 
 @pytest.mark.parametrize("patch", [(24, 32, 28), (4, 32, 32), (32, 40), (16, 48)])

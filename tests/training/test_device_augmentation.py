@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: each operation is MONAI's, the probabilities are nnU-Net's."""
+"""Augmentation of whole batches and of single samples: each operation is MONAI's, the chances are nnU-Net's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from medmamba.training.augmentation import (
     SampleDraw,
     SpatialDraw,
     augment,
+    augment_one,
     augmentation_plan,
     centre,
     draw_sample,
@@ -72,10 +73,12 @@ def test_each_change_of_intensity_is_that_of_monai_with_a_strength_for_each_chan
     for name, (strengths, reference) in cases.items():
         draw = replace(NOTHING, strengths={name: strengths})
         image, made = _changed(size, draw, device)
-        for before, after, strength in zip(image, made, strengths, strict=True):
+        by_itself, _ = augment_one(image, torch.zeros((1, *size)), augmentation_plan(size), draw)
+        for before, after, alone, strength in zip(image, made, by_itself, strengths, strict=True):
             wanted = before if strength is None else torch.as_tensor(reference(before[None], strength))[0]
             assert torch.equal(before, after) == (strength is None)
             torch.testing.assert_close(after, wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -159,6 +162,31 @@ def test_everything_happens_as_often_and_as_strongly_as_in_nnunet():
     for axis in (0, 1, 2):
         share = np.mean([axis in draw.flips for draw in draws])
         assert share == pytest.approx(0.5 if axis in plan.mirror_axes else 0.0, abs=4 * 0.5 / count**0.5)
+
+
+def test_batches_and_single_samples_agree_in_distribution():
+    """Mean, deviation, extremes and roughness of what both ways make of one image."""
+    plan = augmentation_plan((12, 12, 12), Mirroring(axes=[0, 1, 2]))
+    image, label = _batch(plan.enlarged_size, 1, 1)
+    image = torch.nn.functional.avg_pool3d(image, 3, 1, 1) * 3  # with structure, so that blur and turns matter
+    middle = centre(plan.enlarged_size, plan.patch_size)
+
+    def facts(made):
+        return [made.mean(), made.std(), made.amin(), made.amax(), made.diff(dim=-1).abs().mean()]
+
+    one, whole = [], []
+    for step in range(500):
+        rng = sample_rng(1, step, 0)
+        spatial = draw_spatial(rng, plan)
+        size = ... if spatial is not None else middle
+        draw = draw_sample(rng, plan, spatial, 1)
+        one.append(facts(augment_one(image[0][size], label[0][size].float(), plan, draw)[0]))
+        draw = draw_sample(sample_rng(1, step, 10), plan, spatial, 1)
+        whole.append(facts(augment(image, label, plan, [draw])[0]))
+    first, second = torch.tensor(one), torch.tensor(whole)
+    error = ((first.var(0) + second.var(0)) / len(first)).sqrt()
+    assert ((first.mean(0) - second.mean(0)).abs() < 4 * error).all()
+    torch.testing.assert_close(first.std(0), second.std(0), rtol=0.25, atol=1e-3)
 
 
 @pytest.fixture
