@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +107,6 @@ class PatchSource:
             # the worker's own settings: the training process keeps its threads
             torch.set_num_threads(1)
             blosc2.set_nthreads(1)
-            threading.Thread(target=end_with_parent, daemon=True).start()
             self._next_step = self.first_step
         try:
             batch = self.batch(self._next_step)
@@ -191,14 +188,6 @@ class PatchSource:
             if self._notes_file is None:
                 self._notes_file = os.open(self.notes, os.O_WRONLY | os.O_CREAT)
             os.pwrite(self._notes_file, text.encode()[:NOTE_BYTES].ljust(NOTE_BYTES), 0)
-
-
-def end_with_parent() -> None:
-    """Ends this process with its parent (run in a thread), because a killed process cannot end its workers."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _framed(patches: Sequence[torch.Tensor]) -> torch.Tensor:

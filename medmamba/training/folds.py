@@ -9,13 +9,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from types import FrameType
 
+from medmamba.compute.processes import follow_parent
 from medmamba.errors import ConfigError, PartialError
 from medmamba.models.checkpoint import has_checkpoint
 from medmamba.models.run_folder import RunFolder
-from medmamba.training.batches import end_with_parent
 from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.fold import stored_config, train_planned_fold
 from medmamba.training.options import Fold, TrainOptions
@@ -146,14 +145,9 @@ def _side_by_side(
 
 
 def _follow_parent() -> None:
-    """Initializer of a fold's process: it ends with its parent, its checkpoint saved if the parent was interrupted.
-
-    Without it they would stay, with the memory of their devices. Ctrl-C of a terminal reaches every process, and the
-    parent decides.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Initializer of a fold's process: it ends with its parent, its checkpoint saved if the parent was interrupted."""
     signal.signal(signal.SIGTERM, _save_and_end)
-    Thread(target=end_with_parent, daemon=True).start()
+    follow_parent()
 
 
 def _save_and_end(number: int, frame: FrameType | None) -> None:

@@ -7,25 +7,26 @@ its batch again; the training process itself does not, because it would die or h
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import Empty
+from queue import Empty, Queue
 from typing import Any
 
 from batchgenerators.dataloading.multi_threaded_augmenter import producer
 
+from medmamba.compute.processes import follow_parent, how_it_ended
 from medmamba.errors import InputError, ResourceError
 from medmamba.training.batches import Batch, PatchSource
 
-CACHED = 2
-"""Batches that each worker keeps ready."""
 POLL_SECONDS = 0.05
 MAX_FAULTS = 5
 """Faults of workers in one training after which it stops."""
@@ -99,25 +100,38 @@ class SupervisedWorkers:
 
 
 class _Worker:
-    """One process that makes every ``stride``-th batch from ``first_step`` on."""
+    """One process that makes every ``stride``-th batch from ``first_step`` on.
+
+    Its batches come through a pipe that no other process can write to, so the end of the process is the end of the
+    pipe, and a thread receives them, so that a process that stops within a batch holds up nobody but the thread.
+    """
 
     def __init__(self, source: PatchSource, first_step: int, stride: int, notes: Path) -> None:
         self.notes = notes
         self._note = ""
         self._note_changed = time.monotonic()
-        self._queue: Any = multiprocessing.Queue(CACHED)
-        self._stop = multiprocessing.Event()
         self._memory_gib: float | None = None
+        self._batches: Queue[dict[str, Any]] = Queue(1)
+        self._ended = False
+        reader, writer = multiprocessing.Pipe(duplex=False)
         own = source.for_worker(first_step, stride, notes)
-        self._process: BaseProcess = multiprocessing.Process(
-            target=producer, args=(self._queue, own, None, 0, source.recipe.seed % 2**32, self._stop), daemon=True
-        )
-        self._process.start()
+        self._process = multiprocessing.Process(target=_send_batches, args=(own, reader, writer), daemon=True)
+        try:
+            self._process.start()
+        except OSError as error:
+            raise ResourceError(f"No data worker can be started: {error.strerror}. Use fewer --workers.") from error
+        writer.close()
+        threading.Thread(target=self._receive, args=(reader,), daemon=True).start()
+
+    def _receive(self, reader: Connection) -> None:
+        with reader, contextlib.suppress(EOFError, OSError):
+            while not self._ended:
+                self._batches.put(reader.recv())
 
     def poll(self) -> dict[str, Any] | None:
         """The next batch, if one arrives at once."""
         try:
-            return self._queue.get(timeout=POLL_SECONDS)
+            return self._batches.get(timeout=POLL_SECONDS)
         except Empty:
             return None
 
@@ -131,20 +145,40 @@ class _Worker:
         doing = (f"at {note}" if note else "before its first case") + memory
         worker = f"Data worker {self._process.pid}"
         if not self._process.is_alive():
-            code = self._process.exitcode or 0
-            how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-            cause = " (most often: out of memory)" if code == -signal.SIGKILL else ""
-            return f"{worker} {how}{cause} {doing}."
+            return f"{worker} {how_it_ended(self._process.exitcode)} {doing}."
         if time.monotonic() - max(asked, self._note_changed) > stall_seconds:
             return f"{worker} was silent for {stall_seconds:.0f} s {doing}; it was ended."
         return None
 
     def end(self) -> None:
-        """End the process at once: it holds nothing worth saving, and an interrupted read leaves half a message."""
+        """End the process at once: it holds nothing worth saving."""
+        self._ended = True
         self._process.kill()
         self._process.join(2)
-        self._queue.cancel_join_thread()
-        self._queue.close()
+        with contextlib.suppress(Empty):  # the receiving thread may wait for room
+            self._batches.get_nowait()
+
+
+class _Sender:
+    """A pipe as batchgenerators' loop wants it."""
+
+    def __init__(self, writer: Connection) -> None:
+        self._writer = writer
+
+    def put(self, made: dict[str, Any], timeout: float) -> None:
+        """Send a batch; waits for as long as the training process has no room for it."""
+        try:
+            self._writer.send(made)
+        except OSError:  # nobody reads any more
+            os._exit(1)
+
+
+def _send_batches(source: PatchSource, reader: Connection, writer: Connection) -> None:
+    """A worker."""
+    reader.close()
+    follow_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the training process does
+    producer(_Sender(writer), source, None, 0, source.recipe.seed % 2**32, threading.Event())
 
 
 def resident_gib(pid: int | None) -> float | None:
@@ -154,10 +188,3 @@ def resident_gib(pid: int | None) -> float | None:
     except (OSError, ValueError, IndexError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

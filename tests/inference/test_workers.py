@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import time
 
 import pytest
@@ -12,6 +13,8 @@ from tiny_models import write_noise
 
 from medmamba import pipeline
 from medmamba.errors import InputError
+from medmamba.images.cases import find_cases
+from medmamba.inference.folder import workers
 from medmamba.inference.folder.run import predict_folder
 from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictorOptions
@@ -31,18 +34,18 @@ def masks_of(folder):
 
 def test_a_killed_worker_is_named_its_case_tried_again_alone_and_all_others_are_done(tiny_run, images, tmp_path):
     out, lines, killed = tmp_path / "out", [], []
-    with Workers(tiny_run, CHOICES, 2) as workers:
+    with Workers(tiny_run, CHOICES, 2) as pool:
 
         def kill(line):
             """The worker of patient_1 the first time, that of patient_2 every time it begins with its network."""
             lines.append(line)
             case_id = line.split(":")[0].removesuffix(".nii.gz")
             if "of memory, besides" in line and (case_id == "patient_2" or case_id == "patient_1" not in killed):
-                (worker,) = [w for w in workers._workers if w.case is not None and w.case.case_id == case_id]
+                (worker,) = [w for w in pool._workers if w.case is not None and w.case.case_id == case_id]
                 os.kill(worker._process.pid, signal.SIGKILL)
                 killed.append(case_id)
 
-        report = predict_folder(workers, images, out, on_message=kill)
+        report = predict_folder(pool, images, out, on_message=kill)
     assert killed == ["patient_1", "patient_2", "patient_2"]
     assert sorted(report.done) == ["patient_0", "patient_1", "patient_3"]
     notes = [finding.text for finding in report.done["patient_1"].findings]
@@ -59,6 +62,20 @@ def test_a_killed_worker_is_named_its_case_tried_again_alone_and_all_others_are_
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_stops_in_the_middle_of_a_message_is_ended(tiny_run, images, monkeypatch):
+    def half_a_message(connection, *_):
+        os.write(connection.fileno(), struct.pack("!i", 1000) + b"half")
+        time.sleep(600)
+
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)  # it begins at once
+    monkeypatch.setattr(workers, "_work", half_a_message)
+    with Workers(tiny_run, CHOICES, 1, stall_minutes=0.5 / 60) as started:
+        ((_, fault),) = started._attempts(find_cases(images)[:1], None, print)
+    assert "gave no sign" in fault
+    assert not multiprocessing.active_children()
+
+
 def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, images):
     with pytest.raises(InputError, match="not found"):
         pipeline.predict(tmp_path / "no_model", images, tmp_path / "out", workers=1)
@@ -66,9 +83,9 @@ def test_a_model_that_cannot_be_loaded_is_refused_in_one_line(tmp_path, images):
 
 @pytest.mark.slow
 def test_a_worker_killed_while_it_loads_the_model_is_started_again(tiny_run, images, tmp_path):
-    with Workers(tiny_run, CHOICES, 1) as workers:
-        os.kill(workers._workers[0]._process.pid, signal.SIGKILL)
-        report = predict_folder(workers, images, tmp_path / "out")
+    with Workers(tiny_run, CHOICES, 1) as pool:
+        os.kill(pool._workers[0]._process.pid, signal.SIGKILL)
+        report = predict_folder(pool, images, tmp_path / "out")
     assert len(report.done) == 4
 
 
@@ -76,14 +93,14 @@ def test_a_worker_killed_while_it_loads_the_model_is_started_again(tiny_run, ima
 def test_a_worker_that_gives_no_sign_is_ended_and_named(tiny_run, images, tmp_path):
     for path in sorted(images.iterdir())[1:]:
         path.unlink()
-    with Workers(tiny_run, CHOICES, 1, stall_minutes=3 / 60) as workers:
+    with Workers(tiny_run, CHOICES, 1, stall_minutes=3 / 60) as pool:
 
         def stop(line):
             if "of memory, besides" in line:
-                os.kill(workers._workers[0]._process.pid, signal.SIGSTOP)
+                os.kill(pool._workers[0]._process.pid, signal.SIGSTOP)
 
-        workers.provenance()
+        pool.provenance()
         started = time.monotonic()
-        report = predict_folder(workers, images, tmp_path / "out", on_message=stop)
+        report = predict_folder(pool, images, tmp_path / "out", on_message=stop)
     assert "gave no sign" in report.failed["patient_0"]
     assert time.monotonic() - started < 120

@@ -356,7 +356,9 @@ def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tm
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)
     losses, undisturbed, events = [], [], []
-    config = TrainConfig(steps=8, workers=1, stall_seconds=4.0, warmup_steps=0, steps_per_epoch=100, deterministic=True)
+    config = TrainConfig(
+        steps=20, workers=1, stall_seconds=4.0, warmup_steps=0, steps_per_epoch=100, deterministic=True
+    )
 
     def disturb(report):
         losses.append(report.loss.hex())
@@ -382,6 +384,31 @@ def test_workers_read_cases_that_this_process_has_read_before(tmp_path):
     with closing(SupervisedWorkers(source, 1, stall_seconds=6.0, on_fault=events.append)) as stream:
         assert next(stream).image.shape == (2, 1, 48, 48, 48)
     assert not events
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "was silent for 2 s")])
+def test_a_worker_that_ends_in_the_middle_of_sending_a_batch_costs_no_batch(tmp_path, number, words, count):
+    image, labels = np.random.default_rng(0).normal(size=(1, 48, 48, 48)), np.ones((48, 48, 48), np.int16)
+    write_case(tmp_path / "c", "c", image.astype(np.float32), labels, chunk=(48, 48, 48))
+    recipe = PatchRecipe(augmentation_plan((40, 40, 40)), 1, seed=1, augment="none")  # more than a pipe holds
+    source, events = PatchSource([CaseReader(tmp_path / "c")], recipe), []
+    with closing(SupervisedWorkers(source, count, stall_seconds=2.0, on_fault=events.append)) as stream:
+        notes, size = stream._notes / "0", -1
+        while not notes.is_file() or notes.stat().st_size != size or f"step {2 * count}" not in notes.read_text():
+            size = notes.stat().st_size if notes.is_file() else -1
+            time.sleep(0.02)
+        time.sleep(0.3)  # two batches are received; the third one fills the pipe, and the worker waits
+        os.kill(stream._workers[0]._process.pid, number)
+        batches = [next(stream) for _ in range(4 * count)]
+    assert [batch.step for batch in batches] == list(range(4 * count))
+    for batch in batches:
+        same = source.batch(batch.step)
+        assert torch.equal(batch.image, same.image)
+        assert torch.equal(batch.label, same.label)
+    assert len(events) == 1
+    assert words in events[0]
+    assert f"Batch {2 * count} is made again" in events[0]
 
 
 def test_a_case_that_hangs_every_time_stops_training_and_is_named(clinic_run, monkeypatch):

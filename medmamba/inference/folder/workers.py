@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
 from medmamba.compute.free_memory import free_memory
+from medmamba.compute.processes import follow_parent, how_it_ended
 from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.case_job import CaseRecord, Job
@@ -48,7 +48,8 @@ class Workers:
         import torch
 
         select_models(Path(model), options.configuration, options.folds)  # refused before any starts
-        self._start = (str(model), options, max(1, torch.get_num_threads() // count))
+        self._inbox: Queue[tuple[_Worker, Any]] = Queue()
+        self._start = (self._inbox, str(model), options, max(1, torch.get_num_threads() // count))
         self._stall_seconds = 60 * stall_minutes
         self._workers = [_Worker(*self._start) for _ in range(count)]
         self._model: Provenance | None = None
@@ -107,26 +108,27 @@ class Workers:
 
     def _messages(self, on_message: OnMessage) -> Iterator[tuple[_Worker, CaseRecord | None]]:
         """Workers that ended a case with its record, or that died or gave no sign, with None."""
-        ready = wait([worker.connection for worker in self._workers], timeout=1.0)
         for worker in list(self._workers):
-            if worker.connection not in ready:
-                if worker.case is not None and time.monotonic() - worker.sign > self._stall_seconds:
-                    worker.end(f"worker gave no sign for {self._stall_seconds / 60:.0f} minutes and was ended")
-                    yield worker, None
-                continue
-            match worker.read():
-                case None:
-                    yield worker, None
-                case ("ready", model):
-                    self._model = self._model or model
-                case ("say", line):
-                    on_message(line)
-                case ("sign",):
-                    pass
-                case ("refused", error, text):
-                    raise (ResourceError if error == "ResourceError" else InputError)(text)
-                case ("done", record):
-                    yield worker, record
+            if worker.case is not None and time.monotonic() - worker.sign > self._stall_seconds:
+                worker.end(f"worker gave no sign for {self._stall_seconds / 60:.0f} minutes and was ended")
+                yield worker, None
+        try:
+            worker, message = self._inbox.get(timeout=1.0)
+        except Empty:
+            return
+        if worker not in self._workers:  # of one that was ended
+            return
+        match message:
+            case None:
+                yield worker, None
+            case ("ready", model):
+                self._model = self._model or model
+            case ("say", line):
+                on_message(line)
+            case ("refused", error, text):
+                raise (ResourceError if error == "ResourceError" else InputError)(text)
+            case ("done", record):
+                yield worker, record
 
     def close(self) -> None:
         """End all workers at once; files they were writing have no final name yet."""
@@ -141,55 +143,49 @@ class Workers:
 
 
 class _Worker:
-    """One process and its current case."""
+    """One process and its current case; a thread receives its messages, because it may stop within one."""
 
-    def __init__(self, model: str, options: PredictorOptions, threads: int) -> None:
+    def __init__(self, inbox: Queue[tuple[_Worker, Any]], model: str, options: PredictorOptions, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor a pool of threads survives a fork
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, os.getpid(), model, options, threads), daemon=True)
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, model, options, threads), daemon=True)
         self._process.start()
         theirs.close()
         self.case: ImageCase | None = None
         self.sign = time.monotonic()
         self._fault = ""
+        threading.Thread(target=self._receive, args=(inbox,), daemon=True).start()
 
     def ask(self, case: ImageCase, job: Job) -> None:
         self.case, self.sign = case, time.monotonic()
         with contextlib.suppress(OSError):  # it is dead already, which is seen when its answer is read
-            self.connection.send((case, job))
+            self._connection.send((case, job))
 
-    def read(self) -> Any:
-        """Its next message; None if it has died."""
-        try:
-            message = self.connection.recv()
-        except (EOFError, OSError):
-            self._process.join(10)
-            return None
-        self.sign = time.monotonic()
-        return message
+    def _receive(self, inbox: Queue[tuple[_Worker, Any]]) -> None:
+        """Pass on its messages, and None when it has died."""
+        with self._connection, contextlib.suppress(EOFError, OSError):
+            while True:
+                message = self._connection.recv()
+                self.sign = time.monotonic()
+                inbox.put((self, message))
+        inbox.put((self, None))
 
     def fault(self) -> str:
         """How it ended, in words."""
         if self._fault:
             return self._fault
-        code = self._process.exitcode
-        if code is not None and code < 0:
-            name = next((found.name for found in signal.Signals if found.value == -code), f"signal {-code}")
-            cause = " (most often: out of memory)" if -code == signal.SIGKILL else ""
-            return f"worker was killed by {name}{cause}"
-        return f"worker ended with exit code {code}"
+        self._process.join(10)
+        return f"worker {how_it_ended(self._process.exitcode)}"
 
     def end(self, fault: str = "") -> None:
         self._fault = fault
         self._process.kill()
         self._process.join(10)
-        self.connection.close()
 
 
-def _work(connection: Connection, parent: int, model: str, options: PredictorOptions, threads: int) -> None:
+def _work(connection: Connection, model: str, options: PredictorOptions, threads: int) -> None:
     """A worker: loads the model once, then predicts the cases that it is sent, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt of the terminal reaches everybody; the parent decides
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    follow_parent()
     import torch
 
     torch.set_num_threads(threads)
@@ -211,10 +207,3 @@ def _work(connection: Connection, parent: int, model: str, options: PredictorOpt
             tell("done", job.run(predictor, case, lambda line: tell("say", line)))
     except MedmambaError as error:
         tell("refused", "ResourceError" if isinstance(error, ResourceError) else "InputError", str(error))
-
-
-def _end_with(parent: int) -> None:
-    """A worker does not outlive the process that started it: a second run may begin as soon as that one is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
