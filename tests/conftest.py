@@ -5,15 +5,105 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable
+import signal
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples on every run, kept nowhere, and no bound on the clock of a machine that does other things too.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+
+# No test depends on another: neither on the numbers that it drew nor on what it left in the process.
+
+
+def _seed(name: str) -> None:
+    number = zlib.crc32(name.encode())
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@contextmanager
+def _own_draws(name: str) -> Iterator[None]:
+    """Random numbers inside depend on ``name`` alone, and those outside are drawn as if nothing was drawn inside."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed(name)
+    yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    torch.set_rng_state(before[2])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef):
+    """A shared fixture is the same whichever test asks for it first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    with _own_draws(f"{fixturedef.baseid}::{fixturedef.argname}"):
+        return (yield)
+
+
+# Where tests register things: networks, planner facts, routes, normalisations and metrics.
+REGISTRIES = (
+    ("medmamba.evaluation.metrics", "METRICS"),
+    ("medmamba.networks.planned.registry", "NETWORKS"),
+    ("medmamba.networks.routes", "_ROUTES"),
+    ("medmamba.plans.cost.blocks", "COSTS"),
+    ("medmamba.plans.families", "FAMILIES"),
+    ("medmamba.plans.normalizers", "NORMALIZERS"),
+    ("medmamba.plans.route_sets", "ROUTE_COUNT"),
+    ("medmamba.preprocessing.normalize", "FUNCTIONS"),
+)
+# The test itself, and what torch and a deterministic training set for good: the libraries read it when they are loaded.
+OWN_VARIABLES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG"}
+
+
+def _process_state() -> dict[str, object]:
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return {
+        "umask": umask,
+        "working directory": os.getcwd(),
+        "module search path": list(sys.path),
+        "threads of torch": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        **{table: set(getattr(sys.modules[module], table)) for module, table in REGISTRIES if module in sys.modules},
+        **{f"${name}": value for name, value in os.environ.items() if name not in OWN_VARIABLES},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Random numbers of the test's own, and a process that is afterwards as it was before."""
+    _seed(request.node.nodeid)
+    before = _process_state()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in handlers.items():  # a command sets them for the rest of its process, which goes on here
+        signal.signal(number, handler)
+    after = _process_state()
+    imported = {table for _, table in REGISTRIES if table not in before}
+    changed = {name for name in (before.keys() | after.keys()) - imported if before.get(name) != after.get(name)}
+    assert not changed, "the test changed: " + "; ".join(f"{n} {before.get(n)} -> {after.get(n)}" for n in changed)
 
 
 @pytest.fixture(scope="session")
@@ -120,16 +210,7 @@ def tiny_run(tmp_path_factory, small_run) -> Path:
 @pytest.fixture
 def registrations_undone():
     """Networks, planner facts, routes, normalisations and metrics that a test registers are forgotten after it."""
-    from medmamba.evaluation.metrics import METRICS
-    from medmamba.networks import routes
-    from medmamba.networks.planned.registry import NETWORKS
-    from medmamba.plans.cost.blocks import COSTS
-    from medmamba.plans.families import FAMILIES
-    from medmamba.plans.normalizers import NORMALIZERS
-    from medmamba.plans.route_sets import ROUTE_COUNT
-    from medmamba.preprocessing.normalize import FUNCTIONS
-
-    tables = (METRICS, NETWORKS, FAMILIES, COSTS, ROUTE_COUNT, routes._ROUTES, NORMALIZERS, FUNCTIONS)
+    tables = [getattr(import_module(module), table) for module, table in REGISTRIES]
     before = [dict(table) for table in tables]
     yield
     for table, own in zip(tables, before, strict=True):

@@ -137,7 +137,7 @@ def service(desk):
     yield start
     for process in running:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
         assert process.returncode in (0, 130), process.returncode
 
 

@@ -21,18 +21,21 @@ from medmamba.images import ReadOptions, gate, read_image, read_label_map
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("error")
 
+RUNAWAY_SECONDS = 30
+"""Processor time of one refusal, which takes milliseconds: beyond what a busy machine makes of them."""
+
 
 def refused(path: Path, read=read_image, **options) -> str:
     """The message with which a file is refused: one line that names the file and ends in advice."""
     begun = time.process_time()
     with pytest.raises(InputError) as caught:
         read(path, **options)
+    assert time.process_time() - begun < RUNAWAY_SECONDS
     message = str(caught.value).replace(str(path), path.name)
     assert "\n" not in message
     assert len(message) <= 300
     assert message.startswith(path.name)
     assert message.endswith(".")
-    assert time.process_time() - begun < 2
     return message
 
 
@@ -165,7 +168,7 @@ def peak_of_reading(path: Path) -> tuple[str, float]:
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
     )
     *message, peak = done.stdout.splitlines()
     return "\n".join(message), float(peak)
@@ -371,7 +374,7 @@ def fuzz(save, count: int) -> tuple[int, int]:
             except MedmambaError as error:
                 bad += 1
                 message = str(error).replace(str(target), target.name)
-            assert time.process_time() - begun < 2
+            assert time.process_time() - begun < RUNAWAY_SECONDS
             assert "\n" not in message
             assert len(message) <= 300, message
     return good, bad

@@ -203,9 +203,9 @@ def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, tmp_path):
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None
     url = child.stdout.readline().split()[2].rstrip(":")
-    with urllib.request.urlopen(f"{url}/health", timeout=60) as answer:
+    with urllib.request.urlopen(f"{url}/health", timeout=600) as answer:
         assert json.loads(answer.read())["status"] == "ok"
     child.terminate()
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=600)
     assert "Traceback" not in errors
     assert child.returncode in (0, 143)

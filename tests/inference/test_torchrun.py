@@ -55,9 +55,9 @@ def leftovers(folder):
 def test_two_processes_share_the_cases_and_a_poisoned_one_costs_only_itself(tiny_run, images, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     child = start(tiny_run, images, alone, processes=1)
-    assert child.wait(280) == 0, child.stdout.read()
+    assert child.wait(600) == 0, child.stdout.read()
     child = start(tiny_run, images, shared)
-    output, _ = child.communicate(timeout=280)
+    output, _ = child.communicate(timeout=600)
     assert child.returncode == 0, output
     assert output.count("3 mask(s) and report.json") == 2
     assert masks_of(shared) == masks_of(alone)
@@ -66,7 +66,7 @@ def test_two_processes_share_the_cases_and_a_poisoned_one_costs_only_itself(tiny
     poisoned = images / "patient_1.nii.gz"  # the first of the second process, which has done its share early
     poisoned.write_bytes(poisoned.read_bytes()[:-400])
     child = start(tiny_run, images, shared)
-    output, _ = child.communicate(timeout=280)
+    output, _ = child.communicate(timeout=600)
     assert child.returncode == 1, output
     assert "2 ok, 1 failed: patient_1" in output
     assert "cut off" in output
@@ -92,7 +92,7 @@ def test_a_process_that_fails_early_does_not_end_a_slow_one(tiny_run, images, tm
     assert record
     assert child.poll() is None
     os.kill(slow, signal.SIGCONT)
-    output, _ = child.communicate(timeout=280)
+    output, _ = child.communicate(timeout=600)
     assert child.returncode == 1, output
     assert set(masks_of(out)) == {"patient_0.nii.gz", "patient_2.nii.gz"}
     assert report_of(out)["summary"] == {"cases": 3, "done": 2, "failed": 1, "waiting": 0}
@@ -101,16 +101,16 @@ def test_a_process_that_fails_early_does_not_end_a_slow_one(tiny_run, images, tm
 def test_a_killed_process_leaves_a_folder_that_goes_on(tiny_run, images, tmp_path):
     alone, out = tmp_path / "alone", tmp_path / "out"
     child = start(tiny_run, images, alone, processes=1)
-    assert child.wait(280) == 0, child.stdout.read()
+    assert child.wait(600) == 0, child.stdout.read()
     child = start(tiny_run, images, out)
     victim = rank_of(child, 1)
     assert wait_until(lambda: masks_of(out), child)
     os.kill(victim, signal.SIGKILL)
-    output, _ = child.communicate(timeout=280)
+    output, _ = child.communicate(timeout=600)
     assert child.returncode != 0, output
     kept = masks_of(out)
     child = start(tiny_run, images, out, "--resume")
-    output, _ = child.communicate(timeout=280)
+    output, _ = child.communicate(timeout=600)
     assert child.returncode == 0, output
     assert "kept from before" in output or not kept
     assert masks_of(out) == masks_of(alone)
@@ -118,7 +118,7 @@ def test_a_killed_process_leaves_a_folder_that_goes_on(tiny_run, images, tmp_pat
     assert not leftovers(out)
 
 
-def wait_until(condition, child, seconds=200):
+def wait_until(condition, child, seconds=600):
     """Whether it comes true while the processes live."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and child.poll() is None:

@@ -11,8 +11,6 @@ from medmamba.networks import available_networks, build_network
 from medmamba.networks.blocks.scan_core import count_scans
 from medmamba.networks.build import network_facts
 
-torch.set_num_threads(2)
-
 DIMS = (2, 3)
 
 

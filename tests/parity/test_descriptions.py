@@ -7,9 +7,11 @@ functions is what the stored files say (test_golden_files.py); here it is whethe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.deformable import DeformableConv
 from medmamba.networks.blocks.vss import SS2D, VSSBlock
+from medmamba.networks.planned import mhs_vm
 from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.planned.lamamba import LaMambaBlock
 from medmamba.networks.planned.mambaout import GatedCNNBlock
@@ -261,18 +264,36 @@ CASES: dict[str, Case] = {
 }
 
 
+@contextmanager
+def distances_to_gates() -> Iterator[list[float]]:
+    """How near values come to the thresholds of multi-head scans, at which float32 and float64 may take two sides."""
+    fuse, distances = mhs_vm.fuse_routes, []
+
+    def watched(y: Tensor, threshold: float, dim: int) -> Tensor:
+        spread = fuse(y, 0.0, dim) / y.sum(dim)
+        distances.append((spread - threshold).abs().min().item())
+        return fuse(y, threshold, dim)
+
+    with patch.object(mhs_vm, "fuse_routes", watched):
+        yield distances
+
+
 def write_golden(case: Case, path: Path) -> Path:
     """A golden file as the originals' scripts write them: a float64 run of float32 numbers, stored in float32."""
     model, description, build, rename, shape = case
     generator = torch.Generator().manual_seed(0)
-    module = build().eval()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    stored = {f"param/{rename(name)}": t.clone() for name, t in module.state_dict().items()}
-    stored["input"] = torch.randn(shape, generator=generator)
-    image = stored["input"].double().requires_grad_()
-    result = module.double()(image)
+    nearest = 0.0
+    while nearest < 1e-4:
+        module = build().eval()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        stored = {f"param/{rename(name)}": t.clone() for name, t in module.state_dict().items()}
+        stored["input"] = torch.randn(shape, generator=generator)
+        image = stored["input"].double().requires_grad_()
+        with distances_to_gates() as distances:
+            result = module.double()(image)
+        nearest = min(distances, default=1.0)
     if isinstance(result, Tensor):
         stored["output"] = result.detach().float()
         stored["cotangent"] = torch.randn(result.shape, generator=generator)
