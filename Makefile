@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow sanitize test-gpu lint typecheck docs clean
+.PHONY: install demo test test-random test-slow sanitize test-gpu lint typecheck docs clean
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +18,17 @@ install: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/medmamba demo
 
+# In one process per core, each on one thread, where pytest-xdist is there (the test extra has it); else one by one.
+PARALLEL = $(shell $(BIN)/python -c "import xdist" 2>/dev/null && echo -n auto --maxprocesses 8 --dist worksteal)
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(if $(PARALLEL),OMP_NUM_THREADS=1) $(BIN)/python -m pytest -p no:randomly $(PARALLEL)
+
+# The order depends on a seed, which is printed; `make test-random SEED=123` repeats one.
+SEED ?= default
+test-random: $(INSTALLED)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) pytest-randomly
+	$(if $(PARALLEL),OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(PARALLEL) --randomly-seed $(SEED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
