@@ -128,7 +128,7 @@ def test_killed_between_the_mask_and_its_record_the_case_is_done_again(tiny_run,
     arguments = ["predict", tiny_run, images, "-o", out, "--fold", "0", "--no-mirror"]
     environment = {**os.environ, "MEDMAMBA_CRASH_AT": "replace:1", "OMP_NUM_THREADS": "1"}  # after the first mask
     call = [sys.executable, "-c", command, *map(str, arguments)]
-    killed = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, timeout=200)
+    killed = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "report.json").exists()
     predictor = Predictor(tiny_run, folds=[0], mirror=False)

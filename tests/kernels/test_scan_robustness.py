@@ -187,7 +187,7 @@ def test_loader_workers_can_scan(method):
         pytest.skip(f"{method} does not exist here")
     dataset = ScansWhileLoading()
     expected = [dataset[index] for index in range(4)]
-    loader = torch.utils.data.DataLoader(dataset, None, num_workers=2, multiprocessing_context=method, timeout=120)
+    loader = torch.utils.data.DataLoader(dataset, None, num_workers=2, multiprocessing_context=method, timeout=600)
     for value, truth in zip(loader, expected, strict=True):
         assert torch.equal(value, truth)
 

@@ -135,7 +135,7 @@ def test_the_viewer_answers_to_clicks_in_a_real_browser(page, tmp_path):
     done = subprocess.run(
         [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom",
          path.as_uri()],
-        capture_output=True, text=True, timeout=240, check=True,
+        capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     found = re.search(r'data-out="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]

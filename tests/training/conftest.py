@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
@@ -46,6 +48,28 @@ def clinic_dataset(tmp_path_factory):
     }
     (folder / "dataset.json").write_text(json.dumps(facts))
     return folder
+
+
+class Clock:
+    """The clock of the supervision of data workers: seconds pass quickly while a test wants them to."""
+
+    def __init__(self) -> None:
+        self.fast: Callable[[], bool] = lambda: False
+        self._ahead = 0.0
+
+    def monotonic(self) -> float:
+        if self.fast():
+            self._ahead += 5.0
+        return time.monotonic() + self._ahead
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    from medmamba.training import workers
+
+    clock = Clock()
+    monkeypatch.setattr(workers, "time", clock)
+    return clock
 
 
 @pytest.fixture(scope="session")
