@@ -78,6 +78,7 @@ def evaluate(
     console.print(summary_table(result.evaluation))
     if result.comparison is not None:
         console.print(comparison_table(result.comparison))
+    report_warnings(result.evaluation.warnings)
     console.print(f"evaluation.html, .json and .csv: {result.folder}")
     return {
         "folder": result.folder,

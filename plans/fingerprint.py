@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medmamba.errors import InputErrors
-from medmamba.geometry import LARGEST_SPACING_MM
+from medmamba.geometry import ANY_SPACING_MM
 from medmamba.plans.json_record import Record
 
 PIXEL_SPACING = (999.0, 1.0, 1.0)
@@ -30,9 +30,6 @@ HISTOGRAM_BINS = 40
 
 SEED = 1234
 """Seed of the foreground sample. Source: nnU-Net 2.8.1, fingerprint_extractor."""
-
-LEAST_SPACING_MM = 1e-7
-"""0.1 nm: volumes of electron microscopes, given by their fingerprint, lie above."""
 
 
 class ChannelIntensity(Record):
@@ -112,6 +109,7 @@ class CaseStats(Record):
     def problems(self) -> list[str]:
         """Faults that no plan can be made from, one line each."""
         found = []
+        least, most = ANY_SPACING_MM
         for axis, name in enumerate("ijk"):
             if self.shape[axis] < 1 or not 1 <= self.shape_after_crop[axis] <= self.shape[axis]:
                 found.append(
@@ -119,10 +117,10 @@ class CaseStats(Record):
                     f"cropping to non-zero. Check that the image is not empty."
                 )
             spacing = None if self.spacing_mm is None else self.spacing_mm[axis]
-            if spacing is not None and not (LEAST_SPACING_MM <= spacing <= LARGEST_SPACING_MM):
+            if spacing is not None and not (least <= spacing <= most):
                 found.append(
                     f"{self.case_id}: spacing along axis {name} is {spacing:g} mm, it must be from "
-                    f"{LEAST_SPACING_MM:g} to {LARGEST_SPACING_MM:g}. Repair the header of this image."
+                    f"{least:g} to {most:g}. Repair the header of this image."
                 )
         return found
 

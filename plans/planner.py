@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import numpy as np
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
 from medmamba.plans.automatic_choices import DEFAULT, choose_default, choose_network, one_head_per_label
@@ -21,7 +23,7 @@ from medmamba.plans.mirroring import choose_mirroring, pairs_decision, side_pair
 from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
 from medmamba.plans.patch import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
-from medmamba.plans.schema import Configuration, Decision, Plan
+from medmamba.plans.schema import Configuration, Decision, Plan, Reading
 from medmamba.plans.spacing import axis_order, choose_spacing, median_shape
 from medmamba.plans.training_step import PlanTask, TooSlow, times
 from medmamba.version import __version__
@@ -39,6 +41,7 @@ class DatasetFacts:
     file_ending: str = ".nii.gz"
     dataset_hash: str = ""
     """SHA-256 over the hashes of all files."""
+    reading: Reading = field(default_factory=Reading)
 
 
 def make_plan(
@@ -60,7 +63,13 @@ def make_plan(
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
     that no plan can be made from.
     """
-    if problems := [line for case in fingerprint.cases for line in case.problems()]:
+    problems = [line for case in fingerprint.cases for line in case.problems()]
+    usual = np.median(fingerprint.spacings, axis=0)
+    for case in fingerprint.cases if facts.reading.any_spacing else ():
+        if (np.abs(np.log10(case.rule_spacing / usual)) > 1).any():
+            mm = ", ".join(f"{value:g}" for value in case.rule_spacing)
+            problems.append(f"{case.case_id}: spacing {mm} mm, unlike the other cases. Repair the header.")
+    if problems:
         raise InputErrors(problems, summary=f"{fingerprint.dataset_name}: {len(problems)} problems; no plan was made.")
     network = options.network
     if network == "auto":
@@ -99,6 +108,7 @@ def make_plan(
         normalization=normalization,
         configurations=made,
         default_configuration=default,
+        reading=facts.reading,
         options=options,
         decisions=[
             spacing_decision,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from medmamba.geometry import MOST_VOXELS
 from medmamba.plans.json_record import Record
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.options import PlanOptions
@@ -141,6 +142,19 @@ class Configuration(Record):
         return self
 
 
+class Reading(Record):
+    """How the files of the dataset were read; what is predicted and evaluated with the plan is read so too."""
+
+    nonfinite: Literal["error", "zero"] = "error"
+    prefer: Literal["sform", "qform"] | None = None
+    max_voxels: int = Field(default=MOST_VOXELS, ge=1)
+    match_labels: bool = False
+    any_spacing: bool = False
+    channel_files: int | None = Field(default=None, ge=0)
+    """Files CASE_0000, CASE_0001, ... that a case may have; 0: its channels are in one file, and a number at the end of
+    a name belongs to the name. None, in earlier plans: as many as channels."""
+
+
 class Plan(Record):
     """Everything decided about a dataset before training."""
 
@@ -166,6 +180,7 @@ class Plan(Record):
     normalization: list[Normalization]
     configurations: dict[str, Configuration] = Field(min_length=1)
     default_configuration: str
+    reading: Reading = Reading()
     options: PlanOptions | None = None
     """What was asked for; None in plans taken over from elsewhere."""
     decisions: list[Decision]
@@ -197,6 +212,11 @@ class Plan(Record):
             if stage is not None and stage not in self.configurations:
                 raise ValueError(f"configuration {key!r} follows {stage!r}, which is not among the configurations")
         return self
+
+    @property
+    def channel_files(self) -> int:
+        """Files that the channels of a case may be spread over; 0: names of cases are never split."""
+        return len(self.channel_names) if self.reading.channel_files is None else self.reading.channel_files
 
     @property
     def out_channels(self) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from medmamba.errors import ConfigError
-from medmamba.geometry import LARGEST_SPACING_MM, MOST_VOXELS
+from medmamba.geometry import ANY_SPACING_MM, LARGEST_SPACING_MM, MOST_VOXELS
 from medmamba.geometry.anisotropy import ANISOTROPY_THRESHOLD
-from medmamba.plans.fingerprint import LEAST_SPACING_MM, CaseStats, Fingerprint
+from medmamba.plans.fingerprint import CaseStats, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE
 from medmamba.plans.schema import Configuration, Decision
 
@@ -57,9 +57,10 @@ def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float]) -> N
     """A given spacing must be three numbers that leave enough voxels along every axis that has them."""
     if not fingerprint.has_millimetres:
         raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
-    if len(spacing) != 3 or not all(LEAST_SPACING_MM <= value <= LARGEST_SPACING_MM for value in spacing):
+    least_mm, most_mm = ANY_SPACING_MM[0], max(LARGEST_SPACING_MM, float(fingerprint.spacings.max()))
+    if len(spacing) != 3 or not all(least_mm <= value <= most_mm for value in spacing):
         raise ConfigError(
-            f"spacing must be 3 numbers of mm, from {LEAST_SPACING_MM:g} to {LARGEST_SPACING_MM:g}, one per axis "
+            f"spacing must be 3 numbers of mm, from {least_mm:g} to {most_mm:g}, one per axis "
             f"i, j, k, got {list(spacing)}."
         )
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop

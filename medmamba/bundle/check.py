@@ -86,7 +86,7 @@ def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks:
 
     checked = []
     for case in cases:
-        image = read_channels(case.paths)
+        image = read_channels(case.paths, predictor.reading)
         native = predictor.predict(image)
         found = [path for path in masks.iterdir() if stem_of(path) in (case.case_id, stem_of(case.paths[0]))]
         if len(found) != 1:

@@ -29,7 +29,8 @@ LOAD_WEIGHTS = _made(
 def _plan_numbers(ensemble: FoldEnsemble) -> dict[str, Any]:
     """What prediction needs of the plan; read by ``runtime/plan.py``."""
     plan, configuration = ensemble.plan, ensemble.configuration
-    numbers = {field.name: getattr(plan, field.name) for field in fields(BundlePlan)}
+    names = [field.name for field in fields(BundlePlan)]
+    numbers = {name: getattr(plan if hasattr(plan, name) else plan.reading, name) for name in names}
     numbers["normalization"] = [entry.model_dump() for entry in plan.normalization]
     return {**numbers, "spacing_mm": configuration.spacing_mm, "patch_size": configuration.patch_size}
 
@@ -117,7 +118,10 @@ def training(ensemble: FoldEnsemble) -> dict[str, Any]:
         "loss": _made("scripts.finetune.FoldsLoss", plan="@plan"),
         "preprocessing": _made("Compose", transforms=preprocessing),
         "dataset_data": _made(
-            "scripts.cases.image_list", folder="$@dataset_dir + '/imagesTr'", labels="$@dataset_dir + '/labelsTr'"
+            "scripts.cases.image_list",
+            folder="$@dataset_dir + '/imagesTr'",
+            channel_files=ensemble.plan.channel_files,
+            labels="$@dataset_dir + '/labelsTr'",
         ),
         "dataset": _made("CacheDataset", data="@dataset_data", transform="@preprocessing"),
         "dataloader": _loader(ensemble.configuration.batch_size, shuffle=True),
@@ -191,7 +195,7 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
         **_shared(main),
         **beside,
         "preprocessing": _made("Compose", transforms=[_load("image"), preparing]),
-        "dataset_data": _made("scripts.cases.image_list", folder="@dataset_dir"),
+        "dataset_data": _made("scripts.cases.image_list", folder="@dataset_dir", channel_files=main.plan.channel_files),
         "dataset": _made("Dataset", data="@dataset_data", transform="@preprocessing"),
         "dataloader": _loader(1, shuffle=False),
         "inferer": _inferer(main),

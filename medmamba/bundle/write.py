@@ -62,12 +62,12 @@ def export_bundle(
     """
     options = ExportOptions.of(options, check_on=check_on, **changes)
     need_packages("MONAI's bundle commands need", ("ignite", "fire", "jsonschema"), "bundle")
-    cases = find_cases(check_on)[: options.most_cases]
-    _refuse_what_a_bundle_cannot_read(cases)
     if Path(output).is_dir() and any(Path(output).iterdir()) and not Path(output, METADATA).is_file():
         raise InputError(f"{output}: holds files that are no bundle, and they would be lost. Give a new folder.")
     given: dict[str, Any] = {name: getattr(options, name) for name in ("configuration", "folds", "mirror")}
     predictor = Predictor(model, **given, device="cpu", confidence=False)
+    cases = find_cases(check_on, predictor.plan.channel_files)[: options.most_cases]
+    _refuse_what_a_bundle_cannot_read(cases)
     stages = _stages(predictor)
     with replace_folder(output) as part:
         _write(part, predictor, stages, card, cases)

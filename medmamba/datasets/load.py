@@ -11,7 +11,6 @@ import numpy as np
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.geometry import grid_difference
-from medmamba.geometry.trail import reindexed
 from medmamba.images import LabelMap, MedicalImage, ReadOptions, format_of, read_channels, read_label_map
 from medmamba.images.gate import brief
 from medmamba.images.image import first_voxel, smallest_type
@@ -69,16 +68,17 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
                 f"{where[0]}: every voxel is {value:g}: the image is empty. Export it again or drop the case."
             )
         if labels is not None and (difference := grid_difference(image.grid, labels.grid)):
-            same_box = reindexed(labels.array[None], labels.grid, image.grid)
-            if same_box is not None and options.match_labels:
-                warning = (
-                    f"{name}: image and label map {difference}; the label map's axes were reordered to the image's."
-                )
-                labels = LabelMap(same_box[0], image.grid, image.header, labels.path, (*labels.warnings, warning))
+            placed = labels.on_grid_of(image, match_labels=options.match_labels)
+            if placed is not None:
+                how = "the label map was put in its place, with background around it"
+                if image.grid.orientation != labels.grid.orientation:
+                    how = "the label map's axes were reordered to the image's"
+                warning = f"{name}: image and label map {difference}; {how}."
+                labels = replace(placed, warnings=(*labels.warnings, warning))
             else:
                 cure = (
                     "They are the same voxels stored in another order; allow that with match_labels."
-                    if same_box is not None
+                    if labels.on_grid_of(image, match_labels=True)
                     else f"Check {spec.shown(labels.path or case.images[0])}, or resample it onto the image."
                 )
                 problems.append(f"{name}: image and label map {difference}. {cure}")

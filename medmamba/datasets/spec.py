@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medmamba.images import stem_of
 from medmamba.images.gate import brief
 
 
@@ -68,6 +69,12 @@ class DatasetSpec:
         """All values that a label map of this dataset may hold, in ascending order; the ignore value among them."""
         extra = () if self.ignore is None else (self.ignore,)
         return tuple(sorted({*self.labels.values(), *extra, *(v for vs in self.regions.values() for v in vs)}))
+
+    @property
+    def channel_files(self) -> int:
+        """Files CASE_0000, CASE_0001, ... that a case may have; 0: such a number belongs to the name of the case."""
+        split = any(len(case.images) > 1 or stem_of(case.images[0]) == f"{case.case_id}_0000" for case in self.cases)
+        return len(self.channels) if split else 0
 
     def case(self, case_id: str) -> CaseSpec:
         """The training or test case of that id."""

@@ -19,7 +19,7 @@ from medmamba.evaluation.metrics import COUNTS, METRICS, Score, as_json, score_c
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.statistics import Summary, mean_of_known, summarise
 from medmamba.geometry import grid_difference
-from medmamba.images import read_label_map
+from medmamba.images import ReadOptions, read_label_map
 
 Structures = dict[str, tuple[int, ...]]
 """Name of each structure and the label values that belong to it: one, or those that a region joins."""
@@ -40,6 +40,7 @@ class Evaluation:
     options: EvaluateOptions = field(default_factory=EvaluateOptions)
     missing: tuple[str, ...] = field(default=())
     """Cases without a prediction that were counted as empty masks, on request."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def labels(self) -> dict[str, int]:
@@ -128,6 +129,7 @@ class Evaluation:
             "labels": self.labels,
             "regions": {name: list(values) for name, values in self.structures.items() if len(values) > 1},
             "counted_as_empty": list(self.missing),
+            "warnings": list(self.warnings),
             "mean_foreground": as_json(self.mean_foreground),
             "mean_per_label": {name: as_json(value) for name, value in self.mean_per_label().items()},
             "summary": self.summaries(METRICS),
@@ -169,6 +171,7 @@ def evaluate_folders(
     structures: Structures | None = None,
     options: EvaluateOptions | None = None,
     *,
+    reading: ReadOptions | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Compare masks by case id, one case in memory at a time; of ``options``, tolerances and ``missing`` count.
@@ -176,7 +179,7 @@ def evaluate_folders(
     Without ``structures`` every label value found is one. A truth without a prediction is an error, or with
     ``missing="empty"`` counts as an empty mask. Raises InputErrors naming every problem of every case.
     """
-    options = options or EvaluateOptions()
+    options, reading = options or EvaluateOptions(), reading or ReadOptions()
     absent = [case_id for case_id in truths if case_id not in predictions]
     problems: list[str] = []
     if options.missing == "fail":
@@ -184,29 +187,35 @@ def evaluate_folders(
         problems = [f"{case_id}: no prediction for {truths[case_id].name}. {cure}" for case_id in absent]
         truths = {case_id: path for case_id, path in truths.items() if case_id in predictions}
     if structures is None:
-        structures = _structures_in([*truths.values(), *(predictions[name] for name in truths if name in predictions)])
+        files = [*truths.values(), *(predictions[name] for name in truths if name in predictions)]
+        structures = _structures_in(files, reading)
     cases: dict[str, dict[str, Score]] = {}
+    warnings: list[str] = []
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))
         try:
-            truth = read_label_map(path)
-            found = read_label_map(predictions[case_id]) if case_id in predictions else None
+            truth = read_label_map(path, reading)
+            found = read_label_map(predictions[case_id], reading) if case_id in predictions else None
         except MedmambaError as error:
             problems.append(str(error))
             continue
-        difference = None if found is None else grid_difference(truth.grid, found.grid)
-        if difference is not None:
-            problems.append(f"{case_id}: truth and prediction {difference}. Compare masks of the same image.")
+        if found is not None and (difference := grid_difference(truth.grid, found.grid)):
+            placed = truth.on_grid_of(found, match_labels=reading.match_labels)
+            if placed is None:
+                problems.append(f"{case_id}: truth and prediction {difference}. Compare masks of the same image.")
+            else:
+                warnings.append(f"{case_id}: truth and prediction {difference}; the truth was put in its place.")
+                truth = placed
         if not problems:
             prediction = np.zeros_like(truth.array) if found is None else found.array
             cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options)
     on_case(len(truths), len(truths))
     if problems:
         raise InputErrors(problems, summary=f"{len(problems)} problem(s); nothing was evaluated.")
-    return Evaluation(structures, cases, options, tuple(absent))
+    return Evaluation(structures, cases, options, tuple(absent), tuple(warnings))
 
 
-def _structures_in(paths: list[Path]) -> Structures:
+def _structures_in(paths: list[Path], reading: ReadOptions) -> Structures:
     """A structure per label value other than 0, for masks whose labels nobody has named.
 
     Maps that cannot be read are named when their case is compared.
@@ -214,7 +223,7 @@ def _structures_in(paths: list[Path]) -> Structures:
     found: set[int] = set()
     for path in paths:
         with suppress(MedmambaError):
-            found |= set(read_label_map(path).counts())
+            found |= set(read_label_map(path, reading).counts())
     return {f"label_{value}": (int(value),) for value in sorted(found - {0})}
 
 

@@ -19,9 +19,10 @@ from medmamba.evaluation.overlay import overlay_png
 from medmamba.evaluation.report import Evaluation, Structures, evaluate_folders
 from medmamba.evaluation.statistics import Summary
 from medmamba.evaluation.subgroups import Subgroups, read_subgroups
-from medmamba.images import read_image, read_label_map
+from medmamba.images import ReadOptions, read_image, read_label_map
 from medmamba.images.cases import find_cases
 from medmamba.pages.render import number, render
+from medmamba.plans.schema import Reading
 
 OnItem = Callable[[str, int, int], None]
 
@@ -56,14 +57,15 @@ def run_evaluation(
     options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
     masks, truth = _paths(folder), _paths(truths)
-    structures = _structures_of_report(folder)
+    structures, reading = _of_report(folder)
     if structures is None and options.other is not None:
-        structures = _structures_of_report(options.other)
-    evaluation = evaluate_folders(masks, truth, structures, options, on_case=partial(on_item, "evaluate"))
+        structures, reading = _of_report(options.other)
+    evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading)
+    evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"))
     comparison = None
     if options.other is not None:
         others, both = _paths(options.other), (folder, options.other)
-        second = evaluate_folders(others, truth, evaluation.structures, options, on_case=partial(on_item, "compare"))
+        second = evaluated(others, structures=evaluation.structures, on_case=partial(on_item, "compare"))
         first_name, second_name = map(str, both) if folder.name == options.other.name else (path.name for path in both)
         comparison = compare(evaluation, second, names=(first_name, second_name))
     groups = None if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
@@ -73,7 +75,7 @@ def run_evaluation(
         comparison.write(target)
     if groups is not None:
         write_json(target / "subgroups.json", _summaries(evaluation, groups))
-    drawn = _pictures(evaluation, masks, truth, options)
+    drawn = _pictures(evaluation, masks, truth, options, reading)
     write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
     return EvaluationResult(evaluation, comparison, groups, drawn, target)
 
@@ -87,33 +89,43 @@ def _summaries(evaluation: Evaluation, subgroups: Subgroups) -> dict[str, Any]:
     return found
 
 
-def _structures_of_report(folder: Path) -> Structures | None:
-    """Every foreground label, then every region, of the report.json in a folder of predictions; None without one.
+def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions]:
+    """What the report.json in a folder of predictions says: structures, and how files of the dataset are read.
+
+    Structures are every foreground label, then every region; None without a report.
 
     Raises ConfigError when it is damaged, or a region joins a label that does not exist.
     """
     path = folder / "report.json"
     if not path.is_file():
-        return None
+        return None, ReadOptions()
     try:
         model: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
+        reading = Reading.model_validate(model.get("settings", {}).get("reading", {}))
         labels = {str(name): int(value) for name, value in model["labels"].items()}
         found: Structures = {name: (value,) for name, value in labels.items() if value != 0}
         for region, members in (model.get("regions") or {}).items():
             found.setdefault(str(region), tuple(sorted(labels[str(name)] for name in members)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not a prediction report ({error!r}). Remove or restore it.") from error
-    return found
+    return found, ReadOptions.of(reading)
 
 
 def _pictures(
-    evaluation: Evaluation, masks: Mapping[str, Path], truths: Mapping[str, Path], options: EvaluateOptions
+    evaluation: Evaluation,
+    masks: Mapping[str, Path],
+    truths: Mapping[str, Path],
+    options: EvaluateOptions,
+    reading: ReadOptions,
 ) -> dict[str, bytes]:
     images = {} if options.images is None else _paths(options.images)
+    images = {name.removesuffix("_0000"): path for name, path in images.items()} | images  # of nnU-Net: channel 0
     drawn = {}
     for case_id in [case_id for case_id in evaluation.worst_first() if case_id in masks][: options.pictures]:
-        truth, prediction = read_label_map(truths[case_id]), read_label_map(masks[case_id])
-        image = read_image(images[case_id]).array[0] if case_id in images else None
+        prediction = read_label_map(masks[case_id], reading)
+        truth = read_label_map(truths[case_id], reading)
+        truth = truth.on_grid_of(prediction, match_labels=True) or truth
+        image = read_image(images[case_id], reading).array[0] if case_id in images else None
         if image is not None and image.shape != truth.array.shape:
             raise InputError(f"{case_id}: image and truth differ in shape: {image.shape} and {truth.array.shape}.")
         drawn[case_id] = overlay_png(truth.array, prediction.array, truth.grid, list(evaluation.labels.values()), image)

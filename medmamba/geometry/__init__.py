@@ -6,6 +6,7 @@ takes the index of a voxel's centre to the world; an image without millimetres (
 """
 
 from medmamba.geometry.grid import (
+    ANY_SPACING_MM,
     LARGEST_SPACING_MM,
     MOST_VOXELS,
     Affine,
@@ -28,6 +29,7 @@ from medmamba.geometry.trail import (
 )
 
 __all__ = [
+    "ANY_SPACING_MM",
     "LARGEST_SPACING_MM",
     "MOST_VOXELS",
     "Affine",

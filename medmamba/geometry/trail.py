@@ -274,14 +274,30 @@ class SpatialTrail:
 
 
 def reindexed(array: Array, grid: Grid, onto: Grid) -> Array | None:
-    """An array (C, i, j, k) on ``grid``, stored as ``onto`` stores the same box: axes exchanged and reversed only.
+    """An array (C, i, j, k) on ``grid``, stored as ``onto`` stores the same voxels of the world; 0 where it has none.
 
-    Returns None when the two grids are not the same voxels of the world, so that values would have to be invented.
+    Axes are exchanged and reversed, and a part that was cut out is put in its place. Returns None when the two grids
+    are not of one lattice, so that values would have to be invented; when ``grid`` is not inside ``onto``; and when it
+    is smaller and begins at the same voxel, as an incomplete copy does.
     """
     here, there = (SpatialTrail(g).then(Reorient.to_canonical(g)) for g in (grid, onto))
-    if not same_box(here.grid, there.grid):
+    offset, moved = np.zeros(3), False
+    if grid.affine is not None and onto.affine is not None:
+        assert here.grid.affine is not None
+        assert there.grid.affine is not None
+        offset = np.rint(np.linalg.solve(there.grid.affine, here.grid.affine[:, 3])[:3])
+        shifted = there.grid.affine.copy()
+        shifted[:3, 3] += shifted[:3, :3] @ offset
+        apart, steps = (grid.affine - onto.affine)[:3, 3], np.linalg.norm(onto.affine[:3, :3], axis=0)
+        moved = bool(np.linalg.norm(apart) > steps.min() / 2)
+        if not same_box(Grid(here.grid.shape, shifted), here.grid):
+            return None
+    stop = offset + here.grid.shape
+    if (offset < 0).any() or (stop > there.grid.shape).any() or (here.grid.shape != there.grid.shape and not moved):
         return None
-    return there.undo(here.apply(array))
+    placed = np.zeros((len(array), *there.grid.shape), array.dtype)
+    placed[:, *(slice(int(a), int(b)) for a, b in zip(offset, stop, strict=True))] = here.apply(array)
+    return there.undo(placed)
 
 
 def _shape(values: Iterable[int]) -> Shape:

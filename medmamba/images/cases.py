@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmamba.errors import InputError
 from medmamba.images import format_of, list_images, mask_ending, stem_of, written_files
 
-_CHANNEL = re.compile(r"_(\d{4})$")
+_CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -26,35 +29,58 @@ class ImageCase:
         return written_files(folder / self.output_name)
 
 
-def find_cases(source: str | Path | Sequence[Path]) -> list[ImageCase]:
+def find_cases(source: str | Path | Sequence[Path], channel_files: int = 0) -> list[ImageCase]:
     """The cases of a file, a DICOM series, a folder of images (hidden files skipped) or a list of them, sorted by id.
 
-    ``X_0000.nii.gz, X_0001.nii.gz, ...`` are the channels of case X (nnU-Net's naming), ``X.nii.gz`` is case X, and a
-    folder of DICOM slices is the case of its name. Raises InputError when there is none, when a channel is missing, or
-    when two files give one case.
+    Args:
+        channel_files: files that the channels of a case may be spread over, of a model or dataset that has a file per
+            channel (``Plan.channel_files``): ``X_0000.nii.gz, X_0001.nii.gz, ...`` are case X then. Where a number is
+            not that of a channel it belongs to the name, as it always does for 0 and for folders.
+
+    Raises InputError when there is none, when a channel is missing, or when two files give one case.
     """
     paths = _listed(Path(source)) if isinstance(source, str | Path) else list(source)
     if not paths:
         raise InputError("The list of images is empty. Give at least one.")
+    names = dict(zip(paths, case_names(paths), strict=True))
+    numbered = {path: match for path in paths if not path.is_dir() and (match := _CHANNEL.search(names[path]))}
+    beyond = {match[1] for match in numbered.values() if int(match[2]) >= channel_files}
     channels: dict[str, dict[int, Path]] = {}
     for path in paths:
-        stem = path.resolve().name if path.is_dir() else stem_of(path)
-        match = _CHANNEL.search(stem)
-        case_id, index = (stem[: match.start()], int(match.group(1))) if match else (stem, 0)
+        match = numbered.get(path)
+        split = match is not None and match[1] not in beyond
+        case_id, index = (match[1], int(match[2])) if match is not None and split else (names[path], 0)
         files = channels.setdefault(case_id, {})
         if index in files:
-            raise InputError(
-                f"{case_id}: {files[index].name} and {path.name} are the same channel. Remove one of them."
-            )
+            raise InputError(f"{case_id}: {files[index].name} and {path.name} are the same image. Remove one of them.")
         files[index] = path
-    cases = []
+    cases: list[ImageCase] = []
     for case_id, files in sorted(channels.items()):
         if sorted(files) != list(range(len(files))):
             gap = next(index for index in range(len(files) + 1) if index not in files)
             raise InputError(f"{case_id}: channel {gap} is missing ({case_id}_{gap:04d}). Add the file.")
         paths_in_order = tuple(files[index] for index in sorted(files))
         cases.append(ImageCase(case_id, paths_in_order, case_id + mask_ending(files[0])))
+    folder, count = Counter(case.paths[0].parent for case in cases).most_common(1)[0]
+    if count > 1 and any(case.paths[0].parent != folder for case in cases) and isinstance(source, str | Path):
+        raise InputError(f"{folder}: {count} images in one of several folders. Give a folder with one image per case.")
     return cases
+
+
+def case_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each image: of its file, or where several have the same name, of what tells their paths apart.
+
+    ``case_1/imaging.nii.gz, case_2/imaging.nii.gz`` are case_1 and case_2.
+    """
+    folders = [path.resolve() if path.is_dir() else path for path in paths]
+    names = [path.name if path.is_dir() else stem_of(path) for path in folders]
+    if len(set(names)) == len(names) or len({path.parent for path in folders}) == 1:
+        return names
+    parts = [[*path.parent.parts, name] for path, name in zip(folders, names, strict=True)]
+    width = max(map(len, parts))
+    columns = list(zip(*([*part[:-1], *[""] * (width - len(part)), part[-1]] for part in parts), strict=True))
+    telling = [column for column in columns if len(set(column)) > 1]
+    return ["_".join(filter(None, row)) for row in zip(*telling, strict=True)]
 
 
 def part_of(cases: Sequence[ImageCase], part: tuple[int, int]) -> list[ImageCase]:
@@ -71,4 +97,13 @@ def _listed(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise InputError(f"{source}: not found. Give an image, a folder of images or a DICOM folder.")
-    return list_images(source)
+    try:
+        return list_images(source)
+    except InputError:
+        found: list[Path] = []
+        for folder, _, _ in sorted(os.walk(source)):  # a folder for each case
+            with suppress(InputError):
+                found += [path for path in list_images(folder) if path.is_file()]
+        if not found:
+            raise
+        return found

@@ -102,7 +102,7 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
         warnings.append(f"{where}: {copies} file(s) that are copies of another, byte for byte, were skipped.")
     slices = _one_series(different, where)
     affine = _in_order(slices, where)
-    if problem := affine_problem(affine):
+    if problem := affine_problem(affine, any_spacing=options.any_spacing):
         raise InputError(f"{where}: {problem}.")
     shape = (*slices[0].size, len(slices))
     check_size(shape, where, options.max_voxels)

@@ -193,7 +193,7 @@ def write_image(path: Path | str, array: npt.NDArray[Any], like: Like) -> None:
 
 def _write(path: Path | str, stored: npt.NDArray[Any], like: Like, *, mask: bool) -> None:
     module, where = format_of(path).load(), shown(path)
-    options = ReadOptions(prefer=getattr(getattr(like, "header", None), "prefer", None))
+    options = ReadOptions(prefer=getattr(getattr(like, "header", None), "prefer", None), any_spacing=True)
 
     def verify(part: Path) -> None:
         with np.errstate(all="ignore"):

@@ -11,7 +11,7 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -42,6 +42,7 @@ class ReadOptions:
         nonfinite: "zero" sets NaN and infinite voxels to 0 and counts them; otherwise they are an error.
         prefer: which affine of a NIfTI header to take when its two contradict each other; None: that is an error.
         max_voxels: most voxels times channels of one file.
+        any_spacing: accept spacings outside 0.01 to 100 mm too, as of microscopes and of maps.
         match_labels: accept a label map that covers the same voxels of the world as its image with its axes in another
             order or direction; it is brought onto the image's grid without interpolation, with a warning.
     """
@@ -50,6 +51,12 @@ class ReadOptions:
     prefer: Affines | None = None
     max_voxels: int = MOST_VOXELS
     match_labels: bool = False
+    any_spacing: bool = False
+
+    @classmethod
+    def of(cls, reading: object) -> ReadOptions:
+        """The fields of a record that has them all, as the ``reading`` of a plan."""
+        return cls(**{field.name: getattr(reading, field.name) for field in fields(cls)})
 
 
 @dataclass

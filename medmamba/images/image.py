@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.geometry import Grid
+from medmamba.geometry import Grid, reindexed
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,17 @@ class MedicalImage(Volume):
 @dataclass(frozen=True, eq=False)
 class LabelMap(Volume):
     """A whole number per voxel (i, j, k), in the smallest integer type that holds them all."""
+
+    def on_grid_of(self, image: MedicalImage | LabelMap, *, match_labels: bool = False) -> LabelMap | None:
+        """The label map in its place on the grid of an image, where both are of one lattice of voxels.
+
+        None where voxels would have to be invented or lost, or axes have another order or direction, which
+        ``match_labels`` allows.
+        """
+        placed = reindexed(self.array[None], self.grid, image.grid)
+        if placed is None or not (match_labels or self.grid.orientation == image.grid.orientation):
+            return None
+        return LabelMap(placed[0], image.grid, image.header, self.path, self.warnings)
 
     def counts(self) -> dict[int, int]:
         """Voxels per value, for the values that occur; counted once."""

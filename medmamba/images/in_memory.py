@@ -61,7 +61,7 @@ def _from_array(array: npt.ArrayLike, affine: npt.ArrayLike | None, options: Rea
         values = values[..., None]
     channels = values[None] if values.ndim == 3 else values
     check_size(channels.shape[1:] + channels.shape[:1], where, options.max_voxels)
-    if affine is not None and (problem := affine_problem(affine)):
+    if affine is not None and (problem := affine_problem(affine, any_spacing=options.any_spacing)):
         raise InputError(f"{where}: {problem}. Give the affine from voxels to RAS+ mm.")
     grid = Grid(channels.shape[1:], None if affine is None else np.asarray(affine, dtype=np.float64))
     # A copy: voxels that are not finite may be set to zero, and the array is the caller's own.

@@ -100,7 +100,7 @@ def read_grid(header: NiftiHeader, where: str) -> tuple[Grid, bool, list[str]]:
             f"{where}: the header does not say how the image lies in the patient (qform and sform codes are 0): "
             "orientation unknown, left and right included."
         )
-    if problem := affine_problem(affine):
+    if problem := affine_problem(affine, any_spacing=header.any_spacing):
         raise InputError(f"{where}: {problem}. Export the image again, or correct its header.")
     return Grid(header.shape, affine), known, warnings
 

@@ -47,6 +47,7 @@ class NiftiHeader:
     paired: bool
     geometry: bytes  # the header's (348 or 540) with everything but its geometry set to zero
     prefer: Affines | None = None  # the affine that the caller chose, if the header contradicts itself
+    any_spacing: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -125,7 +126,8 @@ def parse_header(head: bytes, where: str, options: ReadOptions) -> NiftiHeader:
         raise InputError(
             f"{where}: its header scales voxels by {slope:g} and {inter:g} (scl_slope, scl_inter). Export it again."
         )
-    return NiftiHeader(dims, dtype, int(offset), slope, inter, paired, _geometry_bytes(fields), options.prefer)
+    geometry = _geometry_bytes(fields)
+    return NiftiHeader(dims, dtype, int(offset), slope, inter, paired, geometry, options.prefer, options.any_spacing)
 
 
 def _geometry_bytes(fields: Fields) -> bytes:

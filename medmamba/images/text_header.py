@@ -40,7 +40,7 @@ class Place:
     flips: Sequence[int] | None = None
     lines: tuple[tuple[str, str], ...] = ()
 
-    def grid(self, shape: Shape, where: str) -> Grid:
+    def grid(self, shape: Shape, where: str, any_spacing: bool) -> Grid:
         """The grid in RAS+; a flat image's third axis is square to the other two, 1 mm thick."""
         if self.steps is None:
             return Grid(shape)
@@ -53,7 +53,7 @@ class Place:
             normal = np.cross(affine[:3, 0], affine[:3, 1])
             affine[:3, 2] = normal / max(float(np.linalg.norm(normal)), 1e-300)
         affine = affine + 0.0  # no negative zeros
-        if problem := affine_problem(affine):
+        if problem := affine_problem(affine, any_spacing=any_spacing):
             raise InputError(f"{where}: {problem}. Export the image again, or correct its header.")
         return Grid(shape, affine)
 
@@ -84,7 +84,7 @@ def read_volume(path: Path, where: str, options: ReadOptions, parse: Callable[[l
         header = parse(header_lines(file, where), where)
         check_size((*header.sizes, header.channels), where, options.max_voxels)
         i, j, k = (*header.sizes, 1)[:3]
-        grid = header.place.grid((i, j, k), where)
+        grid = header.place.grid((i, j, k), where, options.any_spacing)
         expected = prod(header.sizes) * header.channels * header.dtype.itemsize
         if header.data_file is None:
             container = read_block(file, size, expected, where, header.packing)

@@ -32,6 +32,7 @@ class PredictionSettings:
         precision: fp32, bf16 or fp16.
         scan_backend: implementation of the scan that ran; "none" for a network without scans.
         threads: of torch on the CPU.
+        reading: of the plan; see :class:`~medmamba.plans.schema.Reading`.
     """
 
     configuration: Sequence[str]
@@ -44,6 +45,7 @@ class PredictionSettings:
     precision: str
     scan_backend: str
     threads: int
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

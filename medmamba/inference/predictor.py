@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
 from medmamba.geometry.trail import SpatialTrail
-from medmamba.images import MedicalImage, label_counts, read_channels
+from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channels
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
@@ -107,6 +107,11 @@ class Predictor:
         return self.model.ensembles[0].plan
 
     @property
+    def reading(self) -> ReadOptions:
+        """How images are read: as those of the training were."""
+        return ReadOptions.of(self.plan.reading)
+
+    @property
     def heads(self) -> OutputChannels:
         """What the channels of its logits mean."""
         return self.model.ensembles[0].heads
@@ -175,7 +180,7 @@ class Predictor:
             seconds[stage] = time.perf_counter() - started - sum(seconds.values())
 
         many = isinstance(image, list) or (isinstance(image, tuple) and all(isinstance(p, str | Path) for p in image))
-        image = read_channels(image) if many else as_image(image)
+        image = read_channels(image, self.reading) if many else as_image(image, self.reading)
         name = image.path.name if image.path is not None else "image"
         findings = self._check(name, image)
         end_of("read")

@@ -196,6 +196,7 @@ class TrainedModel:
             precision=self.execution.precision,
             scan_backend=", ".join(name for name in backends if name != "none") or "none",
             threads=torch.get_num_threads(),
+            reading={**plan.reading.model_dump(), "channel_files": plan.channel_files},
         )
         return Provenance(
             medmamba=__version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from medmamba.geometry import MOST_VOXELS
 from medmamba.options import option
 from medmamba.plans.options import RULES, PlanOptions
 
@@ -41,8 +42,14 @@ class PlanRequest(PlanOptions):
     match_labels: bool = option(
         False, "Reorient label maps that are stored with other axes than their images.", panel=DATA
     )
-    max_voxels: int | None = option(
-        None, "Largest number of voxels times channels of a file, and of a case on the plan's grid.", panel=DATA, ge=1
+    any_spacing: bool = option(
+        False, "Accept spacings outside 0.01 to 100 mm, if all cases have similar ones.", panel=DATA
+    )
+    max_voxels: int = option(
+        MOST_VOXELS,
+        "Largest number of voxels times channels of a file, and of a case on the plan's grid.",
+        panel=DATA,
+        ge=1,
     )
     workers: int | None = option(
         None, "Cases processed in parallel. Default: one per core, at most 8.", panel=MACHINE, ge=1

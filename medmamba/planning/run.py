@@ -16,7 +16,6 @@ from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError
-from medmamba.geometry import MOST_VOXELS
 from medmamba.images import ReadOptions
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
@@ -29,7 +28,7 @@ from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_fol
 from medmamba.plans.manual_configurations import manual_configurations
 from medmamba.plans.mirroring import side_pairs, side_problems
 from medmamba.plans.planner import DatasetFacts, make_plan
-from medmamba.plans.schema import Decision, Plan
+from medmamba.plans.schema import Decision, Plan, Reading
 from medmamba.plans.spacing import refuse_oversize
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.dataset import preprocess_dataset
@@ -101,7 +100,7 @@ class _Measured:
     fingerprint: Fingerprint
     folds: list[Fold]
     warnings: list[str]
-    reading: ReadOptions
+    reading: Reading
     options: PlanRequest
     on_item: OnItem
     pictures: dict[str, Thumbnail] = field(default_factory=dict)
@@ -116,6 +115,7 @@ class _Measured:
             region_order=[name_of[value] for value in spec.region_order] or None,
             ignore_label=spec.ignore,
             dataset_hash=sha256("\n".join(hashes).encode()).hexdigest(),
+            reading=self.reading,
         )
         options = self.options.for_network(network)
         made = make_plan(self.fingerprint, options, facts, previous=previous, network_decision=decision)
@@ -173,7 +173,7 @@ class _Measured:
                 workers=_workers(self.options),
                 visit=picture,
                 on_case=lambda done, total: self.on_item("preprocess", done, total),
-                options=self.reading,
+                options=ReadOptions.of(self.reading),
             )
             folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
 
@@ -185,14 +185,13 @@ def _workers(options: PlanRequest) -> int:
 def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Measured:
     spec = read_dataset(dataset, strict=False)
     patients = patients_of(spec, options.group_by)
-    reading = ReadOptions(
-        nonfinite=options.nonfinite,
-        prefer=options.prefer,
-        max_voxels=options.max_voxels or MOST_VOXELS,
-        match_labels=options.match_labels,
-    )
+    chosen = {name: getattr(options, name) for name in Reading.model_fields if name in PlanRequest.model_fields}
+    reading = Reading(**chosen, channel_files=spec.channel_files)
     report, fingerprint = measure_dataset(
-        spec, reading, workers=_workers(options), on_case=lambda done, total: on_item("measure", done, total)
+        spec,
+        ReadOptions.of(reading),
+        workers=_workers(options),
+        on_case=lambda done, total: on_item("measure", done, total),
     )
     warnings = [*report.warnings, *side_problems(side_pairs(fingerprint))]
     folds = folds_for(spec, fingerprint, patients, options.splits, warnings.append)

@@ -212,7 +212,7 @@ def make_app(
 def _answer(predictor: Predictor, path: Path, wanted: str, limits: ServiceLimits) -> tuple[bytes, str]:
     """Predict the file at ``path`` and pack what was asked for; runs in the thread of the device."""
     try:
-        image, ending = _read(path, limits)
+        image, ending = _read(predictor, path, limits)
         result = predictor.predict(image)
         mask = path.parent / f"mask{ending}"
         result.save(mask)
@@ -234,25 +234,26 @@ def _answer(predictor: Predictor, path: Path, wanted: str, limits: ServiceLimits
     return packed.getvalue(), "application/zip"
 
 
-def _read(path: Path, limits: ServiceLimits) -> tuple[Any, str]:
+def _read(predictor: Predictor, path: Path, limits: ServiceLimits) -> tuple[Any, str]:
     from medmamba.dicom.study import one_series, series_below
     from medmamba.images import mask_ending, read_channels, read_image
     from medmamba.images.archive import unpack
     from medmamba.images.cases import find_cases
 
     if path.suffix != ".zip":
-        return read_image(path, where="image"), mask_ending(path)
+        return read_image(path, predictor.reading, where="image"), mask_ending(path)
     folder = path.parent / "unpacked"
     folder.mkdir()
     unpack(path, folder, largest_bytes=limits.unpacked_bytes, where="the zip")
     if series_below(folder):
         with one_series(folder, where="the zip") as series:
-            return read_image(series, where="the series"), ".nii.gz"
+            return read_image(series, predictor.reading, where="the series"), ".nii.gz"
     inside = [entry for entry in folder.iterdir() if entry.is_dir()]
-    cases = find_cases(inside[0] if len(inside) == 1 and len(list(folder.iterdir())) == 1 else folder)
+    alone = len(inside) == 1 and len(list(folder.iterdir())) == 1
+    cases = find_cases(inside[0] if alone else folder, predictor.plan.channel_files)
     if len(cases) != 1:
         raise InputError(f"the zip holds {len(cases)} cases. Send one at a time.")
-    return read_channels(cases[0].paths), cases[0].output_name[len(cases[0].case_id) :]
+    return read_channels(cases[0].paths, predictor.reading), cases[0].output_name[len(cases[0].case_id) :]
 
 
 async def _receive(request: Request, path: Path, most: int) -> None:

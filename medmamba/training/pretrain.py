@@ -166,17 +166,17 @@ def _further_cases(
     folder: RunFolder, plan: Plan, chosen: Configuration, images: Path, on_event: Callable[[str], None]
 ) -> list[CaseReader]:
     """Unlabelled images on the plan's grid; stored in the run, so that a second pretraining finds them ready."""
-    from medmamba.images import read_channels
+    from medmamba.images import ReadOptions, read_channels
     from medmamba.images.cases import find_cases
     from medmamba.preprocessing.case import preprocess_case
 
     stored = folder.path / "unlabelled" / chosen.name
     ready = stored_cases(stored) if stored.is_dir() else {}
     readers, bad = [], []
-    for case in find_cases(images):
+    for case in find_cases(images, plan.channel_files):
         if case.case_id not in ready:
             try:
-                image = read_channels(case.paths)
+                image = read_channels(case.paths, ReadOptions.of(plan.reading))
                 if len(image.array) != len(plan.channel_names):
                     raise InputError(
                         f"{case.case_id}: {len(image.array)} channel(s), the plan has {len(plan.channel_names)}."

@@ -344,3 +344,38 @@ def test_a_label_that_was_said_not_to_be_annotated_must_not_occur(dataset):
     message = problems_of(check_dataset, changed(folder, training=[pair]))
     assert "label 'tumour' in" in message
     assert "not among the labels annotated in this case" in message
+
+
+def test_a_label_map_that_was_cropped_to_its_segment_is_put_in_its_place(dataset, save):
+    folder = dataset(2)
+    affine = load_case(read_dataset(folder), read_dataset(folder).cases[0]).image.grid.affine
+    whole = np.zeros((6, 7, 5), np.uint8)
+    whole[2:4, 3:6, 1:4] = 1
+    part = affine.copy()
+    part[:3, 3] += affine[:3, :3] @ (2, 3, 1)
+    save("data/labelsTr/case_000.nii.gz", whole[2:4, 3:6, 1:4], part)
+    save("data/labelsTr/case_001.nii.gz", whole)
+    spec = read_dataset(folder)
+    placed, same = (load_case(spec, case) for case in spec.cases)
+    assert np.array_equal(placed.labels.array, same.labels.array)
+    assert placed.labels.grid == placed.image.grid
+    assert "the label map was put in its place" in placed.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("piece", "step"),
+    [
+        ((slice(0, 6), slice(0, 7), slice(0, 4)), (0, 0, 0)),  # an incomplete copy
+        ((slice(0, 6), slice(0, 7), slice(0, 5)), (1, 0, 0)),  # the same shape, beside the image
+        ((slice(1, 4), slice(1, 4), slice(1, 4)), (1.3, 1, 1)),  # between the voxels
+        ((slice(1, 4), slice(1, 4), slice(1, 4)), (4, 1, 1)),  # sticks out
+    ],
+)
+def test_a_label_map_of_another_box_is_refused(dataset, save, piece, step):
+    folder = dataset(1)
+    affine = load_case(read_dataset(folder), read_dataset(folder).cases[0]).image.grid.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ step
+    save("data/labelsTr/case_000.nii.gz", np.ones((6, 7, 5), np.uint8)[piece], affine)
+    spec = read_dataset(folder)
+    with pytest.raises(InputError, match="image and label map differ in"):
+        load_case(spec, spec.cases[0])

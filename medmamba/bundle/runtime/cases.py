@@ -6,24 +6,31 @@ import re
 from pathlib import Path
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-_CHANNEL = re.compile(r"_(\d{4})$")
+_CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 
 
-def image_list(folder: str, labels: str | None = None) -> list[dict[str, str | list[str]]]:
+def image_list(folder: str, channel_files: int = 0, labels: str | None = None) -> list[dict[str, str | list[str]]]:
     """One entry ``{"image": …}`` per case: a file, or its files ``X_0000``, ``X_0001``, … in the order of channels.
 
-    With a folder of ``labels`` every entry also has the ``"label"`` of the same name, and a case without is left out.
+    Only numbers below ``channel_files`` are those of channels; all others belong to the name of the case. With a folder
+    of ``labels`` every entry also has the ``"label"`` of the same name, and a case without is left out.
     """
-    cases: dict[str, list[str]] = {}
+    stems: dict[str, str] = {}
     for path in sorted(Path(folder).glob("[!.]*")):
         ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
         if ending is None:
             continue
-        stem = path.name[: -len(ending)]
-        match = _CHANNEL.search(stem)
-        cases.setdefault(stem[: match.start()] if match else stem, []).append(str(path))
+        stems[str(path)] = path.name[: -len(ending)]
+    numbered = {name: match for name, stem in stems.items() if (match := _CHANNEL.search(stem))}
+    beyond = {match[1] for match in numbered.values() if int(match[2]) >= channel_files}
+    cases: dict[str, list[str]] = {}
+    for name, stem in stems.items():
+        match = numbered.get(name)
+        cases.setdefault(match[1] if match and match[1] not in beyond else stem, []).append(name)
     if not cases:
         raise FileNotFoundError(f"{folder}: no image here (endings: {', '.join(ENDINGS)}). Give --dataset_dir FOLDER.")
+    if doubled := [stem for stem, files in cases.items() if len(files) > max(1, channel_files)]:
+        raise ValueError(f"{folder}: {len(cases[doubled[0]])} files are the case {doubled[0]}. Keep one of them.")
     found: list[dict[str, str | list[str]]] = []
     for stem, files in sorted(cases.items()):
         entry: dict[str, str | list[str]] = {"image": files[0] if len(files) == 1 else files}

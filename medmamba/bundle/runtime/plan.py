@@ -32,7 +32,10 @@ class BundleConfiguration:
 
 @dataclass(frozen=True)
 class BundlePlan:
-    """Channels, labels (name to value), axis order, intensity normalisation, and what the outputs mean."""
+    """Channels, labels (name to value), axis order, intensity normalisation, and what the outputs mean.
+
+    ``nonfinite`` is "zero" where voxels that are no numbers are set to 0.
+    """
 
     channel_names: list[str]
     labels: dict[str, int]
@@ -42,6 +45,7 @@ class BundlePlan:
     region_order: list[str] | None = None
     ignore_label: int | None = None
     left_right_pairs: list[list[str]] = field(default_factory=list)
+    nonfinite: str = "error"
 
 
 def read_numbers(numbers: Mapping[str, Any]) -> tuple[BundlePlan, BundleConfiguration]:

@@ -69,7 +69,9 @@ class ToPlanGridd(MapTransform):
                 f"{name}: has {array.shape[0]} channel(s), the model was trained "
                 f"with {len(channels)} ({', '.join(channels)}). Give all channels in this order."
             )
-        if not np.isfinite(array).all():
+        if self.plan.nonfinite == "zero":
+            array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+        elif not np.isfinite(array).all():
             raise ValueError(f"{name}: holds values that are not finite numbers. Clean the image first.")
         affine = None if self.configuration.spacing_mm is None else np.asarray(image.affine, dtype=np.float64)
         return array, Grid(array.shape[1:], affine)

@@ -171,7 +171,7 @@ class Job:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
         started = time.perf_counter()
         try:
-            image = read_channels(case.paths)  # first: its errors name best what is wrong with a file
+            image = read_channels(case.paths, predictor.reading)  # first: its errors name a fault best
             inputs = [input_sha256(path) for path in case.paths]
             result = self._predict(predictor, image, lambda line: on_message(self.shown.hide(line, case)))
             result.save(self.target / case.output_name)

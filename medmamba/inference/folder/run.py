@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +99,7 @@ def predict(
 
 def predict_folder(
     engine: Predictor | Workers,
-    images: str | Path | Iterable[Path],
+    images: str | Path | Sequence[Path | ImageCase],
     output: str | Path,
     options: PredictOptions | None = None,
     *,
@@ -118,7 +118,10 @@ def predict_folder(
     """
     options = options or PredictOptions()
     target, dicom = Path(output), options.dicom_kinds
-    everything = find_cases(images if isinstance(images, str | Path) else list(images))
+    model = engine.provenance()
+    given = images if isinstance(images, str | Path) else [one for one in images if isinstance(one, Path)]
+    everything = [] if isinstance(images, str | Path) else [one for one in images if isinstance(one, ImageCase)]
+    everything = everything or find_cases(given, model.settings.reading["channel_files"])
     if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     if dicom and (wrong := next((case for case in everything if not case.paths[0].is_dir()), None)):
@@ -136,7 +139,7 @@ def predict_folder(
             with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
                 shown = Pseudonyms.of_folder(target)
                 shown.write_key(target, [case.case_id for case in everything])
-        job = Job(target, options, engine.provenance(), shown)
+        job = Job(target, options, model, shown)
         on_message(f"Predicting with {job.model.sentence()}.")
         for line in job.model.warnings:
             on_message(f"Warning: {line}.")
@@ -241,7 +244,7 @@ def reproduce(
         if predictor.provenance()[key] != record["model"][key]:
             raise ConfigError(f"{model}: its {part} of {report}. Give the model that made the report.")
     wanted = list(record["cases"]) if cases is None else list(cases)
-    inputs = {case.case_id: case for case in find_cases(images)}
+    inputs = {case.case_id: case for case in find_cases(images, predictor.plan.channel_files)}
     for case_id in wanted:
         if case_id not in record["cases"] or case_id not in inputs:
             where = report if case_id not in record["cases"] else images
@@ -249,8 +252,7 @@ def reproduce(
         if [input_sha256(path) for path in inputs[case_id].paths] != record["cases"][case_id]["input_sha256"]:
             raise InputError(f"{case_id}: the image is not the one of the report (SHA-256). Give the same file.")
     with tempfile.TemporaryDirectory(prefix="medmamba-") as folder:
-        paths = [path for case_id in wanted for path in inputs[case_id].paths]
-        done = predict_folder(predictor, paths, folder, on_item=on_item).done
+        done = predict_folder(predictor, [inputs[case_id] for case_id in wanted], folder, on_item=on_item).done
     masks = {case_id: again.mask_sha256 for case_id, again in done.items()}
     same = [case_id for case_id in wanted if masks.get(case_id) == record["cases"][case_id]["mask_sha256"]]
     return Reproduction(tuple(same), tuple(case_id for case_id in wanted if case_id not in same))
