@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,13 +10,9 @@ import typer
 from medmamba.cli import convert, prediction, training
 from medmamba.cli.console import print_json, report_error
 from medmamba.cli.from_record import JSON, from_records
-from medmamba.errors import MedmambaError
+from medmamba.cli.terminal import INTERRUPTED, end_on_signals, outlive_output
+from medmamba.errors import MedmambaError, Terminated
 from medmamba.version import __version__
-
-INTERRUPTED = 130
-TERMINATED = 143
-RESUMABLE = ("train", "pretrain", "predict")
-"""Commands that can be resumed where they were interrupted."""
 
 app = typer.Typer(
     help="Medical image segmentation that configures itself, on Mamba networks.",
@@ -51,12 +45,6 @@ for conversion in (convert.dataset, convert.plans, convert.weights):
 app.add_typer(converting, name="convert")
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM unwinds like an interrupt, so that training saves a checkpoint; a second one ends at once."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise SystemExit(TERMINATED)
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"medmamba {__version__}")
@@ -81,20 +69,25 @@ def _end(message: str, code: int, arguments: list[str]) -> NoReturn:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Entry point of the console script; exits with 0, 1 (some cases failed), 2, 4, 130 or 143."""
+    """Entry point of the console script; exits with 0, 1 (some cases failed), 2, 4, 129, 130 or 143."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _terminate)
+    outlive_output()
+    end_on_signals()
     try:
         app(args=arguments, standalone_mode=True)
     except MedmambaError as error:
         if "--debug" in arguments:
             raise
         _end(str(error), error.exit_code, arguments)
-    except SystemExit as ended:  # Typer makes this of Ctrl-C too
-        if not isinstance(ended.code, int) or ended.code not in (INTERRUPTED, TERMINATED):
+    except Terminated as ended:
+        _end(f"Interrupted. {ended.advice}", int(ended.code or 0), arguments)
+    except SystemExit as ended:  # Typer makes this of Ctrl-C
+        if ended.code != INTERRUPTED:
             raise
-        resumable = [name for name in RESUMABLE if name in arguments]
-        further = f"; `medmamba {resumable[0]}` resumes with --resume" if resumable else ""
-        _end(f"Interrupted. What was written is complete{further}.", ended.code, arguments)
+        _end(f"Interrupted. {Terminated.advice}", INTERRUPTED, arguments)
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        _end(f"{error}. Look at the limits and disks of this machine, then try again.", 4, arguments)
     except MemoryError:
         _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.cli.console import Answer, console, report_warnings, stages
+from medmamba.cli.terminal import resumable
 from medmamba.command_options import DicomSegOptions, ReproduceOptions
 from medmamba.errors import PartialError
 from medmamba.evaluation.options import EvaluateOptions
@@ -36,7 +37,15 @@ def predict(
     from medmamba.inference.folder.run import predict
     from medmamba.training.distributed import wait_for_all
 
-    with stages() as on_item:
+    finished = 0
+
+    with stages() as show, resumable("predict", lambda: finished > 0):
+
+        def on_item(stage: str, done: int, total: int) -> None:
+            nonlocal finished
+            finished = done
+            show(stage, done, total)
+
         report = predict(model, images, output, options, on_item=on_item, on_message=console.print)
     wait_for_all()  # under torchrun a process that ends with an error would take the others with it
     kept = f", {len(report.resumed)} of them kept from before" if report.resumed else ""

@@ -9,6 +9,7 @@ import typer
 
 from medmamba.cli.console import Answer, clock, console, is_first_process, report_warnings, stages, training_progress
 from medmamba.cli.prediction import dice_table
+from medmamba.cli.terminal import resumable
 from medmamba.command_options import DemoOptions, ExplainOptions, InfoOptions
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.planning.options import PlanRequest
@@ -92,10 +93,17 @@ def pretrain(
     config: Annotated[TrainConfig, PRETRAINING_FIELDS],
 ) -> Answer:
     """Pretrain on unlabelled images by reconstructing masked slices; `train --init` starts from the result."""
-    _check_plan(run)
+    from medmamba.models.run_folder import RunFolder
+
+    plan = RunFolder(run).read_plan()  # a missing run is reported before torch is imported
     from medmamba.training.pretrain import pretrain
 
-    with training_progress() as on_step:
+    with (
+        training_progress() as on_step,
+        resumable(
+            "pretrain", lambda: _saved(run / "pretrained" / (options.configuration or plan.default_configuration))
+        ),
+    ):
         result = pretrain(run, config=config, on_step=on_step, on_event=_warn, on_start=console.print, **dict(options))
     console.print(f"{result.steps} steps in {clock(result.seconds)}, last loss {result.final_loss:.4f}")
     console.print(f"Next: medmamba train {run} --init {result.folder}")
@@ -104,11 +112,15 @@ def pretrain(
 
 def train(run: PlannedRun, options: TrainOptions, config: TrainConfig) -> Answer:
     """Train folds; writes checkpoints and metrics to RUN/models, curves and figures to RUN/report."""
-    _check_plan(run)
+    from medmamba.models.run_folder import RunFolder
+
+    plan = RunFolder(run).read_plan()  # a missing run is reported before torch is imported
+    name = options.configuration or plan.default_configuration
+    folds = [RunFolder(run).fold(name, fold) for fold in options.folds]
     from medmamba.training.folds import train_folds
     from medmamba.training.report import closing_lines
 
-    with training_progress() as on_step:
+    with training_progress() as on_step, resumable("train", lambda: any(map(_saved, folds))):
         results = train_folds(run, options, config, on_step=on_step, on_event=_warn, on_start=console.print)
     if is_first_process():
         for fold, result in results.items():
@@ -122,11 +134,9 @@ def train(run: PlannedRun, options: TrainOptions, config: TrainConfig) -> Answer
     return {"run": run, "folds": results}
 
 
-def _check_plan(run: Path) -> None:
-    """Reports a missing or broken run before torch is imported."""
-    from medmamba.models.run_folder import RunFolder
-
-    RunFolder(run).read_plan()
+def _saved(fold: Path) -> bool:
+    """Whether a fold can be resumed."""
+    return (fold / "checkpoints" / "last" / "state.json").is_file()
 
 
 def _warn(line: str) -> None:

@@ -49,6 +49,16 @@ class ResourceError(MedmambaError):
     exit_code = 4
 
 
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP (exit code 128 and its number): it unwinds the command as Ctrl-C does.
+
+    Attributes:
+        advice: what is on disk and how to continue, as far as the command says it.
+    """
+
+    advice = "What was written is complete."
+
+
 def need_packages(purpose: str, modules: Sequence[str], extra: str) -> None:
     """Raises ConfigError with the install line when modules of an optional extra of medmamba are missing."""
     from importlib.util import find_spec

@@ -15,15 +15,13 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from medmamba.errors import ConfigError, unknown_name
+from medmamba.errors import ConfigError, Terminated, unknown_name
 
 GROUP = "medmamba.networks"
 MODULES: tuple[str, ...] = ()
 """In a bundle, the copied modules of its networks; `medmamba export` writes their names here."""
 LONGEST_REASON = 300
 """Characters of another package's error in a message."""
-TERMINATED = 143
-"""Code of the SystemExit that SIGTERM raises in a command."""
 
 T = TypeVar("T")
 
@@ -56,7 +54,7 @@ def load_network_plugins() -> Mapping[str, str]:
         try:
             entry.load()
         except BaseException as error:  # whatever another package raises while it is imported, sys.exit() too
-            if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == TERMINATED):
+            if isinstance(error, KeyboardInterrupt | Terminated):
                 raise
             broken[entry.name] = _failure(entry, error)
     return broken

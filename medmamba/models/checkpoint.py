@@ -106,7 +106,7 @@ def load_checkpoint(
             if "cuda_random_state" in state and torch.cuda.is_available():
                 torch.cuda.set_rng_state(_bytes(state["cuda_random_state"]))
         return state
-    raise ConfigError(" ".join(reasons))
+    raise ConfigError(" ".join(reasons) if has_checkpoint(folder) else reasons[0])
 
 
 def read_state(folder: Path) -> dict[str, Any]:

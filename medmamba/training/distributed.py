@@ -137,5 +137,5 @@ def lost_rank(error: BaseException) -> ResourceError | None:
         return None
     return ResourceError(
         f"Rank {rank()}: another of the {size()} training processes is gone ({text.splitlines()[0][:120]}). Look for "
-        f"its own message (out of memory?), then start torchrun again with --resume."
+        f"its own message (out of memory?), then start torchrun again."
     )

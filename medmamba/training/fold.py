@@ -17,7 +17,7 @@ from medmamba.compute.device import choose_device
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, unknown_name
-from medmamba.models.checkpoint import refuse_trained
+from medmamba.models.checkpoint import has_checkpoint, refuse_trained
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder, read_plan
 from medmamba.models.trained_folds import ModelFacts, read_model_facts
@@ -195,10 +195,10 @@ def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple
 def stored_config(fold: Path) -> TrainConfig:
     """The recipe that the fold in this folder was last trained with; raises ConfigError when there is none."""
     path = fold / "train.json"
+    if not has_checkpoint(fold / "checkpoints"):
+        raise ConfigError(f"{fold}: nothing to resume here. Train without --resume first.")
     try:
         return TrainConfig.model_validate_json(path.read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path.parent}: nothing to resume here. Train without --resume first.") from error
     except (OSError, ValidationError) as error:
         raise ConfigError(f"{path}: cannot be read as a recipe. Begin again with --restart.") from error
 

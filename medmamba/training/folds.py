@@ -140,7 +140,7 @@ def _side_by_side(
                 pool.shutdown(cancel_futures=True)
     if failed:
         reasons = "; ".join(f"fold {fold}: {reason}" for fold, reason in failed.items())
-        raise PartialError(f"{len(results)} folds trained, {len(failed)} failed: {reasons} Continue with --resume.")
+        raise PartialError(f"{len(results)} folds trained, {len(failed)} failed: {reasons}.")
     return {job.fold: results[job.fold] for job in jobs}
 
 

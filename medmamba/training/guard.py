@@ -47,7 +47,7 @@ class FiniteGuard:
             raise MedmambaError(
                 f"Training stopped at step {batch.step}: loss or gradient was not finite in {self.in_a_row} steps in a "
                 f"row although the rate was lowered; {_blame(batch)}The last batch (cases {cases}) is in {path}. Check "
-                f"these images, then --resume, or train with --precision fp32 or a lower --learning-rate."
+                f"these images, or train with --precision fp32 or a lower --learning-rate."
             )
         if self.in_a_row == LOWER_AFTER:
             self.rate_factor *= LOWERED

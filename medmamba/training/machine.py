@@ -106,7 +106,7 @@ class SecondInterrupt(KeyboardInterrupt):
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Ctrl-C and SIGTERM that arrive within reach their handlers at its end, on all ranks at the same time.
+    """Ctrl-C, SIGTERM and SIGHUP that arrive within reach their handlers at its end, on all ranks at the same time.
 
     A run that is saved in the middle of a step cannot be resumed bit-exactly.
     A second Ctrl-C does not wait (SecondInterrupt). Signals that nobody handles are left alone, and so are threads,
@@ -125,7 +125,7 @@ def deferred_interrupts() -> Iterator[None]:
             handlers[waiting[0]](waiting[0], None)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             handler = signal.getsignal(number)
             if callable(handler):
                 handlers[number] = handler

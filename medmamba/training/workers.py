@@ -92,7 +92,7 @@ class SupervisedWorkers:
             what = "the second for this batch" if self._failed_step == self._step else f"number {self.faults}"
             raise ResourceError(
                 f"{fault} This fault of the data workers was {what}. Look at that case and its disk, give the run more "
-                f"memory, use fewer --workers or none (--workers 0); then --resume."
+                f"memory, use fewer --workers or none (--workers 0)."
             )
         self._failed_step = self._step
         self.on_fault(f"{fault} Batch {self._step} is made again by a new worker.")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is on disk afterwards goes on as if nothing had happened."""
+"""Ctrl-C, SIGTERM and SIGHUP: what is on disk afterwards goes on as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _signal_in_the_optimiser(number, at_step, times=1):
     return register_optimizer_step_post_hook(raise_signal)
 
 
-@pytest.mark.parametrize("handled", [signal.SIGINT, signal.SIGTERM], indirect=True)
+@pytest.mark.parametrize("handled", [signal.SIGINT, signal.SIGHUP], indirect=True)
 def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(clinic_run, tmp_path, handled):
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)

@@ -1,0 +1,89 @@
+"""The terminal of a command: it may be closed, interrupt the command, or stop taking its output."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from medmamba.errors import InputError, MedmambaError, Terminated
+
+INTERRUPTED = 130
+
+
+def end_on_signals() -> None:
+    """SIGTERM and SIGHUP unwind like Ctrl-C, so that training saves a checkpoint; a second one ends at once.
+
+    One that is ignored at the start, as SIGHUP is under nohup, stays ignored.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise Terminated(128 + number)
+
+
+@contextmanager
+def resumable(command: str, saved: Callable[[], bool]) -> Iterator[None]:
+    """Says how to continue a command that is interrupted or fails, by what is saved at that moment.
+
+    Refused choices and data (InputError) are left as they are.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as ended:
+        after = Terminated(ended.code if isinstance(ended, Terminated) else INTERRUPTED)
+        resumes = f"What was written is complete; `medmamba {command}` resumes with --resume."
+        after.advice = resumes if saved() else "Nothing to resume was written yet; give the same command again."
+        raise after from ended
+    except MedmambaError as error:
+        if not isinstance(error, InputError):
+            advice = "Then continue with --resume." if saved() else "Nothing to resume was written yet."
+            error.args = (f"{error} {advice}",)
+        raise
+
+
+def outlive_output() -> None:
+    """Output that is closed or cannot be written is lost; what the command does is not.
+
+    A number that the parent closed is opened to nowhere, because the next file to be written would get it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
+        elif number and stream is getattr(sys, f"__{name}__"):
+            file = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            text = io.TextIOWrapper(file, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+            setattr(sys, name, text)
+
+
+class _Output(io.FileIO):
+    """A standard stream; what cannot be written is left out, and that is said once unless the reader went away."""
+
+    lost = False
+
+    def write(self, data: Any) -> int:
+        """All of ``data``, or none of it."""
+        try:
+            while (written := super().write(data)) is None:  # a pipe that does not wait
+                select.select([], [self], [])
+        except OSError as error:
+            written = len(data)
+            if not self.lost and error.errno != errno.EPIPE and self.fileno() == 1:
+                self.lost = True
+                print(f"Warning: output cannot be written ({error.strerror}); the work continues.", file=sys.stderr)
+        return written
