@@ -7,7 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medmamba.networks.published.weights import our_name
+from medmamba.networks.published.weights import RULES, our_name
+
+# Of the originals that are rebuilt here alone, because no weights of theirs are published for a use of ours.
+RULES |= {
+    "lamamba": (
+        (r"^(.*\.)?(attn\.relative_position_index|attn_mask)$", ""),  # computed from the sizes
+        *RULES["hrvmamba"],
+    ),
+    "mamba2": ((r"(^|\.)(dt_bias|A_log|D)$", r"\1scan.\2"),),
+}
 
 
 @dataclass

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from medmamba.networks.published.mamba2 import Mamba2
 from medmamba.networks.routes import routes
+
+from .published_mamba2 import Mamba2
 
 
 def test_mamba2_in_blocks_equals_its_scan() -> None:

@@ -31,7 +31,7 @@ _SS2D: tuple[Rule, ...] = (
 )
 _U_SHAPE: tuple[Rule, ...] = ((r"^vmunet\.", ""),)  # the wrapper of VM-UNet and MHS-VM
 
-# (pattern, replacement) per family, applied in order to every original name; an empty name is one not needed here.
+# (pattern, replacement) per family, applied in order to every original name.
 RULES: dict[str, tuple[Rule, ...]] = {
     "vm_unet": (*_U_SHAPE, *_SS2D),
     "mhs_vm": (
@@ -60,12 +60,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (r"^head\.pre_logits\.norm\.", "head.norm."),
         (r"^head\.fc\.", "head.fc2."),
     ),
-    "lamamba": (
-        (r"^(.*\.)?(attn\.relative_position_index|attn_mask)$", ""),  # computed from the sizes
-        *_SS2D,
-    ),
     "hrvmamba": _SS2D,
-    "mamba2": ((r"(^|\.)(dt_bias|A_log|D)$", r"\1scan.\2"),),
 }
 
 _WRAPPERS = ("state_dict", "model", "model_ema", "net")  # entries under which checkpoints keep their weights
@@ -214,8 +209,7 @@ def load_published(module: nn.Module, state: Mapping[str, Tensor], family: str) 
     for name, tensor in state.items():
         key = our_name(name, rules)
         if key not in own:
-            if key:
-                left_over.append(f"{name} (not in this network)")
+            left_over.append(f"{name} (not in this network)")
         elif own[key].shape == tensor.shape:
             new[key] = tensor
         elif own[key].numel() == tensor.numel() and own[key].squeeze().shape == tensor.squeeze().shape:

@@ -15,11 +15,11 @@ from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import SIZES as HRV
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
-from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mambaout import SIZES as MAMBAOUT
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.vim import WIDTHS, PublishedVim
 from medmamba.networks.published.vm_unet import DEPTHS, PublishedVMUNet
+from tests.parity.published_lamamba import PublishedLaMamba
 
 
 def vm_unet(depths: str) -> nn.Module:
