@@ -15,7 +15,7 @@ from pathlib import Path
 
 # Kept equal to `extra-compile-args` in pyproject.toml by tests/kernels/test_build.py.
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-pthread")
-SOURCES = ("cpu_avx2.cpp", "cpu_avx512.cpp", "cpu_base.cpp", "library.cpp", "pool.cpp")
+SOURCES = ("cpu_avx2.cpp", "cpu_avx512.cpp", "cpu_base.cpp", "library.cpp")
 LIBRARY_NAME = "_cpu.so"
 HERE = Path(__file__).resolve().parent
 

@@ -67,7 +67,7 @@ def in_forked_process() -> bool:
 
 
 def _share_openmp(library: ctypes.CDLL) -> None:
-    """Let the kernels run on the OpenMP threads that torch has loaded, see csrc/pool.cpp; not in a forked process."""
+    """Let the kernels run on the OpenMP threads of torch, see csrc/library.cpp; not in a forked process."""
     if in_forked_process():
         return
     try:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medmamba.networks.blocks.maps import channels_first, channels_last, depthwise
-from medmamba.networks.planned.bounds import WidthRatio
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import Rate, WidthRatio, unet_family
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.plans.cost.blocks import register_family
 from medmamba.plans.families import FAMILIES

@@ -1,9 +1,7 @@
 """The deformable convolution in Triton: DCNv4's rule (`api.py`) in two and three dimensions, without atomics.
 
-A program owns a block of output positions and a block of one group's channels; it walks over the taps and reads whole
-rows of channels at the corners. The gradient of the image, a scatter, is turned into a gather: every tap's entry gets
-the number of the cell between voxels into which it falls (`tap_cells`), a stable sort lists the entries of each cell,
-and a voxel adds up those of the 2^dimensions cells around it (`deform_image_gradient`): the same bits every time.
+A program owns a block of output positions and a block of one group's channels, and walks over the taps. The gradient of
+the image is a gather from the entries (taps of positions) of the cells around a voxel, as kernels/README.md derives.
 Axes are z, y, x. In two dimensions the z axis has one voxel, one tap and no offset.
 """
 

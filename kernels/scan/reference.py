@@ -1,13 +1,9 @@
 """The selective scan in torch operations: the plain loop that every backend is compared with, and the scan in chunks.
 
-The loop works in the dtype of its inputs (float64 for golden tests and gradcheck) and is short enough to be checked by
-eye against equations 2a, 2b and 4 of Gu and Dao 2023, arXiv:2312.00752 (`routed_scan` shows them).
-
-The chunks are for machines without the compiled kernels, and for float64 on any device. Inside a chunk the recurrence
-h_l = a_l h_{l-1} + b_l is solved for all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s
-positions together. Only products of decays are formed, never quotients or differences of logarithms, so decay that
-underflows gives zero and not NaN. Chunks follow each other, and in the backward pass each is computed again from its
-first state, which bounds the memory.
+The loop is equations 2a, 2b and 4 of Gu and Dao 2023, arXiv:2312.00752, in the dtype of its inputs. The chunks are for
+machines without the compiled kernels, and for float64. Inside one the recurrence h_l = a_l h_{l-1} + b_l is solved for
+all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s positions together. Only products of decays
+are formed, so decay that underflows gives zero and not NaN. In the backward pass each chunk is computed again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The selective scan in Triton, for CUDA and ROCm devices, in the native layout.
 
-A program owns a block of channels and a span of positions, which it walks in tiles of T: for one state at a time a tile
-is a first-order recurrence per lane, solved by an associative scan in the lane's registers. With one state per channel
-(ONE) state, adjoint and the sum for A stay in registers from tile to tile, a lane has four channels and reads them as
-one vector. Spans: a first pass finds what each adds to the state (`KEEP_OUTPUT` false), `pass_spans` chains them, the
-second pass has the true states. Sums over channels (dB, dC) and positions (dA, dD, ddt_bias) go to partial buffers that
-are added in fixed order afterwards: no atomics, the same bits every time. Offsets are 64 bit.
+A program owns a block of channels and a span of positions, which it walks in tiles of T, as kernels/README.md derives.
+With one state per channel (ONE) state, adjoint and the sum for A stay in registers from tile to tile. Sums over
+channels (dB, dC) and positions (dA, dD, ddt_bias) go to partial buffers, added in fixed order: the same bits always.
 """
 
 import triton

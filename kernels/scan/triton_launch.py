@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
+from triton import cdiv
 
 from medmamba.kernels.arguments import check_permutations
 from medmamba.kernels.scan import triton_kernels as kernels
@@ -32,15 +33,10 @@ WARPS = 1
 WANTED_PROGRAMS = 2112
 
 
-def _blocks(total: int, size: int) -> int:
-    """Blocks of `size` that hold `total`."""
-    return -(-total // size)
-
-
 def saved_shape(dt: Tensor, A: Tensor) -> tuple[int, ...]:
     """Shape of the saved states: the state before every TILES_PER_SAVE tiles."""
     batch, length, K, channels = dt.shape
-    return batch, K, _blocks(length, TILE * TILES_PER_SAVE), A.shape[-1], channels
+    return batch, K, cdiv(length, TILE * TILES_PER_SAVE), A.shape[-1], channels
 
 
 class Launch:
@@ -48,11 +44,11 @@ class Launch:
 
     def __init__(self, dt: Tensor, A: Tensor, block: int) -> None:
         batch, K, self.saves, self.N, self.channels = saved_shape(dt, A)
-        self.K, self.block, self.blocks = K, block, _blocks(self.channels, block)
+        self.K, self.block, self.blocks = K, block, cdiv(self.channels, block)
         # Spans that run in parallel: one, unless there are too few programs to fill the device.
-        spans = min(self.saves, max(1, _blocks(WANTED_PROGRAMS, batch * K * self.blocks)))
-        self.span_saves = _blocks(self.saves, spans)
-        self.spans = _blocks(self.saves, self.span_saves)
+        spans = min(self.saves, max(1, cdiv(WANTED_PROGRAMS, batch * K * self.blocks)))
+        self.span_saves = cdiv(self.saves, spans)
+        self.spans = cdiv(self.saves, self.span_saves)
         self.grid = (self.blocks, self.spans, batch * K)
         self.per_span = (batch, K, self.spans)
         # As the kernels take them.
@@ -127,7 +123,7 @@ def backward(
     dinitial_state = None if scan.initial_state is None else saved_states.new_empty(scan.initial_state.shape)
     if cut.spans > 1 or dinitial_state is not None:
         sum_dt = saved_states.new_empty(*cut.per_span, cut.channels)
-        wide = (_blocks(cut.channels, SPANS_BLOCK), *cut.grid[1:])
+        wide = (cdiv(cut.channels, SPANS_BLOCK), *cut.grid[1:])
         arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
         kernels.adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
         _pass_spans(cut, scan.A, sum_dt, carries, dlast_state, dinitial_state, adjoint=True)

@@ -1,10 +1,8 @@
 """State-space duality in Triton: the scan of Mamba-2 in chunks of matrix products, forward and backward.
 
-`ssd_states` finds what each chunk adds to the state, `ssd_pass` chains the chunks, `ssd_outputs` makes Y and the
-gradients of X, B and C, `ssd_decay_gradient` that of A. States are rows of (b, chunks + 1, heads, p, n), row c before
-chunk c. Decays inside a chunk are exponentials of differences of cumulative sums in float64; tables (Q, Q) of them are
-made from pairs of float32 (the sum, and what rounding lost). A step of log decay under -200 is taken as -200: both are
-zero in float32, and nothing becomes infinite. PRECISION is the way matrix units multiply float32.
+States are rows of (b, chunks + 1, heads, p, n), row c before chunk c. Decays inside a chunk are exponentials of
+differences of cumulative sums in float64; tables (Q, Q) of them are made from pairs of float32 (the sum, and what
+rounding lost). A step of log decay under -200 is taken as -200: both are zero in float32, and nothing becomes infinite.
 """
 
 import triton

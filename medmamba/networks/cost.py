@@ -1,7 +1,6 @@
 """Cost of one forward pass of a network: parameters, multiply-accumulates and state updates of the scans.
 
-Leaf-module counters, which most papers quote, miss raw parameters, einsum and the scan itself. Here torch's own counter
-counts multiply-accumulates where they are computed, and every scan reports its state updates.
+torch's own counter counts multiply-accumulates where they are computed, and every scan reports its state updates.
 """
 
 from __future__ import annotations
@@ -25,18 +24,11 @@ def _count_product(a: torch.Size, b: torch.Size, *_: object, **__: object) -> in
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Cost of one forward pass.
-
-    Attributes:
-        parameters: trainable numbers.
-        macs: multiply-accumulates of convolutions and matrix products, the scan's projections among them.
-        scan_steps: state updates: batch x routes x tokens x channels x states, over all scans.
-        scan_calls: number of scans.
-    """
+    """Cost of one forward pass."""
 
     parameters: int
-    macs: int
-    scan_steps: int
+    macs: int  # multiply-accumulates of convolutions and matrix products, the scan's projections among them
+    scan_steps: int  # state updates: batch x routes x tokens x channels x states, over all scans
     scan_calls: int
 
     def summary(self) -> str:

@@ -6,10 +6,6 @@ flat row-major token indices in the order in which route k visits them. Every ro
 
 >>> routes("cross", (2, 3)).tolist()[1]
 [0, 3, 1, 4, 2, 5]
-
-Glossary: a raster runs line after line, every line in the same direction; a snake turns back on every second line
-(boustrophedon), so that consecutive tokens touch; a reverse is the same order backwards; a prefix is the first routes
-of a set, ``"raster:2"``, and sets are ordered so that prefixes make sense.
 """
 
 from __future__ import annotations
@@ -138,20 +134,14 @@ def bidirectional(shape: Shape) -> list[np.ndarray]:
 
 @route_set("cross")
 def cross(shape: Shape) -> list[np.ndarray]:
-    """VMamba's and VM-UNet's cross scan: row-major, column-major, then both backwards.
-
-    In 3D the same idea along three axes, i.e. the raster set.
-    """
+    """VMamba's and VM-UNet's cross scan: row-major, column-major, then both backwards; three axes in 3D."""
     orders = [_raster(shape, axes) for axes in _fastest_first(shape)]
     return [*orders, *(order[::-1] for order in orders)]
 
 
 @route_set("raster")
 def raster(shape: Shape) -> list[np.ndarray]:
-    """For each axis a raster in which it runs fastest, each followed by its reverse: 4 routes in 2D, 6 in 3D.
-
-    The order makes a prefix useful: ``raster:2`` is bidirectional, ``raster:4`` covers two axes.
-    """
+    """For each axis a raster in which it runs fastest, each with its reverse, so that a prefix is useful."""
     return _paired_reverses([_raster(shape, axes) for axes in _fastest_first(shape)])
 
 
@@ -214,11 +204,7 @@ def _spiral_2d(height: int, width: int) -> np.ndarray:
 
 @route_set("rotary")
 def rotary(shape: Shape) -> list[np.ndarray]:
-    """LinGen's rotary-major orders (arXiv:2412.09856), each followed by its reverse.
-
-    3D, slowest axis first: (t, h, w), (t, w, h), (h, w, t), (w, h, t). 2D: rows, columns. A layer takes one of them in
-    both directions, the next layer the next one: ``rotary:0-2``, ``rotary:2-4``, ...
-    """
+    """LinGen's rotary-major orders (arXiv:2412.09856), slowest axis first, each followed by its reverse."""
     majors = [(0, 1), (1, 0)] if len(shape) == 2 else [(0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0)]
     return _paired_reverses([_raster(shape, axes) for axes in majors])
 
@@ -227,8 +213,7 @@ def rotary(shape: Shape) -> list[np.ndarray]:
 def continuous(shape: Shape) -> list[np.ndarray]:
     """LaMamba-Diff's continuous scan: snakes that start in two corners, each followed by its reverse.
 
-    2D: rows from the top-left corner; columns from the bottom-left one. The original has routes 1 and 3 for squares
-    only; for even ones they are the reverses, as here on every grid. 3D, ours: a third snake for the third axis.
+    2D: rows from the top-left corner; columns from the bottom-left one. 3D, ours: a third snake for the third axis.
     """
     grid = _index(shape)
     orders = []

@@ -9,7 +9,7 @@ from scan_cases import ssd_inputs as inputs
 from torch.nn.functional import conv1d, silu, softplus
 
 from medmamba.kernels import ssd_chunked
-from medmamba.kernels.state_space_duality.chunked import ssd_reference, sums_between
+from medmamba.kernels.state_space_duality.api import ssd_reference, sums_between
 
 MINIMAL, MINIMAL_INFO = golden("ssd_minimal.safetensors")
 

@@ -25,7 +25,7 @@ from medmamba.kernels.scan import triton_launch as triton_scan
 from medmamba.kernels.scan.reference import ScanInputs
 from medmamba.kernels.scan.triton_launch import routed_scan_triton, routed_scan_triton_backward
 from medmamba.kernels.state_space_duality import triton_launch as triton_ssd
-from medmamba.kernels.state_space_duality.chunked import ssd_reference
+from medmamba.kernels.state_space_duality.api import ssd_reference
 from medmamba.kernels.state_space_duality.triton_launch import ssd_triton, ssd_triton_backward
 
 SCANS = {

@@ -24,9 +24,9 @@ from medmamba.networks.planned.mambaout import GatedCNNBlock
 from medmamba.networks.planned.mhs_vm import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.planned.vim import BidirectionalMamba
 from medmamba.networks.published import presets
-from medmamba.networks.published.mambaout import SIZES, PublishedMambaOut
+from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.presets import Shapes, count, first, mixer_prefixes, ss2d
-from medmamba.networks.published.vim import WIDTHS, PublishedVim
+from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
 
 from .descriptions import check_options
@@ -34,6 +34,7 @@ from .golden import Golden
 from .original_names import mhs_original, vim_original, vm_unet_original
 from .published_lamamba import ConditionedBlock, PublishedLaMamba
 from .published_mamba2 import Mamba2
+from .published_sizes import MAMBAOUT, VIM
 from .subject import Subject
 
 Info = dict[str, Any]
@@ -185,7 +186,7 @@ def gated_block(info: Info, shapes: Shapes) -> Subject:
 def mambaout(info: Info, shapes: Shapes) -> Subject:
     if shapes:
         return Subject(presets.mambaout(shapes), "mambaout", network=True)
-    depths, widths, _ = SIZES[info["model"].split()[1].lower()]
+    depths, widths, _ = MAMBAOUT[info["model"].split()[1].lower()]
     return Subject(PublishedMambaOut(3, info["num_classes"], widths, depths), "mambaout", network=True)
 
 
@@ -233,7 +234,7 @@ def vim(info: Info, shapes: Shapes) -> Subject:
 
 @model("Vim (tiny|small|base).*")
 def published_vim(info: Info, shapes: Shapes) -> Subject:
-    net = PublishedVim(classes=info["num_classes"], width=WIDTHS[info["model"].split()[1]])
+    net = PublishedVim(classes=info["num_classes"], width=VIM[info["model"].split()[1]])
     return VimSubject(net, "vim", network=True)
 
 

@@ -25,10 +25,7 @@ from medmamba.networks.blocks.patches import depth_to_space
 class WindowAttention(nn.Module):
     """Multi-head self-attention of (B, *S, C) inside windows, with a learned bias per relative position.
 
-    Args:
-        width: C, divisible by ``heads``.
-        window: edge of the windows per axis.
-        shifted: move the windows by half their edge, as every second layer does.
+    ``window`` has the edge per axis; ``shifted`` moves the windows by half their edge, as every second layer does.
     """
 
     def __init__(self, width: int, heads: int, window: Sequence[int], *, shifted: bool = False) -> None:

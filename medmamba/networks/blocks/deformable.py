@@ -23,8 +23,6 @@ class DeformableConv(ScanModule):
     """(B, *S, C) to (B, *S, C), size kept.
 
     Args:
-        channels: C.
-        groups: G; must divide C.
         offset_kernel: edge of a depthwise convolution before ``offset_mask``; none if None.
         pointwise: linear maps of the values before and of the sum after; HRVMamba was trained without.
         geometry: stride, padding, dilation, offset_scale and remove_center of the sampling.

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.errors import ConfigError
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.scan_core import at_least_float32
 
@@ -30,8 +29,6 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= rate < 1:
-            raise ConfigError(f"Stochastic depth rate must lie in [0, 1), got {rate}.")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,10 +36,6 @@ class DropPath(nn.Module):
             return x
         keep = torch.empty(x.shape[0], *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype).bernoulli_(1 - self.rate)
         return x * keep / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        """The rate, as printed in the description of a network."""
-        return f"rate={self.rate}"
 
 
 class PreNorm(nn.Module):

@@ -2,9 +2,8 @@
 
 Source: Ruan and Xiang 2024, VM-UNet (arXiv:2402.02491), figure 2; Liu et al. 2024, VMamba (arXiv:2401.10166).
 
-Glossary: C width of the block, E = expand * C inner width, N state size, K routes; (B, *S, C) is a channels-last map
-with S = (H, W) or (D, H, W). The depthwise convolution, called ``conv2d`` in published weights, is ``conv`` here,
-because it has three axes in a volume.
+Glossary: C width of the block, E = expand * C inner width; (B, *S, C) is a channels-last map with S = (H, W) or
+(D, H, W).
 """
 
 from __future__ import annotations
@@ -25,15 +24,8 @@ class SS2D(nn.Module):
 
     [x | z] = in_proj(input);  x = SiLU(depthwise(x));  out_proj( LayerNorm(scan(x)) * SiLU(z) ).
 
-    Args:
-        width: C.
-        expand: E / C.
-        state_size: N.
-        kernel: edge of the depthwise convolution.
-        bias, conv_bias: whether in_proj and out_proj, and the convolution, have one.
-        route: name of the route set (see ``routes.py``).
-        dt_rank: R; ceil(C / 16) if None.
-        use_scan: False leaves the scan out (identity) and keeps everything around it: the control network.
+    ``bias`` is that of in_proj and out_proj; ``dt_rank`` is ceil(C / 16) if None; ``use_scan=False`` leaves the scan
+    out and keeps everything around it: the control network.
     """
 
     def __init__(

@@ -1,17 +1,14 @@
 """HRVMamba in its planned form: parallel branches of DVSS blocks between a convolution stem and a U-Net decoder.
 
-Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3; the published backbone is
-``published/hrvmamba.py``. A DVSS block of width C:
+Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174), section 3. A DVSS block of width C:
 
     x = x + GELU(shuffle(depthwise 3 | 5 | 7 | 9 (LN(x))))      four parts of the channels, one kernel each
     x = x + scan(LN(x))                                        in_proj, deformable convolution, SiLU, scan, LN, out_proj
     x = x + MLP(LN(x))
 
 The variant "se_lpu" (nano and tiny) adds a local perception unit, a depthwise 3x3 convolution, before the first and
-before the last part and a squeeze-and-excitation gate after the scan.
-
-The published network starts and ends at stride 4, too coarse for thin and small structures: here branch i runs at the
-resolution of the plan's stage i, from the first downsampled one on, and the decoder goes back to the image's.
+before the last part and a squeeze-and-excitation gate after the scan. Planned, branch i runs at the resolution of stage
+i, because the published stride 4 is too coarse for thin and small structures.
 """
 
 from __future__ import annotations
@@ -31,8 +28,7 @@ from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import CONV, depthwise, on_channels_last
 from medmamba.networks.blocks.residual import MLP, DropPath
 from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
-from medmamba.networks.planned.bounds import Count, WidthRatio
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import Count, Rate, WidthRatio, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, residual_convs, stage_blocks
 from medmamba.networks.routes import routes
@@ -59,11 +55,9 @@ class SqueezeExcite(nn.Module):
 class DSS(nn.Module):
     """Ungated scan mixer behind a deformable convolution, (B, *S, C) to itself.
 
-    Args:
-        width: C; E = expand * C is the inner width; the convolution has as many groups as the step size has ranks.
-        local: the convolution before the scan, (B, *S, E) to itself; deformable if None.
-        squeeze_excite: gate the channels after the scan.
-        dt_rank: R; ceil(C / 16) if None.
+    ``local`` is the convolution before the scan, (B, *S, E) to itself with the inner width E = expand * C; a deformable
+    one of as many groups as the step size has ranks if None. ``squeeze_excite`` gates the channels after the scan.
+    ``dt_rank`` is ceil(C / 16) if None.
     """
 
     def __init__(
@@ -109,11 +103,8 @@ class DSS(nn.Module):
 class DVSSBlock(nn.Module):
     """(B, *S, C) to (B, *S, C), C divisible by 4; see the top of this file.
 
-    Args:
-        width: C.
-        mixer: the scan mixer.
-        se_lpu: with the local perception units (the gate is the mixer's own).
-        kernels: edges of the four depthwise convolutions, one per axis.
+    ``se_lpu`` adds the local perception units (the gate is the mixer's own); ``kernels`` are the edges per axis of the
+    four depthwise convolutions.
     """
 
     def __init__(

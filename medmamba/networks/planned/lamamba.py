@@ -13,21 +13,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from medmamba.networks.blocks.residual import MLP, DropPath
-from medmamba.networks.planned.bounds import Count, Edge, WidthRatio
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import Count, Edge, Rate, WidthRatio, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology
 
 
 class LaMambaBlock(nn.Module):
-    """(B, *S, C) to (B, *S, C).
-
-    Args:
-        width: C.
-        scan, attention: mixers of the first and the second branch, (B, *S, C) to itself.
-        mlp_ratio: hidden width of the third branch over C.
-        drop_path: stochastic depth of each branch (the original builds it and never uses it).
-    """
+    """(B, *S, C) to (B, *S, C), as are the mixers; stochastic depth of each branch, which the original never uses."""
 
     def __init__(
         self, width: int, scan: nn.Module, attention: nn.Module, *, mlp_ratio: float = 4.0, drop_path: float = 0.0

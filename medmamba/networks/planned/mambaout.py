@@ -17,8 +17,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import depthwise, on_channels_last
 from medmamba.networks.blocks.residual import DropPath
-from medmamba.networks.planned.bounds import OddEdge, WidthRatio
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import OddEdge, Rate, WidthRatio, unet_family
 from medmamba.networks.planned.stage_mixers import local_kernel
 from medmamba.networks.planned.unet import BlockFactory, Topology
 
@@ -26,14 +25,7 @@ EPS = 1e-6  # of every LayerNorm of the original
 
 
 class GatedCNNBlock(nn.Module):
-    """(B, *S, C) to (B, *S, C).
-
-    Args:
-        width: C.
-        expansion: hidden width over C (cut to an integer).
-        kernel: edge of the depthwise convolution per axis.
-        conv_ratio: fraction of C that the convolution sees; the rest passes beside it.
-    """
+    """(B, *S, C) to (B, *S, C); the convolution sees ``conv_ratio`` * C of the ``expansion`` * C hidden channels."""
 
     def __init__(
         self,

@@ -1,13 +1,9 @@
 """LinGen's MATE blocks in the U-Net frame: a scan of linear cost for distant tokens, window attention for near ones.
 
-Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5. There is no official code; where the paper has only
-words (review tokens, axis order) this is our reading. Mamba-2: Dao and Gu 2024 (arXiv:2405.21060), section 7.
+Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5; docs/reference/network-mate.md says what is our
+reading of them. Mamba-2: Dao and Gu 2024 (arXiv:2405.21060), section 7.
 
-    y = LN(x);  x = x + MA(y) + TE(y);  x = x + MLP(LN(x))
-
-MA: Mamba-2 along one rotary-major order, forwards and backwards; the next layer takes the next order. Review tokens, a
-pooled overview of the map, come before the sequence in both directions, and their outputs are dropped. TE: attention in
-small windows, shifted in every second layer.
+    y = LN(x);  x = x + MA(y) + TE(y);  x = x + MLP(LN(x))          MA: Mamba-2; TE: attention in windows
 
 Glossary: L tokens, C width, E inner width, h heads of p channels, N state size, K routes, r edge of the review grid.
 Mamba-2 has one decay per head, A one number per token:
@@ -28,8 +24,7 @@ from medmamba.networks.blocks.linear import Linear, linear
 from medmamba.networks.blocks.maps import channels_first, depthwise, on_channels_last
 from medmamba.networks.blocks.residual import MLP, DropPath, RMSNorm
 from medmamba.networks.blocks.scan_core import ScanModule, at_least_float32, initial_dt_bias, scanned
-from medmamba.networks.planned.bounds import Count, CountOrZero, Edge, WidthRatio
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import Count, CountOrZero, Edge, Rate, WidthRatio, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.networks.routes import routes
@@ -78,11 +73,11 @@ class HeadScan(ScanModule):
 
 
 class MATEMixer(nn.Module):
-    """The MA branch, (B, *S, C) to itself.
+    """The MA branch, (B, *S, C) to itself: Mamba-2 along one rotary-major order.
+
+    Review tokens, a pooled overview of the map, come before the sequence in every direction; their outputs are dropped.
 
     Args:
-        width: C.
-        expand: E / C.
         head_width: p, or the next smaller divisor of E.
         kernel: edge per axis of the depthwise convolution before the scan (on the grid; Mamba-2 has a causal one).
         layer: number of the layer, which decides its rotary order.

@@ -25,8 +25,7 @@ from medmamba.networks.blocks.linear import Linear
 from medmamba.networks.blocks.maps import depthwise, on_channels_last
 from medmamba.networks.blocks.scan_core import ScanCore, at_least_float32, auto_dt_rank
 from medmamba.networks.blocks.vss import VSSBlock
-from medmamba.networks.planned.bounds import Count, NotNegative
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import Count, NotNegative, Rate, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.networks.routes import routes
@@ -70,12 +69,9 @@ class MultiHeadScan(nn.Module):
     """(B, *S, C) to (B, *S, C): project to heads, scan each, join, normalise and mix.
 
     Args:
-        width: C.
         heads: which routes, by letter, e.g. "CXS" or "CXSZ".
         routes: the first so many of each head's routes; all if None.
         projection: normalise and mix the joined heads; without it C must be divisible by the number of heads.
-        dt_rank: R of each head; ceil(S / 16) if None.
-        use_scan: False leaves the scans and their fusion out.
     """
 
     def __init__(

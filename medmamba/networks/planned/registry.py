@@ -2,73 +2,118 @@
 
 A network is one function from a :class:`~.unet.Topology` and its own options to a module (``@network``), or, in the
 U-Net frame, to a factory of blocks (``@unet_family``). ``medmamba.networks.build`` imports the files that register,
-and builds by name.
+and builds by name. It checks every option before the network's own code sees it, against the bounds in the option's
+annotation::
+
+    def my_blocks(topology: Topology, rate: Rate, *, state_size: Count = 16, expand: WidthRatio = 1.0): ...
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from inspect import Parameter, signature
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from torch import nn
 
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.residual import rising_rates
-from medmamba.networks.planned.bounds import Count, CountOrZero, Option, options_of
 from medmamba.networks.planned.unet import BlockFactory, Encoder, PlannedUNet, Topology, build_stem
 
 Builder = Callable[..., nn.Module]
 Rate = Callable[[int, int], float]  # (stage, block) -> stochastic-depth rate
 BlockBuilder = Callable[..., BlockFactory]
 
+Bound = Callable[[str, Any, Topology], None]
+"""(option, value, topology): raises ConfigError, with the nearest valid value, for one that cannot be built."""
+
+
+def at_least(lowest: float) -> Bound:
+    """A number of at least ``lowest``."""
+
+    def check(option: str, value: Any, topology: Topology) -> None:
+        if value < lowest:
+            raise ConfigError(f"{option} must be at least {lowest}, got {value}.")
+
+    return check
+
+
+def odd(option: str, value: Any, topology: Topology) -> None:
+    """An odd number, as edges of centred kernels are."""
+    if value % 2 == 0:
+        raise ConfigError(f"{option} must be odd, got {value}; use {value + 1}.")
+
+
+def leaves_a_channel(option: str, value: Any, topology: Topology) -> None:
+    """A factor of a stage's width that gives at least one channel at every stage with blocks."""
+    narrowest = min(topology.features_per_stage[0 if topology.stem == "patch" else 1 :])
+    if int(value * narrowest) < 1:
+        raise ConfigError(f"{option} {value} leaves no channel of {narrowest}; use at least {1 / narrowest:.3g}.")
+
+
+# Annotations of options by what they mean.
+Count = Annotated[int, at_least(1)]
+CountOrZero = Annotated[int, at_least(0)]
+Edge = Annotated[int | None, at_least(1)]
+OddEdge = Annotated[int | None, at_least(1), odd]
+NotNegative = Annotated[float, at_least(0)]
+WidthRatio = Annotated[float, leaves_a_channel]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a network: the value it has unless one is given, and what others must satisfy."""
+
+    default: Any
+    bounds: tuple[Bound, ...] = ()
+
+    def check(self, name: str, value: Any, topology: Topology) -> None:
+        """Raises ConfigError for a value out of bounds; None is never checked."""
+        for bound in self.bounds if value is not None else ():
+            bound(name, value, topology)
+
+
+def options_of(builder: Callable[..., Any]) -> Mapping[str, Option]:
+    """The keyword-only parameters of a function, with the bounds in their annotations."""
+    hints = get_type_hints(builder, include_extras=True)
+    found = {}
+    for name, parameter in signature(builder).parameters.items():
+        if parameter.kind is Parameter.KEYWORD_ONLY:
+            hint = hints.get(name)
+            found[name] = Option(parameter.default, get_args(hint)[1:] if get_origin(hint) is Annotated else ())
+    return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrameOptions:
-    """Options of every network in the U-Net frame.
+    """Options of every network in the U-Net frame."""
 
-    Attributes:
-        conv_blocks: residual convolution blocks before the blocks of each stage.
-        decoder_convs: convolutions after each skip.
-        drop_path: stochastic-depth rate of the last block; 0 at the first.
-        checkpoint_blocks: recompute blocks in the backward pass instead of keeping their activations.
-    """
-
-    conv_blocks: CountOrZero = 1
-    decoder_convs: Count = 1
-    drop_path: float = 0.0
-    checkpoint_blocks: bool = False
+    conv_blocks: CountOrZero = 1  # residual convolution blocks before the blocks of each stage
+    decoder_convs: Count = 1  # convolutions after each skip
+    drop_path: float = 0.0  # stochastic-depth rate of the last block; 0 at the first
+    checkpoint_blocks: bool = False  # recompute blocks in the backward pass instead of keeping their activations
 
 
 @dataclass(frozen=True)
 class NetworkFacts:
     """A registered network: how it is built, and what a planner or a command asks without building it.
 
-    Attributes:
-        builder: (topology, **options) to the module.
-        summary: the first line of its description.
-        options: its options beside a plan's numbers.
-        source: the module that defines it.
-        full_resolution_only: strides[0] must be 1 on every axis and the stem a convolution.
-        min_stages: resolutions it needs at least.
-        channel_multiple: every stage's width must be a multiple of this, the first one's excepted if the stem is a
-            convolution.
-        default_blocks: blocks per stage where none are given; the last number holds for all further stages.
-        planar: built for 2D images only.
-        retired: built only for models that were trained with it.
-        published: the numbers of its own that a published function has; a plan gives it channels and classes alone.
+    ``channel_multiple`` divides every stage's width, the first one's excepted if the stem is a convolution; the last of
+    ``default_blocks``, per stage where none are given, holds for all further stages; ``published`` are the numbers that
+    a published function has of its own: a plan gives it channels and classes alone.
     """
 
-    builder: Builder
-    summary: str
-    options: Mapping[str, Option]
-    source: str
-    full_resolution_only: bool = False
+    builder: Builder  # (topology, **options) to the module
+    summary: str  # the first line of its description
+    options: Mapping[str, Option]  # beside a plan's numbers
+    source: str  # the module that defines it
+    full_resolution_only: bool = False  # strides[0] must be 1 on every axis and the stem a convolution
     min_stages: int = 2
     channel_multiple: int = 1
     default_blocks: tuple[int, ...] = (2, 1)
-    planar: bool = False
-    retired: bool = False
+    planar: bool = False  # built for 2D images only
+    retired: bool = False  # built only for models that were trained with it
     published: dict[str, Any] | None = None
 
     @property

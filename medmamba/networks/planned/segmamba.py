@@ -13,8 +13,7 @@ from medmamba.networks.blocks.convolution import ConvNormAct
 from medmamba.networks.blocks.maps import channels_first, channels_last
 from medmamba.networks.blocks.residual import MLP, PreNorm
 from medmamba.networks.blocks.vss import VSSBlock
-from medmamba.networks.planned.bounds import Count, WidthRatio
-from medmamba.networks.planned.registry import FrameOptions, Rate, unet_family
+from medmamba.networks.planned.registry import Count, FrameOptions, Rate, WidthRatio, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers
 from medmamba.networks.planned.unet import BlockFactory, Topology
 

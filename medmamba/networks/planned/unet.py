@@ -1,15 +1,8 @@
 """The U-Net frame that a plan configures: convolutions for the detail, scan blocks for the context.
 
-    image ── stem ──────────────────────── skip ── join ── head ─► logits at full resolution
-               └ down ─ blocks ─────────── skip ── join ── head    (deep supervision, training only)
-                          └ down ─ blocks ─ ...
-                                     └ down ─ blocks (bottleneck)
-
-The frame owns resolution: one stride per axis and per stage, padding to any input size, skips, deep supervision. What
-happens inside a stage is handed in as a factory of blocks. No weight depends on a patch size.
-
-Why convolutions: on 4 x 4 patches the published networks lose structures that are a few voxels wide. Here the stem and
-the decoder work at the image's own resolution, where a convolution is cheap and a scan is expensive.
+It owns resolution (drawn in docs/reference/networks.md): strides, padding to any input size, skips, deep supervision.
+What happens inside a stage is handed in as a factory of blocks. No weight depends on a patch size. Why convolutions: on
+4 x 4 patches the published networks lose structures a few voxels wide, and a scan at full resolution is expensive.
 """
 
 from __future__ import annotations
@@ -35,11 +28,9 @@ class Topology:
     """The numbers of a U-Net, as a plan gives them.
 
     Attributes:
-        spatial_dims: 2 or 3.
-        in_channels, out_channels: image channels; classes including background.
+        out_channels: classes including background.
         strides: per stage, one stride per axis; the first stage's is the stem's.
-        features_per_stage: channels per stage.
-        blocks_per_stage: blocks per stage; stage 0 of a convolution stem has convolutions, all others scan blocks.
+        blocks_per_stage: stage 0 of a convolution stem has convolutions, all others scan blocks.
         kernels: edge of the convolutions per stage and axis; 3 everywhere if None (1 along thick slices).
         stem: "conv" (convolutions at the resolution of strides[0]) or "patch" (one patch embedding, then blocks).
         deep_supervision: whether training returns logits of every decoder resolution.

@@ -11,8 +11,7 @@ Glossary: L tokens, d width, E = expand * d inner width, N state size, R rank of
     none:  y = f_forward(x, z), plain Mamba
     out = out_proj(y) (halved if ``divide``), times the layer scale ``gamma`` if there is one
 
-Running backwards is a route, not a flip: the sequence stays where it is, and a causal convolution of the flipped
-sequence is the mirrored convolution of the sequence.
+Running backwards is a route, not a flip, and a causal convolution of the flipped sequence is the mirrored convolution.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.linear import Linear, linear
 from medmamba.networks.blocks.residual import PreNorm, RMSNorm
 from medmamba.networks.blocks.scan_core import ScanModule, at_least_float32, auto_dt_rank, initial_dt_bias, scanned
-from medmamba.networks.planned.bounds import Count, WidthRatio
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import Count, Rate, WidthRatio, unet_family
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.networks.routes import routes
@@ -82,14 +80,8 @@ class Direction(nn.Module):
 class BidirectionalMamba(nn.Module):
     """Token mixer (B, L, d) to (B, L, d).
 
-    Args:
-        width: d.
-        directions: "v2", "v1" or "none", see above.
-        divide: halve the sum of the two directions (v2 only).
-        layer_scale: initial value of ``gamma``; none if None.
-        bias, conv_bias: whether in_proj and out_proj, and the convolutions, have one.
-        dt_rank: R; ceil(d / 16) if None.
-        use_scan: False leaves the scans out (identity); everything around them stays.
+    ``directions`` and ``divide`` (v2 only) as above; ``layer_scale`` is the initial value of ``gamma``; ``bias`` is of
+    in_proj and out_proj; ``dt_rank`` is ceil(d / 16) if None; ``use_scan=False`` leaves the scans out (identity).
     """
 
     def __init__(

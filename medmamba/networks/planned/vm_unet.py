@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medmamba.networks.blocks.vss import VSSBlock
-from medmamba.networks.planned.bounds import Count, WidthRatio
-from medmamba.networks.planned.registry import Rate, unet_family
+from medmamba.networks.planned.registry import Count, Rate, WidthRatio, unet_family
 from medmamba.networks.planned.stage_mixers import scan_mixers
 from medmamba.networks.planned.unet import BlockFactory, Topology
 

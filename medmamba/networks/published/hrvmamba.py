@@ -15,13 +15,6 @@ from medmamba.networks.blocks.maps import channels_first, channels_last, per_axi
 from medmamba.networks.blocks.residual import rising_rates
 from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
 
-# Named sizes: variant, width of the first stage, width c of the finest branch, parameters with the 1000-class neck.
-SIZES: dict[str, tuple[bool, int, int, int]] = {
-    "nano": (True, 16, 8, 12_284_240),
-    "tiny": (True, 32, 16, 14_066_728),
-    "small": (False, 64, 32, 20_101_976),
-    "base": (False, 64, 80, 60_548_520),
-}
 MODULES = (1, 4, 2)  # fusion modules of the stages with 2, 3 and 4 branches
 STEM, EXPANSION = 64, 4
 
@@ -102,9 +95,7 @@ class PublishedHRVMamba(nn.Module):
     Args:
         stage1_width, bottlenecks: middle width and number of the bottlenecks at stride 4.
         width: c; or the widths of the four branches, if they do not double.
-        se_lpu, mlp_ratio: of the blocks.
         modules, blocks: fusion modules per stage; blocks per branch and module, one number or one per stage.
-        mixer: width -> scan mixer; the published one by default.
         output_norms: a channel LayerNorm on each output, as dense heads expect.
     """
 

@@ -17,15 +17,6 @@ from medmamba.networks.blocks.maps import channels_last, on_channels_last
 from medmamba.networks.blocks.residual import rising_rates, truncated_normal
 from medmamba.networks.planned.mambaout import EPS, GatedCNNBlock
 
-# Named sizes: (depths, widths) and the number of parameters with 1000 classes.
-SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
-    "femto": ((3, 3, 9, 3), (48, 96, 192, 288), 7_304_536),
-    "kobe": ((3, 3, 15, 3), (48, 96, 192, 288), 9_141_208),
-    "tiny": ((3, 3, 9, 3), (96, 192, 384, 576), 26_545_096),
-    "small": ((3, 4, 27, 3), (96, 192, 384, 576), 48_488_072),
-    "base": ((3, 4, 27, 3), (128, 256, 512, 768), 84_813_092),
-}
-
 
 class Stem(nn.Module):
     """(B, in, H, W) to (B, H/4, W/4, C): two convolutions of stride 2 with LayerNorm, GELU between them."""
@@ -68,14 +59,14 @@ class Head(nn.Module):
 
 
 class PublishedMambaOut(nn.Module):
-    """(B, in, H, W) to class logits (B, classes), or, from ``pyramid``, the maps of the four stages."""
+    """(B, in, H, W) to class logits (B, classes)."""
 
     def __init__(
         self,
         in_channels: int = 3,
         classes: int = 1000,
-        widths: Sequence[int] = SIZES["tiny"][1],
-        depths: Sequence[int] = SIZES["tiny"][0],
+        widths: Sequence[int] = (96, 192, 384, 576),
+        depths: Sequence[int] = (3, 3, 9, 3),
         *,
         kernel: Sequence[int] = (7, 7),
         expansion: float = 8 / 3,
@@ -96,13 +87,8 @@ class PublishedMambaOut(nn.Module):
         self.head = Head(widths[-1], classes)
         truncated_normal(self, nn.Linear, nn.Conv2d)
 
-    def pyramid(self, image: Tensor) -> list[Tensor]:
-        """Channels-last maps (B, H/s, W/s, C) at strides 4, 8, 16, 32."""
-        x, maps = image, []
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = stage(downsample(x))
-            maps.append(x)
-        return maps
-
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.norm(self.pyramid(image)[-1].mean((1, 2))))
+        x = image
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))  # (B, H/s, W/s, C) at strides s of 4, 8, 16, 32
+        return self.head(self.norm(x.mean((1, 2))))

@@ -46,8 +46,6 @@ class PatchTokens(nn.Module):
         return channels_last(self.proj(image)).flatten(1, 2)
 
 
-WIDTHS = {"tiny": 192, "small": 384, "base": 768}  # of the published networks, all 24 blocks deep
-
 # Where class tokens go in a sequence of M patch tokens, in the order in which they are put there, and their names.
 CLASS_TOKENS: dict[str, Callable[[int], tuple[list[int], list[str]]]] = {
     "middle": lambda tokens: ([tokens // 2], ["cls_token"]),

@@ -1,15 +1,7 @@
 """VM-UNet as published: a pure scan U-Net on 4 x 4 patches.
 
 Source: Ruan and Xiang 2024, VM-UNet: Vision Mamba UNet for medical image segmentation (arXiv:2402.02491), and its
-public code. This is the published function, which ``--network vm_unet_published`` trains for the sake of its pretrained
-weights; ``planned/vm_unet.py`` is the form that a plan configures.
-
-    image -> embed 1/4 -> [blocks, merge] x 3 -> blocks -> bottleneck 1/32
-          -> blocks -> [add skip, expand, blocks] x 3 -> expand x4 -> 1x1 convolution -> logits
-
-Kept as in the original, because published weights depend on it: the stage-0 features never become a skip; a skip is
-the input of the stage below; the head sees C/4 channels. Different from it: logits always (the original applies a
-sigmoid to one class), and sizes that are no multiple of 32 are padded.
+public code. docs/reference/network-vm-unet.md says what is kept as it was, because published weights depend on it.
 """
 
 from __future__ import annotations
@@ -25,8 +17,6 @@ from medmamba.networks.blocks.vss import SS2D, VSSBlock
 from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import Topology
 
-MixerFactory = Callable[[int], nn.Module]
-
 # Named sizes: (encoder depths, decoder depths). Parameters with width 96, N 16 and one class are in brackets.
 DEPTHS = {
     "released": ((2, 2, 2, 2), (2, 2, 2, 1)),  # ISIC and Synapse configuration files (27,427,561)
@@ -39,7 +29,6 @@ class PublishedVMUNet(nn.Module):
 
     Args:
         in_channels: channels of the embedding; 1-channel images are repeated if this is 3.
-        widths: channels per stage, each twice the one before.
         depths, decoder_depths: blocks per stage; the decoder's are listed from deep to shallow.
         drop_path: largest stochastic-depth rate; rises along the encoder, falls along the decoder.
         mixer: width -> token mixer; SS2D by default (MHS-VM puts its own here).
@@ -55,7 +44,7 @@ class PublishedVMUNet(nn.Module):
         *,
         state_size: int = 16,
         drop_path: float = 0.2,
-        mixer: MixerFactory | None = None,
+        mixer: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         mixer = mixer or (lambda width: SS2D(width, state_size=state_size))

@@ -7,7 +7,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from medmamba.networks.blocks.linear import Linear
-from medmamba.networks.published.hrvmamba import EXPANSION, SIZES, Bottleneck, PublishedHRVMamba, conv_norm
+from medmamba.networks.published.hrvmamba import EXPANSION, Bottleneck, PublishedHRVMamba, conv_norm
+from tests.parity.published_sizes import HRVMAMBA
 
 
 class HRVMambaClassifier(nn.Module):
@@ -18,7 +19,7 @@ class HRVMambaClassifier(nn.Module):
 
     def __init__(self, size: str = "small", classes: int = 1000, **options: object) -> None:
         super().__init__()
-        se_lpu, stage1_width, width, _ = SIZES[size]
+        se_lpu, stage1_width, width, _ = HRVMAMBA[size]
         self.backbone = PublishedHRVMamba(
             3,
             stage1_width,

@@ -13,13 +13,13 @@ from torch import nn
 from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
-from medmamba.networks.published.hrvmamba import SIZES as HRV
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
-from medmamba.networks.published.mambaout import SIZES as MAMBAOUT
 from medmamba.networks.published.mambaout import PublishedMambaOut
-from medmamba.networks.published.vim import WIDTHS, PublishedVim
+from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import DEPTHS, PublishedVMUNet
 from tests.parity.published_lamamba import PublishedLaMamba
+from tests.parity.published_sizes import HRVMAMBA as HRV
+from tests.parity.published_sizes import MAMBAOUT, VIM
 
 
 def vm_unet(depths: str) -> nn.Module:
@@ -55,9 +55,9 @@ COUNTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mhs_vm CXSZ": (partial(mhs_vm, "CXSZ"), 17_257_129),
     "vim tiny": (PublishedVim, 7_148_008),
     "vim tiny, stride 8": (lambda: PublishedVim(tokens=729, stride=8), 7_250_344),
-    "vim small": (lambda: PublishedVim(width=WIDTHS["small"]), 25_796_584),
+    "vim small": (lambda: PublishedVim(width=VIM["small"]), 25_796_584),
     "vim small, stride 8": (lambda: PublishedVim(width=384, tokens=729, stride=8), 26_001_256),
-    "vim base": (lambda: PublishedVim(width=WIDTHS["base"]), 97_598_440),
+    "vim base": (lambda: PublishedVim(width=VIM["base"]), 97_598_440),
     **{f"mambaout {s}": (partial(PublishedMambaOut, 3, 1000, w, d), n) for s, (d, w, n) in MAMBAOUT.items()},
     **{f"hrvmamba {size}": (partial(HRVMambaClassifier, size), numbers[-1]) for size, numbers in HRV.items()},
     "hrvmamba nano with projections": (partial(pointwise, "nano"), 12_551_408),
