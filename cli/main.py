@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from medmamba.cli import convert, prediction, training
+from medmamba.cli import prediction, training
 from medmamba.cli.console import print_json, report_error
 from medmamba.cli.from_record import JSON, from_records
 from medmamba.cli.terminal import INTERRUPTED, end_on_signals, outlive_output
@@ -40,8 +40,8 @@ for command in (
     training.doctor,
 ):
     app.command()(from_records(command))
-for conversion in (convert.dataset, convert.plans, convert.weights):
-    converting.command()(from_records(conversion))
+for conversion in (training.convert_dataset, training.convert_plans, training.convert_weights):
+    converting.command(conversion.__name__.removeprefix("convert_"))(from_records(conversion))
 app.add_typer(converting, name="convert")
 
 

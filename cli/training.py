@@ -1,7 +1,8 @@
-"""Commands from a dataset to a trained run: demo, plan, explain, pretrain, train, find-best, report, info, doctor."""
+"""Commands from a dataset to a trained run: demo, plan, train, find-best, report and others, and the conversions."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,9 +11,16 @@ import typer
 from medmamba.cli.console import Answer, clock, console, is_first_process, report_warnings, stages, training_progress
 from medmamba.cli.prediction import dice_table
 from medmamba.cli.terminal import resumable
-from medmamba.command_options import DemoOptions, ExplainOptions, InfoOptions
+from medmamba.command_options import (
+    ConvertDatasetOptions,
+    ConvertPlansOptions,
+    ConvertWeightsOptions,
+    DemoOptions,
+    ExplainOptions,
+    InfoOptions,
+)
 from medmamba.model_selection.options import FindBestOptions
-from medmamba.planning.options import PlanRequest
+from medmamba.plans.options import PlanRequest
 from medmamba.run_report.options import ReportOptions
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions
@@ -199,3 +207,47 @@ def doctor() -> Answer:
     lines = list(doctor_lines())
     console.print(*lines, sep="\n")
     return {"lines": lines}
+
+
+def convert_dataset(
+    source: Annotated[Path, typer.Argument(help="Dataset in any supported layout.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
+    options: ConvertDatasetOptions,
+) -> Answer:
+    """Convert a dataset to the layout of nnU-Net raw or of the Medical Segmentation Decathlon."""
+    from medmamba.datasets import convert_dataset
+
+    with stages() as on_item:
+        made = convert_dataset(source, output, options.layout, on_case=partial(on_item, "convert"))
+    report_warnings(made.warnings)
+    console.print(f"{made.cases} training and {made.test_cases} test case(s): {made.folder}")
+    return {"folder": made.folder, "cases": made.cases, "test_cases": made.test_cases, "warnings": made.warnings}
+
+
+def convert_plans(
+    source: Annotated[Path, typer.Argument(help="nnUNetPlans.json, or a run folder or plan.json of medmamba.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    options: ConvertPlansOptions,
+) -> Answer:
+    """Convert an nnU-Net plans file to a plan, or a plan to an nnU-Net plans file where nnU-Net has its network."""
+    from medmamba.planning.convert import convert_plan
+
+    line = convert_plan(source, output, options.dataset)
+    console.print(line)
+    return {"written": output, "message": line}
+
+
+def convert_weights(
+    source: Annotated[
+        Path, typer.Argument(help="Published checkpoint: .safetensors, or .pth (loaded as weights only).")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help=".safetensors file to write.")],
+    options: ConvertWeightsOptions,
+) -> Answer:
+    """Convert published weights to the names used here; reports matched, unused and missing weights."""
+    from medmamba.networks.published.weights import convert_weights
+
+    report = convert_weights(source, output, family=options.family)
+    console.print(report.summary())
+    console.print(f"Weights: {output}")
+    return {"weights": output, "report": report}

@@ -7,9 +7,8 @@ from dataclasses import replace
 from math import prod
 from typing import Literal
 
-from medmamba.plans.families import ABLATION, RESIDUAL_BLOCKS, Family
+from medmamba.plans.families import ABLATION, RESIDUAL_BLOCKS, Family, route_count
 from medmamba.plans.patch import COMPARABLE, LONELY_AXIS_EDGES, MIN_EDGE, PoolingPlan
-from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import Decision, NetworkPlan
 
 Stem = Literal["conv", "patch"]

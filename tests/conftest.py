@@ -68,7 +68,7 @@ REGISTRIES = (
     ("medmamba.plans.cost.blocks", "COSTS"),
     ("medmamba.plans.families", "FAMILIES"),
     ("medmamba.plans.normalizers", "NORMALIZERS"),
-    ("medmamba.plans.route_sets", "ROUTE_COUNT"),
+    ("medmamba.plans.families", "ROUTE_COUNT"),
     ("medmamba.preprocessing.normalize", "FUNCTIONS"),
 )
 # The test itself, and what torch and a deterministic training set for good: the libraries read it when they are loaded.

@@ -23,7 +23,7 @@ from medmamba.evaluation.options import EvaluateOptions
 from medmamba.inference.options import PredictOptions
 from medmamba.model_selection.options import FindBestOptions
 from medmamba.options import Folds, Gigabytes, Integers, Names, NumbersByName, Options, option
-from medmamba.planning.options import PlanRequest
+from medmamba.plans.options import PlanRequest
 from medmamba.recipe import read_recipe
 from medmamba.run_report.options import ReportOptions
 from medmamba.serving.options import ServeOptions

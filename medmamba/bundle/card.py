@@ -12,7 +12,7 @@ from typing import Any
 from medmamba.bundle.options import BundleCard
 from medmamba.errors import InputError
 from medmamba.inference.trained_model import FoldEnsemble
-from medmamba.plans.labels import label_names
+from medmamba.preprocessing.labels import label_names
 
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 NOT_A_DEVICE = "Not a medical device: masks are for research, and whoever uses them for patients must validate them."

@@ -17,9 +17,9 @@ from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.geometry.trail import Resample
 from medmamba.inference.restore import native_blocks
 from medmamba.models.output_channels import OutputChannels
-from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
+from medmamba.preprocessing.labels import label_names
 
 
 class FirstStage(Protocol):

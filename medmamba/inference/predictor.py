@@ -28,10 +28,9 @@ from medmamba.inference.trained_model import OnTile, TrainedModel, load_model
 from medmamba.models.cleaning import clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import is_bundle, is_fold
-from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
-from medmamba.preprocessing.labels import decode
+from medmamba.preprocessing.labels import decode, label_names
 
 OnMessage = Callable[[str], None]
 

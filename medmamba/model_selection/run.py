@@ -28,7 +28,7 @@ from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PREDICTION_SETUP, Limits, PredictionSetup
 from medmamba.models.run_folder import RunFolder
-from medmamba.plans.labels import label_names
+from medmamba.preprocessing.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
 from medmamba.preprocessing.store import CaseReader, stored_cases
 

@@ -8,10 +8,10 @@ from medmamba.errors import ConfigError
 from medmamba.networks.build import build_network, network_facts
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK
 from medmamba.plans.families import family
-from medmamba.plans.labels import label_names
 from medmamba.plans.mirroring import choose_mirroring
 from medmamba.plans.network import are_planned_blocks, planned_blocks
 from medmamba.plans.schema import Configuration, Mirroring, Plan
+from medmamba.preprocessing.labels import label_names
 
 
 def network_arguments(

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from medmamba.errors import ConfigError
-from medmamba.plans.labels import ignore_index, label_names
 from medmamba.plans.schema import Plan
+from medmamba.preprocessing.labels import ignore_index, label_names
 
 
 @dataclass(frozen=True)

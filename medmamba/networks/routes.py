@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medmamba.errors import ConfigError, unknown_name
 from medmamba.kernels.backends import compile_constant
-from medmamba.plans.route_sets import ROUTE_COUNT, route_count, selected_routes
+from medmamba.plans.families import ROUTE_COUNT, route_count, selected_routes
 
 Shape = tuple[int, ...]
 RouteSet = Callable[[Shape], list[np.ndarray]]
@@ -32,7 +32,7 @@ _ROUTES: dict[str, RouteSet] = {}
 def route_set(name: str, *, counts: tuple[int, int] | None = None) -> Callable[[RouteSet], RouteSet]:
     """Register a function from a grid shape to a list of orders under ``name``.
 
-    ``counts`` are the numbers of routes in 2D and in 3D; None for the sets that ``plans/route_sets.py`` lists.
+    ``counts`` are the numbers of routes in 2D and in 3D; None for the sets that ``plans/families.py`` lists.
     """
     if counts is not None:
         ROUTE_COUNT[name] = counts

@@ -21,12 +21,12 @@ from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.planning.dataset_page import Thumbnail, dataset_page, spread_over, thumbnail
 from medmamba.planning.measure import measure_dataset
-from medmamba.planning.options import PlanRequest
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_folds
 from medmamba.plans.manual_configurations import manual_configurations
 from medmamba.plans.mirroring import side_pairs, side_problems
+from medmamba.plans.options import PlanRequest
 from medmamba.plans.planner import DatasetFacts, make_plan
 from medmamba.plans.schema import Decision, Plan, Reading
 from medmamba.plans.spacing import refuse_oversize

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from medmamba.datasets import DatasetSpec, load_case
 from medmamba.images import ReadOptions
-from medmamba.plans.labels import ignore_index, label_names
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
-from medmamba.preprocessing.labels import encode
+from medmamba.preprocessing.labels import encode, ignore_index, label_names
 from medmamba.preprocessing.store import fill_case
 
 

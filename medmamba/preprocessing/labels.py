@@ -8,10 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.images.image import smallest_type
-from medmamba.plans.labels import label_values
 from medmamba.plans.schema import Plan
 
 LARGEST_TABLE = 1 << 16
+
+
+def label_values(plan: Plan) -> NDArray[np.int64]:
+    """The dataset's value for each label index; index 0 is the background."""
+    return np.array([0, *(value for value in plan.labels.values() if value != 0)], dtype=np.int64)
+
+
+def label_names(plan: Plan) -> list[str]:
+    """Names of the foreground labels in the order of their indices 1, 2, ..."""
+    return [name for name, value in plan.labels.items() if value != 0]
+
+
+def ignore_index(plan: Plan) -> int:
+    """Index of voxels that nothing is learnt from: one past the last label."""
+    return len(plan.labels)
 
 
 def encode(labels: NDArray[np.integer], plan: Plan) -> NDArray[np.int16]:

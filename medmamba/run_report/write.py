@@ -21,8 +21,8 @@ from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.pages.render import COLOURS, data_uri, grey, number, png_of, render
 from medmamba.plans.explain import summary
-from medmamba.plans.labels import label_names
 from medmamba.plans.schema import Plan
+from medmamba.preprocessing.labels import label_names
 from medmamba.run_report.cross_validation import CrossValidation, ShownCase, cross_validate
 from medmamba.run_report.options import ReportOptions
 from medmamba.training.progress import read_metrics

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medmamba.plans.cost.blocks import BlockPlace, LayerCost, cost_of
-from medmamba.plans.families import DEFORMABLE_FROM, family
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import DEFORMABLE_FROM, family, route_count
 from medmamba.plans.schema import NetworkPlan
 
 FRAME_CONV = 3

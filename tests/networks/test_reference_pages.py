@@ -12,7 +12,7 @@ from medmamba.networks import available_networks
 from medmamba.networks.build import network_facts
 from medmamba.networks.planned.registry import FrameOptions
 from medmamba.networks.routes import available_routes
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import route_count
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 OVERVIEW = (REFERENCE / "networks.md").read_text(encoding="utf-8")

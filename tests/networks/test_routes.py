@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.routes import available_routes, routes
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import route_count
 
 shapes = st.one_of(
     st.tuples(*[st.integers(1, 9)] * 2),

@@ -9,8 +9,8 @@ import pytest
 
 import medmamba
 from medmamba.errors import ConfigError
-from medmamba.planning.options import PlanRequest
 from medmamba.planning.pilot import Trial, choose, table_lines
+from medmamba.plans.options import PlanRequest
 
 
 def trial(network: str, *dice: float) -> Trial:

@@ -11,10 +11,9 @@ from medmamba.kernels.scan import compiled
 from medmamba.networks.build import available_networks
 from medmamba.plans.cost.blocks import CHANNEL_PAD, TILE
 from medmamba.plans.cost.step import step_cost
-from medmamba.plans.families import FAMILIES, family
+from medmamba.plans.families import FAMILIES, family, route_count
 from medmamba.plans.network import network_plan
 from medmamba.plans.patch import plan_pooling
-from medmamba.plans.route_sets import route_count
 from medmamba.plans.schema import NetworkPlan
 
 TOO_MUCH, TOO_LITTLE = 0.15, 0.05

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from medmamba.errors import ConfigError
-from medmamba.planning.options import CANDIDATES, PlanRequest
-from medmamba.plans.options import PlanOptions, changes_from
+from medmamba.plans.options import CANDIDATES, PlanOptions, PlanRequest, changes_from
 
 
 @pytest.mark.parametrize(

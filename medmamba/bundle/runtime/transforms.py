@@ -24,9 +24,8 @@ from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.restore import on_native_grid
 from medmamba.models.cleaning import CleaningStep, clean
 from medmamba.models.output_channels import OutputChannels
-from medmamba.plans.labels import label_names
 from medmamba.preprocessing.case import PreprocessedCase
-from medmamba.preprocessing.labels import decode
+from medmamba.preprocessing.labels import decode, label_names
 
 TRAIL = "medmamba_trail"
 

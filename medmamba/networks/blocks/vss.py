@@ -16,7 +16,7 @@ from medmamba.networks.blocks.maps import depthwise, on_channels_last, per_axis
 from medmamba.networks.blocks.residual import DropPath
 from medmamba.networks.blocks.scan_core import ScanCore, auto_dt_rank
 from medmamba.networks.routes import routes
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import route_count
 
 
 class SS2D(nn.Module):

@@ -32,8 +32,7 @@ from medmamba.networks.planned.registry import Count, Rate, WidthRatio, unet_fam
 from medmamba.networks.planned.stage_mixers import local_kernel, routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Blocks, Topology, residual_convs, stage_blocks
 from medmamba.networks.routes import routes
-from medmamba.plans.families import DEFORMABLE_FROM
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import DEFORMABLE_FROM, route_count
 
 LOCAL_KERNELS = {2: (3, 5, 7, 9), 3: (3, 3, 5, 5)}  # 3D is ours: cubes of 7 and 9 cost 343 and 729 taps
 SHUFFLE = 4  # parts of the channels, one kernel each

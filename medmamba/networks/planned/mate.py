@@ -28,7 +28,7 @@ from medmamba.networks.planned.registry import Count, CountOrZero, Edge, Rate, W
 from medmamba.networks.planned.stage_mixers import routes_per_stage, window_attentions
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.networks.routes import routes
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import route_count
 
 POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 

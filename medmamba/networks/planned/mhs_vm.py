@@ -29,7 +29,7 @@ from medmamba.networks.planned.registry import Count, NotNegative, Rate, unet_fa
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.networks.routes import routes
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import route_count
 
 HEADS = {"C": "snake", "X": "diagonal", "S": "spiral", "Z": "raster"}  # in the published order
 FUSION_EPS = 1e-5

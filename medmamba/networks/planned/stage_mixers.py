@@ -9,8 +9,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.attention import WindowAttention
 from medmamba.networks.blocks.vss import SS2D
 from medmamba.networks.planned.unet import Topology
-from medmamba.plans.families import WINDOW_EDGE
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import WINDOW_EDGE, route_count
 
 DEPTH_SCHEDULES = ("constant", "falling", "rising")
 """How the number of routes depends on depth; see :func:`routes_per_stage`."""

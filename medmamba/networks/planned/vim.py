@@ -30,7 +30,7 @@ from medmamba.networks.planned.registry import Count, Rate, WidthRatio, unet_fam
 from medmamba.networks.planned.stage_mixers import routes_per_stage
 from medmamba.networks.planned.unet import BlockFactory, Topology
 from medmamba.networks.routes import routes
-from medmamba.plans.route_sets import route_count
+from medmamba.plans.families import route_count
 
 Directions = Literal["none", "v1", "v2"]
 
