@@ -39,7 +39,7 @@ def plain(spec: DatasetSpec) -> None:
         image, labels = MedicalImage(channels, grid, None), LabelMap(truth, grid, None)
         image.content_hash(), labels.content_hash()
         counts = labels.counts()
-        found.append(measure_case(case.case_id, channels, truth, grid, spec.labels, samples=samples, counts=counts))
+        found.append(measure_case(case, channels, truth, grid, spec.labels, samples=samples, counts=counts))
     drawn = [np.concatenate([one[channel] for _, one in found]) for channel in range(len(spec.channels))]
     build_fingerprint(spec.name, spec.channels, spec.labels, [stats for stats, _ in found], drawn)
 

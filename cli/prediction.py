@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.cli.console import Answer, console, report_warnings, stages
@@ -19,7 +17,6 @@ from medmamba.inference.options import PredictOptions
 from medmamba.serving.options import ServeOptions
 
 if TYPE_CHECKING:
-    from medmamba.evaluation.compare import Comparison
     from medmamba.evaluation.report import Evaluation
 
 Model = Annotated[Path, typer.Argument(help="Run folder, trained fold, or bundle.")]
@@ -79,23 +76,29 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Output folder. Default: PREDICTIONS.")] = None,
 ) -> Answer:
     """Compute Dice, IoU, HD95, NSD, volumes and lesion metrics per case and structure; writes JSON, CSV and HTML."""
-    from medmamba.evaluation.run import run_evaluation
+    from medmamba.evaluation.metrics import METRICS
+    from medmamba.evaluation.run import difference_rows, run_evaluation, summary_rows
+    from medmamba.plans.explain import aligned
 
     with stages() as on_item:
         result = run_evaluation(predictions, truths, options, output=output, on_item=on_item)
-    console.print(dice_table(result.evaluation))
-    console.print(summary_table(result.evaluation))
-    if result.comparison is not None:
-        console.print(comparison_table(result.comparison))
-    report_warnings(result.evaluation.warnings)
+    evaluation, comparison = result.evaluation, result.comparison
+    metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables == "all"]
+    console.print(*dice_lines(evaluation), "", *aligned(summary_rows(evaluation, metrics)), sep="\n")
+    console.print(f"Mean [95% interval]; NSD at {evaluation.tolerances()}.")
+    if comparison is not None:
+        head = ("structure", "metric", comparison.first, comparison.second, "difference", "95% interval")
+        tests = ("p (Wilcoxon)", "p (Holm)", "higher / equal / lower")
+        console.print("", *aligned([(*head, *tests), *difference_rows(comparison)]), sep="\n")
+    report_warnings(evaluation.warnings)
     console.print(f"evaluation.html, .json and .csv: {result.folder}")
     return {
         "folder": result.folder,
-        "mean_foreground_dice": result.evaluation.mean_foreground,
-        "dice": result.evaluation.mean_per_label(),
-        "cases": result.evaluation.mean_per_case(),
-        "missing": result.evaluation.missing,
-        "comparison": result.comparison,
+        "mean_foreground_dice": evaluation.mean_foreground,
+        "dice": evaluation.mean_per_label(),
+        "cases": evaluation.mean_per_case(),
+        "missing": evaluation.missing,
+        "comparison": comparison,
     }
 
 
@@ -143,57 +146,16 @@ def serve(model: Model, options: ServeOptions) -> Answer:
     return {"stopped": True}
 
 
-def dice_table(evaluation: Evaluation) -> Table:
-    """Dice per case (rows) and label (columns) with the means below."""
-    table = Table(title="Dice")
-    table.add_column("case")
-    for name in [*evaluation.structures, "mean"]:
-        table.add_column(name, justify="right")
+def dice_lines(evaluation: Evaluation) -> list[str]:
+    """Dice per case (rows) and label (columns) with the means below, as aligned text."""
+    from medmamba.pages.render import number
+    from medmamba.plans.explain import aligned
+
     means = evaluation.mean_per_case()
-    for case_id, scores in evaluation.cases.items():
-        table.add_row(
-            case_id, *[_shown(value) for value in [*(score.value("dice") for score in scores.values()), means[case_id]]]
-        )
-    table.add_section()
-    per_label = evaluation.mean_per_label()
-    table.add_row("mean", *[_shown(value) for value in [*per_label.values(), evaluation.mean_foreground]])
-    return table
-
-
-def summary_table(evaluation: Evaluation) -> Table:
-    """Mean and 95% interval of the main metrics per structure."""
-    from medmamba.evaluation.metrics import METRICS
-
-    metrics = [name for name in evaluation.metrics if METRICS[name].tables == "all"]
-    table = Table(title=f"mean [95% interval]; NSD at {evaluation.tolerances()}")
-    table.add_column("structure")
-    for metric in metrics:
-        table.add_column(METRICS[metric].heading, justify="right")
-    for name in evaluation.structures:
-        cells = []
-        for found in (evaluation.summary(metric, name) for metric in metrics):
-            interval = "" if math.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]"
-            infinite = f" +{found.infinite} inf" if found.infinite else ""
-            cells.append("absent" if not found.defined else f"{found.mean:.3f}{interval}{infinite}")
-        table.add_row(name, *cells)
-    return table
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """Paired differences of Dice, HD95 and NSD."""
-    from medmamba.evaluation.metrics import METRICS
-
-    table = Table(title=f"{comparison.second} minus {comparison.first}, paired")
-    for column in ("structure", "metric", "difference", "95% interval", "p (Wilcoxon)", "p (Holm)", "pairs"):
-        table.add_column(column, justify="left" if column in ("structure", "metric") else "right")
-    for name, rows in comparison.differences.items():
-        for metric in (metric for metric in ("dice", "hd95_mm", "hd95_px", "nsd", "nsd_px") if metric in rows):
-            found = rows[metric]
-            interval = f"{found.low:.4f} to {found.high:.4f}"
-            cells = (f"{found.difference:+.4f}", interval, f"{found.p:.3g}", f"{found.p_holm:.3g}", str(found.pairs))
-            table.add_row(name, METRICS[metric].heading, *cells)
-    return table
-
-
-def _shown(value: float) -> str:
-    return "absent" if math.isnan(value) else f"{value:.4f}"
+    rows = [
+        (case_id, *(score.value("dice") for score in scores.values()), means[case_id])
+        for case_id, scores in evaluation.cases.items()
+    ]
+    rows.append(("mean", *evaluation.mean_per_label().values(), evaluation.mean_foreground))
+    cells = [[name, *(number(value, 4) for value in values)] for name, *values in rows]
+    return aligned([["Dice", *evaluation.structures, "mean"], *cells])

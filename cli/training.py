@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from medmamba.cli.console import Answer, clock, console, is_first_process, report_warnings, stages, training_progress
-from medmamba.cli.prediction import dice_table
+from medmamba.cli.prediction import dice_lines
 from medmamba.cli.terminal import resumable
 from medmamba.command_options import (
     ConvertDatasetOptions,
@@ -36,7 +36,7 @@ def demo(options: DemoOptions) -> Answer:
     with stages() as on_item, training_progress() as on_step:
         result = run_demo(options, on_item=on_item, on_step=on_step)
     evaluation = result.evaluation
-    console.print(dice_table(evaluation))
+    console.print(*dice_lines(evaluation), sep="\n")
     console.print(f"Mean foreground Dice on {len(evaluation.cases)} test cases: {evaluation.mean_foreground:.4f}")
     spent = ", ".join(f"{name} {clock(seconds)}" for name, seconds in result.seconds.items())
     console.print(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from medmamba.errors import ConfigError
 from medmamba.options import Options, value_text
+from medmamba.plans.json_record import strict_json
 
 Record = TypeVar("Record", bound=Options)
 LARGEST_BYTES = 2**16
@@ -72,7 +73,7 @@ def _parsed(text: str, path: str | Path) -> Any:
 
     try:
         if Path(path).suffix.lower() == ".json":
-            return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+            return strict_json(text)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
@@ -90,15 +91,6 @@ def _parsed(text: str, path: str | Path) -> Any:
     except (ValueError, LookupError, AttributeError, TypeError) as error:  # a tagged value that is none of its kind
         where, what = "an unknown place", f"a value cannot be read ({error})"
     raise ConfigError(f"{path}: not a recipe: {what} at {where}. Correct it there.")
-
-
-def _unique(pairs: list[tuple[str, Any]], path: str | Path) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            raise ConfigError(f"{path}: the key {value_text(key)} occurs twice. Keep one.")
-        table[key] = value
-    return table
 
 
 def _refuse_repetitions(node: Any, path: str | Path, seen: set[int]) -> None:

@@ -45,14 +45,10 @@ class Family:
     """Channels of a convolution stem at full resolution."""
     base_features: int = 16
     """Channels at full resolution from which the other stages double."""
-    max_features: tuple[int, int] = (512, 320)
-    """Largest number of channels, in 2D and in 3D. Source: nnU-Net."""
     max_pools: int | None = 5
     """Halvings per axis at most; None: as many as the patch allows."""
     min_stages: int = 2
     """Stages that the network needs at least."""
-    stem_blocks: int = 2
-    """Convolutions of a convolution stem at full resolution."""
     blocks: int = 1
     """Blocks per stage of the encoder."""
     first_block_level: int = 1
@@ -76,12 +72,12 @@ class Family:
     backward_maps: float = 1.5
     """Temporary maps of the widest layer at full resolution where the backward pass begins; measured."""
 
-    def max_features_in(self, spatial_dims: int) -> int:
-        return self.max_features[spatial_dims - 2]
 
-    def states_in(self, spatial_dims: int) -> int:
-        return self.states[spatial_dims - 2]
+MAX_FEATURES = {2: 512, 3: 320}
+"""Largest number of channels. Source: nnU-Net."""
 
+STEM_BLOCKS = 2
+"""Convolutions of a convolution stem at full resolution."""
 
 WINDOW_EDGE = {2: 8, 3: 4}
 """Edge of the attention windows of lamamba and mate, in tokens; both hold as many."""
@@ -89,8 +85,6 @@ WINDOW_EDGE = {2: 8, 3: 4}
 DEFORMABLE_FROM = {2: 1, 3: 8}
 """Stride from which HRVMamba's depthwise convolutions are deformable: in 3D their 27 sampled positions are expensive at
 high resolution."""
-
-ABLATION = "docs/benchmarks/ablation.md"
 
 _FEWER_IN_3D = Rationale(
     rule="",

@@ -66,7 +66,7 @@ class CaseStats(Record):
     label_centre_mm: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
     """World position (x, y, z) of the centre of mass of each present label, RAS+ millimetres."""
     foreground_intensity: list[tuple[float, float, float]] = Field(default_factory=list)
-    """Percentiles 0.5, 50 and 99.5 of the foreground voxels, per channel; empty without foreground."""
+    """Percentiles 0.5, 50 and 99.5 of the foreground per channel, in files of earlier versions."""
     annotated_labels: list[str] | None = None
     """Names of the labels that were annotated in this case; None: all of them."""
     image_hash: str | None = None

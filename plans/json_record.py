@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmamba.errors import ConfigError
+from medmamba.options import value_text
 
 LINE_WIDTH = 110
 """Characters: lists and objects that fit into one line of this length are written on one line."""
@@ -89,7 +90,7 @@ def canonical_json(value: Any, indent: int = 0) -> str:
 def read_object(text: str | bytes, where: str, kind: str) -> dict[str, Any]:
     """The object of a JSON text; raises ConfigError, which begins with ``where``, for anything but a valid ``kind``."""
     try:
-        document = json.loads(text, object_pairs_hook=_no_duplicate_keys, parse_constant=_no_nan)
+        document = strict_json(text)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ConfigError(f"{where}: not a valid JSON {kind}: {error}. Write it again or restore it.") from None
     if not isinstance(document, dict):
@@ -97,15 +98,20 @@ def read_object(text: str | bytes, where: str, kind: str) -> dict[str, Any]:
     return document
 
 
-def _no_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def strict_json(text: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError for a key that occurs twice, NaN and infinity too."""
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, count in Counter(key for key, _ in pairs).items():
         if count > 1:
-            raise ValueError(f"the key {key!r} stands there twice")
+            raise ValueError(f"the key {value_text(key)} occurs twice")
     return dict(pairs)
 
 
-def _no_nan(word: str) -> Any:
-    raise ValueError(f"{word} is not a number that JSON knows")
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 def _path(location: tuple[int | str, ...]) -> str:

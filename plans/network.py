@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import Literal
 
-from medmamba.plans.families import ABLATION, RESIDUAL_BLOCKS, Family, route_count
+from medmamba.plans.families import MAX_FEATURES, RESIDUAL_BLOCKS, STEM_BLOCKS, Family, route_count
 from medmamba.plans.patch import COMPARABLE, LONELY_AXIS_EDGES, MIN_EDGE, PoolingPlan
 from medmamba.plans.schema import Decision, NetworkPlan
 
@@ -30,8 +30,7 @@ def network_plan(family: Family, pooling: PoolingPlan, *, stem: Stem = "conv", u
         kernels.append([3] * dims)
     if stem == "patch":
         strides, kernels = strides[1:], kernels[1:]
-    most = family.max_features_in(dims)
-    coarser = [min(family.base_features * 2**level, most) for level in range(1, len(strides) + 1)]
+    coarser = [min(family.base_features * 2**level, MAX_FEATURES[dims]) for level in range(1, len(strides) + 1)]
     widths = [family.stem_features, *coarser]
     return NetworkPlan(
         name=family.name,
@@ -40,7 +39,7 @@ def network_plan(family: Family, pooling: PoolingPlan, *, stem: Stem = "conv", u
         strides=strides,
         features_per_stage=[widths[level] for level in halvings_of(strides)],
         blocks_per_stage=planned_blocks(family, strides, stem),
-        state_size=family.states_in(dims),
+        state_size=family.states[dims - 2],
         routes=family.routes,
         kernel_sizes=kernels,
         deep_supervision=len(strides) >= SUPERVISED_FROM,
@@ -52,7 +51,7 @@ def network_decisions(
     network: NetworkPlan, family: Family, spacing: Sequence[float], pooling: PoolingPlan
 ) -> list[Decision]:
     """One decision for each number of the network but the stem."""
-    dims, max_features = network.spatial_dims, family.max_features_in(network.spatial_dims)
+    dims = network.spatial_dims
     grid = {"patch_size": list(pooling.patch_size), "spacing": list(spacing)}
     frame = {"stem": network.stem, "min_stages": family.min_stages}
     halvings = {"halvings": halvings_of(network.strides)}
@@ -84,7 +83,7 @@ def network_decisions(
             value=network.features_per_stage,
             inputs=halvings,
             rule=f"{family.stem_features} at full resolution, {2 * family.base_features} at half of it, doubled with "
-            f"each halving, at most {max_features}",
+            f"each halving, at most {MAX_FEATURES[dims]}",
             reason="Each halving leaves fewer voxels, so more channels cost no more; the maximum bounds the weights.",
             source=source,
         ),
@@ -120,7 +119,7 @@ def network_decisions(
             name="state_size",
             value=network.state_size,
             inputs={"spatial_dims": dims},
-            rule=f"{family.states_in(2)} in 2D, {family.states_in(3)} in 3D",
+            rule="{} in 2D, {} in 3D".format(*family.states),
             reason=family.states_why.reason,
             source=family.states_why.source,
         ),
@@ -149,7 +148,7 @@ def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, l
     """How many blocks each stage of the encoder has; the rule is that of :func:`planned_blocks`."""
     first, source = family.first_block_level, "medmamba"
     reason = family.blocks_reason or "Convolutions at full resolution, the family's own blocks in every other stage."
-    rule = f"{family.stem_blocks} at full resolution, "
+    rule = f"{STEM_BLOCKS} at full resolution, "
     if family.kind == "residual":
         rule = f"{', '.join(map(str, RESIDUAL_BLOCKS))} residual blocks from full resolution down"
         source = family.source
@@ -158,7 +157,7 @@ def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, l
         source = family.source
     elif first > 1 and network.stem == "conv":
         rule += f"{family.blocks} in every stage of at least {first} halvings and in the coarsest, none between"
-        source = f"medmamba; {ABLATION}"
+        source = "medmamba; docs/benchmarks/ablation.md"
         few = "Convolutions where voxels are many and a scan is expensive; scan blocks in the coarser stages."
         reason = family.blocks_reason or few
     else:
@@ -187,7 +186,7 @@ def planned_blocks(family: Family, strides: Sequence[Sequence[int]], stem: str) 
         if family.bottleneck_only and stage < coarsest and (stage > 0 or stem == "patch"):
             return 0
         if halvings == 0:
-            return family.stem_blocks
+            return STEM_BLOCKS
         return family.blocks if halvings >= first or stage == coarsest else 0
 
     return [blocks(stage, halvings) for stage, halvings in enumerate(halvings_of(strides))]

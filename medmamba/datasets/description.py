@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,6 +13,7 @@ from medmamba.datasets.names import clashes
 from medmamba.datasets.spec import CaseSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.images.gate import brief, read_small, shown
+from medmamba.plans.json_record import strict_json
 
 Model = TypeVar("Model", bound=BaseModel)
 TRIED = re.compile(r"^(str|list\[.*\]|_[A-Z]\w*)$")
@@ -32,7 +33,7 @@ def read_json(path: Path | str) -> Any:
     where = shown(path)
     raw = read_small(path, LARGEST_BYTES, where)
     try:
-        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = strict_json(raw.decode("utf-8-sig"))
         if _depth(value) > DEEPEST:
             raise RecursionError
     except UnicodeDecodeError as error:
@@ -46,19 +47,6 @@ def read_json(path: Path | str) -> Any:
     except ValueError as error:
         raise InputError(f"{where}: {error}. Correct it.") from None
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {key!r} occurs twice")
-        result[key] = value
-    return result
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _depth(value: Any) -> int:

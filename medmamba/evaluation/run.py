@@ -141,16 +141,17 @@ def _page(
 ) -> str:
     """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]
-    structures, columns = list(evaluation.structures), subgroups or {}
+    (_, *headings), *summary = summary_rows(evaluation, metrics)
+    columns = subgroups or {}
     return render(
         "evaluation.html",
         evaluation=evaluation,
-        headings=[metric.heading for metric in metrics],
-        structures=structures,
-        summary=[[name, *(_interval(evaluation.summary(one.name, name)) for one in metrics)] for name in structures],
+        headings=headings,
+        structures=list(evaluation.structures),
+        summary=summary,
         lesions=list(_lesions(evaluation)),
         comparison=comparison,
-        differences=[] if comparison is None else list(_differences(comparison)),
+        differences=[] if comparison is None else list(difference_rows(comparison)),
         subgroups={column: list(_groups(evaluation, groups)) for column, groups in columns.items()},
         pictures=pictures,
         means=evaluation.mean_per_case(),
@@ -159,6 +160,14 @@ def _page(
             for case_id in evaluation.worst_first()
         ],
     )
+
+
+def summary_rows(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[list[str]]:
+    """Mean and 95% interval of metrics per structure, header first."""
+    rows = [["structure", *(metric.heading for metric in metrics)]]
+    for name in evaluation.structures:
+        rows.append([name, *(_interval(evaluation.summary(metric.name, name)) for metric in metrics)])
+    return rows
 
 
 def _interval(found: Summary) -> str:
@@ -187,7 +196,8 @@ def _row(name: str, score: Score, metrics: list[Metric]) -> list[str]:
     return [name, *(number(score.value(metric.name), 4) for metric in metrics), volumes]
 
 
-def _differences(comparison: Comparison) -> Iterator[list[str]]:
+def difference_rows(comparison: Comparison) -> Iterator[list[str]]:
+    """Paired differences per structure and metric: names, both means, difference, interval, p values, counts."""
     for name, found in comparison.differences.items():
         for metric, difference in found.items():
             if METRICS[metric].tables != "none" and difference.pairs:

@@ -22,6 +22,7 @@ from medmamba.images import MedicalImage
 from medmamba.models.prediction_setup import Limits
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.mirroring import side_pairs
+from medmamba.preprocessing.labels import mean_voxel
 
 Level = Literal["note", "review", "reject"]
 RANGE = (0.5, 2.0)
@@ -115,11 +116,9 @@ def check_sides(
     for pair in side_pairs(fingerprint):
         if not pair.cases or pair.right_is_right not in (0, pair.cases) or pair.left not in names:
             continue
-        centres = [_centre(labels, 1 + list(names).index(name)) for name in (pair.left, pair.right)]
-        left, right = (None if centre is None else float(grid.affine[0, :3] @ centre) for centre in centres)
-        if left is None or right is None:
-            continue
-        if (right > left) != (pair.right_is_right == pair.cases):
+        centres = [mean_voxel(labels, 1 + list(names).index(name)) for name in (pair.left, pair.right)]
+        left, right = (float(grid.affine[0, :3] @ centre) for centre in centres)  # NaN where there is none
+        if not math.isnan(right - left) and (right > left) != (pair.right_is_right == pair.cases):
             text = f"{pair.left} and {pair.right} lie on each other's sides, unlike all {pair.cases} training cases"
             yield Finding("review", f"{text}: are left and right exchanged in the header?")
 
@@ -168,18 +167,6 @@ def _scale(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding]:
         elif known.min < AIR_HU and low >= 0:
             text = f"{name} holds no negative value, training had down to {known.min:.4g}: another scale?"
             yield Finding("review", text)
-
-
-def _centre(labels: NDArray[np.integer], index: int) -> NDArray[np.float64] | None:
-    """Mean voxel (i, j, k) of a label; None where it is not. No list of voxels is made."""
-    counts = [np.zeros(extent) for extent in labels.shape]
-    for i, plane in enumerate(labels):
-        here = plane == index
-        counts[0][i] = here.sum()
-        counts[1] += here.sum(1)
-        counts[2] += here.sum(0)
-    count = counts[0].sum()
-    return np.array([np.arange(len(n)) @ n / count for n in counts]) if count else None
 
 
 def _intensities(

@@ -18,7 +18,7 @@ from torch import Tensor
 from medmamba.errors import MedmambaError
 from medmamba.networks.build import build_network, network_facts
 from medmamba.plans.cost.blocks import BlockCost
-from medmamba.plans.families import family
+from medmamba.plans.families import STEM_BLOCKS, family
 
 WIDTHS = (32, 64, 96, 128)
 EDGE = {2: 64, 3: 16}
@@ -50,7 +50,7 @@ def _fit(name: str, spatial_dims: int, use_scan: bool) -> BlockCost:
 def _measure(name: str, spatial_dims: int, use_scan: bool, width: int, blocks: int) -> tuple[float, int]:
     """Numbers kept per token of the coarsest stage, and weights, of a network with so many blocks there."""
     facts, dims = family(name), spatial_dims
-    scan: dict[str, Any] = {"state_size": facts.states_in(dims), "routes": facts.routes, "use_scan": use_scan}
+    scan: dict[str, Any] = {"state_size": facts.states[dims - 2], "routes": facts.routes, "use_scan": use_scan}
     network = build_network(
         name,
         spatial_dims=dims,
@@ -58,7 +58,7 @@ def _measure(name: str, spatial_dims: int, use_scan: bool, width: int, blocks: i
         out_channels=2,
         strides=[[1] * dims, [2] * dims],
         features_per_stage=[16, width],
-        blocks_per_stage=[facts.stem_blocks, blocks],
+        blocks_per_stage=[STEM_BLOCKS, blocks],
         **{option: value for option, value in scan.items() if option in network_facts(name).options},
     ).train()
     parameters = {parameter.data_ptr() for parameter in network.parameters()}

@@ -14,7 +14,7 @@ from medmamba.geometry.trail import Reorient, SpatialTrail
 from medmamba.images import ReadOptions
 from medmamba.plans.fingerprint import CaseStats, Fingerprint, build_fingerprint, draw_foreground, samples_per_case
 from medmamba.preprocessing.case import bounding_box
-from medmamba.preprocessing.labels import index_in
+from medmamba.preprocessing.labels import index_in, mean_voxel
 
 
 def measure_dataset(
@@ -35,14 +35,7 @@ def measure_dataset(
         if truth is None:
             return None
         return measure_case(
-            case.case_id,
-            image.array,
-            truth.array,
-            image.grid,
-            spec.labels,
-            samples=samples,
-            annotated=case.annotated,
-            counts=truth.counts(),
+            case, image.array, truth.array, image.grid, spec.labels, samples=samples, counts=truth.counts()
         )
 
     report = check_dataset(spec, options, visit=measure, workers=workers, on_case=on_case)
@@ -62,7 +55,7 @@ MeasuredCase = tuple[CaseStats, NDArray[np.float32]]
 
 
 def measure_case(
-    case_id: str,
+    case: CaseSpec,
     image: NDArray[np.generic],
     labels: NDArray[np.integer],
     grid: Grid,
@@ -70,7 +63,6 @@ def measure_case(
     *,
     samples: int,
     counts: Mapping[int, int],
-    annotated: Sequence[str] | None = None,
 ) -> MeasuredCase:
     """Measure an image (C, i, j, k) and its label map (i, j, k); draw ``samples`` foreground voxels per channel.
 
@@ -81,10 +73,10 @@ def measure_case(
     start, stop = bounding_box(array)
     structures = {name: value for name, value in label_values.items() if value != 0 and counts.get(value)}
     indices = index_in(np.array([0, *structures.values()]), truth)  # 1, 2, ... in the order of the structures
-    drawn = draw_foreground(array[:, indices > 0].astype(np.float32, copy=False), samples, case_id=case_id)
+    drawn = draw_foreground(array[:, indices > 0].astype(np.float32, copy=False), samples, case_id=case.case_id)
     found = locations(indices, list(structures), trail.grid.affine)
     stats = CaseStats(
-        case_id=case_id,
+        case_id=case.case_id,
         shape=trail.grid.shape,
         spacing_mm=trail.grid.spacing_mm,
         orientation=grid.orientation,
@@ -92,10 +84,7 @@ def measure_case(
         label_voxels={name: counts.get(value, 0) for name, value in label_values.items()},
         label_components={name: one.components for name, one in found.items()},
         label_centre_mm={name: one.centre_mm for name, one in found.items() if one.centre_mm is not None},
-        foreground_intensity=[tuple(np.percentile(channel, (0.5, 50, 99.5)).tolist()) for channel in drawn]
-        if drawn.size
-        else [],
-        annotated_labels=None if annotated is None else list(annotated),
+        annotated_labels=None if case.annotated is None else list(case.annotated),
     )
     return stats, drawn
 
@@ -121,19 +110,11 @@ def locations(
     for index, (name, where) in enumerate(zip(names, boxes, strict=True), start=1):
         if where is None:
             continue
-        box = indices[where] == index
-        _, components = ndimage.label(box, structure=np.ones((3, 3, 3)))
-        found[name] = Location(int(components), None if affine is None else _centre(box, where, affine))
+        inside = indices[where]
+        _, components = ndimage.label(inside == index, structure=np.ones((3, 3, 3)))
+        centre = None
+        if affine is not None:
+            voxel = mean_voxel(inside, index) + [part.start for part in where]
+            centre = tuple((affine[:3, :3] @ voxel + affine[:3, 3]).tolist())
+        found[name] = Location(int(components), centre)
     return found
-
-
-def _centre(
-    box: NDArray[np.bool_], where: tuple[slice, ...], affine: NDArray[np.float64]
-) -> tuple[float, float, float]:
-    """Centre of mass in millimetres of the True voxels of a box that was cut out at ``where``."""
-    centre = []
-    for axis, part in enumerate(where):
-        profile = box.sum(axis=tuple(other for other in range(3) if other != axis))
-        centre.append(part.start + float(profile @ np.arange(len(profile))) / float(profile.sum()))
-    x, y, z = (affine[:3, :3] @ centre + affine[:3, 3]).tolist()
-    return x, y, z

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,14 @@ def decode(indices: NDArray[Any], plan: Plan) -> NDArray[Any]:
     for given, wanted in zip(indices, labels, strict=True):  # plane by plane: numpy looks up with eight bytes an index
         wanted[...] = table[given]
     return labels
+
+
+def mean_voxel(indices: NDArray[np.integer], index: int) -> NDArray[np.float64]:
+    """Mean voxel (i, j, k) of a label; NaN where it is not. No list of voxels is made."""
+    counts = [np.zeros(extent) for extent in indices.shape]
+    for i, plane in enumerate(indices):
+        here = plane == index
+        counts[0][i] = here.sum()
+        counts[1] += here.sum(1)
+        counts[2] += here.sum(0)
+    return np.array([np.arange(len(n)) @ n / (counts[0].sum() or math.nan) for n in counts])

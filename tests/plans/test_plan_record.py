@@ -65,8 +65,8 @@ def test_numbers_that_do_not_fit_together_are_refused() -> None:
     [
         ("{", "plan.json: not a valid JSON plan"),
         ("[]", "a plan is a JSON object, got list"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands there twice"),
-        ('{"a": NaN}', "NaN is not a number that JSON knows"),
+        ('{"a": 1, "a": 2}', "the key 'a' occurs twice"),
+        ('{"a": NaN}', "NaN is not a number in JSON"),
         ('{"schema_version": 2}', "has version 2, this medmamba reads version 1"),
     ],
 )

@@ -142,8 +142,8 @@ def test_a_gpu_that_was_not_measured_says_so() -> None:
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"train_hours": 0.0}, "--train-hours 0.0 must be a number of hours above 0"),
-        ({"train_hours": float("inf")}, "--train-hours inf must be a number of hours above 0"),
+        ({"train_hours": 0.0}, "--train-hours 0.0 must be above 0"),
+        ({"train_hours": float("inf")}, "--train-hours inf must be a finite number"),
         ({"machine": "a10"}, "Unknown machine 'a10'. Did you mean 'a100'"),
         ({"machine": "cpu:0"}, "a number of threads follows a CPU only, as cpu:4"),
         ({"machine": "h100:2"}, "a number of threads follows a CPU only, as cpu:4"),
