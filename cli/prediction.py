@@ -89,7 +89,8 @@ def evaluate(
     if comparison is not None:
         head = ("structure", "metric", comparison.first, comparison.second, "difference", "95% interval")
         tests = ("p (Wilcoxon)", "p (Holm)", "higher / equal / lower")
-        console.print("", *aligned([(*head, *tests), *difference_rows(comparison)]), sep="\n")
+        console.print("", f"{comparison.second} minus {comparison.first}, paired:", sep="\n")
+        console.print(*aligned([(*head, *tests), *difference_rows(comparison)]), sep="\n")
     report_warnings(evaluation.warnings)
     console.print(f"evaluation.html, .json and .csv: {result.folder}")
     return {
