@@ -39,8 +39,9 @@ COMPILED = [
 @pytest.mark.parametrize(("kernel", "target", "dtype"), COMPILED)
 def test_every_kernel_compiles_ahead_of_time_without_spills(kernel, target, dtype, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    before = os.times()
     compiled = compile_kernel(kernel, target, dtype)
-    assert compiled.seconds < 20
+    assert sum(os.times()[:4]) - sum(before[:4]) < 20  # of processors, ptxas' too; about one
     assert not compiled.stack_bytes
 
 
