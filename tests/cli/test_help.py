@@ -27,7 +27,7 @@ def test_every_command_has_help(command):
 
 def test_help_costs_less_than_half_a_second():
     """On an idle core: counted in modules, because seconds depend on what the machine does besides."""
-    code = "import sys\nfrom medmamba.cli.main import run\ntry:\n    run(['--help'])\nfinally:\n    print(len(sys.modules))"
+    code = "import sys\nfrom medmamba.cli.main import run\ntry: run(['--help'])\nfinally: print(len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout.splitlines()[-1]) < 600  # 470; torch brings a thousand
 
