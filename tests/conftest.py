@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -119,6 +120,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; name the folder above it by MEDMAMBA_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def loopback() -> None:
+    """For tests that speak to a service: a machine may have no network at all, not even with itself."""
+    with socket.socket() as server, socket.socket() as client:
+        try:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            client.connect(server.getsockname())
+        except OSError as error:
+            pytest.skip(f"no loopback network here ({error.strerror}): ip link set lo up")
 
 
 AFFINE = np.array([[-0.8, 0, 0, 40], [0, 0, 3, -20], [0, 1.25, 0, 7], [0, 0, 0, 1.0]])

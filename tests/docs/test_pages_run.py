@@ -119,7 +119,7 @@ def quick_python(monkeypatch):
 
 
 @pytest.fixture
-def service(desk):
+def service(desk, loopback):
     """Starts the service of a shell line on a free port, and stops it at the end as Ctrl-C does."""
     running = []
 

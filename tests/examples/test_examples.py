@@ -121,20 +121,18 @@ def test_a_network_of_ones_own_is_trained_and_predicts(example, example_data, tm
     assert (tmp_path / "bundle" / "scripts" / "external" / "gated_unet.py").is_file()
 
 
-def test_the_deploy_application_compiles_and_its_names_are_in_a_bundle(tmp_path):
+def test_the_deploy_application_compiles_and_its_names_are_in_a_bundle(tiny_run, tmp_path):
     path = EXAMPLES / "deploy" / "app.py"
     py_compile.compile(str(path), cfile=str(tmp_path / "app.pyc"), doraise=True)
     names = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+    from medmamba import Predictor
     from medmamba.bundle.card import metadata
     from medmamba.bundle.options import BundleCard
 
-    card = BundleCard(licence="MIT", intended_use="test")
-    facts = metadata(
-        card, channels=["T1"], classes=["background", "a"], outputs=["background", "a"], divisor=[8] * 3,
-        flat=False, provenance={"dataset": "d"},
-    )  # fmt: skip
+    ensemble = Predictor(tiny_run).model.ensembles[0]
+    facts = metadata(BundleCard(licence="MIT", intended_use="test"), ensemble, {"dataset": "d"})
     assert {"network_data_format", "outputs", "pred", "channel_def", "image"} <= names
-    assert facts["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "a"}
+    assert facts["network_data_format"]["outputs"]["pred"]["channel_def"]["0"] == "background"
     assert "image" in facts["network_data_format"]["inputs"]
 
 

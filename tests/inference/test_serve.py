@@ -65,7 +65,7 @@ def predictor(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def service(tiny_run):
+def service(tiny_run, loopback):
     own = Predictor(tiny_run, folds=[0], mirror=False, device="cpu")
     running = Service(own, ServiceLimits(upload_bytes=2_000_000, unpacked_bytes=4_000_000, waiting=8))
     yield running
@@ -189,7 +189,7 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(service):
 
 
 @pytest.mark.slow
-def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, tmp_path):
+def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, loopback, tmp_path):
     command = [
         sys.executable,
         "-c",
