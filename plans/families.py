@@ -19,12 +19,13 @@ Kind = Literal["scan", "plain", "residual"]
 class Rationale:
     """Rule, reason and source of one choice of a family; they are printed beside its value."""
 
-    rule: str
     reason: str
     source: str
+    rule: str = ""
+    """Empty for the states, whose rule is their numbers."""
 
 
-OWN = Rationale("the family's own", "Stated by the package that registers the family.", "the family")
+OWN = Rationale("Stated by the package that registers the family.", "the family", rule="the family's own")
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,10 @@ DEFORMABLE_FROM = {2: 1, 3: 8}
 high resolution."""
 
 _FEWER_IN_3D = Rationale(
-    rule="",
     reason="In 2D as published; in 3D fewer states keep time and memory of the scan in bounds, where voxels are many.",
     source="the family's publication; the value for 3D is ours",
 )
-_STATES_AS_PUBLISHED = Rationale("", "As published.", "the family's publication")
+_STATES_AS_PUBLISHED = Rationale("As published.", "the family's publication")
 
 _EVERY_AXIS = Rationale(
     rule="every axis runs fastest once, forwards and backwards",
@@ -193,7 +193,6 @@ FAMILIES: dict[str, Family] = {
             "LaMamba, arXiv:2408.02615: scan and window attention",
             first_block_level=2,
             states_why=Rationale(
-                rule="",
                 reason="As many as vm_unet, so that routes and attention make the difference; the published block has "
                 "one state.",
                 source="medmamba",
@@ -210,7 +209,7 @@ FAMILIES: dict[str, Family] = {
             "mate",
             "LinGen, arXiv:2412.09856: rotary-major scan and windows",
             states=(16, 16),
-            states_why=Rationale("", "As many as U-Mamba and SegMamba; the paper gives no number.", "medmamba"),
+            states_why=Rationale("As many as U-Mamba and SegMamba; the paper gives no number.", "medmamba"),
             routes="rotary:2",
             routes_why=Rationale(
                 rule="one rotary-major order forwards and backwards in each block, the next order in the next block",

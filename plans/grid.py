@@ -32,10 +32,6 @@ WORTH_STRIDING = 1.5
 """A strided stem gives up detail, so its patch must be this many times larger to be chosen."""
 
 
-Found = tuple[PoolingPlan, Stem, list[Decision]]
-"""A patch that fits, its stem, and the decisions about both."""
-
-
 def plan_grid(
     task: PlanTask,
     spacing: Sequence[float],
@@ -73,8 +69,13 @@ def plan_grid(
     )
 
 
-def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -> Found:
-    """The full-resolution patch if it sees enough of the image, else the larger one that a strided stem allows."""
+def _search(
+    task: PlanTask, spacing: Sequence[float], median: Sequence[float]
+) -> tuple[PoolingPlan, Stem, list[Decision]]:
+    """The full-resolution patch if it sees enough of the image, else the larger one that a strided stem allows.
+
+    Returns the patch, its stem, and the decisions about both.
+    """
 
     def search(stem: Stem) -> PatchSearch:
         return search_patch(
@@ -125,22 +126,18 @@ def _search(task: PlanTask, spacing: Sequence[float], median: Sequence[float]) -
 
 def _nothing_fits(task: PlanTask, search: PatchSearch) -> ConfigError:
     """The error for a memory or a time that not even the smallest patch fits."""
-    smallest = TrainingStep.of(task, search.pooling, "conv")
-    asked = (
-        f"cannot fit {task.family.name}; even a patch of {times(search.patch_size)} with a batch of {task.least_batch}"
-    )
-    needed = smallest.bytes(task.least_batch)
-    if needed > task.limit_bytes:
-        return ConfigError(
-            f"device memory of {task.options.device_memory_gb:g} GB: {asked} needs "
-            f"{needed / USABLE_FRACTION / 1e9:.2g} GB. Give more device memory or a smaller batch."
-        )
-    return TooSlow(
-        f"--train-hours: {asked} {smallest.refusal(task.least_batch)}. Give more hours or a faster --machine."
-    )
+    step, batch = TrainingStep.of(task, search.pooling, "conv"), task.least_batch
+    text = f"cannot fit {task.family.name}; even a patch of {times(search.patch_size)} with a batch of {batch} "
+    text += f"{step.refusal(batch)}."
+    if step.bytes(batch) > task.limit_bytes:
+        memory = f"device memory of {task.options.device_memory_gb:g} GB"
+        return ConfigError(f"{memory}: {text} Give more device memory or a smaller batch.")
+    return TooSlow(f"--train-hours: {text} Give more hours or a faster --machine.")
 
 
-def _fixed(task: PlanTask, spacing: Sequence[float], median: Sequence[float], patch: Sequence[int]) -> Found:
+def _fixed(
+    task: PlanTask, spacing: Sequence[float], median: Sequence[float], patch: Sequence[int]
+) -> tuple[PoolingPlan, Stem, list[Decision]]:
     """The given patch; raises ConfigError, with the nearest that works, where strides or limits do not allow it."""
     pooling = plan_pooling(spacing, patch, max_pools=task.family.max_pools)
     if list(pooling.patch_size) != list(patch):

@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 
 from medmamba.errors import ConfigError, InputErrors, unknown_name
-from medmamba.plans.automatic_choices import DEFAULT, choose_default, choose_network, one_head_per_label
+from medmamba.plans.automatic_choices import (
+    DEFAULT,
+    choose_default,
+    choose_network,
+    choose_normalization,
+    one_head_per_label,
+)
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.grid import plan_grid
 from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
 from medmamba.plans.mirroring import choose_mirroring, pairs_decision, side_pairs
-from medmamba.plans.normalization import choose_normalization
 from medmamba.plans.options import PLANNED, PlanOptions
 from medmamba.plans.patch import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.schema import Configuration, Decision, Plan, Reading

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,26 +81,20 @@ def measure_case(
         orientation=grid.orientation,
         shape_after_crop=(stop[0] - start[0], stop[1] - start[1], stop[2] - start[2]),
         label_voxels={name: counts.get(value, 0) for name, value in label_values.items()},
-        label_components={name: one.components for name, one in found.items()},
-        label_centre_mm={name: one.centre_mm for name, one in found.items() if one.centre_mm is not None},
+        label_components={name: count for name, (count, _) in found.items()},
+        label_centre_mm={name: centre for name, (_, centre) in found.items() if centre is not None},
         annotated_labels=None if case.annotated is None else list(case.annotated),
     )
     return stats, drawn
 
 
-class Location(NamedTuple):
-    """Number of connected components (corners touch) of a structure, and its centre of mass in the world."""
-
-    components: int
-    centre_mm: tuple[float, float, float] | None
-
-
 def locations(
     indices: NDArray[np.integer], names: Sequence[str], affine: NDArray[np.float64] | None
-) -> dict[str, Location]:
-    """Where the structures of a map (i, j, k) of indices 1, 2, ... lie; those that do not occur are left out.
+) -> dict[str, tuple[int, tuple[float, float, float] | None]]:
+    """Number of connected components (corners touch) of each structure of a map (i, j, k) of indices 1, 2, ..., and
+    its centre of mass in the world; those that do not occur are left out.
 
-    ``affine`` leads from voxels to RAS+ millimetres; None: the image has none.
+    ``affine`` leads from voxels to RAS+ millimetres; None: the image has none, and the structures no centre.
     """
     from scipy import ndimage
 
@@ -115,6 +108,7 @@ def locations(
         centre = None
         if affine is not None:
             voxel = mean_voxel(inside, index) + [part.start for part in where]
-            centre = tuple((affine[:3, :3] @ voxel + affine[:3, 3]).tolist())
-        found[name] = Location(int(components), centre)
+            x, y, z = (affine[:3, :3] @ voxel + affine[:3, 3]).tolist()
+            centre = (x, y, z)
+        found[name] = int(components), centre
     return found

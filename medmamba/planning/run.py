@@ -16,7 +16,7 @@ from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError
-from medmamba.images import ReadOptions
+from medmamba.images import ReadOptions, ending_of
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.planning.dataset_page import Thumbnail, dataset_page, spread_over, thumbnail
@@ -114,6 +114,7 @@ class _Measured:
             regions={name: [name_of[value] for value in values] for name, values in spec.regions.items()} or None,
             region_order=[name_of[value] for value in spec.region_order] or None,
             ignore_label=spec.ignore,
+            file_ending=ending_of(spec.cases[0].images[0]) or ".nii.gz",
             dataset_hash=sha256("\n".join(hashes).encode()).hexdigest(),
             reading=self.reading,
         )

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medmamba.plans.cost.layers import largest_layer, layers, light_width, stage_voxels
+from medmamba.plans.cost.layers import Layer, largest_layer, layers, light_width, stage_voxels
 from medmamba.plans.cost.machines import Machine
 from medmamba.plans.families import family
 from medmamba.plans.options import EPOCHS, STEPS_PER_EPOCH
@@ -92,20 +92,23 @@ def step_cost(
     sample = FLOAT32 * batch_size
     # A scan's gradients are at most what its block kept.
     scan_gradients = max((layer.voxels * layer.cost.kept / 2 for layer in made if layer.part == "block"), default=0)
+
+    def total(kind: str, parts: Sequence[Layer] = made) -> float:
+        return math.fsum(layer.voxels * getattr(layer.cost, kind) for layer in parts)
+
+    encoder = [layer for layer in made if layer.part != "decoder"]
     loss_maps = max(family(network.name).backward_maps * top, LOSS_WORKSPACE * out_channels)
     return StepCost(
         weights=weights * (1 + OPTIMISER_SLOTS),
         gradients=weights,
-        activations=round(sample * math.fsum(layer.voxels * layer.cost.kept for layer in made)),
-        encoder_activations=round(
-            sample * math.fsum(layer.voxels * layer.cost.kept for layer in made if layer.part != "decoder")
-        ),
+        activations=round(sample * total("kept")),
+        encoder_activations=round(sample * total("kept", encoder)),
         workspace=round(sample * full * loss_maps),
         encoder_workspace=round(sample * scan_gradients),
         largest_weight=FLOAT32 * largest_layer(network),
-        macs=batch_size * math.fsum(layer.voxels * layer.cost.macs for layer in made),
-        depthwise_macs=batch_size * math.fsum(layer.voxels * layer.cost.depthwise_macs for layer in made),
-        updates=batch_size * math.fsum(layer.voxels * layer.cost.updates for layer in made),
+        macs=batch_size * total("macs"),
+        depthwise_macs=batch_size * total("depthwise_macs"),
+        updates=batch_size * total("updates"),
         layers=sum(layer.cost.weights > 0 for layer in made),
     )
 

@@ -181,10 +181,9 @@ def test_components_and_centres_of_labels():
     affine[:3, 3] = (10, 0, 0)
     found = locations(indices, ["far", "row", "absent"], affine)
     assert set(found) == {"far", "row"}
-    assert found["far"].components == 2
-    assert found["far"].centre_mm == pytest.approx((10 + 2 * 8 / 3, 7 / 3, 3 * 2))
+    assert found["far"] == (2, pytest.approx((10 + 2 * 8 / 3, 7 / 3, 3 * 2)))
     assert found["row"] == (1, pytest.approx((10.0, 0.0, 4.5)))
-    assert locations(indices, ["far", "row"], None)["row"].centre_mm is None
+    assert locations(indices, ["far", "row"], None)["row"] == (1, None)
     assert locations(np.zeros_like(indices), ["far"], affine) == {}
 
 

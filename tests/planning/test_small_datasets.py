@@ -76,7 +76,7 @@ def test_a_picture_without_millimetres_says_that_nothing_is_resampled(tmp_path):
     facts = {"channel_names": {"0": "grey"}, "labels": {"background": 0, "cell": 1}, "numTraining": 1}
     (tmp_path / "data" / "dataset.json").write_text(json.dumps({**facts, "file_ending": ".png"}))
     plan = medmamba.plan(tmp_path / "data", tmp_path / "run")
-    assert plan.default.spacing_mm is None
+    assert (plan.default.spacing_mm, plan.file_ending) == (None, ".png")
     reason = next(decision.reason for decision in plan.decisions if decision.name == "target_spacing")
     assert "no millimetres" in reason
 

@@ -25,9 +25,9 @@ from nnunet_planner import (
 
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry.anisotropy import separate_axis
+from medmamba.plans.automatic_choices import channel_normalization
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.fingerprint import ChannelIntensity
-from medmamba.plans.normalization import channel_normalization
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.patch import MIN_EDGE, PoolingPlan, plan_pooling
 from medmamba.plans.spacing import new_shape

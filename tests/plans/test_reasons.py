@@ -17,9 +17,9 @@ from planning_cases import case, fingerprint, plan_of, reference_fingerprint, vo
 
 from medmamba.networks.routes import routes as route_table
 from medmamba.plans import automatic_choices, families, grid, network, patch, spacing, training_step
+from medmamba.plans.automatic_choices import MASK_BELOW
 from medmamba.plans.cost.machines import machine
 from medmamba.plans.families import FAMILIES, RESIDUAL_BLOCKS, route_count
-from medmamba.plans.normalization import MASK_BELOW
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.schema import Configuration, Decision, Plan
 
