@@ -46,3 +46,35 @@ def write_series(folder: Path, volume: np.ndarray, direction=IDENTITY, thickness
         position = np.array([10.0, -20.0, 30.0]) + direction[:, 2] * k * thickness
         write_slice(folder / f"{(k * 7) % len(volume)}.dcm", pixels, position, direction, **options)
     return folder
+
+
+def write_object(path: Path, sop_class: str, series: str = "1.2.99", **elements) -> Path:
+    """A DICOM object of the last numbers of a SOP class, without pixels unless ``elements`` have them."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+
+    found = pydicom.Dataset()
+    found.file_meta = FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    found.SOPClassUID = found.file_meta.MediaStorageSOPClassUID = f"1.2.840.10008.{sop_class}"
+    found.SOPInstanceUID = found.file_meta.MediaStorageSOPInstanceUID = f"{series}.{len(path.name)}"
+    found.SeriesInstanceUID, found.PatientName = series, "PHI_CANARY"
+    for name, value in elements.items():
+        setattr(found, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save_as(path, enforce_file_format=True)
+    return path
+
+
+def changed(path: Path, **elements) -> Path:
+    """A DICOM file with other values of some elements; None removes one."""
+    import pydicom
+
+    found = pydicom.dcmread(path)
+    for name, value in elements.items():
+        if value is None:
+            delattr(found, name)
+        else:
+            setattr(found, name, value)
+    found.save_as(path)
+    return path

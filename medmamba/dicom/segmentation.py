@@ -188,7 +188,7 @@ def series_in_order(series: Path | str, grid: Grid) -> Sequence[Dataset]:
         raise InputError(
             f"{series}: its slices are not those of the mask. Give the series that the mask was made from."
         )
-    datasets = [pydicom.dcmread(piece.path) for piece in slices]
+    datasets = [pydicom.dcmread(piece.path, force=True) for piece in slices]
     for dataset in datasets:
         for name in MAY_BE_EMPTY:
             if name not in dataset:

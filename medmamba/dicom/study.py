@@ -1,8 +1,8 @@
 """The choice of one DICOM series from a folder, a tree of folders, or a zip of either.
 
 The series is found by its SeriesInstanceUID, not by its folder. One series of images is taken; among several the
-caller chooses, and the error lists them. Objects without a place in space (reports, segmentations, structure sets,
-secondary captures) are left aside.
+caller chooses, and the error lists them. A series of several stacks or phases is chosen with its part. What is no slice
+of a volume (reports, segmentations, structure sets, captures, scouts) is left aside, with a count.
 """
 
 from __future__ import annotations
@@ -10,63 +10,82 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from medmamba.errors import InputError, unknown_name
-from medmamba.images import ending_of
+from medmamba.errors import ConfigError, InputError
+from medmamba.images import dicom, ending_of
 from medmamba.images.archive import is_zip, unpack
-from medmamba.images.dicom import COLUMNS, ORIENTATION, POSITION, ROWS, SERIES, dicom_files, header_tags
+from medmamba.images.dicom import Tags, is_localizer, left_aside, parts_of, sorted_out, without_localizers
 from medmamba.images.gate import brief, shown
 
-MODALITY, NUMBER, DESCRIPTION = "0008|0060", "0020|0011", "0008|103e"
-MOST_LISTED = 12
+LARGEST = "largest"
 
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series: its UID, modality, number, description, size of a slice, and the files."""
+    """One series: its UID, the tags of its first slice, and the files of its stacks and phases."""
 
     uid: str
-    modality: str
-    number: str
-    description: str
-    size: tuple[int, int]
-    files: tuple[Path, ...]
+    tags: Tags
+    parts: list[list[Path]]
+
+    @property
+    def number(self) -> str:
+        """Its number in the study; may be empty."""
+        return self.tags.get(dicom.NUMBER, "")
 
     def sentence(self) -> str:
         """For a list to choose from; the description is what the scanner's operator typed."""
-        words = f" {shown(self.description)[:40]!r}" if self.description else ""
-        columns, rows = self.size
-        return f"{self.number or '-'}: {self.modality}{words} {len(self.files)} images {columns} x {rows}"
+        modality, columns, rows = (self.tags.get(tag, "?") for tag in (dicom.MODALITY, dicom.COLUMNS, dicom.ROWS))
+        words = f" {shown(text)[:40]!r}" if (text := self.tags.get(dicom.DESCRIPTION)) else ""
+        many = f" in {len(self.parts)} parts (:1 to :{len(self.parts)} or :{LARGEST})" if len(self.parts) > 1 else ""
+        scout = ", localizer" if is_localizer(self.tags) else ""
+        images = sum(map(len, self.parts))
+        return (
+            f"{self.number or '-'}: {modality}{words} {images} images {columns} x {rows}{many}, UID {self.uid}{scout}"
+        )
 
 
 @contextmanager
-def one_series(source: Path | str, choice: str | None = None, *, where: str | None = None) -> Iterator[Path]:
+def one_series(
+    source: Path | str,
+    choice: str | None = None,
+    *,
+    where: str | None = None,
+    on_message: Callable[[str], None] = lambda line: None,
+) -> Iterator[Path]:
     """The folder of one series of ``source``, for as long as the block lasts.
 
     Args:
         source: a folder, a folder of folders, or a zip.
-        choice: number of the series, or (the end of) its UID; needed when there are several.
+        choice: number of the series, or (the end of) its UID; needed when there are several. ":2" behind it is its
+            second stack or phase, ":largest" its largest; "largest" alone is the largest of all.
+        on_message: takes what else is in the source.
 
     Raises InputError when there is no series, or several and no choice.
     """
     name = where or brief(str(source))
     with _unpacked(source, name) as root:
-        found = series_below(root)
+        found, aside = _study(root)
+        others = left_aside(aside)
         if not found:
-            raise InputError(f"{name}: no DICOM images in it. Give the folder or the zip of a series.")
-        chosen = _choose(found, choice, name)
-        if len(found) == 1 and {path.parent for path in chosen.files} == {root}:
-            yield root
+            raise InputError(
+                f"{name}: no DICOM images in it{f' ({others})' if others else ''}. Give the folder or zip of a series."
+            )
+        series, files = _choose(found, choice, name)
+        if len(found) == len(series.parts) == 1 and {path.parent for path in files} == {root}:
+            yield root  # its reader says what else is in the folder
             return
+        unused = "; ".join(other.sentence() for other in found if other is not series)
+        on_message(f"{name}: {series.sentence()}" + "".join(f"; {text}" for text in (others, unused) if text))
         with TemporaryDirectory(prefix="medmamba-") as scratch:
             folder = Path(scratch, root.resolve().name)
             folder.mkdir()
-            for count, path in enumerate(chosen.files):
+            for count, path in enumerate(files):
                 try:
                     os.link(path, folder / f"{count:06d}.dcm")
                 except OSError:
@@ -75,7 +94,9 @@ def one_series(source: Path | str, choice: str | None = None, *, where: str | No
 
 
 @contextmanager
-def opened(source: Path | str, series: str | None = None) -> Iterator[Path]:
+def opened(
+    source: Path | str, series: str | None = None, on_message: Callable[[str], None] = lambda line: None
+) -> Iterator[Path]:
     """A path that prediction can read: zips unpacked, one series chosen, everything else as it is.
 
     Several series in folders of their own are several cases, unless one is chosen; a zip of DICOM is one case.
@@ -84,7 +105,7 @@ def opened(source: Path | str, series: str | None = None) -> Iterator[Path]:
     with _unpacked(source, name) as root:
         packed = root != Path(source)
         if series is not None or (packed and series_below(root)):
-            with one_series(root, series, where=name) as folder:
+            with one_series(root, series, where=name, on_message=on_message) as folder:
                 yield folder
             return
         inside = _innermost(root) if packed else root
@@ -116,39 +137,56 @@ def _innermost(folder: Path) -> Path:
 
 
 def series_below(root: Path) -> list[Series]:
-    """The image series in a folder and all folders below it, by number."""
-    members: dict[str, list[tuple[Path, dict[str, str]]]] = defaultdict(list)
-    for folder, inner, _ in os.walk(root):
+    """The image series in a folder and all folders below it, by number; links to folders are followed once."""
+    return _study(root)[0]
+
+
+def _study(root: Path) -> tuple[list[Series], dict[str, list[str]]]:
+    """The series below a folder, and the names of all other files by what they are."""
+    members: dict[str, dict[Path, Tags]] = defaultdict(dict)
+    aside: dict[str, list[str]] = defaultdict(list)
+    seen: set[Path] = set()
+    for folder, inner, _ in os.walk(root, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for path in dicom_files(Path(folder)):
-            tags = header_tags(path, shown(path.name), extra=(MODALITY, NUMBER, DESCRIPTION))
-            if POSITION in tags and ORIENTATION in tags:
-                members[tags.get(SERIES, "")].append((path, tags))
+        if (real := Path(folder).resolve()) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        slices, others = sorted_out(Path(folder), shown(os.path.relpath(folder, root.parent)))
+        for path, tags in slices.items():
+            if (real := path.resolve()) not in seen:
+                seen.add(real)
+                members[tags.get(dicom.SERIES, "")][path] = tags
+        for kind, names in others.items():
+            aside[kind] += names
     found = []
     for uid, slices in members.items():
-        tags, files = slices[0][1], tuple(path for path, _ in slices)
-        size = _whole(tags.get(COLUMNS)), _whole(tags.get(ROWS))
-        found.append(Series(uid, tags.get(MODALITY, "?"), tags.get(NUMBER, ""), tags.get(DESCRIPTION, ""), size, files))
-    return sorted(found, key=lambda series: (_whole(series.number), series.uid))
+        slices = without_localizers(slices, aside)
+        found.append(Series(uid, next(iter(slices.values())), parts_of(slices)))
+    return sorted(found, key=lambda series: (_whole(series.number), series.uid)), aside
 
 
-def _choose(found: list[Series], choice: str | None, name: str) -> Series:
-    if choice is None:
-        if len(found) == 1:
-            return found[0]
-        lines = "; ".join(series.sentence() for series in found[:MOST_LISTED])
-        more = f"; and {len(found) - MOST_LISTED} more" if len(found) > MOST_LISTED else ""
-        raise InputError(f"{name}: {len(found)} series ({lines}{more}). Choose one with --series NUMBER or its UID.")
-    matching = [series for series in found if choice in (series.number, series.uid)]
-    matching = matching or [series for series in found if series.uid.endswith(choice)]
+def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series, list[Path]]:
+    """A series and the files of one of its parts."""
+    listed = f"{len(found)} series ({'; '.join(series.sentence() for series in found)})"
+    asked, _, part = (choice or "").partition(":") if choice != LARGEST else ("", "", LARGEST)
+    images = [series for series in found if not is_localizer(series.tags)] or found
+    matching = [series for series in found if asked in (series.number, series.uid)] if asked else images
+    matching = matching or [series for series in found if series.uid.endswith(asked)]
     if not matching:
-        raise unknown_name("series", choice, [series.number or series.uid for series in found])
-    if len(matching) > 1:
-        uids = ", ".join(series.uid[-24:] for series in matching)
+        raise ConfigError(f"{name}: Unknown series {asked!r}. It holds {listed}.")
+    if len(matching) > 1 and choice != LARGEST:
+        raise InputError(f"{name}: {listed}. Choose one with --series NUMBER, or the end of its UID.")
+    if part == LARGEST:
+        return max(((series, part) for series in matching for part in series.parts), key=lambda pair: len(pair[1]))
+    series = matching[0]
+    if len(series.parts) == 1 and part in ("", "1"):
+        return series, series.parts[0]
+    if not 1 <= _whole(part) <= len(series.parts):
         raise InputError(
-            f"{name}: {len(matching)} series have the number {choice}. Choose by the end of a UID: {uids}."
+            f"{name}: choose a stack or phase of the series, as --series {asked or series.number}:1: {listed}."
         )
-    return matching[0]
+    return series, series.parts[_whole(part) - 1]
 
 
 def _whole(text: str | None) -> int:

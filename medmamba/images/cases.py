@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +29,22 @@ class ImageCase:
         return written_files(folder / self.output_name)
 
 
-def find_cases(source: str | Path | Sequence[Path], channel_files: int = 0) -> list[ImageCase]:
+def find_cases(
+    source: str | Path | Sequence[Path],
+    channel_files: int = 0,
+    on_message: Callable[[str], None] = lambda line: None,
+) -> list[ImageCase]:
     """The cases of a file, a DICOM series, a folder of images (hidden files skipped) or a list of them, sorted by id.
 
     Args:
         channel_files: files that the channels of a case may be spread over, of a model or dataset that has a file per
             channel (``Plan.channel_files``): ``X_0000.nii.gz, X_0001.nii.gz, ...`` are case X then. Where a number is
             not that of a channel it belongs to the name, as it always does for 0 and for folders.
+        on_message: takes what of a folder is left aside.
 
     Raises InputError when there is none, when a channel is missing, or when two files give one case.
     """
-    paths = _listed(Path(source)) if isinstance(source, str | Path) else list(source)
+    paths = _listed(Path(source), on_message) if isinstance(source, str | Path) else list(source)
     if not paths:
         raise InputError("The list of images is empty. Give at least one.")
     names = dict(zip(paths, case_names(paths), strict=True))
@@ -91,19 +96,19 @@ def part_of(cases: Sequence[ImageCase], part: tuple[int, int]) -> list[ImageCase
     return list(cases[number - 1 :: count])
 
 
-def _listed(source: Path) -> list[Path]:
+def _listed(source: Path, on_message: Callable[[str], None]) -> list[Path]:
     if source.is_file():
         format_of(source)  # raises for other kinds of files
         return [source]
     if not source.is_dir():
         raise InputError(f"{source}: not found. Give an image, a folder of images or a DICOM folder.")
     try:
-        return list_images(source)
+        return list_images(source, on_message)
     except InputError:
         found: list[Path] = []
         for folder, _, _ in sorted(os.walk(source)):  # a folder for each case
             with suppress(InputError):
-                found += [path for path in list_images(folder) if path.is_file()]
+                found += [path for path in list_images(folder, on_message) if path.is_file()]
         if not found:
             raise
         return found

@@ -228,31 +228,39 @@ def mask_ending(path: Path | str) -> str:
     return format_of(path).mask_ending or Path(path).name[-len(ending or "") :]
 
 
-def list_images(folder: Path | str) -> list[Path]:
+def list_images(folder: Path | str, on_message: Callable[[str], None] = lambda line: None) -> list[Path]:
     """The images of a folder, sorted by name: files of known kinds, and DICOM series.
 
-    Hidden files are skipped; a .hdr/.img pair counts once; a folder whose own files are DICOM is one series, and so
-    is each folder in it whose files are. Raises InputError for what is no folder or holds nothing that can be read.
+    A .hdr/.img pair counts once; a folder whose own files are DICOM slices is one series, and so is each folder in it
+    whose files are. ``on_message`` takes what is left aside. Raises InputError for what is no folder or holds nothing
+    that can be read.
     """
-    from medmamba.images.dicom import holds_dicom
+    from medmamba.images.dicom import holds_dicom, left_aside
 
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{shown(folder)}: not a folder. Give an image or a folder of images.")
-    found = []
+    found = [folder] if (own := holds_dicom(folder)) else []
+    aside: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
-            continue
-        if ending_of(path) is not None:
+            aside.setdefault("hidden", []).append(path.name)
+        elif ending_of(path) is not None:
             header = written_files(path)[0]
             if header == path or not header.exists():
                 found.append(path)
         elif path.is_dir() and holds_dicom(path):
             found.append(path)
-    if not found and holds_dicom(folder):
-        return [folder]
+        elif path.is_dir():
+            aside.setdefault("folder without images of its own", []).append(path.name)
+        elif not own:  # else the reader of the series says so
+            aside.setdefault("no image", []).append(path.name)
+    others = left_aside(aside)
     if not found:
         raise InputError(
-            f"{shown(folder)}: no image in this folder. Known endings: {', '.join(known_endings())}; or DICOM."
+            f"{shown(folder)}: no image in this folder{f' ({others})' if others else ''}. Known endings: "
+            f"{', '.join(known_endings())}; or DICOM."
         )
+    if others:
+        on_message(f"{shown(folder)}: {others}.")
     return found

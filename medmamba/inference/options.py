@@ -95,7 +95,9 @@ class PredictOptions(PredictorOptions):
     dicom_seg: bool = option(False, "Write each mask as DICOM SEG too.", panel="Output")
     dicom_rtstruct: bool = option(False, "Write each mask as contours (DICOM RTSTRUCT) too.", panel="Output")
     codes: Path | None = option(None, "JSON file with the code and colour of each label, for DICOM.", panel="Output")
-    series: str | None = option(None, "Number or UID of the DICOM series if the study has several.", panel="Input")
+    series: str | None = option(
+        None, "DICOM series: number or UID, and part (3:1, 3:largest); ? lists all.", panel="Input"
+    )
     pseudonymise: bool = option(
         False, "Replace case names in reports and messages by pseudonyms; pseudonyms.csv holds the key.", panel="Output"
     )

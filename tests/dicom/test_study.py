@@ -37,7 +37,7 @@ def test_a_folder_with_one_series_is_used_where_it_stands(tmp_path, volume):
 def test_several_series_are_listed_and_one_is_chosen_by_number_or_uid(study, volume):
     with pytest.raises(InputError) as caught, one_series(study):
         pass
-    assert "2 series (3: MR 'T1 axial' 5 images 5 x 6; 4: MR 5 images 5 x 6)" in str(caught.value)
+    assert "2 series (3: MR 'T1 axial' 5 images 5 x 6, UID 1.2.3; 4: MR 5 images 5 x 6, UID 1.2.4)" in str(caught.value)
     assert "--series" in str(caught.value)
     assert "CANARY" not in str(caught.value)
     for choice, difference in (("3", 0), ("4", 1), ("1.2.4", 1), ("2.3", 0)):
@@ -51,9 +51,12 @@ def test_several_series_are_listed_and_one_is_chosen_by_number_or_uid(study, vol
 def test_series_of_the_same_number_are_told_apart_by_uid(tmp_path, volume):
     for uid in ("1.2.3", "1.2.44"):
         write_series(tmp_path / "study" / uid, volume, series=uid, **{"0020_0011": "7"})
-    with pytest.raises(InputError, match=r"2 series have the number 7.*1\.2\.3, 1\.2\.44"), one_series(tmp_path, "7"):
+    with (
+        pytest.raises(InputError, match=r"2 series \(7: MR.*UID 1\.2\.3; 7.*UID 1\.2\.44\)"),
+        one_series(tmp_path, "7"),
+    ):
         pass
-    assert [len(series.files) for series in series_below(tmp_path)] == [5, 5]
+    assert [len(series.parts[0]) for series in series_below(tmp_path)] == [5, 5]
 
 
 def test_a_zip_gives_the_voxels_of_its_folder(study, tmp_path, volume):
@@ -80,7 +83,7 @@ def test_the_same_file_twice_is_one_file_but_another_picture_at_its_place_is_not
     shutil.copy(folder / "1.dcm", folder / "copy.dcm")
     image = read_image(folder)
     np.testing.assert_array_equal(image.array[0], volume.T)
-    assert any("copies of another" in warning for warning in image.warnings)
+    assert any("left aside: 1 copy of another, byte for byte (copy.dcm)" in warning for warning in image.warnings)
     write_slice(folder / "copy.dcm", volume[0] + 5, (10, -20, 30))
     with pytest.raises(InputError, match="are at the same place"):
         read_image(folder)

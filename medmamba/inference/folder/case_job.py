@@ -121,7 +121,8 @@ class Pseudonyms:
         """A message with every path and name of the case replaced."""
         if self.salt is None:
             return line
-        for path in case.paths:
+        inside = [entry for path in case.paths if path.is_dir() for entry in path.iterdir()]
+        for path in (*case.paths, *inside):
             for name in (str(path.resolve()), str(path), str(path.parent.resolve()), str(path.parent), path.name):
                 if name not in (".", "/"):
                     line = line.replace(name, self.of(case.case_id))
@@ -172,6 +173,8 @@ class Job:
         started = time.perf_counter()
         try:
             image = read_channels(case.paths, predictor.reading)  # first: its errors name a fault best
+            for line in image.warnings:
+                on_message(self.shown.hide(f"Warning: {line}", case))
             inputs = [input_sha256(path) for path in case.paths]
             result = self._predict(predictor, image, lambda line: on_message(self.shown.hide(line, case)))
             result.save(self.target / case.output_name)

@@ -84,9 +84,10 @@ def predict(
     """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``."""
     options = PredictOptions.of(options, **changes)
     with ExitStack() as stack:
+        names = on_message if not options.pseudonymise else lambda line: on_message("Files were left aside.")
         if isinstance(images, str | Path):
-            images = stack.enter_context(opened(images, options.series))
-        find_cases(images)  # a wrong path is reported before a model is loaded
+            images = stack.enter_context(opened(images, options.series, names))
+        find_cases(images, on_message=names)  # a wrong path is reported before a model is loaded
         if options.dicom_kinds:
             check_codes(options.codes)
         engine: Predictor | Workers
