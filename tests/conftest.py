@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+# Before torch is loaded: a thread that turns while it waits for the others waits ten times as long on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import nibabel as nib
 import numpy as np
 import pytest

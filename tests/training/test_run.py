@@ -132,7 +132,13 @@ def test_an_epoch_that_the_budget_cuts_short_has_its_row_until_a_longer_run_fill
 
 @pytest.mark.parametrize(
     "extra",
-    [{}, {"ema": 0.9}, {"precision": "bf16"}, {"augment": "device"}, {"precision": "fp16"}],
+    [
+        {},
+        {"ema": 0.9},
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),  # fp16 has its own scale besides
+        {"augment": "device"},
+        {"precision": "fp16"},
+    ],
     ids=["plain", "ema", "bf16", "augmented in batches", "fp16"],
 )
 def test_a_run_in_two_parts_equals_a_whole_one_to_the_bit(clinic_run, tmp_path, extra):
