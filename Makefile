@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/medmamba demo
 
 # In one process per core, each on one thread, where pytest-xdist is there (the test extra has it); else one by one.
-PARALLEL = $(shell $(BIN)/python -c "import xdist" 2>/dev/null && echo -n auto --maxprocesses 8 --dist worksteal)
+PARALLEL = $(shell $(BIN)/python -c "import xdist" 2>/dev/null && printf %s '-n auto --maxprocesses 8 --dist worksteal')
 
 test: $(INSTALLED)
 	$(if $(PARALLEL),OMP_NUM_THREADS=1) $(BIN)/python -m pytest -p no:randomly $(PARALLEL)
