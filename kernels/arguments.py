@@ -23,11 +23,11 @@ def check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | No
         if value.device != device:
             raise ValueError(f"{name} is on {value.device} and {first} on {device}: bring them to one device.")
     for name, integer in (integers or {}).items():
-        if integer is not None and integer.is_meta and device.type != "meta":
+        if integer is None:
+            continue
+        if integer.is_meta and device.type != "meta":
             raise ValueError(f"{name} has no data: it is on meta and {first} on {device}.")
-        if integer is not None and (
-            integer.dtype == torch.bool or integer.dtype.is_floating_point or integer.is_complex()
-        ):
+        if integer.dtype == torch.bool or integer.dtype.is_floating_point or integer.is_complex():
             raise TypeError(f"{name} must be integers, they are {integer.dtype}.")
 
 

@@ -1,8 +1,7 @@
 """The command that compiles the CPU kernels of a checkout in place: ``python -m medmamba.kernels.build``.
 
-An ordinary installation compiles the same sources with the same flags (``ext-modules`` in pyproject.toml); this is for
-a checkout that is used without being installed. The library has a plain C interface and needs neither torch nor the
-Python headers.
+For a checkout that is used without being installed: an installation compiles the same sources with the same flags
+(``ext-modules`` in pyproject.toml). The library needs neither torch nor the Python headers.
 """
 
 from __future__ import annotations

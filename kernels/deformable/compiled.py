@@ -39,10 +39,6 @@ def block_of(per_group: int) -> tuple[int, int]:
     return TILE_ELEMENTS // channels, channels
 
 
-def _blocks(total: int, size: int) -> int:
-    return -(-total // size)
-
-
 class _Launch:
     """Sizes of one convolution, as the Triton kernels take them."""
 
@@ -53,7 +49,7 @@ class _Launch:
         self.images = (*axes["image"], *axes["output"][1:])
         BP, BC = block_of(self.per_group)
         self.tile = {"GC": self.per_group, "BP": BP, "BC": BC}
-        self.position_blocks, self.channel_blocks = _blocks(self.positions, BP), _blocks(self.per_group, BC)
+        self.position_blocks, self.channel_blocks = -(-self.positions // BP), -(-self.per_group // BC)
         # What the kernels are compiled for.
         self.flags: dict[str, Any] = {name.upper(): axes[name] for name in ("kernel", "stride", "padding", "dilation")}
         self.flags |= {"TAPS": len(geometry.taps), "DIMS": len(geometry.image)}
@@ -95,11 +91,11 @@ def triton_backward(
         cell = torch.empty(slices * entries, dtype=torch.int32, device=value.device)
         scale, positions, _channels, columns = cut.sizes
         arguments = (offset_mask, cell, scale, positions, columns, cut.groups, slices, first, *cut.images)
-        tap_cells[(_blocks(entries, 256), slices)](*arguments, BE=256, **cut.flags)
+        tap_cells[(-(-entries // 256), slices)](*arguments, BE=256, **cut.flags)
         cell, order = cell.sort(stable=True)
         every = torch.arange(slices * cells + 1, dtype=torch.int32, device=value.device)
         begins = torch.searchsorted(cell, every)
-        grid = (_blocks(voxels, cut.tile["BP"]), cut.channel_blocks, slices)
+        grid = (-(-voxels // cut.tile["BP"]), cut.channel_blocks, slices)
         arguments = (dout, offset_mask, order, begins, dvalue, *cut.sizes, cut.groups, first, *cut.images)
         deform_image_gradient[grid](*arguments, **cut.tile, **cut.flags)
     return dvalue, doffset_mask

@@ -18,16 +18,13 @@ WIDEST_BLOCK = 32
 SMALL_BLOCK = 16
 ELEMENTS = 128
 WARPS = 8
+# How matrix units multiply float32: in three products of TF32 where there is such a thing.
+PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
 def block_of(width: int) -> int:
     """The block of p or n that is written: a power of two that matrix units take."""
     return max(SMALL_BLOCK, min(WIDEST_BLOCK, 1 << (width - 1).bit_length()))
-
-
-def precision() -> str:
-    """How matrix units multiply float32: in three products of TF32 where there is such a thing."""
-    return "ieee" if torch.version.hip else "tf32x3"
 
 
 class _Launch:
@@ -39,7 +36,7 @@ class _Launch:
         self.A, self.chunks, self.pairs = A, -(-length // CHUNK), batch * heads
         self.batch, self.length, self.heads, self.groups, self.P, self.N = batch, length, heads, groups, P, N
         self.sizes = (length, heads, groups, P, N, self.chunks)
-        self.options = {"Q": CHUNK, "PRECISION": precision(), "num_warps": WARPS}
+        self.options = {"Q": CHUNK, "PRECISION": PRECISION, "num_warps": WARPS}
 
     def states(self, V: Tensor, M: Tensor, edge: Tensor | None, adjoint: bool) -> Tensor:
         """The state before each chunk and after the last from the first, or the adjoints from the last (`edge`)."""

@@ -1,7 +1,6 @@
 """Networks by name: a plan's numbers in, a module out.
 
-Every family is imported here, once; the families themselves know only the table they register in
-(``planned/registry.py``). Everything registered is tested by being registered (``tests/networks/test_registry.py``).
+Every family is imported here; the families know only the table they register in (``planned/registry.py``).
 """
 
 from __future__ import annotations
@@ -67,11 +66,8 @@ def build_network(
 ) -> nn.Module:
     """The network ``name`` with a plan's numbers; returns logits (see :class:`PlannedUNet`).
 
-    Args:
-        strides, features_per_stage, kernels, stem, deep_supervision: as in :class:`Topology`.
-        blocks_per_stage: blocks per stage; the network's own default if None (``NetworkFacts.default_blocks``).
-        use_scan: False builds the same network without its scans.
-        options: the family's own (for ``vm_unet``: state_size, routes, expand, drop_path, ...).
+    The numbers are those of :class:`Topology`; ``blocks_per_stage`` has the network's own default. ``use_scan=False``
+    builds the same network without its scans. ``options`` are the family's own (``vm_unet``: state_size, routes, ...).
 
     Raises ConfigError for unknown names and options, and for numbers that do not fit together.
     """

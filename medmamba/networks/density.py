@@ -21,8 +21,7 @@ def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> tuple[n
     """Density d and distance to a denser token s, arrays (n,), of ``tokens`` (n, features).
 
     d counts the token's own 1; s of the densest token is the largest distance of all. Distances are divided by
-    ``bandwidth`` (None: as in the paper, where long feature vectors lie so far apart that every density is 1 and gamma
-    says nothing; :func:`automatic_bandwidth` gives a useful one). Raises InputError for other tokens.
+    ``bandwidth`` (None: as in the paper, see :func:`automatic_bandwidth`). Raises InputError for other tokens.
     """
     x = np.asarray(tokens, dtype=np.float64)
     if x.ndim != 2 or len(x) == 0 or not np.isfinite(x).all():
@@ -35,7 +34,7 @@ def density_peaks(tokens: np.ndarray, bandwidth: float | None = None) -> tuple[n
 
 
 def automatic_bandwidth(tokens: np.ndarray) -> float:
-    """A low percentile of the distances between different tokens."""
+    """A low percentile of the distances between different tokens; without it long ones have a density of 1 each."""
     pairs = pdist(np.asarray(tokens, dtype=np.float64))
     return max(float(np.percentile(pairs, BANDWIDTH_PERCENTILE)) if len(pairs) else 1.0, BANDWIDTH_FLOOR)
 

@@ -1,8 +1,7 @@
 """Measures what one block of a network costs, for the planner: ``python -m medmamba.networks.measure_cost NAME``.
 
-A network in the U-Net frame is built with one and with two blocks in its coarsest stage, at several widths; the
-difference in the numbers that its forward pass keeps for the backward pass, and in its weights, is the block's. Both
-are fitted as medmamba.plans.cost.blocks describes them: kept = a d + b per token, weights = p d^2 + q d, with width d.
+The difference between a network with two blocks and one with one in its coarsest stage, at several widths, is fitted as
+medmamba.plans.cost.blocks describes it: numbers kept for the backward pass a d + b per token, weights p d^2 + q d.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from medmamba.plans.cost.blocks import BlockCost
 from medmamba.plans.families import STEM_BLOCKS, family
 
 WIDTHS = (32, 64, 96, 128)
-EDGE = {2: 64, 3: 16}
-"""Voxels along each axis of the measured patch, which is halved once."""
+EDGE = {2: 64, 3: 16}  # voxels along each axis of the measured patch, which is halved once
 
 
 def measure_cost(name: str) -> dict[tuple[int, bool], BlockCost]:

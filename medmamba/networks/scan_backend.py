@@ -29,22 +29,14 @@ def set_scan_backend(network: nn.Module, name: str) -> None:
 def scan_backend_of(network: nn.Module, device: torch.device | str) -> str:
     """The backend on which the scans and deformable convolutions of ``network`` run on ``device``, or "none".
 
-    "none" is for a network that has neither. Raises ConfigError if the backend that was set cannot run on ``device``.
+    "none" is for a network that has neither. Raises ConfigError if the backend that was set cannot run on ``device``,
+    with the reason and what can.
     """
     asked = sorted({module.scan_backend for module in network.modules() if isinstance(module, ScanModule)})
     double = any(parameter.dtype == torch.float64 for parameter in network.parameters())
     dtype = torch.float64 if double else torch.float32  # half precision is scanned in float32
-    return ", ".join(dict.fromkeys(resolve_scan_backend(name, device, dtype) for name in asked)) or "none"
-
-
-def resolve_scan_backend(name: str, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
-    """The backend that runs on ``device`` when ``name`` is asked for: itself, or what "auto" stands for.
-
-    Raises ConfigError for an unknown name, and for a backend that cannot run there, with the reason and what can.
-    """
     try:
-        return choose_scan_backend(name, torch.device(device).type, dtype)
-    except ValueError:
-        raise unknown_name("scan backend", name, ("auto", *SCAN_BACKENDS)) from None
+        runs = [choose_scan_backend(name, torch.device(device).type, dtype) for name in asked]
     except RuntimeError as error:
         raise ConfigError(f"Scan backend: {error}") from None
+    return ", ".join(dict.fromkeys(runs)) or "none"

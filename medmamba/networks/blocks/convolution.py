@@ -19,7 +19,6 @@ from medmamba.networks.blocks.scan_core import at_least_float32
 
 SLOPE = 0.01  # of the leaky ReLU on the negative side
 TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-# By number of spatial axes.
 MEMORY_FORMAT = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 

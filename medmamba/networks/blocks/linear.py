@@ -1,8 +1,8 @@
 """Matrix products of float32 on a CPU through oneDNN instead of MKL.
 
 torch hands them to MKL, which on AMD's processors does without AVX-512: 105 against 245 GFLOP/s on one core (Zen 5,
-4096 x 96 by 384), and products are more than half of a scan network's step. Elsewhere (graphics devices, other types,
-autocast, compiled and exported graphs) it is torch's own ``linear``. Same values but for the order of summation.
+4096 x 96 by 384). On other devices, in other types, under autocast and in compiled or exported graphs it is torch's own
+``linear``. Same values but for the order of summation.
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 PRODUCT_EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-# Gradients of narrow weights are sums over many rows; there MKL is the faster one.
-NARROW = 64
+NARROW = 64  # gradients of narrower weights are sums over many rows; there MKL is the faster one
 
 
 class _Product(torch.autograd.Function):

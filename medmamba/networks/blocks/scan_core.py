@@ -40,8 +40,8 @@ class ScanModule(nn.Module):
 class ScanCore(ScanModule):
     """Selective scan of (B, L, E) tokens along K routes, summed (or stacked) over the routes.
 
-    Parameter names and shapes are those of VM-UNet's SS2D, so published weights fit. ``inner`` is E, ``routes`` K (the
-    table itself comes with each call), ``state_size`` N, ``dt_rank`` R.
+    Parameter names and shapes are those of VM-UNet's SS2D, so published weights fit. The table of the routes comes with
+    each call.
     """
 
     def __init__(self, inner: int, routes: int, state_size: int, dt_rank: int) -> None:

@@ -79,10 +79,8 @@ class MATEMixer(nn.Module):
 
     Args:
         head_width: p, or the next smaller divisor of E.
-        kernel: edge per axis of the depthwise convolution before the scan (on the grid; Mamba-2 has a causal one).
         layer: number of the layer, which decides its rotary order.
         review: r; 0 for no review tokens.
-        directions: 2, forwards and backwards, or 1.
         use_scan: False leaves the scan and all that only serves it out.
     """
 
@@ -124,7 +122,7 @@ class MATEMixer(nn.Module):
             table = routes(self.route, grid, x.device)
             if self.review_size:
                 review_grid = tuple(min(self.review_size, -(-n // 2)) for n in grid)  # at most half the map's
-                seen = self.scan.look_back(POOL[len(grid)](channels_first(x), review_grid).flatten(2).mT)  # (B, R, C)
+                seen = self.scan.review(POOL[len(grid)](channels_first(x), review_grid).flatten(2).mT)  # (B, R, C)
                 skip = seen.shape[1]
                 tokens = torch.cat([seen, tokens], dim=1)
                 y = torch.cat([F.silu(linear(seen, self.in_proj.weight[self.inner :])), y], dim=1)
@@ -145,11 +143,7 @@ class SelectiveHeads(nn.Module):
         self.parts = [state_size, state_size, heads]
         self.select = Linear(width, sum(self.parts), bias=False)
         self.heads = HeadScan(inner, head_width, directions)
-        self.review = nn.Sequential(nn.LayerNorm(width), Linear(width, width)) if review else None
-
-    def look_back(self, overview: Tensor) -> Tensor:
-        """Review tokens (B, R, C) from the pooled map."""
-        return overview if self.review is None else self.review(overview)
+        self.review = nn.Sequential(nn.LayerNorm(width), Linear(width, width)) if review else nn.Identity()
 
     def forward(self, tokens: Tensor, u: Tensor, table: Tensor) -> Tensor:
         """tokens (B, L, C) select, u (B, L, E) is scanned along the routes of the table (K, L): (B, L, E)."""

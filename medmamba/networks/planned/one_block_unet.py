@@ -1,8 +1,7 @@
 """The convolution U-Nets of medmamba before nnU-Net's own: one block per stage, whatever the plan said.
 
-Only for run folders and bundles that were written then. ``plain_unet`` had two convolutions per stage and
-``residual_unet`` one residual block, without biases: the blocks of MONAI's DynUNet. MONAI is imported when one is
-built, because it takes a process as much memory as torch itself.
+Only for run folders and bundles that were written then. They are made of the blocks of MONAI's DynUNet; MONAI is
+imported when one is built, because it takes a process as much memory as torch itself.
 """
 
 from __future__ import annotations

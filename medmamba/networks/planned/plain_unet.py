@@ -24,9 +24,7 @@ NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 def plain_unet(topology: Topology, *, decoder_convs: int | Sequence[int] = 2) -> nn.Module:
     """nnU-Net's default network, PlainConvUNet: two convolutions per stage.
 
-    Args:
-        topology: the plan's numbers; ``blocks_per_stage`` counts the convolutions of an encoder stage.
-        decoder_convs: convolutions per decoder stage, from the bottleneck up.
+    ``decoder_convs``: convolutions per decoder stage, from the bottleneck up.
     """
     encoder = (
         nn.Sequential(

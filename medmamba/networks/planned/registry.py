@@ -122,8 +122,7 @@ class NetworkFacts:
         return "use_scan" in self.options
 
 
-NETWORKS: dict[str, NetworkFacts] = {}
-"""Every registered network by its name."""
+NETWORKS: dict[str, NetworkFacts] = {}  # every registered network by its name
 
 
 def network(name: str, **facts: Any) -> Callable[[Builder], Builder]:

@@ -24,9 +24,7 @@ POOL: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 def residual_unet(topology: Topology, *, decoder_convs: int | Sequence[int] = 1) -> nn.Module:
     """nnU-Net's residual encoder U-Net, ResidualEncoderUNet: 1, 3, 4, 6, 6, ... residual blocks per stage.
 
-    Args:
-        topology: the plan's numbers; ``blocks_per_stage`` counts the residual blocks of an encoder stage.
-        decoder_convs: convolutions per decoder stage, from the bottleneck up.
+    ``decoder_convs``: convolutions per decoder stage, from the bottleneck up.
     """
     stages: list[nn.Module] = []
     for before, width, kernel, stride, blocks in encoder_numbers(topology):

@@ -11,8 +11,7 @@ from medmamba.networks.blocks.vss import SS2D
 from medmamba.networks.planned.unet import Topology
 from medmamba.plans.families import WINDOW_EDGE, route_count
 
-DEPTH_SCHEDULES = ("constant", "falling", "rising")
-"""How the number of routes depends on depth; see :func:`routes_per_stage`."""
+DEPTH_SCHEDULES = ("constant", "falling", "rising")  # of the number of routes, see routes_per_stage
 
 
 def routes_per_stage(topology: Topology, routes: str | Sequence[str], schedule: str = "constant") -> list[str]:

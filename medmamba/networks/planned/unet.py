@@ -19,8 +19,7 @@ from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import MEMORY_FORMAT, ConvNormAct, Downsample, ResidualConv, Upsample
 from medmamba.networks.blocks.maps import CONV, channels_last, crop_to, pad_to_multiple
 
-STEMS = ("conv", "patch")
-"""Kinds of stems: convolutions at the resolution of the first stage, or one patch embedding and blocks."""
+STEMS = ("conv", "patch")  # convolutions at the resolution of the first stage, or one patch embedding and blocks
 
 
 @dataclass(frozen=True)

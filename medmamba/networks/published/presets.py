@@ -1,6 +1,7 @@
 """Published networks from the shapes of their weights, under the original project's parameter names.
 
-What no shape tells (MHS-VM's threshold, where Vim reads its class token) is the published choice.
+First the blocks whose parameters begin with a prefix, then the networks, then what both read from names. What no shape
+tells (MHS-VM's threshold, where Vim reads its class token) is the published choice.
 """
 
 from __future__ import annotations
@@ -22,11 +23,7 @@ from medmamba.networks.published.vm_unet import PublishedVMUNet
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-MHS_THRESHOLD = 0.5
-"""Of MHS-VM's fusion, which its checkpoints do not store: the published value for ISIC 2018."""
-
-
-# -- parts: the block whose parameters begin with a prefix ---------------------------------------------------------
+MHS_THRESHOLD = 0.5  # of the fusion, which no checkpoint of MHS-VM stores: the published value for ISIC 2018
 
 
 def ss2d(shapes: Shapes, prefix: str = "", **options: Any) -> SS2D:
@@ -111,9 +108,6 @@ def dss(shapes: Shapes, prefix: str) -> DSS:
     )
 
 
-# -- networks ------------------------------------------------------------------------------------------------------
-
-
 def vm_unet(shapes: Shapes, read: Callable[[Shapes, str], nn.Module] = ss2d) -> PublishedVMUNet:
     """VM-UNet; ``read`` makes a mixer from the parameters whose names begin with a prefix."""
     prefixes = mixer_prefixes(shapes, "ln_1", "self_attention")
@@ -189,9 +183,6 @@ PRESETS: dict[str, Callable[[Shapes], nn.Module]] = {
     "mambaout": mambaout,
 }
 """Kinds of published checkpoints; vmamba_v0 is VMamba's pretraining, loaded into both halves of VM-UNet."""
-
-
-# -- reading names -------------------------------------------------------------------------------------------------
 
 
 def count(shapes: Shapes, pattern: str) -> int:

@@ -1,8 +1,6 @@
 """Vim as published: the classification network of bidirectional Mamba blocks (their mixer is ``planned/vim.py``).
 
 Source: Zhu et al. 2024, Vision Mamba (arXiv:2401.09417), algorithm 1, and its public code.
-
-Glossary: M patch tokens, d width.
 """
 
 from __future__ import annotations
@@ -60,7 +58,7 @@ class PublishedVim(nn.Module):
     """(B, in, H, W) of the size it was built for to class logits.
 
     Args:
-        tokens: number of patch tokens; the position table is as long, plus one for the class token.
+        tokens: number M of patch tokens; the position table is as long, plus one for the class token.
         class_token: where class tokens are put and read out: one in the "middle" (published) or at the "head", "both"
             one at each end, averaged, or "none".
         pool: what is read out without class tokens: the "mean" or the "last" token.

@@ -83,6 +83,7 @@ class PublishedVMUNet(nn.Module):
         return crop_to(logits, image.shape[2:])
 
 
+# The released network in the words of a plan.
 NUMBERS = {
     "stem": "patch",
     "strides": [[4, 4], [2, 2], [2, 2], [2, 2]],
@@ -91,7 +92,6 @@ NUMBERS = {
     "kernels": None,
     "deep_supervision": False,
 }
-"""The released network in the words of a plan."""
 
 
 @network("vm_unet_published", planar=True, published=NUMBERS)

@@ -1,7 +1,6 @@
 """Published weights: checkpoints of the original projects read, loaded under our parameter names, and stored.
 
-Loading never passes silently: what was loaded, what had to be adapted, what is left over and what is missing are
-counted and named, and a file of which nothing fits is an error.
+What was loaded, adapted, left over and missing is counted and named; a file of which nothing fits is an error.
 """
 
 from __future__ import annotations
@@ -90,14 +89,9 @@ class WeightReport:
 def convert_weights(
     source: Path | str, target: Path | str, *, family: str, threshold: float | None = None
 ) -> WeightReport:
-    """Translate a published checkpoint to our names and write it as safetensors.
+    """Translate a published checkpoint, a .safetensors, .pth, .pt or .bin, to our names, and write it as safetensors.
 
-    Args:
-        source: .safetensors, or .pth / .pt / .bin read with ``weights_only``.
-        target: the .safetensors file to write.
-        family: a key of PRESETS.
-        threshold: MHS-VM's fusion threshold, which its checkpoints do not store; it is written into the metadata.
-
+    ``threshold`` is MHS-VM's fusion threshold, which its checkpoints do not store; it is written into the metadata.
     Raises InputError for an unreadable file, ConfigError for an unknown family and if nothing fits.
     """
     state = read_state_dict(source)
