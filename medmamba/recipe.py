@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from medmamba.errors import ConfigError
 from medmamba.options import Options, value_text
-from medmamba.plans.json_record import strict_json
+from medmamba.plans.json_record import SEAL, strict_json
 
 Record = TypeVar("Record", bound=Options)
 LARGEST_BYTES = 2**16
@@ -47,6 +47,7 @@ def recipe_values(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: is {found}, not a table of options. Write lines such as `epochs: 100`.")
+    values.pop(SEAL, None)  # of a train.json
     for key in values:
         if key not in known:
             near = _nearest(str(key), known)

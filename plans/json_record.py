@@ -9,14 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from medmamba.errors import ConfigError
 from medmamba.options import value_text
 
+Form = TypeVar("Form")
+SEAL = "sha256_of_record"
+"""Key of the SHA-256 of everything else in a JSON file, which :func:`sealed` adds and every reader verifies."""
 LINE_WIDTH = 110
 """Characters: lists and objects that fit into one line of this length are written on one line."""
 
@@ -40,11 +46,7 @@ class Record(BaseModel):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read a record from a file. Raises ConfigError as :meth:`from_json`, and when the file cannot be read."""
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error}). Restore it, or run `medmamba plan` again.") from error
-        return cls.from_json(text, source=str(path))
+        return cls.from_json(_bytes(path, f"Restore this {cls.kind}, or make it again."), source=str(path))
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "") -> Self:
@@ -89,18 +91,77 @@ def canonical_json(value: Any, indent: int = 0) -> str:
 
 def read_object(text: str | bytes, where: str, kind: str) -> dict[str, Any]:
     """The object of a JSON text; raises ConfigError, which begins with ``where``, for anything but a valid ``kind``."""
-    try:
-        document = strict_json(text)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ConfigError(f"{where}: not a valid JSON {kind}: {error}. Write it again or restore it.") from None
+    document = _parsed(text, where, kind, _no_constant)
     if not isinstance(document, dict):
         raise ConfigError(f"{where}: a {kind} is a JSON object, got {type(document).__name__}.")
     return document
 
 
-def strict_json(text: str | bytes) -> Any:
-    """The value of a JSON text; raises ValueError for a key that occurs twice, NaN and infinity too."""
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+def read_stored(path: Path, form: type[Form], kind: str, cure: str) -> Form:
+    """A JSON file that medmamba wrote, as ``form`` (a dataclass, a record, a table); NaN is a number in it.
+
+    Raises ConfigError of one line, which ends with ``cure``: it cannot be read, is another thing than a ``kind``, or
+    differs from what was written (:func:`sealed`).
+    """
+    document = _parsed(_bytes(path, cure), str(path), kind, float)
+    with as_written(path, kind, cure):
+        return _adapter(form).validate_python(document)
+
+
+_adapter = cache(TypeAdapter)
+
+
+@contextmanager
+def as_written(where: Path | str, kind: str, cure: str) -> Iterator[None]:
+    """Turns whatever a stored value of another form than ours breaks into one ConfigError: what, where, what to do."""
+    try:
+        yield
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(f"{where}: no {kind}: {_path(fault['loc'])}: {_sentence(fault)} {cure}") from None
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ConfigError(f"{where}: no {kind} ({type(error).__name__}: {reason}). {cure}") from error
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with its own SHA-256, so that a file that is altered later is refused."""
+    plain = json.loads(json.dumps(document))
+    return {**plain, SEAL: _digest(plain)}
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _bytes(path: Path, cure: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}). {cure}") from error
+
+
+def _parsed(text: str | bytes, where: str, kind: str, constant: Callable[[str], Any]) -> Any:
+    try:
+        document = strict_json(text, constant)
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ConfigError(f"{where}: not a valid JSON {kind}: {error}. Write it again or restore it.") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: not a valid JSON {kind}: nested too deeply. Restore it.") from None
+    if isinstance(document, dict) and SEAL in document and document.pop(SEAL) != _digest(document):
+        raise ConfigError(f"{where}: this {kind} was altered after it was written (SHA-256). Restore the file.")
+    return document
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number in JSON")
+
+
+def strict_json(text: str | bytes, constant: Callable[[str], Any] = _no_constant) -> Any:
+    """The value of a JSON text; raises ValueError for a key that occurs twice, and by default for NaN and infinity."""
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=constant)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,15 +171,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a number in JSON")
-
-
 def _path(location: tuple[int | str, ...]) -> str:
     """Field path in the spelling of JSON tools: configurations.3d_fullres.patch_size[0]."""
     text = ""
     for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        name = json.dumps(part, ensure_ascii=not str(part).isprintable())[1:-1][:60] if isinstance(part, str) else ""
+        text += f"[{part}]" if isinstance(part, int) else f".{name}" if text else name
     return text or "(top)"
 
 

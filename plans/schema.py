@@ -6,15 +6,63 @@ Axis order: ``axis_order`` maps canonical array axes (i, j, k) to the plan's axe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from medmamba.geometry import MOST_VOXELS
 from medmamba.plans.json_record import Record
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.options import PlanOptions
+
+MOST_STAGES, MOST_BLOCKS, WIDEST, LARGEST_KERNEL, LARGEST_STRIDE = 16, 128, 2048, 63, 64
+MOST_WEIGHTS = 2**30
+"""Of the convolutions that the numbers of a network amount to: 4 GiB."""
+MOST_CHANNELS = 2**16
+"""Channels into and out of a network: the values that a label map has."""
+MOST_BATCH_VOXELS = 2**28
+"""Voxels of a batch of patches: 32 channels of it take 32 GiB in fp32."""
+SPACINGS_MM = (1e-7, 1e5)
+LONGEST_NAME = 100
+
+
+def _file_name(name: str) -> str:
+    if (
+        not name.isprintable()
+        or set(name) & set("/\\:")
+        or name.strip(". ") != name
+        or not 0 < len(name) <= LONGEST_NAME
+    ):
+        raise ValueError(
+            "must be the name of a folder: printable, without / or \\ or : and no dot or blank at its ends"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+"""A name that is part of a path in the run folder and cannot lead out of it."""
+
+
+def check_size(
+    strides: Sequence[Sequence[int]], features: Sequence[int], blocks: Sequence[int], kernels: Sequence[Sequence[int]]
+) -> None:
+    """Raises ValueError for numbers per stage, of a plan or a stored model, that no network is to be built from."""
+    if len(strides) > MOST_STAGES:
+        raise ValueError(f"strides has {len(strides)} stages, at most {MOST_STAGES} are built")
+    for name, values, low, high in (
+        ("strides", [step for stage in strides for step in stage], 1, LARGEST_STRIDE),
+        ("kernel_sizes", [edge for stage in kernels for edge in stage], 1, LARGEST_KERNEL),
+        ("features_per_stage", features, 1, WIDEST),
+        ("blocks_per_stage", blocks, 0, MOST_BLOCKS),
+    ):
+        if wrong := [value for value in values if not low <= value <= high]:
+            raise ValueError(f"{name} must be from {low} to {high}, got {str(wrong[0])[:20]}")
+    stages = zip(features, blocks, kernels, strict=True)
+    weights = sum(width**2 * max(1, count) * prod(kernel) for width, count, kernel in stages)
+    if weights > MOST_WEIGHTS:
+        raise ValueError(f"features_per_stage {list(features)} make {weights:.1e} weights, at most {MOST_WEIGHTS:.1e}")
 
 
 class Decision(Record):
@@ -57,11 +105,16 @@ class NetworkPlan(Record):
         for field in ("features_per_stage", "blocks_per_stage", "kernel_sizes"):
             if len(getattr(self, field)) != stages:
                 raise ValueError(f"{field} has {len(getattr(self, field))} entries, strides has {stages}")
-        if self.decoder_convs is not None and (len(self.decoder_convs) != stages - 1 or min(self.decoder_convs) < 1):
-            raise ValueError(f"decoder_convs must be {stages - 1} numbers of at least 1, got {self.decoder_convs}")
+        if self.decoder_convs is not None and (
+            len(self.decoder_convs) != stages - 1 or not all(1 <= count <= MOST_BLOCKS for count in self.decoder_convs)
+        ):
+            raise ValueError(
+                f"decoder_convs must be {stages - 1} numbers from 1 to {MOST_BLOCKS}, got {self.decoder_convs}"
+            )
         for field in ("strides", "kernel_sizes"):
             if any(len(entry) != self.spatial_dims for entry in getattr(self, field)):
                 raise ValueError(f"each entry of {field} must have {self.spatial_dims} numbers")
+        check_size(self.strides, self.features_per_stage, self.blocks_per_stage, self.kernel_sizes)
         if self.stem == "conv" and any(step != 1 for step in self.strides[0]):
             raise ValueError("stem 'conv' keeps full resolution, so strides[0] must be all ones")
         return self
@@ -108,7 +161,7 @@ class Mirroring(Record):
 class Configuration(Record):
     """One way to train on the dataset: a grid, a patch, a batch and a network."""
 
-    name: str
+    name: FileName
     spatial_dims: Literal[2, 3]
     spacing_mm: list[float] | None
     """Spacing of the grid in mm per plan axis; None for images without millimetres, which are not resampled."""
@@ -134,6 +187,13 @@ class Configuration(Record):
             value = getattr(self, field)
             if value is not None and (len(value) != dims or any(number <= 0 for number in value)):
                 raise ValueError(f"{field} must have {dims} numbers above 0, got {value}")
+        low, high = SPACINGS_MM
+        if not all(low <= mm <= high for mm in self.spacing_mm or ()):
+            raise ValueError(f"spacing_mm must be from {low:g} to {high:g}, got {self.spacing_mm}")
+        if self.batch_size * prod(self.patch_size) > MOST_BATCH_VOXELS:
+            raise ValueError(
+                f"patch_size {self.patch_size} with batch_size {self.batch_size} has over {MOST_BATCH_VOXELS} voxels"
+            )
         if self.mirroring is not None and not set(self.mirroring.axes) <= set(range(dims)):
             raise ValueError(f"mirroring.axes must be axes of the patch, 0 to {dims - 1}, got {self.mirroring.axes}")
         wrong = [n for n, d in zip(self.patch_size, self.network.divisor, strict=True) if n % d]
@@ -166,7 +226,7 @@ class Plan(Record):
     dataset_hash: str
     fingerprint_hash: str
     channel_names: list[str] = Field(min_length=1)
-    labels: dict[str, int]
+    labels: dict[str, Annotated[int, Field(ge=0, lt=2**31)]]
     regions: dict[str, list[str]] | None = None
     """Regions to predict instead of labels: name to the label names it joins; None: each label is a class."""
     region_order: list[str] | None = None
@@ -178,7 +238,7 @@ class Plan(Record):
     axis_order: list[int]
     """Canonical array axis that becomes plan axis 0, 1, 2: the coarsest (or flat) axis first."""
     normalization: list[Normalization]
-    configurations: dict[str, Configuration] = Field(min_length=1)
+    configurations: dict[FileName, Configuration] = Field(min_length=1)
     default_configuration: str
     reading: Reading = Reading()
     options: PlanOptions | None = None
@@ -208,9 +268,14 @@ class Plan(Record):
         for key, configuration in self.configurations.items():
             if configuration.name != key:
                 raise ValueError(f"configuration {key!r} calls itself {configuration.name!r}")
-            stage = configuration.previous_stage
-            if stage is not None and stage not in self.configurations:
-                raise ValueError(f"configuration {key!r} follows {stage!r}, which is not among the configurations")
+            stage, followed = configuration.previous_stage, {key}
+            while stage is not None:
+                if stage not in self.configurations:
+                    raise ValueError(f"configuration {key!r} follows {stage!r}, which is not among the configurations")
+                if stage in followed:
+                    raise ValueError(f"configuration {key!r} follows itself")
+                followed.add(stage)
+                stage = self.configurations[stage].previous_stage
         return self
 
     @property

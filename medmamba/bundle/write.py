@@ -27,6 +27,7 @@ from medmamba.inference.predictor import Predictor
 from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.models.prediction_setup import PREDICTION_SETUP
 from medmamba.models.trained_folds import read_model_facts
+from medmamba.plans.json_record import read_stored
 
 METADATA = "configs/metadata.json"
 
@@ -100,7 +101,8 @@ def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:
 def _trained_with(folders: Sequence[Path]) -> str:
     """The scan backends that the folds were trained with; earlier versions did not record them."""
     files = [folder / "train.json" for folder in folders]
-    recipes = [json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in files]
+    cure = "Restore it, or remove it."
+    recipes = [read_stored(path, dict[str, Any], "recipe", cure) if path.is_file() else {} for path in files]
     return ", ".join(dict.fromkeys(recipe.get("scan_backend") or "not recorded" for recipe in recipes))
 
 

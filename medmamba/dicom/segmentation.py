@@ -8,7 +8,6 @@ Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from medmamba.geometry import Grid, grid_difference, reindexed
 from medmamba.images import ReadOptions, read_image, read_label_map
 from medmamba.images.dicom import read_slices
 from medmamba.images.gate import shown
+from medmamba.plans.json_record import as_written, read_stored
 from medmamba.version import __version__
 
 if TYPE_CHECKING:
@@ -160,15 +160,15 @@ def mask_to_segmentation(
 
 def _labels_beside(mask: Path) -> dict[str, int]:
     report = mask.parent / "report.json"
-    try:
-        return dict(json.loads(report.read_text())["model"]["labels"])
-    except FileNotFoundError as error:
+    kind, cure = "prediction report", "Restore it, or name the labels: --label anterior=1 --label posterior=2."
+    if not report.exists():
         raise ConfigError(
             f"{report}: not found, so the names of the labels are unknown. Keep the report of `medmamba predict` "
             "beside the mask, or name the labels: --label anterior=1 --label posterior=2."
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{report}: not a prediction report ({error}).") from error
+        )
+    stored = read_stored(report, dict[str, Any], kind, cure)
+    with as_written(report, kind, cure):
+        return {str(name): int(value) for name, value in stored["model"]["labels"].items()}
 
 
 def series_in_order(series: Path | str, grid: Grid) -> Sequence[Dataset]:

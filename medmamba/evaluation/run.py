@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.disk.atomic import write_json, write_text
-from medmamba.errors import ConfigError, InputError
+from medmamba.errors import InputError
 from medmamba.evaluation.compare import Comparison, compare
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import EvaluateOptions
@@ -22,6 +21,7 @@ from medmamba.evaluation.subgroups import Subgroups, read_subgroups
 from medmamba.images import ReadOptions, read_image, read_label_map
 from medmamba.images.cases import find_cases
 from medmamba.pages.render import number, render
+from medmamba.plans.json_record import as_written, read_stored
 from medmamba.plans.schema import Reading
 
 OnItem = Callable[[str, int, int], None]
@@ -99,15 +99,15 @@ def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions]:
     path = folder / "report.json"
     if not path.is_file():
         return None, ReadOptions()
-    try:
-        model: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
+    kind, cure = "prediction report", "Remove or restore it."
+    report = read_stored(path, dict[str, Any], kind, cure)
+    with as_written(path, kind, cure):
+        model = report["model"]
         reading = Reading.model_validate(model.get("settings", {}).get("reading", {}))
         labels = {str(name): int(value) for name, value in model["labels"].items()}
         found: Structures = {name: (value,) for name, value in labels.items() if value != 0}
         for region, members in (model.get("regions") or {}).items():
             found.setdefault(str(region), tuple(sorted(labels[str(name)] for name in members)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: not a prediction report ({error!r}). Remove or restore it.") from error
     return found, ReadOptions.of(reading)
 
 

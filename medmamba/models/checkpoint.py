@@ -25,10 +25,12 @@ from torch import nn
 from medmamba.disk.atomic import replace_folder
 from medmamba.errors import ConfigError
 from medmamba.networks.scan_backend import scan_backend_of
+from medmamba.plans.json_record import as_written, read_stored, sealed
 from medmamba.version import __version__
 
 SCHEMA_VERSION = 1
 GENERATIONS = ("last", "prev")
+KIND = "state of a checkpoint"
 
 
 def save_checkpoint(
@@ -62,7 +64,7 @@ def save_checkpoint(
             if torch.cuda.is_available():
                 record["cuda_random_state"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
         record["sha256"] = {path.name: file_sha256(path) for path in sorted(part.glob("*.safetensors"))}
-        (part / "state.json").write_text(json.dumps(record, indent=1) + "\n")
+        (part / "state.json").write_text(json.dumps(sealed(record), indent=1) + "\n")
 
 
 def load_checkpoint(
@@ -94,36 +96,41 @@ def load_checkpoint(
         if averaged is not None:
             _load_weights(averaged, model)
         if optimizer is not None:
-            _warn_of_other_versions(state.get("versions", {}), versions(network))
-            if _grouping(state["optimizer"]) != _grouping(optimizer.state_dict()):
-                raise ConfigError(
-                    f"{folder / name}: its optimiser groups the parameters in another way, as other versions of "
-                    "medmamba do. Continue with the version that began, or start anew from its weights with --init."
-                )
-            tensors = load_file(folder / name / "optimizer.safetensors")
-            optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
-            torch.set_rng_state(_bytes(state["torch_random_state"]))
-            if "cuda_random_state" in state and torch.cuda.is_available():
-                torch.cuda.set_rng_state(_bytes(state["cuda_random_state"]))
+            _restore(folder / name, state, network, optimizer)
         return state
     raise ConfigError(" ".join(reasons) if has_checkpoint(folder) else reasons[0])
 
 
+def _restore(folder: Path, state: Mapping[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Optimiser and random state of a checkpoint."""
+    with as_written(folder / "state.json", KIND, "Restore the file, or begin again with --restart."):
+        _warn_of_other_versions(state.get("versions", {}), versions(network))
+        if _grouping(state["optimizer"]) != _grouping(optimizer.state_dict()):
+            raise ConfigError(
+                f"{folder}: its optimiser groups the parameters in another way, as other versions of "
+                "medmamba do. Continue with the version that began, or start anew from its weights with --init."
+            )
+        tensors = load_file(folder / "optimizer.safetensors")
+        optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
+        torch.set_rng_state(_bytes(state["torch_random_state"]))
+        if "cuda_random_state" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(_bytes(state["cuda_random_state"]))
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """The checked state of one generation: schema known, every file's SHA-256 as written."""
-    try:
-        state = json.loads((folder / "state.json").read_text())
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder}: no checkpoint here. Train first, or give the folder of a trained fold."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / 'state.json'}: cannot be read ({error}).") from error
+    path = folder / "state.json"
+    if not path.exists():
+        raise ConfigError(f"{folder}: no checkpoint here. Train first, or give the folder of a trained fold.")
+    state = read_stored(path, dict[str, Any], KIND, "Restore the file.")
     if state.get("schema_version") != SCHEMA_VERSION:
         raise ConfigError(
-            f"{folder}: checkpoint schema {state.get('schema_version')}, this version reads {SCHEMA_VERSION}."
+            f"{folder}: checkpoint schema {state.get('schema_version')!r:.40}, this version reads {SCHEMA_VERSION}."
         )
-    for name, expected in state["sha256"].items():
+    with as_written(path, KIND, "Restore the file."):
+        hashes = {str(Path(name).name): str(value) for name, value in state["sha256"].items()}
+        _ = hashes["model.safetensors"]
+    for name, expected in hashes.items():
         if not (folder / name).is_file() or file_sha256(folder / name) != expected:
             raise ConfigError(f"{folder / name}: the file differs from what was saved (SHA-256); it is damaged.")
     return state

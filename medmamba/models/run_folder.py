@@ -10,12 +10,13 @@ A fold's folder holds its own copy of the plan, so it can be moved away and stil
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from medmamba.errors import InputError
 from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.folds import Fold
+from medmamba.plans.json_record import as_written, read_stored
 from medmamba.plans.schema import Plan
 
 
@@ -74,12 +75,12 @@ class RunFolder:
         """The measured facts that the plan was made from."""
         return Fingerprint.read(self.fingerprint_path)
 
-    def read_splits(self) -> list[dict[str, list[str]]]:
+    def read_splits(self) -> list[Fold]:
         """Training and validation case ids of each fold."""
-        try:
-            return json.loads(self.splits_path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.splits_path}: cannot be read ({error}). Run `medmamba plan` again.") from error
+        kind, cure = "list of folds", "Run `medmamba plan` again."
+        stored = read_stored(self.splits_path, list[dict[str, list[str]]], kind, cure)
+        with as_written(self.splits_path, kind, cure):
+            return [Fold(train=fold["train"], val=fold["val"]) for fold in stored]
 
 
 def is_plan(path: Path, sha256: str) -> bool:

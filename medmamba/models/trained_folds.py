@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from medmamba.models.checkpoint import load_checkpoint, weights_sha256
 from medmamba.models.prediction_setup import PredictionSetup, read_prediction_setup
 from medmamba.models.run_folder import RunFolder
 from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.json_record import as_written, read_stored
 
 MODEL_FACTS = "model.json"
 
@@ -44,6 +44,10 @@ class ModelFacts:
     state_dict: str | None = None
     prefix: str = ""
 
+    def __post_init__(self) -> None:
+        if self.state_dict is not None and Path(self.state_dict).parts != ("..", "..", Path(self.state_dict).name):
+            raise ValueError(f"state_dict {self.state_dict!r} leads out of the bundle")
+
     def as_json(self) -> dict[str, Any]:
         """Without the fields that say nothing."""
         return {name: value for name, value in asdict(self).items() if value not in (None, "")}
@@ -51,14 +55,8 @@ class ModelFacts:
 
 def read_model_facts(folder: Path) -> ModelFacts:
     """The record of a model's folder; raises ConfigError where there is none."""
-    path = folder / MODEL_FACTS
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: not a trained fold ({error}). Run `medmamba train` first.") from error
-    if not isinstance(stored, dict) or not {"network", "configuration", "plan_sha256"} <= set(stored):
-        raise ConfigError(f"{path}: not the record of a trained fold. Restore the file.")
-    return ModelFacts(**{field.name: stored[field.name] for field in fields(ModelFacts) if field.name in stored})
+    cure = "Restore the file, or run `medmamba train`."
+    return read_stored(folder / MODEL_FACTS, ModelFacts, "record of a trained fold", cure)
 
 
 @dataclass(frozen=True)
@@ -130,11 +128,11 @@ def mirrors_by_default(model: Path) -> bool:
 def _settings(bundle: Path) -> dict[str, Any]:
     """The settings of an exported model."""
     path = bundle / "configs" / "metadata.json"
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text())["medmamba"]["settings"]
+    kind, cure = "metadata of a bundle", "Export again."
+    metadata = read_stored(path, dict[str, Any], kind, cure)
+    with as_written(path, kind, cure):
+        settings = metadata["medmamba"]["settings"]
         return {"mirror": settings["mirror"], "configuration": [str(name) for name in settings["configuration"]]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}). Export again.") from error
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:
@@ -161,9 +159,9 @@ def _shared_state(path: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Tensors of one fold in a bundle's models/model.pt, named as in the fold."""
     try:
         everything = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
     except Exception as error:  # torch raises many kinds for damaged files
         raise ConfigError(f"{path}: cannot be read ({type(error).__name__}). Copy the bundle again.") from error
-    return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
 
 
 def _folds_of(model: Path, name: str, folds: Sequence[int | str] | None) -> tuple[list[Path], str]:

@@ -26,6 +26,7 @@ from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK, is_one_block
 from medmamba.networks.planned.registry import NETWORKS, NetworkFacts
 from medmamba.networks.planned.unet import PlannedNetwork, Topology
+from medmamba.plans.json_record import as_written
 from medmamba.plugins import find_network, load_network_plugins
 
 
@@ -111,9 +112,13 @@ def build_network(
 
 
 def rebuild_network(arguments: Mapping[str, Any]) -> nn.Module:
-    """The network of the arguments in a model.json or a bundle, written by this version or an earlier one."""
-    name = arguments["name"]
-    return build_network(**{**arguments, "name": ONE_BLOCK[name] if is_one_block(arguments) else name})
+    """The network of the arguments in a model.json or a bundle, written by this version or an earlier one.
+
+    Raises ConfigError for arguments that no version has written.
+    """
+    with as_written("network", "stored network", "Restore the model.json that names it."):
+        name = arguments["name"]
+        return build_network(**{**arguments, "name": ONE_BLOCK[name] if is_one_block(arguments) else name})
 
 
 def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:

@@ -19,7 +19,7 @@ from medmamba.evaluation.statistics import paired_difference
 from medmamba.models.checkpoint import load_checkpoint
 from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import read_model_facts
-from medmamba.networks.build import build_network
+from medmamba.networks.build import rebuild_network
 from medmamba.plans.explain import aligned
 from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Decision
@@ -135,7 +135,7 @@ def _try(folder: RunFolder, name: str, minutes: float, held_out: Sequence[str]) 
     os.symlink(folder.preprocessed_path.resolve(), trial.preprocessed_path, target_is_directory=True)
     config = TrainConfig(max_minutes=minutes, steps_per_epoch=10**9, validation_cases=1)  # validated below, by case
     result = train(trial.path, fold=FOLD, configuration=configuration.name, config=config)
-    network = build_network(**read_model_facts(result.folder).network)
+    network = rebuild_network(read_model_facts(result.folder).network)
     load_checkpoint(result.folder / "checkpoints", network)
     device = choose_device("auto")
     network = network.to(device).eval()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from medmamba.disk.atomic import replace_folder, write_bytes
-from medmamba.errors import InputError
+from medmamba.errors import ConfigError, InputError
+from medmamba.plans.json_record import read_stored
 
 SCHEMA_VERSION = 1
 MAX_LOCATIONS = 10_000
 """Voxel coordinates kept per label and case: enough to sample patches uniformly, small on disk (nnU-Net's figure)."""
 COMPONENT = ".component"
 """Ending of the table that numbers the connected components of a label's locations."""
+CURE = "Run `medmamba plan` again."
 ANNOTATED = "annotated"
 """Table of the voxels that are not ignored, in cases where some are."""
 
@@ -76,23 +79,30 @@ def fill_case(
     (folder / "case.json").write_text(json.dumps(facts) + "\n")
 
 
+@dataclass(frozen=True)
+class _CaseFacts:
+    """case.json."""
+
+    schema_version: int
+    case_id: str
+    shape: tuple[int, int, int]
+    annotated: tuple[int, ...] | None = None
+
+
 class CaseReader:
     """One stored case, opened on first use and read by patch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            facts = json.loads((folder / "case.json").read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{folder}: not a preprocessed case ({error}). Run `medmamba plan` again.") from error
-        if facts["schema_version"] != SCHEMA_VERSION:
+        facts = read_stored(folder / "case.json", _CaseFacts, "record of a preprocessed case", CURE)
+        if facts.schema_version != SCHEMA_VERSION:
             raise InputError(
-                f"{folder}: written with storage schema {facts['schema_version']}, this version reads "
-                f"{SCHEMA_VERSION}. Run `medmamba plan` again."
+                f"{folder}: written with storage schema {facts.schema_version}, this version reads "
+                f"{SCHEMA_VERSION}. {CURE}"
             )
-        self.case_id: str = facts["case_id"]
-        self.shape: tuple[int, ...] = tuple(facts["shape"])
-        self.annotated: tuple[int, ...] | None = tuple(facts["annotated"]) if "annotated" in facts else None
+        if facts.case_id != folder.name:
+            raise ConfigError(f"{folder}: its case.json is that of {facts.case_id[:100]!r}. {CURE}")
+        self.case_id, self.shape, self.annotated = facts.case_id, facts.shape, facts.annotated
         """Label indices that were annotated in this case; None: all."""
 
     def __reduce__(self) -> tuple[type[CaseReader], tuple[Path]]:

@@ -155,7 +155,7 @@ def _store_labels(fold: Path, plan: Plan, first: str, cases: list[tuple[CaseRead
 def _is_fresh(case: CaseReader, fold: Path) -> bool:
     try:
         return bool(json.loads(_mark(case).read_text())["weights_sha256"] == _weights(fold))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

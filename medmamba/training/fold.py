@@ -11,7 +11,6 @@ from shutil import rmtree
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from medmamba.compute.device import choose_device
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, write_json, write_text
@@ -24,6 +23,7 @@ from medmamba.models.trained_folds import ModelFacts, read_model_facts
 from medmamba.networks.build import network_facts, rebuild_network
 from medmamba.networks.planned.one_block_unet import is_one_block
 from medmamba.plans.explain import compare
+from medmamba.plans.json_record import read_stored, sealed
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed
@@ -148,7 +148,7 @@ def train_planned_fold(
             if options.restart:
                 rmtree(target / "checkpoints", ignore_errors=True)
             write_text(target / "plan.json", plan.to_json())
-            write_json(target / "model.json", facts.as_json())
+            write_json(target / "model.json", sealed(facts.as_json()))
             if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
                 write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
             if report is not None:
@@ -197,10 +197,7 @@ def stored_config(fold: Path) -> TrainConfig:
     path = fold / "train.json"
     if not has_checkpoint(fold / "checkpoints"):
         raise ConfigError(f"{fold}: nothing to resume here. Train without --resume first.")
-    try:
-        return TrainConfig.model_validate_json(path.read_text())
-    except (OSError, ValidationError) as error:
-        raise ConfigError(f"{path}: cannot be read as a recipe. Begin again with --restart.") from error
+    return read_stored(path, TrainConfig, "recipe", "Begin again with --restart.")
 
 
 def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> dict[str, Any]:

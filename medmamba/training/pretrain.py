@@ -30,6 +30,7 @@ from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import ModelFacts
 from medmamba.networks.build import build_network
 from medmamba.networks.density import automatic_bandwidth, key_tokens
+from medmamba.plans.json_record import read_stored, sealed
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.batches import Batch
@@ -93,7 +94,7 @@ def pretrain(
             refuse_trained(target / "checkpoints")
         device = choose_device(config.device)
         if resume and (target / "train.json").is_file():
-            stored = TrainConfig.model_validate_json((target / "train.json").read_text())
+            stored = read_stored(target / "train.json", TrainConfig, "recipe", "Begin again with --restart.")
             kept = {field: getattr(stored, field) for field in RESOLVED_AT_START if field != "augment"}
             config = config.model_copy(update=kept)
         torch.manual_seed(config.seed)
@@ -103,7 +104,7 @@ def pretrain(
         if restart:
             rmtree(target / "checkpoints", ignore_errors=True)
         write_text(target / "plan.json", plan.to_json())
-        write_json(target / "model.json", facts.as_json())
+        write_json(target / "model.json", sealed(facts.as_json()))
         setup = FoldSetup(plan, chosen, cases, [], target, config, facts)
         return _Pretraining(built, setup, Observers([], on_event), resume=resume).run(on_step)
 

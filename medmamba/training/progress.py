@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from medmamba.disk.atomic import write_json, write_text
+from medmamba.plans.json_record import as_written, read_stored
 from medmamba.training.guard import MemorySettings
 
 
@@ -136,14 +138,9 @@ class Progress:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Progress:
-        """The counterpart of :meth:`as_json`."""
-        fit = stored.get("fit")
-        parts = {
-            "fit": None if fit is None else MemorySettings(**{**fit, "patch_size": tuple(fit["patch_size"])}),
-            "epochs": [EpochMetrics.from_row(row) for row in stored.get("epochs", [])],
-            "epoch": EpochSoFar(**stored.get("epoch", {})),
-        }
-        return cls(**{**stored, **parts})
+        """The counterpart of :meth:`as_json`; raises pydantic's ValidationError for anything else."""
+        epochs = [asdict(EpochMetrics.from_row(row)) for row in stored.get("epochs", [])]
+        return TypeAdapter(cls).validate_python({**stored, "epochs": epochs})
 
     @property
     def training_seconds(self) -> float:
@@ -244,8 +241,9 @@ def write_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:
     """The rows of metrics.json, none where nothing was trained."""
-    try:
-        rows = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    path, cure = folder / "metrics.json", "Remove the file."
+    if not path.exists():
         return []
-    return [EpochMetrics.from_row(row) for row in rows]
+    rows = read_stored(path, list[dict[str, Any]], "table of epochs", cure)
+    with as_written(path, "table of epochs", cure):
+        return TypeAdapter(list[EpochMetrics]).validate_python([asdict(EpochMetrics.from_row(row)) for row in rows])

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from medmamba.compute.device import choose_device, is_out_of_memory, slow_precision
-from medmamba.disk.atomic import write_text
+from medmamba.disk.atomic import write_json
 from medmamba.errors import ConfigError
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import class_weights
+from medmamba.plans.json_record import as_written, sealed
 from medmamba.training import distributed
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import Batch, PatchRecipe, PatchSource
@@ -57,15 +58,18 @@ class Training:
         self.averaged = AveragedWeights(self.network, config.ema) if config.ema is not None else None
         if not resume:
             refuse_trained(setup.checkpoints)
-        state = self._load() if resume else None
-        self.done = Progress() if state is None else Progress.from_json(state["progress"])
+        stored = setup.checkpoints, "checkpoint to be resumed", "Restore it, or begin again with --restart."
+        with as_written(*stored):
+            state = self._load() if resume else None
+            self.done = Progress() if state is None else Progress.from_json(state["progress"])
         self.observer = Observers([observer], self.done.events.append)
         self.guard = FiniteGuard(rate_factor=self.done.rate_factor, skipped=self.done.skipped)
         batch = config.batch_size or setup.configuration.batch_size
         self.fit = self.done.fit or MemorySettings(batch, tuple(setup.configuration.patch_size), config.recompute)
         self.stepper = self._stepper()
         if state is not None:
-            self.stepper.load_state(state.get("stepper", {}))
+            with as_written(*stored):
+                self.stepper.load_state(state.get("stepper", {}))
             if (line := slow_precision(config.precision, self.device)) is not None:
                 self.observer.event(line)
         evaluated = self.network if self.averaged is None else self.averaged.network
@@ -76,7 +80,7 @@ class Training:
         self.ends = math.inf
         """When the minutes are used up, on the monotonic clock."""
         if distributed.rank() == 0:
-            write_text(setup.folder / "train.json", config.model_dump_json(indent=1) + "\n")
+            write_json(setup.folder / "train.json", sealed(config.model_dump(mode="json")))
         if self.fit.batch_size % distributed.size():
             raise ConfigError(
                 f"A batch of {self.fit.batch_size} cannot be shared equally by {distributed.size()} processes. "

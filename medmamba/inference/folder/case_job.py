@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from medmamba.compute.device import is_out_of_memory
 from medmamba.disk.atomic import write_text
-from medmamba.errors import InputError, MedmambaError
+from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, read_channels, write_image, written_files
 from medmamba.images.cases import ImageCase
@@ -28,6 +28,7 @@ from medmamba.inference.prediction import Prediction, Provenance
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.quality import Finding
 from medmamba.models.checkpoint import file_sha256
+from medmamba.plans.json_record import read_stored
 
 SCHEMA_VERSION = 2
 KEY_FILE = "pseudonyms.csv"
@@ -241,10 +242,10 @@ class Job:
 def read_record(target: Path, case: ImageCase) -> CaseRecord | None:
     """The record of a case; None where there is none of this version."""
     try:
-        numbers = json.loads(record_path(target, case).read_text(encoding="utf-8"))
-        known = numbers["schema_version"] == SCHEMA_VERSION
+        numbers = read_stored(record_path(target, case), dict[str, Any], "record of a case", "")
+        known = numbers.get("schema_version") == SCHEMA_VERSION
         return TypeAdapter(CaseRecord).validate_python(numbers) if known else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ConfigError, ValidationError):
         return None
 
 

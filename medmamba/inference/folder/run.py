@@ -7,14 +7,13 @@ OUT/report.json              the model and all cases, those that failed with the
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medmamba.dicom.codes import check_codes
 from medmamba.dicom.study import opened
@@ -36,6 +35,7 @@ from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.predictor import Predictor
 from medmamba.models.run_folder import is_plan
+from medmamba.plans.json_record import as_written, read_stored
 
 OnItem = Callable[[str, int, int], None]
 PATIENCE = 60.0
@@ -198,6 +198,23 @@ def _part_of_launcher() -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True)
+class _Reported:
+    """What is reproduced of a case in report.json."""
+
+    input_sha256: list[str]
+    mask_sha256: list[str]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What is read of report.json."""
+
+    schema_version: Literal[2]
+    model: dict[str, Any]
+    cases: dict[str, _Reported]
+
+
+@dataclass(frozen=True)
 class Reproduction:
     """Cases whose masks came out with the same bytes, and those that did not."""
 
@@ -219,52 +236,43 @@ def reproduce(
     Raises ConfigError when plan or weights are not those of the report, or its scan backend cannot run here;
     InputError when an image is missing or differs.
     """
-    record = _read_report(Path(report))
-    settings = record["model"]["settings"]
-    folds = sorted({name.removeprefix("fold_") for names in settings["folds"].values() for name in names})
-    backend = settings.get("scan_backend", "auto")  # reports of version 0.1 do not name it
-    predictor = Predictor(
-        model,
-        configuration=settings["configuration"],
-        folds=[int(name) if name.isdecimal() else name for name in folds],
-        device=device,
-        mirror=settings["mirror"],
-        fast=settings["fast"],
-        tile_batch=settings["tile_batch"],
-        precision=settings.get("precision", "fp32"),
-        scan_backend="auto" if backend == "none" else backend,  # another one may change single voxels
-        patch_size=next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
-    )
-    if not is_plan(predictor.model.ensembles[0].folders[0] / "plan.json", record["model"]["plan_sha256"]):
+    kind, cure = "prediction report of this version", "Give the report.json of `medmamba predict`."
+    record = read_stored(Path(report), _Report, kind, cure)
+    with as_written(report, kind, cure):
+        settings = record.model["settings"]
+        folds = sorted({name.removeprefix("fold_") for names in settings["folds"].values() for name in names})
+        backend = settings.get("scan_backend", "auto")  # reports of version 0.1 do not name it
+        options = {
+            "configuration": settings["configuration"],
+            "folds": [int(name) if name.isdecimal() else name for name in folds],
+            "mirror": settings["mirror"],
+            "fast": settings["fast"],
+            "tile_batch": settings["tile_batch"],
+            "precision": settings.get("precision", "fp32"),
+            "scan_backend": "auto" if backend == "none" else backend,  # another one may change single voxels
+            "patch_size": next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
+        }
+        plan_sha256 = str(record.model["plan_sha256"])
+        parts = {
+            "weights_sha256": ("weights are not those", record.model["weights_sha256"]),
+            "recipe_sha256": ("best.json, which find-best writes, is not that", record.model["recipe_sha256"]),
+        }
+    predictor = Predictor(model, device=device, **options)
+    if not is_plan(predictor.model.ensembles[0].folders[0] / "plan.json", plan_sha256):
         raise ConfigError(f"{model}: its plan is not that of {report}. Give the model that made the report.")
-    parts = {
-        "weights_sha256": "weights are not those",
-        "recipe_sha256": "best.json, which find-best writes, is not that",
-    }
-    for key, part in parts.items():
-        if predictor.provenance()[key] != record["model"][key]:
+    for key, (part, sha256) in parts.items():
+        if predictor.provenance()[key] != sha256:
             raise ConfigError(f"{model}: its {part} of {report}. Give the model that made the report.")
-    wanted = list(record["cases"]) if cases is None else list(cases)
+    wanted = list(record.cases) if cases is None else list(cases)
     inputs = {case.case_id: case for case in find_cases(images, predictor.plan.channel_files)}
     for case_id in wanted:
-        if case_id not in record["cases"] or case_id not in inputs:
-            where = report if case_id not in record["cases"] else images
+        if case_id not in record.cases or case_id not in inputs:
+            where = report if case_id not in record.cases else images
             raise InputError(f"{case_id}: not in {where}. Check the name, or give the images of the report.")
-        if [input_sha256(path) for path in inputs[case_id].paths] != record["cases"][case_id]["input_sha256"]:
+        if [input_sha256(path) for path in inputs[case_id].paths] != record.cases[case_id].input_sha256:
             raise InputError(f"{case_id}: the image is not the one of the report (SHA-256). Give the same file.")
     with tempfile.TemporaryDirectory(prefix="medmamba-") as folder:
         done = predict_folder(predictor, [inputs[case_id] for case_id in wanted], folder, on_item=on_item).done
     masks = {case_id: again.mask_sha256 for case_id, again in done.items()}
-    same = [case_id for case_id in wanted if masks.get(case_id) == record["cases"][case_id]["mask_sha256"]]
+    same = [case_id for case_id in wanted if masks.get(case_id) == record.cases[case_id].mask_sha256]
     return Reproduction(tuple(same), tuple(case_id for case_id in wanted if case_id not in same))
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema_version"] != 2 or not isinstance(record["cases"], dict):
-            raise ValueError(f"schema {record['schema_version']}")
-        _ = record["model"]["settings"]["configuration"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a prediction report of this version ({error}).") from error
-    return record

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import MEMORY_FORMAT, ConvNormAct, Downsample, ResidualConv, Upsample
 from medmamba.networks.blocks.maps import CONV, channels_last, crop_to, pad_to_multiple
+from medmamba.plans.schema import MOST_CHANNELS, check_size
 
 STEMS = ("conv", "patch")  # convolutions at the resolution of the first stage, or one patch embedding and blocks
 
@@ -54,8 +55,8 @@ class Topology:
         if stages < 2:
             raise ConfigError(f"A U-Net needs at least 2 stages, got strides {self.strides}.")
         for name in ("in_channels", "out_channels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            if not 1 <= getattr(self, name) <= MOST_CHANNELS:
+                raise ConfigError(f"{name} must be from 1 to {MOST_CHANNELS}, got {getattr(self, name)}.")
         if not self.kernels:
             object.__setattr__(self, "kernels", ((3,) * dims,) * stages)
         for name in ("features_per_stage", "blocks_per_stage", "kernels"):
@@ -65,12 +66,14 @@ class Topology:
                 )
         for name in ("strides", "kernels"):
             for stage, axes in enumerate(getattr(self, name)):
-                if len(axes) != dims or min(axes) < 1:
-                    raise ConfigError(f"{name}[{stage}] must be {dims} numbers of at least 1, got {list(axes)}.")
+                if len(axes) != dims:
+                    raise ConfigError(f"{name}[{stage}] must be {dims} numbers, got {list(axes)}.")
+        try:
+            check_size(self.strides, self.features_per_stage, self.blocks_per_stage, self.kernels)
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
         if any(k % 2 == 0 for kernel in self.kernels for k in kernel):
             raise ConfigError(f"Convolution kernels must be odd, got {[list(k) for k in self.kernels]}.")
-        if min(self.features_per_stage) < 1 or min(self.blocks_per_stage) < 0:
-            raise ConfigError("features_per_stage must be at least 1 and blocks_per_stage at least 0 everywhere.")
 
     @property
     def total_stride(self) -> tuple[int, ...]:
