@@ -17,7 +17,7 @@ import numpy as np
 from medmamba.errors import ConfigError
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import PIXEL_SPACING
-from medmamba.plans.json_record import read_object
+from medmamba.plans.json_record import as_written, read_object
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.schema import Configuration, Decision, NetworkPlan, Normalization, Plan
 from medmamba.version import __version__
@@ -45,14 +45,13 @@ def from_nnunet(plans: str | bytes, dataset: str | bytes, *, source: str = "nnUN
     """
     document = read_object(plans, source, "plans file")
     description = read_object(dataset, "dataset.json", "dataset description")
-    try:
-        return _plan(document, description, source)
-    except KeyError as error:
-        raise ConfigError(
-            f"{source}: field {error} is missing. Is this a plans file of nnU-Net 2.2 or newer?"
-        ) from None
-    except (TypeError, AttributeError, IndexError) as error:
-        raise ConfigError(f"{source}: not built like a plans file of nnU-Net ({error}).") from None
+    with as_written(source, "plans file of nnU-Net 2.2 or newer", "Restore the file."):
+        try:
+            return _plan(document, description, source)
+        except KeyError as error:
+            raise ConfigError(
+                f"{source}: field {error} is missing. Is this a plans file of nnU-Net 2.2 or newer?"
+            ) from None
 
 
 def to_nnunet(plan: Plan) -> str:

@@ -137,10 +137,11 @@ class Progress:
         return asdict(replace(self, epochs=[])) | {"epochs": [metrics.as_row() for metrics in self.epochs]}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Progress:
-        """The counterpart of :meth:`as_json`; raises pydantic's ValidationError for anything else."""
-        epochs = [asdict(EpochMetrics.from_row(row)) for row in stored.get("epochs", [])]
-        return TypeAdapter(cls).validate_python({**stored, "epochs": epochs})
+    def from_json(cls, stored: Mapping[str, Any], where: Path | str = "checkpoint") -> Progress:
+        """The counterpart of :meth:`as_json`; raises ConfigError, which begins with ``where``, for anything else."""
+        with as_written(where, "progress of a training", "Restore the file, or begin again with --restart."):
+            epochs = [asdict(EpochMetrics.from_row(row)) for row in stored.get("epochs", [])]
+            return TypeAdapter(cls).validate_python({**stored, "epochs": epochs})
 
     @property
     def training_seconds(self) -> float:

@@ -61,7 +61,7 @@ class Training:
         stored = setup.checkpoints, "checkpoint to be resumed", "Restore it, or begin again with --restart."
         with as_written(*stored):
             state = self._load() if resume else None
-            self.done = Progress() if state is None else Progress.from_json(state["progress"])
+            self.done = Progress() if state is None else Progress.from_json(state["progress"], setup.checkpoints)
         self.observer = Observers([observer], self.done.events.append)
         self.guard = FiniteGuard(rate_factor=self.done.rate_factor, skipped=self.done.skipped)
         batch = config.batch_size or setup.configuration.batch_size

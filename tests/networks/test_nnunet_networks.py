@@ -144,7 +144,7 @@ def test_one_voxel_in_the_bottleneck_is_predicted() -> None:
     ("changes", "message"),
     [
         ({"blocks_per_stage": [2, 0, 1]}, r"blocks_per_stage must be at least 1 in every stage, got \[2, 0, 1\]"),
-        ({"decoder_convs": [1]}, r"decoder_convs must be 2 numbers of at least 1, one per decoder stage, got \[1\]"),
+        ({"decoder_convs": [1]}, r"decoder_convs must be 2 numbers from 1 to 128, one per stage, got \[1\]"),
         ({"decoder_convs": [1, 0]}, r"decoder_convs must be 2 numbers .*, got \[1, 0\]"),
     ],
 )

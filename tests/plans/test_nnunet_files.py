@@ -202,7 +202,7 @@ def change(text: str, edit) -> str:
         (in_2d(nonlin_first=True), r"arch_kwargs\.nonlin_first is True, which plain_unet does not have"),
         (lambda d: d["configurations"]["2d"].update(normalization_schemes=["Mine"]), "differ in normalisation"),
         (lambda d: d.update(configurations={}), "no configuration with a patch size"),
-        (lambda d: d.update(configurations=["2d"]), "not built like a plans file"),
+        (lambda d: d.update(configurations=["2d"]), "no plans file of nnU-Net"),
     ],
 )
 def test_a_plans_file_that_cannot_be_followed_says_why(edit, message: str) -> None:

@@ -16,6 +16,7 @@ from medmamba.networks.blocks.convolution import SLOPE
 from medmamba.networks.blocks.maps import CONV, pad_to_multiple
 from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import DecoderStage, PlannedNetwork, Topology
+from medmamba.plans.schema import MOST_BLOCKS
 
 NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -81,12 +82,14 @@ class ConvNorm(nn.Sequential):
 def decoder_stages(topology: Topology, convs: int | Sequence[int]) -> list[nn.Module]:
     """Stages from the bottleneck up, each with its number of convolutions after the skip.
 
-    Raises ConfigError if ``convs`` is not one number for all stages or one per stage, of at least 1.
+    Raises ConfigError if ``convs`` is not one number for all stages or one per stage, from 1 to ``MOST_BLOCKS``.
     """
     t, stages = topology, len(topology.strides) - 1
     counts = [convs] * stages if isinstance(convs, int) else list(convs)
-    if len(counts) != stages or min(counts) < 1:
-        raise ConfigError(f"decoder_convs must be {stages} numbers of at least 1, one per decoder stage, got {counts}.")
+    if len(counts) != stages or not all(1 <= count <= MOST_BLOCKS for count in counts):
+        raise ConfigError(
+            f"decoder_convs must be {stages} numbers from 1 to {MOST_BLOCKS}, one per stage, got {counts!s:.60}."
+        )
     widths = t.features_per_stage
     return [
         DecoderStage(widths[i + 1], widths[i], widths[i], t.strides[i + 1], t.kernels[i], count, conv=ConvNorm)
