@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -45,7 +46,7 @@ class ModelFacts:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        if self.state_dict is not None and Path(self.state_dict).parts != ("..", "..", Path(self.state_dict).name):
+        if self.state_dict is not None and re.fullmatch(r"\.\./\.\./[\w-][\w.-]*", self.state_dict) is None:
             raise ValueError(f"state_dict {self.state_dict!r} leads out of the bundle")
 
     def as_json(self) -> dict[str, Any]:

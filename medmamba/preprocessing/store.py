@@ -6,7 +6,9 @@
                                    and an (n,) table of its connected components
     <case>/body.b2nd      bool (I, J, K), the nonzero mask, where channels are normalised in it alone
     <case>/previous.b2nd  int16 (I, J, K), second stage of a cascade only: the labels that the first stage predicts
-    <case>/case.json      schema, case id, shape, annotated labels
+    <case>/case.json      schema, case id, shape, annotated labels, checksum of the locations
+
+Every array carries the CRC-32 of its compressed chunks, which are compared when a chunk is first read.
 
 A case is either whole or absent: its folder is renamed into place when it is complete, alone (:func:`write_case`) or
 with all other cases of the dataset (:func:`fill_case`).
@@ -15,20 +17,25 @@ with all other cases of the dataset (:func:`fill_case`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from medmamba.disk.atomic import replace_folder, write_bytes
 from medmamba.errors import ConfigError, InputError
-from medmamba.plans.json_record import read_stored
+from medmamba.plans.json_record import read_stored, sealed
 
 SCHEMA_VERSION = 1
 MAX_LOCATIONS = 10_000
@@ -36,6 +43,12 @@ MAX_LOCATIONS = 10_000
 COMPONENT = ".component"
 """Ending of the table that numbers the connected components of a label's locations."""
 CURE = "Run `medmamba plan` again."
+LOCATIONS = "locations.safetensors"
+CHECKSUMS = "crc32"
+"""Key in an array's file of the CRC-32 of shape, chunks and type, then of each compressed chunk."""
+HEADER_BYTES = 128
+PLAIN_ARRAY = re.compile(rb".{2}b2frame\0.{77}\x93\xcd..\xde\0\x01\xa4b2nd", re.DOTALL)
+"""Beginning of a blosc2 file with the metadata of an array and no others. Source: c-blosc2, README_CFRAME_FORMAT."""
 ANNOTATED = "annotated"
 """Table of the voxels that are not ignored, in cases where some are."""
 
@@ -72,11 +85,13 @@ def fill_case(
     (folder / "labels.b2nd").write_bytes(_compressed(np.ascontiguousarray(labels, dtype=np.int16), chunks))
     if nonzero_mask is not None:
         (folder / "body.b2nd").write_bytes(_compressed(np.ascontiguousarray(nonzero_mask), chunks))
-    (folder / "locations.safetensors").write_bytes(save(_sample_locations(labels, seed, ignore)))
+    tables = save(_sample_locations(labels, seed, ignore))
+    (folder / LOCATIONS).write_bytes(tables)
     facts: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "case_id": case_id, "shape": list(labels.shape)}
+    facts["locations_crc32"] = zlib.crc32(tables)
     if annotated is not None:
         facts["annotated"] = list(annotated)
-    (folder / "case.json").write_text(json.dumps(facts) + "\n")
+    (folder / "case.json").write_text(json.dumps(sealed(facts)) + "\n")
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,8 @@ class _CaseFacts:
     case_id: str
     shape: tuple[int, int, int]
     annotated: tuple[int, ...] | None = None
+    locations_crc32: int | None = None
+    """None: written by an earlier version."""
 
 
 class CaseReader:
@@ -103,6 +120,7 @@ class CaseReader:
         if facts.case_id != folder.name:
             raise ConfigError(f"{folder}: its case.json is that of {facts.case_id[:100]!r}. {CURE}")
         self.case_id, self.shape, self.annotated = facts.case_id, facts.shape, facts.annotated
+        self._locations_crc32 = facts.locations_crc32
         """Label indices that were annotated in this case; None: all."""
 
     def __reduce__(self) -> tuple[type[CaseReader], tuple[Path]]:
@@ -127,34 +145,47 @@ class CaseReader:
 
     @cached_property
     def _tables(self) -> Mapping[str, NDArray[np.integer]]:
-        return load_file(self.folder / "locations.safetensors")
+        path = self.folder / LOCATIONS
+        try:
+            stored = path.read_bytes()
+            if self._locations_crc32 in (None, zlib.crc32(stored)):
+                return load(stored)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({error}). {CURE}") from error
+        raise _altered(path)
 
     @cached_property
-    def _image(self) -> blosc2.NDArray:
-        return _opened(self.folder / "image.b2nd")
+    def _image(self) -> _StoredArray:
+        return self._stored("image.b2nd", np.float32)
 
     @cached_property
-    def _labels(self) -> blosc2.NDArray:
-        return _opened(self.folder / "labels.b2nd")
+    def _labels(self) -> _StoredArray:
+        return self._stored("labels.b2nd", np.int16)
 
     @cached_property
-    def _nonzero_mask(self) -> blosc2.NDArray | None:
-        path = self.folder / "body.b2nd"
-        return _opened(path) if path.is_file() else None
+    def _nonzero_mask(self) -> _StoredArray | None:
+        return self._stored("body.b2nd", np.bool_) if (self.folder / "body.b2nd").is_file() else None
 
     @cached_property
-    def _previous(self) -> blosc2.NDArray:
+    def _previous(self) -> _StoredArray:
         path = self.folder / "previous.b2nd"
         if not path.is_file():
             raise InputError(f"{path}: not found. Train the first stage of the cascade again.")
-        return _opened(path)
+        return self._stored(path.name, np.int16)
+
+    def _stored(self, name: str, kind: type[np.generic]) -> _StoredArray:
+        """An array of this case; raises InputError for one of another shape or type."""
+        stored = _StoredArray(self.folder / name)
+        if stored.array.dtype != kind or stored.shape[-len(self.shape) :] != self.shape:
+            raise InputError(f"{self.folder / name}: {stored.array.dtype} of shape {stored.shape}. {CURE}")
+        return stored
 
     def write_previous(self, labels: NDArray[np.integer]) -> None:
         """Store the first stage's label map (I, J, K) of this case."""
         if tuple(labels.shape) != self.shape:
             raise ValueError(f"labels of shape {labels.shape} for a case of shape {self.shape}")
         self.__dict__.pop("_previous", None)
-        write_bytes(self.folder / "previous.b2nd", _compressed(labels.astype(np.int16), self._labels.chunks))
+        write_bytes(self.folder / "previous.b2nd", _compressed(labels.astype(np.int16), self._labels.array.chunks))
 
     def read_previous(self) -> NDArray[np.int16]:
         """The first stage's whole label map (I, J, K)."""
@@ -201,9 +232,71 @@ def stored_cases(folder: Path) -> dict[str, CaseReader]:
     return {reader.case_id: reader for reader in readers}
 
 
-def _opened(path: Path) -> blosc2.NDArray:
-    # One thread: a forked data worker would wait without end for blosc2's threads in the process that it came from.
-    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+class _StoredArray:
+    """A compressed array on disk whose chunks are compared with their checksums when they are first read.
+
+    Raises InputError for a file that is not a plain array (blosc2 has others, which run code or fetch data when they
+    are opened), cannot be read, or is not what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                plain = PLAIN_ARRAY.match(file.read(HEADER_BYTES))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}). {CURE}") from error
+        if not plain:
+            raise InputError(f"{path}: not a plain array of blosc2, so it is not opened. {CURE}")
+        with self._read():
+            # One thread: a forked data worker would wait without end for blosc2's threads of the process it came from.
+            self.array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+            self.shape: tuple[int, ...] = self.array.shape
+            header, *chunks = self.array.schunk.vlmeta.get(CHECKSUMS) or [None]
+            self._unread = dict(enumerate(chunks))
+        if header not in (None, _checksum_of_header(self.array)):
+            raise _altered(path)
+
+    def __getitem__(self, key: Any) -> NDArray:
+        with self._read():
+            if self._unread:
+                self._verify(np.index_exp[key])
+            return self.array[key]
+
+    def _verify(self, key: tuple[slice, ...]) -> None:
+        """Compare the chunks of these slices that have not been read before."""
+        grid = [-(-extent // edge) for extent, edge in zip(self.shape, self.array.chunks, strict=True)]
+        touched = [
+            range(start // edge, -(-stop // edge))
+            for (start, stop, _), edge in zip(
+                (part.indices(extent) for part, extent in zip(key, self.shape, strict=False)),
+                self.array.chunks,
+                strict=False,
+            )
+        ]
+        touched += [range(count) for count in grid[len(touched) :]]
+        for place in product(*touched):
+            number = int(np.ravel_multi_index(place, grid))
+            expected = self._unread.pop(number, None)
+            if expected is not None and zlib.crc32(self.array.schunk.get_chunk(number)) != expected:
+                raise _altered(self.path)
+
+    @contextmanager
+    def _read(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # blosc2 raises many kinds for damaged files
+            raise InputError(f"{self.path}: cannot be read ({error}). {CURE}") from error
+
+
+def _checksum_of_header(array: blosc2.NDArray) -> int:
+    return zlib.crc32(repr((array.shape, array.chunks, array.blocks, array.dtype.str)).encode())
+
+
+def _altered(path: Path) -> InputError:
+    return InputError(f"{path}: the data differ from what was preprocessed (CRC-32); the file is damaged. {CURE}")
 
 
 def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:
@@ -211,7 +304,10 @@ def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:
     # One thread: several would put the blocks into the frame in the order in which they happen to finish. Level 1:
     # level 5 takes five times as long for files that are 5 % smaller.
     codec = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
-    return blosc2.asarray(array, chunks=chunks, cparams=codec).to_cframe()
+    stored = blosc2.asarray(array, chunks=chunks, cparams=codec)
+    chunks = [zlib.crc32(stored.schunk.get_chunk(number)) for number in range(stored.schunk.nchunks)]
+    stored.schunk.vlmeta[CHECKSUMS] = [_checksum_of_header(stored), *chunks]
+    return stored.to_cframe()
 
 
 def _sample_locations(labels: NDArray[np.integer], seed: int, ignore: int | None) -> dict[str, NDArray[np.integer]]:
