@@ -29,12 +29,18 @@ Bound = Callable[[str, Any, Topology], None]
 """(option, value, topology): raises ConfigError, with the nearest valid value, for one that cannot be built."""
 
 
+HIGHEST = 1024
+"""Value of any option of a network."""
+
+
 def at_least(lowest: float) -> Bound:
-    """A number of at least ``lowest``."""
+    """A number from ``lowest`` to :data:`HIGHEST`."""
 
     def check(option: str, value: Any, topology: Topology) -> None:
         if value < lowest:
             raise ConfigError(f"{option} must be at least {lowest}, got {value}.")
+        if value > HIGHEST:
+            raise ConfigError(f"{option} must be at most {HIGHEST}, got {value}.")
 
     return check
 
@@ -47,6 +53,7 @@ def odd(option: str, value: Any, topology: Topology) -> None:
 
 def leaves_a_channel(option: str, value: Any, topology: Topology) -> None:
     """A factor of a stage's width that gives at least one channel at every stage with blocks."""
+    at_least(0)(option, value, topology)
     narrowest = min(topology.features_per_stage[0 if topology.stem == "patch" else 1 :])
     if int(value * narrowest) < 1:
         raise ConfigError(f"{option} {value} leaves no channel of {narrowest}; use at least {1 / narrowest:.3g}.")
