@@ -153,10 +153,8 @@ def dice_lines(evaluation: Evaluation) -> list[str]:
     from medmamba.plans.explain import aligned
 
     means = evaluation.mean_per_case()
-    rows = [
-        (case_id, *(score.value("dice") for score in scores.values()), means[case_id])
-        for case_id, scores in evaluation.cases.items()
-    ]
-    rows.append(("mean", *evaluation.mean_per_label().values(), evaluation.mean_foreground))
-    cells = [[name, *(number(value, 4) for value in values)] for name, *values in rows]
+    values = {case_id: [one.value("dice") for one in scores.values()] for case_id, scores in evaluation.cases.items()}
+    rows = [(case_id, [*dices, means[case_id]]) for case_id, dices in values.items()]
+    rows.append(("mean", [*evaluation.mean_per_label().values(), evaluation.mean_foreground]))
+    cells = [[name, *(number(value, 4) for value in dices)] for name, dices in rows]
     return aligned([["Dice", *evaluation.structures, "mean"], *cells])
