@@ -81,6 +81,8 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
                     if labels.on_grid_of(image, match_labels=True)
                     else f"Check {spec.shown(labels.path or case.images[0])}, or resample it onto the image."
                 )
+                if turned := [line for line in image.warnings if "orientation mark" in line]:
+                    cure = turned[0]
                 problems.append(f"{name}: image and label map {difference}. {cure}")
     if problems or image is None:
         raise InputErrors(problems) if len(problems) > 1 else InputError(problems[0])

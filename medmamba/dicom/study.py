@@ -27,16 +27,12 @@ LARGEST = "largest"
 
 @dataclass(frozen=True)
 class Series:
-    """One series: its UID, the tags of its first slice, and the files of its stacks and phases."""
+    """One series: its UID and number, the tags of its first slice, and the files of its stacks and phases."""
 
     uid: str
+    number: str
     tags: Tags
     parts: list[list[Path]]
-
-    @property
-    def number(self) -> str:
-        """Its number in the study; may be empty."""
-        return self.tags.get(dicom.NUMBER, "")
 
     def sentence(self) -> str:
         """For a list to choose from; the description is what the scanner's operator typed."""
@@ -70,7 +66,8 @@ def one_series(
     """
     name = where or brief(str(source))
     with _unpacked(source, name) as root:
-        found, aside = _study(root)
+        aside: dict[str, list[str]] = {}
+        found = series_below(root, aside)
         others = left_aside(aside)
         if not found:
             raise InputError(
@@ -136,15 +133,13 @@ def _innermost(folder: Path) -> Path:
     return _innermost(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
 
 
-def series_below(root: Path) -> list[Series]:
-    """The image series in a folder and all folders below it, by number; links to folders are followed once."""
-    return _study(root)[0]
+def series_below(root: Path, aside: dict[str, list[str]] | None = None) -> list[Series]:
+    """The image series in a folder and all folders below it, by number; links to folders are followed once.
 
-
-def _study(root: Path) -> tuple[list[Series], dict[str, list[str]]]:
-    """The series below a folder, and the names of all other files by what they are."""
+    ``aside`` takes the names of all other files by what they are.
+    """
     members: dict[str, dict[Path, Tags]] = defaultdict(dict)
-    aside: dict[str, list[str]] = defaultdict(list)
+    aside = {} if aside is None else aside
     seen: set[Path] = set()
     for folder, inner, _ in os.walk(root, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
@@ -158,12 +153,13 @@ def _study(root: Path) -> tuple[list[Series], dict[str, list[str]]]:
                 seen.add(real)
                 members[tags.get(dicom.SERIES, "")][path] = tags
         for kind, names in others.items():
-            aside[kind] += names
+            aside.setdefault(kind, []).extend(names)
     found = []
     for uid, slices in members.items():
         slices = without_localizers(slices, aside)
-        found.append(Series(uid, next(iter(slices.values())), parts_of(slices)))
-    return sorted(found, key=lambda series: (_whole(series.number), series.uid)), aside
+        tags = next(iter(slices.values()))
+        found.append(Series(uid, tags.get(dicom.NUMBER, ""), tags, parts_of(slices)))
+    return sorted(found, key=lambda series: (_whole(series.number), series.uid))
 
 
 def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series, list[Path]]:
@@ -180,13 +176,12 @@ def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series,
     if part == LARGEST:
         return max(((series, part) for series in matching for part in series.parts), key=lambda pair: len(pair[1]))
     series = matching[0]
-    if len(series.parts) == 1 and part in ("", "1"):
-        return series, series.parts[0]
-    if not 1 <= _whole(part) <= len(series.parts):
+    number = _whole(part or ("1" if len(series.parts) == 1 else ""))
+    if not 1 <= number <= len(series.parts):
         raise InputError(
             f"{name}: choose a stack or phase of the series, as --series {asked or series.number}:1: {listed}."
         )
-    return series, series.parts[_whole(part) - 1]
+    return series, series.parts[number - 1]
 
 
 def _whole(text: str | None) -> int:

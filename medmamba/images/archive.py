@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
-from medmamba.errors import InputError
+from medmamba.errors import InputError, MedmambaError, ResourceError
 from medmamba.images.gate import brief, shown
 
 LARGEST_BYTES = 16 * 2**30
@@ -18,7 +18,10 @@ _CHUNK = 1 << 20
 
 def is_zip(path: Path | str) -> bool:
     """Whether a path is a zip archive, by its content."""
-    return os.path.isfile(path) and zipfile.is_zipfile(path)
+    try:
+        return os.path.isfile(path) and zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several disks: unpacking says so
+        return True
 
 
 def unpack(
@@ -47,12 +50,17 @@ def unpack(
                 left = _copy(opened, member, target, left)
                 if left < 0:
                     raise InputError(f"{name}: unpacks to more than {largest_bytes} bytes. Pack one study only.")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise InputError(f"{name}: a damaged zip archive ({error}). Pack it again.") from None
+    except MedmambaError:
+        raise
+    except Exception as error:  # zipfile and its decoders raise what they like
+        reason = shown(" ".join(str(getattr(error, "strerror", None) or error).split()))[:80] or type(error).__name__
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise ResourceError(f"{name}: cannot be unpacked: {reason}. Free or check the temporary disk.") from None
+        raise InputError(f"{name}: a damaged zip archive, or an unusual one ({reason}). Pack it again.") from None
 
 
 def _copy(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, left: int) -> int:
-    with opened.open(member) as source, open(target, "wb") as file:
+    with opened.open(member) as source, open(target, "xb") as file:
         while left >= 0 and (piece := source.read(_CHUNK)):
             file.write(piece)
             left -= len(piece)

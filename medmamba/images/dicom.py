@@ -51,8 +51,7 @@ NO_IMAGES = {
     f"{STORAGE}88": "SR",
     f"{STORAGE}66.4": "SEG",
     f"{STORAGE}66": "registration or raw data",
-    f"{STORAGE}104.1": "PDF",
-    f"{STORAGE}104": "document",
+    f"{STORAGE}104": "PDF or other document",
     f"{STORAGE}11": "presentation state",
     f"{STORAGE}9": "waveform",
 }
@@ -214,17 +213,27 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
         hint = f" There are some in its folder {shown(inside[0])}." if inside else ""
         others = f" ({left_aside(aside)})" if aside else ""
         raise InputError(f"{where}: no DICOM slices in this folder{others}.{hint} Give the folder of one series.")
-    different = _without_copies(list(found))
-    if len(different) < len(found):
-        aside["copy of another, byte for byte"] = [path.name for path in found if path not in different]
-    notes = [f"{where}: {left_aside(aside)}."] if aside else []
-    slices = _one_series({path: found[path] for path in different}, where)
+    kept = _without_copies(list(found))
+    if len(kept) < len(found):
+        aside["copy of another, byte for byte"] = [path.name for path in found if path not in kept]
+    if (count := len({found[path].get(SERIES, "") for path in kept})) > 1:
+        raise InputError(
+            f"{where}: {count} series in one folder. Give each a folder of its own, or choose one with "
+            "`medmamba predict --series`; `--series ?` lists them."
+        )
+    slices = [_slice(path, found[path], f"{where}: {shown(path.name)}") for path in kept]
+    for piece in slices[1:]:
+        if what := _difference(piece, slices[0]):
+            raise InputError(
+                f"{where}: slices of different {what}: {shown(slices[0].path.name)} and {shown(piece.path.name)}. "
+                "Keep one volume in the folder, or choose one with `medmamba predict --series`."
+            )
     affine = _in_order(slices, where)
     if problem := affine_problem(affine, any_spacing=options.any_spacing):
         raise InputError(f"{where}: {problem}.")
     shape = (*slices[0].size, len(slices))
     check_size(shape, where, options.max_voxels)
-    return slices, Grid(shape, affine), notes
+    return slices, Grid(shape, affine), [f"{where}: {left_aside(aside)}."] if aside else []
 
 
 def _without_copies(files: list[Path]) -> list[Path]:
@@ -238,26 +247,6 @@ def _without_copies(files: list[Path]) -> list[Path]:
                 mark = hashlib.file_digest(file, "sha256").digest()
         kept.setdefault(mark, path)
     return list(kept.values())
-
-
-def _one_series(found: dict[Path, Tags], where: str) -> list[Slice]:
-    series: dict[str, list[Slice]] = defaultdict(list)
-    for path, tags in found.items():
-        series[tags.get(SERIES, "")].append(_slice(path, tags, f"{where}: {shown(path.name)}"))
-    if len(series) > 1:
-        raise InputError(
-            f"{where}: {len(series)} series in one folder. Give each a folder of its own, or choose one with "
-            "`medmamba predict --series`; `--series ?` lists them."
-        )
-    slices = next(iter(series.values()))
-    first = slices[0]
-    for piece in slices[1:]:
-        if what := _difference(piece, first):
-            raise InputError(
-                f"{where}: slices of different {what}: {shown(first.path.name)} and {shown(piece.path.name)}. "
-                "Keep one volume in the folder, or choose one with `medmamba predict --series`."
-            )
-    return slices
 
 
 def _difference(a: Slice, b: Slice) -> str:

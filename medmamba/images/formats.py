@@ -251,10 +251,8 @@ def list_images(folder: Path | str, on_message: Callable[[str], None] = lambda l
                 found.append(path)
         elif path.is_dir() and holds_dicom(path):
             found.append(path)
-        elif path.is_dir():
-            aside.setdefault("folder without images of its own", []).append(path.name)
-        elif not own:  # else the reader of the series says so
-            aside.setdefault("no image", []).append(path.name)
+        elif path.is_dir() or not own:  # of files beside slices the reader of the series says so
+            aside.setdefault("folder without a series" if path.is_dir() else "no image", []).append(path.name)
     others = left_aside(aside)
     if not found:
         raise InputError(

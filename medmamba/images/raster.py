@@ -1,7 +1,8 @@
 """Flat images without millimetres: PNG, TIFF, BMP and JPEG, grey or RGB; masks as PNG, TIFF or BMP.
 
-Of the array, i is the column and j the row (see medmamba/geometry). Pillow decodes the pixels; what it would accept
-is refused before: wrong checksums of a PNG, several pages, 16-bit colours that it would cut to 8 bits.
+Of the array, i is the column and j the row (see medmamba/geometry), of pixels turned upright as their orientation mark
+says (EXIF 2.3 and TIFF 6.0, tag 0x0112). Pillow decodes the pixels; what it would accept is refused: wrong checksums
+of a PNG, several pages, 16-bit colours that it would cut to 8 bits.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ import numpy.typing as npt
 from medmamba.disk.atomic import Verify, write_atomically
 from medmamba.errors import InputError, ResourceError
 from medmamba.geometry import Grid
-from medmamba.images.checked import Decoded, Like, Stored, grid_of
+from medmamba.images.checked import Decoded, Like, Stored, grid_of, header_of
 from medmamba.images.gate import ReadOptions, check_memory, check_size, open_regular, shown
 
 KINDS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 EXIF_ORIENTATION = 0x0112
+TURNED_BACK = (0, 3, 1, 5, 2, 6, 4)
+"""For the marks 2 to 8, the Image.Transpose that turns upright pixels to where they are stored."""
 
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
     """Grey values (1, i, j, 1) or colours (3, i, j, 1); of a mask one channel, a palette's numbers too."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     file, size = open_regular(path, where)
     with file:
@@ -48,9 +51,11 @@ def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded
             check_memory(image.width * image.height * len(image.getbands()) * 8, where)
             if image.mode != "I;16" and any(";16" in str(tile[3]) for tile in image.tile if kind == "PNG"):
                 raise InputError(f"{where}: 16-bit colours. Save it in 8-bit colours or 16-bit grey.")
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                warnings.append(f"{where}: a camera's orientation mark was ignored; pixels were taken as stored.")
-            pixels = _pixels(image, mask, where, warnings)
+            mark = image.getexif().get(EXIF_ORIENTATION, 1)
+            turned = mark if mark in range(2, 9) else None
+            if turned and not mask:
+                warnings.append(f"{where}: turned upright, as its orientation mark says. Masks must be upright too.")
+            pixels = _pixels(ImageOps.exif_transpose(image), mask, where, warnings)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -65,7 +70,7 @@ def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded
     if mask and any(not np.array_equal(stored[0], other) for other in stored[1:]):
         raise InputError(f"{where}: a mask in colours. Save it in grey, with the label's number as value.")
     values = stored[:1] if mask else stored
-    return Decoded(values, Grid(stored.shape[1:]), None, tuple(warnings), orientation_known=False)
+    return Decoded(values, Grid(stored.shape[1:]), turned, tuple(warnings), orientation_known=False)
 
 
 def same_place(found: Decoded, like: Like) -> bool:
@@ -105,9 +110,15 @@ def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify)
     rows = np.ascontiguousarray(stored[..., 0].transpose(2, 1, 0)).squeeze(axis=2 if len(stored) == 1 else ())
     if rows.dtype not in (np.uint8, np.uint16) or (rows.dtype == np.uint16 and (len(stored) == 3 or kind == "BMP")):
         raise InputError(f"{shown(path)}: values of type {rows.dtype} do not fit into a {kind}. Write NIfTI instead.")
-    buffer = io.BytesIO()
+    buffer, picture = io.BytesIO(), Image.fromarray(rows)
+    options: dict[str, Any] = {"compression": "tiff_deflate"} if kind == "TIFF" else {}
+    if kind != "BMP" and (mark := header_of(like, int)):
+        # As the image that it belongs to, so that both lie on each other for readers that ignore the mark too.
+        picture = picture.transpose(Image.Transpose(TURNED_BACK[mark - 2]))
+        options["exif"] = Image.Exif()
+        options["exif"][EXIF_ORIENTATION] = mark
     try:
-        Image.fromarray(rows).save(buffer, format=kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
+        picture.save(buffer, format=kind, **options)
     except OSError as error:
         raise ResourceError(f"Cannot write {shown(path)}: {error}. Write NIfTI instead.") from None
     with write_atomically(path, verify=None if kind == "JPEG" else verify) as file:

@@ -78,7 +78,7 @@ def test_a_link_that_leads_nowhere_and_a_pointer_are_refused_by_name(series):
         ("5.1.4.1.1.88.67", {}, "SR"),
         ("5.1.4.1.1.66.4", {}, "SEG"),
         ("5.1.4.1.1.66.1", {}, "registration or raw data"),
-        ("5.1.4.1.1.104.1", {"EncapsulatedDocument": b"%PDF"}, "PDF"),
+        ("5.1.4.1.1.104.1", {"EncapsulatedDocument": b"%PDF"}, "PDF or other document"),
         ("5.1.4.1.1.11.1", {}, "presentation state"),
         ("5.1.4.1.1.9.1.1", {}, "waveform"),
         ("5.1.4.1.1.7", CAPTURE, "secondary capture"),
@@ -102,7 +102,7 @@ def test_a_folder_of_other_objects_is_no_case_and_is_named(tmp_path, series):
     shutil.move(series, tmp_path / "study" / "CT")
     lines = []
     assert [path.name for path in list_images(tmp_path / "study", lines.append)] == ["CT"]
-    assert "left aside: 1 folder without images of its own (RS)" in lines[0]
+    assert "left aside: 1 folder without a series (RS)" in lines[0]
     assert "(left aside: 1 RTSTRUCT (RS.dcm))" in refused(tmp_path / "study" / "RS")
     lines = []
     with one_series(tmp_path / "study", on_message=lines.append) as folder:

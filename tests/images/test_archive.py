@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import stat
+import struct
+import warnings
 import zipfile
 
+import numpy as np
 import pytest
 
-from medmamba.errors import InputError
+from medmamba.errors import InputError, ResourceError
 from medmamba.images.archive import is_zip, unpack
 
 
@@ -56,3 +61,82 @@ def test_links_bombs_and_damage_are_refused(tmp_path):
     (tmp_path / "d.zip").write_bytes(damaged)
     with pytest.raises(InputError, match="damaged zip"):
         unpack(tmp_path / "d.zip", tmp_path)
+
+
+def _twice(path):
+    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings(action="ignore"):
+        archive.writestr("a", "1")
+        archive.writestr("a", "2")
+
+
+def _file_and_folder(path):
+    packed(path, {"a": "1", "a/b": "2"})
+
+
+def _long_name(path):
+    packed(path, {"a" * 300: "1"})
+
+
+def _changed(method, at, value):
+    def write(path):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("a", bytes(range(256)) * 40)
+        raw = bytearray(path.read_bytes())
+        start = raw.index(b"PK\1\2") if at < 0 else 0
+        raw[start + abs(at) : start + abs(at) + len(value)] = value
+        path.write_bytes(raw)
+
+    return write
+
+
+def _of_two_disks(path):
+    packed(path, {"a": "1"})
+    end = path.read_bytes()[-22:]
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, 0, 2)
+    path.write_bytes(path.read_bytes()[:-22] + locator + end)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _twice,
+        _file_and_folder,
+        _long_name,
+        _changed(zipfile.ZIP_BZIP2, 40, b"\xff" * 40),
+        _changed(zipfile.ZIP_LZMA, 36, b"\xff" * 40),
+        _changed(zipfile.ZIP_DEFLATED, 40, b"\xff" * 40),
+        _changed(zipfile.ZIP_STORED, -10, b"\x63\0"),  # an unknown method
+        _changed(zipfile.ZIP_STORED, -42, b"\xf0\xff\xff\xff"),  # an offset behind the end
+        _changed(zipfile.ZIP_STORED, 26, b"\xff\xff"),  # another length of the name
+        _of_two_disks,
+    ],
+)
+def test_odd_zips_are_refused_in_one_line(write, tmp_path):
+    write(tmp_path / "a.zip")
+    assert is_zip(tmp_path / "a.zip")
+    with pytest.raises(InputError, match=r"a damaged zip archive, or an unusual one \(.+\)") as caught:
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "out") not in str(caught.value)
+
+
+def test_a_full_disk_is_no_fault_of_the_zip(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("medmamba.images.archive._copy", full)
+    with pytest.raises(ResourceError, match="cannot be unpacked: No space left on device"):
+        unpack(packed(tmp_path / "a.zip", {"a": "1"}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_to_a_zip_gives_files_or_one_line(seed, tmp_path):
+    whole, rng = packed(tmp_path / "a.zip", {"a/b": "1" * 900, "c": "2"}).read_bytes(), np.random.default_rng(seed)
+    for number in range(50):
+        broken = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            broken[at] = rng.integers(256)
+        (tmp_path / "b.zip").write_bytes(broken)
+        if is_zip(tmp_path / "b.zip"):
+            with contextlib.suppress(InputError):
+                unpack(tmp_path / "b.zip", tmp_path / str(number), largest_bytes=1 << 20)
