@@ -24,7 +24,8 @@ import torch
 
 from medmamba.geometry import Grid, affine_from
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
-from medmamba.inference.memory import BUDGET_GIB, budget_of, estimate_memory
+from medmamba.inference.memory import estimate_memory
+from medmamba.inference.options import BUDGET_GIB
 from medmamba.inference.restore import on_native_grid
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.models.output_channels import OutputChannels
@@ -113,7 +114,8 @@ def main() -> int:
     patch = (lambda a, b, c: (a, b, c))(*map(int, choices.patch.split(",")))
     grid = Grid((i, j, k), affine_from(SPACING_MM))
     trail, resample = trail_of(grid, choices.plan_mm)
-    estimate = estimate_memory(trail, channels=1, classes=choices.classes, box=patch, budget=budget_of(choices.memory))
+    budget = int(choices.memory * 2**30)
+    estimate = estimate_memory(trail, channels=1, classes=choices.classes, box=patch, budget=budget)
     print(f"{choices.classes} classes on {i}x{j}x{k}: {estimate.sentence()}", file=sys.stderr, flush=True)
     network = synthetic_network(choices.classes)
     window = Window(patch, scratch=choices.scratch if estimate.spills else None)

@@ -17,11 +17,11 @@ from medmamba.command_options import (
     ConvertWeightsOptions,
     DemoOptions,
     ExplainOptions,
+    FindBestOptions,
     InfoOptions,
+    ReportOptions,
 )
-from medmamba.model_selection.options import FindBestOptions
 from medmamba.plans.options import PlanRequest
-from medmamba.run_report.options import ReportOptions
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions
 

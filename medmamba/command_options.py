@@ -1,6 +1,6 @@
-"""Options of the commands that have few: demo, explain, info, reproduce, dicom-seg and the three conversions.
+"""Options of the commands that have few: demo, explain, info, find-best, report, reproduce, dicom-seg and conversions.
 
-Those of plan, train, pretrain, predict, find-best, evaluate, report, export and serve stand in their packages.
+Those of plan, train, pretrain, predict, evaluate, export and serve stand in their packages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from medmamba.options import DEVICE_TEXT, Names, Options, option, value_text
+from medmamba.inference.options import MIRROR_TEXT, NO_MIRROR_TEXT
+from medmamba.options import DEVICE_TEXT, SCAN_BACKEND_TEXT, Names, Options, ScanBackend, option, value_text
 
 DEMO_MINUTES = 8.0
 
@@ -41,6 +42,26 @@ class InfoOptions(Options):
 
     dims: int = option(3, "Spatial dimensions: 2 or 3.", ge=2, le=3)
     size: int = option(64, "Edge of the patch in voxels, a multiple of 8.", ge=16)
+
+
+class FindBestOptions(Options):
+    """The choices of :func:`medmamba.model_selection.run.find_best`."""
+
+    device: str = option("auto", DEVICE_TEXT)
+    mirror: bool = option(True, NO_MIRROR_TEXT, flag="--no-mirror")
+    scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT)
+    scratch: Path | None = option(
+        None, "Folder for temporary probabilities of regions. Default: the system's temporary folder."
+    )
+
+
+class ReportOptions(Options):
+    """The choices of :func:`medmamba.run_report.write.write_report`."""
+
+    cases: int | None = option(None, "Largest number of validation cases per fold. Default: all.", ge=1)
+    device: str = option("auto", DEVICE_TEXT)
+    mirror: bool = option(False, MIRROR_TEXT)
+    scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT)
 
 
 class ReproduceOptions(Options):

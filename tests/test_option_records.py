@@ -15,17 +15,17 @@ from medmamba.command_options import (
     DemoOptions,
     DicomSegOptions,
     ExplainOptions,
+    FindBestOptions,
     InfoOptions,
+    ReportOptions,
     ReproduceOptions,
 )
 from medmamba.errors import ConfigError, InputError
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.inference.options import PredictOptions
-from medmamba.model_selection.options import FindBestOptions
 from medmamba.options import Folds, Gigabytes, Integers, Names, NumbersByName, Options, option
 from medmamba.plans.options import PlanRequest
 from medmamba.recipe import read_recipe
-from medmamba.run_report.options import ReportOptions
 from medmamba.serving.options import ServeOptions
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PretrainOptions, TrainOptions

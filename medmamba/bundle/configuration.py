@@ -27,12 +27,10 @@ LOAD_WEIGHTS = _made(
 
 
 def _plan_numbers(ensemble: FoldEnsemble) -> dict[str, Any]:
-    """What prediction needs of the plan; read by ``runtime/plan.py``."""
-    plan, configuration = ensemble.plan, ensemble.configuration
-    names = [field.name for field in fields(BundlePlan)]
-    numbers = {name: getattr(plan if hasattr(plan, name) else plan.reading, name) for name in names}
-    numbers["normalization"] = [entry.model_dump() for entry in plan.normalization]
-    return {**numbers, "spacing_mm": configuration.spacing_mm, "patch_size": configuration.patch_size}
+    """What prediction needs of plan and configuration; read by ``runtime/plan.py``."""
+    whole = {**dict(ensemble.plan.reading), **dict(ensemble.plan), **dict(ensemble.configuration)}
+    numbers = {field.name: whole[field.name] for field in fields(BundlePlan)}
+    return {**numbers, "normalization": [entry.model_dump() for entry in ensemble.plan.normalization]}
 
 
 def _shared(ensemble: FoldEnsemble) -> dict[str, Any]:
@@ -78,22 +76,16 @@ def weights_file(ensemble: FoldEnsemble, main: FoldEnsemble) -> str:
     return "model.pt" if ensemble.name == main.name else f"{ensemble.name}.pt"
 
 
-def _loader(batch_size: int, *, shuffle: bool) -> dict[str, Any]:
-    return _made("DataLoader", dataset="@dataset", batch_size=batch_size, shuffle=shuffle, num_workers=0)
-
-
 def _load(keys: str | list[str]) -> dict[str, Any]:
     return _made("LoadImaged", keys=keys, ensure_channel_first=True, image_only=True)
 
 
 def training(ensemble: FoldEnsemble) -> dict[str, Any]:
-    """The configuration that continues the training of a single configuration, every fold on all cases.
-
-    Light augmentation; for all of it use `medmamba train --init`.
-    """
+    """Continued training of a single configuration, every fold on all cases, with light augmentation."""
     keys, window = ["image", "label"], ensemble.window
     flat = len(window.patch_size) == 2
     size = [*([1] if flat else []), *ensemble.configuration.patch_size]
+    batch_size = ensemble.configuration.batch_size
     flips = [axis for axis in mirroring_of(ensemble.plan, ensemble.configuration).axes if axis != window.swap_axis]
     preprocessing = [
         _load(keys),
@@ -124,7 +116,7 @@ def training(ensemble: FoldEnsemble) -> dict[str, Any]:
             labels="$@dataset_dir + '/labelsTr'",
         ),
         "dataset": _made("CacheDataset", data="@dataset_data", transform="@preprocessing"),
-        "dataloader": _loader(ensemble.configuration.batch_size, shuffle=True),
+        "dataloader": _made("DataLoader", dataset="@dataset", batch_size=batch_size, shuffle=True, num_workers=0),
         "handlers": [
             LOAD_WEIGHTS,
             _made("StatsHandler", tag_name="train_loss", output_transform="$lambda output: output['loss']"),
@@ -165,13 +157,14 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
         beside["first_stage"] = _stage(main.previous, main)
         previous = "@first_stage"
     cleaning = [asdict(step) for step in recipe.cleaning] if recipe else []
+    for step in cleaning:
+        del step["gain"]  # what a step gained in cross-validation stays in best.json
     restoring = _made(
         "scripts.transforms.ToNatived",
         keys="pred",
         plan="@plan",
         orig_keys="image",
-        # what a step gained in cross-validation stays in best.json
-        cleaning=[{name: value for name, value in step.items() if name != "gain"} for step in cleaning],
+        cleaning=cleaning,
         others=references,
         temperature=recipe.temperature if recipe else 1.0,
         thresholds=recipe.thresholds_of(main.heads.names) if recipe and main.heads.sigmoid else None,
@@ -197,7 +190,7 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
         "preprocessing": _made("Compose", transforms=[_load("image"), preparing]),
         "dataset_data": _made("scripts.cases.image_list", folder="@dataset_dir", channel_files=main.plan.channel_files),
         "dataset": _made("Dataset", data="@dataset_data", transform="@preprocessing"),
-        "dataloader": _loader(1, shuffle=False),
+        "dataloader": _made("DataLoader", dataset="@dataset", batch_size=1, shuffle=False, num_workers=0),
         "inferer": _inferer(main),
         "postprocessing": _made("Compose", transforms=[restoring, saving]),
         "handlers": [LOAD_WEIGHTS, _made("StatsHandler", iteration_log=False)],

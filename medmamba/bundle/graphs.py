@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from medmamba.bundle.check import BundleError, run_python
 from medmamba.bundle.runtime.graphs import FILES
+from medmamba.bundle.write import BundleError, run_python
 from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
 
 LARGEST_DIFFERENCE = 1e-3
@@ -47,10 +47,7 @@ class Parity:
 
 
 def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
-    """Write models/model.ts, model.pt2 or model.onnx into a bundle and compare it at batch sizes 1, 2 and 3.
-
-    What takes other patch sizes is compared at one more, and a scripted model.ts also at one that is no multiple of the
-    strides.
+    """Write models/model.ts, model.pt2 or model.onnx into a bundle; compared at batch sizes 1, 2, 3 and other patches.
 
     Raises BundleError, and removes the file, when a difference exceeds LARGEST_DIFFERENCE.
     """

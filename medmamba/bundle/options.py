@@ -20,10 +20,7 @@ def _one_or_several(value: object) -> object:
 
 
 class BundleCard(Options):
-    """What only the author of a bundle knows.
-
-    Raises InputError without licence and intended use, and for a release that is no version.
-    """
+    """What only the author of a bundle knows; raises InputError without licence and intended use."""
 
     licence: str = option(
         "", "Licence of the bundle: an SPDX identifier or a text file.", panel=CARD, flag="--licence --license"

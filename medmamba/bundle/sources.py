@@ -25,8 +25,7 @@ EXCHANGED = {
     "medmamba.kernels.availability": f"{_RUNTIME}.availability",
     "medmamba.plans.schema": f"{_RUNTIME}.plan",
 }
-COMPILED = "medmamba.kernels."
-"""Imports of these inside functions are ways into compiled code that a bundle never takes; they keep their names."""
+COMPILED = "medmamba.kernels."  # imported inside functions: ways that a bundle never takes; they keep their names
 _IMPORT = re.compile(
     r"^((?: +(?!\w+ medmamba\.kernels\.))?(?:from|import) )medmamba(?:\.bundle\.runtime)?\b", re.MULTILINE
 )
@@ -52,13 +51,11 @@ class _Source:
 def bundle_sources(networks: Iterable[str] = ()) -> dict[str, str]:
     """Path below scripts/ to source text, every import rewritten from ``medmamba`` to ``scripts``.
 
-    ``networks`` are the names of the networks in the bundle; of those that other packages register the sources are
-    added. Raises ConfigError for one whose source cannot be copied, with the reason.
+    Sources of ``networks`` that other packages register are added. Raises ConfigError for one that cannot be copied.
     """
     external = sorted({module for name in networks if _top(module := _module_of(name)) != "medmamba"})
-    found = _followed([*(f"{_RUNTIME}.{name}" for name in ENTRIES), *external])
     texts: dict[str, str] = {}
-    for source in found:
+    for source in _followed([*(f"{_RUNTIME}.{name}" for name in ENTRIES), *external]):
         is_package = source.path.name == "__init__.py" or source.module == "medmamba.kernels"
         name = "/".join(_new_name(source.module).split(".")[1:]) + ("/__init__.py" if is_package else ".py")
         texts[name] = _rewritten(source)
@@ -109,7 +106,8 @@ def _imported(source: _Source) -> Iterator[str]:
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom):
-            base = _absolute(source, node)
+            package = source.module if source.path.name == "__init__.py" else source.module.rpartition(".")[0]
+            base = resolve_name("." * node.level + (node.module or ""), package)
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -119,14 +117,6 @@ def _imported(source: _Source) -> Iterator[str]:
             wanted = name != "medmamba" and _top(name) in {"medmamba", _top(source.module)}
             if wanted and (id(node) in top or not name.startswith(COMPILED)) and _exists(name):
                 yield name
-
-
-def _absolute(source: _Source, node: ast.ImportFrom) -> str:
-    """The dotted name after ``from``."""
-    if not node.level:
-        return node.module or ""
-    package = source.module if source.path.name == "__init__.py" else source.module.rpartition(".")[0]
-    return resolve_name("." * node.level + (node.module or ""), package)
 
 
 def _refuse_imports(source: _Source, node: ast.AST, names: list[str], *, at_top: bool) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -11,17 +14,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
-from medmamba.bundle.check import ComparedCase, compare_with_native, run_in_monai
 from medmamba.bundle.configuration import inference, training, weights_file
 from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
-from medmamba.errors import ConfigError, InputError, need_packages
+from medmamba.errors import ConfigError, InputError, MedmambaError, need_packages
+from medmamba.geometry import grid_difference
+from medmamba.images import read_channels, read_label_map, stem_of
 from medmamba.images.cases import ImageCase, find_cases
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.trained_model import FoldEnsemble
@@ -30,6 +35,35 @@ from medmamba.models.trained_folds import read_model_facts
 from medmamba.plans.json_record import read_stored
 
 METADATA = "configs/metadata.json"
+
+# `python -m monai.bundle run` and its two checks, where an import of medmamba fails as if it were not installed.
+COMMANDS = """
+import runpy, sys
+sys.modules["medmamba"] = None
+import monai.bundle
+monai.bundle.verify_metadata(meta_file="configs/metadata.json", filepath=sys.argv[1])
+monai.bundle.verify_net_in_out(net_id="network_def", meta_file="configs/metadata.json",
+    config_file="configs/inference.json", device="cpu", n=4)  # of the spatial shapes in metadata.json
+print("verify_metadata and verify_net_in_out passed", flush=True)
+sys.argv = ["monai.bundle", "run", "--config_file", "configs/inference.json", "--meta_file", "configs/metadata.json",
+    "--logging_file", "configs/logging.conf", "--bundle_root", ".", "--dataset_dir", sys.argv[2],
+    "--output_dir", sys.argv[3]]
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+assert sys.modules["medmamba"] is None
+"""
+
+
+class BundleError(MedmambaError):
+    """The bundle gives other results than the model; it was not kept."""
+
+
+@dataclass(frozen=True)
+class ComparedCase:
+    """One real case predicted by both."""
+
+    case_id: str
+    voxels: int
+    foreground: int
 
 
 @dataclass(frozen=True)
@@ -49,15 +83,11 @@ def export_bundle(
     options: ExportOptions | None = None,
     **changes: Any,
 ) -> BundleReport:
-    """Write a complete MONAI Bundle of a trained model and prove that it gives the model's own masks.
+    """Write a MONAI Bundle of a trained model (a run folder or one fold) and prove that it gives the model's own masks.
 
-    Args:
-        model: run folder (all trained folds together) or the folder of one fold.
-        output: the bundle's folder; what stood there is exchanged when the new one has passed.
-        check_on: an image or a folder of real images; the first ``most_cases`` are predicted by MONAI in a process that
-            cannot import medmamba, and by medmamba, and must agree in every voxel.
-        options: see :class:`~medmamba.bundle.options.ExportOptions`; its graphs are not written here.
-        changes: single fields of the options by name.
+    The first ``most_cases`` of ``check_on``, an image or a folder, are predicted by MONAI in a process that cannot
+    import medmamba, and by medmamba, and must agree in every voxel. What stood in ``output`` is exchanged when they do.
+    The graphs of the options are not written here; ``changes`` are single fields of the options by name.
 
     Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.
     """
@@ -109,7 +139,7 @@ def _trained_with(folders: Sequence[Path]) -> str:
 def _write(
     folder: Path, predictor: Predictor, stages: dict[str, FoldEnsemble], card: BundleCard, cases: list[ImageCase]
 ) -> None:
-    ensemble = predictor.model.ensembles[0]
+    model, ensemble = predictor.model, predictor.model.ensembles[0]
     provenance = {
         **predictor.provenance().as_dict(),
         "network": read_model_facts(ensemble.folders[0]).network["name"],
@@ -122,7 +152,7 @@ def _write(
         "licence": card.licence,
     }
     facts = metadata(card, ensemble, provenance)
-    config = inference(predictor.model.ensembles, predictor.model.recipe)
+    config = inference(model.ensembles, model.recipe)
     sources = bundle_sources(read_model_facts(stage.folders[0]).network["name"] for stage in stages.values())
     texts = {
         "LICENSE": licence_text(card),
@@ -135,17 +165,16 @@ def _write(
     }
     if len(stages) == 1:  # a second stage is trained on the first one's predictions for held-out cases
         texts["configs/train.json"] = json.dumps(training(ensemble), indent=2) + "\n"
+    if model.fingerprint is not None:
+        texts["models/fingerprint.json"] = model.fingerprint.to_json()
+    if model.recipe is not None:
+        texts[f"models/{PREDICTION_SETUP}"] = model.recipe.to_json()
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    models = folder / "models"
     for stage in stages.values():
-        _write_stage(models, stage, weights_file(stage, ensemble))
-    if predictor.model.fingerprint is not None:
-        (models / "fingerprint.json").write_text(predictor.model.fingerprint.to_json(), encoding="utf-8")
-    if predictor.model.recipe is not None:
-        (models / PREDICTION_SETUP).write_text(predictor.model.recipe.to_json(), encoding="utf-8")
+        _write_stage(folder / "models", stage, weights_file(stage, ensemble))
 
 
 def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> None:
@@ -171,3 +200,52 @@ def _refuse_what_a_bundle_cannot_read(cases: list[ImageCase]) -> None:
                 f"{path}: MONAI runs a bundle on single files ({', '.join(endings)}), and this is none. Give "
                 "such images with --check-on."
             )
+
+
+def run_in_monai(bundle: Path, images: Path, masks: Path) -> str:
+    """Run the three commands from the bundle's root; returns what they printed."""
+    failure = f"{bundle}: MONAI could not run the bundle, so it was not kept"
+    schema = str(files("medmamba.bundle") / "schema.json")  # MONAI would fetch one
+    result = run_python(COMMANDS, bundle, schema, str(images.resolve()), str(masks.resolve()), failure=failure)
+    return result.stdout + result.stderr
+
+
+def run_python(code: str, folder: Path, *arguments: str, failure: str) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own, in ``folder``. Raises BundleError with the last twelve lines it printed."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-B", "-c", code, *arguments],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        printed = (result.stdout + result.stderr).strip().splitlines()
+        raise BundleError(f"{failure}: " + " | ".join(line.strip() for line in printed[-12:]))
+    return result
+
+
+def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks: Path) -> list[ComparedCase]:
+    """Predict every case with medmamba and compare voxels and grid with the bundle's mask; raises BundleError."""
+    checked = []
+    for case in cases:
+        native = predictor.predict(read_channels(case.paths, predictor.reading))
+        found = [path for path in masks.iterdir() if stem_of(path) in (case.case_id, stem_of(case.paths[0]))]
+        if len(found) != 1:
+            raise BundleError(f"{case.case_id}: the bundle wrote {len(found)} masks for this case, expected 1.")
+        mask = read_label_map(found[0])
+        if difference := grid_difference(native.grid, mask.grid):
+            raise BundleError(f"{case.case_id}: image and the bundle's mask {difference}. The bundle was not kept.")
+        expected = np.asarray(native.labels)
+        different = np.argwhere(mask.array != expected)
+        if len(different):
+            place = tuple(different[0].tolist())
+            raise BundleError(
+                f"{case.case_id}: {len(different)} of {expected.size} voxels differ between the bundle and medmamba, "
+                f"the first at {place}: {mask.array[place]} instead of {expected[place]}. The bundle was not kept."
+            )
+        checked.append(ComparedCase(case.case_id, int(expected.size), int((expected != 0).sum())))
+    if not checked:
+        raise InputError("No case to check the bundle on. Give --check-on IMAGES.")
+    return checked

@@ -37,11 +37,8 @@ from medmamba.geometry import Grid
 class MaskPair:
     """Truth and prediction of one structure in one case, and what several metrics need, computed once.
 
-    Attributes:
-        truth, prediction: boolean (i, j, k), cropped to the box around both; (i, j) for an image of one slice.
-        voxels: of the whole image.
-        spacing_mm: of each axis of the masks; None for an image without millimetres.
-        tolerance: of the surface Dice, in mm; in pixels for an image without millimetres.
+    Masks are boolean (i, j, k), cropped to the box around both; (i, j) for an image of one slice. ``voxels`` counts
+    the whole image. Without millimetres the spacing is None, and the tolerance of the surface Dice is in pixels.
     """
 
     truth: NDArray[np.bool_]
@@ -85,12 +82,11 @@ class MaskPair:
 
     @cached_property
     def distances(self) -> SurfaceDistances:
-        """Between the surfaces; in millimetres, for an image without them in pixels."""
+        """In millimetres, for an image without them in pixels."""
         return surface_distances(self.truth, self.prediction, self.spacing_mm or (1.0,) * self.truth.ndim)
 
     @cached_property
     def lesions(self) -> Lesions:
-        """Connected components of both masks."""
         return count_lesions(self.truth, self.prediction)
 
     def dice(self) -> float:
@@ -135,16 +131,7 @@ Measure = Callable[[MaskPair], float | None]
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of :data:`METRICS`.
-
-    Attributes:
-        name: in JSON and CSV, with its unit at the end.
-        better: "high", "low" or "zero" (a signed error).
-        meaning: in a line.
-        tables: that show it: the page's and the terminal's ("all"), the page's, or none; files hold every metric.
-        unit: of the number; empty for a ratio from 0 to 1.
-        title: as a heading; default: the name.
-    """
+    """One row of :data:`METRICS`; its columns are explained in docs/how-to/add-a-metric.md."""
 
     name: str
     better: Literal["high", "low", "zero"]
@@ -159,7 +146,6 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Title and unit."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
@@ -209,10 +195,7 @@ COUNTS = ("truth_voxels", "prediction_voxels", "overlap_voxels", "truth_ml", "pr
 
 @dataclass(frozen=True)
 class Score:
-    """One structure of one case: its metrics by name, and the counts that they were made from.
-
-    ``voxel_ml`` is None for images without millimetres.
-    """
+    """One structure of one case: metrics by name, and counts; ``voxel_ml`` is None for images without millimetres."""
 
     values: Mapping[str, float | None]
     truth_voxels: int
@@ -223,12 +206,10 @@ class Score:
 
     @property
     def truth_ml(self) -> float | None:
-        """True volume in millilitres."""
         return None if self.voxel_ml is None else self.truth_voxels * self.voxel_ml
 
     @property
     def prediction_ml(self) -> float | None:
-        """Predicted volume in millilitres."""
         return None if self.voxel_ml is None else self.prediction_voxels * self.voxel_ml
 
     def value(self, metric: str) -> float:
@@ -249,10 +230,7 @@ def score_case(
     structures: Mapping[str, Sequence[int]],
     options: EvaluateOptions | None = None,
 ) -> dict[str, Score]:
-    """The scores of two label maps (i, j, k) on one grid; a structure is one label value, or several (a region).
-
-    Of ``options``, the tolerances count. Raises ValueError if the maps differ in shape.
-    """
+    """The scores of two label maps (i, j, k) by structure (label values). Raises ValueError if their shapes differ."""
     chosen = options or EvaluateOptions()
     tolerance = chosen.tolerance_in_pixels if grid.spacing_mm is None else chosen.tolerance_mm
     voxel_ml = None if grid.voxel_volume_mm3 is None else grid.voxel_volume_mm3 / 1000

@@ -9,8 +9,6 @@ from medmamba.options import Options, option
 
 TOLERANCE_MM = 1.0
 """Tolerance of the surface Dice (NSD)."""
-OVERLAYS = 12
-"""Cases, the worst, that are shown on the page with outlines of truth and prediction."""
 
 
 class EvaluateOptions(Options):
@@ -34,7 +32,7 @@ class EvaluateOptions(Options):
         None, "CSV file with a column 'case' and one column per property that defines subgroups."
     )
     images: Path | None = option(None, "Folder of the images, to show behind the outlines.")
-    pictures: int = option(OVERLAYS, "Number of worst cases shown with outlines.", ge=0)
+    pictures: int = option(12, "Number of worst cases shown with outlines.", ge=0)
 
     @property
     def tolerance_in_pixels(self) -> float:

@@ -22,10 +22,9 @@ def overlay_png(
     values: Sequence[int],
     image: NDArray[np.generic] | None = None,
 ) -> bytes:
-    """PNG of the axial slice (of canonical axes) with most differing voxels; truth in white, each label in a colour.
+    """PNG of the axial slice with most differing voxels, over ``image`` (i, j, k) or black; truth in white."""
+    from scipy.ndimage import binary_erosion
 
-    ``image`` (i, j, k) lies below the outlines; without it they stand on black.
-    """
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     true, found = (trail.apply(labels[None])[0] for labels in (truth, prediction))
     wrong = (true != found).sum(axis=(0, 1))
@@ -40,8 +39,10 @@ def overlay_png(
     upright = grid.affine is not None  # anterior is up; a photograph keeps its first row on top
     canvas = np.repeat(_resized(grey(picture, 1.0), (width, height), upright)[..., None], 3, axis=2)
     for number, value in enumerate(values):
-        masks = (true[:, :, index] == value, found[:, :, index] == value)
-        outlines = [_outline(_resized((mask * 255).astype(np.uint8), (width, height), upright) > 127) for mask in masks]
+        outlines = []
+        for plane in (true[:, :, index], found[:, :, index]):
+            mask = _resized((plane == value).astype(np.uint8), (width, height), upright) > 0
+            outlines.append(mask & ~binary_erosion(mask, border_value=1))
         canvas[outlines[1]] = list(bytes.fromhex(colour_of(number)[1:]))
         canvas[outlines[0] & ~outlines[1]] = 255
     return png_of(canvas.astype(np.uint8))
@@ -53,9 +54,3 @@ def _resized(plane: NDArray[np.uint8], size: tuple[int, int], upright: bool) -> 
 
     rows = np.asarray(Image.fromarray(np.ascontiguousarray(plane.T)).resize(size, Image.Resampling.NEAREST))
     return rows[::-1] if upright else rows
-
-
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    from scipy.ndimage import binary_erosion
-
-    return mask & ~binary_erosion(mask, border_value=1)

@@ -1,4 +1,4 @@
-"""The evaluation of a folder of masks: every metric per case and structure, as a record, JSON and CSV."""
+"""The evaluation of a folder of masks, every metric per case and structure, and paired differences of two folders."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medmamba.disk.atomic import write_json, write_text
-from medmamba.errors import InputErrors, MedmambaError
+from medmamba.errors import InputError, InputErrors, MedmambaError
 from medmamba.evaluation.metrics import COUNTS, METRICS, Score, as_json, score_case
 from medmamba.evaluation.options import EvaluateOptions
-from medmamba.evaluation.statistics import Summary, mean_of_known, summarise
+from medmamba.evaluation.statistics import PairedDifference, Summary, holm, mean_of_known, paired_difference, summarise
 from medmamba.geometry import grid_difference
 from medmamba.images import ReadOptions, read_label_map
 
@@ -85,25 +85,19 @@ class Evaluation:
         }
 
     def lesions_by_size(self, structure: str) -> list[dict[str, Any]]:
-        """How many true lesions of each size there are over all cases and how many were found, small ones first.
-
-        Sizes are in millilitres; in voxels for images without millimetres.
-        """
+        """True lesions of each size (ml, or voxels for images without millimetres) and how many of them were found."""
         voxels = any(scores[structure].voxel_ml is None for scores in self.cases.values())
         limits = LESION_VOXELS if voxels else LESION_ML
         sizes = [
-            (size if voxels or score.voxel_ml is None else size * score.voxel_ml, hit)
-            for score in (scores[structure] for scores in self.cases.values())
-            for size, hit in score.lesions.sizes
+            (size * (1 if voxels else scores[structure].voxel_ml or 1), hit)
+            for scores in self.cases.values()
+            for size, hit in scores[structure].lesions.sizes
         ]
         rows = []
         for low, high in zip((0.0, *limits), (*limits, None), strict=True):
             hits = [hit for size, hit in sizes if low <= size < (high or math.inf)]
-            row = {"from": low, "to": high, "unit": "voxels" if voxels else "ml"}
-            found = sum(hits)
-            rows.append(
-                {**row, "lesions": len(hits), "found": found, "sensitivity": found / len(hits) if hits else None}
-            )
+            row: dict[str, Any] = {"from": low, "to": high, "unit": "voxels" if voxels else "ml", "lesions": len(hits)}
+            rows.append({**row, "found": sum(hits), "sensitivity": sum(hits) / len(hits) if hits else None})
         return rows
 
     @property
@@ -174,10 +168,9 @@ def evaluate_folders(
     reading: ReadOptions | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Compare masks by case id, one case in memory at a time; of ``options``, tolerances and ``missing`` count.
+    """Compare masks by case id, one case in memory at a time; without ``structures`` every label value found is one.
 
-    Without ``structures`` every label value found is one. A truth without a prediction is an error, or with
-    ``missing="empty"`` counts as an empty mask. Raises InputErrors naming every problem of every case.
+    Of ``options``, tolerances and ``missing`` count. Raises InputErrors naming every problem of every case.
     """
     options, reading = options or EvaluateOptions(), reading or ReadOptions()
     absent = [case_id for case_id in truths if case_id not in predictions]
@@ -215,14 +208,60 @@ def evaluate_folders(
     return Evaluation(structures, cases, options, tuple(absent), tuple(warnings))
 
 
-def _structures_in(paths: list[Path], reading: ReadOptions) -> Structures:
-    """A structure per label value other than 0, for masks whose labels nobody has named.
+@dataclass(frozen=True)
+class Comparison:
+    """Differences, second minus first, by structure (and for the mean of them) and metric."""
 
-    Maps that cannot be read are named when their case is compared.
-    """
+    first: str
+    second: str
+    differences: dict[str, dict[str, PairedDifference]]
+
+    def write(self, folder: Path) -> None:
+        """Write ``comparison.json`` and ``comparison.csv``."""
+        record = {
+            "schema_version": 1,
+            "first": self.first,
+            "second": self.second,
+            "difference": "second minus first",
+            "test": "Wilcoxon signed rank, two-sided; p_holm is corrected over the structures of a metric",
+            "interval": "95% percentile bootstrap of the mean difference over cases",
+            "differences": {
+                name: {metric: as_json(found) for metric, found in rows.items()}
+                for name, rows in self.differences.items()
+            },
+        }
+        write_json(folder / "comparison.json", record)
+        rows = [
+            {"structure": name, "metric": metric, **as_json(found)}
+            for name, table in self.differences.items()
+            for metric, found in table.items()
+        ]
+        write_table(folder / "comparison.csv", list(rows[0]), [list(row.values()) for row in rows])
+
+
+def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = ("first", "second")) -> Comparison:
+    """Paired differences of two evaluations of the same cases and structures."""
+    if list(first.cases) != list(second.cases):
+        only = sorted(set(first.cases) ^ set(second.cases))
+        raise InputError(f"The evaluations do not hold the same cases; {only[0]} is in one only. Evaluate both alike.")
+    if not first.cases:
+        raise InputError("There is no case to compare. Give truths that both folders have masks for.")
+    table: dict[str, dict[str, PairedDifference]] = {name: {} for name in first.structures}
+    for metric in first.metrics:
+        found = [paired_difference(first.values(metric, name), second.values(metric, name)) for name in table]
+        for name, difference, p in zip(table, found, holm([one.p for one in found]), strict=True):
+            table[name][metric] = replace(difference, p_holm=p)
+    if len(first.structures) > 1:
+        means = [list(one.mean_per_case().values()) for one in (first, second)]
+        table["mean of structures"] = {"dice": paired_difference(*means)}
+    return Comparison(*names, table)
+
+
+def _structures_in(paths: list[Path], reading: ReadOptions) -> Structures:
+    """A structure per label value other than 0, for masks whose labels nobody has named."""
     found: set[int] = set()
     for path in paths:
-        with suppress(MedmambaError):
+        with suppress(MedmambaError):  # reported when its case is compared
             found |= set(read_label_map(path, reading).counts())
     return {f"label_{value}": (int(value),) for value in sorted(found - {0})}
 

@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from medmamba.datasets.table import read_csv
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError
-from medmamba.evaluation.compare import Comparison, compare
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.overlay import overlay_png
-from medmamba.evaluation.report import Evaluation, Structures, evaluate_folders
+from medmamba.evaluation.report import Comparison, Evaluation, Structures, compare, evaluate_folders
 from medmamba.evaluation.statistics import Summary
-from medmamba.evaluation.subgroups import Subgroups, read_subgroups
 from medmamba.images import ReadOptions, read_image, read_label_map
 from medmamba.images.cases import find_cases
 from medmamba.pages.render import number, render
@@ -25,6 +26,11 @@ from medmamba.plans.json_record import as_written, read_stored
 from medmamba.plans.schema import Reading
 
 OnItem = Callable[[str, int, int], None]
+CASE_COLUMNS = ("case", "case_id", "id", "name")
+MOST_GROUPS = 12
+"""A column with more different values is split at its median if it holds numbers, and left out if not."""
+Subgroups = dict[str, dict[str, list[str]]]
+"""For each column of the table and each of its groups: the case ids."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class EvaluationResult:
 
     evaluation: Evaluation
     comparison: Comparison | None
-    subgroups: Subgroups | None
+    subgroups: Subgroups
     pictures: Mapping[str, bytes]
     folder: Path
 
@@ -49,10 +55,8 @@ def run_evaluation(
 ) -> EvaluationResult:
     """Compare masks with truths; evaluation.json, .csv and .html land in ``output`` (default: beside the masks).
 
-    Args:
-        options: see :class:`~medmamba.evaluation.options.EvaluateOptions`. With ``other``, comparison.json and .csv are
-            written as well, as differences of ``other`` minus ``predictions``.
-        changes: single fields of the options by name.
+    With ``other`` comparison.json and .csv are written as well, as differences of ``other`` minus ``predictions``;
+    ``changes`` are single fields of the options by name.
     """
     options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
@@ -68,16 +72,66 @@ def run_evaluation(
         second = evaluated(others, structures=evaluation.structures, on_case=partial(on_item, "compare"))
         first_name, second_name = map(str, both) if folder.name == options.other.name else (path.name for path in both)
         comparison = compare(evaluation, second, names=(first_name, second_name))
-    groups = None if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
+    groups: Subgroups = {} if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
     target = Path(output) if output is not None else folder
     evaluation.write(target)
     if comparison is not None:
         comparison.write(target)
-    if groups is not None:
+    if groups:
         write_json(target / "subgroups.json", _summaries(evaluation, groups))
     drawn = _pictures(evaluation, masks, truth, options, reading)
     write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
     return EvaluationResult(evaluation, comparison, groups, drawn, target)
+
+
+def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
+    """Groups of the evaluated cases by the columns of a CSV with a column ``case``. Raises InputError for a bad one."""
+    rows = _rows(path)
+    missing = [case_id for case_id in evaluation.cases if case_id not in rows]
+    if missing:
+        raise InputError(f"{path}: {len(missing)} case(s) are not in the table, the first is {missing[0]}. Add them.")
+    columns: Subgroups = {}
+    for column in next(iter(rows.values())):
+        values = {case_id: rows[case_id][column].strip() or "unknown" for case_id in evaluation.cases}
+        if (groups := _groups_of(values)) is not None:
+            columns[column] = groups
+    if not columns:
+        raise InputError(f"{path}: no column that forms groups. Add columns such as site, scanner or sex.")
+    return columns
+
+
+def _groups_of(values: Mapping[str, str]) -> dict[str, list[str]] | None:
+    if len(set(values.values())) <= MOST_GROUPS:
+        names = sorted(set(values.values()))
+        return {group: [case_id for case_id, value in values.items() if value == group] for group in names}
+    try:
+        numbers = {case_id: float(value) for case_id, value in values.items() if value != "unknown"}
+    except ValueError:
+        return None
+    middle = median(numbers.values())
+    groups = {
+        f"up to {middle:g}": [case_id for case_id, number in numbers.items() if number <= middle],
+        f"above {middle:g}": [case_id for case_id, number in numbers.items() if number > middle],
+        "unknown": [case_id for case_id, value in values.items() if value == "unknown"],
+    }
+    return {group: cases for group, cases in groups.items() if cases}
+
+
+def _rows(path: Path) -> dict[str, dict[str, str]]:
+    names, *lines = read_csv(path, str(path)) or [[]]
+    column = next((name for name in names if name.strip().lower() in CASE_COLUMNS), None)
+    if column is None:
+        raise InputError(f"{path}: no column called {' or '.join(CASE_COLUMNS)}. Name the column of case ids.")
+    rows: dict[str, dict[str, str]] = {}
+    for line in lines:
+        row = dict(zip_longest(names, line[: len(names)], fillvalue=""))
+        case_id = row.pop(column).strip()
+        if case_id in rows:
+            raise InputError(f"{path}: {case_id} stands in two rows. Keep one row per case.")
+        rows[case_id] = row
+    if not rows:
+        raise InputError(f"{path}: an empty table. Give one row per case.")
+    return rows
 
 
 def _summaries(evaluation: Evaluation, subgroups: Subgroups) -> dict[str, Any]:
@@ -90,11 +144,9 @@ def _summaries(evaluation: Evaluation, subgroups: Subgroups) -> dict[str, Any]:
 
 
 def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions]:
-    """What the report.json in a folder of predictions says: structures, and how files of the dataset are read.
+    """Structures by the report.json in a folder of predictions, and how files of the dataset are read.
 
-    Structures are every foreground label, then every region; None without a report.
-
-    Raises ConfigError when it is damaged, or a region joins a label that does not exist.
+    Structures are every foreground label, then every region; None without. Raises ConfigError if it is damaged.
     """
     path = folder / "report.json"
     if not path.is_file():
@@ -137,12 +189,11 @@ def _paths(source: str | Path | Sequence[Path]) -> dict[str, Path]:
 
 
 def _page(
-    evaluation: Evaluation, pictures: Mapping[str, bytes], subgroups: Subgroups | None, comparison: Comparison | None
+    evaluation: Evaluation, pictures: Mapping[str, bytes], subgroups: Subgroups, comparison: Comparison | None
 ) -> str:
     """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]
     (_, *headings), *summary = summary_rows(evaluation, metrics)
-    columns = subgroups or {}
     return render(
         "evaluation.html",
         evaluation=evaluation,
@@ -152,7 +203,7 @@ def _page(
         lesions=list(_lesions(evaluation)),
         comparison=comparison,
         differences=[] if comparison is None else list(difference_rows(comparison)),
-        subgroups={column: list(_groups(evaluation, groups)) for column, groups in columns.items()},
+        subgroups={column: list(_groups(evaluation, groups)) for column, groups in subgroups.items()},
         pictures=pictures,
         means=evaluation.mean_per_case(),
         cases=[

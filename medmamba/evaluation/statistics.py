@@ -9,7 +9,6 @@ from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
-from numpy.typing import NDArray
 
 RESAMPLES = 2000
 SEED = 1234
@@ -17,10 +16,7 @@ SEED = 1234
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over cases: ``defined`` values (``infinite`` of them left out of the mean), mean, median, interval.
-
-    The interval of the mean is the bootstrap's percentile interval over cases; nan with fewer than two values.
-    """
+    """A metric over cases: ``defined`` values (``infinite`` of them not in the mean), and the mean's 95 % interval."""
 
     defined: int
     infinite: int
@@ -32,10 +28,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Second minus first over the cases where both are defined and finite.
-
-    ``p`` is that of Wilcoxon's signed-rank test (two-sided); ``p_holm`` is corrected for all comparisons of one table.
-    """
+    """Second minus first where both are finite; ``p`` of Wilcoxon's two-sided test, ``p_holm`` corrected by table."""
 
     pairs: int
     left_out: int
@@ -64,18 +57,14 @@ def summarise(values: Sequence[float]) -> Summary:
     finite = known[np.isfinite(known)]
     if not finite.size:
         return Summary(known.size, known.size, *(math.nan,) * 4)
-    low, high = bootstrap_interval(finite)
+    low, high = bootstrap_interval(tuple(finite.tolist()))
     # The median is of all defined values: an infinite distance is the worst of them, not an unknown one.
     return Summary(known.size, known.size - finite.size, float(finite.mean()), float(np.median(known)), low, high)
 
 
-def bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile interval of the mean from resampled cases; the same values give the same interval."""
-    return _interval(tuple(values.tolist()))
-
-
 @lru_cache(maxsize=4096)
-def _interval(values: tuple[float, ...]) -> tuple[float, float]:
+def bootstrap_interval(values: tuple[float, ...]) -> tuple[float, float]:
+    """95 % percentile interval of the mean from resampled cases; the same values give the same interval."""
     if len(values) < 2:
         return math.nan, math.nan
     random = np.random.default_rng(SEED)
@@ -86,6 +75,8 @@ def _interval(values: tuple[float, ...]) -> tuple[float, float]:
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
     """Compare two values per case; both sequences name the same cases in the same order."""
+    from scipy.stats import wilcoxon
+
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     known = ~(np.isnan(a) & np.isnan(b))
     usable = np.isfinite(a) & np.isfinite(b)
@@ -96,8 +87,11 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     change = b - a
     higher, equal, lower = (int((np.sign(change) == sign).sum()) for sign in (1, 0, -1))
     means = float(a.mean()), float(b.mean()), float(change.mean())
-    interval = bootstrap_interval(change)
-    return PairedDifference(len(change), left_out, higher, equal, lower, *means, *interval, _wilcoxon(change))
+    interval = bootstrap_interval(tuple(change.tolist()))
+    p = 1.0 if len(change) > 1 else math.nan
+    if len(change) > 1 and change.any():
+        p = float(wilcoxon(change, zero_method="wilcox").pvalue)
+    return PairedDifference(len(change), left_out, higher, equal, lower, *means, *interval, p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -109,13 +103,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         corrected[index] = largest
     return corrected
-
-
-def _wilcoxon(change: NDArray[np.float64]) -> float:
-    from scipy.stats import wilcoxon
-
-    if len(change) < 2:
-        return math.nan
-    if not change.any():
-        return 1.0
-    return float(wilcoxon(change, zero_method="wilcox").pvalue)

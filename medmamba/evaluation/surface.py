@@ -52,9 +52,9 @@ into these 26 kinds."""
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """Distances between two surfaces, in both directions, each sorted, with the area of the piece they belong to.
+    """Distances between two surfaces in both directions, sorted, with the areas of their pieces, in the spacing's unit.
 
-    An empty mask has no pieces; distances to it are infinite. The unit is that of the spacing.
+    An empty mask has no pieces; distances to it are infinite.
     """
 
     from_truth: NDArray[np.float64]
@@ -63,16 +63,11 @@ class SurfaceDistances:
     prediction_area: NDArray[np.float64]
 
     def hausdorff(self, percent: float = 95.0) -> float:
-        """The distance that ``percent`` of either surface does not exceed, the larger of both directions.
-
-        nan if both masks are empty, inf if one is.
-        """
+        """The distance that ``percent`` of either surface does not exceed; nan of two empty masks, inf of one."""
         if not self.from_truth.size and not self.from_prediction.size:
             return math.nan
-        return max(
-            _percentile(self.from_truth, self.truth_area, percent),
-            _percentile(self.from_prediction, self.prediction_area, percent),
-        )
+        ways = ((self.from_truth, self.truth_area), (self.from_prediction, self.prediction_area))
+        return max(_percentile(distances, area, percent) for distances, area in ways)
 
     def surface_dice(self, tolerance: float) -> float:
         """Fraction of both surfaces that lies within ``tolerance`` of the other (NSD); nan if both masks are empty."""
@@ -93,10 +88,7 @@ class SurfaceDistances:
 def surface_distances(
     truth: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: Sequence[float]
 ) -> SurfaceDistances:
-    """The distances between the surfaces of two masks of one shape, with 2 or 3 axes.
-
-    Time and memory are those of the whole masks: crop them to the structure first, as ``MaskPair.of_masks`` does.
-    """
+    """The distances between the surfaces of two masks of one shape (2 or 3 axes), best cropped to the structure."""
     if truth.shape != prediction.shape or truth.ndim != len(spacing):
         raise ValueError(f"masks of shape {truth.shape} and {prediction.shape} with {len(spacing)} spacings")
     sizes = surfel_sizes(spacing)
@@ -129,7 +121,14 @@ def _percentile(distances: NDArray[np.float64], area: NDArray[np.float64], perce
 def surfel_sizes(spacing: Sequence[float]) -> NDArray[np.float64]:
     """Area (3 spacings) or length (2 spacings) of the surface in a block, by its code."""
     if len(spacing) == 2:
-        return _contour_lengths(*spacing)
+        i, j = spacing
+        corner = np.hypot(i, j) / 2
+        lengths = np.full(16, corner)  # one corner inside, or all but one
+        lengths[[0, 15]] = 0
+        lengths[[0b0011, 0b1100]] = j
+        lengths[[0b0101, 0b1010]] = i
+        lengths[[0b0110, 0b1001]] = 2 * corner
+        return lengths
     i, j, k = spacing
     sides = np.array([j * k, i * k, i * j])
     areas = np.zeros(256)
@@ -137,16 +136,6 @@ def surfel_sizes(spacing: Sequence[float]) -> NDArray[np.float64]:
         vectors = np.array([[int(digit) / 8 for digit in triple] for triple in triangles.split()])
         areas[list(bytes.fromhex(codes))] = np.linalg.norm(vectors * sides, axis=1).sum()
     return areas
-
-
-def _contour_lengths(i: float, j: float) -> NDArray[np.float64]:
-    corner = np.hypot(i, j) / 2
-    lengths = np.full(16, corner)  # one corner inside, or all but one
-    lengths[[0, 15]] = 0
-    lengths[[0b0011, 0b1100]] = j
-    lengths[[0b0101, 0b1010]] = i
-    lengths[[0b0110, 0b1001]] = 2 * corner
-    return lengths
 
 
 def block_codes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

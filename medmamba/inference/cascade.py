@@ -5,9 +5,9 @@ Each foreground label of the first stage becomes one channel of zeros and ones, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +22,13 @@ from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
 from medmamba.preprocessing.labels import label_names
 
 
-class FirstStage(Protocol):
-    """What a second stage asks of its first."""
-
-    heads: OutputChannels
-
-    def prepare(self, name: str, array: NDArray[Any], grid: Grid) -> PreprocessedCase: ...
-    def planes(self, image: torch.Tensor) -> Iterator[torch.Tensor]: ...
-
-
 def prepare_stage(
-    name: str, array: NDArray[Any], grid: Grid, plan: Plan, configuration: Configuration, previous: FirstStage | None
+    name: str, array: NDArray[Any], grid: Grid, plan: Plan, configuration: Configuration, previous: Any
 ) -> PreprocessedCase:
-    """An image (C, i, j, k) on the configuration's grid; behind it what the first stage of a cascade found."""
+    """An image (C, i, j, k) on the configuration's grid; behind it what the first stage of a cascade found.
+
+    ``previous`` is the first stage, a FoldEnsemble or (in a bundle) a Stage, if there is one.
+    """
     case = preprocess_case(name, array, grid, plan, configuration)
     if previous is None:
         return case
@@ -55,10 +49,7 @@ def labels_on_next_grid(
     given: tuple[Shape, Spacing | None],
     wanted: tuple[Shape, Spacing | None],
 ) -> NDArray[np.int16]:
-    """Label indices (I, J, K) on the next stage's grid from planes of logits on the first stage's.
-
-    ``given`` and ``wanted`` are the shapes and spacings of the two grids, which cover the same box.
-    """
+    """Label indices (I, J, K) from planes of logits on another grid (shape and spacing) of the same box."""
     step = Resample(wanted[0], given[0], wanted[1], given[1])
     labels = np.empty(wanted[0], np.int16)
     for plane, rows, scores in native_blocks(planes, step):

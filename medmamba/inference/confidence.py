@@ -10,10 +10,7 @@ from medmamba.models.output_channels import largest_channel
 
 
 class Confidence:
-    """Collects from patches and planes while a case is predicted; memory of a few numbers.
-
-    ``sigmoid``: channels are independent, each with the entropy of its own yes or no.
-    """
+    """Collects from patches and planes of a case; ``sigmoid`` channels are independent, each with its own entropy."""
 
     def __init__(self, *, sigmoid: bool = False) -> None:
         self.sigmoid = sigmoid

@@ -23,10 +23,9 @@ _largest = 0
 
 
 def keep_memory() -> None:
-    """Let the process keep freed memory for its next layer, instead of having it cleared by the system each time.
+    """Let the process keep freed memory for its next layer; where there is no glibc, nothing happens.
 
     By default every larger array is a new mapping, and touching its pages costs as much as the arithmetic.
-    For the whole process; where there is no glibc, nothing happens.
     """
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
@@ -38,9 +37,8 @@ def keep_memory() -> None:
 def give_back_memory() -> None:
     """Let the system have what is free, if the process has grown since the last call.
 
-    Small blocks that stay come to lie in the places of freed layers, whose next ones then need new places: kept memory
-    creeps up from case to case. Over 205 small volumes the peak was 341 MiB, and is about 320 with this, in the same
-    time.
+    Small blocks that stay come to lie in the places of freed layers: kept memory creeps up from case to case. Over 205
+    small volumes the peak was 341 MiB, and is about 320 with this, in the same time.
     """
     global _largest
     if not sys.platform.startswith("linux"):

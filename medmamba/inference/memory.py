@@ -6,12 +6,7 @@ import math
 from dataclasses import dataclass
 from math import prod
 
-from medmamba.compute.free_memory import free_memory
 from medmamba.geometry.trail import SpatialTrail
-from medmamba.inference.options import BUDGET_GIB
-
-FREE_FRACTION = 0.7
-"""Of the memory that is free, at most this fraction is planned with."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +17,21 @@ class MemoryEstimate:
     """
 
     planes: int
-    image: int
-    tile: int
-    output: int
+    others: int
     naive: int
     budget: int
 
     @property
     def spills(self) -> bool:
         """Whether the planes go to disk."""
-        return self.planes + self._rest > self.budget
+        return self.planes + self.others > self.budget
 
     @property
     def peak(self) -> int:
         """Largest sum at one time."""
-        return self._rest + (0 if self.spills else self.planes)
-
-    @property
-    def _rest(self) -> int:
-        return self.image + self.tile + self.output
+        return self.others + (0 if self.spills else self.planes)
 
     def sentence(self) -> str:
-        """For people, before the start."""
         disk = f", and {size_text(self.planes)} of scratch space" if self.spills else ""
         return (
             f"needs about {size_text(self.peak)} of memory{disk}, besides the network "
@@ -66,30 +54,16 @@ def estimate_memory(
     batch: int = 1,
     passes: int = 1,
 ) -> MemoryEstimate:
-    """The arrays of a prediction along ``trail`` with patches of ``box`` voxels.
-
-    ``passes`` through the network (flips, members) are averaged; ``budget`` is in bytes.
-    """
+    """The arrays of a prediction along ``trail`` with patches of ``box`` voxels, the mean of ``passes``; in bytes."""
     planned, cropped = trail.grid.shape, trail.split_resampling()[1].shape_before
     between = cropped[0] * planned[1] * planned[2]
     padded = [max(extent, edge) for extent, edge in zip(planned, box, strict=True)]
     label_bytes = 1 if classes <= 256 else 2
-    return MemoryEstimate(
-        planes=4 * classes * min(box[0], planned[0]) * planned[1] * planned[2],
-        # as it was read, and on the plan's grid, before its last step or with the padding behind it
-        image=4 * channels * (prod(trail.native.shape) + prod(planned) + max(between, prod(padded))),
-        # one pass; of several their sum and the sum with the first
-        tile=4 * classes * prod(box) * batch * (1 if passes == 1 else 3),
-        # labels on both sides of the last step, and three planes between accumulation and interpolation
-        output=2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * planned[1] * planned[2],
-        naive=4 * classes * prod(cropped),
-        budget=budget,
-    )
-
-
-def budget_of(memory_gib: float | None = None) -> int:
-    """Bytes to plan with: what was asked for, else the default or most of what is free, whichever is less."""
-    if memory_gib is not None:
-        return int(memory_gib * 2**30)
-    free = free_memory()
-    return int(min(BUDGET_GIB * 2**30, math.inf if free is None else FREE_FRACTION * free))
+    # as it was read, and on the plan's grid, before its last step or with the padding behind it
+    image = 4 * channels * (prod(trail.native.shape) + prod(planned) + max(between, prod(padded)))
+    # one pass; of several their sum and the sum with the first
+    tile = 4 * classes * prod(box) * batch * (1 if passes == 1 else 3)
+    # labels on both sides of the last step, and three planes between accumulation and interpolation
+    output = 2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * planned[1] * planned[2]
+    planes = 4 * classes * min(box[0], planned[0]) * planned[1] * planned[2]
+    return MemoryEstimate(planes, image + tile + output, 4 * classes * prod(cropped), budget)

@@ -50,10 +50,7 @@ class ModelOptions(Options):
 
 
 class PredictorOptions(ModelOptions):
-    """The choices of :class:`medmamba.Predictor`.
-
-    ``configuration`` may be one name; ``patch_size`` and ``folds`` may be text, as on the command line.
-    """
+    """The choices of :class:`medmamba.Predictor`."""
 
     configuration: Names | None = option(
         None,

@@ -28,7 +28,7 @@ class PlaneStore:
     """
 
     def __init__(self, count: int, shape: tuple[int, int, int], scratch: Path | None = None) -> None:
-        self.count, self.shape = count, shape
+        self.count, self.shape, self._plane_bytes = count, shape, 4 * prod(shape)
         self._memory: dict[int, torch.Tensor] = {}
         self._file: IO[bytes] | None = None
         if scratch is None:
@@ -47,10 +47,6 @@ class PlaneStore:
             f"Prediction needs {needed / 2**30:.1f} GiB of scratch space, {scratch} has {free / 2**30:.1f} GiB. "
             "Free some space or name another folder with --scratch."
         )
-
-    @property
-    def _plane_bytes(self) -> int:
-        return 4 * prod(self.shape)
 
     def plane(self, index: int) -> torch.Tensor:
         """Plane ``index`` (modulo the number of planes); writing into the tensor changes the plane."""

@@ -22,17 +22,8 @@ from medmamba.inference.quality import Finding, status_of
 class PredictionSettings:
     """Choices that decide a mask, besides the weights and the image.
 
-    Attributes:
-        configuration: names of the configurations that were averaged.
-        folds: folders of the trained folds, by configuration.
-        mirror: whether flips were averaged.
-        step: distance of neighbouring patches, as a fraction of the patch edge.
-        patch_size: edges in voxels, by configuration.
-        tile_batch: patches that went through the network together.
-        precision: fp32, bf16 or fp16.
-        scan_backend: implementation of the scan that ran; "none" for a network without scans.
-        threads: of torch on the CPU.
-        reading: of the plan; see :class:`~medmamba.plans.schema.Reading`.
+    Folds are names of folders, by configuration as the patch sizes are; ``step`` is a fraction of the patch edge, and
+    ``scan_backend`` what ran: "none" for a network without scans.
     """
 
     configuration: Sequence[str]
@@ -50,15 +41,10 @@ class PredictionSettings:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a mask.
+    """What made a mask: versions, plan, weights (by configuration and fold), settings, device, and values of labels.
 
-    Attributes:
-        medmamba, torch: versions.
-        weights_sha256: by configuration and fold.
-        recipe_sha256: of the best.json of `medmamba find-best`; None without one.
-        labels: value of each label in the masks.
-        regions: labels that each region joins.
-        warnings: about the choice of the model, such as missing folds.
+    ``recipe_sha256`` is that of the best.json of `medmamba find-best`; None without one. ``warnings`` are about the
+    choice of the model, such as missing folds.
     """
 
     medmamba: str
@@ -85,8 +71,7 @@ class Provenance:
 
     def sentence(self) -> str:
         """Device, precision and scan backend, for people."""
-        settings = self.settings
-        return f"device {self.device}, precision {settings.precision}, scan backend {settings.scan_backend}"
+        return f"device {self.device}, precision {self.settings.precision}, scan backend {self.settings.scan_backend}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +82,12 @@ class Prediction:
         labels: (i, j, k), the dataset's label values.
         grid: shape and affine (RAS+ mm) of the image.
         volumes_ml: by label; None for images without millimetres.
-        voxels: count by label.
         findings: what is unusual about image or mask; :attr:`status` is the most serious of them.
         entropy: mean entropy of the foreground as a fraction of the largest possible; None if not measured.
         agreement: Dice of the least agreeing fold with the mean of all; None for one fold.
-        seconds: by stage.
         probabilities: float32 (classes, i, j, k) if asked for.
         like: the image, as it was read.
-        provenance: what made the mask; None for one that no predictor made.
+        provenance: None for a mask that no predictor made.
     """
 
     labels: NDArray[Any]
@@ -131,13 +114,10 @@ class Prediction:
     def save_dicom_seg(
         self, path: str | Path, *, series: str | Path | None = None, codes: str | Path | None = None
     ) -> None:
-        """Write the mask as DICOM SEG beside its series, and read it back.
+        """Write the mask as DICOM SEG beside its series (default: the one that was predicted), and read it back.
 
-        Args:
-            series: folder of the DICOM series; the one that was predicted if left out.
-            codes: labels.json with code and colour of each label.
-
-        Raises InputError when the image did not come from a DICOM series, or the mask is empty.
+        ``codes`` is a labels.json with code and colour of each label. Raises InputError when the image did not come
+        from a DICOM series, or the mask is empty.
         """
         from medmamba.dicom.segmentation import write_segmentation
 
@@ -185,17 +165,13 @@ class Prediction:
         return {**self.record(), "model": None if self.provenance is None else self.provenance.as_dict()}
 
     def save_report(self, path: str | Path) -> None:
-        """Write :meth:`report` as .json, or as one .html page that shows the mask."""
+        """Write :meth:`report` as .json, or as one .html page that shows the mask and names no case or patient."""
         path = Path(path)
         if path.suffix == ".json":
             write_json(path, self.report())
-        elif path.suffix == ".html":
-            write_text(path, self._page())
-        else:
+            return
+        if path.suffix != ".html":
             raise InputError(f"{path}: a report is .json or .html. Choose one of the two endings.")
-
-    def _page(self) -> str:
-        """One page that needs nothing else and names neither case nor patient."""
         from medmamba.evaluation.overlay import overlay_png
         from medmamba.pages.render import render
 
@@ -203,7 +179,7 @@ class Prediction:
         values = [] if model is None else [value for value in model.labels.values() if value]
         image = None if self.like is None else self.like.array[0]
         volumes = {name: "–" if ml is None else f"{ml:.3f}" for name, ml in self.volumes_ml.items()}
-        return render(
+        page = render(
             "prediction.html",
             prediction=self,
             disclaimer="For research. Not a medical device: whoever uses this mask for a patient must check it.",
@@ -211,6 +187,7 @@ class Prediction:
             rows=[[name, volumes[name], count] for name, count in self.voxels.items()],
             made_by="" if model is None else json.dumps(model.as_dict(), indent=1),
         )
+        write_text(path, page)
 
 
 @dataclass(frozen=True)
@@ -222,9 +199,3 @@ class FailedPrediction:
     error: MedmambaError | FloatingPointError | MemoryError
 
     status = "failed"
-
-
-def shown_case(image: Any) -> str:
-    """How a case of several is called: its file name, else its type."""
-    first = image[0] if isinstance(image, Sequence) and not isinstance(image, str) and len(image) else image
-    return Path(first).name if isinstance(first, str | Path) else type(image).__name__

@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmamba.compute.free_memory import free_memory
 from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
 from medmamba.geometry.trail import SpatialTrail
 from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channels
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
-from medmamba.inference.memory import MemoryEstimate, budget_of
-from medmamba.inference.options import PredictorOptions
-from medmamba.inference.prediction import FailedPrediction, Prediction, Provenance, shown_case
+from medmamba.inference.memory import MemoryEstimate
+from medmamba.inference.options import BUDGET_GIB, PredictorOptions
+from medmamba.inference.prediction import FailedPrediction, Prediction, Provenance
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
 from medmamba.inference.restore import on_native_grid
 from medmamba.inference.trained_model import OnTile, TrainedModel, load_model
@@ -33,6 +34,8 @@ from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
 from medmamba.preprocessing.labels import decode, label_names
 
 OnMessage = Callable[[str], None]
+FREE_FRACTION = 0.7
+"""Of the memory that is free, at most this fraction is planned with."""
 
 
 class Predictor:
@@ -43,10 +46,8 @@ class Predictor:
 
     Args:
         model: a run folder, the folder of one fold, or a bundle of `medmamba export`; or networks in memory, a
-            :class:`~medmamba.inference.trained_model.TrainedModel`. Of a run, all trained folds of the configuration
-            are averaged.
-        options: how it predicts; see :class:`~medmamba.inference.options.PredictorOptions`.
-        changes: single fields of the options by name, as ``mirror=False``.
+            :class:`~medmamba.inference.trained_model.TrainedModel`. Of a run, all trained folds are averaged.
+        changes: single fields of :class:`~medmamba.inference.options.PredictorOptions` by name, as ``mirror=False``.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Predictor:
 
     @classmethod
     def from_run(cls, run: str | Path, options: PredictorOptions | None = None, **changes: Any) -> Self:
-        """The model of a run folder; ``options`` and ``changes`` as of the class."""
+        """The model of a run folder."""
         if not (Path(run) / "plan.json").is_file() or is_fold(Path(run)):
             raise InputError(f"{run}: not a run folder. Give the folder that `medmamba plan` and `train` wrote.")
         return cls(run, options, **changes)
@@ -120,11 +121,7 @@ class Predictor:
         return self._provenance
 
     def estimate(self, shape: Sequence[int], spacing_mm: Sequence[float] | None = None) -> MemoryEstimate:
-        """The memory that predicting an image of this shape (i, j, k) and spacing would need, without predicting it.
-
-        Args:
-            spacing_mm: of the image; the model's own if left out.
-        """
+        """The memory that predicting an image of this shape (i, j, k) and spacing (default: the model's) would need."""
         found = []
         for ensemble in self.model.ensembles:
             trail = trail_of_shape(shape, spacing_mm, ensemble.plan, ensemble.configuration)
@@ -134,10 +131,7 @@ class Predictor:
     def predict_many(
         self, images: Iterable[Any], *, on_error: Literal["raise", "record"] = "raise", probabilities: bool = False
     ) -> Iterator[Prediction | FailedPrediction]:
-        """One result per image, in order, each computed when it is asked for.
-
-        With ``on_error="record"`` a case that fails gives a :class:`FailedPrediction` and the next one follows.
-        """
+        """One result per image, when it is asked for; with ``on_error="record"`` a FailedPrediction if it fails."""
         if on_error not in ("raise", "record"):
             raise InputError(f"on_error={on_error!r} is neither 'raise' nor 'record'.")
         for image in images:
@@ -146,7 +140,9 @@ class Predictor:
             except (MedmambaError, FloatingPointError, MemoryError) as error:
                 if on_error == "raise":
                     raise
-                yield FailedPrediction(shown_case(image), str(error) or "out of memory", error)
+                first = image[0] if isinstance(image, list | tuple) and len(image) else image
+                name = Path(first).name if isinstance(first, str | Path) else type(image).__name__
+                yield FailedPrediction(name, str(error) or "out of memory", error)
 
     def predict(
         self,
@@ -163,7 +159,6 @@ class Predictor:
             image: a path (file, or folder of a DICOM series), a list of paths (one per channel), a MedicalImage, an
                 array (C, i, j, k) or (i, j, k), an (array, affine) pair, a nibabel or a SimpleITK image.
             on_tile: called with the number of patches that are done, and of all.
-            probabilities: also give the probability of every class in every voxel.
             planes_on_disk: keep as little as possible in memory, whatever is free.
             on_message: called with the memory that is needed before the start, and when the device runs out of it.
 
@@ -257,9 +252,7 @@ class Predictor:
             indices = clean(indices, recipe.cleaning, names, volume_mm3)
         counts = label_counts(indices)
         voxels = {label: counts.get(index, 0) for index, label in enumerate(names, start=1)}
-        volumes_ml = {
-            label: None if volume_mm3 is None else count * volume_mm3 / 1000 for label, count in voxels.items()
-        }
+        volumes_ml = {name: None if volume_mm3 is None else n * volume_mm3 / 1000 for name, n in voxels.items()}
         entropy = None if confidence is None else confidence.entropy
         agreement = None if confidence is None else confidence.agreement
         findings += check_confidence(entropy, agreement, None if recipe is None else recipe.limits)
@@ -281,9 +274,12 @@ class Predictor:
         )
 
     def _budget(self) -> int:
-        """Bytes that each configuration may plan with."""
+        """Bytes that each configuration may plan with: as asked for, else the default or most of what is free."""
         known = [gib for gib in (self.options.memory_gib, self.options.memory_limit_gib) if gib is not None]
-        return budget_of(min(known, default=None)) // len(self.model.ensembles)
+        if not known:
+            free = free_memory()
+            known = [BUDGET_GIB, *([] if free is None else [FREE_FRACTION * free / 2**30])]
+        return int(min(known) * 2**30) // len(self.model.ensembles)
 
 
 def _part_of(on_tile: OnTile, number: int, count: int) -> OnTile:

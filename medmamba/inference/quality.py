@@ -24,7 +24,6 @@ from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.mirroring import side_pairs
 from medmamba.preprocessing.labels import mean_voxel
 
-Level = Literal["note", "review", "reject"]
 RANGE = (0.5, 2.0)
 """Spacing and field of view may lie between these multiples of the training's smallest and largest."""
 VOLUME_RANGE = (0.2, 5.0)
@@ -44,7 +43,7 @@ SAMPLE = 200_000
 class Finding:
     """One thing that is unusual, and how serious it is."""
 
-    level: Level
+    level: Literal["note", "review", "reject"]
     text: str
 
 
@@ -100,17 +99,13 @@ def check_mask(
         volume = volumes_ml.get(name)
         known = [case.volume_ml[name] for case in fingerprint.cases if case.volume_ml and case.label_voxels.get(name)]
         if count and volume is not None and known and _is_outside(volume, known, VOLUME_RANGE):
-            text = f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml"
-            yield Finding("review", text)
+            yield Finding("review", f"{name} has {volume:.3g} ml, training {min(known):.3g} to {max(known):.3g} ml")
 
 
 def check_sides(
     labels: NDArray[np.integer], names: Sequence[str], grid: Grid, fingerprint: Fingerprint
 ) -> Iterator[Finding]:
-    """Pairs of left and right labels of a mask (i, j, k) that lie on each other's sides, where training had an order.
-
-    ``names`` are the labels of the indices 1, 2, ...
-    """
+    """Pairs of left and right labels (``names`` of the indices 1, 2, ...) that lie on each other's sides."""
     if grid.affine is None:
         return
     for pair in side_pairs(fingerprint):
@@ -151,7 +146,6 @@ def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding
 
 
 def _is_outside(value: float, of_training: Sequence[float], multiples: tuple[float, float]) -> bool:
-    """Whether a value lies outside these multiples of the training's smallest and largest."""
     return not multiples[0] * min(of_training) <= value <= multiples[1] * max(of_training)
 
 

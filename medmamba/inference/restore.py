@@ -1,15 +1,13 @@
 """From planes of logits on the plan's grid to the image's own grid, a few rows of one plane at a time.
 
 Interpolation is linear and separable: between two planes, then inside them. A block of rows stays in the processor's
-cache from its first interpolation to the decision which class is largest, so the memory does not grow with the image,
-nor with the classes beyond the two planes, and the logits of the image's own grid never exist as a whole.
+cache up to the decision which class is largest, so the logits of the image's own grid never exist as a whole.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,17 +22,17 @@ from medmamba.preprocessing.resample import nearest_index
 BLOCK_BYTES = 2**20
 """Size of a block of rows: well inside a core's own cache."""
 
-Block = tuple[int, slice, torch.Tensor]
-"""Index of a plane, its rows, and their scores (classes, rows, K)."""
 
+def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """Blocks of planes before the resampling step from planes (classes, J, K) after it, in order.
 
-def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterator[Block]:
-    """Blocks of planes before the resampling step from planes (classes, J, K) after it, in order."""
+    Each is the index of a plane, its rows, and their scores (classes, rows, K).
+    """
     coarse = None
     if resample.spacing_before_mm is not None and resample.spacing_after_mm is not None:
         coarse = separate_axis(resample.spacing_after_mm, resample.spacing_before_mm)
     across, down, along = (
-        _Axis.between(wanted, given, nearest=coarse == axis)
+        _Axis(wanted, given, nearest=coarse == axis)
         for axis, (wanted, given) in enumerate(zip(resample.shape_before, resample.shape_after, strict=True))
     )
     source = iter(planes)
@@ -49,7 +47,9 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
             held = {number: kept for number, kept in held.items() if number >= below}
             if reached >= below:
                 held[reached] = plane
-        for rows in _rows_of(down.wanted, len(held[below]) * along.wanted):
+        step = max(1, BLOCK_BYTES // (4 * len(held[below]) * along.wanted))
+        for start in range(0, down.wanted, step):
+            rows = slice(start, min(start + step, down.wanted))
             yield index, rows, _block(held[below], held[above], weight, rows, down, along)
     for _ in source:
         pass  # the last planes may not be needed; the source still ends properly
@@ -65,12 +65,8 @@ def on_native_grid(
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
     """Label indices (i, j, k) on the native grid of one image, and the probabilities (classes, i, j, k) if asked for.
 
-    Args:
-        streams: planes (classes, J, K) of each configuration with the trail at whose end they lie; several are averaged
-            as probabilities.
-        thresholds: of regions, as probabilities; one half if None.
-        temperature: logits are divided by it before they become probabilities.
-        probabilities: take 4 bytes per class and voxel.
+    ``streams`` are the planes (classes, J, K) of each configuration with the trail at whose end they lie; several are
+    averaged as probabilities, of logits divided by ``temperature``. ``thresholds`` of regions are probabilities.
     """
     trails = [trail.split_resampling() for _, trail in streams]
     (stored, step), *_ = trails
@@ -101,26 +97,18 @@ def on_native_grid(
     return native, stored.undo(kept, fill=background)
 
 
-@dataclass(frozen=True, eq=False)
 class _Axis:
     """Where the wanted voxels of one axis lie among the given ones, voxel edges meeting at both ends.
 
     ``below`` is the given voxel before each wanted one, ``weight`` (float64) the weight of the voxel after it.
     """
 
-    wanted: int
-    given: int
-    nearest: bool
-    below: torch.Tensor
-    weight: torch.Tensor
-
-    @classmethod
-    def between(cls, wanted: int, given: int, *, nearest: bool) -> _Axis:
-        if wanted == given or nearest:
-            return cls(wanted, given, nearest, nearest_index(given, wanted), torch.zeros(wanted, dtype=torch.float64))
-        places = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * (given / wanted) - 0.5).clamp_(0, given - 1)
-        below = places.floor()
-        return cls(wanted, given, nearest, below.long(), places - below)
+    def __init__(self, wanted: int, given: int, *, nearest: bool) -> None:
+        self.wanted, self.given, self.nearest = wanted, given, nearest
+        self.below, self.weight = nearest_index(given, wanted), torch.zeros(wanted, dtype=torch.float64)
+        if wanted != given and not nearest:
+            places = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * (given / wanted) - 0.5).clamp_(0, given - 1)
+            self.below, self.weight = places.floor().long(), places - places.floor()
 
 
 def _block(
@@ -132,7 +120,11 @@ def _block(
     block = first[:, low:high]
     if weight:
         block = torch.lerp(block, second[:, low:high], weight)
-    block = _along_rows(block, along)
+    if along.nearest:
+        block = block.index_select(2, along.below)
+    elif along.wanted != along.given:
+        flat = block.reshape(1, -1, along.given)
+        block = torch.nn.functional.interpolate(flat, size=along.wanted, mode="linear").reshape(*block.shape[:2], -1)
     if down.wanted == down.given:
         return block[:, : len(below)]
     result = block.index_select(1, below - low)
@@ -140,19 +132,3 @@ def _block(
         after = (below - low + 1).clamp_(max=block.shape[1] - 1)
         torch.lerp(result, block.index_select(1, after), weights, out=result)
     return result
-
-
-def _rows_of(count: int, values_per_row: int) -> Iterator[slice]:
-    step = max(1, BLOCK_BYTES // (4 * values_per_row))
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
-
-
-def _along_rows(block: torch.Tensor, axis: _Axis) -> torch.Tensor:
-    """(classes, rows, K) with rows of another length."""
-    if axis.wanted == axis.given:
-        return block
-    if axis.nearest:
-        return block.index_select(2, axis.below)
-    flat = block.reshape(1, -1, axis.given)
-    return torch.nn.functional.interpolate(flat, size=axis.wanted, mode="linear").reshape(*block.shape[:2], -1)

@@ -17,12 +17,7 @@ from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how networks run; those that share it run one at a time.
-
-    Attributes:
-        precision: fp32, bf16 or fp16; scans are always fp32.
-        scan_backend: auto, cpp, triton or torch.
-    """
+    """Where and how networks run; those that share it run one at a time. Scans are always fp32."""
 
     device: torch.device
     precision: str = "fp32"
@@ -31,12 +26,10 @@ class Execution:
 
 
 class NetworkRunner:
-    """Calls a network on its device.
+    """Calls a network on its device. Raises ConfigError when the scan backend cannot run there.
 
     When the device runs out of memory the batch is halved, and a single patch goes to the CPU, for good: the weights
     are the same, and so is the result but for rounding. ``on_warning`` is called with one line then.
-
-    Raises ConfigError when the scan backend cannot run on the device.
     """
 
     def __init__(self, network: nn.Module, execution: Execution) -> None:
@@ -65,9 +58,8 @@ class NetworkRunner:
             half = len(patches) // 2
             return torch.cat([self._run(patches[:half]).cpu(), self._run(patches[half:]).cpu()])
         if device.type == "cpu":
-            raise ResourceError(
-                f"Out of memory for one patch of {tuple(patches.shape[2:])}. Choose a smaller --patch-size."
-            )
+            size = tuple(patches.shape[2:])
+            raise ResourceError(f"Out of memory for one patch of {size}. Choose a smaller --patch-size.")
         self.on_warning(f"{device}: out of memory ({reason}); the CPU continues, with the same weights, slower.")
         self.execution = replace(self.execution, device=torch.device("cpu"), scan_backend="auto")
         self.network = self.network.cpu()

@@ -56,8 +56,7 @@ class Window:
         swap_axis: a flip along this axis exchanges left and right; its channels are put back by ``channel_swap``.
         step: distance of neighbouring patches as a fraction of the edge.
         batch: patches that go through the network together.
-        skip_empty: leave out patches that hold one value only (air, padding). Voxels that lie in such patches alone
-            become background.
+        skip_empty: patches of one value (air, padding) become background without the network.
         sigmoid: whether channels are independent, so that the background is the absence of all.
         scratch: folder for planes that do not fit into memory; None keeps them in memory.
         input_swap: channels of the image after a flip along ``swap_axis``, where some belong to one side (cascades).

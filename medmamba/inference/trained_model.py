@@ -22,20 +22,11 @@ from medmamba.inference.patch_positions import FAST_STEP, STEP
 from medmamba.inference.prediction import PredictionSettings, Provenance
 from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.inference.sliding_window import Networks, Window, stream_logits
+from medmamba.models import trained_folds
 from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.models.run_folder import is_plan, read_plan
-from medmamba.models.trained_folds import (
-    has_weights,
-    hash_of_weights,
-    is_bundle,
-    load_weights,
-    mirrors_by_default,
-    read_fingerprint,
-    read_model_facts,
-    select_models,
-)
 from medmamba.networks.build import rebuild_network
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.schema import Plan
@@ -46,15 +37,11 @@ OnTile = Callable[[int, int], None]
 
 
 class FoldEnsemble:
-    """Networks of one configuration of a plan that answer together.
+    """Networks of one configuration of a plan, one per fold, whose logits are averaged.
 
-    Args:
-        name: of the configuration.
-        networks: one per fold, from patches to logits.
-        window: how patches move; without ``patch_size``, the plan's, and with any ``mirror_axes``, those that the plan
-            allows.
-        folders: of the folds, in the order of the networks; none for networks that were not loaded from a disk.
-        previous: the first stage of a cascade.
+    Of ``window`` an empty ``patch_size`` becomes the plan's, and any ``mirror_axes`` those that the plan allows.
+    ``folders`` are the folds', in the order of the networks; none for networks that were not loaded from a disk.
+    ``previous`` is the first stage of a cascade.
     """
 
     def __init__(
@@ -89,15 +76,12 @@ class FoldEnsemble:
 
     @classmethod
     def load(cls, name: str, folders: Sequence[Path], window: Window, execution: Execution) -> Self:
-        """The trained folds in these folders, and all folds of the first stage of a cascade.
-
-        Raises ConfigError when a folder is damaged, or the first stage is not beside the second.
-        """
+        """The folds in these folders, and all of a cascade's first stage. Raises ConfigError where one is damaged."""
         plan = read_plan(folders[0] / "plan.json")
         previous = None
         if first := plan.configurations[name].previous_stage:
             home = folders[0].parent.parent  # models/ of a run or of a bundle
-            trained = sorted(path for path in home.glob(f"{first}/fold_*") if has_weights(path))
+            trained = sorted(path for path in home.glob(f"{first}/fold_*") if trained_folds.has_weights(path))
             if not trained:
                 raise ConfigError(
                     f"{folders[0]}: the second stage of a cascade whose first, {first}, is not in {home}. Keep the "
@@ -114,7 +98,7 @@ class FoldEnsemble:
 
     def weights_sha256(self) -> Mapping[str, str]:
         """SHA-256 of the weights of each fold, those of a first stage included."""
-        found = {folder.name: hash_of_weights(folder) for folder in self.folders}
+        found = {folder.name: trained_folds.hash_of_weights(folder) for folder in self.folders}
         if self.previous is not None:
             found |= {f"{self.previous.name}/{name}": value for name, value in self.previous.weights_sha256().items()}
         return found
@@ -131,10 +115,7 @@ class FoldEnsemble:
         confidence: Confidence | None = None,
         on_tile: OnTile = lambda done, total: None,
     ) -> Iterator[torch.Tensor]:
-        """The planes of :func:`~medmamba.inference.sliding_window.stream_logits`, seen by ``confidence`` as well.
-
-        ``scratch``: folder for planes that do not fit into memory.
-        """
+        """The planes of :func:`~medmamba.inference.sliding_window.stream_logits`, seen by ``confidence`` as well."""
         window = replace(self.window, scratch=scratch)
         planes = stream_logits(self.networks, image, window, on_tile=on_tile, confidence=confidence)
         return planes if confidence is None else map(confidence.see_plane, planes)
@@ -153,10 +134,10 @@ class FoldEnsemble:
 
 
 def _load(folder: Path, execution: Execution) -> NetworkRunner:
-    facts = read_model_facts(folder)
+    facts = trained_folds.read_model_facts(folder)
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and thrown away
         network = rebuild_network(facts.network)
-    load_weights(folder, network)
+    trained_folds.load_weights(folder, network)
     if not is_plan(folder / "plan.json", facts.plan_sha256):
         raise ConfigError(f"{folder}: its plan.json is not the plan it was trained with. Restore the file.")
     return NetworkRunner(network, execution)
@@ -164,14 +145,10 @@ def _load(folder: Path, execution: Execution) -> NetworkRunner:
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """Configurations whose probabilities are averaged.
+    """Configurations whose probabilities are averaged; the plan is that of the first.
 
-    Attributes:
-        ensembles: one per configuration; the plan is that of the first.
-        execution: where and how the networks run.
-        recipe: what `medmamba find-best` chose for exactly these configurations.
-        fingerprint: of the training images; without it, masks and images are not compared with them.
-        warnings: such as folds that are missing.
+    ``recipe`` is what `medmamba find-best` chose for exactly these configurations. Without the fingerprint of the
+    training images, masks and images are not compared with them.
     """
 
     ensembles: tuple[FoldEnsemble, ...]
@@ -214,18 +191,17 @@ class TrainedModel:
 
 
 def load_model(model: Path, options: PredictorOptions) -> TrainedModel:
-    """The model in a run folder, the folder of one fold, or a bundle, on its device.
-
-    Raises InputError when nothing is trained there, ConfigError when something does not fit the rest.
-    """
-    selection = select_models(model, options.configuration, options.folds, strict=options.strict)
+    """The model in a run folder, a fold's folder or a bundle, on its device. Raises InputError where none is."""
+    selection = trained_folds.select_models(model, options.configuration, options.folds, strict=options.strict)
     device = choose_device(options.device)
     execution = Execution(device, choose_precision(options.precision, device), options.scan_backend)
     recipe = selection.recipe
     measured = None if recipe is None else recipe.mirror
     mirror = options.mirror
+    if mirror is None and not trained_folds.is_bundle(model):
+        mirror = measured
     if mirror is None:
-        mirror = measured if measured is not None and not is_bundle(model) else mirrors_by_default(model)
+        mirror = trained_folds.mirrors_by_default(model)
     mirror = mirror and not options.fast
     warnings = selection.warnings
     if measured is not None and measured != mirror:
@@ -242,4 +218,4 @@ def load_model(model: Path, options: PredictorOptions) -> TrainedModel:
     first = ensembles[0].folders[0]
     if recipe is not None and not is_plan(first / "plan.json", recipe.plan_sha256):
         raise ConfigError(f"{model}: best.json belongs to another plan. Run `medmamba find-best {model}` again.")
-    return TrainedModel(tuple(ensembles), execution, recipe, read_fingerprint(first), warnings)
+    return TrainedModel(tuple(ensembles), execution, recipe, trained_folds.read_fingerprint(first), warnings)

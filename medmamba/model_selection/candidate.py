@@ -7,10 +7,9 @@ Structures are the labels of softmax heads and the regions of sigmoid heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from medmamba.disk.atomic import explained
 from medmamba.evaluation.dice import dice_of_channels
+from medmamba.evaluation.statistics import mean_of_known
 from medmamba.models.cleaning import CleaningStep, clean_one, connected_components
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import DEFAULT_THRESHOLD
@@ -36,16 +36,10 @@ Labels = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class ValidatedCase:
-    """A validation case and what was predicted for it.
+    """A validation case and what was predicted for it, as label indices (I, J, K).
 
-    Attributes:
-        truth: label indices (I, J, K).
-        annotated: whether each channel's labels were annotated in this case.
-        voxel_mm3: volume of a voxel; None without millimetres.
-        entropy: mean entropy of the predicted foreground.
-        labels: label indices that were predicted.
-        dice: mean Dice over the structures; nan where there is none.
-        probabilities: of sigmoid heads, a file of them inside ``box``; outside no threshold is reached.
+    ``annotated`` says of each channel whether its labels were annotated in this case, ``dice`` is the mean over the
+    structures. Of sigmoid heads ``probabilities`` is a file of those inside ``box``; outside no threshold is reached.
     """
 
     truth: Labels
@@ -81,19 +75,16 @@ class EnsembleCandidate:
             with explained(keep_at):
                 np.save(keep_at, values[(slice(None), *box)].astype(np.float16))
             case = replace(case, probabilities=keep_at, box=box)
-        case = replace(case, dice=_mean(self._of_case(case, self.heads.structures).values()))
+        case = replace(case, dice=mean_of_known(self._of_case(case, self.heads.structures).values()))
         self.cases[case_id] = case
         return case
 
     def mean_dice(self) -> float:
         """Over structures, of the mean over cases; nan when there is none anywhere."""
-        return _mean(self.dice(self.heads.structures).values())
+        return mean_of_known(self.dice(self.heads.structures).values())
 
     def dice(self, channels: Sequence[int], change: Change = lambda case: case.labels) -> dict[int, float]:
-        """Mean Dice of each channel over the cases in which it is defined, with ``change`` applied to every case.
-
-        A case where nothing was there and a change removed what had been found counts as 1: its gain would be hidden.
-        """
+        """Mean Dice of each channel over the cases in which it is defined, with ``change`` applied to every case."""
         scores: dict[int, list[float]] = {channel: [] for channel in channels}
         for case in self.cases.values():
             changed = change(case)
@@ -101,9 +92,9 @@ class EnsembleCandidate:
             before = after if changed is case.labels else self._of_case(case, channels)
             for channel, value in after.items():
                 if math.isnan(value) and before[channel] == 0:
-                    value = 1.0
+                    value = 1.0  # nothing was there, and the change removed what had been found: a gain
                 scores[channel].append(value)
-        return {channel: _mean(values) for channel, values in scores.items()}
+        return {channel: mean_of_known(values) for channel, values in scores.items()}
 
     def _of_case(self, case: ValidatedCase, channels: Sequence[int]) -> dict[int, float]:
         return dice_of_channels(case.truth, case.labels, self.heads, case.annotated, channels)
@@ -163,10 +154,7 @@ def _take_best(
     touched: Sequence[int],
     changes: Sequence[tuple[Any, Change]],
 ) -> tuple[Any, float] | None:
-    """Make the change that adds most to the Dice of one of the channels, and give what was chosen and its gain.
-
-    None when no change adds enough without a loss of any ``touched`` channel.
-    """
+    """Make the change that raises the Dice of a channel most, with no loss of a ``touched`` one: choice and gain."""
     before = candidate.dice(touched)
     best: tuple[float, Any, Change] | None = None
     for choice, change in changes:
@@ -190,9 +178,3 @@ def _smallest_component(candidate: EnsembleCandidate, index: int) -> float:
         if len(sizes) > 1:
             smallest.append(float(sizes[1:].min()) * (case.voxel_mm3 or 1.0))
     return min(smallest, default=0.0)
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Of the values that are numbers; nan where none is."""
-    known = [value for value in values if not math.isnan(value)]
-    return fmean(known) if known else math.nan

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medmamba.command_options import FindBestOptions
 from medmamba.disk.atomic import write_text
 from medmamba.errors import InputError
 from medmamba.inference.cascade import one_hot
@@ -23,7 +24,6 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
-from medmamba.model_selection.options import FindBestOptions
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PREDICTION_SETUP, Limits, PredictionSetup
@@ -50,10 +50,9 @@ def find_best(
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **changes: Any,
 ) -> PredictionSetup:
-    """Choose configurations, thresholds, cleaning steps, temperature and limits of uncertainty on cross-validation.
+    """The recipe chosen on cross-validation, which is stored in the run; ``changes`` are fields of the options by name.
 
-    The recipe is stored in the run. ``changes`` are single fields of the options by name. Raises InputError when no
-    fold with validation cases is trained.
+    Raises InputError when no fold with validation cases is trained.
     """
     options = FindBestOptions.of(options, **changes)
     choices = PredictorOptions(device=options.device, mirror=options.mirror, scan_backend=options.scan_backend)
@@ -81,10 +80,11 @@ def find_best(
                 for name, ensemble in ensembles.items():
                     probabilities[name] = _validate(ensemble, readers[name][case_id], candidates[(name,)], Path(kept))
                 for first, second in combinations(folds, 2):
-                    joint = (probabilities[first] + _onto(probabilities[second], probabilities[first].shape[1:])) / 2
+                    ours = probabilities[first]
+                    other = torch.stack([interpolate_linear(p, tuple(ours.shape[1:])) for p in probabilities[second]])
                     alone = candidates[(first,)].cases[case_id]
                     where = Path(kept) / f"{len(candidates[first, second].cases)}-{first}+{second}.npy"
-                    candidates[first, second].add(case_id, joint, alone, where)
+                    candidates[first, second].add(case_id, (ours + other) / 2, alone, where)
                 done += 1
         on_item("validate", total, total)
         dices = {each: candidate.mean_dice() for each, candidate in candidates.items()}
@@ -145,16 +145,8 @@ def _validate(ensemble: FoldEnsemble, case: CaseReader, candidate: EnsembleCandi
     return probabilities
 
 
-def _onto(probabilities: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    return torch.stack([interpolate_linear(volume, tuple(shape)) for volume in probabilities])
-
-
 def quality_limits(entropies: Sequence[float | None], dices: Sequence[float]) -> Limits | None:
-    """Limits that hardly any usual case passes; None for too few cases.
-
-    Args:
-        entropies: mean entropy of the predicted foreground of each validation case; None without foreground.
-        dices: mean Dice of the fold that had not seen the case; nan without structures.
+    """Limits that hardly any usual validation case passes; None for too few cases.
 
     Entropy: the 95th percentile. Agreement of folds: the 5th percentile of the Dice with the truth. A case of
     cross-validation has only one fold that has not seen it, so how far folds differ from their mean cannot be measured

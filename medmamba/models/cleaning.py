@@ -12,14 +12,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class CleaningStep:
-    """One step on the connected components of one label.
+    """One step on the connected components of one label; ``gain`` is the mean Dice gained in cross-validation.
 
-    Attributes:
-        label: its name.
-        smallest_voxels_mm3: remove_small: components below this volume become background; voxels for images without
-            millimetres.
-        gain: mean Dice gained in cross-validation.
-
+    remove_small: components below ``smallest_voxels_mm3`` become background; in voxels for images without millimetres.
     Raises ValueError for a negative volume.
     """
 

@@ -67,25 +67,16 @@ def previous_labels(plan: Plan, configuration: Configuration) -> int:
 
 
 def describe_network(name: str, *, spatial_dims: int, size: int) -> list[str]:
-    """What a family is and costs on one patch of ``size`` voxels per axis, with the widths a plan would give it.
-
-    Raises ConfigError for an unknown name.
-    """
+    """What a family is and costs on one patch of ``size`` voxels per axis. Raises ConfigError for an unknown name."""
     from medmamba.networks.cost import network_cost
 
     facts = network_facts(name)
     numbers = family(name)
     widths = [numbers.stem_features, *(numbers.base_features * 2**level for level in (1, 2, 3))]
     strides = [[1] * spatial_dims] + [[2] * spatial_dims] * 3
-    network = build_network(
-        name,
-        spatial_dims=spatial_dims,
-        in_channels=1,
-        out_channels=2,
-        strides=strides,
-        features_per_stage=widths,
-        blocks_per_stage=planned_blocks(numbers, strides, "conv"),
-    )
+    sizes: dict[str, Any] = {"strides": strides, "features_per_stage": widths}
+    sizes["blocks_per_stage"] = planned_blocks(numbers, strides, "conv")
+    network = build_network(name, spatial_dims=spatial_dims, in_channels=1, out_channels=2, **sizes)
     patch = (size,) * spatial_dims
     return [
         f"{name}: {numbers.source}",

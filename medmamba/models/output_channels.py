@@ -21,16 +21,10 @@ from medmamba.preprocessing.labels import ignore_index, label_names
 
 @dataclass(frozen=True)
 class OutputChannels:
-    """The meaning of each output channel.
+    """The name (label or region) of each output channel, and the label indices that it joins (``members``).
 
-    Attributes:
-        names: label (with background) or region of each channel.
-        sigmoid: whether the channels are independent regions.
-        members: label indices that each channel joins.
-        written: label index that each channel leaves in a label map; later channels overwrite earlier ones.
-        ignore: index of voxels that are ignored in training, or None.
-        label_swap: label index after an exchange of left and right, for every index, the ignore index included.
-        channel_swap: channel after an exchange of left and right.
+    A channel leaves the index ``written`` in a label map; later channels overwrite earlier ones. ``label_swap`` and
+    ``channel_swap`` give what an index (that of ignored voxels, too) or channel becomes where left and right change.
     """
 
     names: tuple[str, ...]
@@ -89,10 +83,7 @@ class OutputChannels:
         return torch.sigmoid(logits) if self.sigmoid else torch.softmax(logits, dim=0)
 
     def label_map(self, scores: torch.Tensor, thresholds: Sequence[float] | None = None) -> torch.Tensor:
-        """Scores (C, ...) to label indices (...); sigmoid channels count above their threshold.
-
-        Without thresholds scores are logits, and 0 is probability one half.
-        """
+        """Scores (C, ...) to label indices (...); sigmoid channels count above their threshold, without any above 0."""
         if not self.sigmoid:
             return largest_channel(scores)
         labels = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
@@ -136,11 +127,9 @@ def class_weights(output_channels: OutputChannels, weights: Mapping[str, float] 
     """One weight a channel from weights by name; channels that are not named weigh 1."""
     if not weights:
         return None
-    unknown = [name for name in weights if name not in output_channels.names]
-    if unknown:
-        raise ConfigError(
-            f"class weight for {unknown[0]!r}: no such class. Classes: {', '.join(output_channels.names)}."
-        )
+    if unknown := [name for name in weights if name not in output_channels.names]:
+        names = ", ".join(output_channels.names)
+        raise ConfigError(f"class weight for {unknown[0]!r}: no such class. Classes: {names}.")
     return [float(weights.get(name, 1.0)) for name in output_channels.names]
 
 

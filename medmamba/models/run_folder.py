@@ -10,7 +10,6 @@ A fold's folder holds its own copy of the plan, so it can be moved away and stil
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from medmamba.errors import InputError
@@ -20,32 +19,14 @@ from medmamba.plans.json_record import as_written, read_stored
 from medmamba.plans.schema import Plan
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The paths of one run."""
+    """The paths of one run; the plan stands ``aside`` while its cases are exchanged for those of a new one."""
 
-    path: Path
-
-    @property
-    def plan_path(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
-    def aside_path(self) -> Path:
-        """Where the plan stands while its cases are exchanged for those of a new one."""
-        return self.path / "plan.before.json"
-
-    @property
-    def fingerprint_path(self) -> Path:
-        return self.path / "fingerprint.json"
-
-    @property
-    def splits_path(self) -> Path:
-        return self.path / "splits.json"
-
-    @property
-    def preprocessed_path(self) -> Path:
-        return self.path / "preprocessed"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan_path, self.aside_path = path / "plan.json", path / "plan.before.json"
+        self.fingerprint_path, self.splits_path = path / "fingerprint.json", path / "splits.json"
+        self.preprocessed_path = path / "preprocessed"
 
     def preprocessed(self, configuration: str) -> Path:
         return self.preprocessed_path / configuration
@@ -58,7 +39,6 @@ class RunFolder:
         return sorted(path.parent.parent for path in self.path.glob(f"models/{configuration}/fold_*/checkpoints/last"))
 
     def read_plan(self) -> Plan:
-        """The plan of this run, checked."""
         return read_plan(self.plan_path)
 
     def previous_plan(self) -> Plan | None:

@@ -28,13 +28,11 @@ class ModelFacts:
     """What must be known to use a model's weights; stored as model.json and in every checkpoint.
 
     Attributes:
-        plan_sha256: hash of the plan that it was trained with.
-        configuration: of that plan.
         network: arguments of :func:`medmamba.networks.build_network`, plain numbers.
         fold: number of the fold, "all" or "pretrained".
         heads: names of the output channels where these are not the plan's (pretraining).
-        state_dict: in a bundle, the file that holds the weights of all models, relative to this record.
-        prefix: in a bundle, what the names of this model's tensors begin with in that file.
+        state_dict: in a bundle, the file that holds the weights of all models, relative to this record; the names of
+            this model's tensors begin with ``prefix`` there.
     """
 
     plan_sha256: str

@@ -23,9 +23,8 @@ from medmamba.preprocessing.resample import resample_labels, resample_slabs
 class PreprocessedCase:
     """A case on the plan's grid.
 
-    ``image`` is (C, I, J, K) float32, ``labels`` (I, J, K) label indices of the plan or None, and ``trail`` leads back
-    to the image's own grid. ``nonzero_mask`` (I, J, K) is kept for training where channels are normalised in it;
-    else it is None.
+    ``image`` is (C, I, J, K), ``labels`` (I, J, K) label indices of the plan, and ``trail`` leads back to the image's
+    grid. ``nonzero_mask`` (I, J, K) is kept for training where channels are normalised in it.
     """
 
     case_id: str
@@ -70,10 +69,7 @@ def preprocess_case(
 def trail_of_shape(
     shape: Sequence[int], spacing_mm: Sequence[float] | None, plan: Plan, configuration: Configuration
 ) -> SpatialTrail:
-    """The way onto the plan's grid of an image (i, j, k) in canonical axes with nothing to crop.
-
-    ``spacing_mm`` is the configuration's own if None.
-    """
+    """The way onto the plan's grid of an image (i, j, k) in canonical axes with nothing to crop."""
     order = _three(plan.axis_order)
     grid = Grid(_three(shape))
     if spacing_mm is not None and configuration.spacing_mm is not None:
@@ -85,10 +81,7 @@ def trail_of_shape(
 
 
 def bounding_box(image: NDArray[np.generic]) -> tuple[Shape, Shape]:
-    """First voxel and one past the last voxel along each axis where a channel of (C, I, J, K) is not 0.
-
-    The whole box when none is.
-    """
+    """First and one past the last voxel along each axis where a channel of (C, I, J, K) is not 0; all when none is."""
     strides = [abs(stride) for stride in image.strides[1:]]
     axis = strides.index(max(strides))  # whose planes lie together in memory
     flat = np.zeros([extent for other, extent in enumerate(image.shape[1:]) if other != axis], bool)

@@ -23,10 +23,7 @@ def resample_slabs(
     """An image (C, I, J, K), given in slabs (C, some planes, J, K), on a grid of ``shape``.
 
     Cubic spline, and nearest neighbour across ``coarse_axis``. Every plane is resampled as it comes, and only what is
-    left of it is kept for the first axis.
-
-    Args:
-        given: shape of the whole image.
+    left of it is kept for the first axis. ``given`` is the shape of the whole image.
     """
     channels, *before = given
     operators: list[torch.Tensor | None] = []  # the matrix (new, old) along each axis; None where nothing changes

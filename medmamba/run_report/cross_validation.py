@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmamba.command_options import ReportOptions
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice_of_channels
 from medmamba.evaluation.statistics import mean_of_known
@@ -18,7 +19,6 @@ from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.models.run_folder import RunFolder
 from medmamba.preprocessing.store import CaseReader, stored_cases
-from medmamba.run_report.options import ReportOptions
 from medmamba.training.validation import spread_subset
 
 SHOWN = 3
@@ -84,7 +84,6 @@ def cross_validate(run: RunFolder, options: ReportOptions, on_item: Callable[[st
     """Predict the validation cases of every trained fold of the default configuration.
 
     Where only a model of all cases is trained, some of its training cases are shown and said to be that.
-
     Raises InputError when nothing is trained, or the preprocessed cases are gone.
     """
     plan = run.read_plan()

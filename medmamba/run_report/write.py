@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from medmamba.command_options import ReportOptions
 from medmamba.disk.atomic import write_json, write_text
+from medmamba.evaluation.metrics import as_json
 from medmamba.evaluation.overlay import overlay_png
 from medmamba.geometry import Grid
 from medmamba.models.output_channels import OutputChannels
@@ -24,7 +26,6 @@ from medmamba.plans.explain import summary
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.labels import label_names
 from medmamba.run_report.cross_validation import CrossValidation, ShownCase, cross_validate
-from medmamba.run_report.options import ReportOptions
 from medmamba.training.progress import read_metrics
 from medmamba.training.report import curves_png
 
@@ -41,19 +42,15 @@ def write_report(
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
     **changes: Any,
 ) -> CrossValidation:
-    """Write RUN/report/index.html and cross_validation.json; ``changes`` are single fields of the options by name.
-
-    Raises InputError as :func:`cross_validate` does.
-    """
+    """Write RUN/report/index.html and cross_validation.json. Raises InputError as :func:`cross_validate` does."""
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
     found = cross_validate(folder, ReportOptions.of(options, **changes), on_item)
     target = folder.path / "report"
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
-    cases = [
-        {**asdict(score), "dice": {name: None if math.isnan(value) else value for name, value in score.dice.items()}}
-        for score in found.scores
-    ]
+    cases = [asdict(score) for score in found.scores]
+    for case in cases:
+        case["dice"] = {name: as_json(value) for name, value in case["dice"].items()}
     record = {"configuration": found.configuration, "held_out": found.held_out, "cases": cases}
     write_json(target / "cross_validation.json", record)
     write_text(target / PAGE, run_page(folder, plan, found, neighbours))

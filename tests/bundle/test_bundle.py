@@ -14,9 +14,9 @@ import torch
 from dicom_series import write_series
 
 from medmamba.bundle.card import licence_text
-from medmamba.bundle.check import BundleError, compare_with_native, run_in_monai
 from medmamba.bundle.options import BundleCard
 from medmamba.bundle.sources import bundle_sources
+from medmamba.bundle.write import BundleError, compare_with_native, run_in_monai
 from medmamba.cli.main import run as medmamba_command
 from medmamba.errors import InputError
 from medmamba.networks.build import available_networks

@@ -20,17 +20,11 @@ from medmamba.training.losses import DeepSupervision, SegmentationLoss
 
 
 class LabelToPlanGridd(MapTransform):
-    """A label map (1, i, j, k) or (1, i, j) of the dataset's values to label indices (1, I, J, K) on the plan's grid.
-
-    Args:
-        keys: the label map, on the image's own grid.
-        plan: the entry ``plan`` of the configuration.
-        orig_keys: the image that ``ToPlanGridd`` made.
-    """
+    """A label map (1, i, j[, k]) of the dataset's values to label indices (1, I, J, K) on the grid of ``orig_keys``."""
 
     def __init__(self, keys: Any, plan: Mapping[str, Any], orig_keys: str = "image") -> None:
         super().__init__(keys)
-        self.plan, _ = read_numbers(plan)
+        self.plan = read_numbers(plan)
         self.orig_keys = orig_keys
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -39,7 +33,7 @@ class LabelToPlanGridd(MapTransform):
         for key in self.key_iterator(done):
             trail = trail_of(image)
             values = np.asarray(done[key]).reshape(1, *trail.native.shape).astype(np.int64)
-            indices = trail.apply(encode(values, self.plan), resample=resample_label_maps)  # type: ignore[arg-type]
+            indices = trail.apply(encode(values, self.plan), resample=resample_label_maps)
             done[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(indices)), affine=image.affine)
         return done
 
@@ -49,7 +43,7 @@ class FoldsLoss(nn.Module):
 
     def __init__(self, plan: Mapping[str, Any]) -> None:
         super().__init__()
-        output_channels = OutputChannels.of_plan(read_numbers(plan)[0])  # type: ignore[arg-type]
+        output_channels = OutputChannels.of_plan(read_numbers(plan))
         self.loss = DeepSupervision(SegmentationLoss(output_channels, batch_dice=True))
 
     def forward(self, outputs: Sequence[Any], target: Tensor) -> Tensor:

@@ -25,10 +25,6 @@ from medmamba.networks.blocks import convolution
 from medmamba.networks.build import network_facts
 
 FILES = {"torchscript": "model.ts", "torch-export": "model.pt2", "onnx": "model.onnx"}
-BATCHES = (1, 2, 3)
-MOST_IN_A_BATCH = 64
-LARGEST_MULTIPLE = 512
-"""Of the strides, along each axis of a patch."""
 
 
 def main(kind: str) -> None:
@@ -47,7 +43,7 @@ def main(kind: str) -> None:
         network(example)  # the route tables of this patch are made now, and not inside a graph
     scans = network_facts(numbers["arguments"]["name"]).has_scan and numbers["arguments"].get("use_scan", True)
     written = _write(kind, network, example, Path("models", FILES[kind]), any_patch=not scans)
-    shapes = [(batch, *patch) for batch in BATCHES]
+    shapes = [(batch, *patch) for batch in (1, 2, 3)]
     larger = tuple(edge + stride for edge, stride in zip(patch, _stride(network), strict=True))
     if written == "scripted" or (written == "exported" and not scans):
         shapes.append((1, *larger))
@@ -76,19 +72,17 @@ def _write(kind: str, network: SegmentationNetwork, example: Tensor, path: Path,
             print(f"traced, because {reason} cannot be scripted")
             torch.jit.trace(network, example, check_trace=False).save(path)
             return "traced"
-    open_sizes = {0: torch.export.Dim("batch", min=1, max=MOST_IN_A_BATCH)}
+    open_sizes = {0: torch.export.Dim("batch", min=1, max=64)}
     if any_patch:  # not a single voxel at the bottom: that takes another way through the network
         for axis, stride in enumerate(_stride(network)):
-            multiple = torch.export.Dim(f"multiple_{axis}", min=2, max=LARGEST_MULTIPLE)
+            multiple = torch.export.Dim(f"multiple_{axis}", min=2, max=512)
             open_sizes[2 + axis] = stride * multiple if stride > 1 else multiple
     program = torch.export.export(network, (example,), dynamic_shapes=(open_sizes,), strict=False)
     if kind == "torch-export":
         torch.export.save(program, path)
         return "exported"
-    written: Any = torch.onnx.export(
-        program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
-    )
-    written.save(path)
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
+    torch.onnx.export(program, dynamo=True, verbose=False, **names).save(path)  # type: ignore[union-attr]
     return "exported"
 
 

@@ -21,20 +21,12 @@ from medmamba.preprocessing.case import PreprocessedCase
 
 
 class PlanInferer(Inferer):
-    """Overlapping patches, Gaussian weights, mirroring, mean over the folds.
-
-    Args:
-        skip_empty: leave out patches that hold one value only.
-        window: further fields of :class:`~medmamba.inference.sliding_window.Window`: ``patch_size``, ``mirror_axes``,
-            ``step``, ...
-    """
+    """Overlapping patches, Gaussian weights, mirroring, mean over the folds; the arguments are fields of Window."""
 
     def __init__(self, skip_empty: bool = True, **window: Any) -> None:
         super().__init__()
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in window.items()
-        }
-        self.window = Window(skip_empty=skip_empty, **fields)
+        lists = {name: tuple(value) for name, value in window.items() if isinstance(value, list)}
+        self.window = Window(skip_empty=skip_empty, **{**window, **lists})
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, classes, I, J, K) of images (B, C, I, J, K), float32 on the CPU."""
@@ -50,10 +42,8 @@ class PlanInferer(Inferer):
 class Stage:
     """A configuration beside the main network, as first stage of a cascade or in an ensemble.
 
-    Args:
-        plan: numbers as in the entry ``plan`` of configs/inference.json.
-        weights: raw state dict of ``network``.
-        previous: the first stage, if this is the second of a cascade.
+    ``plan`` is an entry of configs/inference.json, ``weights`` the file of its state dict, and ``previous``
+    the first stage, if this is the second of a cascade.
     """
 
     def __init__(
@@ -65,25 +55,22 @@ class Stage:
         device: torch.device | str = "cpu",
         previous: Stage | None = None,
     ) -> None:
-        self.plan, self.configuration = read_numbers(plan)
-        self.heads = OutputChannels.of_plan(self.plan)  # type: ignore[arg-type]
+        self.plan = read_numbers(plan)
+        self.heads = OutputChannels.of_plan(self.plan)
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         self.network, self.inferer, self.previous = network.to(device), inferer, previous
 
     def prepare(self, name: str, array: NDArray[Any], grid: Grid) -> PreprocessedCase:
         """An image (C, i, j, k) on this configuration's grid."""
-        return prepare_stage(name, array, grid, self.plan, self.configuration, self.previous)  # type: ignore[arg-type]
+        return prepare_stage(name, array, grid, self.plan, self.plan, self.previous)
 
     def planes(self, image: Tensor) -> Iterator[Tensor]:
         """Planes of logits (classes, J, K) of an image (C, I, J, K) on this configuration's grid."""
         return self.inferer.planes(image, self.network)
 
 
-def _runner(network: Any) -> Callable[[Tensor], Tensor]:
-    device = torch.device("cpu")
-    if isinstance(network, nn.Module):
-        device = next((parameter.device for parameter in network.parameters()), device)
-        if device.type == "cpu":
-            with_fast_convolutions(network)  # the same arithmetic as medmamba's own prediction
-
+def _runner(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    device = next(network.parameters()).device
+    if device.type == "cpu":
+        with_fast_convolutions(network)  # the same arithmetic as medmamba's own prediction
     return lambda patches: network(patches.to(device))

@@ -14,11 +14,7 @@ from medmamba.networks.build import rebuild_network
 class SegmentationNetwork(nn.Module):
     """(B, channels, *S) to logits (B, classes, *S), the mean over the folds; in training the logits of each.
 
-    The state dict holds the folds as ``members.0.…``, ``members.1.…``.
-
-    Args:
-        folds: number of networks.
-        arguments: of ``build_network``; the same for every fold.
+    The state dict holds the folds as ``members.0.…``, ``members.1.…``, all with the ``arguments`` of build_network.
     """
 
     def __init__(self, folds: int, arguments: dict[str, Any]) -> None:

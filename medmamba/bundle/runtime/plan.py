@@ -6,7 +6,7 @@ In a bundle this file replaces ``medmamba.plans.schema``, which needs pydantic.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -23,38 +23,31 @@ class BundleNormalization:
 
 
 @dataclass(frozen=True)
-class BundleConfiguration:
-    """The grid that the network works on: spacing per plan axis in mm, None for images without millimetres."""
-
-    spacing_mm: list[float] | None
-    patch_size: list[int]
-
-
-@dataclass(frozen=True)
 class BundlePlan:
-    """Channels, labels (name to value), axis order, intensity normalisation, and what the outputs mean.
+    """A plan with one configuration: channels, labels (name to value), what the outputs mean, and the network's grid.
 
-    ``nonfinite`` is "zero" where voxels that are no numbers are set to 0.
+    ``spacing_mm`` is that of each axis of the plan, None for images without millimetres. ``nonfinite`` is "zero" where
+    voxels that are no numbers are set to 0.
     """
 
     channel_names: list[str]
     labels: dict[str, int]
     axis_order: list[int]
     normalization: list[BundleNormalization]
-    regions: dict[str, list[str]] | None = None
-    region_order: list[str] | None = None
-    ignore_label: int | None = None
-    left_right_pairs: list[list[str]] = field(default_factory=list)
-    nonfinite: str = "error"
+    regions: dict[str, list[str]] | None
+    region_order: list[str] | None
+    ignore_label: int | None
+    left_right_pairs: list[list[str]]
+    nonfinite: str
+    spacing_mm: list[float] | None
+    patch_size: list[int]
 
 
-def read_numbers(numbers: Mapping[str, Any]) -> tuple[BundlePlan, BundleConfiguration]:
-    """Plan and configuration from the entry ``plan`` of configs/inference.json."""
-    left = dict(numbers)
-    configuration = BundleConfiguration(left.pop("spacing_mm"), left.pop("patch_size"))
-    normalization = [BundleNormalization(**entry) for entry in left.pop("normalization")]
-    return BundlePlan(normalization=normalization, **left), configuration
+def read_numbers(numbers: Mapping[str, Any]) -> Any:
+    """The :class:`BundlePlan` in the entry ``plan`` of configs/inference.json; type checkers see a Plan."""
+    normalization = [BundleNormalization(**entry) for entry in numbers["normalization"]]
+    return BundlePlan(**{**numbers, "normalization": normalization})
 
 
-Plan, Configuration, Normalization = BundlePlan, BundleConfiguration, BundleNormalization
+Plan, Configuration, Normalization = BundlePlan, BundlePlan, BundleNormalization
 """The names by which the other files of a bundle import what ``medmamba.plans.schema`` defines."""

@@ -24,8 +24,7 @@ from medmamba.networks.planned.plain_unet import ConvUNet
 from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, PlannedUNet
 from medmamba.networks.routes import routes
 
-SCRIPTABLE = (ConvNormAct, Downsample, ResidualConv, Upsample, DecoderStage, VSSBlock)
-"""Modules of the networks that TorchScript compiles as they are."""
+SCRIPTABLE = (ConvNormAct, Downsample, ResidualConv, Upsample, DecoderStage, VSSBlock)  # as they are
 
 
 class NotScriptable(Exception):
@@ -84,10 +83,7 @@ class _Mean(nn.Module):
 
 
 class _Unet(nn.Module):
-    """Pads to the strides, goes down and up, crops.
-
-    ``doubled``: no bottleneck of one voxel (see ``plain_unet.py``). ``image_twice``: the second stage sees it too.
-    """
+    """Pads (``doubled``: to no bottleneck of one voxel), goes down and up, crops; stage 2 may see the image too."""
 
     def __init__(
         self,
@@ -163,9 +159,8 @@ class _Mixer(nn.Module):
 
     def __init__(self, mixer: SS2D) -> None:
         super().__init__()
-        self.in_proj, self.conv, self.out_norm, self.out_proj = (
-            mixer.in_proj, mixer.conv, mixer.out_norm, mixer.out_proj
-        )  # fmt: skip
+        self.in_proj, self.conv = mixer.in_proj, mixer.conv
+        self.out_norm, self.out_proj = mixer.out_norm, mixer.out_proj
         self.scan = nn.Identity() if mixer.scan is None else _Scan(mixer, mixer.scan)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -251,10 +246,7 @@ class _Scan(nn.Module):
 
 
 def rasters(name: str, dims: int) -> tuple[list[list[int]], list[bool]]:
-    """Each route of a set as an order of the axes, slowest first, and whether it runs backwards.
-
-    Raises NotScriptable for sets that are no rasters (snakes, diagonals, curves).
-    """
+    """Each route as an order of the axes, slowest first, and whether it runs backwards; NotScriptable if no raster."""
     shape = (2, 3, 5)[:dims]
     index = torch.arange(2 * 3 * (5 if dims == 3 else 1)).reshape(shape)
     axes, backwards = [], []

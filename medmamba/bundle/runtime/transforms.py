@@ -1,7 +1,6 @@
 """Shipped in bundles: MONAI transforms that bring a case onto the plan's grid and its mask back.
 
-Both are placed between a plain LoadImaged and a plain SaveImaged, so that a client can replace those two.
-The way back travels as text in the image's metadata, under ``TRAIL``.
+They stand between a plain LoadImaged and SaveImaged; the way back travels as text in the image's metadata (``TRAIL``).
 """
 
 from __future__ import annotations
@@ -31,20 +30,17 @@ TRAIL = "medmamba_trail"
 
 
 class ToPlanGridd(MapTransform):
-    """Canonical axes, crop, intensity normalisation, the plan's axis order and spacing.
+    """An image (C, i, j, k) or (C, i, j) with its RAS+ affine to (C, I, J, K) float32 on the plan's grid.
 
-    Takes an image (C, i, j, k) or (C, i, j) with its RAS+ affine and gives (C, I, J, K) float32.
-
-    Args:
-        previous: first stage of a cascade; its labels become further channels.
-        others: configurations that answer together with the main one; the image on their grids is ``KEY_1``, ...
+    The labels of ``previous``, first stage of a cascade, become further channels. On the grids of ``others``, which
+    answer together with the main configuration, the image is ``KEY_1``, ...
     """
 
     def __init__(
         self, keys: Any, plan: Mapping[str, Any], previous: Stage | None = None, others: Sequence[Stage] = ()
     ) -> None:
         super().__init__(keys)
-        self.plan, self.configuration = read_numbers(plan)
+        self.plan = read_numbers(plan)
         self.previous, self.others = previous, list(others)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -52,8 +48,7 @@ class ToPlanGridd(MapTransform):
         for key in self.key_iterator(done):
             image = done[key]
             array, grid = self._checked(image)
-            case = prepare_stage("image", array, grid, self.plan, self.configuration, self.previous)  # type: ignore[arg-type]
-            done[key] = _with_trail(case, image)
+            done[key] = _with_trail(prepare_stage("image", array, grid, self.plan, self.plan, self.previous), image)
             for number, stage in enumerate(self.others, start=1):
                 done[f"{key}_{number}"] = _with_trail(stage.prepare("image", array, grid), image)
         return done
@@ -72,21 +67,15 @@ class ToPlanGridd(MapTransform):
             array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
         elif not np.isfinite(array).all():
             raise ValueError(f"{name}: holds values that are not finite numbers. Clean the image first.")
-        affine = None if self.configuration.spacing_mm is None else np.asarray(image.affine, dtype=np.float64)
+        affine = None if self.plan.spacing_mm is None else np.asarray(image.affine, dtype=np.float64)
         return array, Grid(array.shape[1:], affine)
 
 
 class ToNatived(MapTransform):
     """Logits (classes, I, J, K) on the plan's grid to a label map (1, i, j, k) on the image's own grid.
 
-    Args:
-        keys: the logits.
-        plan: the entry ``plan`` of configs/inference.json.
-        orig_keys: the image that :class:`ToPlanGridd` made.
-        cleaning: steps on the components of one label each, in order.
-        others, temperature: configurations whose probabilities, of logits divided by the temperature, are averaged with
-            those of the main one.
-        thresholds: of regions, as probabilities; one half if None.
+    ``orig_keys`` is the image that :class:`ToPlanGridd` made. Probabilities, of logits divided by the temperature, are
+    averaged with those of ``others``; ``thresholds`` are those of regions.
     """
 
     def __init__(
@@ -100,8 +89,8 @@ class ToNatived(MapTransform):
         thresholds: Sequence[float] | None = None,
     ) -> None:
         super().__init__(keys)
-        self.plan, _ = read_numbers(plan)
-        self.heads = OutputChannels.of_plan(self.plan)  # type: ignore[arg-type]
+        self.plan = read_numbers(plan)
+        self.heads = OutputChannels.of_plan(self.plan)
         self.orig_keys = orig_keys
         self.cleaning = [CleaningStep(**step) for step in cleaning]
         self.others, self.temperature, self.thresholds = list(others), temperature, thresholds
@@ -109,22 +98,20 @@ class ToNatived(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
         for key in self.key_iterator(done):
-            images = [done[self.orig_keys + (f"_{n}" if n else "")] for n in range(1 + len(self.others))]
-            done[key] = self._restore(done[key], images)
+            others = [done[f"{self.orig_keys}_{n}"] for n in range(1, 1 + len(self.others))]
+            done[key] = self._restore(done[key], done[self.orig_keys], others)
         return done
 
-    def _restore(self, logits: torch.Tensor, images: Sequence[MetaTensor]) -> MetaTensor:
-        image = images[0]
+    def _restore(self, logits: torch.Tensor, image: MetaTensor, others: Sequence[MetaTensor]) -> MetaTensor:
         trail = trail_of(image)
         planes = [
             _plain(logits).float().cpu().unbind(1),
-            *(stage.planes(_plain(other)) for stage, other in zip(self.others, images[1:], strict=True)),
+            *(stage.planes(_plain(other)) for stage, other in zip(self.others, others, strict=True)),
         ]
-        streams = list(zip(planes, map(trail_of, images), strict=True))
+        streams = list(zip(planes, [trail, *map(trail_of, others)], strict=True))
         indices, _ = on_native_grid(streams, self.heads, self.thresholds, self.temperature)
-        names = label_names(self.plan)  # type: ignore[arg-type]
-        indices = clean(indices, self.cleaning, names, trail.native.voxel_volume_mm3)
-        labels = decode(indices, self.plan)[None].astype(np.int32)  # type: ignore[arg-type]
+        indices = clean(indices, self.cleaning, label_names(self.plan), trail.native.voxel_volume_mm3)
+        labels = decode(indices, self.plan)[None].astype(np.int32)
         if json.loads(image.meta[TRAIL])["flat"]:
             labels = labels[..., 0]
         meta = {name: value for name, value in image.meta.items() if name != TRAIL}
