@@ -209,3 +209,19 @@ def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, loopback, tm
     _, errors = child.communicate(timeout=600)
     assert "Traceback" not in errors
     assert child.returncode in (0, 143)
+
+
+def test_an_odd_zip_is_answered_with_422_and_a_study_with_its_series(service, tmp_path):
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as packed:
+        packed.writestr("a.nii", "1")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            packed.writestr("a.nii", "2")
+    code, reason = service.refused("/predict?name=a.zip", (tmp_path / "twice.zip").read_bytes())
+    assert (code, reason) == (422, "the zip: a damaged zip archive, or an unusual one (File exists). Pack it again.")
+    noise = np.random.default_rng(0).integers(0, 900, (3, 6, 5)).astype(np.int16)
+    for number in ("1", "2"):
+        write_series(tmp_path / "study" / number, noise, series=f"1.2.{number}", **{"0020_0011": number})
+    packed = shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "study")
+    code, reason = service.refused("/predict?name=study.zip", Path(packed).read_bytes())
+    assert code == 422
+    assert "2 series (1: MR 3 images 5 x 6, UID 1.2.1; 2: MR 3 images 5 x 6, UID 1.2.2)" in reason
