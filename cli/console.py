@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import to_json
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -46,7 +47,8 @@ def _safe(line: str) -> str:
 
 def print_json(answer: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout: paths as text, records as objects, NaN and infinity as null."""
-    print(to_json(answer, indent=2, by_alias=False, inf_nan_mode="null", fallback=_plain).decode(), flush=True)
+    plain = to_jsonable_python(answer, by_alias=False, inf_nan_mode="null", fallback=_plain)
+    print(json.dumps(plain, indent=2), flush=True)  # in ASCII: every terminal has it
 
 
 def _plain(value: Any) -> Any:

@@ -79,7 +79,7 @@ def _label_values(value: Any) -> Any:
         value = [f"{name}={number}" for name, number in value.items() if (name, number) != ("background", 0)]
     table = {"background": 0}
     for text in value if isinstance(value, list | tuple) else [value]:
-        name, _, number = str(text).partition("=")
+        name, _, number = str(text).rpartition("=")
         if not name or not number.isdecimal() or int(number) == 0:
             raise ValueError(
                 f"has the part {value_text(text)}, which is not NAME=VALUE with a value above 0. Write liver=1."

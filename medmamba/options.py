@@ -190,11 +190,17 @@ def _folds(value: Any) -> Any:
     return None if value is None else tuple(folds)
 
 
+def _numbered(value: Any) -> Iterator[Any]:
+    """``"tumour=3, Kidney, left=2"`` as its parts; a comma that follows no number belongs to a name."""
+    for entry in value if isinstance(value, list | tuple) else [value]:
+        yield from re.findall(r"(.+?=\s*[-+\d.eE]+\s*(?=,|$)|.+),?", entry) if isinstance(entry, str) else [entry]
+
+
 def _weights(value: Any) -> Any:
     if value is None or isinstance(value, Mapping):
         return value
     weights = {}
-    for part in _listed(value):
+    for part in _numbered(value):
         name, _, number = str(part).rpartition("=")
         try:
             weights[name.strip()] = float(number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -62,7 +63,7 @@ def to_nnunet(plan: Plan) -> str:
     flat = plan.default.spacing_mm is None and plan.file_ending.lower() in IMAGE_2D_ENDINGS
     forward = plan.axis_order if flat else [2 - axis for axis in plan.axis_order]
     document: dict[str, Any] = {
-        "dataset_name": plan.dataset_name,
+        "dataset_name": nnunet_name(plan.dataset_name),
         "plans_name": "medmambaPlans",
         "transpose_forward": forward,
         "transpose_backward": np.argsort(forward).tolist(),
@@ -81,6 +82,13 @@ def to_nnunet(plan: Plan) -> str:
         if part.previous_stage is not None:
             document["configurations"][part.previous_stage]["next_stage"] = name
     return json.dumps(document, indent=4, allow_nan=False) + "\n"
+
+
+def nnunet_name(name: str) -> str:
+    """A dataset's name as nnU-Net demands it, DatasetNNN_NAME; 900 for one without a number."""
+    parts = re.fullmatch(r"(?:Dataset|Task)(\d{1,3})_(.*)", name)
+    number, rest = (int(parts[1]), parts[2]) if parts else (900, name)
+    return f"Dataset{number:03d}_{re.sub('[^A-Za-z0-9_]+', '_', rest) or 'dataset'}"
 
 
 def _plan(document: Mapping[str, Any], description: Mapping[str, Any], source: str) -> Plan:

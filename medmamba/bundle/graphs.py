@@ -56,7 +56,7 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
         raise unknown_name("format", kind, list(FILES))
     if not (folder / "scripts" / "graphs.py").is_file():
         raise InputError(f"{folder}: not a bundle of `medmamba export`. Export the model first.")
-    if "other_1" in json.loads((folder / "configs" / "inference.json").read_text()):
+    if "other_1" in json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8")):
         raise ConfigError(f"{folder}: averages several configurations; a graph holds one. Export one of them alone.")
     if kind == "onnx":
         need_packages("ONNX needs", ("onnx", "onnxscript", "onnxruntime"), "export")

@@ -1,10 +1,14 @@
 """The layout of the Medical Segmentation Decathlon: dataset.json lists every image with its label map.
 
+MONAI's data lists are of this kind (``fold`` of a case, ``validation``, ``testing``), and nnU-Net v1's folders, whose
+list says CASE.nii.gz for the files CASE_0000.nii.gz, CASE_0001.nii.gz, ...
+
 Source: http://medicaldecathlon.com, dataset.json of the ten tasks; Antonelli et al., Nat Commun 13:4128 (2022).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ from pydantic import Field
 
 from medmamba.datasets.description import FILE, Entry, ListedCases, check_ids, parse
 from medmamba.datasets.names import case_id_problem, files_of_case
-from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec, named_apart
 from medmamba.errors import InputError
 from medmamba.images import stem_of
 from medmamba.images.gate import brief, shown
@@ -25,6 +29,7 @@ class _Pair(Entry):
     label: str | None = None
     annotated: list[str] | None = None
     group: str | None = None
+    fold: int | None = None
 
 
 class _Decathlon(ListedCases):
@@ -33,7 +38,9 @@ class _Decathlon(ListedCases):
     num_training: int | None = Field(None, alias="numTraining")
     num_test: int | None = Field(None, alias="numTest")
     training: list[_Pair]
+    validation: list[_Pair] = Field(default_factory=list)
     test: list[str | _Pair] = Field(default_factory=list)
+    testing: list[str | _Pair] = Field(default_factory=list)
 
 
 def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
@@ -45,10 +52,12 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
     file = parse(_Decathlon, raw)
     channels, labels, ignore = file.contents(folder)
     problems: list[str] = []
-    warnings: list[str] = []
-    training = _cases(folder, file.training, "training", problems, warnings)
-    pairs = [_Pair(image=entry) if isinstance(entry, str) else entry for entry in file.test]
-    test = _cases(folder, pairs, "test", problems, warnings)
+    warnings = file.unused_keys()
+    lists = ("training", "validation", "test", "testing")
+    found = [_cases(folder, file, key, len(channels), problems, warnings) for key in lists]
+    training = named_apart([*found[0], *(replace(case, fold=VALIDATION) for case in found[1])])
+    files = {case.images for case in training}
+    test = named_apart([*found[2], *(case for case in found[3] if case.images not in files)])
     for case in training:
         if case.label is None:
             problems.append(f"{brief(case.case_id)}: a training case without a label map. Add it in {FILE}.")
@@ -72,10 +81,13 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
     )
 
 
-def _cases(folder: Path, pairs: list[_Pair], key: str, problems: list[str], warnings: list[str]) -> list[CaseSpec]:
+def _cases(
+    folder: Path, file: _Decathlon, key: str, channels: int, problems: list[str], warnings: list[str]
+) -> list[CaseSpec]:
     """The cases of one list of dataset.json; those that cannot be are named in ``problems``."""
     cases = []
-    for number, pair in enumerate(pairs):
+    for number, entry in enumerate(getattr(file, key)):
+        pair = _Pair(image=entry) if isinstance(entry, str) else entry
         where = f"{FILE}: {key}[{number}]"
         try:
             names = [pair.image] if isinstance(pair.image, str) else pair.image
@@ -86,19 +98,23 @@ def _cases(folder: Path, pairs: list[_Pair], key: str, problems: list[str], warn
         except InputError as error:
             problems.append(f"{where}: {error}.")
             continue
-        if label is not None and stem_of(label) != case_id:
+        ending = images[0].name[len(case_id) :]
+        first = images[0].with_name(f"{case_id}_0000{ending}")
+        if not images[0].exists() and first.exists():  # nnU-Net v1
+            images = tuple(first.with_name(f"{case_id}_{n:04d}{ending}") for n in range(channels))
+        if label is not None and stem_of(label) != case_id and label.parent != images[0].parent:
             warnings.append(
                 f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}."
             )
         annotated = None if pair.annotated is None else tuple(pair.annotated)
-        cases.append(CaseSpec(case_id, images, label, annotated, pair.group))
+        cases.append(CaseSpec(case_id, images, label, annotated, pair.group, pair.fold))
     return cases
 
 
 def _check_counts(file: _Decathlon, problems: list[str], warnings: list[str]) -> None:
     if not file.training:
         problems.append(f"{FILE}: the training list is empty. Add the training cases.")
-    if file.num_training not in (None, len(file.training)):
+    if file.num_training not in (None, len(file.training), len(file.training) + len(file.validation)):
         problems.append(
             f"{FILE}: numTraining is {file.num_training}, but {len(file.training)} training cases are listed. "
             "Is the copy complete? Correct the number or the list."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,10 +57,23 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
-class Entry(BaseModel):
-    """A part of a JSON file; types are taken strictly, keys that only people read are ignored."""
+NO_CHANGE = {"tensorImageSize", "relase", "license", "author", "url", "cases", "overwrite_image_reader_writer"}
+"""Keys without a warning: they change no number."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+
+class Entry(BaseModel):
+    """A part of a JSON file; types are taken strictly, keys that nothing uses are kept for :meth:`unused_keys`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    def unused_keys(self) -> list[str]:
+        """A warning for each key of this file and of its entries that is not used."""
+        found = Counter(repr(brief(key, 40)) for key in set(self.model_extra or ()) - NO_CHANGE)
+        for name, value in self:
+            for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+                extra = entry.model_extra or () if isinstance(entry, Entry) else ()
+                found.update(f"{brief(key, 40)!r} of an entry of {name!r}" for key in extra)
+        return [f"{FILE}: the key {key} is not used ({number} time(s))." for key, number in sorted(found.items())]
 
 
 class Description(Entry):

@@ -42,11 +42,13 @@ def inside(folder: Path, relative: str) -> Path:
     """The path of a file that a dataset names, which must lie in the dataset's own folder.
 
     Raises:
-        InputError: absolute, or leading out of the folder by "..".
+        InputError: outside of the folder, or leading out of it by "..".
     """
     path = PurePosixPath(relative.replace("\\", "/"))
     if not relative or "\0" in relative:
         raise InputError("the path is empty")
+    for base in (folder.absolute(), folder.resolve()):
+        path = path.relative_to(base) if path.is_relative_to(base) else path
     if path.is_absolute() or (len(relative) > 1 and relative[1] == ":") or ".." in path.parts:
         raise InputError(f"the path {shown(relative)!r} leads out of the dataset's folder; use paths inside it")
     return folder.joinpath(*path.parts)

@@ -62,7 +62,7 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     """
     file = parse(_NnUnet, raw)
     problems: list[str] = []
-    warnings: list[str] = []
+    warnings = file.unused_keys()
     channels = channel_names(file.channel_names, problems)
     labels, regions, order, ignore = _labels(file, problems)
     if ending_of("x" + file.file_ending) != file.file_ending.lower():
@@ -160,6 +160,8 @@ def _find(
         match = CHANNEL.match(name[: -len(ending)]) if name.lower().endswith(ending.lower()) else None
         if match:
             found[match[1]][int(match[2])] = folder / name
+        elif (other := ending_of(name)) and CHANNEL.match(name[: -len(other)]):
+            problems.append(f"{folder.name}: {brief(name)} is a {other} file, but file_ending is {ending}. Convert it.")
         else:
             strays.append(name)
     if strays:
@@ -213,11 +215,12 @@ def _listed(folder: Path, dataset: dict[str, _Listed], problems: list[str], allo
 def _orphans(folder: Path, ending: str, case_ids: set[str]) -> list[str]:
     if not folder.is_dir():
         return []  # each missing label map is named when it is read
-    names = sorted(n for n in os.listdir(folder) if not n.startswith(".") and n.endswith(ending))
-    orphans = [n for n in names if n[: -len(ending)] not in case_ids]
+    names = sorted(n for n in os.listdir(folder) if not n.startswith(".") and ending_of(n))
+    orphans = [n for n in names if not n.endswith(ending) or n[: -len(ending)] not in case_ids]
     if not orphans:
         return []
-    return [f"labelsTr: {len(orphans)} label map(s) without an image, the first is {brief(orphans[0], 60)}."]
+    first = brief(orphans[0], 60)
+    return [f"labelsTr: {len(orphans)} label map(s) without an image of that name and ending, the first is {first}."]
 
 
 def _overlap(cases: list[CaseSpec], test: list[CaseSpec], problems: list[str]) -> None:

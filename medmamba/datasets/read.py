@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import RootModel
 
 from medmamba.datasets.decathlon import read_decathlon
-from medmamba.datasets.description import Entry, parse, read_json
+from medmamba.datasets.description import FILE, Entry, parse, read_json
 from medmamba.datasets.names import inside
 from medmamba.datasets.nnunet import read_nnunet
-from medmamba.datasets.spec import DatasetSpec
+from medmamba.datasets.spec import VALIDATION, DatasetSpec
 from medmamba.datasets.table import read_table
 from medmamba.errors import InputError, InputErrors
 from medmamba.images import ending_of
@@ -50,17 +50,34 @@ def read_dataset(dataset: Path | str, *, strict: bool = True, allow_outside: boo
         spec = _read_folder(dataset, allow_outside)
     else:
         raise InputError(f"{shown(dataset)}: a file, not a folder. Give the folder that holds dataset.json.")
-    if (spec.folder / SPLITS).exists():
-        spec = replace(spec, splits=read_splits(spec.folder / SPLITS, [case.case_id for case in spec.cases]))
+    spec = _with_splits(spec)
     if strict and spec.problems:
         count = len(spec.problems)
         raise InputErrors(spec.problems, summary=f"{shown(dataset)}: {count} problem(s); nothing was done.")
     return spec
 
 
+def _with_splits(spec: DatasetSpec) -> DatasetSpec:
+    """The dataset with the folds of its splits_final.json, or those that its cases say."""
+    path, problems, ids = spec.folder / SPLITS, list(spec.problems), [case.case_id for case in spec.cases]
+    folds = {case.fold for case in spec.cases}
+    numbers = sorted(fold for fold in folds if fold is not None)
+    parts = [{case.case_id for case in spec.cases if case.fold == fold} for fold in numbers]
+    if parts and folds != {None, VALIDATION} and folds != set(range(max(2, len(parts)))):
+        problems.append(f"{FILE}: fold: every training case needs one of 0, 1, ..., without a list of validation.")
+    own = tuple((tuple(i for i in ids if i not in part), tuple(i for i in ids if i in part)) for part in parts)
+    splits = read_splits(path, ids) if path.exists() else own
+    if parts and [set(validated) for _, validated in splits] != parts:
+        problems.append(f"{SPLITS} and the folds of {FILE} differ. Remove one of them.")
+    return replace(spec, splits=splits, problems=tuple(problems))
+
+
 def _read_folder(folder: Path, allow_outside: bool) -> DatasetSpec:
     raw = _description(folder)
-    if "training" in raw:
+    nnunet = "file_ending" in raw and "channel_names" in raw
+    if nnunet and (raw.get("validation") or "'fold':" in str(raw.get("training"))):
+        raise InputError(f"{FILE}: fold and validation have no meaning in nnU-Net v2. Write them into {SPLITS}.")
+    if "training" in raw and not nnunet:
         spec = read_decathlon(folder, raw)
         return replace(spec, warnings=(*spec.warnings, *_unlisted(spec)))
     if isinstance(raw.get("cases"), str):

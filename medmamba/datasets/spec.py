@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medmamba.images import stem_of
+from medmamba.images.cases import case_names
 from medmamba.images.gate import brief
+
+VALIDATION = -1
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class CaseSpec:
         label: the label map; None for a case without ground truth.
         annotated: names of the labels that were annotated in this case; None for all of them.
         group: the patient or site that the case belongs to, if the dataset says so.
+        fold: number of the fold that it validates, if the dataset says so; VALIDATION if it is never trained on.
     """
 
     case_id: str
@@ -26,6 +30,15 @@ class CaseSpec:
     label: Path | None = None
     annotated: tuple[str, ...] | None = None
     group: str | None = None
+    fold: int | None = None
+
+
+def named_apart(cases: list[CaseSpec]) -> list[CaseSpec]:
+    """Cases named after their files, or where those have one name in every folder, after what tells the paths apart."""
+    if len({case.case_id for case in cases}) == len(cases):
+        return cases
+    names = case_names([case.images[0] for case in cases])
+    return [replace(case, case_id=name) for case, name in zip(cases, names, strict=True)]
 
 
 @dataclass(frozen=True)

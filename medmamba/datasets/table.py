@@ -17,7 +17,7 @@ from typing import Any
 
 from medmamba.datasets.description import FILE, ListedCases, check_ids, parse
 from medmamba.datasets.names import case_id_problem, files_of_case
-from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec
 from medmamba.errors import ConfigError, InputError
 from medmamba.images import stem_of
 from medmamba.images.gate import brief, read_small, shown
@@ -42,6 +42,8 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     image_columns = [c for c in ("image", *(f"image_{n}" for n in range(len(columns)))) if c in columns]
     if not image_columns:
         raise InputError(f"{where}: no column image or image_0 (found: {', '.join(columns)[:100]}). Add it.")
+    used = {"case_id", *image_columns, "label", "group", "split", "annotated", "fold"}
+    unused = [f"{where}: the column {brief(name, 40)!r} is not used." for name in columns if name not in used]
     cases: list[CaseSpec] = []
     test: list[CaseSpec] = []
     for number, row in enumerate(rows, start=2):
@@ -53,6 +55,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
             if problem := case_id_problem(case_id):
                 raise InputError(f"{brief(case_id, 60)}: {problem}")
             annotated = tuple(n.strip() for n in row["annotated"].split(";")) if row.get("annotated") else None
+            fold = None if not row.get("fold") else int(row["fold"]) if row["fold"].isdecimal() else VALIDATION - 1
             if strange := [n for n in annotated or () if n not in labels]:
                 raise InputError(f"the annotated label {brief(strange[0], 40)!r} is not declared in {FILE}")
             split = (row.get("split") or "train").lower()
@@ -64,7 +67,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
             problems.append(f"{at}: {error}.")
             continue
         (cases if split == "train" else test).append(
-            CaseSpec(case_id, images, label, annotated, row.get("group") or None)
+            CaseSpec(case_id, images, label, annotated, row.get("group") or None, fold)
         )
     if not cases and not problems:
         problems.append(f"{where}: no training case. Add one line per case.")
@@ -78,6 +81,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
         test=tuple(test),
         ignore=ignore,
         problems=tuple(problems),
+        warnings=(*file.unused_keys(), *unused),
     )
 
 

@@ -122,8 +122,8 @@ def write_pair(
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes ``text`` as UTF-8 with Unix line ends."""
-    write_bytes(path, text.encode("utf-8"))
+    """Writes ``text`` as UTF-8 with Unix line ends; bytes of file names that are no text are escaped, as in JSON."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path | str, value: Any) -> None:

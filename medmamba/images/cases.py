@@ -67,7 +67,7 @@ def find_cases(
         paths_in_order = tuple(files[index] for index in sorted(files))
         cases.append(ImageCase(case_id, paths_in_order, case_id + mask_ending(files[0])))
     folder, count = Counter(case.paths[0].parent for case in cases).most_common(1)[0]
-    if count > 1 and any(case.paths[0].parent != folder for case in cases) and isinstance(source, str | Path):
+    if count > 1 and isinstance(source, str | Path) and folder not in (Path(source), Path(source).parent):
         raise InputError(f"{folder}: {count} images in one of several folders. Give a folder with one image per case.")
     return cases
 
@@ -79,6 +79,7 @@ def case_names(paths: Sequence[Path]) -> list[str]:
     """
     folders = [path.resolve() if path.is_dir() else path for path in paths]
     names = [path.name if path.is_dir() else stem_of(path) for path in folders]
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # bytes that are no text: \\udcfc
     if len(set(names)) == len(names) or len({path.parent for path in folders}) == 1:
         return names
     parts = [[*path.parent.parts, name] for path, name in zip(folders, names, strict=True)]

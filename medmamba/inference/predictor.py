@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medmamba.compute.free_memory import free_memory
 from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
-from medmamba.geometry.trail import SpatialTrail
+from medmamba.geometry.trail import Reorient, SpatialTrail
 from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channels
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
@@ -36,6 +36,9 @@ from medmamba.preprocessing.labels import decode, label_names
 OnMessage = Callable[[str], None]
 FREE_FRACTION = 0.7
 """Of the memory that is free, at most this fraction is planned with."""
+
+MUCH_WORK = 8
+"""Voxels on the plan's grid for each of an image, from which on that is said before the work."""
 
 
 class Predictor:
@@ -177,6 +180,7 @@ class Predictor:
         image = read_channels(image, self.reading) if many else as_image(image, self.reading)
         name = image.path.name if image.path is not None else "image"
         findings = self._check(name, image)
+        self._warn_of_work(name, image, on_message)
         end_of("read")
         cases = [ensemble.prepare(name, image.array, image.grid) for ensemble in self.model.ensembles]
         end_of("preprocess")
@@ -204,6 +208,15 @@ class Predictor:
         if status_of(findings) == "reject":
             raise InputError(f"{name}: rejected: {_reasons(findings, 'reject')}. Check the image.")
         return findings
+
+    def _warn_of_work(self, name: str, image: MedicalImage, on_message: OnMessage) -> None:
+        """Reports, before anything is resampled, an image that gets many times its voxels."""
+        grid = SpatialTrail(image.grid).then(Reorient.to_canonical(image.grid)).grid
+        configuration = self.model.ensembles[0].configuration
+        times = trail_of_shape(grid.shape, grid.spacing_mm, self.plan, configuration).grid.voxels / grid.voxels
+        if times >= MUCH_WORK:
+            needed = self.estimate(grid.shape, grid.spacing_mm).sentence()
+            on_message(f"Warning: {name}: far from the spacing of training: {times:.0f} times its voxels, {needed}.")
 
     def _streams(
         self,

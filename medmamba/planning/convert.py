@@ -29,7 +29,7 @@ def convert_plan(source: Path, output: Path, dataset: Path | None = None) -> str
     text = read_small(source, LARGEST_BYTES)
     if not is_nnunet(text, source=shown(source)):
         write_text(output, to_nnunet(Plan.from_json(text, source=shown(source))))
-        return f"nnU-Net plans file: {output}"
+        return f"nnU-Net plans file: {output}    Its folder in nnUNet_preprocessed must be named as its dataset_name."
     description = dataset or source.with_name("dataset.json")
     if not description.is_file():
         raise InputError(

@@ -121,3 +121,12 @@ def test_spacings_of_microscopes_are_accepted_on_request_if_the_whole_set_has_th
         write(tmp_path / "set" / name / "m0.nii.gz", array)
     with pytest.raises(InputError, match=r"m0: spacing 1, 1, 1.5 mm, unlike the other cases"):
         medmamba.plan(tmp_path / "set", tmp_path / "run", any_spacing=True)
+
+
+def test_much_more_work_than_for_training_is_said_before_it(tiny_run, tmp_path):
+    path = write(tmp_path / "coarse.nii.gz", np.random.default_rng(0).normal(200, 60, (6, 7, 5)), np.diag([3, 3, 3, 1]))
+    lines = []
+    predictor = Predictor(tiny_run, folds=[0], device="cpu", mirror=False)
+    predictor.predict(path, on_message=lines.append)
+    assert "coarse.nii.gz: far from the spacing of training: " in lines[0]
+    assert "times its voxels, needs about" in lines[0]

@@ -29,8 +29,6 @@ def image_list(folder: str, channel_files: int = 0, labels: str | None = None) -
         cases.setdefault(match[1] if match and match[1] not in beyond else stem, []).append(name)
     if not cases:
         raise FileNotFoundError(f"{folder}: no image here (endings: {', '.join(ENDINGS)}). Give --dataset_dir FOLDER.")
-    if doubled := [stem for stem, files in cases.items() if len(files) > max(1, channel_files)]:
-        raise ValueError(f"{folder}: {len(cases[doubled[0]])} files are the case {doubled[0]}. Keep one of them.")
     found: list[dict[str, str | list[str]]] = []
     for stem, files in sorted(cases.items()):
         entry: dict[str, str | list[str]] = {"image": files[0] if len(files) == 1 else files}

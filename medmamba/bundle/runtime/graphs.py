@@ -32,7 +32,7 @@ def main(kind: str) -> None:
     if "medmamba.kernels" in sys.modules:
         raise RuntimeError("An export needs the plain torch operators; run it where medmamba cannot be imported.")
     _leave_no_python_in_the_graph()
-    config = json.loads(Path("configs/inference.json").read_text())
+    config = json.loads(Path("configs/inference.json").read_text(encoding="utf-8"))
     numbers = config["network_def"]
     network = SegmentationNetwork(numbers["folds"], numbers["arguments"])
     network.load_state_dict(torch.load("models/model.pt", weights_only=True))
