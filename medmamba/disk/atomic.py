@@ -24,7 +24,9 @@ import shutil
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,6 +53,8 @@ _CAUSES = {
     errno.ELOOP: ("it is a symbolic link that leads nowhere", "Remove the link or choose another folder."),
 }
 """What is wrong and what to do, by the number of a system error."""
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without fsync answer (some network shares and FUSE); EIO and ENOSPC are failed writes."""
 OTHER_CURE = "Check the disk or choose another folder."
 
 
@@ -77,7 +81,7 @@ def write_atomically(path: Path | str, *, verify: Verify | None = None) -> Itera
                 yield file
                 _pass("write")
                 file.flush()
-                os.fsync(file.fileno())
+                _fsync(file.fileno())
             _pass("fsync")
             if verify is not None:
                 verify(part)
@@ -279,7 +283,7 @@ def _sync_tree(top: Path) -> None:
     for folder, files in tree:
         for name in files:
             with open(folder / name, "rb") as file:
-                os.fsync(file.fileno())
+                _fsync(file.fileno())
         _sync_folder(folder)
 
 
@@ -290,10 +294,28 @@ def _sync_file_system(folder: Path) -> bool:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if syncfs(descriptor) != 0:  # a failed write to the disk is reported here, as by fsync
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            if (number := ctypes.get_errno()) in NO_FSYNC:
+                return False  # file by file, as where there is no such call
+            raise OSError(number, os.strerror(number))
     finally:
         os.close(descriptor)
     return True
+
+
+def _fsync(descriptor: int) -> None:
+    """Bring a file or folder to the disk; one warning a process where the file system cannot do that."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
+        _warn_of_no_fsync()
+
+
+@cache
+def _warn_of_no_fsync() -> None:
+    text = "This file system cannot bring files to the disk at once (fsync), so a power failure may lose the last ones."
+    warnings.warn(f"{text} Prefer a local disk.", stacklevel=3)
 
 
 def _sync_folder(path: Path) -> None:
@@ -301,8 +323,7 @@ def _sync_folder(path: Path) -> None:
         return
     folder = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems refuse; the rename itself has succeeded
-            os.fsync(folder)
+        _fsync(folder)
     finally:
         os.close(folder)
 

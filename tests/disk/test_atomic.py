@@ -1,12 +1,15 @@
 """Whole or not at all: full disks, killed processes, read-only places, two runs at once."""
 
+import ctypes
 import errno
 import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,45 @@ def test_a_failed_write_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypat
     assert len(message) < 300
     assert caught.value.exit_code == 4
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_file_system_without_fsync_is_one_warning(tmp_path, monkeypatch, number, many):
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(number)
+        if len(_) == 1:
+            raise OSError(number, os.strerror(number))
+        return -1
+
+    atomic._warn_of_no_fsync.cache_clear()
+    monkeypatch.setattr(atomic.os, "fsync", refuse)
+    monkeypatch.setattr(atomic, "_system_call", lambda name: (lambda _: refuse(_, 0)) if name == "syncfs" else None)
+    monkeypatch.setattr(atomic, "MANY_FILES", 1 if many else 64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_text(tmp_path / "a", "x")
+        with replace_folder(tmp_path / "b") as part:
+            for name in "cde":
+                (part / name).write_text("x")
+    (warning,) = caught
+    assert "cannot bring files to the disk at once" in str(warning.message)
+    assert (tmp_path / "a").read_text() == "x"
+    assert names(tmp_path / "b") == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_folder_that_does_not_reach_the_disk_is_an_error(tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(atomic.os, "fsync", fails)
+    with pytest.raises(ResourceError, match="Cannot write"):
+        write_text(tmp_path / "a", "x")
 
 
 def test_a_full_disk_is_met_for_real(tmp_path):
