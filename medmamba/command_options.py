@@ -92,6 +92,7 @@ class DicomSegOptions(Options):
     """The choices of :func:`medmamba.dicom.segmentation.mask_to_segmentation`."""
 
     codes: Path | None = option(None, "JSON file with the code and colour of each label.")
+    overwrite: bool = option(False, "Replace the output if it exists.")
     choice: str | None = option(None, "Series: number or UID, and part (3:1, 3:largest); ? lists.", flag="--series")
     labels: Annotated[dict[str, int], BeforeValidator(_label_values)] | None = option(
         None, "Value of a label as NAME=VALUE; repeat for several. Default: from report.json.", flag="--label"

@@ -140,12 +140,17 @@ def mask_to_segmentation(
     labels: dict[str, int] | None = None,
     codes: Path | str | None = None,
     choice: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """Write the DICOM SEG of ``mask`` for its series; returns the labels that it names.
+
+    Raises InputError when ``output`` exists, unless ``overwrite``.
 
     ``labels`` are values by name, those of report.json beside the mask if None. ``series`` is the folder or zip of the
     series, or of a study from which ``choice`` (number or UID) takes it. ``codes`` is the labels file (``codes.py``).
     """
+    if Path(output).exists() and not overwrite:
+        raise InputError(f"{shown(output)}: exists already. Give the name of a new file, or use --overwrite.")
     names = labels if labels is not None else _labels_beside(Path(mask))
     described, found = read_codes(codes, list(names)), read_label_map(mask)
     with one_series(series, choice) as folder:

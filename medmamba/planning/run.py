@@ -15,7 +15,7 @@ from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_spl
 from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, InputError
 from medmamba.images import ReadOptions, ending_of
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
@@ -32,6 +32,7 @@ from medmamba.plans.schema import Decision, Plan, Reading
 from medmamba.plans.spacing import refuse_oversize
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.dataset import preprocess_dataset
+from medmamba.preprocessing.store import FILES
 
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
@@ -73,6 +74,8 @@ def plan(
             family(name)  # an unknown name is refused before a case is read
     folder = RunFolder(Path(run))
     previous = folder.previous_plan()
+    if not options.overwrite:
+        _refuse_foreign(folder, previous)
     measured = _measure(dataset, options, on_item)
     made = measured.plan(networks[0], previous)
     measured.write(folder, made, preprocess=True)
@@ -177,6 +180,28 @@ class _Measured:
                 options=ReadOptions.of(self.reading),
             )
             folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
+
+
+def _refuse_foreign(folder: RunFolder, previous: Plan | None) -> None:
+    """Raises InputError for a file that planning would replace and that is not known to come from an earlier one.
+
+    A plan, or a fingerprint with its hash, shows that the files beside it are ours; of preprocessed cases, each file's
+    name and place.
+    """
+    cases = (path for path in folder.preprocessed_path.rglob("*") if not path.is_dir() or path.is_symlink())
+    foreign = [path for path in cases if path.name not in FILES or path.parents[2] != folder.preprocessed_path]
+    if previous is None and not foreign and folder.fingerprint_path.is_file():
+        try:
+            folder.read_fingerprint()
+        except InputError:
+            foreign = [folder.fingerprint_path]
+    elif previous is None:
+        foreign += [path for path in (folder.splits_path, folder.path / "report" / "dataset.html") if path.exists()]
+    if foreign:
+        raise InputError(
+            f"{min(foreign)}: would be replaced, and medmamba did not write it. Plan into another folder, or use "
+            "--overwrite."
+        )
 
 
 def _workers(options: PlanRequest) -> int:

@@ -44,6 +44,8 @@ COMPONENT = ".component"
 """Ending of the table that numbers the connected components of a label's locations."""
 CURE = "Run `medmamba plan` again."
 LOCATIONS = "locations.safetensors"
+FILES = ("image.b2nd", "labels.b2nd", "body.b2nd", "previous.b2nd", "previous.json", "case.json", LOCATIONS)
+"""Files that a case may have."""
 CHECKSUMS = "crc32"
 """Key in an array's file of the CRC-32 of shape, chunks and type, then of each compressed chunk."""
 HEADER_BYTES = 128

@@ -263,3 +263,14 @@ def test_outlines_of_any_slice_enclose_exactly_its_voxels(seed, share):
     for line in outlines_of(mask):
         found ^= Outline(line).contains_points(centres).reshape(mask.shape)
     assert np.array_equal(found, mask)
+
+
+def test_a_segmentation_replaces_no_file_unless_asked(tmp_path):
+    from medmamba.dicom.segmentation import mask_to_segmentation
+
+    (tmp_path / "own.dcm").write_bytes(b"an expert's own")
+    with pytest.raises(InputError, match=r"own\.dcm: exists already"):
+        mask_to_segmentation(tmp_path / "mask.nii.gz", tmp_path / "series", tmp_path / "own.dcm")
+    with pytest.raises(InputError, match=r"report\.json: not found"):  # what comes next
+        mask_to_segmentation(tmp_path / "mask.nii.gz", tmp_path / "series", tmp_path / "own.dcm", overwrite=True)
+    assert (tmp_path / "own.dcm").read_bytes() == b"an expert's own"

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import medmamba
+import medmamba.planning.run
 from medmamba.cli.main import app
 from medmamba.errors import ConfigError, InputError, InputErrors, ResourceError
 from medmamba.models.run_folder import RunFolder
@@ -193,3 +194,27 @@ def test_labels_of_any_integers_become_indices(values):
     labels = np.random.default_rng(0).choice([*values, 5], size=(4, 5, 6))
     expected = [[values.index(v) if v in values else -1 for v in labels.ravel()]]
     assert index_in(table, labels).ravel().tolist() == expected[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["preprocessed/mine.npz", "preprocessed/a/b/notes.txt", "splits.json", "fingerprint.json"]
+)
+def test_files_of_somebody_else_are_not_replaced(small_dataset, tmp_path, name):
+    own = tmp_path / "project" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(InputError, match=rf"{own.name}: would be replaced, and medmamba did not write it"):
+        medmamba.plan(small_dataset, tmp_path / "project")
+    assert own.read_text() == "mine"
+    assert not (tmp_path / "project" / "plan.json").exists()
+
+
+def test_files_of_somebody_else_are_replaced_on_request_and_our_own_always(small_dataset, tmp_path):
+    own = tmp_path / "project" / "preprocessed" / "mine.npz"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    for overwrite in (True, False):
+        medmamba.plan(small_dataset, tmp_path / "project", patch_size=(16, 24, 16), batch_size=2, overwrite=overwrite)
+    assert not own.exists()
+    (tmp_path / "project" / "plan.json").unlink()  # killed before its plan was written
+    medmamba.plan(small_dataset, tmp_path / "project", patch_size=(16, 24, 16), batch_size=2)
