@@ -101,6 +101,11 @@ def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
     _seed(request.node.nodeid)
     before = _process_state()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # Under nohup or in the background signals are ignored, which child processes would inherit, as no handler is.
+    if handlers[signal.SIGINT] == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if handlers[signal.SIGHUP] == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     yield
     for number, handler in handlers.items():  # a command sets them for the rest of its process, which goes on here
         signal.signal(number, handler)
