@@ -217,7 +217,8 @@ def run_python(code: str, folder: Path, *arguments: str, failure: str) -> subpro
         cwd=folder,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if result.returncode:

@@ -87,7 +87,7 @@ def test_the_service_and_a_bundle_read_as_the_plan_says(fold, dataset):
     predictor = Predictor(fold, device="cpu")
     image, ending = _read(predictor, dataset / "imagesTr" / "mr0_0000.nii.gz", ServiceLimits(1, 1))
     assert (image.nonfinite_voxels, ending) == (2 * 16 * 12, ".nii.gz")
-    plan, _ = read_numbers(json.loads(json.dumps(_plan_numbers(predictor.model.ensembles[0]))))
+    plan = read_numbers(json.loads(json.dumps(_plan_numbers(predictor.model.ensembles[0]))))
     assert plan.nonfinite == "zero"
     assert np.isfinite(predictor.predict(np.full((16, 16, 12), 1.0) * volume(0)[0]).entropy)
 
