@@ -75,8 +75,8 @@ REGISTRIES = (
     ("medmamba.plans.families", "ROUTE_COUNT"),
     ("medmamba.preprocessing.normalize", "FUNCTIONS"),
 )
-# The test itself, and what torch and a deterministic training set for good: the libraries read it when they are loaded.
-OWN_VARIABLES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG"}
+# The test itself, and what libraries set for good when they are loaded (torch, deterministic training, OpenMP, blosc2).
+OWN_VARIABLES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "CUBLAS_WORKSPACE_CONFIG", "KMP_", "ME_DSL_")
 
 
 def _process_state() -> dict[str, object]:
@@ -91,7 +91,7 @@ def _process_state() -> dict[str, object]:
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "gradients": torch.is_grad_enabled(),
         **{table: set(getattr(sys.modules[module], table)) for module, table in REGISTRIES if module in sys.modules},
-        **{f"${name}": value for name, value in os.environ.items() if name not in OWN_VARIABLES},
+        **{f"${name}": value for name, value in os.environ.items() if not name.startswith(OWN_VARIABLES)},
     }
 
 
