@@ -26,7 +26,6 @@ from medmamba.errors import ConfigError, unknown_name
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK, is_one_block
 from medmamba.networks.planned.registry import NETWORKS, NetworkFacts
 from medmamba.networks.planned.unet import PlannedNetwork, Topology
-from medmamba.plans.json_record import as_written
 from medmamba.plugins import find_network, load_network_plugins
 
 
@@ -116,9 +115,11 @@ def rebuild_network(arguments: Mapping[str, Any]) -> nn.Module:
 
     Raises ConfigError for arguments that no version has written.
     """
-    with as_written("network", "stored network", "Restore the model.json that names it."):
+    try:
         name = arguments["name"]
         return build_network(**{**arguments, "name": ONE_BLOCK[name] if is_one_block(arguments) else name})
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ConfigError(f"stored network: {type(error).__name__}: {error}. Restore its model.json.") from error
 
 
 def _check(name: str, facts: NetworkFacts, topology: Topology) -> None:

@@ -307,8 +307,10 @@ def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:
     # level 5 takes five times as long for files that are 5 % smaller.
     codec = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
     stored = blosc2.asarray(array, chunks=chunks, cparams=codec)
-    chunks = [zlib.crc32(stored.schunk.get_chunk(number)) for number in range(stored.schunk.nchunks)]
-    stored.schunk.vlmeta[CHECKSUMS] = [_checksum_of_header(stored), *chunks]
+    # As they are read back: a frame keeps chunks of zeros in a form of its own.
+    written = blosc2.ndarray_from_cframe(stored.to_cframe(), copy=True)
+    checksums = [zlib.crc32(written.schunk.get_chunk(number)) for number in range(written.schunk.nchunks)]
+    stored.schunk.vlmeta[CHECKSUMS] = [_checksum_of_header(stored), *checksums]
     return stored.to_cframe()
 
 

@@ -52,6 +52,15 @@ def test_a_flipped_bit_changes_nothing_or_is_refused(case, name):
     assert refused > 40
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+@pytest.mark.parametrize("value", [0, 7])
+def test_chunks_of_one_value_have_the_checksums_that_are_read_back(tmp_path, kind, value):
+    array = np.zeros((40, 50, 36), kind)
+    array[25:30, 20:30, 10:20] = value
+    (tmp_path / "image.b2nd").write_bytes(store._compressed(array, (16, 16, 16)))
+    np.testing.assert_array_equal(store._StoredArray(tmp_path / "image.b2nd")[:], array)
+
+
 def test_a_patch_compares_the_chunks_that_it_touches(case):
     folder, image, _ = case
     reader = CaseReader(folder)
