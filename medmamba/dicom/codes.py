@@ -5,13 +5,12 @@ docs/how-to/export-a-model.md has an example. A label that is not listed becomes
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from medmamba.errors import ConfigError, InputErrors, unknown_name
+from medmamba.errors import ConfigError, InputErrors, need_packages, unknown_name
 
 Text = Annotated[str, Field(min_length=1, max_length=64)]
 Code = tuple[
@@ -54,8 +53,7 @@ def check_codes(path: Path | str | None) -> None:
 
 def need_highdicom() -> None:
     """Raises ConfigError with the install line when highdicom is missing."""
-    if find_spec("highdicom") is None:
-        raise ConfigError("DICOM segmentations need highdicom. Install with: pip install 'medmamba[dicom]'.")
+    need_packages("DICOM segmentations need", ("highdicom",), "dicom")
 
 
 def _read(path: Path | str | None) -> dict[str, SegmentCode]:

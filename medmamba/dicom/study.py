@@ -105,7 +105,7 @@ def opened(
             with one_series(root, series, where=name, on_message=on_message) as folder:
                 yield folder
             return
-        inside = _innermost(root) if packed else root
+        inside = innermost(root) if packed else root
         if packed and not any(ending_of(entry) or entry.is_dir() for entry in inside.iterdir()):
             raise InputError(
                 f"{brief(Path(source).name)}: no image in it that is known. Give a zip of images or of a series."
@@ -127,10 +127,10 @@ def _unpacked(source: Path | str, where: str) -> Iterator[Path]:
         yield folder
 
 
-def _innermost(folder: Path) -> Path:
+def innermost(folder: Path) -> Path:
     """Zips often hold one folder that holds everything."""
     inside = list(folder.iterdir())
-    return _innermost(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
+    return innermost(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def series_below(root: Path, aside: dict[str, list[str]] | None = None) -> list[Series]:

@@ -6,9 +6,9 @@ here: the caller passes the function to :class:`Resample` steps. docs/explanatio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,8 @@ from medmamba.geometry.grid import Affine, Grid, Shape, Spacing, canonical_reori
 
 Array = npt.NDArray[Any]
 Fill = float | int | npt.NDArray[Any]  # one value, or one per channel (C,)
-
-
-class Resampler(Protocol):
-    """Interpolates an array (C, i, j, k) to another shape over the same field of view."""
-
-    def __call__(
-        self, array: Array, shape: Shape, spacing_from_mm: Spacing | None, spacing_to_mm: Spacing | None, /
-    ) -> Array: ...
+Resampler = Callable[[Array, Shape, Spacing | None, Spacing | None], Array]
+"""Interpolates an array (C, i, j, k) to another shape over the same field of view; spacings before and after in mm."""
 
 
 class TrailStep:

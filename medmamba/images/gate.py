@@ -11,7 +11,8 @@ import os
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -65,7 +66,7 @@ class Container:
 
     data: npt.NDArray[np.uint8]
     packed: bool
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
 
 def shown(text: str | os.PathLike[str]) -> str:
@@ -150,59 +151,46 @@ def _read(
     file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, packing: Packing | None
 ) -> Container:
     """The rest of an open file, whose length ``size_of`` takes from its first ``head`` bytes; None: packed or not."""
-    start = file.tell()
+    begin = file.tell()
+    notes: list[str] = []
     try:
         if packing is None:
             packing = "gzip" if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC else "raw"
-            file.seek(start)
-        if packing != "raw":
-            return _unpack(file, file_size, size_of, head, where, packing)
-        expected = size_of(file.read(head))
-        if file_size - start < expected:
-            raise _too_short(where, file_size - start, expected)
-        file.seek(start)
+            file.seek(begin)
+        packed = packing != "raw"
+        pieces = _unpacked(file, where, packing, notes) if packed else iter(partial(file.read, _CHUNK), b"")
+        start = b""
+        while len(start) < head and (piece := next(pieces, b"")):
+            start += piece
+        expected = size_of(start[:head])
+        if not packed and file_size - begin < expected:
+            raise _too_short(where, file_size - begin, expected)
+        if expected > file_size * DEFLATE_CEILING + head:
+            raise InputError(
+                f"{where}: its header announces {expected} bytes, more than {file_size} packed bytes can hold. "
+                "The header is damaged, or the file was cut off; copy it again from its source."
+            )
         check_memory(expected, where)
         data = np.empty(expected, dtype=np.uint8)
-        filled = 0
-        while filled < expected:
-            if not (count := file.readinto(data[filled:])):  # type: ignore[attr-defined]
-                raise _too_short(where, filled, expected)
-            filled += count
-        return Container(data, packed=False, warnings=_extra(where, file_size - start - expected))
+        filled = 0  # bytes that came out
+        for piece in chain((start,), pieces):
+            kept = piece[: max(0, expected - filled)]
+            data[filled : filled + len(kept)] = np.frombuffer(kept, dtype=np.uint8)
+            filled += len(piece)
+            if not packed and filled >= expected:
+                filled = file_size - begin  # what follows need not be read
+                break
+            if filled > expected + EXTRA_BYTES_ALLOWED:
+                raise InputError(
+                    f"{where}: unpacks to far more than the {expected} bytes that its header announces. "
+                    "The header is damaged; export the image again."
+                )
+        if filled < expected:
+            raise _too_short(where, filled, expected)
+        return Container(data, packed, [*_extra(where, filled - expected), *notes])
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
-
-
-def _unpack(
-    file: BinaryIO, file_size: int, size_of: Callable[[bytes], int], head: int, where: str, packing: Packing
-) -> Container:
-    notes: list[str] = []
-    pieces = _unpacked(file, where, packing, notes)
-    start = b""
-    while len(start) < head and (piece := next(pieces, b"")):
-        start += piece
-    expected = size_of(start[:head])
-    if expected > file_size * DEFLATE_CEILING + head:
-        raise InputError(
-            f"{where}: its header announces {expected} bytes, more than {file_size} packed bytes can hold. "
-            "The header is damaged, or the file was cut off; copy it again from its source."
-        )
-    check_memory(expected, where)
-    data = np.empty(expected, dtype=np.uint8)
-    filled = 0  # bytes that came out
-    for piece in chain((start,), pieces):
-        kept = piece[: max(0, expected - filled)]
-        data[filled : filled + len(kept)] = np.frombuffer(kept, dtype=np.uint8)
-        filled += len(piece)
-        if filled > expected + EXTRA_BYTES_ALLOWED:
-            raise InputError(
-                f"{where}: unpacks to far more than the {expected} bytes that its header announces. "
-                "The header is damaged; export the image again."
-            )
-    if filled < expected:
-        raise _too_short(where, filled, expected)
-    return Container(data, packed=True, warnings=[*_extra(where, filled - expected), *notes])
 
 
 def _unpacked(file: BinaryIO, where: str, packing: Packing, notes: list[str]) -> Iterator[bytes]:

@@ -83,8 +83,7 @@ def _from_nibabel(image: Any, options: ReadOptions, where: str) -> Decoded:
         return _from_array(channels, image.affine, options, where)
     image.update_header()
     fields = image.header.copy()
-    fields["magic"] = b"n+2\0\r\n\032\n" if "2" in type(fields).__name__ else b"n+1"
-    fields["vox_offset"] = 544 if "2" in type(fields).__name__ else 352
+    fields["magic"], fields["vox_offset"] = fields.single_magic, fields.single_vox_offset
     fields["scl_slope"], fields["scl_inter"] = 1, 0
     header = parse_header(fields.binaryblock, where, options)
     with np.errstate(all="ignore"):

@@ -235,7 +235,7 @@ def _answer(predictor: Predictor, path: Path, wanted: str, limits: ServiceLimits
 
 
 def _read(predictor: Predictor, path: Path, limits: ServiceLimits) -> tuple[Any, str]:
-    from medmamba.dicom.study import one_series, series_below
+    from medmamba.dicom.study import innermost, one_series, series_below
     from medmamba.images import mask_ending, read_channels, read_image
     from medmamba.images.archive import unpack
     from medmamba.images.cases import find_cases
@@ -248,9 +248,7 @@ def _read(predictor: Predictor, path: Path, limits: ServiceLimits) -> tuple[Any,
     if series_below(folder):
         with one_series(folder, where="the zip") as series:
             return read_image(series, predictor.reading, where="the series"), ".nii.gz"
-    inside = [entry for entry in folder.iterdir() if entry.is_dir()]
-    alone = len(inside) == 1 and len(list(folder.iterdir())) == 1
-    cases = find_cases(inside[0] if alone else folder, predictor.plan.channel_files)
+    cases = find_cases(innermost(folder), predictor.plan.channel_files)
     if len(cases) != 1:
         raise InputError(f"the zip holds {len(cases)} cases. Send one at a time.")
     return read_channels(cases[0].paths, predictor.reading), cases[0].output_name[len(cases[0].case_id) :]
