@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from medmamba.errors import InputErrors
-from medmamba.geometry import ANY_SPACING_MM
+from medmamba.geometry.grid import ANY_SPACING_MM
 from medmamba.plans.json_record import Record
 
 PIXEL_SPACING = (999.0, 1.0, 1.0)

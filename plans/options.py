@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from medmamba.errors import InputError, unknown_name
-from medmamba.geometry import MOST_VOXELS
+from medmamba.geometry.grid import MOST_VOXELS
 from medmamba.options import Gigabytes, Names, Numbers, Options, PatchSize, option
 from medmamba.plans.cost.machines import MACHINES
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from medmamba.geometry import MOST_VOXELS
+from medmamba.geometry.grid import MOST_VOXELS
 from medmamba.plans.json_record import Record
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.options import PlanOptions

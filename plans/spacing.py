@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medmamba.errors import ConfigError
-from medmamba.geometry import ANY_SPACING_MM, LARGEST_SPACING_MM, MOST_VOXELS
-from medmamba.geometry.anisotropy import ANISOTROPY_THRESHOLD
+from medmamba.geometry.grid import ANISOTROPY_THRESHOLD, ANY_SPACING_MM, LARGEST_SPACING_MM, MOST_VOXELS
 from medmamba.plans.fingerprint import CaseStats, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE
 from medmamba.plans.schema import Configuration, Decision

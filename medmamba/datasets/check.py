@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medmamba.datasets.description import refuse
 from medmamba.datasets.load import LoadedCase, foreground_voxels, load_case
 from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.errors import InputErrors, MedmambaError, ResourceError
+from medmamba.errors import MedmambaError, ResourceError
 from medmamba.geometry import Grid
 from medmamba.images import ReadOptions
 from medmamba.images.gate import brief, shown
@@ -58,8 +59,7 @@ def check_dataset(
         visit: called with each healthy case while it is in memory, so that it need not be read a second time.
         on_case: progress, called with (cases done, cases in all) from one thread at a time.
 
-    Raises:
-        InputErrors: everything that is wrong with the description and with any case; nothing was written.
+    Raises InputErrors with everything that is wrong with the description and with any case; nothing was written.
     """
     spec = dataset if isinstance(dataset, DatasetSpec) else read_dataset(dataset, strict=False)
 
@@ -99,12 +99,8 @@ def check_dataset(
     warnings += _duplicates(checked)
     if not problems:
         problems += _without_foreground(spec, checked, warnings)
-    if problems:
-        cases = f"{total - len(checked)} of {total} cases" if len(checked) < total else "the description"
-        raise InputErrors(
-            problems,
-            summary=f"{shown(spec.folder)}: {len(problems)} problem(s), in {cases}. Nothing was written.",
-        )
+    cases = f"{total - len(checked)} of {total} cases" if len(checked) < total else "the description"
+    refuse(spec.folder, problems, f", in {cases}. Nothing was written.")
     return DatasetReport(spec, tuple(checked), tuple(warnings))
 
 

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from medmamba.datasets.check import check_dataset
+from medmamba.datasets.description import refuse
 from medmamba.datasets.load import LoadedCase, load_case
 from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.disk.atomic import replace_folder, write_json
-from medmamba.errors import InputError, InputErrors
+from medmamba.errors import InputError
 from medmamba.images import MedicalImage, format_of, mask_ending, write_image, write_label_map
 from medmamba.images.gate import shown
 from medmamba.images.image import smallest_type
@@ -53,9 +54,8 @@ def convert_dataset(
 ) -> Conversion:
     """Writes a dataset in another layout into a new folder.
 
-    Raises:
-        InputError: the output exists, or the layout cannot express the dataset.
-        InputErrors: everything that is wrong with the dataset; nothing was written.
+    Raises InputError when the output exists or the layout cannot express the dataset, and InputErrors with everything
+    that is wrong with the dataset; nothing was written.
     """
     spec = dataset if isinstance(dataset, DatasetSpec) else read_dataset(dataset, strict=False)
     output = Path(output)
@@ -63,23 +63,6 @@ def convert_dataset(
         raise InputError(f"Unknown layout {layout!r}. Available: {', '.join(get_args(Layout))}.")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{shown(output)}: exists already. Give the name of a new folder.")
-    _can_be_expressed(spec, layout)
-    values = _new_values(spec) if layout == "nnunet" else {value: value for value in spec.values}
-    ending = _ending(spec)
-    with replace_folder(output) as part:
-        writer = _CaseWriter(part, layout, ending, values)
-        for name in ("imagesTr", "labelsTr"):
-            (part / name).mkdir()
-        report = check_dataset(spec, workers=workers, visit=partial(writer.write, "Tr"), on_case=on_case)
-        warnings = [*report.warnings, *_write_test(spec, writer)]
-        description = _nnunet_json(spec, values, ending) if layout == "nnunet" else _decathlon_json(spec, ending)
-        write_json(part / "dataset.json", description)
-        if spec.splits:
-            write_json(part / "splits_final.json", [{"train": list(t), "val": list(v)} for t, v in spec.splits])
-    return Conversion(output, len(spec.cases), len(spec.test), values, tuple(warnings))
-
-
-def _can_be_expressed(spec: DatasetSpec, layout: Layout) -> None:
     if layout == "decathlon" and spec.regions:
         raise InputError(f"{shown(spec.folder)}: the Decathlon layout has no regions. Convert it to nnunet.")
     if layout == "nnunet" and any(case.annotated is not None for case in spec.cases):
@@ -87,6 +70,19 @@ def _can_be_expressed(spec: DatasetSpec, layout: Layout) -> None:
             f"{shown(spec.folder)}: nnU-Net has no per-case lists of annotated labels: what was not annotated would "
             "become background. Convert it to decathlon."
         )
+    values = _new_values(spec) if layout == "nnunet" else {value: value for value in spec.values}
+    ending = _ending(spec)
+    with replace_folder(output) as part:
+        write = partial(_write_case, part, layout, ending, values)
+        for name in ("imagesTr", "labelsTr"):
+            (part / name).mkdir()
+        report = check_dataset(spec, workers=workers, visit=partial(write, "Tr"), on_case=on_case)
+        warnings = [*report.warnings, *_write_test(spec, part, write)]
+        description = _nnunet_json(spec, values, ending) if layout == "nnunet" else _decathlon_json(spec, ending)
+        write_json(part / "dataset.json", description)
+        if spec.splits:
+            write_json(part / "splits_final.json", [{"train": list(t), "val": list(v)} for t, v in spec.splits])
+    return Conversion(output, len(spec.cases), len(spec.test), values, tuple(warnings))
 
 
 def _new_values(spec: DatasetSpec) -> dict[int, int]:
@@ -113,32 +109,24 @@ def _flat(ending: str) -> bool:
     return format_of("image" + ending).flat
 
 
-@dataclass(frozen=True)
-class _CaseWriter:
-    """Writes cases into the new folder; ``values`` are the new label values by the old ones."""
-
-    folder: Path
-    layout: Layout
-    ending: str
-    values: dict[int, int]
-
-    def write(self, where: str, case: CaseSpec, loaded: LoadedCase) -> None:
-        """Write images and label map of a case to ``imagesTr`` and ``labelsTr``, or ``Ts``."""
-        image, labels = loaded
-        images, channels = self.folder / f"images{where}", _narrow(image)
-        if self.layout == "decathlon" or (_flat(self.ending) and len(channels) == 3):
-            name = case.case_id + ("_0000" if self.layout == "nnunet" else "")
-            write_image(images / (name + self.ending), channels, like=image)
-        else:
-            for number, channel in enumerate(channels):
-                write_image(images / f"{case.case_id}_{number:04d}{self.ending}", channel[None], like=image)
-        if labels is not None:
-            table = np.zeros(max(self.values) + 1, dtype=smallest_type(0, max(self.values.values())))
-            for old, new in self.values.items():
-                table[old] = new
-            # Where the label map comes from another kind of file, it gets the geometry of its image.
-            place = self.folder / f"labels{where}" / (case.case_id + self.ending)
-            write_label_map(place, table[labels.array], like=image)
+def _write_case(
+    folder: Path, layout: Layout, ending: str, values: dict[int, int], part: str, case: CaseSpec, loaded: LoadedCase
+) -> None:
+    """Images and label map of a case to ``imagesTr`` and ``labelsTr``, or ``Ts``; ``values`` are the new by the old."""
+    image, labels = loaded
+    images, channels = folder / f"images{part}", _narrow(image)
+    if layout == "decathlon" or (_flat(ending) and len(channels) == 3):
+        name = case.case_id + ("_0000" if layout == "nnunet" else "")
+        write_image(images / (name + ending), channels, like=image)
+    else:
+        for number, channel in enumerate(channels):
+            write_image(images / f"{case.case_id}_{number:04d}{ending}", channel[None], like=image)
+    if labels is not None:
+        table = np.zeros(max(values) + 1, dtype=smallest_type(0, max(values.values())))
+        for old, new in values.items():
+            table[old] = new
+        # Where the label map comes from another kind of file, it gets the geometry of its image.
+        write_label_map(folder / f"labels{part}" / (case.case_id + ending), table[labels.array], like=image)
 
 
 def _narrow(image: MedicalImage) -> npt.NDArray[Any]:
@@ -152,7 +140,7 @@ def _narrow(image: MedicalImage) -> npt.NDArray[Any]:
     return image.array
 
 
-def _write_test(spec: DatasetSpec, writer: _CaseWriter) -> list[str]:
+def _write_test(spec: DatasetSpec, folder: Path, write: Callable[[str, CaseSpec, LoadedCase], None]) -> list[str]:
     """Test images, and their label maps where there are some; returns warnings."""
     problems: list[str] = []
     warnings: list[str] = []
@@ -163,12 +151,11 @@ def _write_test(spec: DatasetSpec, writer: _CaseWriter) -> list[str]:
             problems += str(error).splitlines()
             continue
         warnings += loaded.warnings
-        (writer.folder / "imagesTs").mkdir(exist_ok=True)
+        (folder / "imagesTs").mkdir(exist_ok=True)
         if loaded.labels is not None:
-            (writer.folder / "labelsTs").mkdir(exist_ok=True)
-        writer.write("Ts", case, loaded)
-    if problems:
-        raise InputErrors(problems, summary=f"{shown(spec.folder)}: {len(problems)} problem(s). Nothing was written.")
+            (folder / "labelsTs").mkdir(exist_ok=True)
+        write("Ts", case, loaded)
+    refuse(spec.folder, problems, ". Nothing was written.")
     return warnings
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from medmamba.datasets.description import FILE, Entry, ListedCases, check_ids, parse
-from medmamba.datasets.names import case_id_problem, files_of_case
+from medmamba.datasets.description import FILE, Entry, ListedCases, case_id_problem, check_ids, files_of_case, parse
 from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec, named_apart
 from medmamba.errors import InputError
 from medmamba.images import stem_of
@@ -46,15 +45,14 @@ class _Decathlon(ListedCases):
 def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
     """The dataset that a parsed dataset.json with a training list describes.
 
-    Raises:
-        InputErrors: keys are missing or of the wrong kind, all in one pass, each with its place.
+    Raises InputErrors for keys that are missing or of the wrong kind, all in one pass, each with its place.
     """
     file = parse(_Decathlon, raw)
-    channels, labels, ignore = file.contents(folder)
+    spec = file.dataset(folder, "decathlon")
     problems: list[str] = []
     warnings = file.unused_keys()
     lists = ("training", "validation", "test", "testing")
-    found = [_cases(folder, file, key, len(channels), problems, warnings) for key in lists]
+    found = [_cases(spec, file, key, problems, warnings) for key in lists]
     training = named_apart([*found[0], *(replace(case, fold=VALIDATION) for case in found[1])])
     files = {case.images for case in training}
     test = named_apart([*found[2], *(case for case in found[3] if case.images not in files)])
@@ -62,28 +60,16 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
         if case.label is None:
             problems.append(f"{brief(case.case_id)}: a training case without a label map. Add it in {FILE}.")
         for label in case.annotated or ():
-            if label not in labels:
+            if label not in spec.labels:
                 problems.append(
                     f"{brief(case.case_id)}: the annotated label {brief(label)!r} is not declared in {FILE}."
                 )
     _check_counts(file, problems, warnings)
     check_ids([*training, *test], problems)
-    return DatasetSpec(
-        **file.about(folder),
-        layout="decathlon",
-        channels=channels,
-        labels=labels,
-        cases=tuple(training),
-        test=tuple(test),
-        ignore=ignore,
-        problems=tuple(problems),
-        warnings=tuple(warnings),
-    )
+    return replace(spec, cases=tuple(training), test=tuple(test), problems=tuple(problems), warnings=tuple(warnings))
 
 
-def _cases(
-    folder: Path, file: _Decathlon, key: str, channels: int, problems: list[str], warnings: list[str]
-) -> list[CaseSpec]:
+def _cases(spec: DatasetSpec, file: _Decathlon, key: str, problems: list[str], warnings: list[str]) -> list[CaseSpec]:
     """The cases of one list of dataset.json; those that cannot be are named in ``problems``."""
     cases = []
     for number, entry in enumerate(getattr(file, key)):
@@ -91,7 +77,7 @@ def _cases(
         where = f"{FILE}: {key}[{number}]"
         try:
             names = [pair.image] if isinstance(pair.image, str) else pair.image
-            images, label = files_of_case(folder, names, pair.label)
+            images, label = files_of_case(spec.folder, names, pair.label)
             case_id = stem_of(images[0])
             if problem := case_id_problem(case_id):
                 raise InputError(f"{brief(case_id, 60)}: {problem}")
@@ -101,7 +87,7 @@ def _cases(
         ending = images[0].name[len(case_id) :]
         first = images[0].with_name(f"{case_id}_0000{ending}")
         if not images[0].exists() and first.exists():  # nnU-Net v1
-            images = tuple(first.with_name(f"{case_id}_{n:04d}{ending}") for n in range(channels))
+            images = tuple(first.with_name(f"{case_id}_{n:04d}{ending}") for n in range(len(spec.channels)))
         if label is not None and stem_of(label) != case_id and label.parent != images[0].parent:
             warnings.append(
                 f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}."

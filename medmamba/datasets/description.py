@@ -1,17 +1,19 @@
-"""dataset.json of any layout: JSON read strictly, and the keys that all share, channels by index and labels by name."""
+"""dataset.json of any layout: JSON read strictly, the keys that all share, and the rules for names and paths in it."""
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medmamba.datasets.names import clashes
-from medmamba.datasets.spec import CaseSpec
+from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.json_record import strict_json
@@ -19,6 +21,7 @@ from medmamba.plans.json_record import strict_json
 Model = TypeVar("Model", bound=BaseModel)
 TRIED = re.compile(r"^(str|list\[.*\]|_[A-Z]\w*)$")
 LONGEST_NAME = 100
+LONGEST_CASE_ID = 200  # bytes, of 255 in a file name: endings and the name of a file in the making need the rest
 FILE = "dataset.json"
 LARGEST_BYTES = 10 * 2**20
 DEEPEST = 32
@@ -28,8 +31,7 @@ DEEPEST = 32
 def read_json(path: Path | str) -> Any:
     """The value in a UTF-8 JSON file (a byte order mark is accepted).
 
-    Raises:
-        InputError: not a readable file, larger than 10 MiB, not JSON, or with duplicate keys, NaN or deep nesting.
+    Raises InputError for no readable file, more than 10 MiB, no JSON, duplicate keys, NaN, and deep nesting.
     """
     where = shown(path)
     raw = read_small(path, LARGEST_BYTES, where)
@@ -87,16 +89,10 @@ class Description(Entry):
     channel_names: dict[str, str] | None = None
     labels: dict[str, Any]
 
-    def about(self, folder: Path) -> dict[str, Any]:
-        """What :class:`~medmamba.datasets.spec.DatasetSpec` says about a dataset as a whole."""
-        return {
-            "name": brief(self.name or folder.name, 100),
-            "folder": folder,
-            "description": self.description,
-            "reference": self.reference,
-            "licence": self.licence,
-            "release": self.release,
-        }
+    def about(self, folder: Path, layout: str) -> DatasetSpec:
+        """The dataset as a whole, without channels, labels and cases."""
+        texts = {name: getattr(self, name) for name in ("description", "reference", "licence", "release")}
+        return DatasetSpec(brief(self.name or folder.name, 100), folder, layout, (), {}, (), **texts)
 
 
 class ListedCases(Description):
@@ -105,20 +101,20 @@ class ListedCases(Description):
     modality: dict[str, str] | None = None
     ignore: int | None = None
 
-    def contents(self, folder: Path) -> tuple[tuple[str, ...], dict[str, int], int | None]:
-        """Names of the channels, values of the labels by name, and the value to be ignored."""
+    def dataset(self, folder: Path, layout: str) -> DatasetSpec:
+        """The dataset without its cases; raises InputErrors for channels and labels that cannot be."""
         problems: list[str] = []
         channels = channel_names(self.modality or self.channel_names, problems)
         labels = label_values(self.labels, problems)
         ignore = ignore_value(labels, self.ignore, problems)
         refuse(folder, problems)
-        return channels, labels, ignore
+        return replace(self.about(folder, layout), channels=channels, labels=labels, ignore=ignore)
 
 
-def refuse(folder: Path, problems: list[str]) -> None:
-    """Raises InputErrors if there are problems in the dataset.json of a folder."""
+def refuse(where: Path, problems: Sequence[str], rest: str = f" in {FILE}.") -> None:
+    """Raises InputErrors if there are problems; ``rest`` is the end of its summary."""
     if problems:
-        raise InputErrors(problems, summary=f"{shown(folder)}: {len(problems)} problem(s) in dataset.json.")
+        raise InputErrors(problems, summary=f"{shown(where)}: {len(problems)} problem(s){rest}")
 
 
 def parse(model: type[Model], raw: Any, where: str = FILE) -> Model:
@@ -203,7 +199,53 @@ def ignore_value(labels: dict[str, int], given: int | None, problems: list[str])
 
 
 def check_ids(cases: list[CaseSpec], problems: list[str]) -> None:
-    """Adds a problem for each two cases that have the same name, or nearly."""
-    for first, second in clashes(case.case_id for case in cases):
-        how = "occurs twice" if first == second else f"differs from {brief(first)} only in case or accents"
-        problems.append(f"{brief(second)}: the case name {how}. Each case needs a name of its own.")
+    """Adds a problem for each case with the name of another, or one that file systems confuse with it."""
+    seen: dict[str, str] = {}
+    for case_id in (case.case_id for case in cases):
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", case_id).casefold())
+        if key in seen:
+            same, first = seen[key] == case_id, brief(seen[key])
+            how = "occurs twice" if same else f"differs from {first} only in case or accents"
+            problems.append(f"{brief(case_id)}: the case name {how}. Each case needs a name of its own.")
+        seen.setdefault(key, case_id)
+
+
+def case_id_problem(case_id: str) -> str | None:
+    """Why this cannot be a case id, in words; None if it can."""
+    if not case_id or case_id in (".", ".."):
+        return "the case has no name"
+    if not case_id.isprintable():
+        return "the case name holds control characters; rename the file"
+    if set(case_id) & set("/\\"):
+        return "the case name holds a slash or backslash; rename the file"
+    if len(case_id.encode()) > LONGEST_CASE_ID:
+        return f"the case name has more than {LONGEST_CASE_ID} bytes; use a shorter one"
+    return None
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The path of a file that a dataset names; raises InputError where it does not lie in the dataset's own folder."""
+    path = PurePosixPath(relative.replace("\\", "/"))
+    if not relative or "\0" in relative:
+        raise InputError("the path is empty")
+    for base in (folder.absolute(), folder.resolve()):
+        path = path.relative_to(base) if path.is_relative_to(base) else path
+    if path.is_absolute() or (len(relative) > 1 and relative[1] == ":") or ".." in path.parts:
+        raise InputError(f"the path {shown(relative)!r} leads out of the dataset's folder; use paths inside it")
+    return folder.joinpath(*path.parts)
+
+
+def files_of_case(
+    folder: Path, images: Sequence[str], label: str | None, *, allow_outside: bool = False
+) -> tuple[tuple[Path, ...], Path | None]:
+    """Paths of the images and the label map that a dataset names for a case.
+
+    Raises InputError when no image is given, or a path leads out of the folder and may not.
+    """
+    if not images:
+        raise InputError("no image is given")
+
+    def path(name: str) -> Path:
+        return folder / name if allow_outside else inside(folder, name)
+
+    return tuple(path(name) for name in images), None if label is None else path(label)

@@ -33,8 +33,7 @@ class LoadedCase(NamedTuple):
 def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = None) -> LoadedCase:
     """Reads a case and checks it: files, headers, voxels, channels, label values, and that all lie on one grid.
 
-    Raises:
-        InputError, InputErrors: all that is wrong with this case, one line each, beginning with its id.
+    Raises InputError or InputErrors with all that is wrong with this case, one line each, beginning with its id.
     """
     options = options or ReadOptions()
     name = brief(case.case_id)

@@ -7,8 +7,8 @@ Class names in the file (overwrite_image_reader_writer) are never imported, and 
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,19 @@ from medmamba.datasets.description import (
     FILE,
     Description,
     Entry,
+    case_id_problem,
     channel_names,
     check_ids,
+    files_of_case,
     label_values,
     parse,
     refuse,
 )
-from medmamba.datasets.names import case_id_problem, files_of_case
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError
 from medmamba.images import ending_of
+from medmamba.images.cases import CHANNEL
 from medmamba.images.gate import brief, shown
-
-CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 
 
 class _Listed(Entry):
@@ -54,11 +54,7 @@ class _NnUnet(Description):
 def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = False) -> DatasetSpec:
     """The dataset that an nnU-Net v2 dataset.json and the folders beside it describe.
 
-    Args:
-        allow_outside: let the explicit list of cases name files outside the dataset's folder.
-
-    Raises:
-        InputErrors: keys are missing or of the wrong kind, all in one pass, each with its place.
+    Raises InputErrors for keys that are missing or of the wrong kind, all in one pass, each with its place.
     """
     file = parse(_NnUnet, raw)
     problems: list[str] = []
@@ -69,9 +65,9 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
         problems.append(f"{FILE}: file_ending: {file.file_ending[:20]!r} is not that of a known kind of image.")
     refuse(folder, problems)
     if file.dataset is None:
-        images = _find(folder / "imagesTr", file.file_ending, len(channels), problems, warnings)
-        cases = [CaseSpec(case, files, folder / "labelsTr" / (case + file.file_ending)) for case, files in images]
-        warnings += _orphans(folder / "labelsTr", file.file_ending, {case for case, _ in images})
+        cases = _find(folder / "imagesTr", file.file_ending, len(channels), problems, warnings)
+        cases = [replace(case, label=folder / "labelsTr" / (case.case_id + file.file_ending)) for case in cases]
+        warnings += _orphans(folder / "labelsTr", file.file_ending, {case.case_id for case in cases})
     else:
         cases = _listed(folder, file.dataset, problems, allow_outside)
     if not cases and not problems:
@@ -83,13 +79,15 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
         )
     test: list[CaseSpec] = []
     if (folder / "imagesTs").is_dir():
-        test = [CaseSpec(case, files) for case, files in
-                _find(folder / "imagesTs", file.file_ending, len(channels), problems, warnings)]  # fmt: skip
+        test = _find(folder / "imagesTs", file.file_ending, len(channels), problems, warnings)
     check_ids(cases, problems)
-    _overlap(cases, test, problems)
-    return DatasetSpec(
-        **file.about(folder) | {"licence": file.licence or file.license},
-        layout="nnunet",
+    if both := sorted({case.case_id for case in cases} & {case.case_id for case in test}):
+        problems.append(
+            f"{brief(both[0], 60)}: in imagesTr and in imagesTs ({len(both)} such case(s)). Keep each in one of them."
+        )
+    return replace(
+        file.about(folder, "nnunet"),
+        licence=file.licence or file.license,
         channels=channels,
         labels=labels,
         cases=tuple(cases),
@@ -142,9 +140,7 @@ def _labels(
     return labels, regions, order, ignore
 
 
-def _find(
-    folder: Path, ending: str, channels: int, problems: list[str], warnings: list[str]
-) -> list[tuple[str, tuple[Path, ...]]]:
+def _find(folder: Path, ending: str, channels: int, problems: list[str], warnings: list[str]) -> list[CaseSpec]:
     """Cases of a folder of CASE_0000 files with their files in the order of channels, sorted by id."""
     if not folder.is_dir():
         problems.append(f"{folder.name}: no such folder. Put the images there, as CASE_0000{ending}.")
@@ -189,8 +185,8 @@ def _find(
                 f"to {channels - 1}. Remove the file or name the channel."
             )
         if not extra and (not missing or set(files) == {0}):
-            cases.append((case_id, tuple(files[number] for number in sorted(files))))
-    return sorted(cases)
+            cases.append(CaseSpec(case_id, tuple(files[number] for number in sorted(files))))
+    return sorted(cases, key=lambda case: case.case_id)
 
 
 def _listed(folder: Path, dataset: dict[str, _Listed], problems: list[str], allow_outside: bool) -> list[CaseSpec]:
@@ -221,11 +217,3 @@ def _orphans(folder: Path, ending: str, case_ids: set[str]) -> list[str]:
         return []
     first = brief(orphans[0], 60)
     return [f"labelsTr: {len(orphans)} label map(s) without an image of that name and ending, the first is {first}."]
-
-
-def _overlap(cases: list[CaseSpec], test: list[CaseSpec], problems: list[str]) -> None:
-    both = sorted({case.case_id for case in cases} & {case.case_id for case in test})
-    if both:
-        problems.append(
-            f"{brief(both[0], 60)}: in imagesTr and in imagesTs ({len(both)} such case(s)). Keep each in one of them."
-        )

@@ -11,12 +11,11 @@ from typing import Any
 from pydantic import RootModel
 
 from medmamba.datasets.decathlon import read_decathlon
-from medmamba.datasets.description import FILE, Entry, parse, read_json
-from medmamba.datasets.names import inside
+from medmamba.datasets.description import FILE, Entry, inside, parse, read_json, refuse
 from medmamba.datasets.nnunet import read_nnunet
 from medmamba.datasets.spec import VALIDATION, DatasetSpec
 from medmamba.datasets.table import read_table
-from medmamba.errors import InputError, InputErrors
+from medmamba.errors import InputError
 from medmamba.images import ending_of
 from medmamba.images.gate import brief, shown
 
@@ -51,9 +50,8 @@ def read_dataset(dataset: Path | str, *, strict: bool = True, allow_outside: boo
     else:
         raise InputError(f"{shown(dataset)}: a file, not a folder. Give the folder that holds dataset.json.")
     spec = _with_splits(spec)
-    if strict and spec.problems:
-        count = len(spec.problems)
-        raise InputErrors(spec.problems, summary=f"{shown(dataset)}: {count} problem(s); nothing was done.")
+    if strict:
+        refuse(dataset, spec.problems, "; nothing was done.")
     return spec
 
 
@@ -132,8 +130,7 @@ class _Splits(RootModel[list[_Fold]]):
 def read_splits(path: Path, case_ids: Sequence[str]) -> tuple[Split, ...]:
     """(training ids, validation ids) per fold of a splits_final.json.
 
-    Raises:
-        InputErrors: a case is unknown, or in both parts of one fold.
+    Raises InputErrors when a case is unknown, or in both parts of one fold.
     """
     known = set(case_ids)
     problems = []
@@ -151,6 +148,5 @@ def read_splits(path: Path, case_ids: Sequence[str]) -> tuple[Split, ...]:
         if not fold.train or not fold.val:
             problems.append(f"{where}: train or val is empty. Correct it.")
         splits.append((tuple(fold.train), tuple(fold.val)))
-    if problems:
-        raise InputErrors(problems, summary=f"{shown(path)}: {len(problems)} problem(s); nothing was done.")
+    refuse(path, problems, "; nothing was done.")
     return tuple(splits)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medmamba.datasets.description import FILE, ListedCases, check_ids, parse
-from medmamba.datasets.names import case_id_problem, files_of_case
+from medmamba.datasets.description import FILE, ListedCases, case_id_problem, check_ids, files_of_case, parse
 from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec
 from medmamba.errors import ConfigError, InputError
 from medmamba.images import stem_of
@@ -29,13 +29,9 @@ ID_COLUMNS = ("case_id", "case", "id")
 
 
 def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside: bool) -> DatasetSpec:
-    """The dataset that a table and the dataset.json beside it describe.
-
-    Args:
-        allow_outside: paths may lead out of the folder; for a table that the user named himself.
-    """
+    """The dataset that a table and the dataset.json beside it describe; a table named by the user may lead outside."""
     file = parse(ListedCases, raw)
-    channels, labels, ignore = file.contents(folder)
+    spec = file.dataset(folder, "csv")
     problems: list[str] = []
     where = shown(table.name)
     rows, columns = _rows(table, where)
@@ -56,7 +52,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
                 raise InputError(f"{brief(case_id, 60)}: {problem}")
             annotated = tuple(n.strip() for n in row["annotated"].split(";")) if row.get("annotated") else None
             fold = None if not row.get("fold") else int(row["fold"]) if row["fold"].isdecimal() else VALIDATION - 1
-            if strange := [n for n in annotated or () if n not in labels]:
+            if strange := [n for n in annotated or () if n not in spec.labels]:
                 raise InputError(f"the annotated label {brief(strange[0], 40)!r} is not declared in {FILE}")
             split = (row.get("split") or "train").lower()
             if split not in ("train", "test"):
@@ -72,17 +68,8 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     if not cases and not problems:
         problems.append(f"{where}: no training case. Add one line per case.")
     check_ids([*cases, *test], problems)
-    return DatasetSpec(
-        **file.about(folder),
-        layout="csv",
-        channels=channels,
-        labels=labels,
-        cases=tuple(cases),
-        test=tuple(test),
-        ignore=ignore,
-        problems=tuple(problems),
-        warnings=(*file.unused_keys(), *unused),
-    )
+    warnings = (*file.unused_keys(), *unused)
+    return replace(spec, cases=tuple(cases), test=tuple(test), problems=tuple(problems), warnings=warnings)
 
 
 def _rows(table: Path, where: str) -> tuple[list[dict[str, str]], list[str]]:
@@ -101,8 +88,7 @@ def _rows(table: Path, where: str) -> tuple[list[dict[str, str]], list[str]]:
 def read_csv(path: Path, where: str) -> list[list[str]]:
     """The lines of a CSV file that are not empty, as fields; separated by commas, semicolons or tabs.
 
-    Raises:
-        InputError: larger than 100 MiB, not UTF-8, or no table.
+    Raises InputError for more than 100 MiB, text that is not UTF-8, and what is no table.
     """
     try:
         text = read_small(path, LARGEST_BYTES, where).decode("utf-8-sig")

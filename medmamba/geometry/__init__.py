@@ -6,9 +6,6 @@ takes the index of a voxel's centre to the world; an image without millimetres (
 """
 
 from medmamba.geometry.grid import (
-    ANY_SPACING_MM,
-    LARGEST_SPACING_MM,
-    MOST_VOXELS,
     Affine,
     Grid,
     Shape,
@@ -16,22 +13,11 @@ from medmamba.geometry.grid import (
     affine_from,
     affine_problem,
     all_reorientations,
-    canonical_reorientation,
     grid_difference,
 )
-from medmamba.geometry.trail import (
-    Crop,
-    Pad,
-    Reorient,
-    Resample,
-    SpatialTrail,
-    reindexed,
-)
+from medmamba.geometry.trail import Crop, Pad, Reorient, Resample, SpatialTrail, reindexed
 
 __all__ = [
-    "ANY_SPACING_MM",
-    "LARGEST_SPACING_MM",
-    "MOST_VOXELS",
     "Affine",
     "Crop",
     "Grid",
@@ -44,7 +30,6 @@ __all__ = [
     "affine_from",
     "affine_problem",
     "all_reorientations",
-    "canonical_reorientation",
     "grid_difference",
     "reindexed",
 ]

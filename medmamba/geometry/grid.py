@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations, product
@@ -23,6 +24,9 @@ MOST_VOXELS = 2**31  # voxels times channels: 8 GiB in float32; more only on req
 SHEAR_TOLERANCE = 1e-3  # |cosine| between two axes; gantry tilt of 0.06 degrees
 SAME_GRID_TOLERANCE = 1e-3  # of the spacing, for the origin and for each axis' step
 SAME_CORNER_VOXELS = 0.05  # by which a far corner may move: a rotation stored as a float32 quaternion is that rough
+ANISOTROPY_THRESHOLD = 3.0
+"""Ratio of coarsest to finest spacing (and of voxel counts) above which a volume counts as anisotropic.
+Source: nnU-Net, ANISO_THRESHOLD."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +218,23 @@ def all_reorientations() -> list[Reorientation]:
     return [
         ((a, b, c), (f, g, h)) for a, b, c in permutations(range(3)) for f, g, h in product((False, True), repeat=3)
     ]
+
+
+def separate_axis(current_spacing: Sequence[float], new_spacing: Sequence[float]) -> int | None:
+    """The axis that is resampled on its own, because interpolating across it would invent anatomy, or None.
+
+    The image's spacing decides where it is anisotropic, else the target's; two equally coarse axes are not separated.
+    Source: nnU-Net 2.8.1, default_resampling.
+
+    >>> separate_axis((5, 1, 1), (1, 1, 1)), separate_axis((3, 1, 1), (1, 1, 1))
+    (0, None)
+    """
+    for spacing in (current_spacing, new_spacing):
+        coarsest = max(spacing)
+        if coarsest / min(spacing) > ANISOTROPY_THRESHOLD:
+            axes = [axis for axis, value in enumerate(spacing) if value == coarsest]
+            return axes[0] if len(axes) == 1 else None
+    return None
 
 
 def _numbers(values: npt.ArrayLike) -> str:

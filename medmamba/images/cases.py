@@ -13,7 +13,7 @@ from pathlib import Path
 from medmamba.errors import InputError
 from medmamba.images import format_of, list_images, mask_ending, stem_of, written_files
 
-_CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
+CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_cases(
     if not paths:
         raise InputError("The list of images is empty. Give at least one.")
     names = dict(zip(paths, case_names(paths), strict=True))
-    numbered = {path: match for path in paths if not path.is_dir() and (match := _CHANNEL.search(names[path]))}
+    numbered = {path: match for path in paths if not path.is_dir() and (match := CHANNEL.search(names[path]))}
     beyond = {match[1] for match in numbered.values() if int(match[2]) >= channel_files}
     channels: dict[str, dict[int, Path]] = {}
     for path in paths:

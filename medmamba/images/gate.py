@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from medmamba.compute.free_memory import free_memory
 from medmamba.errors import InputError, ResourceError
-from medmamba.geometry import MOST_VOXELS
+from medmamba.geometry.grid import MOST_VOXELS
 
 GZIP_MAGIC = b"\x1f\x8b"
 DEFLATE_CEILING = 1032  # deflate cannot shrink data by more than this factor

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medmamba.geometry.anisotropy import separate_axis
+from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.images.image import smallest_type
 from medmamba.models.output_channels import OutputChannels

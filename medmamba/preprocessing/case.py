@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
-from medmamba.geometry.anisotropy import separate_axis
+from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.normalize import nonzero_mask_of, normalized_slabs

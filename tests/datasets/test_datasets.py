@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from medmamba.datasets import check_dataset, load_case, read_dataset
-from medmamba.datasets.names import case_id_problem, clashes
+from medmamba.datasets.description import case_id_problem, check_ids
+from medmamba.datasets.spec import CaseSpec
 from medmamba.errors import InputError
 
 
@@ -286,8 +287,13 @@ def test_unusual_names_are_fine(dataset, save, name):
 
 
 def test_names_that_a_file_system_confuses_are_refused():
-    assert clashes(["a", "B", "b"]) == [("B", "b")]
-    assert clashes(["\u00e9", "e\u0301"]) == [("\u00e9", "e\u0301")]
+    problems: list[str] = []
+    check_ids([CaseSpec(name, ()) for name in ("a", "B", "b", "\u00e9", "e\u0301", "a")], problems)
+    assert [line.partition(".")[0] for line in problems] == [
+        "b: the case name differs from B only in case or accents",
+        "e\u0301: the case name differs from \u00e9 only in case or accents",
+        "a: the case name occurs twice",
+    ]
     assert case_id_problem("..") == "the case has no name"
     assert "slash" in case_id_problem("a/b")
     assert case_id_problem("case 1") is None

@@ -15,9 +15,9 @@ from medmamba.geometry import (
     affine_from,
     affine_problem,
     all_reorientations,
-    canonical_reorientation,
     grid_difference,
 )
+from medmamba.geometry.grid import canonical_reorientation
 from medmamba.geometry.trail import Crop, Pad, Resample
 
 

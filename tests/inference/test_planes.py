@@ -9,7 +9,7 @@ from torch import nn
 
 from medmamba.errors import ResourceError
 from medmamba.geometry import Grid
-from medmamba.geometry.anisotropy import separate_axis
+from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.inference import planes as planes_module
 from medmamba.inference import restore

@@ -24,7 +24,7 @@ from nnunet_planner import (
 )
 
 from medmamba.errors import InputError, MedmambaError
-from medmamba.geometry.anisotropy import separate_axis
+from medmamba.geometry.grid import separate_axis
 from medmamba.plans.automatic_choices import channel_normalization
 from medmamba.plans.families import RESIDUAL_BLOCKS
 from medmamba.plans.fingerprint import ChannelIntensity

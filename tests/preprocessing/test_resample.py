@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medmamba.geometry.anisotropy import separate_axis
+from medmamba.geometry.grid import separate_axis
 from medmamba.preprocessing.case import shape_at_spacing
 from medmamba.preprocessing.resample import resample_labels, resample_slabs
 
