@@ -90,7 +90,7 @@ def scan_far(states):
     Only the first block of channels and the first visits are computed, so that address space is taken and no memory.
     """
     small_tiles()
-    triton_scan._blocks = lambda total, size: 1
+    triton_scan.cdiv = lambda total, size: 1
     GridExecutor._restore_args_dev = lambda *arguments: None  # copies tensors onto themselves, and so touches them
     length, channels, block, visits = 1 << 18, 4096, 16, 4
     seen = torch.tensor([length - 1, 7, 0, length - 3])
