@@ -112,7 +112,7 @@ def pretrain(
             "pretrain", lambda: _saved(run / "pretrained" / (options.configuration or plan.default_configuration))
         ),
     ):
-        result = pretrain(run, config=config, on_step=on_step, on_event=_warn, on_start=console.print, **dict(options))
+        result = pretrain(run, options, config=config, on_step=on_step, on_event=_warn, on_start=console.print)
     console.print(f"{result.steps} steps in {clock(result.seconds)}, last loss {result.final_loss:.4f}")
     console.print(f"Next: medmamba train {run} --init {result.folder}")
     return {"model": result.folder, "steps": result.steps, "seconds": result.seconds, "loss": result.final_loss}
@@ -126,7 +126,7 @@ def train(run: PlannedRun, options: TrainOptions, config: TrainConfig) -> Answer
     name = options.configuration or plan.default_configuration
     folds = [RunFolder(run).fold(name, fold) for fold in options.folds]
     from medmamba.training.folds import train_folds
-    from medmamba.training.report import closing_lines
+    from medmamba.training.observers import closing_lines
 
     with training_progress() as on_step, resumable("train", lambda: any(map(_saved, folds))):
         results = train_folds(run, options, config, on_step=on_step, on_event=_warn, on_start=console.print)

@@ -25,8 +25,8 @@ from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Decision
 from medmamba.preprocessing.store import stored_cases
 from medmamba.training.config import TrainConfig
+from medmamba.training.epochs import validate
 from medmamba.training.fold import train
-from medmamba.training.validation import validate
 
 FOLD = 0
 """The fold on which the candidates are compared."""

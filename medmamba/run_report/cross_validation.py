@@ -19,7 +19,7 @@ from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.models.run_folder import RunFolder
 from medmamba.preprocessing.store import CaseReader, stored_cases
-from medmamba.training.validation import spread_subset
+from medmamba.training.epochs import spread_subset
 
 SHOWN = 3
 """Worst cases, and best cases, that are kept with their voxels."""

@@ -26,8 +26,8 @@ from medmamba.plans.explain import summary
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.labels import label_names
 from medmamba.run_report.cross_validation import CrossValidation, ShownCase, cross_validate
+from medmamba.training.observers import curves_png
 from medmamba.training.progress import read_metrics
-from medmamba.training.report import curves_png
 
 PAGE = "index.html"
 NEIGHBOURS = {"dataset.html": "the dataset", "training.html": "curves and examples", "evaluation.html": "evaluation"}

@@ -157,21 +157,12 @@ def augment_one(
                     for part, strength in zip(parts, strengths, strict=True)
                 ]
             )
-    image, label = _mirror(image, label, plan, draw.flips)
-    return image.contiguous(), label.contiguous()
-
-
-def _mirror(
-    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, flips: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip; a flip from left to right exchanges the labels of pairs."""
-    if not flips:
-        return image, label
-    places = [axis + 1 for axis in flips]
-    image, label = torch.flip(image, places), torch.flip(label, places)
-    if plan.swap_axis in flips:
+    if draw.flips:
+        places = [axis + 1 for axis in draw.flips]
+        image, label = torch.flip(image, places), torch.flip(label, places)
+    if plan.swap_axis in draw.flips:  # left becomes right, and so do the labels of pairs
         label = torch.tensor(plan.label_swap, dtype=label.dtype)[label.long()]
-    return image, label
+    return image.contiguous(), label.contiguous()
 
 
 @torch.no_grad()

@@ -179,8 +179,7 @@ def _contrast(factor: float) -> ScaleIntensityFixedMean:
     return ScaleIntensityFixedMean(factor - 1, fixed_mean=True, preserve_range=True)
 
 
-def _gamma(exponent: float, invert_image: bool = False) -> AdjustContrast:
-    return AdjustContrast(exponent, invert_image=invert_image, retain_stats=True)
+_gamma = partial(AdjustContrast, retain_stats=True)
 
 
 AUGMENTATIONS = (

@@ -1,4 +1,8 @@
-"""Batches for training: patches of preprocessed cases, augmented, each a function of its step alone."""
+"""Batches for training: patches of preprocessed cases, drawn and augmented by (seed, step, sample) alone.
+
+Nothing depends on the order in which workers answer, so a run with four workers, a run with none and a resumed run
+see the same patches.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,11 @@ from medmamba.preprocessing.store import CaseReader
 from medmamba.training.augmentation import AugmentationPlan, augment, augment_one, centre, draw_sample, draw_spatial
 from medmamba.training.cascade import disturbed
 from medmamba.training.config import Augment, Sampling
-from medmamba.training.sampling import choose_patch, must_show_foreground, sample_rng
 
 DEVICE_STREAM = 2_000_000
 """Added to the sample number: batches augmented as a whole have random streams apart from those of patches."""
+FOREGROUND_FRACTION = 0.33
+"""Fraction of a batch whose patches must contain foreground (nnU-Net v2)."""
 NOTE_BYTES = 256
 """Length of a worker's current status on disk; always rewritten in place."""
 
@@ -188,6 +193,56 @@ class PatchSource:
             if self._notes_file is None:
                 self._notes_file = os.open(self.notes, os.O_WRONLY | os.O_CREAT)
             os.pwrite(self._notes_file, text.encode()[:NOTE_BYTES].ljust(NOTE_BYTES), 0)
+
+
+def sample_rng(seed: int, step: int, sample: int) -> np.random.Generator:
+    """The random stream of one sample of one batch."""
+    return np.random.default_rng([seed, step, sample])
+
+
+def must_show_foreground(sample: int, batch_size: int) -> bool:
+    """Whether this sample of the batch is forced onto foreground: the last third of the batch.
+
+    Source: nnU-Net v2, ``dataloading/data_loader.py`` (rounding included: 1 of 2, 1 of 3, 1 of 4, 2 of 5).
+    """
+    return not sample < round(batch_size * (1 - FOREGROUND_FRACTION))
+
+
+def choose_patch(
+    rng: np.random.Generator,
+    cases: Sequence[CaseReader],
+    size: tuple[int, ...],
+    *,
+    on_foreground: bool,
+    by_lesion: bool = False,
+) -> tuple[CaseReader, tuple[int, ...]]:
+    """Draw a case uniformly and a patch of ``size`` in it: its first voxel on the plan's grid, which may lie outside.
+
+    On foreground: label uniform among those present, voxel uniform, patch centred on it and moved only as far as needed
+    to stay near the volume. A volume smaller than the patch is centred with a free margin. ``by_lesion`` draws a
+    connected component before a voxel, so that a lesion of ten voxels is seen as often as one of ten thousand.
+
+    In a case with ignored voxels every patch is centred on one that is not, so that there is something to learn.
+    """
+    case = cases[int(rng.integers(len(cases)))]
+    lowest, highest = [], []
+    for edge, extent in zip(size, case.shape, strict=True):
+        missing = max(edge - extent, 0)
+        lowest.append(-(missing // 2))
+        highest.append(extent - edge + missing // 2 + missing % 2)
+    present = [label for label, voxels in sorted(case.locations.items()) if len(voxels)] if on_foreground else []
+    if present:
+        label = present[int(rng.integers(len(present)))]
+        voxels = case.locations[label]
+        if by_lesion:
+            component = case.lesions[label]
+            voxels = voxels[component == rng.choice(np.unique(component))]
+    elif case.annotated_voxels is not None:
+        voxels = case.annotated_voxels
+    else:
+        return case, tuple(int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True))
+    start = voxels[int(rng.integers(len(voxels)))] - np.array(size) // 2
+    return case, tuple(int(first) for first in np.clip(start, lowest, highest))
 
 
 def _framed(patches: Sequence[torch.Tensor]) -> torch.Tensor:

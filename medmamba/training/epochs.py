@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import nn
 
+from medmamba.evaluation.dice import dice_of_channels
+from medmamba.evaluation.statistics import mean_of_known
+from medmamba.inference.cascade import one_hot
+from medmamba.inference.sliding_window import predict_logits
+from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import ModelFacts
 from medmamba.plans.schema import Configuration, Plan
@@ -18,10 +25,13 @@ from medmamba.preprocessing.store import CaseReader
 from medmamba.training import distributed
 from medmamba.training.config import TrainConfig
 from medmamba.training.guard import COLLAPSE_EPOCHS, collapse_advice
-from medmamba.training.losses import LossFunction, dice_ce
+from medmamba.training.loss_names import LossFunction
+from medmamba.training.losses import dice_ce
 from medmamba.training.observers import Observer
-from medmamba.training.progress import EpochMetrics, Progress, write_metrics
-from medmamba.training.validation import Validation, spread_subset, validate
+from medmamba.training.progress import EpochMetrics, Example, Progress, Validation, write_metrics
+
+EXAMPLES = 4
+"""Cases of which the slice with most foreground is kept for an image."""
 
 
 @dataclass(frozen=True)
@@ -149,3 +159,53 @@ class Epochs:
             f"training ends here."
         )
         return True
+
+
+@torch.no_grad()
+def validate(
+    network: nn.Module,
+    cases: Sequence[CaseReader],
+    plan: Plan,
+    configuration: Configuration,
+    device: torch.device,
+    *,
+    until: float = math.inf,
+) -> Validation:
+    """Mean Dice over whole validation volumes; structures absent from truth and prediction do not count.
+
+    Ignored voxels are left out, and so are channels that are not annotated in a case. After the time ``until`` (on the
+    monotonic clock) no further volume is begun; the first always is.
+    """
+    channels, stage_labels = OutputChannels.of_plan(plan), previous_labels(plan, configuration)
+    examples: list[Example] = []
+    scores: dict[str, list[float]] = {channels.names[channel]: [] for channel in channels.structures}
+    foreground = voxels = 0
+    seen = 0
+    for case in cases:
+        if seen and time.monotonic() >= until:
+            break
+        seen += 1
+        image, truth = case.read_whole()
+        if stage_labels:
+            image = np.concatenate([image, one_hot(case.read_previous(), stage_labels)])
+        logits = predict_logits(network, torch.from_numpy(image), tuple(configuration.patch_size), device)
+        prediction = channels.label_map(logits).cpu().numpy()
+        known = np.ones(truth.shape, bool) if channels.ignore is None else truth != channels.ignore
+        if len(examples) < EXAMPLES:
+            best = int(np.argmax((truth > 0).sum((1, 2))))
+            examples.append(Example(case.case_id, image[0, best], truth[best], prediction[best]))
+        foreground += int((prediction[known] > 0).sum())
+        voxels += int(known.sum())
+        annotated = channels.annotated(case.annotated)
+        for channel, score in dice_of_channels(truth, prediction, channels, annotated, channels.structures).items():
+            scores[channels.names[channel]].append(score)
+    every = [score for values in scores.values() for score in values]
+    by_name = {name: mean_of_known(values) for name, values in scores.items()}
+    return Validation(mean_of_known(every), by_name, foreground / max(voxels, 1), seen, tuple(examples))
+
+
+def spread_subset(cases: Sequence[CaseReader], count: int | None) -> list[CaseReader]:
+    """At most ``count`` cases, taken evenly from the list, so that every epoch validates on the same ones."""
+    if count is None or count >= len(cases):
+        return list(cases)
+    return [cases[int(index)] for index in np.linspace(0, len(cases) - 1, count).round()]

@@ -32,68 +32,42 @@ from medmamba.training.config import RESOLVED_AT_START, TrainConfig, refuse_anot
 from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
-from medmamba.training.observers import Observer, Observers, open_tracker
-from medmamba.training.options import TrainOptions
+from medmamba.training.observers import Observer, Observers, TrainingReport, open_tracker
+from medmamba.training.options import OF_SEVERAL_FOLDS, TRACKERS, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
-from medmamba.training.report import TrainingReport
 from medmamba.training.trainer import Training
 from medmamba.training.transfer import freeze, initialise
 
 
 def train(
     run: str | Path,
+    options: TrainOptions | None = None,
     *,
     fold: int | str = 0,
-    configuration: str | None = None,
-    network: str | None = None,
-    use_scan: bool = True,
     config: TrainConfig | None = None,
     loss: LossFunction | None = None,
-    resume: bool = False,
-    restart: bool = False,
-    init: str | Path | None = None,
     trackers: Sequence[str] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
     on_start: Callable[[str], None] = lambda line: None,
+    **changes: Any,
 ) -> TrainingResult:
     """Train one fold (a number, or ``"all"`` for every case and no validation) of a planned run.
 
     Args:
+        options: configuration, network, initial weights, resume or restart; folds, devices and hours are not read.
         loss: a function of :class:`medmamba.training.losses.LossInputs`, in place of ``config.loss``; recorded by its
             name, module:function, and not by its code. To resume, a function of a script is given again.
-        init: a trained fold, run or pretrained model whose weights are the start (output channels by label name, image
-            channels by channel name), or published weights that ``medmamba convert weights`` has translated.
         trackers: further places for the metrics: "tensorboard", "mlflow", "wandb".
         on_event: called with lines a user should see: back-offs, advice, what an initialisation kept.
         on_start: called with one line: device, precision, scan backend.
+        changes: fields of ``options`` by name.
     """
-    options = TrainOptions.with_trackers(
-        trackers,
-        configuration=configuration,
-        network=network,
-        use_scan=use_scan,
-        resume=resume,
-        restart=restart,
-        init=init,
-    )
-    return train_planned_fold(
-        run, fold, options, config, loss=loss, on_step=on_step, on_event=on_event, on_start=on_start
-    )
-
-
-def train_planned_fold(
-    run: str | Path,
-    fold: int | str,
-    options: TrainOptions,
-    config: TrainConfig | None = None,
-    *,
-    loss: LossFunction | None = None,
-    on_step: Callable[[StepReport], None] = lambda report: None,
-    on_event: Callable[[str], None] = lambda line: None,
-    on_start: Callable[[str], None] = lambda line: None,
-) -> TrainingResult:
-    """Train one fold; ``options.folds`` and ``options.devices`` are not read. The rest as of :func:`train`."""
+    for name in OF_SEVERAL_FOLDS & set(changes):
+        raise unknown_name("option of one fold", name, sorted(set(TrainOptions.model_fields) - OF_SEVERAL_FOLDS))
+    for name in set(trackers) - set(TRACKERS):
+        raise unknown_name("tracker", name, TRACKERS)
+    options = TrainOptions.of(options, **changes, **dict.fromkeys(trackers, True))
     if options.resume and options.init is not None:
         raise ConfigError("--resume continues with the run's own weights, --init starts from others. Choose one.")
     folder = RunFolder(Path(run))
@@ -110,8 +84,7 @@ def train_planned_fold(
 
         def train_first_stage(number: int, resume: bool) -> None:
             recipe = None if resume else config  # what was begun is resumed with its own recipe
-            begun = first.model_copy(update={"resume": resume})
-            train_planned_fold(run, number, begun, recipe, loss=loss, on_step=on_step, on_event=on_event)
+            train(run, first, fold=number, config=recipe, loss=loss, on_step=on_step, on_event=on_event, resume=resume)
 
         where = "auto" if config is None else config.device
         ensure_first_stage(folder, plan, chosen, train_first_stage, device=where, say=on_event)
@@ -158,18 +131,19 @@ def train_planned_fold(
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)
-        observer = Observer()
+        observer, page = Observer(), None
         if first_rank:
             machine = machine_line(config, built, device)
             on_start(machine)
-            trackers = [open_tracker(tracker, folder.path, target, config) for tracker in options.trackers]
-            for tracker in trackers:
+            opened = [open_tracker(name, folder.path, target, config) for name in TRACKERS if getattr(options, name)]
+            for tracker in opened:
                 stack.callback(tracker.close)
-            report_page = TrainingReport(folder.path, target, plan, config, machine)
-            observer = Observers([report_page, *trackers], on_event)
+            page = TrainingReport(folder.path, target, plan, config, machine)
+            observer = Observers([page, *opened], on_event)
         setup = FoldSetup(plan, chosen, training, validation, target, config, facts, loss)
         result = Training(built, setup, observer, resume=options.resume).run(on_step)
-        observer.end(result)
+        if page is not None:
+            page.end(result)
         return result
 
 
@@ -194,10 +168,9 @@ def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple
 
 def stored_config(fold: Path) -> TrainConfig:
     """The recipe that the fold in this folder was last trained with; raises ConfigError when there is none."""
-    path = fold / "train.json"
     if not has_checkpoint(fold / "checkpoints"):
         raise ConfigError(f"{fold}: nothing to resume here. Train without --resume first.")
-    return read_stored(path, TrainConfig, "recipe", "Begin again with --restart.")
+    return read_stored(fold / "train.json", TrainConfig, "recipe", "Begin again with --restart.")
 
 
 def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -16,9 +15,12 @@ from medmamba.errors import ConfigError, PartialError
 from medmamba.models.checkpoint import has_checkpoint
 from medmamba.models.run_folder import RunFolder
 from medmamba.training.config import TrainConfig, make_config
-from medmamba.training.fold import stored_config, train_planned_fold
+from medmamba.training.fold import stored_config, train
 from medmamba.training.options import Fold, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
+
+_Job = tuple[TrainOptions, TrainConfig]
+"""How one fold is trained."""
 
 
 def train_folds(
@@ -46,38 +48,21 @@ def train_folds(
     pattern = next(iter(stored.values()), None)
     given = {"device": config.device, **config.given, **({"device": options.devices[0]} if options.devices else {})}
     all_resumed = len(stored) == len(folds)  # then weights to begin with are passed on, to be refused
-    jobs = [
-        _Job(
-            fold,
-            options.model_copy(
-                update={
-                    "resume": fold in stored,
-                    "init": None if fold in stored and not all_resumed else options.init,
-                }
-            ),
-            make_config(given, stored.get(fold, pattern)),
-        )
-        for fold in folds
-    ]
+    jobs: dict[Fold, _Job] = {}
+    for fold in folds:
+        init = None if fold in stored and not all_resumed else options.init
+        of_fold = options.model_copy(update={"resume": fold in stored, "init": init})
+        jobs[fold] = of_fold, make_config(given, stored.get(fold, pattern))
     if len(options.devices) > 1 and len(jobs) > 1:
         return _side_by_side(run, jobs, options.devices, on_event)
     results: dict[Fold, TrainingResult] = {}
-    for job in jobs:
+    for fold, (of_fold, recipe) in jobs.items():
         if len(jobs) > 1:
-            on_event(f"Fold {job.fold} ({len(results) + 1} of {len(jobs)})")
-        results[job.fold] = train_planned_fold(
-            run, job.fold, job.options, job.config, on_step=on_step, on_event=on_event, on_start=on_start
+            on_event(f"Fold {fold} ({len(results) + 1} of {len(jobs)})")
+        results[fold] = train(
+            run, of_fold, fold=fold, config=recipe, on_step=on_step, on_event=on_event, on_start=on_start
         )
     return results
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One fold to train."""
-
-    fold: Fold
-    options: TrainOptions
-    config: TrainConfig
 
 
 def _stored_recipes(run: str | Path, folds: list[Fold], options: TrainOptions) -> dict[Fold, TrainConfig]:
@@ -100,24 +85,24 @@ def _stored_recipes(run: str | Path, folds: list[Fold], options: TrainOptions) -
 
 
 def _side_by_side(
-    run: str | Path, jobs: Sequence[_Job], devices: Sequence[str], on_event: Callable[[str], None]
+    run: str | Path, jobs: Mapping[Fold, _Job], devices: Sequence[str], on_event: Callable[[str], None]
 ) -> dict[Fold, TrainingResult]:
     if len(set(devices)) != len(devices) and any(device != "cpu" for device in devices):
         raise ConfigError(f"--devices {','.join(devices)}: a device is named twice. Name each one once.")
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     earlier = set(multiprocessing.active_children())
-    waiting, free = list(jobs), list(devices)
+    waiting, free = list(jobs.items()), list(devices)
     results: dict[Fold, TrainingResult] = {}
     failed: dict[Fold, str] = {}
     running: dict[Future[TrainingResult], tuple[Fold, str, ProcessPoolExecutor]] = {}
     try:
         while waiting or running:
             while waiting and free:
-                job, device = waiting.pop(0), free.pop(0)
+                (fold, (options, config)), device = waiting.pop(0), free.pop(0)
                 pool = ProcessPoolExecutor(1, context, _follow_parent)  # one of its own: a death stays its own
-                config = job.config.model_copy(update={"device": device})
-                running[pool.submit(train_planned_fold, run, job.fold, job.options, config)] = (job.fold, device, pool)
-                on_event(f"Fold {job.fold} trains on {device}.")
+                config = config.model_copy(update={"device": device})
+                running[pool.submit(train, run, options, fold=fold, config=config)] = fold, device, pool
+                on_event(f"Fold {fold} trains on {device}.")
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 fold, device, pool = running.pop(ended)
                 free.append(device)
@@ -141,7 +126,7 @@ def _side_by_side(
     if failed:
         reasons = "; ".join(f"fold {fold}: {reason}" for fold, reason in failed.items())
         raise PartialError(f"{len(results)} folds trained, {len(failed)} failed: {reasons}.")
-    return {job.fold: results[job.fold] for job in jobs}
+    return {fold: results[fold] for fold in jobs}
 
 
 def _follow_parent() -> None:

@@ -23,7 +23,8 @@ LOSSES = {
 """Name on the command line and in recipes -> module:function."""
 
 LossFunction = Callable[[Any], Any]
-"""A function of one LossInputs that returns a scalar tensor."""
+"""A function of one LossInputs that returns a scalar tensor; of several training processes, each sums what it sums by
+:func:`medmamba.training.distributed.total`."""
 
 
 def is_loss_name(name: str) -> bool:

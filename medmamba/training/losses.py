@@ -6,7 +6,7 @@ are multiplied by exactly zero before anything is summed, so their gradient is e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from medmamba.models.output_channels import OutputChannels
 from medmamba.training.distributed import total
+from medmamba.training.loss_names import LossFunction
 
 SMOOTH = 1e-5
 """Added above and below the Dice fraction (nnU-Net v2)."""
@@ -68,10 +69,6 @@ class LossInputs:
     def first_foreground(self) -> int:
         """The first channel that is not background."""
         return 0 if self.channels.sigmoid else 1
-
-
-LossFunction = Callable[[LossInputs], torch.Tensor]
-"""Returns a scalar. With several training processes its sums go through :func:`medmamba.training.distributed.total`."""
 
 
 def cross_entropy(inputs: LossInputs) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Observers of a training: several as one, and TensorBoard, MLflow and Weights & Biases, imported only when used.
+"""Observers of a training: several as one, the page RUN/report/training.html with its curves and example slices, and
+TensorBoard, MLflow and Weights & Biases, imported only when used.
 
 A tracker that fails when it is opened is an error before training begins; one that fails later is left out with a
 warning, so that no training is lost to a server.
@@ -6,14 +7,25 @@ warning, so that no training is lost to a server.
 
 from __future__ import annotations
 
+import io
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.errors import ConfigError
+from medmamba.pages.render import COLOURS, brief, colour_of, render
+from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
-from medmamba.training.progress import EpochMetrics, TrainingResult
-from medmamba.training.validation import Validation
+from medmamba.training.progress import EpochMetrics, Example, TrainingResult, Validation, read_metrics
+
+WEAK_DICE, WEAK_MARGIN = 0.5, 0.15
+"""A class is called weak below this Dice, if it is behind the mean of the others by more than this margin."""
+EXAMPLES_TITLE = "Examples: truth in white, prediction in colour"
 
 
 class Observer:
@@ -27,9 +39,6 @@ class Observer:
 
     def event(self, line: str) -> None:
         """Something that the user should read."""
-
-    def end(self, result: TrainingResult) -> None:
-        """Training has ended."""
 
 
 class Observers(Observer):
@@ -51,9 +60,131 @@ class Observers(Observer):
         for member in self._members:
             member.event(line)
 
+
+class TrainingReport(Observer):
+    """Writes images and the page after each epoch.
+
+    Images are curves.png and examples.png in the fold's folder; the page is RUN/report/training.html (and
+    training_<fold>.html beside it), with the images inside.
+    """
+
+    def __init__(self, run: Path, fold: Path, plan: Plan, config: TrainConfig, machine: str) -> None:
+        self.run, self.fold, self.plan, self.config = run, fold, plan, config
+        self.machine = machine
+        self.events: list[str] = []
+        self.examples: Sequence[Example] = ()
+        self.result: TrainingResult | None = None
+
+    def event(self, line: str) -> None:
+        self.events.append(line)
+
+    def validation(self, found: Validation) -> None:
+        self.examples = found.examples
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        self.write()
+
     def end(self, result: TrainingResult) -> None:
-        for member in self._members:
-            member.end(result)
+        self.result = result
+        self.write()
+
+    def write(self) -> None:
+        """Write images and page."""
+        images, epochs = {}, read_metrics(self.fold)
+        if epochs:
+            images["Curves"] = curves_png(epochs)
+            write_bytes(self.fold / "curves.png", images["Curves"])
+        if self.examples:
+            images[EXAMPLES_TITLE] = examples_png(self.examples)
+            write_bytes(self.fold / "examples.png", images[EXAMPLES_TITLE])
+        rows = [epoch.as_row() for epoch in epochs]
+        header = list(rows[0]) if rows else []
+        page = render(
+            "training.html",
+            dataset=self.plan.dataset_name,
+            configuration=self.fold.parent.name,
+            fold=self.fold.name,
+            machine=self.machine,
+            closing=[] if self.result is None else closing_lines(self.result, self.run),
+            events=self.events,
+            images=images,
+            epochs=[header, *([brief(row.get(key)) for key in header] for row in rows)] if rows else [],
+            recipe=[[key, str(value)] for key, value in self.config.model_dump().items()],
+        )
+        write_text(self.run / "report" / f"training_{self.fold.name}.html", page)
+        write_text(self.run / "report" / "training.html", page)
+
+
+def closing_lines(result: TrainingResult, run: Path) -> list[str]:
+    """What came out, and what to do next."""
+    minutes = result.seconds / 60
+    training_seconds = result.seconds - result.validation_seconds
+    speed = result.steps / training_seconds if training_seconds > 0 else 0.0
+    lines = [
+        f"{result.steps} steps in {minutes:.1f} min ({speed:.2f} steps/s, {result.waiting:.0%} of the time waiting for "
+        f"data), peak memory {result.peak_memory_gib:.2f} GiB, last loss {result.final_loss:.4f}."
+    ]
+    dice = result.validation_dice
+    if dice is not None and not math.isnan(dice):
+        best = f"; best epoch {result.best_epoch}" if result.best_epoch else ""  # none ended
+        lines.append(f"Validation Dice on whole volumes: {dice:.4f}{best}.")
+    known = {name: value for name, value in result.by_name.items() if not math.isnan(value)}
+    if len(known) > 1:
+        worst = min(known, key=lambda name: known[name])
+        lines.append("By class: " + ", ".join(f"{name} {value:.3f}" for name, value in known.items()) + ".")
+        others = sum(dice for name, dice in known.items() if name != worst) / (len(known) - 1)
+        if known[worst] < WEAK_DICE and others - known[worst] > WEAK_MARGIN:
+            lines.append(f"{worst} is weak: look at its label maps, then try --sampling lesion or --class-weights.")
+    if result.waiting > 0.2:
+        lines.append("Much of the time was spent waiting for data: use more --workers if there are idle cores.")
+    if result.best_dice is not None and 1 < result.epochs == result.best_epoch:
+        lines.append("The best epoch was the last one: longer training (--epochs, --resume) should still help.")
+    lines.append(f"Next: medmamba predict {run} IMAGES -o MASKS")
+    return lines
+
+
+def curves_png(epochs: Sequence[EpochMetrics]) -> bytes:
+    """Loss and Dice against steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [epoch.step for epoch in epochs]
+    left.plot(steps, [epoch.loss for epoch in epochs], color=COLOURS[1], marker=".")
+    left.set(xlabel="step", ylabel="loss")
+    lines = (
+        ("validation, whole volumes", [epoch.validation_dice for epoch in epochs], COLOURS[2]),
+        ("training batches", [epoch.train_dice for epoch in epochs], COLOURS[0]),
+    )
+    for label, dices, colour in lines:
+        known = [math.nan if dice is None else dice for dice in dices]
+        right.plot(steps, known, color=colour, marker=".", label=label)
+    right.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
+    right.legend(frameon=False)
+    return _png(figure)
+
+
+def examples_png(examples: Sequence[Example]) -> bytes:
+    """One slice a case with both outlines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(examples), 3.2), facecolor="black", layout="constrained")
+    for axis, example in zip(figure.subplots(1, len(examples), squeeze=False)[0], examples, strict=True):
+        axis.imshow(example.image, cmap="gray")
+        for label in np.unique(example.truth[example.truth > 0]):
+            axis.contour(example.truth == label, levels=[0.5], colors="white", linewidths=0.6)
+        for label in np.unique(example.prediction[example.prediction > 0]):
+            colour = colour_of(int(label) - 1)
+            axis.contour(example.prediction == label, levels=[0.5], colors=colour, linewidths=1.2)
+        axis.set_title(example.case_id, color="white", fontsize=8)
+        axis.set_axis_off()
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 class Tracker(Observer):

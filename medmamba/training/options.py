@@ -5,13 +5,11 @@ Imports nothing heavy: the command line is made from these records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ValidationInfo, field_validator
 
-from medmamba.errors import unknown_name
 from medmamba.options import Folds, Names, Options, option
 from medmamba.training.config import LENGTH, MACHINE, TrainConfig
 
@@ -22,6 +20,8 @@ START, TRACKING = "Start", "Tracking"
 """Headings of ``--help``."""
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Names of the trackers; each is a field of TrainOptions."""
+OF_SEVERAL_FOLDS = {"folds", "devices", "max_hours"}
+"""Fields of TrainOptions that only the command reads, because it trains several folds."""
 PRETRAINING_STEPS = 5000
 """Length of a pretraining for which none is given."""
 _OF_LABELS = ("patience", "loss", "class_weights", "sampling", "ema", "augment", "freeze", "validation_cases")
@@ -67,18 +67,6 @@ class TrainOptions(Options):
     wandb: bool = option(False, "Log metrics to Weights & Biases too.", panel=TRACKING)
 
     _restart_alone = field_validator("restart")(_restart_alone)
-
-    @classmethod
-    def with_trackers(cls, trackers: Sequence[str], **options: Any) -> TrainOptions:
-        """The options with these trackers; raises ConfigError for an unknown one."""
-        for name in set(trackers) - set(TRACKERS):
-            raise unknown_name("tracker", name, TRACKERS)
-        return cls.of(**options, **dict.fromkeys(trackers, True))
-
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers that are wanted."""
-        return tuple(name for name in TRACKERS if getattr(self, name))
 
 
 class PretrainOptions(Options):

@@ -1,10 +1,8 @@
 """Pretraining without labels: the most informative slices are hidden and reconstructed from their neighbours.
 
-In every patch an axis is drawn; the slices along it are compared, and a fraction of them is hidden: the density peaks,
-that is slices with many slices like them and far from other such slices. The network of the plan, with one output per
-image channel, reconstructs them; the loss is the mean squared error on the hidden slices. Its weights, without the last
-convolution, are then the start of a training (--init).
-
+Hidden are the density peaks among the slices along a drawn axis: those with many slices like them and far from other
+such slices. The network of the plan has one output per image channel; its weights, without the last convolution, are
+then the start of a training (--init).
 Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slices in place of frames of a motion.
 """
 
@@ -14,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,14 +32,13 @@ from medmamba.networks.density import automatic_bandwidth, key_tokens
 from medmamba.plans.json_record import read_stored, sealed
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
-from medmamba.training.batches import Batch
+from medmamba.training.batches import Batch, sample_rng
 from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
 from medmamba.training.epochs import FoldSetup
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observers
-from medmamba.training.options import PRETRAINING_STEPS
+from medmamba.training.options import PRETRAINING_STEPS, PretrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
-from medmamba.training.sampling import sample_rng
 from medmamba.training.step import Stepper
 from medmamba.training.trainer import Training
 
@@ -54,33 +52,32 @@ MASK_STREAM = 1_000_000
 
 def pretrain(
     run: str | Path,
+    options: PretrainOptions | None = None,
     *,
-    images: str | Path | None = None,
-    configuration: str | None = None,
-    network: str | None = None,
     config: TrainConfig | None = None,
-    resume: bool = False,
-    restart: bool = False,
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
     on_start: Callable[[str], None] = lambda line: None,
+    **changes: Any,
 ) -> TrainingResult:
     """Pretrain the network of a planned run on its images and on a further folder of unlabelled ones.
 
-    The model lands in RUN/pretrained/<configuration>; ``medmamba train --init`` takes that folder.
+    The model lands in RUN/pretrained/<configuration>; ``medmamba train --init`` takes that folder. ``changes``
+    are fields of the options by name.
     """
+    options = PretrainOptions.of(options, **changes)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
-    name = configuration or plan.default_configuration
+    name = options.configuration or plan.default_configuration
     if name not in plan.configurations:
         raise unknown_name("configuration", name, list(plan.configurations))
     chosen = plan.configurations[name]
     cases = list(stored_cases(folder.preprocessed(name)).values())
-    if images is not None:
-        cases += _further_cases(folder, plan, chosen, Path(images), on_event)
+    if options.images is not None:
+        cases += _further_cases(folder, plan, chosen, options.images, on_event)
     if not cases:
         raise InputError(f"{folder.preprocessed(name)}: no preprocessed case. Run `medmamba plan` again.")
-    arguments = network_arguments(plan, chosen, network=network)
+    arguments = network_arguments(plan, chosen, network=options.network)
     channels = [f"reconstruction of {channel}" for channel in plan.channel_names]
     arguments |= {"out_channels": len(channels), "deep_supervision": False}
     config = (config or TrainConfig()).model_copy(update={"augment": "none"})
@@ -90,23 +87,23 @@ def pretrain(
     facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
     with FolderLock(make_folder(target)):
         remove_leftovers(target)
-        if not (resume or restart):
+        if not (options.resume or options.restart):
             refuse_trained(target / "checkpoints")
         device = choose_device(config.device)
-        if resume and (target / "train.json").is_file():
+        if options.resume and (target / "train.json").is_file():
             stored = read_stored(target / "train.json", TrainConfig, "recipe", "Begin again with --restart.")
             kept = {field: getattr(stored, field) for field in RESOLVED_AT_START if field != "augment"}
             config = config.model_copy(update=kept)
         torch.manual_seed(config.seed)
         built = build_network(**arguments)
-        config = resolved(config, built, device, cascade=False, resumed=resume)
+        config = resolved(config, built, device, cascade=False, resumed=options.resume)
         on_start(machine_line(config, built, device))
-        if restart:
+        if options.restart:
             rmtree(target / "checkpoints", ignore_errors=True)
         write_text(target / "plan.json", plan.to_json())
         write_json(target / "model.json", sealed(facts.as_json()))
         setup = FoldSetup(plan, chosen, cases, [], target, config, facts)
-        return _Pretraining(built, setup, Observers([], on_event), resume=resume).run(on_step)
+        return _Pretraining(built, setup, Observers([], on_event), resume=options.resume).run(on_step)
 
 
 class _Pretraining(Training):

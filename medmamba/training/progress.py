@@ -1,4 +1,4 @@
-"""How far a training has come: its state for resuming, its progress line, its metrics of each epoch, its result."""
+"""How far a training has come: state for resuming, progress line, metrics of each epoch, validation, result."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from medmamba.disk.atomic import write_json, write_text
@@ -204,6 +206,35 @@ class Progress:
             waiting=self.waiting,
             validation_seconds=self.validation_seconds,
         )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found: Dice over channels and cases, and how much is predicted as foreground.
+
+    Attributes:
+        mean: Dice over all channels and cases; nan if nothing counts.
+        by_name: Dice of each label or region.
+        foreground_fraction: of the voxels that are not ignored.
+        cases: that were validated.
+        examples: a slice of each of the first cases.
+    """
+
+    mean: float
+    by_name: dict[str, float]
+    foreground_fraction: float
+    cases: int
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One slice of a validated case: image (H, W), truth and prediction as label indices."""
+
+    case_id: str
+    image: NDArray[np.float32]
+    truth: NDArray[np.integer]
+    prediction: NDArray[np.integer]
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,10 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     read_state(folder / "checkpoints" / generation)  # hashes
     old = load_file(folder / "checkpoints" / generation / "model.safetensors")
     axes: dict[str, _NamedAxis] = {}
+    outputs = OutputChannels.of_plan(plan).names, facts.heads or OutputChannels.of_plan(old_plan).names
     for argument, reason, here, there in (
         ("in_channels", "channels by name", plan.channel_names, old_plan.channel_names),
-        ("out_channels", "classes by name", _outputs(plan), facts.heads or _outputs(old_plan)),
+        ("out_channels", "classes by name", *outputs),
     ):
         axis = _NamedAxis(reason, [name.lower() for name in here], [name.lower() for name in there])
         if axis.here != axis.there:
@@ -113,10 +114,6 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
             f"({facts.network.get('name')} there, {arguments['name']} here). Use the same --network and plan."
         )
     return report
-
-
-def _outputs(plan: Plan) -> Sequence[str]:
-    return OutputChannels.of_plan(plan).names
 
 
 @torch.no_grad()

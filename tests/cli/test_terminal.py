@@ -125,7 +125,7 @@ def _end_of(words, capsys):
 @pytest.mark.parametrize("saved", [False, True])
 def test_resuming_is_offered_once_there_is_a_checkpoint(small_run, tiny_run, saved, number, monkeypatch, capsys):
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(folds, "train_planned_fold", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(folds, "train", lambda *_, **__: signal.raise_signal(number))
     code, text = _end_of(["train", tiny_run if saved else small_run], capsys)
     assert code == 128 + number
     assert ("`medmamba train` resumes with --resume" in text) == saved
@@ -137,7 +137,7 @@ def test_an_error_offers_it_then_too(small_run, tiny_run, saved, monkeypatch, ca
     def fail(*_, **__):
         raise ResourceError("Data worker 7 was killed by SIGKILL.")
 
-    monkeypatch.setattr(folds, "train_planned_fold", fail)
+    monkeypatch.setattr(folds, "train", fail)
     code, text = _end_of(["train", tiny_run if saved else small_run], capsys)
     assert code == 4
     assert ("continue with --resume" in text) == saved

@@ -15,7 +15,7 @@ from medmamba.training.augmentation import (
     draw_spatial,
 )
 from medmamba.training.augmentation_table import Conditions, low_resolution
-from medmamba.training.sampling import sample_rng
+from medmamba.training.batches import sample_rng
 
 
 def _sample(size, channels=1):

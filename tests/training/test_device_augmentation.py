@@ -22,8 +22,7 @@ from medmamba.training.augmentation import (
     draw_sample,
     draw_spatial,
 )
-from medmamba.training.batches import PatchRecipe, PatchSource
-from medmamba.training.sampling import sample_rng
+from medmamba.training.batches import PatchRecipe, PatchSource, sample_rng
 
 NONE = (None, None)
 """Of two channels."""

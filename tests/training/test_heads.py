@@ -14,7 +14,7 @@ from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.schema import Mirroring
 from medmamba.preprocessing.labels import decode, encode
 from medmamba.training.augmentation import augment, augmentation_plan, draw_sample
-from medmamba.training.sampling import choose_patch, sample_rng
+from medmamba.training.batches import choose_patch, sample_rng
 
 
 def _plan(labels, regions=None, region_order=None, ignore=None, pairs=()):

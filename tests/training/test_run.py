@@ -30,7 +30,7 @@ from medmamba.models.checkpoint import read_state
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import read_plan
 from medmamba.preprocessing.store import CaseReader, write_case
-from medmamba.training import epochs, trainer, validation
+from medmamba.training import epochs, trainer
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.config import TrainConfig, make_config
@@ -250,7 +250,7 @@ def test_the_last_validation_ends_inside_the_minutes_too(clinic_run, monkeypatch
     splits = json.loads((clinic_run / "splits.json").read_text())
     splits[0] = {"train": ["k_0"], "val": ["k_1", "k_2", "k_3", "k_4"]}
     (clinic_run / "splits.json").write_text(json.dumps(splits))
-    predict, one_step, now = validation.predict_logits, trainer.Stepper.step, [0.0]
+    predict, one_step, now = epochs.predict_logits, trainer.Stepper.step, [0.0]
 
     def taking(seconds, work):
         def timed(*arguments, **options):
@@ -262,8 +262,7 @@ def test_the_last_validation_ends_inside_the_minutes_too(clinic_run, monkeypatch
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(trainer, "time", clock)
     monkeypatch.setattr(epochs, "time", clock)
-    monkeypatch.setattr(validation, "time", clock)
-    monkeypatch.setattr(validation, "predict_logits", taking(2.5, predict))
+    monkeypatch.setattr(epochs, "predict_logits", taking(2.5, predict))
     monkeypatch.setattr(trainer.Stepper, "step", taking(1.0, one_step))
     rates = []
     config = TrainConfig(max_minutes=1, warmup_steps=0, workers=0, steps_per_epoch=steps_per_epoch)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medmamba.training.sampling import choose_patch, sample_rng
+from medmamba.training.batches import choose_patch, sample_rng
 
 
 def _case(shape, locations):

@@ -11,9 +11,9 @@ import torch
 
 from medmamba.errors import ConfigError
 from medmamba.networks.build import build_network
+from medmamba.training.batches import must_show_foreground
 from medmamba.training.config import TrainConfig
 from medmamba.training.losses import deep_supervision_weights
-from medmamba.training.sampling import must_show_foreground
 from medmamba.training.step import SCAN_PARAMETERS, budget_used, learning_rate, make_optimizer, set_rate
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "planner_cases" / "function_cases.json").read_text())

@@ -20,11 +20,10 @@ from medmamba.errors import ConfigError, MedmambaError
 from medmamba.training import observers, workers
 from medmamba.training.batches import Batch
 from medmamba.training.config import TrainConfig
+from medmamba.training.fold import train
 from medmamba.training.guard import STOP_AFTER, FiniteGuard, MemorySettings, collapse_advice, smaller_fit
-from medmamba.training.observers import open_tracker
-from medmamba.training.options import TrainOptions
+from medmamba.training.observers import closing_lines, open_tracker
 from medmamba.training.progress import EpochMetrics, EpochSoFar, Progress, StepReport, TrainingResult
-from medmamba.training.report import closing_lines
 
 ROWS = [{"epoch": n, "step": 10 * n, "loss": 1 / n, "validation_dice": None, "liver": 0.1 * n} for n in (1, 2)]
 EPOCHS = [EpochMetrics.from_row(row) for row in ROWS]
@@ -135,7 +134,7 @@ def test_a_missing_tracker_is_named_with_its_install_command(name, tmp_path, mon
     with pytest.raises(ConfigError, match=f"--{name} needs a package .*pip install {name}"):
         open_tracker(name, tmp_path, tmp_path, TrainConfig())
     with pytest.raises(ConfigError, match="tracker"):
-        TrainOptions.with_trackers(["clearml"])
+        train(tmp_path, trackers=["clearml"])
 
 
 def test_a_tracker_that_cannot_start_is_one_line_and_one_that_fails_later_is_left_out(tmp_path, monkeypatch):
