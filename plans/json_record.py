@@ -108,7 +108,7 @@ def read_stored(path: Path, form: type[Form], kind: str, cure: str) -> Form:
         return _adapter(form).validate_python(document)
 
 
-_adapter = cache(TypeAdapter)
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 @contextmanager
