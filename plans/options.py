@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from medmamba.errors import InputError, unknown_name
-from medmamba.geometry.grid import MOST_VOXELS
 from medmamba.options import Gigabytes, Names, Numbers, Options, PatchSize, option
 from medmamba.plans.cost.machines import MACHINES
 
@@ -120,8 +119,8 @@ class PlanRequest(PlanOptions):
     any_spacing: bool = option(
         False, "Accept spacings outside 0.01 to 100 mm, if all cases have similar ones.", panel="Data"
     )
-    max_voxels: int = option(
-        MOST_VOXELS,
+    max_voxels: int | None = option(
+        None,
         "Largest number of voxels times channels of a file, and of a case on the plan's grid.",
         panel="Data",
         ge=1,

@@ -211,7 +211,7 @@ def _workers(options: PlanRequest) -> int:
 def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Measured:
     spec = read_dataset(dataset, strict=False)
     patients = patients_of(spec, options.group_by)
-    chosen = {name: getattr(options, name) for name in Reading.model_fields if name in PlanRequest.model_fields}
+    chosen = options.model_dump(include=set(Reading.model_fields), exclude_none=True)
     reading = Reading(**chosen, channel_files=spec.channel_files)
     report, fingerprint = measure_dataset(
         spec,
