@@ -67,10 +67,9 @@ class FolderLock:
             except BaseException:
                 os.close(file)
                 raise
-            if not self.shared:
-                record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-                os.ftruncate(file, 0)
-                os.pwrite(file, record, 0)
+            record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+            os.ftruncate(file, 0)
+            os.pwrite(file, record, 0)  # of several that share it, that of the last
         self._file = file
         _held.add(file)
         return self

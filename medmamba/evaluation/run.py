@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -13,6 +15,7 @@ from typing import Any
 
 from medmamba.datasets.table import read_csv
 from medmamba.disk.atomic import write_json, write_text
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import EvaluateOptions
@@ -60,28 +63,33 @@ def run_evaluation(
     """
     options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
-    masks, truth = _paths(folder), _paths(truths)
-    structures, reading = _of_report(folder)
-    if structures is None and options.other is not None:
-        structures, reading = _of_report(options.other)
-    evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading)
-    evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"))
-    comparison = None
-    if options.other is not None:
-        others, both = _paths(options.other), (folder, options.other)
-        second = evaluated(others, structures=evaluation.structures, on_case=partial(on_item, "compare"))
-        first_name, second_name = map(str, both) if folder.name == options.other.name else (path.name for path in both)
-        comparison = compare(evaluation, second, names=(first_name, second_name))
-    groups: Subgroups = {} if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
-    target = Path(output) if output is not None else folder
-    evaluation.write(target)
-    if comparison is not None:
-        comparison.write(target)
-    if groups:
-        write_json(target / "subgroups.json", _summaries(evaluation, groups))
-    drawn = _pictures(evaluation, masks, truth, options, reading)
-    write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
-    return EvaluationResult(evaluation, comparison, groups, drawn, target)
+    with ExitStack() as locks:
+        if os.access(folder / ".lock", os.W_OK):  # where masks are written just now there is one
+            locks.enter_context(FolderLock(folder, shared=True))
+        masks, truth = _paths(folder), _paths(truths)
+        structures, reading = _of_report(folder)
+        if structures is None and options.other is not None:
+            structures, reading = _of_report(options.other)
+        evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading)
+        evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"))
+        comparison = None
+        if options.other is not None:
+            others, both = _paths(options.other), (folder, options.other)
+            second = evaluated(others, structures=evaluation.structures, on_case=partial(on_item, "compare"))
+            first_name, second_name = (
+                map(str, both) if folder.name == options.other.name else (path.name for path in both)
+            )
+            comparison = compare(evaluation, second, names=(first_name, second_name))
+        groups: Subgroups = {} if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
+        target = Path(output) if output is not None else folder
+        evaluation.write(target)
+        if comparison is not None:
+            comparison.write(target)
+        if groups:
+            write_json(target / "subgroups.json", _summaries(evaluation, groups))
+        drawn = _pictures(evaluation, masks, truth, options, reading)
+        write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
+        return EvaluationResult(evaluation, comparison, groups, drawn, target)
 
 
 def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:

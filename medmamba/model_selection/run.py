@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 
 from medmamba.command_options import FindBestOptions
 from medmamba.disk.atomic import write_text
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.confidence import Confidence
@@ -70,7 +72,12 @@ def find_best(
     names = [(name,) for name in folds] + list(combinations(folds, 2))
     candidates = {each: EnsembleCandidate(output_channels) for each in names}
     total, done = sum(len(splits[fold]["val"]) for fold in shared), 0
-    with tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch) as kept:
+    with ExitStack() as stack:
+        for folders in folds.values():  # a fold in training would be another one for each of its cases
+            for fold in shared:
+                stack.enter_context(FolderLock(folders[fold]))
+        folder.keeps(plan)
+        kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch))
         for fold in shared:
             ensembles = {name: load_model(folds[name][fold], choices).ensembles[0] for name in folds}
             readers = {name: stored_cases(folder.preprocessed(name)) for name in folds}

@@ -5,13 +5,19 @@
     RUN/models/<configuration>/fold_<k>/   plan.json model.json train.json metrics.csv checkpoints/
 
 A fold's folder holds its own copy of the plan, so it can be moved away and still predicts.
+
+Who works with the cases locks the part that is filled or read (a fold, RUN/report); who exchanges them locks RUN and
+all those parts. The table of pairs is in docs/how-to/train.md.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import Fold
@@ -51,6 +57,22 @@ class RunFolder:
         if self.plan_path.is_file():
             self.plan_path.replace(self.aside_path)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For whoever exchanges plan and cases; raises InputError while others work with them, and keeps them out."""
+        with ExitStack() as locks:
+            locks.enter_context(FolderLock(self.path, patience_seconds=1.0))  # others hold it for a moment
+            for pattern in ("models/*/fold_*/.lock", "pretrained/*/.lock", "report/.lock"):
+                for lock in sorted(self.path.glob(pattern)):
+                    locks.enter_context(FolderLock(lock.parent))
+            yield
+
+    def keeps(self, plan: Plan) -> None:
+        """For whoever has locked a part of the run; raises InputError if its cases are no longer those of ``plan``."""
+        with FolderLock(self.path, shared=True):
+            if self.read_plan().hash() != plan.hash():
+                raise InputError(f"{self.path} was planned anew in this moment. Start the command again.")
+
     def read_fingerprint(self) -> Fingerprint:
         """The measured facts that the plan was made from."""
         return Fingerprint.read(self.fingerprint_path)
@@ -71,5 +93,9 @@ def is_plan(path: Path, sha256: str) -> bool:
 def read_plan(path: Path) -> Plan:
     """Read and check a plan file."""
     if not path.exists():
+        if path.with_name("plan.before.json").is_file():
+            raise InputError(
+                f"{path.parent}: `medmamba plan` exchanges its cases, or was killed then. Wait, or plan again."
+            )
         raise InputError(f"{path}: not found. Give the folder that `medmamba plan DATASET -o RUN` wrote.")
     return Plan.read(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,6 @@ from medmamba.compute.free_memory import main_memory
 from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_splits
 from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
-from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError
 from medmamba.images import ReadOptions, ending_of
 from medmamba.models.output_channels import OutputChannels
@@ -73,22 +73,28 @@ def plan(
         if name != "auto":
             family(name)  # an unknown name is refused before a case is read
     folder = RunFolder(Path(run))
-    previous = folder.previous_plan()
     if not options.overwrite:
-        _refuse_foreign(folder, previous)
-    measured = _measure(dataset, options, on_item)
-    made = measured.plan(networks[0], previous)
-    measured.write(folder, made, preprocess=True)
-    if options.pilot is not None:
-        from medmamba.planning.pilot import compare
+        _refuse_foreign(folder, folder.previous_plan())
+    with ExitStack() as locks:
+        if known := folder.path.is_dir():  # refused before the cases are measured
+            locks.enter_context(folder.alone())
+        previous = folder.previous_plan()
+        measured = _measure(dataset, options, on_item)
+        made = measured.plan(networks[0], previous)
+        if not known:
+            locks.enter_context(folder.alone())
+        measured.write(folder, made, preprocess=True)
+        if options.pilot is not None:
+            from medmamba.planning.pilot import compare
 
-        decision = compare(folder.path, options.pilot, networks, on_message)
-        before, made = made, measured.plan(str(decision.value), previous, decision)
-        # Preprocessed cases depend on the grid alone, among the numbers that a network decides.
-        grids, grids_before = (
-            {name: plan.configurations[name].spacing_mm for name in measured.to_store(plan)} for plan in (made, before)
-        )
-        measured.write(folder, made, preprocess=grids != grids_before)
+            decision = compare(folder.path, options.pilot, networks, on_message)
+            before, made = made, measured.plan(str(decision.value), previous, decision)
+            # Preprocessed cases depend on the grid alone, among the numbers that a network decides.
+            grids, grids_before = (
+                {name: plan.configurations[name].spacing_mm for name in measured.to_store(plan)}
+                for plan in (made, before)
+            )
+            measured.write(folder, made, preprocess=grids != grids_before)
     for line in measured.warnings:
         on_warning(line)
     return made
@@ -146,17 +152,16 @@ class _Measured:
 
         ``preprocess``: False keeps the cases that are there.
         """
-        with FolderLock(folder.path):
-            remove_leftovers(folder.path)
-            if preprocess:
-                self._preprocess(folder, plan)
-            write_text(folder.fingerprint_path, self.fingerprint.to_json())
-            write_json(folder.splits_path, self.folds)
-            pictures = {name: self.pictures[name] for name in sorted(self.pictures)}
-            page = dataset_page(plan, self.fingerprint, self.folds, self.warnings, pictures)
-            write_text(folder.path / "report" / "dataset.html", page)
-            write_text(folder.plan_path, plan.to_json())
-            folder.aside_path.unlink(missing_ok=True)
+        remove_leftovers(folder.path)
+        if preprocess:
+            self._preprocess(folder, plan)
+        write_text(folder.fingerprint_path, self.fingerprint.to_json())
+        write_json(folder.splits_path, self.folds)
+        pictures = {name: self.pictures[name] for name in sorted(self.pictures)}
+        page = dataset_page(plan, self.fingerprint, self.folds, self.warnings, pictures)
+        write_text(folder.path / "report" / "dataset.html", page)
+        write_text(folder.plan_path, plan.to_json())
+        folder.aside_path.unlink(missing_ok=True)
 
     def _preprocess(self, folder: RunFolder, plan: Plan) -> None:
         ids = [case.case_id for case in self.fingerprint.cases]

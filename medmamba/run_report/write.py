@@ -16,6 +16,7 @@ import numpy as np
 
 from medmamba.command_options import ReportOptions
 from medmamba.disk.atomic import write_json, write_text
+from medmamba.disk.lock import FolderLock
 from medmamba.evaluation.metrics import as_json
 from medmamba.evaluation.overlay import overlay_png
 from medmamba.geometry import Grid
@@ -45,8 +46,9 @@ def write_report(
     """Write RUN/report/index.html and cross_validation.json. Raises InputError as :func:`cross_validate` does."""
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
-    found = cross_validate(folder, ReportOptions.of(options, **changes), on_item)
-    target = folder.path / "report"
+    with FolderLock(target := folder.path / "report"):
+        folder.keeps(plan)
+        found = cross_validate(folder, ReportOptions.of(options, **changes), on_item)
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
     cases = [asdict(score) for score in found.scores]
     for case in cases:

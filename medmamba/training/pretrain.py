@@ -86,6 +86,7 @@ def pretrain(
     target = folder.path / "pretrained" / name
     facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
     with FolderLock(make_folder(target)):
+        folder.keeps(plan)
         remove_leftovers(target)
         if not (options.resume or options.restart):
             refuse_trained(target / "checkpoints")

@@ -161,7 +161,7 @@ def test_parts_may_run_beside_each_other_but_not_beside_the_whole(predictor, ima
     out = tmp_path / "out"
     with FolderLock(out, shared=True):  # as a part holds it
         pipeline.predict(predictor, images, out, part=(1, 2))
-        with pytest.raises(InputError, match="in use by another process"):
+        with pytest.raises(InputError, match="in use by process"):
             pipeline.predict(predictor, images, out)
     with FolderLock(out / ".part-2-of-2"), pytest.raises(InputError, match="in use by process"):
         pipeline.predict(predictor, images, out, part=(2, 2))

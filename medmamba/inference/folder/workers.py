@@ -122,7 +122,9 @@ class Workers:
             case None:
                 yield worker, None
             case ("ready", model):
-                self._model = self._model or model
+                if model != (self._model or model):
+                    raise InputError("The model changed while it was in use. Let its training end, then use --resume.")
+                self._model = model
             case ("say", line):
                 on_message(line)
             case ("refused", error, text):
