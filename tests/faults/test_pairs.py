@@ -38,7 +38,7 @@ REFUSED = {
 }
 """Of each command at work, those that are refused beside it: on the same fold, or on the same output."""
 QUICK = [name for name in REFUSED if name != "export"]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Commands:
