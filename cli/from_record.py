@@ -9,8 +9,6 @@ and the command line wins. ``Annotated[TrainConfig, {"steps": None, "seed": "See
 and no others, with a help text where it differs from the record's.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping

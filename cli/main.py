@@ -1,7 +1,5 @@
 """The ``medmamba`` application: its commands, and errors as lines with an exit code."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated, NoReturn
 

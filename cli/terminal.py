@@ -1,7 +1,5 @@
 """The terminal of a command: it may be closed, interrupt the command, or stop taking its output."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Commands from a dataset to a trained run: demo, plan, train, find-best, report and others, and the conversions."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Checks of the operators' arguments: real floating point tensors on one device, routes that are permutations."""
 
-from __future__ import annotations
-
 import re
 
 import torch

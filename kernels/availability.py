@@ -1,7 +1,5 @@
 """What the compiled backends need, and why one cannot run."""
 
-from __future__ import annotations
-
 import warnings
 from functools import cache
 from importlib.util import find_spec

@@ -4,8 +4,6 @@ The tables are SCAN_BACKENDS, DEFORMABLE_BACKENDS and SSD_BACKENDS in the ``api.
 preferred backend first. Their functions import compiled code at the first call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar

@@ -4,8 +4,6 @@ For a checkout that is used without being installed: an installation compiles th
 (``ext-modules`` in pyproject.toml). The library needs neither torch nor the Python headers.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

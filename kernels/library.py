@@ -1,7 +1,5 @@
 """The compiled CPU kernels: a shared library with the C interface of csrc/abi.h, searched for and loaded once."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import sys

@@ -1,7 +1,5 @@
 """PyTorch operators with gradients, made from the forward and backward functions of a compiled backend."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeGuard
 

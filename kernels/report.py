@@ -1,7 +1,5 @@
 """Report of the scan backends that run on this machine, and of why the others do not."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

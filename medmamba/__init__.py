@@ -5,8 +5,6 @@ The Python API mirrors the commands: :func:`plan`, :func:`train`, :func:`predict
 They are imported on first use, so that ``import medmamba`` costs nothing.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -3,8 +3,6 @@
 Those of plan, train, pretrain, predict, evaluate, export and serve stand in their packages.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """What this machine can run, in lines for people."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterator

@@ -10,8 +10,6 @@ Every message says what was wrong, where, and what to do, in one line. The comma
 with the class's code; no traceback reaches the user unless ``--debug`` asks for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -6,8 +6,6 @@
     medmamba.predict("RUN", "IMAGES", "MASKS", read_recipe("predict.yaml", PredictOptions), fast=True)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

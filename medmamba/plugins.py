@@ -7,8 +7,6 @@ The entry is named as its network and points to the module that registers it (do
 and networks load these modules the first time that one of them is asked for a name which is not medmamba's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module

@@ -6,8 +6,6 @@ learning_rate: 0.001
 class_weights: {tumour: 3}
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection
 from difflib import get_close_matches

@@ -5,8 +5,6 @@ their scans level), so its rules speak about structure size and memory only, and
 wants to know trains two candidates on the same fold and compares them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """A plan in words: each decision with its rule, inputs and reason; and two plans side by side."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any

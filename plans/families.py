@@ -4,8 +4,6 @@ The families themselves are built by medmamba.networks, and medmamba.plans.cost.
 A network of somebody else's package joins by :func:`medmamba.plans.cost.blocks.register_family`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

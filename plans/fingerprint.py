@@ -4,8 +4,6 @@ Shapes and spacings are in canonical array order (i, j, k) of images brought to 
 (1, H, W) or (W, H, 1). Images without millimetres have spacing None; the rules then see :data:`PIXEL_SPACING`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A fold names the cases to train on and those to validate on. Cases of one group 
 never split between the two.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The plan of one grid: the patch, network and batch that fit the memory at a given spacing."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ The text of a record depends on its values alone (fixed key order, shortest exac
 equal bytes. Reading reports every fault of a file at once, each with the path of its field.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Configurations that somebody added to a plan: kept when the dataset is planned anew; other edits are refused."""
 
-from __future__ import annotations
-
 from medmamba.errors import ConfigError
 from medmamba.plans.options import PLANNED
 from medmamba.plans.schema import Configuration, Decision, Plan

@@ -5,8 +5,6 @@ either not mirrored, or mirrored with the labels of each pair exchanged. In RAS+
 patient's right.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

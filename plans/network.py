@@ -1,7 +1,5 @@
 """The numbers of a network for one patch: stem, strides, widths, blocks and scan, from a family and a pooling plan."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod

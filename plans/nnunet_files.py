@@ -5,8 +5,6 @@ transposition both agree, and patches, spacings and strides are taken over as th
 have the same order in both. Files of nnU-Net 2.2 and newer are read (those with an "architecture" entry).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ What is done to the voxels is one function per name in medmamba/preprocessing/no
 further normalisation is a row here and a function there, see docs/how-to/add-a-normalisation.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 PERCENTILES = (0.5, 99.5)

@@ -3,8 +3,6 @@
 The cost of a patch and the planning of a grid are handed in, so that the searches serve any network.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

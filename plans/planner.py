@@ -4,8 +4,6 @@ nnU-Net's rules decide spacing, axis order, normalisation and which configuratio
 batch follow from the memory model of the chosen network.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace

@@ -4,8 +4,6 @@ The rules are nnU-Net's (2.8.1), stated in our own words. In the plan the coarse
 2D configuration leaves it out, and an anisotropic 3D network treats it gently, so it must be the slice axis.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -14,8 +14,6 @@ q reads at::
 Outside the image there are zeros. In 3D the same rule holds with 27 taps of four numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

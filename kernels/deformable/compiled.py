@@ -3,8 +3,6 @@
 Triton is imported at the first launch of a kernel (`triton_kernels.py`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

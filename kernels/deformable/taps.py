@@ -1,7 +1,5 @@
 """The deformable convolution in torch operations, tap by tap: the reference, and the form that bounds its memory."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from functools import partial

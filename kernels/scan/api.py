@@ -1,7 +1,5 @@
 """The selective scan: `routed_scan` along routes through an image, and `selective_scan` in mamba_ssm's layout."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

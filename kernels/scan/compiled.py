@@ -3,8 +3,6 @@
 The library is loaded at the first call, never at import. The Triton backend: `triton_launch.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, get_type_hints
 

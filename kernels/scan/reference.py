@@ -6,8 +6,6 @@ all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s positi
 are formed, so decay that underflows gives zero and not NaN. In the backward pass each chunk is computed again.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -12,8 +12,6 @@ strong the decay. The torch operations are plain and differentiable: second deri
 nothing special.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

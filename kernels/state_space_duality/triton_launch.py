@@ -3,8 +3,6 @@
 Imported at the first call of the backend, as it needs Triton.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """LICENSE, README and metadata.json of a bundle, made from its author's model card."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version

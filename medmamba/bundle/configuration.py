@@ -1,7 +1,5 @@
 """A bundle's configs/inference.json and configs/train.json: prediction and training as MONAI configurations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any

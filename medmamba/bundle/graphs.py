@@ -1,7 +1,5 @@
 """Add TorchScript, torch.export or ONNX files to a bundle, each proved against the network in a process of its own."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

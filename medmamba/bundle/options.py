@@ -1,7 +1,5 @@
 """The options of `medmamba export`: the model card, what is exported, and what it is checked on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 

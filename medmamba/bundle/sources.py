@@ -6,8 +6,6 @@ that need torch, MONAI, numpy and scipy alone. A network of another package come
 and what that imports from its own package are copied to ``scripts/external/``.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

@@ -1,7 +1,5 @@
 """``medmamba export RUN -o BUNDLE``: write the folder beside its place, check it, and only then give it its name."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

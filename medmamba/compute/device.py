@@ -1,7 +1,5 @@
 """Where a network runs and at which precision, and whether the memory there ran out."""
 
-from __future__ import annotations
-
 import os
 from contextlib import AbstractContextManager, nullcontext
 

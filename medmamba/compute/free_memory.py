@@ -1,7 +1,5 @@
 """Main memory of this machine: what is free, and what there is."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

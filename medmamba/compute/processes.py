@@ -1,7 +1,5 @@
 """Processes that work for another one: what they do about signals and about its end, and how they ended, in words."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """The check of a dataset: every case is read once, and all problems are reported together."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Callable

@@ -5,8 +5,6 @@ it is written; when anything is wrong, all problems are reported and there is no
 lose names and free text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -6,8 +6,6 @@ list says CASE.nii.gz for the files CASE_0000.nii.gz, CASE_0001.nii.gz, ...
 Source: http://medicaldecathlon.com, dataset.json of the ten tasks; Antonelli et al., Nat Commun 13:4128 (2022).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """dataset.json of any layout: JSON read strictly, the keys that all share, and the rules for names and paths in it."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

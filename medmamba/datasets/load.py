@@ -1,7 +1,5 @@
 """Reading of one case, with every check that it must pass before anything is computed from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Source: documentation/dataset_format.md, region_based_training.md and ignore_lab
 Class names in the file (overwrite_image_reader_writer) are never imported, and variables in paths never replaced.
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from dataclasses import replace

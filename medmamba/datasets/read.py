@@ -1,7 +1,5 @@
 """The description of a dataset in any layout, read from a folder or a table as a DatasetSpec."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a dataset holds, whatever its layout on disk: channels, labels, and the files of each case."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 

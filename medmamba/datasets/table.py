@@ -8,8 +8,6 @@ channels, ``label``, and if wanted ``group`` (patient), ``split`` (train or test
 labels annotated in the case, separated by ;).
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import replace

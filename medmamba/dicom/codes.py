@@ -3,8 +3,6 @@
 docs/how-to/export-a-model.md has an example. A label that is not listed becomes "Tissue" under its own name.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -6,8 +6,6 @@ A label with holes is written as CLOSEDPLANAR_XOR, any other as CLOSED_PLANAR.
 Source: DICOM PS3.3 A.19 (RT Structure Set IOD), C.8.8.5, C.8.8.6 and C.8.8.8.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path

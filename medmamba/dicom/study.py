@@ -5,8 +5,6 @@ caller chooses, and the error lists them. A series of several stacks or phases i
 of a volume (reports, segmentations, structure sets, captures, scouts) is left aside, with a count.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections import defaultdict

@@ -10,8 +10,6 @@ A full disk, a read-only folder and a missing right end in one ResourceError lin
 ``MEDMAMBA_CRASH_AT=replace:3`` kills the process at the third rename: the tests walk through all such points.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

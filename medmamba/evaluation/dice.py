@@ -1,7 +1,5 @@
 """The Dice coefficient of two masks, and of the output channels of a network."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

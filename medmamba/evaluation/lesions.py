@@ -1,7 +1,5 @@
 """Lesion-wise detection: connected components of the truth that were found, and false ones of the prediction."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

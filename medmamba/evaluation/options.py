@@ -1,7 +1,5 @@
 """The options of `medmamba evaluate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """A small 2D image of one case: the slice where truth and prediction differ most, both outlined."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The evaluation of a folder of masks, every metric per case and structure, and paired differences of two folders."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """``medmamba evaluate``: folders of masks in, tables and a page out."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

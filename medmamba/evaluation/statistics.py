@@ -1,7 +1,5 @@
 """Means with intervals, and tests of paired differences, over the cases of an evaluation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ Which of the eight corners of a 2x2x2 block of voxels lie inside the mask is the
 (0, 0, 0) as bit 7 and (1, 1, 1) as bit 0; of 2x2 pixels the code has 4 bits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

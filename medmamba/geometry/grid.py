@@ -1,7 +1,5 @@
 """The grid of an image: shape and affine, in the conventions of docs/explanation/geometry.md."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache

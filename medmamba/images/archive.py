@@ -1,7 +1,5 @@
 """Unpacking of zip archives of images, never beyond the folder given."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

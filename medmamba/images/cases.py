@@ -1,7 +1,5 @@
 """The cases that a file, a folder or a list of files holds, with the file names of their masks."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -8,8 +8,6 @@ Values are checked before they are cast, never after: 258 must not become 2, and
 by slab, so that scaling needs no second copy of the image in float64.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

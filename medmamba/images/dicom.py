@@ -8,8 +8,6 @@ Source of the geometry: DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1. World axe
 Source of the SOP classes: PS3.4 B.5; a file without preamble: PS3.10 7.1.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -4,8 +4,6 @@ A new format is one module (see checked.py for what it has) and one row of ``FOR
 adds its row with :func:`register_format`. docs/how-to/add-an-image-format.md has an example.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 They pass the same checks of geometry and voxels as files do. Neither library is imported unless its images are used.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Source: the MetaIO documentation of ITK (https://itk.org/Wiki/ITK/MetaIO/Documentation). World axes are LPS.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ A mask gets the header of the image it belongs to, geometry only, bit for bit: d
 their codes and quaternions, units, byte order. It is read again through the same gate before it gets its name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain

@@ -3,8 +3,6 @@
 Source: https://teem.sourceforge.net/nrrd/format.html. Text that people wrote into a header (key:=value) is never kept.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

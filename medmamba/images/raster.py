@@ -5,8 +5,6 @@ says (EXIF 2.3 and TIFF 6.0, tag 0x0112). Pillow decodes the pixels; what it wou
 of a PNG, several pages, 16-bit colours that it would cut to 8 bits.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

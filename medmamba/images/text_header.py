@@ -4,8 +4,6 @@ The fields are parsed and the voxels unpacked here and not by SimpleITK, because
 formats without an error (docs/explanation/own-code.md has the measurements).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod

@@ -3,8 +3,6 @@
 Each foreground label of the first stage becomes one channel of zeros and ones, as in nnU-Net, behind the image's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any

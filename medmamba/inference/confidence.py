@@ -1,7 +1,5 @@
 """Uncertainty of a prediction: entropy of its foreground, and agreement of the networks of an ensemble."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Estimate of the memory that a prediction needs, and whether its planes go to disk."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from math import prod

@@ -1,7 +1,5 @@
 """The options of prediction: how a model predicts one image, and what `medmamba predict` does with many."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from medmamba.inference.patch_positions import FAST_STEP, STEP

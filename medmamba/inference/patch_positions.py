@@ -1,7 +1,5 @@
 """First voxels of the patches of a sliding window."""
 
-from __future__ import annotations
-
 from math import ceil
 
 STEP = 0.5

@@ -4,8 +4,6 @@ Patches are visited along the first axis, so a plane is finished as soon as no l
 planes as a patch is thick are ever held, whatever the length of the image.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

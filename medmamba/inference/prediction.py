@@ -1,7 +1,5 @@
 """What a prediction gives back: the mask, what is known about it and what made it, and ways to write it down."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

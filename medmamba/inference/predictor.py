@@ -1,7 +1,5 @@
 """The predictor: loads a trained model once and turns images into masks on their own grid."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

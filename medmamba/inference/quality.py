@@ -5,8 +5,6 @@ that no mask should be made. Thresholds are deliberately wide: they are to catch
 damaged scale or a lost header, not a slightly different protocol.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

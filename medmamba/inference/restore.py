@@ -4,8 +4,6 @@ Interpolation is linear and separable: between two planes, then inside them. A b
 cache up to the decision which class is largest, so the logits of the image's own grid never exist as a whole.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """A network on its device: one caller at a time, and out of memory is not the end."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

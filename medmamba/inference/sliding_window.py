@@ -4,8 +4,6 @@ MONAI's window places its last patch against the border and so gives the border 
 nnU-Net spreads the patches evenly. The positions and weights here are nnU-Net's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A change (a threshold, a cleaning step) is taken when the mean Dice of one struc
 Structures are the labels of softmax heads and the regions of sigmoid heads.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -4,8 +4,6 @@ Everything is measured on the plan's grid, on validation cases, each predicted b
 Folds that are not trained are left out. What wins is written to RUN/best.json, and predict uses it from then on.
 """
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Callable, Sequence

@@ -8,8 +8,6 @@
 A generation is written beside its place and renamed as a whole, so a killed run never leaves half a checkpoint.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

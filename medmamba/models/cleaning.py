@@ -1,7 +1,5 @@
 """Post-processing of label maps: of one label, only the largest connected component is kept, or small ones go."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The network that a configuration asks for: the plan's numbers as arguments of the registry."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from medmamba.errors import ConfigError

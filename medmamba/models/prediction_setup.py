@@ -1,7 +1,5 @@
 """What `medmamba find-best` chose on cross-validation, stored as JSON in the run and applied by every prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal

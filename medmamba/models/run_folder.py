@@ -10,8 +10,6 @@ Who works with the cases locks the part that is filled or read (a fold, RUN/repo
 all those parts. The table of pairs is in docs/how-to/train.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """Trained folds on disk: the record beside their weights (model.json), those that predict together, and the weights."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 Every family is imported here; the families know only the table they register in (``planned/registry.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

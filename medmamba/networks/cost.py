@@ -3,8 +3,6 @@
 torch's own counter counts multiply-accumulates where they are computed, and every scan reports its state updates.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ peaks (Science 344:1492). Here a token is a slice (or a patch), to mask in pretr
     D_ij = ||x_i - x_j||;  d_i = sum_j exp(-D_ij^2);  s_i = min over the denser j of D_ij;  gamma_i = d_i * s_i
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 

@@ -4,8 +4,6 @@ The difference between a network with two blocks and one with one in its coarses
 medmamba.plans.cost.blocks describes it: numbers kept for the backward pass a d + b per token, weights p d^2 + q d.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import Any

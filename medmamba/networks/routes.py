@@ -8,8 +8,6 @@ flat row-major token indices in the order in which route k visits them. Every ro
 [0, 3, 1, 4, 2, 5]
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import permutations

@@ -4,8 +4,6 @@
 device, else torch operations (``torch``). ``reference`` is a plain loop over time, for tests. Source: medmamba.kernels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Plan files on disk from nnU-Net's format to ours and back; the translation itself is medmamba.plans.nnunet_files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from medmamba.disk.atomic import write_text

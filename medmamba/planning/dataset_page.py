@@ -1,7 +1,5 @@
 """RUN/report/dataset.html: what was measured, 2D images of cases, warnings, the plan and its reasons, in one file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

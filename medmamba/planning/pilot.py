@@ -1,7 +1,5 @@
 """`medmamba plan --pilot MINUTES`: candidate networks trained briefly on one fold, compared case by case."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """`medmamba plan`: from a dataset on disk to a run folder with a plan, folds, preprocessed cases and a report."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 The order is nnU-Net's (crop, normalise, resample), so that statistics come from the image's own voxels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

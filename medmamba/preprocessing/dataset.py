@@ -1,7 +1,5 @@
 """Preprocessing of all cases of a dataset into the folder that training reads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Label values of a dataset (any integers) and the label indices 0..n-1 that networks work with."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

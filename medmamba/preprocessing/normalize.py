@@ -6,8 +6,6 @@ An image is normalised a few planes at a time, so that no second copy of it is n
 sums over planes in the order of the plan's axes: the same image stored in another order has the same ones, to the bit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

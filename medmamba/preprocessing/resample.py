@@ -4,8 +4,6 @@ A cubic spline is linear in its samples and separable, so along one axis it is a
 once per pair of lengths, and each volume then costs three matrix products, the first two plane by plane.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Dice of each trained fold on the cases it was not trained on, on the plan's grid, and the worst and best of them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

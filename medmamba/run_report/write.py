@@ -4,8 +4,6 @@ A volume (I, J, K) lies in the page as one PNG of I slices below each other: red
 the prediction. The viewer (pages/templates/viewer.js) reads the pixels back and draws any slice along any axis.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The options of `medmamba serve`."""
 
-from __future__ import annotations
-
 from medmamba.inference.options import ModelOptions, PredictorOptions
 from medmamba.options import DEVICE_TEXT, Names, option
 

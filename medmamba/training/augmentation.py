@@ -6,8 +6,6 @@ batch at once.
 Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import atan2, ceil, cos, radians, sin

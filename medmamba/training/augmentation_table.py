@@ -5,8 +5,6 @@ data workers apply MONAI's transforms to one image at a time, a GPU the function
 Source of the figures: nnU-Net v2, ``nnUNetTrainer.get_training_transforms``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

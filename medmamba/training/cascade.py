@@ -4,8 +4,6 @@ A case's first-stage labels come from the fold that has not trained on it, so th
 like those it will meet. In training they are disturbed: grown or shrunk, and components removed (nnU-Net's figures).
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

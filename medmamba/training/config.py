@@ -1,7 +1,5 @@
 """The recipe of a training: length, optimisation, data and machine. Each field is an option of ``medmamba train``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Each rank computes its own part of every batch. Sums of the loss and gradients a
 that of one process with the same total batch. In a single process every function here does nothing.
 """
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 from typing import Any

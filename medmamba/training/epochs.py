@@ -1,7 +1,5 @@
 """A fold in training, epoch by epoch: what it is trained on, its validation, metrics, best epoch and patience."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A fold of a planned run in training: choices checked, network built, folder locked and written, then the loop."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Several folds in one command: one after the other, or side by side on several devices."""
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 from collections.abc import Callable, Mapping, Sequence

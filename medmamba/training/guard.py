@@ -1,7 +1,5 @@
 """Guards of a training: steps that are not finite, networks that predict nothing, too little memory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

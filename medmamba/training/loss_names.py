@@ -4,8 +4,6 @@ A further loss is one function of :class:`medmamba.training.losses.LossInputs` a
 else's package needs no row: its name is ``package.module:function``.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable

@@ -4,8 +4,6 @@ One implementation serves softmax and sigmoid channels. Voxels to ignore, and ch
 are multiplied by exactly zero before anything is summed, so their gradient is exactly zero.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

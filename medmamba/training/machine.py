@@ -1,7 +1,5 @@
 """The machine of a training: what ``auto`` is on it, deterministic algorithms, memory used, and interrupts."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

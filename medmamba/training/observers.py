@@ -5,8 +5,6 @@ A tracker that fails when it is opened is an error before training begins; one t
 warning, so that no training is lost to a server.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import warnings

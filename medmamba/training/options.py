@@ -3,8 +3,6 @@
 Imports nothing heavy: the command line is made from these records.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

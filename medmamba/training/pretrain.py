@@ -6,8 +6,6 @@ then the start of a training (--init).
 Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slices in place of frames of a motion.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One optimiser step, finite or not at all; its learning rate, torch.compile (--compile), averaged weights (--ema)."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

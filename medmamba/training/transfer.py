@@ -4,8 +4,6 @@ Which tensors belong to the output or the image channels is not guessed from nam
 memory, with one class or one channel more, and the tensors whose shapes change are the ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch

@@ -5,8 +5,6 @@ batches never depends on timing. A worker that dies or falls silent is named (ca
 its batch again; the training process itself does not, because it would die or hang too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

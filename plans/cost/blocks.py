@@ -7,8 +7,6 @@ whole training steps against these numbers.
 A network of another package joins by :func:`register_family`, with its own cost or that of a family it resembles.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ tests/plans/test_memory.py compares weights and memory with built networks, test
 multiply-accumulates and state updates with those that run.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The machines that plans are timed for: the rates that whole training steps reach on each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from medmamba.errors import ConfigError, unknown_name

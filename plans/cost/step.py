@@ -7,8 +7,6 @@ pass has twice as many multiply-accumulates as the forward pass, and kept bytes 
 again by everything between the matrix products. Augmentation, validation and checkpoints are not in it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

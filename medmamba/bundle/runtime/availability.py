@@ -1,7 +1,5 @@
 """Shipped in bundles in place of medmamba.kernels.availability: the copied operators run as torch operations."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -1,7 +1,5 @@
 """Shipped in bundles: the list of images in a folder, named as nnU-Net names them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

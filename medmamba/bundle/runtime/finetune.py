@@ -1,7 +1,5 @@
 """Shipped in bundles: labels on the plan's grid and the loss of every fold, for configs/train.json."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ traced at the patch size of the plan. torch.export and ONNX take any batch size,
 strides; of a scan they write down every step, which holds it at the plan's patch size.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

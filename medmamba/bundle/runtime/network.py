@@ -1,7 +1,5 @@
 """Shipped in bundles: one trained network per fold, whose logits are averaged."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 ``OPERATORS`` says which run. Both compute the same; the compiled ones are several times faster.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width

@@ -3,8 +3,6 @@
 In a bundle this file replaces ``medmamba.plans.schema``, which needs pydantic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

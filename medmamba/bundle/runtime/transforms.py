@@ -3,8 +3,6 @@
 They stand between a plain LoadImaged and SaveImaged; the way back travels as text in the image's metadata (``TRAIL``).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ OUT/reports/<case>.json      how it was made; written after the mask, so a mask 
 OUT/report.json              the model and all cases, those that failed with the reason
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable, Sequence

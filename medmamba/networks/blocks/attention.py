@@ -6,8 +6,6 @@ Sizes that the window does not divide are padded at the end; padded tokens form 
 attends to. A window larger than the grid shrinks to it and is not shifted along that axis.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod

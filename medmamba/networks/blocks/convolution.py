@@ -5,8 +5,6 @@ Source: Isensee et al. 2021, nnU-Net (arXiv:1904.08128), online methods; residua
 (B, *S, C) without a copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ learned weights: an adaptive, group-wise weighted sum (``medmamba.kernels.deform
 the linear maps around it. The weights are used as they are: no softmax, no bound.
 """
 
-from __future__ import annotations
-
 from math import prod
 from typing import Any
 

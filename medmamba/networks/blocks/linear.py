@@ -5,8 +5,6 @@ torch hands them to MKL, which on AMD's processors does without AVX-512: 105 aga
 ``linear``. Same values but for the order of summation.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Feature maps with 2 or 3 spatial axes: memory layouts, padding and cropping, depthwise convolutions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -4,8 +4,6 @@ Source: VM-UNet (arXiv:2402.02491), section 3.1; merging after Swin (arXiv:2103.
 (arXiv:2105.05537). With strides of 2 per axis in 2D these are the published layers, parameter for parameter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 from math import prod

@@ -1,7 +1,5 @@
 """Parts of residual blocks: norms, the pre-norm branch with stochastic depth (arXiv:1603.09382), the two-layer MLP."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

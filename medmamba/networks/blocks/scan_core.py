@@ -14,8 +14,6 @@ For route k and a token with features u (E), with outputs added over the routes 
 The projections act on each token alone, so they run once, in spatial order, and only the scan reads the routes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ Glossary: C width of the block, E = expand * C inner width; (B, *S, C) is a chan
 (D, H, W).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

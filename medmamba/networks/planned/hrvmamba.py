@@ -11,8 +11,6 @@ before the last part and a squeeze-and-excitation gate after the scan. Planned, 
 i, because the published stride 4 is too coarse for thin and small structures.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod

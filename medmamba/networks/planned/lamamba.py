@@ -6,8 +6,6 @@ modulated by a condition (diffusion's time and class); a segmentation network ha
     x = x + scan(LN(x));   x = x + window_attention(LN(x));   x = x + MLP(LN(x))
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

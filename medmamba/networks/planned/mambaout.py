@@ -5,8 +5,6 @@ Source: Yu and Wang 2024, MambaOut: Do we really need Mamba for vision? (arXiv:2
     block(x) = x + DropPath( fc2( GELU(g) * [i | depthwise(c)] ) ),   [g | i | c] = fc1( LayerNorm(x) )
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

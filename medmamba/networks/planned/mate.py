@@ -11,8 +11,6 @@ Mamba-2 has one decay per head, A one number per token:
     S_i = exp(A_i) S_{i-1} + X_i (x) B_i,   Y_i = S_i C_i        per head: S (p, N)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -12,8 +12,6 @@ With K = 4 routes cv lies in [2/3, 2] (Cauchy-Schwarz), in general in [sqrt(K)/(
 lower end closes nothing and is a positive factor; only a larger one screens routes out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

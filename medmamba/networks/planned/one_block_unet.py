@@ -4,8 +4,6 @@ Only for run folders and bundles that were written then. They are made of the bl
 imported when one is built, because it takes a process as much memory as torch itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Source: Isensee et al. 2021 (arXiv:1904.08128); dynamic-network-architectures 0.
 tests/networks/test_nnunet_networks.py compares. Strides, widths, kernels and blocks are the plan's.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 

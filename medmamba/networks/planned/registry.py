@@ -8,8 +8,6 @@ annotation::
     def my_blocks(topology: Topology, rate: Rate, *, state_size: Count = 16, expand: WidthRatio = 1.0): ...
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature

@@ -4,8 +4,6 @@ Source: Isensee et al. 2024 (arXiv:2404.09556; its presets M, L and XL differ in
 otherwise as :mod:`~.plain_unet`.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import prod

@@ -3,8 +3,6 @@
 Source: Xing et al. 2024, SegMamba (arXiv:2401.13560), section 2.3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Mixers per stage: the scans, windows and kernels that a family puts at each resolution of a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """U-Mamba in its planned forms: a residual U-Net with one-way Mamba in the bottleneck, or in every encoder stage."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from medmamba.networks.blocks.residual import PreNorm

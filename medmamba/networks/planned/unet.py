@@ -5,8 +5,6 @@ What happens inside a stage is handed in as a factory of blocks. No weight depen
 4 x 4 patches the published networks lose structures a few voxels wide, and a scan at full resolution is expensive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod

@@ -14,8 +14,6 @@ Glossary: L tokens, d width, E = expand * d inner width, N state size, R rank of
 Running backwards is a route, not a flip, and a causal convolution of the flipped sequence is the mirrored convolution.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """VM-UNet in its planned form: gated scan blocks in the U-Net frame."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from medmamba.networks.blocks.vss import VSSBlock

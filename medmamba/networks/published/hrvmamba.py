@@ -3,8 +3,6 @@
 Source: Zhang et al. 2024, HRVMamba (arXiv:2410.03174); HRNet (arXiv:1908.07919) for the branches and their fusion.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn

@@ -3,8 +3,6 @@
 Source: Fu et al. 2024, LaMamba-Diff (arXiv:2408.02615), sections 3.2 and 3.3, and its public code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Source: Yu and Wang 2024, MambaOut: Do we really need Mamba for vision? (arXiv:2405.07992), and its public code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise

@@ -4,8 +4,6 @@ First the blocks whose parameters begin with a prefix, then the networks, then w
 tells (MHS-VM's threshold, where Vim reads its class token) is the published choice.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Source: Zhu et al. 2024, Vision Mamba (arXiv:2401.09417), algorithm 1, and its public code.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -4,8 +4,6 @@ Source: Ruan and Xiang 2024, VM-UNet: Vision Mamba UNet for medical image segmen
 public code. docs/reference/network-vm-unet.md says what is kept as it was, because published weights depend on it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn

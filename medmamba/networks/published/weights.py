@@ -3,8 +3,6 @@
 What was loaded, adapted, left over and missing is counted and named; a file of which nothing fits is an error.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import re
