@@ -24,7 +24,6 @@ from medmamba.networks.planned.mambaout import GatedCNNBlock
 from medmamba.networks.planned.mhs_vm import HEADS, MHSMixer, MultiHeadScan
 from medmamba.networks.planned.vim import BidirectionalMamba
 from medmamba.networks.published import presets
-from medmamba.networks.published.lamamba import ConditionedBlock, PublishedLaMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.presets import Shapes, count, first, mixer_prefixes, ss2d
 from medmamba.networks.published.vim import PublishedVim
@@ -33,6 +32,7 @@ from medmamba.networks.published.vm_unet import PublishedVMUNet
 from .descriptions import check_options
 from .golden import Golden
 from .original_names import mhs_original, vim_original, vm_unet_original
+from .published_lamamba import ConditionedBlock, PublishedLaMamba
 from .published_mamba2 import Mamba2
 from .published_sizes import MAMBAOUT, VIM
 from .subject import Subject

@@ -29,13 +29,13 @@ from medmamba.networks.planned.mambaout import GatedCNNBlock
 from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
 from medmamba.networks.planned.vim import BidirectionalMamba
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
-from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import PublishedVMUNet
 from parity.compare import compare, main, summary
 from parity.original_names import mamba2_original, mhs_original, vim_original, vm_unet_original
 
+from .published_lamamba import PublishedLaMamba
 from .published_mamba2 import Mamba2
 
 STORED = Path(__file__).parents[2] / "tests" / "data" / "parity"

@@ -14,10 +14,10 @@ from medmamba.networks.blocks.scan_core import ScanCore
 from medmamba.networks.planned.hrvmamba import DSS, DVSSBlock
 from medmamba.networks.planned.mhs_vm import MHSMixer, MultiHeadScan
 from medmamba.networks.published.hrvmamba import PublishedHRVMamba
-from medmamba.networks.published.lamamba import PublishedLaMamba
 from medmamba.networks.published.mambaout import PublishedMambaOut
 from medmamba.networks.published.vim import PublishedVim
 from medmamba.networks.published.vm_unet import DEPTHS, PublishedVMUNet
+from tests.parity.published_lamamba import PublishedLaMamba
 from tests.parity.published_sizes import HRVMAMBA as HRV
 from tests.parity.published_sizes import MAMBAOUT, VIM
 
