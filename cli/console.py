@@ -1,7 +1,5 @@
 """Console output of the commands: lines, progress with the time left, and with ``--json`` one object on stdout."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -101,14 +99,14 @@ def is_first_process() -> bool:
 
 
 @contextmanager
-def training_progress() -> Iterator[Callable[[StepReport], None]]:
+def training_progress() -> "Iterator[Callable[[StepReport], None]]":
     """A bar with loss, Dice, speed and time left; plain lines off a terminal."""
     if not is_first_process():
         yield lambda report: None
         return
     smooth: float | None = None
 
-    def line(report: StepReport) -> str:
+    def line(report: "StepReport") -> str:
         nonlocal smooth
         smooth = report.loss if smooth is None else 0.95 * smooth + 0.05 * report.loss
         dice = "" if report.validation_dice is None else f"  Dice {report.validation_dice:.3f}"
@@ -120,7 +118,7 @@ def training_progress() -> Iterator[Callable[[StepReport], None]]:
     if not console.is_terminal:
         last = -PLAIN_LINE_SECONDS
 
-        def plain(report: StepReport) -> None:
+        def plain(report: "StepReport") -> None:
             nonlocal last
             text = line(report)
             if report.seconds - last >= PLAIN_LINE_SECONDS or report.progress >= 1:

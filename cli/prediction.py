@@ -1,7 +1,5 @@
 """Commands that use a trained model: predict, reproduce, evaluate, dicom-seg, export, serve."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +8,10 @@ import typer
 from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.cli.console import Answer, console, report_warnings, stages
 from medmamba.cli.terminal import resumable
-from medmamba.command_options import DicomSegOptions, ReproduceOptions
+from medmamba.command_options import DicomSegOptions, ReproduceOptions, ServeOptions
 from medmamba.errors import PartialError
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.inference.options import PredictOptions
-from medmamba.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from medmamba.evaluation.report import Evaluation
@@ -147,7 +144,7 @@ def serve(model: Model, options: ServeOptions) -> Answer:
     return {"stopped": True}
 
 
-def dice_lines(evaluation: Evaluation) -> list[str]:
+def dice_lines(evaluation: "Evaluation") -> list[str]:
     """Dice per case (rows) and label (columns) with the means below, as aligned text."""
     from medmamba.pages.render import number
     from medmamba.plans.explain import aligned

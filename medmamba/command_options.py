@@ -1,6 +1,6 @@
-"""Options of the commands that have few: demo, explain, info, find-best, report, reproduce, dicom-seg and conversions.
+"""Options of the commands that have few: demo, explain, info, find-best, report, reproduce, serve, dicom-seg, convert.
 
-Those of plan, train, pretrain, predict, evaluate, export and serve stand in their packages.
+Those of plan, train, pretrain, predict, evaluate and export stand in their packages.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from medmamba.inference.options import MIRROR_TEXT, NO_MIRROR_TEXT
+from medmamba.inference.options import MIRROR_TEXT, NO_MIRROR_TEXT, ModelOptions, PredictorOptions
 from medmamba.options import DEVICE_TEXT, SCAN_BACKEND_TEXT, Names, Options, ScanBackend, option, value_text
 
 DEMO_MINUTES = 8.0
@@ -115,3 +115,30 @@ class ConvertWeightsOptions(Options):
     family: Literal["vm_unet", "vmamba_v0", "mhs_vm", "hrvmamba", "vim", "mambaout"] = option(
         ..., "Published network of the checkpoint."
     )
+
+
+class ServeOptions(ModelOptions):
+    """The choices of :func:`medmamba.serving.app.run_service`."""
+
+    host: str = option(
+        "127.0.0.1", "Address to listen on. There is no authentication: do not expose it.", panel="Service"
+    )
+    port: int = option(8000, "Port; 0 takes a free one.", panel="Service", ge=0, le=65535)
+    devices: Names = option(
+        ("auto",),
+        f"{DEVICE_TEXT.rstrip('.')}; repeat for several, each with its own queue.",
+        panel="Service",
+        flag="--device",
+    )
+    upload_mb: int = option(512, "Largest upload, in MB.", panel="Service", flag="--max-upload", ge=1)
+    waiting: int = option(
+        8, "Largest number of images that wait in the queue of a device.", panel="Service", flag="--max-waiting", ge=1
+    )
+    memory_limit_gib: float | None = option(
+        None, "Largest memory in GiB of one image; others are refused.", panel="Service", flag="--max-memory", ge=0
+    )
+
+    def of_predictor(self, device: str) -> PredictorOptions:
+        """The options of the predictor on one of the devices."""
+        shared = {name: getattr(self, name) for name in (*ModelOptions.model_fields, "memory_limit_gib")}
+        return PredictorOptions(device=device, **shared)

@@ -1,7 +1,5 @@
 """`medmamba demo`: plan, train, predict and evaluate on a small real dataset, with an overview image."""
 
-from __future__ import annotations
-
 import io
 import resource
 import time
@@ -28,7 +26,7 @@ COLUMNS, LINE = 5, 16
 class DemoResult:
     """What the demo found, and where it is."""
 
-    evaluation: Evaluation
+    evaluation: "Evaluation"
     masks: Path
     overview: Path
     seconds: dict[str, float]
@@ -50,10 +48,10 @@ def example_data() -> Path:
 
 
 def run_demo(
-    options: DemoOptions,
+    options: "DemoOptions",
     *,
     on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_step: "Callable[[StepReport], None]" = lambda report: None,
 ) -> DemoResult:
     """Train on the dataset's training list, predict its test list and compare with ``labelsTs``.
 
@@ -98,7 +96,7 @@ def run_demo(
     return DemoResult(found.evaluation, masks, overview, seconds, peak)
 
 
-def _overview(evaluation: Evaluation, pictures: Mapping[str, bytes]) -> bytes:
+def _overview(evaluation: "Evaluation", pictures: Mapping[str, bytes]) -> bytes:
     """PNG of the outlined slices of evaluation.html, several in a row, each below its case's name and Dice."""
     from PIL import Image, ImageDraw
 

@@ -7,8 +7,6 @@ so does Python. A value may be given as the text of the command line wherever it
         patches_per_batch: int = option(1, "Patches that go through the network together.", panel="Speed", ge=1)
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +65,7 @@ class Options(BaseModel):
         return value
 
     @classmethod
-    def of(cls, base: Options | None = None, /, **changes: Any) -> Self:
+    def of(cls, base: "Options | None" = None, /, **changes: Any) -> Self:
         """The record with ``changes`` over the fields that were given to ``base``, all checked again.
 
         ``base`` may be of a record that has further fields; they are left out.

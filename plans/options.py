@@ -1,7 +1,5 @@
 """Options of planning, which replace a rule and are stored in the plan, and the length of a training."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -4,8 +4,6 @@ Axis order: ``axis_order`` maps canonical array axes (i, j, k) to the plan's axe
 (spacing, shapes, patch, strides, kernels) is in the plan's axes, and a 2D configuration leaves out the first of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal, Self

@@ -1,7 +1,5 @@
 """What a training step may take of memory and time, what it takes, and the batch size that this allows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +65,7 @@ class TrainingStep:
     patch_size: tuple[int, ...]
 
     @classmethod
-    def of(cls, task: PlanTask, pooling: PoolingPlan, stem: Stem) -> TrainingStep:
+    def of(cls, task: PlanTask, pooling: PoolingPlan, stem: Stem) -> "TrainingStep":
         network = network_plan(task.family, pooling, stem=stem, use_scan=task.options.use_scan)
         return cls(task, network, pooling.patch_size)
 

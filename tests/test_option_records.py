@@ -19,6 +19,7 @@ from medmamba.command_options import (
     InfoOptions,
     ReportOptions,
     ReproduceOptions,
+    ServeOptions,
 )
 from medmamba.errors import ConfigError, InputError
 from medmamba.evaluation.options import EvaluateOptions
@@ -26,7 +27,6 @@ from medmamba.inference.options import PredictOptions
 from medmamba.options import Folds, Gigabytes, Integers, Names, NumbersByName, Options, option
 from medmamba.plans.options import PlanRequest
 from medmamba.recipe import read_recipe
-from medmamba.serving.options import ServeOptions
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PretrainOptions, TrainOptions
 

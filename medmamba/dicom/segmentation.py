@@ -6,8 +6,6 @@ and names each segment by the codes of the labels file. highdicom writes it; wha
 Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS there, RAS+ here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +174,7 @@ def _labels_beside(mask: Path) -> dict[str, int]:
         return {str(name): int(value) for name, value in stored["model"]["labels"].items()}
 
 
-def series_in_order(series: Path | str, grid: Grid) -> Sequence[Dataset]:
+def series_in_order(series: Path | str, grid: Grid) -> "Sequence[Dataset]":
     """The images of a series folder in the order of the grid's third axis.
 
     Raises InputError when they are not exactly the slices of ``grid``.
@@ -230,6 +228,6 @@ def _segment(number: int, name: str, code: SegmentCode) -> Any:
     )
 
 
-def series_number(sources: Sequence[Dataset]) -> int:
+def series_number(sources: "Sequence[Dataset]") -> int:
     """A number for what is derived from a series, away from those of a study's own."""
     return int(getattr(sources[0], "SeriesNumber", 0) or 0) + 1000

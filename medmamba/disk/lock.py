@@ -1,7 +1,5 @@
 """The lock of a folder, which the system releases when the process that holds it ends."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
@@ -51,7 +49,7 @@ class FolderLock:
         self._file: int | None = None
         self._exclusive: Path | None = None
 
-    def __enter__(self) -> FolderLock:
+    def __enter__(self) -> "FolderLock":
         make_folder(self.folder)
         path = self.folder / ".lock"
         with explained(path):

@@ -16,8 +16,6 @@ Undefined is nan and stays out of means; infinite distances are counted beside t
 does not apply to an image is None: millimetres where the image has no spacing, pixels where it has one.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -54,7 +52,7 @@ class MaskPair:
         prediction: NDArray[np.bool_],
         spacing_mm: Sequence[float] | None,
         tolerance: float = TOLERANCE_MM,
-    ) -> MaskPair:
+    ) -> "MaskPair":
         """Two masks of a whole image; raises ValueError if they differ in shape."""
         if truth.shape != prediction.shape:
             raise ValueError(f"masks differ in shape: {truth.shape} and {prediction.shape}")

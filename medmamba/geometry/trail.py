@@ -4,8 +4,6 @@ Reorient, crop and pad only move voxels, so they return exactly what went in. Ho
 here: the caller passes the function to :class:`Resample` steps. docs/explanation/geometry.md has an example.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -34,7 +32,7 @@ class TrailStep:
         @property
         def shape_after(self) -> Shape: ...
         @property
-        def inverse(self) -> TrailStep: ...
+        def inverse(self) -> "TrailStep": ...
         def _move(self, affine: Affine) -> None: ...
         def _carry(self, array: Array, resample: Resampler | None, fill: Fill) -> Array: ...
 
@@ -80,7 +78,7 @@ class Reorient(TrailStep):
             raise ValueError(f"An axis order holds 0, 1 and 2 once each, not {self.permutation}.")
 
     @classmethod
-    def to_canonical(cls, grid: Grid) -> Reorient:
+    def to_canonical(cls, grid: Grid) -> "Reorient":
         """The step that brings ``grid`` to RAS+ axes (see geometry.canonical_reorientation)."""
         return cls(grid.shape, *canonical_reorientation(grid))
 
@@ -89,7 +87,7 @@ class Reorient(TrailStep):
         return _shape(self.shape_before[axis] for axis in self.permutation)
 
     @property
-    def inverse(self) -> Reorient:
+    def inverse(self) -> "Reorient":
         order = _shape(np.argsort(self.permutation))
         i, j, k = (self.flips[axis] for axis in order)
         return Reorient(self.shape_after, order, (i, j, k))
@@ -124,7 +122,7 @@ class Crop(TrailStep):
         return _shape(b - a for a, b in zip(self.start, self.stop, strict=True))
 
     @property
-    def inverse(self) -> Pad:
+    def inverse(self) -> "Pad":
         after = _shape(n - b for b, n in zip(self.stop, self.shape_before, strict=True))
         return Pad(self.shape_after, self.start, after)
 
@@ -181,7 +179,7 @@ class Resample(TrailStep):
     spacing_after_mm: Spacing | None = None
 
     @property
-    def inverse(self) -> Resample:
+    def inverse(self) -> "Resample":
         return Resample(self.shape_after, self.shape_before, self.spacing_after_mm, self.spacing_before_mm)
 
     def _move(self, affine: Affine) -> None:
@@ -214,7 +212,7 @@ class SpatialTrail:
                 raise ValueError(f"{step} starts at {step.shape_before}, but the trail has reached {shape}.")
             shape = step.shape_after
 
-    def then(self, *steps: TrailStep) -> SpatialTrail:
+    def then(self, *steps: TrailStep) -> "SpatialTrail":
         """The trail with more steps at its end."""
         return SpatialTrail(self.native, (*self.steps, *steps))
 
@@ -242,7 +240,7 @@ class SpatialTrail:
             array = step.undo(array, resample=resample, fill=fill)
         return array
 
-    def split_resampling(self) -> tuple[SpatialTrail, Resample]:
+    def split_resampling(self) -> "tuple[SpatialTrail, Resample]":
         """The trail up to its last step, and that step: the resampling with which every trail to a plan's grid ends."""
         *before, last = self.steps
         if not isinstance(last, Resample):
@@ -257,7 +255,7 @@ class SpatialTrail:
         return {"shape": list(self.native.shape), "affine": affine, "steps": steps}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> SpatialTrail:
+    def from_dict(cls, record: Mapping[str, Any]) -> "SpatialTrail":
         """The trail that :meth:`as_dict` wrote."""
         steps = []
         for entry in record["steps"]:

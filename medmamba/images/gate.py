@@ -5,8 +5,6 @@ last member, so that length and CRC of each member are checked before any voxel 
 asked of the header as soon as its bytes are there: a small file that unpacks to gigabytes is stopped at once.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 import zlib
@@ -55,7 +53,7 @@ class ReadOptions:
     any_spacing: bool = False
 
     @classmethod
-    def of(cls, reading: object) -> ReadOptions:
+    def of(cls, reading: object) -> "ReadOptions":
         """The fields of a record that has them all, as the ``reading`` of a plan."""
         return cls(**{field.name: getattr(reading, field.name) for field in fields(cls)})
 

@@ -1,7 +1,5 @@
 """Records of an image and of a label map: voxels, grid, and the header that masks on the same grid are written with."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,7 +64,7 @@ class MedicalImage(Volume):
 class LabelMap(Volume):
     """A whole number per voxel (i, j, k), in the smallest integer type that holds them all."""
 
-    def on_grid_of(self, image: MedicalImage | LabelMap, *, match_labels: bool = False) -> LabelMap | None:
+    def on_grid_of(self, image: "MedicalImage | LabelMap", *, match_labels: bool = False) -> "LabelMap | None":
         """The label map in its place on the grid of an image, where both are of one lattice of voxels.
 
         None where voxels would have to be invented or lost, or axes have another order or direction, which

@@ -1,7 +1,5 @@
 """A trained model in memory: the folds of each configuration, whose logits are averaged, from an image to logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,7 +50,7 @@ class FoldEnsemble:
         window: Window,
         *,
         folders: Sequence[Path] = (),
-        previous: FoldEnsemble | None = None,
+        previous: "FoldEnsemble | None" = None,
     ) -> None:
         self.name, self.plan, self.networks = name, plan, networks
         self.folders, self.previous = list(folders), previous

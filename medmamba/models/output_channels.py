@@ -7,8 +7,6 @@ voxels to ignore (in training label maps only; see medmamba/preprocessing/labels
     sigmoid channels   channel c is region c, a set of labels; any number of them holds in each voxel
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +34,7 @@ class OutputChannels:
     channel_swap: tuple[int, ...]
 
     @classmethod
-    def of_plan(cls, plan: Plan) -> OutputChannels:
+    def of_plan(cls, plan: Plan) -> "OutputChannels":
         """Raises ConfigError when regions cannot be written back to the labels they came from."""
         labels = ["background", *label_names(plan)]
         index = {name: number for number, name in enumerate(labels)}
@@ -55,7 +53,7 @@ class OutputChannels:
         return cls(tuple(plan.regions), True, members, written, ignore, tuple(swap), tuple(channels))
 
     @classmethod
-    def of_labels(cls, names: Sequence[str]) -> OutputChannels:
+    def of_labels(cls, names: Sequence[str]) -> "OutputChannels":
         """Softmax channels of labels without left and right, the background first."""
         numbers = tuple(range(len(names)))
         return cls(tuple(names), False, tuple((n,) for n in numbers), numbers, None, (*numbers, len(names)), numbers)

@@ -1,7 +1,5 @@
 """HTML pages from the templates of this folder; every value is escaped, pictures lie inside the page."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -51,7 +49,7 @@ def colour_of(number: int) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(

@@ -1,7 +1,5 @@
 """The voxel side of the fingerprint: facts and sampled foreground intensities, case by case and put together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -29,7 +27,7 @@ def measure_dataset(
     """
     samples = samples_per_case(len(spec.cases))
 
-    def measure(case: CaseSpec, loaded: LoadedCase) -> MeasuredCase | None:
+    def measure(case: CaseSpec, loaded: LoadedCase) -> "MeasuredCase | None":
         image, truth = loaded.image, loaded.labels
         if truth is None:
             return None

@@ -14,8 +14,6 @@ A case is either whole or absent: its folder is renamed into place when it is co
 with all other cases of the dataset (:func:`fill_case`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zlib
@@ -125,7 +123,7 @@ class CaseReader:
         self._locations_crc32 = facts.locations_crc32
         """Label indices that were annotated in this case; None: all."""
 
-    def __reduce__(self) -> tuple[type[CaseReader], tuple[Path]]:
+    def __reduce__(self) -> "tuple[type[CaseReader], tuple[Path]]":
         return CaseReader, (self.folder,)  # a copy in another process opens the files itself
 
     @cached_property
@@ -157,25 +155,25 @@ class CaseReader:
         raise _altered(path)
 
     @cached_property
-    def _image(self) -> _StoredArray:
+    def _image(self) -> "_StoredArray":
         return self._stored("image.b2nd", np.float32)
 
     @cached_property
-    def _labels(self) -> _StoredArray:
+    def _labels(self) -> "_StoredArray":
         return self._stored("labels.b2nd", np.int16)
 
     @cached_property
-    def _nonzero_mask(self) -> _StoredArray | None:
+    def _nonzero_mask(self) -> "_StoredArray | None":
         return self._stored("body.b2nd", np.bool_) if (self.folder / "body.b2nd").is_file() else None
 
     @cached_property
-    def _previous(self) -> _StoredArray:
+    def _previous(self) -> "_StoredArray":
         path = self.folder / "previous.b2nd"
         if not path.is_file():
             raise InputError(f"{path}: not found. Train the first stage of the cascade again.")
         return self._stored(path.name, np.int16)
 
-    def _stored(self, name: str, kind: type[np.generic]) -> _StoredArray:
+    def _stored(self, name: str, kind: type[np.generic]) -> "_StoredArray":
         """An array of this case; raises InputError for one of another shape or type."""
         stored = _StoredArray(self.folder / name)
         if stored.array.dtype != kind or stored.shape[-len(self.shape) :] != self.shape:

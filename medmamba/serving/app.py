@@ -6,8 +6,6 @@ Requests and answers are described in docs/how-to/serve-a-model.md. Only the end
 logged, kept or sent back, and every file is gone when the answer has been made.
 """
 
-from __future__ import annotations
-
 import asyncio
 import io
 import ipaddress
@@ -23,10 +21,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from medmamba.command_options import ServeOptions
 from medmamba.errors import InputError, MedmambaError, ResourceError, need_packages
 from medmamba.images.formats import FORMATS, alone
 from medmamba.inference.predictor import Predictor
-from medmamba.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -149,7 +147,7 @@ def _socket(host: str, port: int) -> socket.socket:
 
 def make_app(
     predictors: Sequence[Predictor], limits: ServiceLimits | None = None, *, hosts: Sequence[str] = HOSTS
-) -> FastAPI:
+) -> "FastAPI":
     """The application; ``predictors`` hold the same model, one for each device.
 
     ``hosts``: names under which it may be addressed, so that a page in a browser cannot reach it by a name of its own.
@@ -164,7 +162,7 @@ def make_app(
     queues = RequestQueues(predictors, allowed.waiting)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: "FastAPI") -> AsyncIterator[None]:
         yield
         queues.close()
 
@@ -187,7 +185,7 @@ def make_app(
         }
 
     # Annotations of this module are strings, and FastAPI looks them up at module level: so the request is given.
-    async def predict(request: Request) -> Response:
+    async def predict(request: "Request") -> Response:
         query = request.query_params
         try:
             wanted = query.get("answer", "zip")
@@ -254,7 +252,7 @@ def _read(predictor: Predictor, path: Path, limits: ServiceLimits) -> tuple[Any,
     return read_channels(cases[0].paths, predictor.reading), cases[0].output_name[len(cases[0].case_id) :]
 
 
-async def _receive(request: Request, path: Path, most: int) -> None:
+async def _receive(request: "Request", path: Path, most: int) -> None:
     """The body into a file, and no more of it than allowed."""
     size = 0
     with open(path, "wb") as file:

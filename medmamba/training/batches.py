@@ -4,8 +4,6 @@ Nothing depends on the order in which workers answer, so a run with four workers
 see the same patches.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Sequence
@@ -95,7 +93,7 @@ class PatchSource:
         self._flat = len(recipe.augmentation.patch_size) == 2
         self._next_step: int | None = None
 
-    def for_worker(self, first_step: int, stride: int, notes: Path) -> PatchSource:
+    def for_worker(self, first_step: int, stride: int, notes: Path) -> "PatchSource":
         """A copy that yields every ``stride``-th batch and writes down which case it reads."""
         own = copy.copy(self)
         own.first_step, own.stride, own.notes, own._next_step = first_step, stride, notes, None
@@ -104,7 +102,7 @@ class PatchSource:
     def set_thread_id(self, thread_id: int) -> None:
         """Part of batchgenerators' loader protocol; the steps of a worker are decided by :meth:`for_worker`."""
 
-    def __iter__(self) -> PatchSource:
+    def __iter__(self) -> "PatchSource":
         return self
 
     def __next__(self) -> dict[str, object]:

@@ -1,7 +1,5 @@
 """How far a training has come: state for resuming, progress line, metrics of each epoch, validation, result."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -56,7 +54,7 @@ class EpochMetrics:
         }
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> EpochMetrics:
+    def from_row(cls, row: Mapping[str, Any]) -> "EpochMetrics":
         """The counterpart of :meth:`as_row`; None is nan where the field is a number."""
         known = {name: row.get(name) for name in COLUMNS}
         known["loss"] = math.nan if known["loss"] is None else known["loss"]
@@ -139,7 +137,7 @@ class Progress:
         return asdict(replace(self, epochs=[])) | {"epochs": [metrics.as_row() for metrics in self.epochs]}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any], where: Path | str = "checkpoint") -> Progress:
+    def from_json(cls, stored: Mapping[str, Any], where: Path | str = "checkpoint") -> "Progress":
         """The counterpart of :meth:`as_json`; raises ConfigError, which begins with ``where``, for anything else."""
         with as_written(where, "progress of a training", "Restore the file, or begin again with --restart."):
             epochs = [asdict(EpochMetrics.from_row(row)) for row in stored.get("epochs", [])]
@@ -224,7 +222,7 @@ class Validation:
     by_name: dict[str, float]
     foreground_fraction: float
     cases: int
-    examples: tuple[Example, ...] = ()
+    examples: "tuple[Example, ...]" = ()
 
 
 @dataclass(frozen=True)

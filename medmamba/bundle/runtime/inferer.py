@@ -1,7 +1,5 @@
 """Shipped in bundles: the sliding window over an image on the plan's grid, as medmamba predicts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +51,7 @@ class Stage:
         weights: str,
         inferer: PlanInferer,
         device: torch.device | str = "cpu",
-        previous: Stage | None = None,
+        previous: "Stage | None" = None,
     ) -> None:
         self.plan = read_numbers(plan)
         self.heads = OutputChannels.of_plan(self.plan)

@@ -1,7 +1,5 @@
 """One case of a folder: read, predicted, its mask written, its record in reports/<case>.json, and its pseudonym."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -44,7 +42,7 @@ class Geometry:
     affine_sha256: str | None
 
     @classmethod
-    def of(cls, grid: Grid) -> Geometry:
+    def of(cls, grid: Grid) -> "Geometry":
         """The facts of a grid."""
         spacing = None if grid.spacing_mm is None else [round(mm, 6) for mm in grid.spacing_mm]
         affine = None if grid.affine is None else hashlib.sha256(grid.affine.tobytes()).hexdigest()
@@ -104,7 +102,7 @@ class Pseudonyms:
     salt: str | None
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Pseudonyms:
+    def of_folder(cls, folder: Path) -> "Pseudonyms":
         """The salt that an earlier run left in the key file of the folder, or a new one."""
         try:
             first = (folder / KEY_FILE).read_text(encoding="utf-8").splitlines()[0]

@@ -5,8 +5,6 @@ another, and a death takes one case only. A worker that dies or gives no sign is
 are done the case is tried once more, alone, with the machine to itself, and only then given up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import threading
@@ -106,7 +104,7 @@ class Workers:
                 if case is not None:
                     yield case, worker.fault() if record is None else record
 
-    def _messages(self, on_message: OnMessage) -> Iterator[tuple[_Worker, CaseRecord | None]]:
+    def _messages(self, on_message: OnMessage) -> "Iterator[tuple[_Worker, CaseRecord | None]]":
         """Workers that ended a case with its record, or that died or gave no sign, with None."""
         for worker in list(self._workers):
             if worker.case is not None and time.monotonic() - worker.sign > self._stall_seconds:
@@ -137,7 +135,7 @@ class Workers:
         for worker in self._workers:
             worker.end()
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -147,7 +145,7 @@ class Workers:
 class _Worker:
     """One process and its current case; a thread receives its messages, because it may stop within one."""
 
-    def __init__(self, inbox: Queue[tuple[_Worker, Any]], model: str, options: PredictorOptions, threads: int) -> None:
+    def __init__(self, inbox: "Queue[Any]", model: str, options: PredictorOptions, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor a pool of threads survives a fork
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, model, options, threads), daemon=True)
@@ -163,7 +161,7 @@ class _Worker:
         with contextlib.suppress(OSError):  # it is dead already, which is seen when its answer is read
             self._connection.send((case, job))
 
-    def _receive(self, inbox: Queue[tuple[_Worker, Any]]) -> None:
+    def _receive(self, inbox: "Queue[tuple[_Worker, Any]]") -> None:
         """Pass on its messages, and None when it has died."""
         with self._connection, contextlib.suppress(EOFError, OSError):
             while True:
