@@ -1,5 +1,6 @@
 """The ``medmamba`` application: its commands, and errors as lines with an exit code."""
 
+import re
 import sys
 from typing import Annotated, NoReturn
 
@@ -87,5 +88,7 @@ def run(arguments: list[str] | None = None) -> None:
         if "--debug" in arguments:
             raise
         _end(f"{error}. Look at the limits and disks of this machine, then try again.", 4, arguments)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("can't (allocate memory|start new thread)", str(error)):
+            raise
         _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)

@@ -17,7 +17,7 @@ from tiny_models import make_fold
 
 import medmamba
 from medmamba import pipeline
-from medmamba.bundle.options import BundleCard, ExportOptions
+from medmamba.bundle.options import BundleCard
 from medmamba.errors import InputError
 from medmamba.evaluation.run import run_evaluation
 from medmamba.model_selection.run import find_best
@@ -86,7 +86,8 @@ class Commands:
 
         middle("export")
         fold = RunFolder(self.run).fold("3d_fullres", 0)
-        export_bundle(fold, self.run.parent / "bundle", BundleCard(), None, ExportOptions())
+        images, card = self.dataset / "imagesTs", BundleCard(licence="Apache-2.0", intended_use="tests")
+        export_bundle(fold, self.run.parent / "bundle", card, images, most_cases=1)
 
 
 @pytest.fixture(scope="module")
