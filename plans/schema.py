@@ -4,7 +4,6 @@ Axis order: ``axis_order`` maps canonical array axes (i, j, k) to the plan's axe
 (spacing, shapes, patch, strides, kernels) is in the plan's axes, and a 2D configuration leaves out the first of them.
 """
 
-from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -14,12 +13,8 @@ from medmamba.geometry.grid import MOST_VOXELS
 from medmamba.plans.json_record import Record
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.options import PlanOptions
+from medmamba.plans.sizes import MOST_BLOCKS, check_size
 
-MOST_STAGES, MOST_BLOCKS, WIDEST, LARGEST_KERNEL, LARGEST_STRIDE = 16, 128, 2048, 63, 64
-MOST_WEIGHTS = 2**30
-"""Of the convolutions that the numbers of a network amount to: 4 GiB."""
-MOST_CHANNELS = 2**16
-"""Channels into and out of a network: the values that a label map has."""
 MOST_BATCH_VOXELS = 2**28
 """Voxels of a batch of patches: 32 channels of it take 32 GiB in fp32."""
 SPACINGS_MM = (1e-7, 1e5)
@@ -41,26 +36,6 @@ def _file_name(name: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_file_name)]
 """A name that is part of a path in the run folder and cannot lead out of it."""
-
-
-def check_size(
-    strides: Sequence[Sequence[int]], features: Sequence[int], blocks: Sequence[int], kernels: Sequence[Sequence[int]]
-) -> None:
-    """Raises ValueError for numbers per stage, of a plan or a stored model, that no network is to be built from."""
-    if len(strides) > MOST_STAGES:
-        raise ValueError(f"strides has {len(strides)} stages, at most {MOST_STAGES} are built")
-    for name, values, low, high in (
-        ("strides", [step for stage in strides for step in stage], 1, LARGEST_STRIDE),
-        ("kernel_sizes", [edge for stage in kernels for edge in stage], 1, LARGEST_KERNEL),
-        ("features_per_stage", features, 1, WIDEST),
-        ("blocks_per_stage", blocks, 0, MOST_BLOCKS),
-    ):
-        if wrong := [value for value in values if not low <= value <= high]:
-            raise ValueError(f"{name} must be from {low} to {high}, got {str(wrong[0])[:20]}")
-    stages = zip(features, blocks, kernels, strict=True)
-    weights = sum(width**2 * max(1, count) * prod(kernel) for width, count, kernel in stages)
-    if weights > MOST_WEIGHTS:
-        raise ValueError(f"features_per_stage {list(features)} make {weights:.1e} weights, at most {MOST_WEIGHTS:.1e}")
 
 
 class Decision(Record):

@@ -28,7 +28,7 @@ def test_a_part_that_is_none_is_refused_with_an_example(part):
 
 
 def test_records_of_options_load_no_torch():
-    modules = "inference", "model_selection", "evaluation", "serving", "run_report", "training"
-    code = "import sys; " + "".join(f"import medmamba.{name}.options; " for name in modules)
-    code += "import medmamba.training.config; "
+    modules = "command_options", "inference.options", "evaluation.options", "bundle.options", "plans.options"
+    modules += "training.options", "training.config"
+    code = "import sys; " + "".join(f"import medmamba.{name}; " for name in modules)
     subprocess.run([sys.executable, "-c", f"{code} assert not {{'torch', 'numpy'}} & set(sys.modules)"], check=True)

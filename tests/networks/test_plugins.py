@@ -191,7 +191,9 @@ def test_whatever_a_package_raises_at_import_ends_no_command(raised, site, tmp_p
     assert "vm_unet" in available_networks()
 
 
-@pytest.mark.parametrize("code", ["raise KeyboardInterrupt", "raise SystemExit(143)"])
+@pytest.mark.parametrize(
+    "code", ["raise KeyboardInterrupt", "from medmamba.errors import Terminated\nraise Terminated(15)"]
+)
 def test_the_end_of_a_command_is_not_taken_for_a_broken_package(code, site, tmp_path):
     install(package(tmp_path / "ended", "theirs", code), site)
     with pytest.raises((KeyboardInterrupt, SystemExit)):

@@ -195,8 +195,8 @@ def cases(tmp_path):
         labels = np.zeros((20, 22, 24), np.int16)
         labels[4:9, 5:12, 6:14], labels[12:16, 5:12, 6:14] = 1, 2
         image = rng.normal(size=(1, 20, 22, 24)).astype(np.float32) + labels
-        write_case(tmp_path / str(number), f"c_{number}", image, labels, chunk=(8, 8, 8))
-    return [CaseReader(tmp_path / str(number)) for number in range(2)]
+        write_case(tmp_path / f"c_{number}", f"c_{number}", image, labels, chunk=(8, 8, 8))
+    return [CaseReader(tmp_path / f"c_{number}") for number in range(2)]
 
 
 def test_a_step_gives_the_same_batch_again_and_shows_the_place_that_the_other_way_shows(cases):

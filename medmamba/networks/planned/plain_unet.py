@@ -14,7 +14,7 @@ from medmamba.networks.blocks.convolution import SLOPE
 from medmamba.networks.blocks.maps import CONV, pad_to_multiple
 from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import DecoderStage, PlannedNetwork, Topology
-from medmamba.plans.schema import MOST_BLOCKS
+from medmamba.plans.sizes import MOST_BLOCKS
 
 NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from medmamba.errors import ConfigError
 from medmamba.networks.blocks.convolution import MEMORY_FORMAT, ConvNormAct, Downsample, ResidualConv, Upsample
 from medmamba.networks.blocks.maps import CONV, channels_last, crop_to, pad_to_multiple
-from medmamba.plans.schema import MOST_CHANNELS, check_size
+from medmamba.plans.sizes import MOST_CHANNELS, check_size
 
 STEMS = ("conv", "patch")  # convolutions at the resolution of the first stage, or one patch embedding and blocks
 
