@@ -174,9 +174,9 @@ def diagonal(shape: Shape) -> list[np.ndarray]:
 
 @route_set("spiral")
 def spiral(shape: Shape) -> list[np.ndarray]:
-    """MHS-VM's route S: clockwise from the corner inwards, each base order with its reverse.
+    """MHS-VM's route S: from the corner inwards, each base order with its reverse.
 
-    2D: two base orders, from the top-left and from the bottom-left corner. 3D, ours: a spiral in every slice, inwards
+    2D: two base orders, clockwise from the top-left and anticlockwise from the bottom-left corner. 3D, ours: a spiral in every slice, inwards
     and outwards in turn, so that the step to the next slice is one voxel; slices along each of the three axes.
     """
     if len(shape) == 2:
