@@ -22,15 +22,9 @@ LONGEST_NAME = 100
 
 
 def _file_name(name: str) -> str:
-    if (
-        not name.isprintable()
-        or set(name) & set("/\\:")
-        or name.strip(". ") != name
-        or not 0 < len(name) <= LONGEST_NAME
-    ):
-        raise ValueError(
-            "must be the name of a folder: printable, without / or \\ or : and no dot or blank at its ends"
-        )
+    whole = name.strip(". ") == name and 0 < len(name) <= LONGEST_NAME
+    if not whole or not name.isprintable() or set(name) & set("/\\:"):
+        raise ValueError("must be the name of a folder: printable, without / \\ or :, no dot or blank at its ends")
     return name
 
 
@@ -78,12 +72,9 @@ class NetworkPlan(Record):
         for field in ("features_per_stage", "blocks_per_stage", "kernel_sizes"):
             if len(getattr(self, field)) != stages:
                 raise ValueError(f"{field} has {len(getattr(self, field))} entries, strides has {stages}")
-        if self.decoder_convs is not None and (
-            len(self.decoder_convs) != stages - 1 or not all(1 <= count <= MOST_BLOCKS for count in self.decoder_convs)
-        ):
-            raise ValueError(
-                f"decoder_convs must be {stages - 1} numbers from 1 to {MOST_BLOCKS}, got {self.decoder_convs}"
-            )
+        convs = self.decoder_convs
+        if convs is not None and (len(convs) != stages - 1 or not all(1 <= count <= MOST_BLOCKS for count in convs)):
+            raise ValueError(f"decoder_convs must be {stages - 1} numbers from 1 to {MOST_BLOCKS}, got {convs}")
         for field in ("strides", "kernel_sizes"):
             if any(len(entry) != self.spatial_dims for entry in getattr(self, field)):
                 raise ValueError(f"each entry of {field} must have {self.spatial_dims} numbers")

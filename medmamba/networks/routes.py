@@ -176,8 +176,8 @@ def diagonal(shape: Shape) -> list[np.ndarray]:
 def spiral(shape: Shape) -> list[np.ndarray]:
     """MHS-VM's route S: from the corner inwards, each base order with its reverse.
 
-    2D: two base orders, clockwise from the top-left and anticlockwise from the bottom-left corner. 3D, ours: a spiral in every slice, inwards
-    and outwards in turn, so that the step to the next slice is one voxel; slices along each of the three axes.
+    2D: two base orders, clockwise from the top-left and anticlockwise from the bottom-left corner. 3D, ours: a spiral
+    in every slice, inwards and outwards in turn, so that the step to the next slice is one voxel; three slice axes.
     """
     if len(shape) == 2:
         order = _spiral_2d(*shape)
