@@ -15,9 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from medmamba.errors import ConfigError, InputError
-from medmamba.images import dicom, ending_of
+from medmamba.images import dicom_headers as headers
+from medmamba.images import ending_of
 from medmamba.images.archive import is_zip, unpack
-from medmamba.images.dicom import Tags, is_localizer, left_aside, parts_of, sorted_out, without_localizers
+from medmamba.images.dicom import parts_of
+from medmamba.images.dicom_headers import Tags, is_localizer, left_aside, sorted_out, without_localizers
 from medmamba.images.gate import brief, shown
 
 LARGEST = "largest"
@@ -34,8 +36,8 @@ class Series:
 
     def sentence(self) -> str:
         """For a list to choose from; the description is what the scanner's operator typed."""
-        modality, columns, rows = (self.tags.get(tag, "?") for tag in (dicom.MODALITY, dicom.COLUMNS, dicom.ROWS))
-        words = f" {shown(text)[:40]!r}" if (text := self.tags.get(dicom.DESCRIPTION)) else ""
+        modality, columns, rows = (self.tags.get(tag, "?") for tag in (headers.MODALITY, headers.COLUMNS, headers.ROWS))
+        words = f" {shown(text)[:40]!r}" if (text := self.tags.get(headers.DESCRIPTION)) else ""
         many = f" in {len(self.parts)} parts (:1 to :{len(self.parts)} or :{LARGEST})" if len(self.parts) > 1 else ""
         scout = ", localizer" if is_localizer(self.tags) else ""
         images = sum(map(len, self.parts))
@@ -149,14 +151,14 @@ def series_below(root: Path, aside: dict[str, list[str]] | None = None) -> list[
         for path, tags in slices.items():
             if (real := path.resolve()) not in seen:
                 seen.add(real)
-                members[tags.get(dicom.SERIES, "")][path] = tags
+                members[tags.get(headers.SERIES, "")][path] = tags
         for kind, names in others.items():
             aside.setdefault(kind, []).extend(names)
     found = []
     for uid, slices in members.items():
         slices = without_localizers(slices, aside)
         tags = next(iter(slices.values()))
-        found.append(Series(uid, tags.get(dicom.NUMBER, ""), tags, parts_of(slices)))
+        found.append(Series(uid, tags.get(headers.NUMBER, ""), tags, parts_of(slices)))
     return sorted(found, key=lambda series: (_whole(series.number), series.uid))
 
 

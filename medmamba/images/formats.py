@@ -233,7 +233,7 @@ def list_images(folder: Path | str, on_message: Callable[[str], None] = lambda l
     whose files are. ``on_message`` takes what is left aside. Raises InputError for what is no folder or holds nothing
     that can be read.
     """
-    from medmamba.images.dicom import holds_dicom, left_aside
+    from medmamba.images.dicom_headers import holds_dicom, left_aside
 
     folder = Path(folder)
     if not folder.is_dir():

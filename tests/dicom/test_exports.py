@@ -13,7 +13,7 @@ from dicom_series import changed, write_object, write_series
 from medmamba.dicom.study import one_series, series_below
 from medmamba.errors import InputError
 from medmamba.images import list_images, read_image
-from medmamba.images.dicom import header_tags
+from medmamba.images.dicom_headers import header_tags
 
 STORAGE = "5.1.4.1.1."
 CAPTURE = {"Rows": 6, "Columns": 5, "SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}

@@ -1,0 +1,195 @@
+"""Headers of DICOM files: what each file of a folder is, by its SOP class and its tags.
+
+pydicom reads the tags listed below (imported on first use); no other tag is read and none is kept.
+Source of the SOP classes: PS3.4 B.5; a file without preamble: PS3.10 7.1.
+"""
+
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from medmamba.errors import InputError
+from medmamba.images.gate import DEFLATE_CEILING, open_regular, shown
+
+SOP_CLASS, IMAGE_TYPE, MODALITY, DESCRIPTION = 0x00080016, 0x00080008, 0x00080060, 0x0008103E
+SERIES, NUMBER, POSITION, ORIENTATION = 0x0020000E, 0x00200011, 0x00200032, 0x00200037
+ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = 0x00280010, 0x00280011, 0x00280030, 0x00180050
+FRAMES, SAMPLES, BITS, PHOTOMETRIC = 0x00280008, 0x00280002, 0x00280100, 0x00280004
+PHASE = (0x00200100, 0x00200012, 0x00180086, 0x00181060, 0x00200013)
+"""Temporal position, acquisition, echo, trigger time and instance number: the order of images of one place."""
+PLACE = (POSITION, ORIENTATION, PIXEL_SPACING, THICKNESS)
+TEXTS = (SOP_CLASS, IMAGE_TYPE, MODALITY, DESCRIPTION, SERIES, NUMBER, FRAMES, PHOTOMETRIC, *PLACE, *PHASE)
+NUMBERS = (ROWS, COLUMNS, SAMPLES, BITS)
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+NO_IMAGES = {
+    "1.2.840.10008.1.3.10": "DICOMDIR",
+    f"{STORAGE}481.2": "RTDOSE",
+    f"{STORAGE}481.3": "RTSTRUCT",
+    f"{STORAGE}481": "radiotherapy object",
+    f"{STORAGE}88": "SR",
+    f"{STORAGE}66.4": "SEG",
+    f"{STORAGE}66": "registration or raw data",
+    f"{STORAGE}104": "PDF or other document",
+    f"{STORAGE}11": "presentation state",
+    f"{STORAGE}9": "waveform",
+}
+"""What objects of these SOP classes, and of those whose UIDs continue theirs, are."""
+ENHANCED = tuple(STORAGE + end for end in ("2.1", "2.2", "4.1", "4.4", "128.1", "130"))
+BLANK_IMAGE = 64 * 2**20  # bytes; codecs of today make a blank image as small as they like
+UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+
+Tags = dict[int, str]
+
+
+def holds_dicom(folder: Path | str) -> bool:
+    """Whether a folder holds slices directly in it, or a damaged file that may be one; scouts alone are no series."""
+    try:
+        paths = [path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith(".")]
+    except OSError:
+        return False
+    try:
+        return any(
+            not _other_than_slice(tags := header_tags(path, "")) and not is_localizer(tags)
+            for path in paths
+            if path.stat().st_size and _is_dicom(path, "")
+        )
+    except InputError:  # its reader says what is wrong
+        return True
+
+
+def sorted_out(folder: Path, where: str) -> tuple[dict[Path, Tags], dict[str, list[str]]]:
+    """The headers of the slices directly in a folder, by name, and the names of all other files by what they are.
+
+    Links are followed. Raises InputError for a damaged file, a link that leads nowhere, and an image that belongs to
+    the slices and does not say where it lies: without it the volume would be another one.
+    """
+    slices: dict[Path, Tags] = {}
+    unplaced: dict[Path, Tags] = {}
+    aside: dict[str, list[str]] = defaultdict(list)
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        path, name = Path(entry.path), f"{where}: {shown(entry.name)}"
+        if entry.is_dir():
+            continue
+        if entry.name.startswith("."):
+            kind = "hidden"
+        elif entry.is_file(follow_symlinks=False) and not entry.stat().st_size:
+            kind = "empty"
+        elif not _is_dicom(path, name):
+            kind = "not DICOM"
+        else:
+            tags = header_tags(path, name)
+            kind = _other_than_slice(tags)
+            (slices if not kind else unplaced)[path] = tags
+        if kind:
+            aside[kind].append(entry.name)
+    placed = {(tags.get(SERIES), tags.get(SOP_CLASS)) for tags in slices.values()}
+    for path, tags in unplaced.items():
+        if (tags.get(SERIES), tags.get(SOP_CLASS)) in placed:
+            name = f"{where}: {shown(path.name)}"
+            raise InputError(f"{name}: an image of the series without a position, or in colours. Export it again.")
+    return slices, dict(aside)
+
+
+def left_aside(aside: Mapping[str, list[str]]) -> str:
+    """Counts and names of what was not used: "left aside: 1 SR (a.dcm), 2 not DICOM (b, c)"; empty for nothing."""
+    kinds = [
+        f"{len(names)} {kind} ({', '.join(map(shown, names[:3]))}{', ...' if len(names) > 3 else ''})"
+        for kind, names in aside.items()
+    ]
+    return f"left aside: {', '.join(kinds)}" if kinds else ""
+
+
+def _other_than_slice(tags: Tags) -> str:
+    """What an object is that is no slice of a volume; empty for a slice, and for what only its reader can refuse."""
+    sop_class = tags.get(SOP_CLASS, "")
+    if kind := _kind_of_class(sop_class):
+        return kind
+    if ROWS not in tags:  # of a standard image this is damage, which header_tags refuses
+        return "private object"
+    if sop_class in ENHANCED:
+        return ""
+    if POSITION not in tags or ORIENTATION not in tags:
+        return "secondary capture" if f"{sop_class}.".startswith(f"{STORAGE}7.") else "image without a position"
+    grey = tags.get(SAMPLES, "1") == "1" and tags.get(PHOTOMETRIC, "MONOCHROME").startswith("MONOCHROME")
+    return "" if grey else "colour image"
+
+
+def _kind_of_class(sop_class: str) -> str:
+    return next((kind for start, kind in NO_IMAGES.items() if f"{sop_class}.".startswith(f"{start}.")), "")
+
+
+def is_localizer(tags: Tags) -> bool:
+    """Whether an image is a scout, on which a series is planned."""
+    return "LOCALIZER" in tags.get(IMAGE_TYPE, "").split("\\")
+
+
+def without_localizers(slices: dict[Path, Tags], aside: dict[str, list[str]]) -> dict[Path, Tags]:
+    """The slices that are no scouts, which are added to ``aside``; all of them where there are only scouts."""
+    others = {path: tags for path, tags in slices.items() if not is_localizer(tags)}
+    if others and len(others) < len(slices):
+        aside["localizer"] = [path.name for path in slices if path not in others]
+    return others or slices
+
+
+def _is_dicom(path: Path, where: str) -> bool:
+    """Whether a file has the mark of DICOM, or begins with one of its elements; InputError if only its name says so."""
+    file, _ = open_regular(path, where)
+    with file:
+        start = file.read(132)
+    if start[128:] == b"DICM":
+        return True
+    # An element of group 2 or 8, the first that there are, with its type or a small length.
+    if len(start) > 16 and start[:1] in (b"\2", b"\10") and start[1] == start[3] == 0:
+        return re.match(b"[A-Z]{2}", start[4:6]) is not None or int.from_bytes(start[4:8], "little") <= 64
+    if path.suffix.lower() == ".dcm":
+        raise InputError(f"{where}: its name says DICOM and its content does not. Copy it again from its source.")
+    return False
+
+
+def header_tags(path: Path, where: str) -> Tags:
+    """The tags of ``TEXTS`` and ``NUMBERS`` of a file, as text; no other tag is read and nothing is decoded.
+
+    Raises InputError for a damaged file, and for more pixels than its bytes can hold.
+    """
+    import pydicom
+
+    file, size = open_regular(path, where)
+    with file:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # they cite contents, as errors do
+                header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*TEXTS, *NUMBERS])
+                tags = {tag: _text(header.get_item(tag)) for tag in (*TEXTS, *NUMBERS) if tag in header}
+                sop_class = tags.setdefault(SOP_CLASS, str(header.file_meta.get("MediaStorageSOPClassUID", "")))
+                packed = str(header.file_meta.get("TransferSyntaxUID", UNCOMPRESSED[0])) not in UNCOMPRESSED
+        except Exception:  # pydicom raises what it likes for damaged files
+            raise InputError(f"{where}: a damaged DICOM file. Copy it again from its source.") from None
+        left = size - file.tell()
+    if _kind_of_class(sop_class):
+        return tags
+    if left < 0 or (ROWS not in tags and (not sop_class or sop_class.startswith(STORAGE))):
+        raise InputError(f"{where}: cut off or damaged: it ends before its pixels. Copy it again from its source.")
+    numbers = [tags.get(ROWS, "0"), tags.get(COLUMNS, "0")]
+    numbers += [tags.get(tag) or default for tag, default in ((SAMPLES, "1"), (FRAMES, "1"), (BITS, "8"))]
+    needed = prod(map(int, numbers)) // 8 if all(number.isdecimal() for number in numbers) else 0
+    if needed > (max(size * DEFLATE_CEILING, BLANK_IMAGE) if packed else left):
+        raise InputError(
+            f"{where}: cut off or damaged: {size} bytes cannot hold the {needed} bytes of pixels that its header "
+            "announces. Copy it again from its source."
+        )
+    return tags
+
+
+def _text(element: Any) -> str:
+    """The value of an element as it is in the file; ValueError when it ends before its length."""
+    if not isinstance(element.value, bytes):  # empty
+        return ""
+    if len(element.value) != element.length:
+        raise ValueError("cut off")
+    if element.tag in NUMBERS:
+        return str(int.from_bytes(element.value, "little" if element.is_little_endian else "big"))
+    return element.value.decode("utf-8", "replace").strip(" \0")
