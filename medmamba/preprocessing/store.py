@@ -119,8 +119,8 @@ class CaseReader:
             )
         if facts.case_id != folder.name:
             raise ConfigError(f"{folder}: its case.json is that of {facts.case_id[:100]!r}. {CURE}")
-        self.case_id, self.shape, self.annotated = facts.case_id, facts.shape, facts.annotated
-        self._locations_crc32 = facts.locations_crc32
+        self.case_id, self.shape, self._locations_crc32 = facts.case_id, facts.shape, facts.locations_crc32
+        self.annotated = facts.annotated
         """Label indices that were annotated in this case; None: all."""
 
     def __reduce__(self) -> "tuple[type[CaseReader], tuple[Path]]":
@@ -266,20 +266,16 @@ class _StoredArray:
     def _verify(self, key: tuple[slice, ...]) -> None:
         """Compare the chunks of these slices that have not been read before."""
         grid = [-(-extent // edge) for extent, edge in zip(self.shape, self.array.chunks, strict=True)]
-        touched = [
-            range(start // edge, -(-stop // edge))
-            for (start, stop, _), edge in zip(
-                (part.indices(extent) for part, extent in zip(key, self.shape, strict=False)),
-                self.array.chunks,
-                strict=False,
-            )
-        ]
-        touched += [range(count) for count in grid[len(touched) :]]
+        touched = [range(count) for count in grid]
+        for axis, part in enumerate(key):
+            start, stop, _ = part.indices(self.shape[axis])
+            touched[axis] = range(start // self.array.chunks[axis], -(-stop // self.array.chunks[axis]))
         for place in product(*touched):
             number = int(np.ravel_multi_index(place, grid))
-            expected = self._unread.pop(number, None)
-            if expected is not None and zlib.crc32(self.array.schunk.get_chunk(number)) != expected:
-                raise _altered(self.path)
+            if number in self._unread:
+                if zlib.crc32(self.array.schunk.get_chunk(number)) != self._unread[number]:
+                    raise _altered(self.path)
+                del self._unread[number]
 
     @contextmanager
     def _read(self) -> Iterator[None]:
@@ -304,10 +300,9 @@ def _compressed(array: NDArray, chunks: tuple[int, ...]) -> bytes:
     # One thread: several would put the blocks into the frame in the order in which they happen to finish. Level 1:
     # level 5 takes five times as long for files that are 5 % smaller.
     codec = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1}
-    stored = blosc2.asarray(array, chunks=chunks, cparams=codec)
-    # As they are read back: a frame keeps chunks of zeros in a form of its own.
-    written = blosc2.ndarray_from_cframe(stored.to_cframe(), copy=True)
-    checksums = [zlib.crc32(written.schunk.get_chunk(number)) for number in range(written.schunk.nchunks)]
+    # Contiguous, so that chunks are those that are read back: a frame keeps chunks of zeros in a form of its own.
+    stored = blosc2.asarray(array, chunks=chunks, cparams=codec, contiguous=True)
+    checksums = [zlib.crc32(stored.schunk.get_chunk(number)) for number in range(stored.schunk.nchunks)]
     stored.schunk.vlmeta[CHECKSUMS] = [_checksum_of_header(stored), *checksums]
     return stored.to_cframe()
 

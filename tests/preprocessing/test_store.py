@@ -71,6 +71,17 @@ def test_a_patch_compares_the_chunks_that_it_touches(case):
     np.testing.assert_array_equal(patch, image[:, 10:19, 10:19, 10:19])
 
 
+def test_a_damaged_chunk_is_refused_each_time_that_it_is_read(case):
+    path = case[0] / "image.b2nd"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    reader = CaseReader(case[0])
+    for _ in range(2):
+        with pytest.raises(InputError, match="CRC-32"):
+            reader.read_whole()
+
+
 def test_cases_of_earlier_versions_have_no_checksums_and_are_read(case, monkeypatch):
     folder, image, labels = case
     for name, array in (("image", image), ("labels", labels)):
