@@ -50,7 +50,7 @@ def test_planning_twice_gives_the_same_bytes(small_dataset, small_run, tmp_path)
         assert (tmp_path / "again" / name).read_bytes() == (small_run / name).read_bytes()
 
 
-@pytest.mark.slow  # as test_run.py's run in two parts, on real volumes
+@pytest.mark.slow  # as test_resume.py's run in two parts, on real volumes
 def test_training_four_steps_equals_two_steps_and_a_resume_to_the_bit(small_run, tmp_path):
     whole, halves = _copied(small_run, tmp_path / "a"), _copied(small_run, tmp_path / "b")
     losses: dict[str, list[str]] = {"whole": [], "halves": []}

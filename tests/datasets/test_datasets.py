@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dataset_problems import problems_of
 
 from medmamba.datasets import check_dataset, load_case, read_dataset
 from medmamba.datasets.description import case_id_problem, check_ids
@@ -51,17 +52,6 @@ def rewrite(folder: Path, description: object) -> Path:
 
 def changed(folder: Path, **changes: object) -> Path:
     return rewrite(folder, {**json.loads((folder / "dataset.json").read_text()), **changes})
-
-
-def problems_of(action, folder: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        action(folder)
-    message = str(caught.value).replace(f"{folder}/", "").replace(str(folder), "DATA")
-    for line in message.splitlines():
-        assert len(line) <= 300, line
-        assert line.endswith("."), line
-    assert caught.value.exit_code == 2
-    return message
 
 
 def state_of(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fold_files import fold_of
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from medmamba import pipeline
@@ -43,16 +44,12 @@ def handled(request):
     signal.signal(request.param, before)
 
 
-def _fold(run, fold=0):
-    return run / "models" / "3d_fullres" / f"fold_{fold}"
-
-
 def _last(run, fold=0):
-    return read_state(_fold(run, fold) / "checkpoints" / "last")
+    return read_state(fold_of(run, fold) / "checkpoints" / "last")
 
 
 def _rows(run):
-    rows = json.loads((_fold(run) / "metrics.json").read_text())
+    rows = json.loads((fold_of(run) / "metrics.json").read_text())
     told_by_the_clock = ("seconds", "steps_per_second", "waiting_for_data")
     return [{key: value for key, value in row.items() if key not in told_by_the_clock} for row in rows]
 
@@ -92,7 +89,7 @@ def test_a_second_ctrl_c_ends_at_once_and_saves_no_half_step(clinic_run):
     with pytest.raises(SecondInterrupt):
         pipeline.train(clinic_run, config=config)
     hook.remove()
-    assert not (_fold(clinic_run) / "checkpoints" / "last").exists()
+    assert not (fold_of(clinic_run) / "checkpoints" / "last").exists()
 
 
 @pytest.mark.parametrize("at_step", [2, 4], ids=["between", "at the end"])
@@ -164,21 +161,21 @@ def test_resuming_several_folds_begins_those_that_had_not(clinic_run):
     train_folds(clinic_run, TrainOptions(folds=(0,)), TrainConfig(steps=2, seed=5, **RECIPE))
     results = train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True), TrainConfig(steps=3))
     assert [result.steps for result in results.values()] == [3, 3]
-    assert stored_config(_fold(clinic_run, 1)).seed == 5
+    assert stored_config(fold_of(clinic_run, 1)).seed == 5
 
 
 def test_folds_that_begin_late_begin_with_the_weights_of_the_others(clinic_run):
     pipeline.train(clinic_run, fold="all", config=TrainConfig(steps=1, **RECIPE))
-    model = _fold(clinic_run, "all")
+    model = fold_of(clinic_run, "all")
     train_folds(clinic_run, TrainOptions(folds=(0,), init=model), TrainConfig(steps=2, **RECIPE))
     with pytest.raises(ConfigError, match=r"Fold 0 began with the weights of another model.*fold 1 has not begun"):
         train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True), TrainConfig())
     train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True, init=model), TrainConfig(steps=3))
-    assert (_fold(clinic_run, 1) / "init.json").is_file()
+    assert (fold_of(clinic_run, 1) / "init.json").is_file()
     with pytest.raises(ConfigError, match="Choose one"):
         train_folds(clinic_run, TrainOptions(folds=(0, 1), resume=True, init=model), TrainConfig())
     pipeline.train(clinic_run, fold=1, config=TrainConfig(steps=1, **RECIPE), restart=True)
-    assert not (_fold(clinic_run, 1) / "init.json").exists()
+    assert not (fold_of(clinic_run, 1) / "init.json").exists()
 
 
 @pytest.mark.slow
@@ -188,7 +185,7 @@ def test_folds_side_by_side_save_when_their_command_is_told_to_end(clinic_run):
     child = subprocess.Popen(
         [*start, *options, "--steps", "1000000"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    while child.poll() is None and not all((_fold(clinic_run, fold) / "metrics.json").exists() for fold in (0, 1)):
+    while child.poll() is None and not all((fold_of(clinic_run, fold) / "metrics.json").exists() for fold in (0, 1)):
         time.sleep(0.1)
     child.terminate()
     _, errors = child.communicate(timeout=600)

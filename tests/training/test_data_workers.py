@@ -1,0 +1,121 @@
+"""Data workers: killed, stuck or failing ones are named, and no batch is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from fold_files import SHORT
+
+from medmamba import pipeline
+from medmamba.errors import InputError, ResourceError
+from medmamba.preprocessing.store import CaseReader, write_case
+from medmamba.training.augmentation import augmentation_plan
+from medmamba.training.batches import PatchRecipe, PatchSource
+from medmamba.training.config import TrainConfig
+from medmamba.training.workers import SupervisedWorkers
+
+
+def _kill_a_child_worker(number):
+    """Send a signal to a data worker of this process: a child that multiprocessing started."""
+    import multiprocessing
+
+    victim = multiprocessing.active_children()[0]
+    os.kill(victim.pid, number)
+
+
+def _made_again(events):
+    return [line for line in events if "made again" in line]
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "was silent for 200 s")])
+def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tmp_path, clock, number, words):
+    other = tmp_path / "other"
+    shutil.copytree(clinic_run, other)
+    losses, undisturbed, events = [], [], []
+    config = TrainConfig(
+        steps=20, workers=1, stall_seconds=200, warmup_steps=0, steps_per_epoch=100, deterministic=True
+    )
+    clock.fast = lambda: number == signal.SIGSTOP and len(losses) > 1 and not _made_again(events)
+
+    def disturb(report):
+        losses.append(report.loss.hex())
+        if report.step == 2:
+            _kill_a_child_worker(number)
+
+    pipeline.train(clinic_run, fold="all", config=config, on_step=disturb, on_event=events.append)
+    assert any(words in line and "case k_" in line for line in _made_again(events)), events
+    pipeline.train(other, fold="all", config=config, on_step=lambda r: undisturbed.append(r.loss.hex()))
+    assert losses == undisturbed
+
+
+def test_workers_read_cases_that_this_process_has_read_before(tmp_path):
+    rng = np.random.default_rng(0)  # large enough to be read by several threads, if they were allowed
+    image, labels = rng.normal(size=(1, 96, 96, 96)).astype(np.float32), rng.integers(0, 3, (96, 96, 96))
+    write_case(tmp_path / "c", "c", image, labels, chunk=(96, 96, 96))
+    reader = CaseReader(tmp_path / "c")
+    assert np.array_equal(reader.read_whole()[0], image)
+    events = []
+    source = PatchSource([reader], PatchRecipe(augmentation_plan((48, 48, 48)), 2, seed=1, augment="none"))
+    with closing(SupervisedWorkers(source, 1, stall_seconds=300, on_fault=events.append)) as stream:
+        assert next(stream).image.shape == (2, 1, 48, 48, 48)
+    assert not events
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "was silent for 200 s")])
+def test_a_worker_that_ends_in_the_middle_of_sending_a_batch_costs_no_batch(tmp_path, clock, number, words, count):
+    image, labels = np.random.default_rng(0).normal(size=(1, 48, 48, 48)), np.ones((48, 48, 48), np.int16)
+    write_case(tmp_path / "c", "c", image.astype(np.float32), labels, chunk=(48, 48, 48))
+    recipe = PatchRecipe(augmentation_plan((40, 40, 40)), 1, seed=1, augment="none")  # more than a pipe holds
+    source, events = PatchSource([CaseReader(tmp_path / "c")], recipe), []
+    with closing(SupervisedWorkers(source, count, stall_seconds=200, on_fault=events.append)) as stream:
+        clock.fast = lambda: number == signal.SIGSTOP and stream._step == 2 * count and not events
+        notes, size = stream._notes / "0", -1
+        while not notes.is_file() or notes.stat().st_size != size or f"step {2 * count}" not in notes.read_text():
+            size = notes.stat().st_size if notes.is_file() else -1
+            time.sleep(0.02)
+        time.sleep(0.3)  # two batches are received; the third one fills the pipe, and the worker waits
+        os.kill(stream._workers[0]._process.pid, number)
+        batches = [next(stream) for _ in range(4 * count)]
+    assert [batch.step for batch in batches] == list(range(4 * count))
+    for batch in batches:
+        same = source.batch(batch.step)
+        assert torch.equal(batch.image, same.image)
+        assert torch.equal(batch.label, same.label)
+    assert len(events) == 1
+    assert words in events[0]
+    assert f"Batch {2 * count} is made again" in events[0]
+
+
+def test_a_case_that_hangs_every_time_stops_training_and_is_named(clinic_run, tmp_path, clock, monkeypatch):
+    read, hung, events = CaseReader.read_patch, tmp_path / "hung", []
+    hung.touch()
+
+    def hang(self, *arguments):
+        if self.case_id == "k_2":
+            with hung.open("a") as file:
+                file.write("x")
+            time.sleep(600)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(CaseReader, "read_patch", hang)  # inherited by the workers
+    clock.fast = lambda: hung.stat().st_size > len(_made_again(events))
+    config = TrainConfig(steps=200, workers=1, stall_seconds=200, warmup_steps=0, steps_per_epoch=1000)
+    with pytest.raises(ResourceError, match=r"was silent for 200 s at case k_2.*second for this batch"):
+        pipeline.train(clinic_run, fold="all", config=config, on_event=events.append)
+    assert any("case k_2" in line for line in _made_again(events))
+    assert 2 * TrainConfig().stall_seconds < 60
+
+
+def test_an_error_inside_a_worker_names_the_case(clinic_run):
+    path = clinic_run / "preprocessed" / "3d_fullres" / "k_1" / "image.b2nd"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputError, match="case k_1"):
+        pipeline.train(clinic_run, fold="all", config=TrainConfig(steps=20, **{**SHORT, "workers": 1}))
