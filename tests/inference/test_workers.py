@@ -32,21 +32,33 @@ def masks_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
 
 
-def test_a_killed_worker_is_named_its_case_tried_again_alone_and_all_others_are_done(tiny_run, images, tmp_path):
+def test_a_killed_worker_is_named_its_case_tried_again_alone_and_all_others_are_done(
+    tiny_run, images, tmp_path, monkeypatch
+):
     out, lines, killed = tmp_path / "out", [], []
+
+    def kill(worker):
+        os.kill(worker._process.pid, signal.SIGKILL)
+        killed.append(worker.case.case_id)
+
+    def ask(worker, case, job, as_before=workers._Worker.ask):
+        """Kill every worker that is given patient_2: a worker names its memory only once, so that is no sign of it."""
+        as_before(worker, case, job)
+        if case.case_id == "patient_2":
+            kill(worker)
+
     with Workers(tiny_run, CHOICES, 2) as pool:
 
-        def kill(line):
-            """The worker of patient_1 the first time, that of patient_2 every time it begins with its network."""
+        def listen(line):
+            """Kill the first worker of patient_1 when it has begun: the case is its first, so it names its memory."""
             lines.append(line)
-            case_id = line.split(":")[0].removesuffix(".nii.gz")
-            if "of memory, besides" in line and (case_id == "patient_2" or case_id == "patient_1" not in killed):
-                (worker,) = [w for w in pool._workers if w.case is not None and w.case.case_id == case_id]
-                os.kill(worker._process.pid, signal.SIGKILL)
-                killed.append(case_id)
+            if line.startswith("patient_1") and "of memory, besides" in line and "patient_1" not in killed:
+                (worker,) = [w for w in pool._workers if w.case is not None and w.case.case_id == "patient_1"]
+                kill(worker)
 
-        report = predict_folder(pool, images, out, on_message=kill)
-    assert killed == ["patient_1", "patient_2", "patient_2"]
+        monkeypatch.setattr(workers._Worker, "ask", ask)
+        report = predict_folder(pool, images, out, on_message=listen)
+    assert sorted(killed) == ["patient_1", "patient_2", "patient_2"]
     assert sorted(report.done) == ["patient_0", "patient_1", "patient_3"]
     notes = [finding.text for finding in report.done["patient_1"].findings]
     assert any("second attempt" in note and "SIGKILL" in note for note in notes)
