@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from medmamba.training.progress import StepReport
 
 Answer = dict[str, Any]
-"""What a command found, by name; ``--json`` shows it."""
+"""Results of a command by name, as shown by ``--json``."""
 MOST_WARNINGS = 10
 PLAIN_LINE_SECONDS = 30.0
-"""Off a terminal, seconds between two lines of a training's progress."""
+"""Seconds between two progress lines of a training if stdout is not a terminal."""
 MUCH_WAITING = 0.1
 """Fraction of the time spent waiting for data above which the progress of a training reports it."""
 
@@ -46,7 +46,7 @@ def _safe(line: str) -> str:
 def print_json(answer: Mapping[str, Any]) -> None:
     """Print one JSON object to stdout: paths as text, records as objects, NaN and infinity as null."""
     plain = to_jsonable_python(answer, by_alias=False, inf_nan_mode="null", fallback=_plain)
-    print(json.dumps(plain, indent=2), flush=True)  # in ASCII: every terminal has it
+    print(json.dumps(plain, indent=2), flush=True)  # ASCII: every terminal can show it
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +94,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks: of several of one training (torchrun) only the first does."""
+    """Whether this process prints: under torchrun only the first of a training does."""
     return os.environ.get("RANK", "0") == "0"
 
 

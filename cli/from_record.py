@@ -57,7 +57,7 @@ class OptionSpec:
 
 
 def from_records(command: Callable[..., Answer]) -> Callable[..., None]:
-    """The command with ``--json``, and an option for each field of its records; these stand in its ``specs``."""
+    """The command with ``--json`` and one option per field of the records in its ``specs``."""
     signature = inspect.signature(command, eval_str=True)
     specs = {name: spec for name, one in signature.parameters.items() if (spec := _spec_of(one.annotation)) is not None}
 

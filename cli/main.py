@@ -9,7 +9,7 @@ import typer
 from medmamba.cli import prediction, training
 from medmamba.cli.console import print_json, report_error
 from medmamba.cli.from_record import JSON, from_records
-from medmamba.cli.terminal import INTERRUPTED, end_on_signals, outlive_output
+from medmamba.cli.terminal import INTERRUPTED, end_on_signals, tolerate_lost_output
 from medmamba.errors import MedmambaError, Terminated
 from medmamba.version import __version__
 
@@ -70,7 +70,7 @@ def _end(message: str, code: int, arguments: list[str]) -> NoReturn:
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; exits with 0, 1 (some cases failed), 2, 4, 129, 130 or 143."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    outlive_output()
+    tolerate_lost_output()
     end_on_signals()
     try:
         app(args=arguments, standalone_mode=True)
@@ -80,14 +80,14 @@ def run(arguments: list[str] | None = None) -> None:
         _end(str(error), error.exit_code, arguments)
     except Terminated as ended:
         _end(f"Interrupted. {ended.advice}", int(ended.code or 0), arguments)
-    except SystemExit as ended:  # Typer makes this of Ctrl-C
+    except SystemExit as ended:  # raised by Typer on Ctrl-C
         if ended.code != INTERRUPTED:
             raise
         _end(f"Interrupted. {Terminated.advice}", INTERRUPTED, arguments)
     except OSError as error:
         if "--debug" in arguments:
             raise
-        _end(f"{error}. Look at the limits and disks of this machine, then try again.", 4, arguments)
+        _end(f"{error}. Check the limits and disks of this machine, then try again.", 4, arguments)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("can't (allocate memory|start new thread)", str(error)):
             raise

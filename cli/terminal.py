@@ -1,4 +1,4 @@
-"""The terminal of a command: it may be closed, interrupt the command, or stop taking its output."""
+"""The terminal of a command: signals that interrupt it, and output that cannot be written."""
 
 import errno
 import io
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 def end_on_signals() -> None:
     """SIGTERM and SIGHUP unwind like Ctrl-C, so that training saves a checkpoint; a second one ends at once.
 
-    One that is ignored at the start, as SIGHUP is under nohup, stays ignored.
+    A signal that is ignored at the start, as SIGHUP under nohup, stays ignored.
     """
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
@@ -34,16 +34,16 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def resumable(command: str, saved: Callable[[], bool]) -> Iterator[None]:
-    """Says how to continue a command that is interrupted or fails, by what is saved at that moment.
+    """Adds how to continue to the message of a command that is interrupted or fails.
 
-    Refused choices and data (InputError) are left as they are.
+    ``saved`` is whether there is something to resume. An InputError is raised unchanged.
     """
     try:
         yield
     except (KeyboardInterrupt, Terminated) as ended:
         after = Terminated(ended.code if isinstance(ended, Terminated) else INTERRUPTED)
         resumes = f"What was written is complete; `medmamba {command}` resumes with --resume."
-        after.advice = resumes if saved() else "Nothing to resume was written yet; give the same command again."
+        after.advice = resumes if saved() else "Nothing to resume was written yet; start the command again."
         raise after from ended
     except MedmambaError as error:
         if not isinstance(error, InputError):
@@ -52,10 +52,10 @@ def resumable(command: str, saved: Callable[[], bool]) -> Iterator[None]:
         raise
 
 
-def outlive_output() -> None:
-    """Output that is closed or cannot be written is lost; what the command does is not.
+def tolerate_lost_output() -> None:
+    """Let the command continue when its output is closed or cannot be written.
 
-    A number that the parent closed is opened to nowhere, because the next file to be written would get it.
+    A closed stream is opened to the null device, because the next file to be opened would get its number.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream: Any = getattr(sys, name)
@@ -70,14 +70,14 @@ def outlive_output() -> None:
 
 
 class _Output(io.FileIO):
-    """A standard stream; what cannot be written is left out, and that is said once unless the reader went away."""
+    """A standard stream that drops what cannot be written; reported once, unless the reader closed a pipe."""
 
     lost = False
 
     def write(self, data: Any) -> int:
         """All of ``data``, or none of it."""
         try:
-            while (written := super().write(data)) is None:  # a pipe that does not wait
+            while (written := super().write(data)) is None:  # a non-blocking pipe
                 select.select([], [self], [])
         except OSError as error:
             written = len(data)

@@ -1,4 +1,4 @@
-"""Commands from a dataset to a trained run: demo, plan, train, find-best, report and others, and the conversions."""
+"""Commands from a dataset to a trained run, and the conversions: demo, plan, train, find-best, report and others."""
 
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ def plan(
         made = plan(dataset, output, options, on_item=on_item, on_warning=warnings.append, on_message=table.append)
     report_warnings(list(dict.fromkeys(warnings)))
     console.print(*table, *summary_lines(made), sep="\n")
-    console.print(f"Plan and preprocessed cases: {output}    To look at: {output / 'report' / 'dataset.html'}")
+    console.print(f"Plan and preprocessed cases: {output}    Report: {output / 'report' / 'dataset.html'}")
     console.print(f"Why each number: medmamba explain {output}    Next: medmamba train {output}")
     return {"run": output, "plan": made, "warnings": warnings}
 

@@ -30,9 +30,9 @@ def check_kinds(named: dict[str, Tensor | None], integers: dict[str, Tensor | No
 
 
 def check_shapes(named: dict[str, Tensor | None], axes: dict[str, str], sizes: dict[str, int], why: str = "") -> None:
-    """Raises ValueError for a tensor without its `axes`, such as "(batch, L)", of these `sizes`; None is left out.
+    """Raises ValueError for a tensor without its `axes`, such as "(batch, L)", of these `sizes`; None is skipped.
 
-    Of several possibilities, "(batch, L) or (batch, L, K)", the first is the one that is checked.
+    Of alternatives, "(batch, L) or (batch, L, K)", only the first is checked.
     """
     for name, words in axes.items():
         value, shape = named[name], tuple(sizes[axis] for axis in re.findall(r"\w+", words.split(" or ")[0]))

@@ -94,7 +94,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             return library, str(path)
         refused.append(f"{path}: built for interface {version}, this code needs {ABI_VERSION}; build it again")
     if refused:
-        return None, f"the compiled library could not be used ({'; '.join(refused)})"
+        return None, f"the compiled library cannot be used ({'; '.join(refused)})"
     return None, (
         "the compiled library was not found: there was no C++ compiler when medmamba was installed. "
         'Install one and run "python -m medmamba.kernels.build", or install medmamba again'

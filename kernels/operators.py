@@ -9,17 +9,17 @@ from torch.library import CustomOpDef
 
 
 def contiguous(values: Iterable[Any]) -> list[Any]:
-    """The values, tensors with their elements in order."""
+    """The values, tensors made contiguous."""
     return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
 
 
 def needs_gradient(values: Iterable[Any]) -> bool:
-    """Whether autograd records, and one of the values is a tensor that requires a gradient."""
+    """Whether autograd is enabled and one of the values is a tensor that requires a gradient."""
     return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
 def new_gradients(inputs: Sequence[Tensor | None]) -> list[Tensor]:
-    """A tensor for the gradient of each input; empty for None and integers, because operators return no None."""
+    """A gradient tensor per input; empty for None and integers, because operators cannot return None."""
     like = next(value for value in inputs if value is not None)
     return [value.new_empty(value.shape) if _differentiable(value) else like.new_empty(0) for value in inputs]
 
@@ -47,8 +47,8 @@ def define_operator(
         inputs: the schema of the inputs, tensors before all others.
         forward: from the inputs, contiguous, to the outputs: one tensor, or `outputs` of them.
         backward: from the gradient of each output, the inputs and the last `kept` outputs, which have no gradient, to
-            the gradient of each tensor among the inputs; what it gives for None and for integers is not read. The
-            gradient of the first output is always given, that of another may be None.
+            the gradient of each tensor among the inputs; entries for None and integers are ignored. The gradient of
+            the first output is always given, that of another may be None.
         shapes: `forward` for tensors without data.
     """
     tensors = inputs.count("Tensor")
@@ -72,7 +72,7 @@ def define_operator(
         ctx.options, ctx.shape = inputs[tensors:], every[0].shape
 
     def differentiate(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        every = ctx.saved_tensors  # read once: activation checkpointing allows no second time
+        every = ctx.saved_tensors  # read once, as activation checkpointing requires
         given, saved = every[:tensors], every[tensors:]
         first, *others = cotangents[:seen]
         if first is None:

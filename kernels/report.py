@@ -19,7 +19,7 @@ class BackendChoice:
     chosen: str
     detail: str
     refused: dict[str, str]  # backend -> why it will not run
-    others: tuple[str, ...] = ()  # backends that run when they are named
+    others: tuple[str, ...] = ()  # other backends that can be selected by name
 
     def __str__(self) -> str:
         lines = [f"{self.device}: {self.chosen} ({self.detail})", *(f"  {name}: available" for name in self.others)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STEPS_PER_EPOCH = 100
 COLUMNS, LINE = 5, 16
-"""Cases in a row of the overview, and pixels of a line of its text."""
+"""Cases per row of the overview, and height in pixels of a line of its text."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What this machine can run, in lines for people."""
+"""What this machine can run, as text lines."""
 
 import os
 import platform

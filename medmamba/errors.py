@@ -51,10 +51,16 @@ class Terminated(SystemExit):
     """SIGTERM or SIGHUP (exit code 128 and its number): it unwinds the command as Ctrl-C does.
 
     Attributes:
-        advice: what is on disk and how to continue, as far as the command says it.
+        advice: what is on disk and how to continue.
     """
 
     advice = "What was written is complete."
+
+
+def first_line(error: BaseException) -> str:
+    """An error of a library in one line of at most 160 characters: its class, and the first line of what it says."""
+    said = str(error).strip().splitlines()[:1]
+    return ": ".join([type(error).__name__, *said])[:160]
 
 
 def need_packages(purpose: str, modules: Sequence[str], extra: str) -> None:

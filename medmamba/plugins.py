@@ -13,13 +13,11 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from medmamba.errors import ConfigError, Terminated, unknown_name
+from medmamba.errors import ConfigError, Terminated, first_line, unknown_name
 
 GROUP = "medmamba.networks"
 MODULES: tuple[str, ...] = ()
 """In a bundle, the copied modules of its networks; `medmamba export` writes their names here."""
-LONGEST_REASON = 300
-"""Characters of another package's error in a message."""
 
 T = TypeVar("T")
 
@@ -28,7 +26,7 @@ def find_network(name: str, table: Mapping[str, T]) -> T:
     """What a table, filled by registration, has under the name of a network; other packages register when needed.
 
     Raises ConfigError for a network whose package cannot be imported or does not register it, and, with the nearest
-    spelling, for a name that nobody declares.
+    spelling, for a name that no package declares.
     """
     if name not in table and name in (broken := load_network_plugins()):
         raise ConfigError(broken[name])
@@ -51,7 +49,7 @@ def load_network_plugins() -> Mapping[str, str]:
     for entry in () if MODULES else entry_points(group=GROUP):
         try:
             entry.load()
-        except BaseException as error:  # whatever another package raises while it is imported, sys.exit() too
+        except BaseException as error:  # any exception of an import, also sys.exit()
             if isinstance(error, KeyboardInterrupt | Terminated):
                 raise
             broken[entry.name] = _failure(entry, error)
@@ -63,10 +61,8 @@ def _package(entry: EntryPoint) -> str:
 
 
 def _failure(entry: EntryPoint, error: BaseException) -> str:
-    package, reason = _package(entry), " ".join(f"{type(error).__name__}: {error}".split())
-    if len(reason) > LONGEST_REASON:
-        reason = reason[:LONGEST_REASON] + "..."
+    package = _package(entry)
     return (
-        f"Network {entry.name!r} of the package {package} cannot be imported ({reason}). Update the package "
+        f"Network {entry.name!r} of the package {package} cannot be imported ({first_line(error)}). Update the package "
         f"(`pip install --upgrade {package}`), or remove it (`pip uninstall {package}`)."
     )

@@ -20,7 +20,7 @@ class Rationale:
     reason: str
     source: str
     rule: str = ""
-    """Empty for the states, whose rule is their numbers."""
+    """Empty for the states, whose rule is the numbers themselves."""
 
 
 OWN = Rationale("Stated by the package that registers the family.", "the family", rule="the family's own")
@@ -57,7 +57,7 @@ class Family:
     conv_blocks: int = 1
     """Residual convolution blocks before the blocks of each stage."""
     blocks_reason: str = ""
-    """Why its stages have these blocks; empty: what holds for every family with its blocks from that level on."""
+    """Why its stages have these blocks; empty: the reason common to families with blocks from that level on."""
     states: tuple[int, int] = (16, 8)
     """States per inner channel of the scan, in 2D and in 3D."""
     states_why: Rationale = OWN
@@ -86,7 +86,7 @@ DEFORMABLE_FROM = {2: 1, 3: 8}
 high resolution."""
 
 _FEWER_IN_3D = Rationale(
-    reason="In 2D as published; in 3D fewer states keep time and memory of the scan in bounds, where voxels are many.",
+    reason="In 2D as published; in 3D fewer states limit time and memory of the scan.",
     source="the family's publication; the value for 3D is ours",
 )
 _STATES_AS_PUBLISHED = Rationale("As published.", "the family's publication")
@@ -191,7 +191,7 @@ FAMILIES: dict[str, Family] = {
             "LaMamba, arXiv:2408.02615: scan and window attention",
             first_block_level=2,
             states_why=Rationale(
-                reason="As many as vm_unet, so that routes and attention make the difference; the published block has "
+                reason="As many as vm_unet, so that only routes and attention differ; the published block has "
                 "one state.",
                 source="medmamba",
             ),

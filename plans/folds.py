@@ -52,7 +52,7 @@ def make_folds(
 
 
 def groups_of(fingerprint: Fingerprint, patients: Mapping[str, str]) -> dict[str, str]:
-    """The group that each case must stay with: its patient's cases and every copy of its image, joined where they meet.
+    """The group of each case: all cases of its patient and all copies of its image, merged where they overlap.
 
     ``patients`` names the patient of a case; a case that is not in it stands alone.
     """
@@ -115,7 +115,7 @@ def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mappin
         trained = {groups.get(name, name): name for name in fold["train"]}
         faults += [
             f"{name!r} (val) and {trained[group]!r} (train) belong to the same patient or are the same image. "
-            f"Put both on one side."
+            f"Put both in the same part."
             for name in fold["val"]
             if (group := groups.get(name, name)) in trained and name not in both
         ]

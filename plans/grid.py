@@ -70,7 +70,7 @@ def plan_grid(
 def _search(
     task: PlanTask, spacing: Sequence[float], median: Sequence[float]
 ) -> tuple[PoolingPlan, Stem, list[Decision]]:
-    """The full-resolution patch if it sees enough of the image, else the larger one that a strided stem allows.
+    """The full-resolution patch if it covers enough of the image, else the larger one that a strided stem allows.
 
     Returns the patch, its stem, and the decisions about both.
     """
@@ -136,7 +136,7 @@ def _nothing_fits(task: PlanTask, search: PatchSearch) -> ConfigError:
 def _fixed(
     task: PlanTask, spacing: Sequence[float], median: Sequence[float], patch: Sequence[int]
 ) -> tuple[PoolingPlan, Stem, list[Decision]]:
-    """The given patch; raises ConfigError, with the nearest that works, where strides or limits do not allow it."""
+    """The given patch; raises ConfigError, with the nearest valid one, if strides or limits do not allow it."""
     pooling = plan_pooling(spacing, patch, max_pools=task.family.max_pools)
     if list(pooling.patch_size) != list(patch):
         below = [n // d * d or d for n, d in zip(patch, pooling.divisor, strict=True)]

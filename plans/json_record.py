@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, first_line
 from medmamba.options import value_text
 
 Form = TypeVar("Form")
@@ -98,8 +98,8 @@ def read_object(text: str | bytes, where: str, kind: str) -> dict[str, Any]:
 def read_stored(path: Path, form: type[Form], kind: str, cure: str) -> Form:
     """A JSON file that medmamba wrote, as ``form`` (a dataclass, a record, a table); NaN is a number in it.
 
-    Raises ConfigError of one line, which ends with ``cure``: it cannot be read, is another thing than a ``kind``, or
-    differs from what was written (:func:`sealed`).
+    Raises ConfigError of one line, which ends with ``cure``: it cannot be read, is not a ``kind``, or was altered
+    (:func:`sealed`).
     """
     document = _parsed(_bytes(path, cure), str(path), kind, float)
     with as_written(path, kind, cure):
@@ -111,7 +111,7 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 @contextmanager
 def as_written(where: Path | str, kind: str, cure: str) -> Iterator[None]:
-    """Turns whatever a stored value of another form than ours breaks into one ConfigError: what, where, what to do."""
+    """Convert any error caused by a stored value of another form into one ConfigError with problem, place and cure."""
     try:
         yield
     except ValidationError as error:
@@ -120,12 +120,11 @@ def as_written(where: Path | str, kind: str, cure: str) -> Iterator[None]:
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         if "out of memory" in str(error).lower():
             raise
-        reason = (str(error).splitlines() or [""])[0][:160]
-        raise ConfigError(f"{where}: no {kind} ({type(error).__name__}: {reason}). {cure}") from error
+        raise ConfigError(f"{where}: no {kind} ({first_line(error)}). {cure}") from error
 
 
 def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with its own SHA-256, so that a file that is altered later is refused."""
+    """The object with its own SHA-256, so that an altered file is refused."""
     plain = json.loads(json.dumps(document))
     return {**plain, SEAL: _digest(plain)}
 

@@ -1,4 +1,4 @@
-"""Left and right: which labels mirror each other, where they lie, and which axes of a patch may be mirrored.
+"""Left and right labels: pairs, their positions, and the axes of a patch that may be mirrored.
 
 In a mirrored patient the left kidney is on the right. So where labels are left or right, the left-right axis is
 either not mirrored, or mirrored with the labels of each pair exchanged. In RAS+ millimetres x grows towards the
@@ -38,7 +38,7 @@ class SidePair:
     left: str
     right: str
     distances_mm: list[float]
-    """x(right) - x(left) of the cases in which both centres are known; positive as anatomy wants it."""
+    """x(right) - x(left) of the cases in which both centres are known; positive if anatomically correct."""
 
     @property
     def cases(self) -> int:
@@ -46,7 +46,7 @@ class SidePair:
 
     @property
     def right_is_right(self) -> int:
-        """Cases in which the right one lies further to the patient's right."""
+        """Number of cases with the right label further to the patient's right."""
         return sum(distance > 0 for distance in self.distances_mm)
 
 

@@ -156,7 +156,7 @@ def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, l
     elif first > 1 and network.stem == "conv":
         rule += f"{family.blocks} in every stage of at least {first} halvings and in the coarsest, none between"
         source = "medmamba; docs/benchmarks/ablation.md"
-        few = "Convolutions where voxels are many and a scan is expensive; scan blocks in the coarser stages."
+        few = "Convolutions at high resolution, where a scan is expensive; scan blocks in the coarser stages."
         reason = family.blocks_reason or few
     else:
         rule += f"{family.blocks} in every other stage"

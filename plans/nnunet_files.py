@@ -83,7 +83,7 @@ def to_nnunet(plan: Plan) -> str:
 
 
 def nnunet_name(name: str) -> str:
-    """A dataset's name as nnU-Net demands it, DatasetNNN_NAME; 900 for one without a number."""
+    """The dataset name in nnU-Net's form, DatasetNNN_NAME; NNN is 900 without a number."""
     parts = re.fullmatch(r"(?:Dataset|Task)(\d{1,3})_(.*)", name)
     number, rest = (int(parts[1]), parts[2]) if parts else (900, name)
     return f"Dataset{number:03d}_{re.sub('[^A-Za-z0-9_]+', '_', rest) or 'dataset'}"
@@ -123,7 +123,7 @@ def _inherited(
 ) -> dict[str, Any]:
     """A configuration with what it inherits filled in; ``heirs`` are those that inherit from it."""
     if name in heirs or name not in configurations:
-        raise ConfigError(f"{source}: configuration {heirs[0]!r} inherits from {name!r}, which cannot be followed.")
+        raise ConfigError(f"{source}: {heirs[0]!r}: inherits_from {name!r} is unknown or circular. Correct it.")
     own, parent = configurations[name], configurations[name].get("inherits_from")
     return own if parent is None else _inherited(configurations, parent, source, (*heirs, name)) | own
 
@@ -176,7 +176,7 @@ def _per_stage(given: Any, stages: int) -> list[int]:
 
 
 def _same_parts(dims: int) -> dict[str, Any]:
-    """What every network that nnU-Net plans is made of, and ours with them: medmamba.networks.planned.plain_unet."""
+    """Settings common to all networks that nnU-Net plans, and to medmamba.networks.planned.plain_unet."""
     return {
         "conv_op": f"torch.nn.modules.conv.Conv{dims}d",
         "conv_bias": True,
@@ -194,7 +194,7 @@ def _refuse_other_parts(numbers: Mapping[str, Any], network: str, dims: int, whe
     same = _same_parts(dims)
     read = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"}
     for field, given in numbers.items():
-        wanted = same.get(field)  # None as well for a part that ours does not have
+        wanted = same.get(field)  # also None for a part that ours does not have
         same_class = isinstance(given, str) and given.rpartition(".")[2] == str(wanted).rpartition(".")[2]
         if given != wanted and not same_class and field not in {*read, BLOCKS_FIELD[network]}:
             instead = f" in place of {wanted!r}" if field in same else ""

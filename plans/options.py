@@ -104,7 +104,7 @@ class PlanRequest(PlanOptions):
         panel="Data",
     )
     splits: Path | None = option(None, "File of folds in the format of nnU-Net's splits_final.json.", panel="Data")
-    overwrite: bool = option(False, "Replace files in the run folder that no earlier planning wrote.", panel="Data")
+    overwrite: bool = option(False, "Replace files in the run folder that medmamba did not write.", panel="Data")
     nonfinite: Literal["error", "zero"] = option(
         "error", "NaN and infinite voxels: error, or zero (set to 0).", panel="Data"
     )

@@ -1,6 +1,6 @@
-"""nnU-Net's searches (2.8.1) in our own words: pooling of a patch, patch size, and low-resolution grid of a cascade.
+"""nnU-Net's searches (2.8.1), reimplemented: pooling of a patch, patch size, and low-resolution grid of a cascade.
 
-The cost of a patch and the planning of a grid are handed in, so that the searches serve any network.
+The cost of a patch and the planning of a grid are arguments, so that the searches serve any network.
 """
 
 import math
@@ -140,7 +140,7 @@ def search_patch(
     """
 
     def shorten(pooling: PoolingPlan) -> PoolingPlan | None:
-        """The next smaller patch; an axis that cannot be shortened gives way to the next (nnU-Net would not end)."""
+        """The next smaller patch; an axis that cannot be shortened is skipped (nnU-Net would loop forever)."""
         coverage = [edge / size for edge, size in zip(pooling.patch_size, median_shape, strict=True)]
         for axis in reversed(np.argsort(coverage).tolist()):
             patch, trial = list(pooling.patch_size), list(pooling.patch_size)

@@ -1,4 +1,4 @@
-"""The planner: from a fingerprint to a plan, each number with its reason; and the plan that other options would give.
+"""The planner: from a fingerprint to a plan, each number with its reason; and the plan for other options (what-if).
 
 nnU-Net's rules decide spacing, axis order, normalisation and which configurations exist; the patch, the network and the
 batch follow from the memory model of the chosen network.
@@ -269,7 +269,7 @@ def _existence(
         reason = f"The 3D patch sees at least {COVERAGE:.0%} of the image, so no low resolution is needed."
     else:
         fewer = f"{low.voxel_ratio:.2g} times fewer voxels"
-        reason = f"A patch covers {COVERAGE:.0%} of the image already at {fewer}: too little for a low resolution."
+        reason = f"A patch covers {COVERAGE:.0%} of the image at {fewer}: a low resolution would save too little."
         if low.grid is not None:
             reason = (
                 f"The full-resolution patch sees less than {COVERAGE:.0%} of the image, so a low resolution with "

@@ -167,7 +167,7 @@ class Configuration(Record):
 
 
 class Reading(Record):
-    """How the files of the dataset were read; what is predicted and evaluated with the plan is read so too."""
+    """How the files of the dataset were read; prediction and evaluation with the plan read files in the same way."""
 
     nonfinite: Literal["error", "zero"] = "error"
     prefer: Literal["sform", "qform"] | None = None
@@ -176,7 +176,7 @@ class Reading(Record):
     any_spacing: bool = False
     channel_files: int | None = Field(default=None, ge=0)
     """Files CASE_0000, CASE_0001, ... that a case may have; 0: its channels are in one file, and a number at the end of
-    a name belongs to the name. None, in earlier plans: as many as channels."""
+    a name is part of it. None, in earlier plans: as many as channels."""
 
 
 class Plan(Record):

@@ -5,15 +5,15 @@ from math import prod
 
 MOST_STAGES, MOST_BLOCKS, WIDEST, LARGEST_KERNEL, LARGEST_STRIDE = 16, 128, 2048, 63, 64
 MOST_WEIGHTS = 2**30
-"""Of the convolutions that the numbers of a network amount to: 4 GiB."""
+"""Largest number of weights of the convolutions of a network: 4 GiB."""
 MOST_CHANNELS = 2**16
-"""Channels into and out of a network: the values that a label map has."""
+"""Largest number of input or output channels: the number of values of a label map."""
 
 
 def check_size(
     strides: Sequence[Sequence[int]], features: Sequence[int], blocks: Sequence[int], kernels: Sequence[Sequence[int]]
 ) -> None:
-    """Raises ValueError for numbers per stage, of a plan or a stored model, that no network is to be built from."""
+    """Raises ValueError for numbers per stage, of a plan or a stored model, that are out of bounds."""
     if len(strides) > MOST_STAGES:
         raise ValueError(f"strides has {len(strides)} stages, at most {MOST_STAGES} are built")
     for name, values, low, high in (

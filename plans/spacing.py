@@ -31,7 +31,7 @@ SOURCE = "nnU-Net 2.8.1, target spacing; Isensee et al. 2021, doi:10.1038/s41592
 def choose_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> tuple[tuple[float, ...], Decision]:
     """Spacing of the full-resolution grid in mm per canonical axis: the given one, or the rule's.
 
-    Raises ConfigError for a given one that leaves too few voxels, with the nearest that leaves enough.
+    Raises ConfigError for a given one with too few voxels, and names the nearest valid one.
     """
     target, decision = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
     if given is not None:
@@ -132,7 +132,7 @@ def axis_order(target_spacing: Sequence[float], shapes_after_crop: np.ndarray) -
     """Canonical array axis that becomes plan axis 0, 1, 2."""
     median_shape = np.median(shapes_after_crop, axis=0).tolist()
     if 1 not in median_shape:
-        first = int(np.argmax(target_spacing))  # the first of equals, as in nnU-Net
+        first = int(np.argmax(target_spacing))  # the first of equal ones, as in nnU-Net
         isotropic = max(target_spacing) == min(target_spacing)
         reason = (
             "The spacing is the same along all axes, so the axes stay in their order."

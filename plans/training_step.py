@@ -1,4 +1,4 @@
-"""What a training step may take of memory and time, what it takes, and the batch size that this allows."""
+"""Limits of a training step in memory and time, its cost, and the batch size within the limits."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ DATASET_FRACTION = 0.05
 
 @dataclass(frozen=True)
 class PlanTask:
-    """What is asked of every grid: the network, its channels, and the user's options."""
+    """Input of the planning of every grid: the network, its channels, and the user's options."""
 
     family: Family
     in_channels: int
@@ -102,7 +102,7 @@ class TooSlow(ConfigError):
 
 
 def choose_batch_size(step: TrainingStep, dataset_voxels: float) -> tuple[int, Decision]:
-    """The batch size: the given one, or what the memory holds but at most the reference batch and 5 % of the dataset.
+    """The batch size: the given one, or the largest in memory, at most the reference batch and 5 % of the dataset.
 
     Raises ConfigError for a given one that does not fit, with the largest that does.
     """
@@ -172,7 +172,7 @@ def decision_as_given(name: str, value: object, inputs: dict[str, object]) -> De
 
 
 def times(numbers: Sequence[int]) -> str:
-    """A patch in words: 64x96x96."""
+    """A patch as text: 64x96x96."""
     return "x".join(str(number) for number in numbers)
 
 

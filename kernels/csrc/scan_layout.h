@@ -45,7 +45,7 @@ struct Scratch {
     }
 };
 
-// Channels of a vector that begins at `first`, of those before `end`.
+// Number of lanes in use of the vector that begins at channel `first`, with channels up to `end`.
 int lanes_from(int64_t first, int64_t end) { return end - first < W ? (int)(end - first) : W; }
 
 // (.., d, n) for one block to one vector per state, and back.

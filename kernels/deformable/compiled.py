@@ -48,7 +48,7 @@ class _Launch:
         BP, BC = block_of(self.per_group)
         self.tile = {"GC": self.per_group, "BP": BP, "BC": BC}
         self.position_blocks, self.channel_blocks = -(-self.positions // BP), -(-self.per_group // BC)
-        # What the kernels are compiled for.
+        # Compile-time constants of the kernels.
         self.flags: dict[str, Any] = {name.upper(): axes[name] for name in ("kernel", "stride", "padding", "dilation")}
         self.flags |= {"TAPS": len(geometry.taps), "DIMS": len(geometry.image)}
         self.flags |= {"REMOVE_CENTER": geometry.remove_center, "num_warps": WARPS}

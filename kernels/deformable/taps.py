@@ -56,7 +56,7 @@ def deform_torch(
 ) -> Tensor:
     """(batch, *output, channels) in the dtype of the inputs.
 
-    recompute: whether each tap is computed again in the backward pass, or what it reads is kept; None: if needed.
+    recompute: compute each tap again in the backward pass instead of keeping its inputs; None: automatic.
     """
     recompute = needs_gradient((value, offset_mask)) if recompute is None else recompute
     batch, channels = value.shape[0], value.shape[-1]

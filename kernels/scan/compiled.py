@@ -23,7 +23,7 @@ PAD = 16
 
 
 def new_outputs(scan: ScanInputs, saved_shape: tuple[int, ...] | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tensors for y, the last state, the saved states and y before the gate, in float32; empty what is not saved."""
+    """Tensors for y, the last state, the saved states and y before the gate, in float32; empty if not saved."""
     batch, length, K, channels = scan.dt.shape
     y_shape = (batch, length, channels) if scan.merge else (batch, length, K, channels)
     plain_shape = (0,) if saved_shape is None or scan.z is None else y_shape
@@ -45,7 +45,7 @@ def scan_operators(
         forward: from the inputs and the flag `save` y, the last state, the saved states and y before the gate; the
             latter two are empty without the flag, and y before the gate without a gate as well.
         backward: from dy, dlast_state, the inputs, the saved states and y before the gate the gradients of the tensors
-            in `ScanInputs`; not read where the input is None or holds integers.
+            in `ScanInputs`; ignored where the input is None or of integers.
         saved_shape: shape of the saved states from dt and A.
     """
 

@@ -1,7 +1,7 @@
 """The selective scan in torch operations: the plain loop that every backend is compared with, and the scan in chunks.
 
 The loop is equations 2a, 2b and 4 of Gu and Dao 2023, arXiv:2312.00752, in the dtype of its inputs. The chunks are for
-machines without the compiled kernels, and for float64. Inside one the recurrence h_l = a_l h_{l-1} + b_l is solved for
+machines without the compiled kernels, and for float64. Within a chunk h_l = a_l h_{l-1} + b_l is solved for
 all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s positions together. Only products of decays
 are formed, so decay that underflows gives zero and not NaN. In the backward pass each chunk is computed again.
 """
@@ -80,7 +80,7 @@ def visits_of(scan: ScanInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor 
 
 
 def output_of(y: Tensor, skip: Tensor | None, scan: ScanInputs) -> Tensor:
-    """The output from y (B, L, K, D) without D x, along the routes: in spatial order, merged if asked for, gated."""
+    """The output from y (B, L, K, D) without D x, along the routes: in spatial order, merged if requested, gated."""
     y = gather_routes(y, None if scan.routes is None else scan.routes.argsort(1))
     y = y if skip is None else y + skip
     y = y.sum(2) if scan.merge else y

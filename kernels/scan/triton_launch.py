@@ -49,12 +49,12 @@ class Launch:
         self.spans = cdiv(self.saves, self.span_saves)
         self.grid = (self.blocks, self.spans, batch * K)
         self.per_span = (batch, K, self.spans)
-        # As the kernels take them.
+        # Arguments of the kernels.
         self.sizes = (dt.shape[1], self.channels, self.N, K, self.span_saves, self.saves, self.spans)
 
 
 def _flags(scan: ScanInputs, block: int) -> dict[str, Any]:
-    """What the kernels of both directions are compiled for; arguments that are None are left out of the code, too."""
+    """Compile-time constants of the forward and backward kernels, such as which arguments are None."""
     return {"T": TILE, "M": TILES_PER_SAVE, "BD": block, "SOFTPLUS": scan.softplus, "num_warps": WARPS}
 
 

@@ -16,7 +16,7 @@ WIDEST_BLOCK = 32
 SMALL_BLOCK = 16
 ELEMENTS = 128
 WARPS = 8
-# How matrix units multiply float32: in three products of TF32 where there is such a thing.
+# Precision of matrix units for float32: three products of TF32 where supported.
 PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 

@@ -12,7 +12,7 @@ from medmamba.models.trained_folds import read_model_facts
 
 
 def _made(target: str, **arguments: Any) -> dict[str, Any]:
-    """What MONAI makes by calling ``target`` with these arguments."""
+    """Configuration of an object that MONAI makes by calling ``target`` with these arguments."""
     return {"_target_": target, **arguments}
 
 
@@ -25,7 +25,7 @@ LOAD_WEIGHTS = _made(
 
 
 def _plan_numbers(ensemble: FoldEnsemble) -> dict[str, Any]:
-    """What prediction needs of plan and configuration; read by ``runtime/plan.py``."""
+    """The part of plan and configuration for prediction; read by ``runtime/plan.py``."""
     whole = {**dict(ensemble.plan.reading), **dict(ensemble.plan), **dict(ensemble.configuration)}
     numbers = {field.name: whole[field.name] for field in fields(BundlePlan)}
     return {**numbers, "normalization": [entry.model_dump() for entry in ensemble.plan.normalization]}
@@ -156,7 +156,7 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
         previous = "@first_stage"
     cleaning = [asdict(step) for step in recipe.cleaning] if recipe else []
     for step in cleaning:
-        del step["gain"]  # what a step gained in cross-validation stays in best.json
+        del step["gain"]  # the gain in cross-validation is in best.json only
     restoring = _made(
         "scripts.transforms.ToNatived",
         keys="pred",

@@ -18,7 +18,7 @@ def _one_or_several(value: object) -> object:
 
 
 class BundleCard(Options):
-    """What only the author of a bundle knows; raises InputError without licence and intended use."""
+    """Information that only the author of a bundle has; raises InputError without licence and intended use."""
 
     licence: str = option(
         "", "Licence of the bundle: an SPDX identifier or a text file.", panel=CARD, flag="--licence --license"

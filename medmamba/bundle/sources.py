@@ -23,7 +23,7 @@ EXCHANGED = {
     "medmamba.kernels.availability": f"{_RUNTIME}.availability",
     "medmamba.plans.schema": f"{_RUNTIME}.plan",
 }
-COMPILED = "medmamba.kernels."  # imported inside functions: ways that a bundle never takes; they keep their names
+COMPILED = "medmamba.kernels."  # imported inside functions that a bundle never calls; they keep their names
 _IMPORT = re.compile(
     r"^((?: +(?!\w+ medmamba\.kernels\.))?(?:from|import) )medmamba(?:\.bundle\.runtime)?\b", re.MULTILINE
 )

@@ -81,10 +81,10 @@ def export_bundle(
     options: ExportOptions | None = None,
     **changes: Any,
 ) -> BundleReport:
-    """Write a MONAI Bundle of a trained model (a run folder or one fold) and prove that it gives the model's own masks.
+    """Write a MONAI Bundle of a trained model (a run folder or one fold) and check that it gives the model's masks.
 
     The first ``most_cases`` of ``check_on``, an image or a folder, are predicted by MONAI in a process that cannot
-    import medmamba, and by medmamba, and must agree in every voxel. What stood in ``output`` is exchanged when they do.
+    import medmamba, and by medmamba, and must agree in every voxel. Then an earlier bundle is replaced.
     The graphs of the options are not written here; ``changes`` are single fields of the options by name.
 
     Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.

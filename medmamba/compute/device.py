@@ -1,4 +1,4 @@
-"""Where a network runs and at which precision, and whether the memory there ran out."""
+"""Device and precision of a network, and detection of exhausted memory."""
 
 import os
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Processes that work for another one: what they do about signals and about its end, and how they ended, in words."""
+"""Worker processes: their signals, their end with the parent, and their exit codes as text."""
 
 import multiprocessing
 import os
@@ -8,10 +8,10 @@ import time
 
 
 def follow_parent() -> None:
-    """Called by a process that works for its parent: it ends with it, and leaves signals of the terminal to it.
+    """Called by a worker process: it ends with its parent, and leaves signals of the terminal to it.
 
-    Ctrl-C and a hang-up reach every process of a terminal, and the parent decides. A killed process cannot end those
-    that work for it; without this they would stay, with their memory, and in the way of a second run.
+    Ctrl-C and SIGHUP reach every process of a terminal; the parent handles them. A killed parent cannot end its
+    workers; without this they would keep their memory and block a second run.
     """
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):

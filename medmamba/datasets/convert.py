@@ -110,7 +110,7 @@ def _flat(ending: str) -> bool:
 def _write_case(
     folder: Path, layout: Layout, ending: str, values: dict[int, int], part: str, case: CaseSpec, loaded: LoadedCase
 ) -> None:
-    """Images and label map of a case to ``imagesTr`` and ``labelsTr``, or ``Ts``; ``values`` are the new by the old."""
+    """Images and label map of a case to ``imagesTr`` and ``labelsTr``, or ``Ts``; ``values`` maps label values."""
     image, labels = loaded
     images, channels = folder / f"images{part}", _narrow(image)
     if layout == "decathlon" or (_flat(ending) and len(channels) == 3):

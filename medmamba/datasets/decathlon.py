@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from medmamba.datasets.description import FILE, Entry, ListedCases, case_id_problem, check_ids, files_of_case, parse
+from medmamba.datasets.description import FILE, Entry, ListedCases, case_of_files, check_ids, parse
 from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec, named_apart
 from medmamba.errors import InputError
 from medmamba.images import stem_of
@@ -68,20 +68,18 @@ def read_decathlon(folder: Path, raw: dict[str, Any]) -> DatasetSpec:
 
 
 def _cases(spec: DatasetSpec, file: _Decathlon, key: str, problems: list[str], warnings: list[str]) -> list[CaseSpec]:
-    """The cases of one list of dataset.json; those that cannot be are named in ``problems``."""
+    """The cases of one list of dataset.json; invalid entries are added to ``problems``."""
     cases = []
     for number, entry in enumerate(getattr(file, key)):
         pair = _Pair(image=entry) if isinstance(entry, str) else entry
         where = f"{FILE}: {key}[{number}]"
         try:
             names = [pair.image] if isinstance(pair.image, str) else pair.image
-            images, label = files_of_case(spec.folder, names, pair.label)
-            case_id = stem_of(images[0])
-            if problem := case_id_problem(case_id):
-                raise InputError(f"{brief(case_id, 60)}: {problem}")
+            case = case_of_files(spec.folder, names, pair.label)
         except InputError as error:
             problems.append(f"{where}: {error}.")
             continue
+        case_id, images, label = case.case_id, case.images, case.label
         ending = images[0].name[len(case_id) :]
         first = images[0].with_name(f"{case_id}_0000{ending}")
         if not images[0].exists() and first.exists():  # nnU-Net v1
@@ -91,7 +89,7 @@ def _cases(spec: DatasetSpec, file: _Decathlon, key: str, problems: list[str], w
                 f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}."
             )
         annotated = None if pair.annotated is None else tuple(pair.annotated)
-        cases.append(CaseSpec(case_id, images, label, annotated, pair.group, pair.fold))
+        cases.append(replace(case, images=images, annotated=annotated, group=pair.group, fold=pair.fold))
     return cases
 
 

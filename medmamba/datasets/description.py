@@ -1,4 +1,4 @@
-"""dataset.json of any layout: JSON read strictly, the keys that all share, and the rules for names and paths in it."""
+"""dataset.json of any layout: strict JSON, keys that all layouts share, rules for names and paths."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
+from medmamba.images import stem_of
 from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.json_record import strict_json
 
@@ -23,7 +24,7 @@ LONGEST_CASE_ID = 200  # bytes, of 255 in a file name: endings and the name of a
 FILE = "dataset.json"
 LARGEST_BYTES = 10 * 2**20
 DEEPEST = 32
-"""Levels of nesting in a JSON file."""
+"""Largest number of nested levels in a JSON file."""
 
 
 def read_json(path: Path | str) -> Any:
@@ -51,14 +52,14 @@ def read_json(path: Path | str) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """Lists and objects around the deepest value."""
+    """Number of lists and objects around the deepest value."""
     if not isinstance(value, dict | list):
         return 0
     return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
 NO_CHANGE = {"tensorImageSize", "relase", "license", "author", "url", "cases", "overwrite_image_reader_writer"}
-"""Keys without a warning: they change no number."""
+"""Keys that are ignored without a warning, because they change no result."""
 
 
 class Entry(BaseModel):
@@ -233,12 +234,12 @@ def inside(folder: Path, relative: str) -> Path:
     return folder.joinpath(*path.parts)
 
 
-def files_of_case(
-    folder: Path, images: Sequence[str], label: str | None, *, allow_outside: bool = False
-) -> tuple[tuple[Path, ...], Path | None]:
-    """Paths of the images and the label map that a dataset names for a case.
+def case_of_files(
+    folder: Path, images: Sequence[str], label: str | None, case_id: str | None = None, *, allow_outside: bool = False
+) -> CaseSpec:
+    """A case of the image files and the label map that a dataset names, called after its first image by default.
 
-    Raises InputError when no image is given, or a path leads out of the folder and may not.
+    Raises InputError when no image is given, a path leads out of the folder and may not, or it cannot be called that.
     """
     if not images:
         raise InputError("no image is given")
@@ -246,4 +247,8 @@ def files_of_case(
     def path(name: str) -> Path:
         return folder / name if allow_outside else inside(folder, name)
 
-    return tuple(path(name) for name in images), None if label is None else path(label)
+    files = tuple(map(path, images))
+    case = CaseSpec(stem_of(files[0]) if case_id is None else case_id, files, None if label is None else path(label))
+    if problem := case_id_problem(case.case_id):
+        raise InputError(f"{brief(case.case_id, 60)}: {problem}")
+    return case

@@ -67,7 +67,7 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
         if labels is not None and (difference := grid_difference(image.grid, labels.grid)):
             placed = labels.on_grid_of(image, match_labels=options.match_labels)
             if placed is not None:
-                how = "the label map was put in its place, with background around it"
+                how = "the label map was padded with background to the image's grid"
                 if image.grid.orientation != labels.grid.orientation:
                     how = "the label map's axes were reordered to the image's"
                 warning = f"{name}: image and label map {difference}; {how}."
@@ -78,7 +78,7 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
                     if labels.on_grid_of(image, match_labels=True)
                     else f"Check {spec.shown(labels.path or case.images[0])}, or resample it onto the image."
                 )
-                if turned := [line for line in image.warnings if "orientation mark" in line]:
+                if turned := [line for line in image.warnings if "orientation tag" in line]:
                     cure = turned[0]
                 problems.append(f"{name}: image and label map {difference}. {cure}")
     if problems or image is None:

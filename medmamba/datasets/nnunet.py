@@ -17,9 +17,9 @@ from medmamba.datasets.description import (
     Description,
     Entry,
     case_id_problem,
+    case_of_files,
     channel_names,
     check_ids,
-    files_of_case,
     label_values,
     parse,
     refuse,
@@ -195,9 +195,7 @@ def _listed(folder: Path, dataset: dict[str, _Listed], problems: list[str], allo
         try:
             if problem := case_id_problem(case_id):
                 raise InputError(problem)
-            cases.append(
-                CaseSpec(case_id, *files_of_case(folder, entry.images, entry.label, allow_outside=allow_outside))
-            )
+            cases.append(case_of_files(folder, entry.images, entry.label, case_id, allow_outside=allow_outside))
         except InputError as error:
             problems.append(f"{where}: {error}.")
             continue

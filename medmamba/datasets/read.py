@@ -54,7 +54,7 @@ def read_dataset(dataset: Path | str, *, strict: bool = True, allow_outside: boo
 
 
 def _with_splits(spec: DatasetSpec) -> DatasetSpec:
-    """The dataset with the folds of its splits_final.json, or those that its cases say."""
+    """The dataset with the folds of its splits_final.json, or those stated in its cases."""
     path, problems, ids = spec.folder / SPLITS, list(spec.problems), [case.case_id for case in spec.cases]
     folds = {case.fold for case in spec.cases}
     numbers = sorted(fold for fold in folds if fold is not None)

@@ -1,4 +1,4 @@
-"""What a dataset holds, whatever its layout on disk: channels, labels, and the files of each case."""
+"""The content of a dataset, independent of its layout on disk: channels, labels, and the files of each case."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ class CaseSpec:
         label: the label map; None for a case without ground truth.
         annotated: names of the labels that were annotated in this case; None for all of them.
         group: the patient or site that the case belongs to, if the dataset says so.
-        fold: number of the fold that it validates, if the dataset says so; VALIDATION if it is never trained on.
+        fold: the fold that it validates, if the dataset states it; VALIDATION if it is never trained on.
     """
 
     case_id: str
@@ -32,7 +32,7 @@ class CaseSpec:
 
 
 def named_apart(cases: list[CaseSpec]) -> list[CaseSpec]:
-    """Cases named after their files, or where those have one name in every folder, after what tells the paths apart."""
+    """Cases named after their files, or after the differing part of the path where file names are equal."""
     if len({case.case_id for case in cases}) == len(cases):
         return cases
     names = case_names([case.images[0] for case in cases])

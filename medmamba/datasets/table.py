@@ -14,10 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medmamba.datasets.description import FILE, ListedCases, case_id_problem, check_ids, files_of_case, parse
+from medmamba.datasets.description import FILE, ListedCases, case_of_files, check_ids, parse
 from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec
 from medmamba.errors import ConfigError, InputError
-from medmamba.images import stem_of
 from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.folds import groups_by_pattern
 
@@ -44,10 +43,8 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
         at = f"{where}, line {number}"
         try:
             names = [row[column] for column in image_columns if row[column]]
-            images, label = files_of_case(folder, names, row.get("label") or None, allow_outside=allow_outside)
-            case_id = row.get("case_id") or stem_of(images[0])
-            if problem := case_id_problem(case_id):
-                raise InputError(f"{brief(case_id, 60)}: {problem}")
+            label, case_id = row.get("label") or None, row.get("case_id") or None
+            case = case_of_files(folder, names, label, case_id, allow_outside=allow_outside)
             annotated = tuple(n.strip() for n in row["annotated"].split(";")) if row.get("annotated") else None
             fold = None if not row.get("fold") else int(row["fold"]) if row["fold"].isdecimal() else VALIDATION - 1
             if strange := [n for n in annotated or () if n not in spec.labels]:
@@ -56,13 +53,12 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
             if split not in ("train", "test"):
                 raise InputError(f"split is {brief(split, 40)!r}; train or test is needed")
             if split == "train" and label is None:
-                raise InputError(f"{brief(case_id, 60)}: a training case without a label map")
+                raise InputError(f"{brief(case.case_id, 60)}: a training case without a label map")
         except InputError as error:
             problems.append(f"{at}: {error}.")
             continue
-        (cases if split == "train" else test).append(
-            CaseSpec(case_id, images, label, annotated, row.get("group") or None, fold)
-        )
+        case = replace(case, annotated=annotated, group=row.get("group") or None, fold=fold)
+        (cases if split == "train" else test).append(case)
     if not cases and not problems:
         problems.append(f"{where}: no training case. Add one line per case.")
     check_ids([*cases, *test], problems)

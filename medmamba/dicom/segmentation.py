@@ -1,7 +1,7 @@
 """A label map or a mask file on the grid of a DICOM series as one DICOM SEG object, and back.
 
 The segmentation keeps the study, the patient and the frame of reference of its series, refers to every source image,
-and names each segment by the codes of the labels file. highdicom writes it; what was written is read and compared.
+and names each segment by the codes of the labels file. highdicom writes it; the written file is read back and compared.
 
 Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS there, RAS+ here.
 """
@@ -16,9 +16,9 @@ import numpy.typing as npt
 from medmamba.dicom.codes import SegmentCode, need_highdicom, read_codes
 from medmamba.dicom.study import one_series
 from medmamba.disk.atomic import write_atomically
-from medmamba.errors import ConfigError, InputError
+from medmamba.errors import InputError
 from medmamba.geometry import Grid, grid_difference, reindexed
-from medmamba.images import ReadOptions, read_image, read_label_map
+from medmamba.images import ReadOptions, read_label_map
 from medmamba.images.dicom import read_slices
 from medmamba.images.gate import shown
 from medmamba.plans.json_record import as_written, read_stored
@@ -142,35 +142,29 @@ def mask_to_segmentation(
 ) -> dict[str, int]:
     """Write the DICOM SEG of ``mask`` for its series; returns the labels that it names.
 
-    Raises InputError when ``output`` exists, unless ``overwrite``.
-
     ``labels`` are values by name, those of report.json beside the mask if None. ``series`` is the folder or zip of the
     series, or of a study from which ``choice`` (number or UID) takes it. ``codes`` is the labels file (``codes.py``).
+    Raises InputError when ``output`` exists, unless ``overwrite``.
     """
     if Path(output).exists() and not overwrite:
         raise InputError(f"{shown(output)}: exists already. Give the name of a new file, or use --overwrite.")
     names = labels if labels is not None else _labels_beside(Path(mask))
     described, found = read_codes(codes, list(names)), read_label_map(mask)
     with one_series(series, choice) as folder:
-        image = read_image(folder)
-        array = reindexed(found.array[None], found.grid, image.grid)
+        _, grid, _ = read_slices(folder, shown(folder), ReadOptions())
+        array = reindexed(found.array[None], found.grid, grid)
         if array is None:
-            difference = grid_difference(image.grid, found.grid) or "differ in their axes"
+            difference = grid_difference(grid, found.grid) or "differ in their axes"
             raise InputError(f"{series} and {mask} {difference}. Give the series that the mask was made from.")
-        write_segmentation(output, array[0], image.grid, folder, names, described)
+        write_segmentation(output, array[0], grid, folder, names, described)
     return names
 
 
 def _labels_beside(mask: Path) -> dict[str, int]:
     report = mask.parent / "report.json"
-    kind, cure = "prediction report", "Restore it, or name the labels: --label anterior=1 --label posterior=2."
-    if not report.exists():
-        raise ConfigError(
-            f"{report}: not found, so the names of the labels are unknown. Keep the report of `medmamba predict` "
-            "beside the mask, or name the labels: --label anterior=1 --label posterior=2."
-        )
-    stored = read_stored(report, dict[str, Any], kind, cure)
-    with as_written(report, kind, cure):
+    cure = "Without it the names of the labels are unknown: restore it, or give --label anterior=1 --label posterior=2."
+    stored = read_stored(report, dict[str, Any], "prediction report", cure)
+    with as_written(report, "prediction report", cure):
         return {str(name): int(value) for name, value in stored["model"]["labels"].items()}
 
 

@@ -1,8 +1,8 @@
 """The choice of one DICOM series from a folder, a tree of folders, or a zip of either.
 
 The series is found by its SeriesInstanceUID, not by its folder. One series of images is taken; among several the
-caller chooses, and the error lists them. A series of several stacks or phases is chosen with its part. What is no slice
-of a volume (reports, segmentations, structure sets, captures, scouts) is left aside, with a count.
+caller chooses, and the error lists them. A series of several stacks or phases is chosen with its part. Objects that are
+not slices (reports, segmentations, structure sets, captures, localizers) are ignored and counted.
 """
 
 import os
@@ -19,7 +19,7 @@ from medmamba.images import dicom_headers as headers
 from medmamba.images import ending_of
 from medmamba.images.archive import is_zip, unpack
 from medmamba.images.dicom import parts_of
-from medmamba.images.dicom_headers import Tags, is_localizer, left_aside, sorted_out, without_localizers
+from medmamba.images.dicom_headers import Tags, ignored, is_localizer, sorted_out, without_localizers
 from medmamba.images.gate import brief, shown
 
 LARGEST = "largest"
@@ -48,11 +48,7 @@ class Series:
 
 @contextmanager
 def one_series(
-    source: Path | str,
-    choice: str | None = None,
-    *,
-    where: str | None = None,
-    on_message: Callable[[str], None] = lambda line: None,
+    source: Path | str, choice: str | None = None, *, on_message: Callable[[str], None] = lambda line: None
 ) -> Iterator[Path]:
     """The folder of one series of ``source``, for as long as the block lasts.
 
@@ -60,34 +56,41 @@ def one_series(
         source: a folder, a folder of folders, or a zip.
         choice: number of the series, or (the end of) its UID; needed when there are several. ":2" behind it is its
             second stack or phase, ":largest" its largest; "largest" alone is the largest of all.
-        on_message: takes what else is in the source.
+        on_message: receives the list of what was ignored.
 
     Raises InputError when there is no series, or several and no choice.
     """
-    name = where or brief(str(source))
+    name = brief(str(source))
     with _unpacked(source, name) as root:
-        aside: dict[str, list[str]] = {}
-        found = series_below(root, aside)
-        others = left_aside(aside)
-        if not found:
-            raise InputError(
-                f"{name}: no DICOM images in it{f' ({others})' if others else ''}. Give the folder or zip of a series."
-            )
-        series, files = _choose(found, choice, name)
-        if len(found) == len(series.parts) == 1 and {path.parent for path in files} == {root}:
-            yield root  # its reader says what else is in the folder
-            return
-        unused = "; ".join(other.sentence() for other in found if other is not series)
-        on_message(f"{name}: {series.sentence()}" + "".join(f"; {text}" for text in (others, unused) if text))
-        with TemporaryDirectory(prefix="medmamba-") as scratch:
-            folder = Path(scratch, root.resolve().name)
-            folder.mkdir()
-            for count, path in enumerate(files):
-                try:
-                    os.link(path, folder / f"{count:06d}.dcm")
-                except OSError:
-                    shutil.copyfile(path, folder / f"{count:06d}.dcm")
+        found, others = series_below(root)
+        with folder_of_one(root, found, others, choice, name, on_message) as folder:
             yield folder
+
+
+@contextmanager
+def folder_of_one(
+    root: Path, found: list[Series], others: str, choice: str | None, name: str, on_message: Callable[[str], None]
+) -> Iterator[Path]:
+    """The folder of one of the series that :func:`series_below` found in ``root``; ``others`` is what else is there."""
+    if not found:
+        raise InputError(
+            f"{name}: no DICOM images in it{f' ({others})' if others else ''}. Give the folder or zip of a series."
+        )
+    series, files = _choose(found, choice, name)
+    if len(found) == len(series.parts) == 1 and {path.parent for path in files} == {root}:
+        yield root  # its reader says what else is in the folder
+        return
+    unused = "; ".join(other.sentence() for other in found if other is not series)
+    on_message(f"{name}: {series.sentence()}" + "".join(f"; {text}" for text in (others, unused) if text))
+    with TemporaryDirectory(prefix="medmamba-") as scratch:
+        folder = Path(scratch, root.resolve().name)
+        folder.mkdir()
+        for count, path in enumerate(files):
+            try:
+                os.link(path, folder / f"{count:06d}.dcm")
+            except OSError:
+                shutil.copyfile(path, folder / f"{count:06d}.dcm")
+        yield folder
 
 
 @contextmanager
@@ -101,14 +104,15 @@ def opened(
     name = brief(str(source))
     with _unpacked(source, name) as root:
         packed = root != Path(source)
-        if series is not None or (packed and series_below(root)):
-            with one_series(root, series, where=name, on_message=on_message) as folder:
+        found, others = series_below(root) if series is not None or packed else ([], "")
+        if series is not None or found:
+            with folder_of_one(root, found, others, series, name, on_message) as folder:
                 yield folder
             return
         inside = innermost(root) if packed else root
         if packed and not any(ending_of(entry) or entry.is_dir() for entry in inside.iterdir()):
             raise InputError(
-                f"{brief(Path(source).name)}: no image in it that is known. Give a zip of images or of a series."
+                f"{brief(Path(source).name)}: no image of a known format. Give a zip of images or of a series."
             )
         yield inside
 
@@ -133,13 +137,13 @@ def innermost(folder: Path) -> Path:
     return innermost(inside[0]) if len(inside) == 1 and inside[0].is_dir() else folder
 
 
-def series_below(root: Path, aside: dict[str, list[str]] | None = None) -> list[Series]:
-    """The image series in a folder and all folders below it, by number; links to folders are followed once.
+def series_below(root: Path) -> tuple[list[Series], str]:
+    """The image series in a folder and all folders below it, by number, and a text of all other files.
 
-    ``aside`` takes the names of all other files by what they are.
+    Links to folders are followed once.
     """
     members: dict[str, dict[Path, Tags]] = defaultdict(dict)
-    aside = {} if aside is None else aside
+    aside: dict[str, list[str]] = {}
     seen: set[Path] = set()
     for folder, inner, _ in os.walk(root, followlinks=True):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
@@ -159,7 +163,7 @@ def series_below(root: Path, aside: dict[str, list[str]] | None = None) -> list[
         slices = without_localizers(slices, aside)
         tags = next(iter(slices.values()))
         found.append(Series(uid, tags.get(headers.NUMBER, ""), tags, parts_of(slices)))
-    return sorted(found, key=lambda series: (_whole(series.number), series.uid))
+    return sorted(found, key=lambda series: (_whole(series.number), series.uid)), ignored(aside)
 
 
 def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series, list[Path]]:
@@ -170,7 +174,7 @@ def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series,
     matching = [series for series in found if asked in (series.number, series.uid)] if asked else images
     matching = matching or [series for series in found if series.uid.endswith(asked)]
     if not matching:
-        raise ConfigError(f"{name}: Unknown series {asked!r}. It holds {listed}.")
+        raise ConfigError(f"{name}: unknown series {asked!r}. It contains {listed}. Choose one of them.")
     if len(matching) > 1 and choice != LARGEST:
         raise InputError(f"{name}: {listed}. Choose one with --series NUMBER, or the end of its UID.")
     if part == LARGEST:

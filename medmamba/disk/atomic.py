@@ -31,13 +31,12 @@ from typing import IO, Any
 from medmamba.errors import InputError, ResourceError
 
 Verify = Callable[[Path], None]
-CRASH_POINTS = ("open", "write", "fsync", "verify", "replace", "folder")  # in the order in which they are passed
 MANY_FILES = 64  # from here on one call for the whole file system costs less than one for each file
 _passed: dict[str, int] = {}
 
 _FULL = ("the disk is full", "Free some space or choose another folder; nothing half-written was left.")
 _DENIED = ("permission denied", "Choose a folder that you may write to.")
-_IN_THE_WAY = ("a file stands where a folder is needed", "Remove that file or choose another folder.")
+_IN_THE_WAY = ("a file is where a folder is needed", "Remove that file or choose another folder.")
 _CAUSES = {
     errno.ENOSPC: _FULL,
     getattr(errno, "EDQUOT", errno.ENOSPC): _FULL,
@@ -48,11 +47,11 @@ _CAUSES = {
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
     errno.ENAMETOOLONG: ("the name is too long for this file system", "Use a shorter case name or folder."),
-    errno.ELOOP: ("it is a symbolic link that leads nowhere", "Remove the link or choose another folder."),
+    errno.ELOOP: ("it is a broken symbolic link", "Remove the link or choose another folder."),
 }
-"""What is wrong and what to do, by the number of a system error."""
+"""Problem and cure by the number of a system error."""
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What file systems without fsync answer (some network shares and FUSE); EIO and ENOSPC are failed writes."""
+"""Errors of file systems without fsync (some network shares and FUSE); EIO and ENOSPC are failed writes."""
 OTHER_CURE = "Check the disk or choose another folder."
 
 
@@ -124,7 +123,7 @@ def write_pair(
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes ``text`` as UTF-8 with Unix line ends; bytes of file names that are no text are escaped, as in JSON."""
+    """Writes ``text`` as UTF-8 with Unix line ends; bytes of file names that are not text are escaped, as in JSON."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
@@ -212,7 +211,7 @@ def explained(path: Path | str) -> Iterator[None]:
 
 
 _PART = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.(?P<pid>[0-9]+)\.(?P<machine>[^.]{4})[^.]{4}\.part", re.DOTALL)
-"""A name made by ``_part_beside``; files of other programs have none like it."""
+"""Whether a name was made by ``_part_beside``."""
 
 
 def _part_beside(path: Path) -> Path:
@@ -265,7 +264,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _system_call(name: str) -> Any:
-    """A function of Linux that Python does not have, or None where it does not exist."""
+    """A Linux system function that Python does not offer, or None where it does not exist."""
     if not sys.platform.startswith("linux"):
         return None
     with contextlib.suppress(OSError):
@@ -301,7 +300,7 @@ def _sync_file_system(folder: Path) -> bool:
 
 
 def _fsync(descriptor: int) -> None:
-    """Bring a file or folder to the disk; one warning a process where the file system cannot do that."""
+    """Flush a file or folder to disk (fsync); one warning per process if the file system does not support it."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -312,7 +311,7 @@ def _fsync(descriptor: int) -> None:
 
 @cache
 def _warn_of_no_fsync() -> None:
-    text = "This file system cannot bring files to the disk at once (fsync), so a power failure may lose the last ones."
+    text = "This file system does not support fsync, so a power failure may lose the files written last."
     warnings.warn(f"{text} Prefer a local disk.", stacklevel=3)
 
 

@@ -15,7 +15,7 @@ from medmamba.disk.atomic import explained, make_folder
 from medmamba.errors import InputError
 
 _held: set[int] = set()
-"""Files of the locks of this process. A forked child (a data worker) closes them: it may outlive the one that locks."""
+"""Lock files of this process. A forked child (a data worker) closes them: it may run longer than its parent."""
 
 
 def _let_go() -> None:
@@ -67,7 +67,7 @@ class FolderLock:
                 raise
             record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
             os.ftruncate(file, 0)
-            os.pwrite(file, record, 0)  # of several that share it, that of the last
+            os.pwrite(file, record, 0)  # a shared lock names its last holder
         self._file = file
         _held.add(file)
         return self

@@ -80,7 +80,7 @@ class MaskPair:
 
     @cached_property
     def distances(self) -> SurfaceDistances:
-        """In millimetres, for an image without them in pixels."""
+        """In millimetres; in pixels for an image without millimetres."""
         return surface_distances(self.truth, self.prediction, self.spacing_mm or (1.0,) * self.truth.ndim)
 
     @cached_property
@@ -148,12 +148,12 @@ class Metric:
 
 
 def _mm(measure: Measure) -> Measure:
-    """The measure for images with millimetres alone."""
+    """The measure, for images with millimetres only."""
     return lambda pair: None if pair.spacing_mm is None else measure(pair)
 
 
 def _px(measure: Measure) -> Measure:
-    """The measure for images without millimetres alone."""
+    """The measure, for images without millimetres only."""
     return lambda pair: measure(pair) if pair.spacing_mm is None else None
 
 
@@ -178,7 +178,7 @@ _ROWS = (
     Metric("specificity", "high", MaskPair.specificity, _SPECIFICITY, "all"),
     Metric("precision", "high", MaskPair.precision, "fraction of the predicted voxels that are true"),
     Metric("volume_bias", "zero", MaskPair.volume_bias, "(predicted - true volume) / true volume", "all", "fraction"),
-    Metric("volume_error", "low", MaskPair.volume_error, "size of volume_bias", "none", "fraction"),
+    Metric("volume_error", "low", MaskPair.volume_error, "absolute value of volume_bias", "none", "fraction"),
     Metric("lesion_sensitivity", "high", lambda pair: pair.lesions.sensitivity, _LESION_SENSITIVITY, "all"),
     Metric("lesion_precision", "high", lambda pair: pair.lesions.precision, _LESION_PRECISION, "page"),
     Metric("lesion_f1", "high", lambda pair: pair.lesions.f1, _LESION_F1, title="lesion F1"),
@@ -188,7 +188,7 @@ METRICS = {metric.name: metric for metric in _ROWS}
 
 
 COUNTS = ("truth_voxels", "prediction_voxels", "overlap_voxels", "truth_ml", "prediction_ml")
-"""What a :class:`Score` holds beside the metrics and the lesions."""
+"""Fields of a :class:`Score` other than metrics and lesions."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def score_pair(pair: MaskPair, voxel_ml: float | None = None) -> Score:
 
 
 def _mask(labels: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.bool_]:
-    mask = labels == values[0]  # several times faster than np.isin, which would do
+    mask = labels == values[0]  # several times faster than np.isin
     for value in values[1:]:
         mask |= labels == value
     return mask

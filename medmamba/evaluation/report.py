@@ -20,7 +20,7 @@ from medmamba.geometry import grid_difference
 from medmamba.images import ReadOptions, read_label_map
 
 Structures = dict[str, tuple[int, ...]]
-"""Name of each structure and the label values that belong to it: one, or those that a region joins."""
+"""Name of each structure and its label values: one, or those joined by a region."""
 
 SCHEMA_VERSION = 3
 LESION_ML = (0.1, 1.0, 10.0)
@@ -166,9 +166,9 @@ def evaluate_folders(
     reading: ReadOptions | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Compare masks by case id, one case in memory at a time; without ``structures`` every label value found is one.
+    """Compare masks by case id, one case in memory at a time; default ``structures``: every label value found.
 
-    Of ``options``, tolerances and ``missing`` count. Raises InputErrors naming every problem of every case.
+    ``options``: its tolerances and ``missing`` are used. Raises InputErrors naming every problem of every case.
     """
     options, reading = options or EvaluateOptions(), reading or ReadOptions()
     absent = [case_id for case_id in truths if case_id not in predictions]
@@ -195,7 +195,7 @@ def evaluate_folders(
             if placed is None:
                 problems.append(f"{case_id}: truth and prediction {difference}. Compare masks of the same image.")
             else:
-                warnings.append(f"{case_id}: truth and prediction {difference}; the truth was put in its place.")
+                warnings.append(f"{case_id}: truth and prediction {difference}; the truth was put on the same grid.")
                 truth = placed
         if not problems:
             prediction = np.zeros_like(truth.array) if found is None else found.array
@@ -241,7 +241,7 @@ def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = (
     """Paired differences of two evaluations of the same cases and structures."""
     if list(first.cases) != list(second.cases):
         only = sorted(set(first.cases) ^ set(second.cases))
-        raise InputError(f"The evaluations do not hold the same cases; {only[0]} is in one only. Evaluate both alike.")
+        raise InputError(f"The evaluations differ in cases; {only[0]} is in one only. Evaluate the same cases.")
     if not first.cases:
         raise InputError("There is no case to compare. Give truths that both folders have masks for.")
     table: dict[str, dict[str, PairedDifference]] = {name: {} for name in first.structures}

@@ -36,7 +36,7 @@ Subgroups = dict[str, dict[str, list[str]]]
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The evaluation, and what else was asked for; ``pictures`` are PNGs of the worst cases, by case id."""
+    """The evaluation with optional comparison and subgroups; ``pictures`` are PNGs of the worst cases by case id."""
 
     evaluation: Evaluation
     comparison: Comparison | None
@@ -62,7 +62,7 @@ def run_evaluation(
     options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
     with ExitStack() as locks:
-        if os.access(folder / ".lock", os.W_OK):  # where masks are written just now there is one
+        if os.access(folder / ".lock", os.W_OK):  # present while masks are being written
             locks.enter_context(FolderLock(folder, shared=True))
         masks, truth = _paths(folder), _paths(truths)
         structures, reading = _of_report(folder)
@@ -91,7 +91,7 @@ def run_evaluation(
 
 
 def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
-    """Groups of the evaluated cases by the columns of a CSV with a column ``case``. Raises InputError for a bad one."""
+    """Groups of the evaluated cases by the columns of a CSV with a column ``case``. Raises InputError if invalid."""
     rows = _rows(path)
     missing = [case_id for case_id in evaluation.cases if case_id not in rows]
     if missing:

@@ -1,7 +1,7 @@
 """Distances between the surfaces of two masks: the percentile of the Hausdorff distance, and the surface Dice.
 
-Definitions of Nikolov et al. 2021, arXiv:1809.04430: surfaces run between voxel centres, as marching cubes lays them,
-every piece counts with its area, and the distance of a piece is that to the nearest piece of the other surface.
+Definitions of Nikolov et al. 2021, arXiv:1809.04430: surfaces run between voxel centres, as in marching cubes,
+surface elements are weighted by area, and the distance of an element is that to the nearest one of the other surface.
 
 Which of the eight corners of a 2x2x2 block of voxels lie inside the mask is the block's code, 0 to 255, with corner
 (0, 0, 0) as bit 7 and (1, 1, 1) as bit 0; of 2x2 pixels the code has 4 bits.

@@ -1,4 +1,4 @@
-"""Where voxels are: conventions of axes, millimetres and orientation (docs/explanation/geometry.md has them in full).
+"""Conventions of axes, millimetres and orientation (in full: docs/explanation/geometry.md).
 
 Arrays are (C, i, j, k), in a 2D image k = 1. The world (x, y, z) is RAS+, in mm. An affine is a float64 4x4 matrix that
 takes the index of a voxel's centre to the world; an image without millimetres (a PNG) has ``affine = None``, so

@@ -17,7 +17,7 @@ Reorientation = tuple[Shape, tuple[bool, bool, bool]]
 # Limits of what is taken for an image of a patient or a specimen.
 SMALLEST_SPACING_MM = 0.01  # below: a header in metres or an empty one
 LARGEST_SPACING_MM = 100.0  # above: a header in micrometres
-ANY_SPACING_MM = (1e-7, 1e5)  # on request: 0.1 nm, as of electron microscopes, to 100 m
+ANY_SPACING_MM = (1e-7, 1e5)  # with any_spacing: 0.1 nm (electron microscopy) to 100 m
 MOST_VOXELS = 2**31  # voxels times channels: 8 GiB in float32; more only on request
 SHEAR_TOLERANCE = 1e-3  # |cosine| between two axes; gantry tilt of 0.06 degrees
 SAME_GRID_TOLERANCE = 1e-3  # of the spacing, for the origin and for each axis' step
@@ -112,9 +112,9 @@ def affine_from(
 
 
 def affine_problem(affine: npt.ArrayLike, *, any_spacing: bool = False) -> str | None:
-    """Why this affine (4, 4) cannot be the geometry of an image, in words; None if it can.
+    """Why this affine (4, 4) cannot be the geometry of an image; None if it can.
 
-    ``any_spacing`` accepts spacings that are not those of a patient or a specimen.
+    ``any_spacing`` accepts spacings within ANY_SPACING_MM.
     """
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
@@ -126,7 +126,7 @@ def affine_problem(affine: npt.ArrayLike, *, any_spacing: bool = False) -> str |
     least, most = ANY_SPACING_MM if any_spacing else (SMALLEST_SPACING_MM, LARGEST_SPACING_MM)
     for name, mm in zip("ijk", spacing, strict=True):
         if not least <= mm <= most:
-            hint = "" if any_spacing else " (if it is true of all images, allow it with any_spacing)"
+            hint = "" if any_spacing else " (if correct for all images, allow it with any_spacing)"
             return f"the spacing along {name} is {mm:.6g} mm, outside {least:g} to {most:g} mm{hint}"
     directions = columns / spacing
     if abs(np.linalg.det(directions)) < 1e-6:

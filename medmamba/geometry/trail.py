@@ -1,7 +1,7 @@
 """The invertible steps from a case's native grid to the plan's grid: reorient, crop, resample, pad.
 
-Reorient, crop and pad only move voxels, so they return exactly what went in. How values are interpolated is not decided
-here: the caller passes the function to :class:`Resample` steps. docs/explanation/geometry.md has an example.
+Reorient, crop and pad only move voxels, so they are inverted exactly. Interpolation is not defined here:
+the caller passes a function to :class:`Resample` steps. docs/explanation/geometry.md has an example.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -266,11 +266,11 @@ class SpatialTrail:
 
 
 def reindexed(array: Array, grid: Grid, onto: Grid) -> Array | None:
-    """An array (C, i, j, k) on ``grid``, stored as ``onto`` stores the same voxels of the world; 0 where it has none.
+    """An array (C, i, j, k) from ``grid`` to ``onto``, without interpolation; 0 where ``grid`` has no voxel.
 
-    Axes are exchanged and reversed, and a part that was cut out is put in its place. Returns None when the two grids
-    are not of one lattice, so that values would have to be invented; when ``grid`` is not inside ``onto``; and when it
-    is smaller and begins at the same voxel, as an incomplete copy does.
+    Axes are permuted and flipped, and a cropped array is padded. Returns None when the grids are not of one lattice, so
+    that values would have to be interpolated; when ``grid`` is not inside ``onto``; and when it is smaller and begins
+    at the same voxel, as an incomplete copy does.
     """
     here, there = (SpatialTrail(g).then(Reorient.to_canonical(g)) for g in (grid, onto))
     offset, moved = np.zeros(3), False

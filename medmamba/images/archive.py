@@ -18,7 +18,7 @@ def is_zip(path: Path | str) -> bool:
     """Whether a path is a zip archive, by its content."""
     try:
         return os.path.isfile(path) and zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # of several disks: unpacking says so
+    except zipfile.BadZipFile:  # of several disks: unpacking reports it
         return True
 
 
@@ -50,11 +50,11 @@ def unpack(
                     raise InputError(f"{name}: unpacks to more than {largest_bytes} bytes. Pack one study only.")
     except MedmambaError:
         raise
-    except Exception as error:  # zipfile and its decoders raise what they like
+    except Exception as error:  # zipfile and its decoders raise many kinds
         reason = shown(" ".join(str(getattr(error, "strerror", None) or error).split()))[:80] or type(error).__name__
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise ResourceError(f"{name}: cannot be unpacked: {reason}. Free or check the temporary disk.") from None
-        raise InputError(f"{name}: a damaged zip archive, or an unusual one ({reason}). Pack it again.") from None
+        raise InputError(f"{name}: a damaged or unsupported zip archive ({reason}). Pack it again.") from None
 
 
 def _copy(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, left: int) -> int:

@@ -36,9 +36,9 @@ def find_cases(
 
     Args:
         channel_files: files that the channels of a case may be spread over, of a model or dataset that has a file per
-            channel (``Plan.channel_files``): ``X_0000.nii.gz, X_0001.nii.gz, ...`` are case X then. Where a number is
-            not that of a channel it belongs to the name, as it always does for 0 and for folders.
-        on_message: takes what of a folder is left aside.
+            channel (``Plan.channel_files``): ``X_0000.nii.gz, X_0001.nii.gz, ...`` are case X then. Any other number
+            is part of the name, as it always is for 0 and for folders.
+        on_message: receives the list of ignored files of a folder.
 
     Raises InputError when there is none, when a channel is missing, or when two files give one case.
     """
@@ -71,13 +71,13 @@ def find_cases(
 
 
 def case_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each image: of its file, or where several have the same name, of what tells their paths apart.
+    """A name for each image: of its file or, where several have the same name, of the part of the path that differs.
 
     ``case_1/imaging.nii.gz, case_2/imaging.nii.gz`` are case_1 and case_2.
     """
     folders = [path.resolve() if path.is_dir() else path for path in paths]
     names = [path.name if path.is_dir() else stem_of(path) for path in folders]
-    names = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # bytes that are no text: \\udcfc
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # bytes that are not text: \\udcfc
     if len(set(names)) == len(names) or len({path.parent for path in folders}) == 1:
         return names
     parts = [[*path.parent.parts, name] for path, name in zip(folders, names, strict=True)]

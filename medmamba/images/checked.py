@@ -63,7 +63,7 @@ class Decoded:
                 box = slice(channel, channel + 1), slice(None), slice(None), slice(start, min(k, start + thick))
                 values = self.stored[box]
                 if self.scaled:
-                    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the caller reports
+                    with np.errstate(over="ignore"):  # too large values become infinite, which the caller reports
                         values = values.astype(np.float64) * self.slope + self.inter
                 yield box, values
 
@@ -93,7 +93,7 @@ def checked_image(found: Decoded, path: Path | str, where: str, nonfinite: NonFi
                 of_channel = f" of channel {number}" if len(array) > 1 else ""
                 raise InputError(
                     f"{where}: {count} voxels are NaN or infinite, the first at {first_voxel(bad)}{of_channel}. "
-                    "Mend the image, or read it with nonfinite=zero."
+                    "Correct the image, or read it with nonfinite=zero."
                 )
             channel[bad] = 0
             replaced += count
@@ -122,7 +122,7 @@ def _as_float32(found: Decoded, where: str) -> npt.NDArray[np.float32]:
                 if np.isfinite(value) and abs(value) > FLOAT32_MAX:
                     raise InputError(
                         f"{where}: a voxel has the value {value:.3g} (header scale {found.slope:g}, {found.inter:g}), "
-                        "beyond what 32-bit numbers hold. Correct the scale in the header."
+                        "outside the range of float32. Correct the scale in the header."
                     )
         with np.errstate(over="ignore"):  # beside infinite voxels, which the caller reports
             result[box] = values

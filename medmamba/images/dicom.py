@@ -1,7 +1,7 @@
 """Reader of a folder with the slices of one DICOM series, ordered by their positions in the patient.
 
-Which files belong together, in what order, whether a slice is missing and how the volume lies is decided here, from
-the tags of their headers, before SimpleITK (imported on first use) decodes the pixels.
+The grouping and order of files, missing slices and the geometry of the volume are determined here, from the tags of
+their headers, before SimpleITK (imported on first use) decodes the pixels.
 
 Source of the geometry: DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1. World axes are LPS there, RAS+ here.
 """
@@ -26,7 +26,7 @@ from medmamba.errors import InputError
 from medmamba.geometry import Affine, Grid, affine_problem
 from medmamba.images import dicom_headers as headers
 from medmamba.images.checked import Decoded
-from medmamba.images.dicom_headers import Tags, left_aside
+from medmamba.images.dicom_headers import COLUMNS, ROWS, Tags, holds_dicom, ignored
 from medmamba.images.gate import ReadOptions, check_memory, check_size, shown
 
 SAME_SLICE = 0.01  # of the spacing: closer slices are the same one twice
@@ -45,7 +45,7 @@ class Slice:
     size: tuple[int, int]  # columns, rows
     thickness: float
     inverted: bool  # MONOCHROME1: small values are shown bright
-    phase: tuple[float, ...]  # values of PHASE; 0 where there is none
+    phase: tuple[float, ...]  # values of PHASE; 0 if missing
 
 
 def read(folder: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
@@ -71,15 +71,13 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
     found, aside = headers.sorted_out(folder, where)
     found = headers.without_localizers(found, aside)
     if not found:
-        inside = sorted(
-            entry.name for entry in os.scandir(folder) if entry.is_dir() and headers.holds_dicom(entry.path)
-        )
+        inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and holds_dicom(entry.path))
         hint = f" There are some in its folder {shown(inside[0])}." if inside else ""
-        others = f" ({left_aside(aside)})" if aside else ""
+        others = f" ({ignored(aside)})" if aside else ""
         raise InputError(f"{where}: no DICOM slices in this folder{others}.{hint} Give the folder of one series.")
     kept = _without_copies(list(found))
     if len(kept) < len(found):
-        aside["copy of another, byte for byte"] = [path.name for path in found if path not in kept]
+        aside["identical copy"] = [path.name for path in found if path not in kept]
     if (count := len({found[path].get(headers.SERIES, "") for path in kept})) > 1:
         raise InputError(
             f"{where}: {count} series in one folder. Give each a folder of its own, or choose one with "
@@ -97,7 +95,7 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
         raise InputError(f"{where}: {problem}.")
     shape = (*slices[0].size, len(slices))
     check_size(shape, where, options.max_voxels)
-    return slices, Grid(shape, affine), [f"{where}: {left_aside(aside)}."] if aside else []
+    return slices, Grid(shape, affine), [f"{where}: {ignored(aside)}."] if aside else []
 
 
 def _without_copies(files: list[Path]) -> list[Path]:
@@ -125,7 +123,7 @@ def _difference(a: Slice, b: Slice) -> str:
 def parts_of(found: dict[Path, Tags]) -> list[list[Path]]:
     """The slices of one series by stack (of one size, spacing and orientation), and the phases of each stack.
 
-    A series that cannot be taken apart is one part, whose reader says why.
+    A series that cannot be divided is one part; its reader reports why.
     """
     stacks: list[list[Slice]] = []
     try:
@@ -142,14 +140,14 @@ def parts_of(found: dict[Path, Tags]) -> list[list[Path]]:
 
 
 def _phases(stack: list[Slice]) -> list[list[Slice]]:
-    """Slices that lie at the same places, one phase after the other; the stack as it is where no phases are found."""
+    """Groups of slices that cover the same positions, one per phase; the stack itself where no phases are found."""
     places = _places(stack)
     if len(places) < len(stack):
         kept = set(_without_copies([piece.path for piece in stack]))
         places = _places([piece for piece in stack if piece.path in kept])
     if len(set(map(len, places.values()))) == 1:
         return [list(phase) for phase in zip(*places.values(), strict=True)]
-    groups: dict[tuple[float, ...], list[Slice]] = defaultdict(list)  # phases that do not cover the same places
+    groups: dict[tuple[float, ...], list[Slice]] = defaultdict(list)  # phases that do not cover the same positions
     for piece in chain(*places.values()):
         groups[piece.phase[:3]].append(piece)
     return list(groups.values()) if all(len(_places(group)) == len(group) for group in groups.values()) else [stack]
@@ -177,24 +175,24 @@ def _slice(path: Path, tags: Tags, where: str) -> Slice:
 
     if values(headers.FRAMES, "Number of Frames", 1, "1")[0] > 1:
         raise InputError(f"{where}: several frames in one file (enhanced DICOM). Convert the series to NIfTI first.")
-    rows, columns = (
-        int(values(tag, name, 1)[0]) for tag, name in ((headers.ROWS, "Rows"), (headers.COLUMNS, "Columns"))
-    )
+    rows, columns = (int(values(tag, name, 1)[0]) for tag, name in ((ROWS, "Rows"), (COLUMNS, "Columns")))
     orientation = values(headers.ORIENTATION, "Image Orientation", 6)
     if abs(np.linalg.norm(orientation[:3]) - 1) > 1e-2 or abs(np.linalg.norm(orientation[3:]) - 1) > 1e-2:
         raise InputError(f"{where}: its Image Orientation holds no directions of length 1. Export it again.")
-    thickness = tags.get(headers.THICKNESS, "")
+
+    def known(tag: int) -> float:
+        text = tags.get(tag, "")
+        return float(text) if text.replace(".", "", 1).isdecimal() else 0.0
+
     return Slice(
         path,
         values(headers.POSITION, "Image Position", 3),
         orientation,
         values(headers.PIXEL_SPACING, "Pixel Spacing", 2),
         (columns, rows),
-        float(thickness) if thickness.replace(".", "", 1).isdecimal() else 0.0,
+        known(headers.THICKNESS),
         tags.get(headers.PHOTOMETRIC) == "MONOCHROME1",
-        tuple(
-            float(text) if (text := tags.get(tag, "")).replace(".", "", 1).isdecimal() else 0.0 for tag in headers.PHASE
-        ),
+        tuple(map(known, headers.PHASE)),
     )
 
 
@@ -243,7 +241,7 @@ def _pixels(piece: Slice, where: str) -> npt.NDArray[np.float32]:
         reader.SetFileName(os.fspath(path))
         _quietly(reader.ReadImageInformation, f"{where}: a damaged DICOM file")
         if reader.GetSize()[:2] != piece.size:
-            raise InputError(f"{where}: {reader.GetSize()} pixels where its header says {piece.size}. It is damaged.")
+            raise InputError(f"{where}: {reader.GetSize()} pixels, the header says {piece.size}. Copy it again.")
         pixels = sitk.GetArrayFromImage(_quietly(reader.Execute, f"{where}: its pixels cannot be decoded"))
     if pixels.size != prod(piece.size):
         raise InputError(f"{where}: {pixels.shape} pixels where its header says {piece.size}. The file is damaged.")
@@ -252,7 +250,7 @@ def _pixels(piece: Slice, where: str) -> npt.NDArray[np.float32]:
 
 @contextmanager
 def _stored_as_shown(piece: Slice, where: str) -> Iterator[Path]:
-    """The file; of MONOCHROME1 a copy that says MONOCHROME2: ITK inverts values of which only the display differs."""
+    """The file; for MONOCHROME1 a copy marked MONOCHROME2, because ITK would invert its stored values."""
     if not piece.inverted:
         yield piece.path
         return
@@ -266,7 +264,7 @@ def _stored_as_shown(piece: Slice, where: str) -> Iterator[Path]:
 
 
 def _quietly(call: Callable[[], Any], problem: str) -> Any:
-    """What SimpleITK answers; its own warnings and errors, which can hold tag contents, stay off the terminal."""
+    """The result of SimpleITK; its warnings and errors, which can contain tag contents, are not printed."""
     from SimpleITK import ProcessObject
 
     before = ProcessObject.GetGlobalWarningDisplay()

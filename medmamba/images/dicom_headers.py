@@ -21,7 +21,7 @@ SERIES, NUMBER, POSITION, ORIENTATION = 0x0020000E, 0x00200011, 0x00200032, 0x00
 ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = 0x00280010, 0x00280011, 0x00280030, 0x00180050
 FRAMES, SAMPLES, BITS, PHOTOMETRIC = 0x00280008, 0x00280002, 0x00280100, 0x00280004
 PHASE = (0x00200100, 0x00200012, 0x00180086, 0x00181060, 0x00200013)
-"""Temporal position, acquisition, echo, trigger time and instance number: the order of images of one place."""
+"""Temporal position, acquisition, echo, trigger time and instance number: the order of images at one position."""
 PLACE = (POSITION, ORIENTATION, PIXEL_SPACING, THICKNESS)
 TEXTS = (SOP_CLASS, IMAGE_TYPE, MODALITY, DESCRIPTION, SERIES, NUMBER, FRAMES, PHOTOMETRIC, *PLACE, *PHASE)
 NUMBERS = (ROWS, COLUMNS, SAMPLES, BITS)
@@ -38,16 +38,16 @@ NO_IMAGES = {
     f"{STORAGE}11": "presentation state",
     f"{STORAGE}9": "waveform",
 }
-"""What objects of these SOP classes, and of those whose UIDs continue theirs, are."""
+"""Kind of the objects of these SOP classes, and of those whose UIDs begin with theirs."""
 ENHANCED = tuple(STORAGE + end for end in ("2.1", "2.2", "4.1", "4.4", "128.1", "130"))
-BLANK_IMAGE = 64 * 2**20  # bytes; codecs of today make a blank image as small as they like
+BLANK_IMAGE = 64 * 2**20  # bytes; recent codecs compress a blank image to almost nothing
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 Tags = dict[int, str]
 
 
 def holds_dicom(folder: Path | str) -> bool:
-    """Whether a folder holds slices directly in it, or a damaged file that may be one; scouts alone are no series."""
+    """Whether a folder directly contains slices or a damaged file that may be one; localizers alone do not count."""
     try:
         paths = [path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith(".")]
     except OSError:
@@ -58,15 +58,15 @@ def holds_dicom(folder: Path | str) -> bool:
             for path in paths
             if path.stat().st_size and _is_dicom(path, "")
         )
-    except InputError:  # its reader says what is wrong
+    except InputError:  # its reader reports what is wrong
         return True
 
 
 def sorted_out(folder: Path, where: str) -> tuple[dict[Path, Tags], dict[str, list[str]]]:
-    """The headers of the slices directly in a folder, by name, and the names of all other files by what they are.
+    """The headers of the slices directly in a folder, by name, and the names of all other files by kind.
 
-    Links are followed. Raises InputError for a damaged file, a link that leads nowhere, and an image that belongs to
-    the slices and does not say where it lies: without it the volume would be another one.
+    Links are followed. Raises InputError for a damaged file, a broken link, and an image that belongs to the slices but
+    has no position: without it the volume would be incomplete.
     """
     slices: dict[Path, Tags] = {}
     unplaced: dict[Path, Tags] = {}
@@ -95,21 +95,21 @@ def sorted_out(folder: Path, where: str) -> tuple[dict[Path, Tags], dict[str, li
     return slices, dict(aside)
 
 
-def left_aside(aside: Mapping[str, list[str]]) -> str:
-    """Counts and names of what was not used: "left aside: 1 SR (a.dcm), 2 not DICOM (b, c)"; empty for nothing."""
+def ignored(aside: Mapping[str, list[str]]) -> str:
+    """Counts and names of ignored files: "ignored: 1 SR (a.dcm), 2 not DICOM (b, c)"; empty for none."""
     kinds = [
         f"{len(names)} {kind} ({', '.join(map(shown, names[:3]))}{', ...' if len(names) > 3 else ''})"
         for kind, names in aside.items()
     ]
-    return f"left aside: {', '.join(kinds)}" if kinds else ""
+    return f"ignored: {', '.join(kinds)}" if kinds else ""
 
 
 def _other_than_slice(tags: Tags) -> str:
-    """What an object is that is no slice of a volume; empty for a slice, and for what only its reader can refuse."""
+    """Kind of an object that is not a slice of a volume; empty for a slice, and for files that the reader refuses."""
     sop_class = tags.get(SOP_CLASS, "")
     if kind := _kind_of_class(sop_class):
         return kind
-    if ROWS not in tags:  # of a standard image this is damage, which header_tags refuses
+    if ROWS not in tags:  # in a standard image this is damage, which header_tags refuses
         return "private object"
     if sop_class in ENHANCED:
         return ""
@@ -124,12 +124,12 @@ def _kind_of_class(sop_class: str) -> str:
 
 
 def is_localizer(tags: Tags) -> bool:
-    """Whether an image is a scout, on which a series is planned."""
+    """Whether an image is a localizer (scout)."""
     return "LOCALIZER" in tags.get(IMAGE_TYPE, "").split("\\")
 
 
 def without_localizers(slices: dict[Path, Tags], aside: dict[str, list[str]]) -> dict[Path, Tags]:
-    """The slices that are no scouts, which are added to ``aside``; all of them where there are only scouts."""
+    """The slices without localizers, which are added to ``aside``; all if there are only localizers."""
     others = {path: tags for path, tags in slices.items() if not is_localizer(tags)}
     if others and len(others) < len(slices):
         aside["localizer"] = [path.name for path in slices if path not in others]
@@ -137,17 +137,17 @@ def without_localizers(slices: dict[Path, Tags], aside: dict[str, list[str]]) ->
 
 
 def _is_dicom(path: Path, where: str) -> bool:
-    """Whether a file has the mark of DICOM, or begins with one of its elements; InputError if only its name says so."""
+    """Whether a file has DICOM's prefix or begins with a DICOM element; InputError if only its name says so."""
     file, _ = open_regular(path, where)
     with file:
         start = file.read(132)
     if start[128:] == b"DICM":
         return True
-    # An element of group 2 or 8, the first that there are, with its type or a small length.
+    # An element of group 2 or 8, the lowest groups, with its type or a small length.
     if len(start) > 16 and start[:1] in (b"\2", b"\10") and start[1] == start[3] == 0:
         return re.match(b"[A-Z]{2}", start[4:6]) is not None or int.from_bytes(start[4:8], "little") <= 64
     if path.suffix.lower() == ".dcm":
-        raise InputError(f"{where}: its name says DICOM and its content does not. Copy it again from its source.")
+        raise InputError(f"{where}: the name says DICOM, the content does not. Copy it again from its source.")
     return False
 
 
@@ -161,12 +161,12 @@ def header_tags(path: Path, where: str) -> Tags:
     file, size = open_regular(path, where)
     with file:
         try:
-            with warnings.catch_warnings(action="ignore"):  # they cite contents, as errors do
+            with warnings.catch_warnings(action="ignore"):  # they quote tag contents, as errors do
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*TEXTS, *NUMBERS])
                 tags = {tag: _text(header.get_item(tag)) for tag in (*TEXTS, *NUMBERS) if tag in header}
                 sop_class = tags.setdefault(SOP_CLASS, str(header.file_meta.get("MediaStorageSOPClassUID", "")))
                 packed = str(header.file_meta.get("TransferSyntaxUID", UNCOMPRESSED[0])) not in UNCOMPRESSED
-        except Exception:  # pydicom raises what it likes for damaged files
+        except Exception:  # pydicom raises many kinds for damaged files
             raise InputError(f"{where}: a damaged DICOM file. Copy it again from its source.") from None
         left = size - file.tell()
     if _kind_of_class(sop_class):

@@ -113,8 +113,8 @@ def read_image(
 ) -> MedicalImage:
     """One image file of any known format, or the folder of a DICOM series, checked; float32 (C, i, j, k).
 
-    ``where`` is how errors call the file; its path if not given. ``changes`` are fields of the options by name.
-    Raises InputError when the file cannot be used: one line that says what is wrong, where, and what to do.
+    ``where`` names the file in errors (default: its path). ``changes`` are fields of the options by name.
+    Raises InputError when the file cannot be used: one line with problem, place and cure.
     """
     options, where = replace(options or ReadOptions(), **changes), where or shown(path)
     return checked_image(_decoded(path, where, options, mask=False), path, where, options.nonfinite)
@@ -230,10 +230,10 @@ def list_images(folder: Path | str, on_message: Callable[[str], None] = lambda l
     """The images of a folder, sorted by name: files of known kinds, and DICOM series.
 
     A .hdr/.img pair counts once; a folder whose own files are DICOM slices is one series, and so is each folder in it
-    whose files are. ``on_message`` takes what is left aside. Raises InputError for what is no folder or holds nothing
-    that can be read.
+    whose files are. ``on_message`` receives the list of ignored files. Raises InputError if there is no folder, or
+    nothing that can be read.
     """
-    from medmamba.images.dicom_headers import holds_dicom, left_aside
+    from medmamba.images.dicom_headers import holds_dicom, ignored
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -249,9 +249,9 @@ def list_images(folder: Path | str, on_message: Callable[[str], None] = lambda l
                 found.append(path)
         elif path.is_dir() and holds_dicom(path):
             found.append(path)
-        elif path.is_dir() or not own:  # of files beside slices the reader of the series says so
+        elif path.is_dir() or not own:  # files beside slices are reported by the reader of the series
             aside.setdefault("folder without a series" if path.is_dir() else "no image", []).append(path.name)
-    others = left_aside(aside)
+    others = ignored(aside)
     if not found:
         raise InputError(
             f"{shown(folder)}: no image in this folder{f' ({others})' if others else ''}. Known endings: "

@@ -41,7 +41,7 @@ class ReadOptions:
         nonfinite: "zero" sets NaN and infinite voxels to 0 and counts them; otherwise they are an error.
         prefer: which affine of a NIfTI header to take when its two contradict each other; None: that is an error.
         max_voxels: most voxels times channels of one file.
-        any_spacing: accept spacings outside 0.01 to 100 mm too, as of microscopes and of maps.
+        any_spacing: also accept spacings outside 0.01 to 100 mm, as in microscopy.
         match_labels: accept a label map that covers the same voxels of the world as its image with its axes in another
             order or direction; it is brought onto the image's grid without interpolation, with a warning.
     """
@@ -54,7 +54,7 @@ class ReadOptions:
 
     @classmethod
     def of(cls, reading: object) -> "ReadOptions":
-        """The fields of a record that has them all, as the ``reading`` of a plan."""
+        """From a record with the same fields, such as ``reading`` of a plan."""
         return cls(**{field.name: getattr(reading, field.name) for field in fields(cls)})
 
 
@@ -108,10 +108,10 @@ def read_container(path: Path, size_of: Callable[[bytes], int], *, head: int, wh
     """Reads a plain or gzipped file whose length its own header announces.
 
     ``size_of`` takes the first ``head`` unpacked bytes (fewer if the file ends before), checks the header, and returns
-    the length in bytes that the whole content must have. ``where`` is how errors call the file.
+    the length in bytes that the whole content must have. ``where`` names the file in errors.
 
-    Raises InputError for what is not a regular file, cut off, damaged, or much longer than its header says, and
-    ResourceError when what the header announces does not fit into the memory that is free.
+    Raises InputError if it is not a regular file, truncated, damaged, or much longer than its header says, and
+    ResourceError when the announced size exceeds the free memory.
     """
     file, file_size = open_regular(path, where)
     with file:
@@ -192,7 +192,7 @@ def _read(
 
 
 def _unpacked(file: BinaryIO, where: str, packing: Packing, notes: list[str]) -> Iterator[bytes]:
-    """Pieces of at most 1 MiB, to the end of the last member; what follows it is told in ``notes``."""
+    """Pieces of at most 1 MiB, to the end of the last member; data after it are reported in ``notes``."""
     bits = 31 if packing == "gzip" else 15  # both verify checksums
     decoder = zlib.decompressobj(bits)
     came_out = 0

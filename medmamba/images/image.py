@@ -14,7 +14,7 @@ from medmamba.geometry import Grid, reindexed
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """What images and label maps have in common.
+    """The common part of images and label maps.
 
     Args:
         array: the voxels. Memory is ordered as in the file (i fastest); it is not C-contiguous.
@@ -65,10 +65,10 @@ class LabelMap(Volume):
     """A whole number per voxel (i, j, k), in the smallest integer type that holds them all."""
 
     def on_grid_of(self, image: "MedicalImage | LabelMap", *, match_labels: bool = False) -> "LabelMap | None":
-        """The label map in its place on the grid of an image, where both are of one lattice of voxels.
+        """The label map on the grid of an image, if both are of one lattice of voxels.
 
-        None where voxels would have to be invented or lost, or axes have another order or direction, which
-        ``match_labels`` allows.
+        None where voxels would have to be interpolated or lost, or, without ``match_labels``, if the axes differ in
+        order or direction.
         """
         placed = reindexed(self.array[None], self.grid, image.grid)
         if placed is None or not (match_labels or self.grid.orientation == image.grid.orientation):

@@ -23,8 +23,8 @@ def as_image(source: Any, options: ReadOptions | None = None, *, where: str = "i
     """Anything that is an image, as a MedicalImage.
 
     ``source`` is a MedicalImage; a path (file, or folder of a DICOM series); an array; an (array, affine) pair; or a
-    nibabel or SimpleITK image. Arrays are (i, j), (i, j, k) or (C, i, j, k), affines RAS+ mm. ``where`` is how errors
-    call an image that has no path. Raises InputError when it cannot be used: one line that says why.
+    nibabel or SimpleITK image. Arrays are (i, j), (i, j, k) or (C, i, j, k), affines RAS+ mm. ``where`` names
+    an image without a path in errors. Raises InputError, with the reason in one line, when it cannot be used.
     """
     if isinstance(source, MedicalImage):
         return source

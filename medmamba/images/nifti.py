@@ -58,7 +58,7 @@ def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded
 def read_grid(header: NiftiHeader, where: str) -> tuple[Grid, bool, list[str]]:
     """The grid of one channel in RAS+ mm, whether its orientation is known, and warnings.
 
-    Raises InputError when the geometry is missing, contradicts itself, or is not that of an image.
+    Raises InputError when the geometry is missing, contradictory, or invalid for an image.
     """
     library, axes, flat = header.nibabel, min(3, len(header.dims)), header.shape[2] == 1
     fields: Fields = library.structarr

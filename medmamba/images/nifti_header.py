@@ -25,7 +25,7 @@ GEOMETRY_FIELDS = (
     "sizeof_hdr", "dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "magic",
 )  # fmt: skip
-"""What of a header is kept for the masks made from it."""
+"""The part of a header that is kept for masks of the image."""
 
 Fields = np.ndarray[Any, Any]
 
@@ -105,7 +105,7 @@ def fresh_header(grid: Grid) -> NiftiHeader:
 def parse_header(head: bytes, where: str, options: ReadOptions) -> NiftiHeader:
     """Checks the first bytes of a file and returns the header in them.
 
-    Raises InputError when this is no NIfTI file, or a field of its header cannot be.
+    Raises InputError when this is no NIfTI file, or a field of its header is invalid.
     """
     fields = _recognise(head, where)
     paired = bytes(fields["magic"])[:3] in (b"ni1", b"ni2")

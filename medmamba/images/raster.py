@@ -1,8 +1,8 @@
 """Flat images without millimetres: PNG, TIFF, BMP and JPEG, grey or RGB; masks as PNG, TIFF or BMP.
 
-Of the array, i is the column and j the row (see medmamba/geometry), of pixels turned upright as their orientation mark
-says (EXIF 2.3 and TIFF 6.0, tag 0x0112). Pillow decodes the pixels; what it would accept is refused: wrong checksums
-of a PNG, several pages, 16-bit colours that it would cut to 8 bits.
+Of the array, i is the column and j the row (see medmamba/geometry), of pixels reoriented by their orientation tag
+(EXIF 2.3 and TIFF 6.0, tag 0x0112). Pillow decodes the pixels; refused although Pillow accepts it: wrong checksums of
+a PNG, several pages, 16-bit colours (Pillow reduces them to 8 bits).
 """
 
 import io
@@ -22,7 +22,7 @@ KINDS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": 
 GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 EXIF_ORIENTATION = 0x0112
 TURNED_BACK = (0, 3, 1, 5, 2, 6, 4)
-"""For the marks 2 to 8, the Image.Transpose that turns upright pixels to where they are stored."""
+"""For the tags 2 to 8, the Image.Transpose from reoriented to stored pixels."""
 
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
@@ -52,7 +52,7 @@ def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded
             mark = image.getexif().get(EXIF_ORIENTATION, 1)
             turned = mark if mark in range(2, 9) else None
             if turned and not mask:
-                warnings.append(f"{where}: turned upright, as its orientation mark says. Masks must be upright too.")
+                warnings.append(f"{where}: reoriented by its orientation tag (EXIF). Masks must be oriented alike.")
             pixels = _pixels(ImageOps.exif_transpose(image), mask, where, warnings)
     except InputError:
         raise
@@ -111,7 +111,7 @@ def write(path: Path, stored: Stored, like: Like, *, mask: bool, verify: Verify)
     buffer, picture = io.BytesIO(), Image.fromarray(rows)
     options: dict[str, Any] = {"compression": "tiff_deflate"} if kind == "TIFF" else {}
     if kind != "BMP" and (mark := header_of(like, int)):
-        # As the image that it belongs to, so that both lie on each other for readers that ignore the mark too.
+        # Stored like its image, so that both also match for readers that ignore the tag.
         picture = picture.transpose(Image.Transpose(TURNED_BACK[mark - 2]))
         options["exif"] = Image.Exif()
         options["exif"][EXIF_ORIENTATION] = mark

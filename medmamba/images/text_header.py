@@ -29,8 +29,8 @@ class Place:
     Args:
         steps: for each axis in space the step to the next voxel in mm; None where the file has no millimetres.
         origin: of the first voxel, in mm.
-        flips: signs that turn the world's axes to RAS+; None where the file does not say how it lies in the patient.
-        lines: (field, text) of the header's lines that say so, which a mask gets word for word.
+        flips: signs from the file's world axes to RAS+; None if the file does not state the orientation.
+        lines: (field, text) of the header lines with the geometry, copied to masks.
     """
 
     steps: npt.ArrayLike | None = None

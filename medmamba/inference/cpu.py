@@ -35,8 +35,8 @@ def keep_memory() -> None:
 def give_back_memory() -> None:
     """Let the system have what is free, if the process has grown since the last call.
 
-    Small blocks that stay come to lie in the places of freed layers: kept memory creeps up from case to case. Over 205
-    small volumes the peak was 341 MiB, and is about 320 with this, in the same time.
+    Small blocks fragment the memory of freed layers, so that memory grows from case to case: over 205 small volumes
+    the peak was 341 MiB, with this about 320, in the same time.
     """
     global _largest
     if not sys.platform.startswith("linux"):

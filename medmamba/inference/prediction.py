@@ -1,4 +1,4 @@
-"""What a prediction gives back: the mask, what is known about it and what made it, and ways to write it down."""
+"""The result of a prediction: the mask with its volumes, warnings and provenance, and methods to write it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ class PredictionSettings:
     """Choices that decide a mask, besides the weights and the image.
 
     Folds are names of folders, by configuration as the patch sizes are; ``step`` is a fraction of the patch edge, and
-    ``scan_backend`` what ran: "none" for a network without scans.
+    ``scan_backend`` the one that ran, "none" for a network without scans.
     """
 
     configuration: Sequence[str]
@@ -39,7 +39,7 @@ class PredictionSettings:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made a mask: versions, plan, weights (by configuration and fold), settings, device, and values of labels.
+    """Provenance of a mask: versions, plan, weights (by configuration and fold), settings, device, values of labels.
 
     ``recipe_sha256`` is that of the best.json of `medmamba find-best`; None without one. ``warnings`` are about the
     choice of the model, such as missing folds.

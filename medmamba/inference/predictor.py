@@ -36,7 +36,7 @@ FREE_FRACTION = 0.7
 """Of the memory that is free, at most this fraction is planned with."""
 
 MUCH_WORK = 8
-"""Voxels on the plan's grid for each of an image, from which on that is said before the work."""
+"""Voxels on the plan's grid per voxel of an image, from which on a warning is given before resampling."""
 
 
 class Predictor:
@@ -109,7 +109,7 @@ class Predictor:
 
     @property
     def reading(self) -> ReadOptions:
-        """How images are read: as those of the training were."""
+        """How images are read: as for training."""
         return ReadOptions.of(self.plan.reading)
 
     @property
@@ -127,12 +127,12 @@ class Predictor:
         for ensemble in self.model.ensembles:
             trail = trail_of_shape(shape, spacing_mm, ensemble.plan, ensemble.configuration)
             found.append(astuple(ensemble.estimate(trail, self._budget())))
-        return MemoryEstimate(*map(sum, zip(*found, strict=True)))  # configurations answer together, plane by plane
+        return MemoryEstimate(*map(sum, zip(*found, strict=True)))  # configurations are averaged plane by plane
 
     def predict_many(
         self, images: Iterable[Any], *, on_error: Literal["raise", "record"] = "raise", probabilities: bool = False
     ) -> Iterator[Prediction | FailedPrediction]:
-        """One result per image, when it is asked for; with ``on_error="record"`` a FailedPrediction if it fails."""
+        """One result per image, lazily; with ``on_error="record"`` a FailedPrediction if it fails."""
         if on_error not in ("raise", "record"):
             raise InputError(f"on_error={on_error!r} is neither 'raise' nor 'record'.")
         for image in images:
@@ -208,13 +208,13 @@ class Predictor:
         return findings
 
     def _warn_of_work(self, name: str, image: MedicalImage, on_message: OnMessage) -> None:
-        """Reports, before anything is resampled, an image that gets many times its voxels."""
+        """Warn before resampling if an image gets many times its voxels."""
         grid = SpatialTrail(image.grid).then(Reorient.to_canonical(image.grid)).grid
         configuration = self.model.ensembles[0].configuration
         times = trail_of_shape(grid.shape, grid.spacing_mm, self.plan, configuration).grid.voxels / grid.voxels
         if times >= MUCH_WORK:
             needed = self.estimate(grid.shape, grid.spacing_mm).sentence()
-            on_message(f"Warning: {name}: far from the spacing of training: {times:.0f} times its voxels, {needed}.")
+            on_message(f"Warning: {name}: spacing far from that of training: {times:.0f} times its voxels, {needed}.")
 
     def _streams(
         self,
@@ -236,7 +236,7 @@ class Predictor:
             if limit is not None and estimate.peak > limit * 2**30:
                 needed = f"{case.case_id}: {estimate.sentence()}, the limit is {limit:.2f} GiB"
                 raise ResourceError(f"{needed}. Allow more memory, or crop the image.")
-            if (line := f"{ensemble.name} {estimate.sentence()}") not in self._reported:  # once for images of one size
+            if (line := f"{ensemble.name} {estimate.sentence()}") not in self._reported:  # once per image size
                 self._reported.add(line)
                 on_message(f"{case.case_id}: {line}")
             planes = ensemble.planes(
@@ -285,7 +285,7 @@ class Predictor:
         )
 
     def _budget(self) -> int:
-        """Bytes that each configuration may plan with: as asked for, else the default or most of what is free."""
+        """Memory budget in bytes of each configuration: as requested, else the default or most of the free memory."""
         known = [gib for gib in (self.options.memory_gib, self.options.memory_limit_gib) if gib is not None]
         if not known:
             free = free_memory()

@@ -54,10 +54,10 @@ def status_of(findings: Iterable[Finding]) -> str:
 def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> Iterator[Finding]:
     """Warnings about an image, before anything is predicted."""
     if len(image.constant_channels) == image.channels:
-        yield Finding("reject", "all voxels have the same value: there is nothing to see in this image")
+        yield Finding("reject", "all voxels have the same value: the image is empty")
     elif image.constant_channels:
         which = ", ".join(map(str, image.constant_channels))
-        yield Finding("review", f"channel {which} holds one value only")
+        yield Finding("review", f"channel {which} has one value only")
     if image.nonfinite_voxels:
         yield Finding("review", f"{image.nonfinite_voxels} voxels were not finite and were set to 0")
     if fingerprint is None:
@@ -74,10 +74,10 @@ def check_confidence(entropy: float | None, agreement: float | None, limits: Lim
     source = "a fixed limit" if limits.cases is None else f"from {limits.cases} validation cases"
     if entropy is not None and entropy > limits.max_entropy:
         text = f"mean entropy {entropy:.2f} of the foreground (limit {limits.max_entropy:.2f}, {source})"
-        yield Finding("review", f"the network is undecided: {text}")
+        yield Finding("review", f"the network is uncertain: {text}")
     if agreement is not None and agreement < limits.min_agreement:
         text = f"a fold has Dice {agreement:.2f} with it (limit {limits.min_agreement:.2f}, {source})"
-        yield Finding("review", f"the ensemble contradicts itself: {text}")
+        yield Finding("review", f"the folds disagree: {text}")
 
 
 def check_mask(
@@ -103,16 +103,16 @@ def check_mask(
 def check_sides(
     labels: NDArray[np.integer], names: Sequence[str], grid: Grid, fingerprint: Fingerprint
 ) -> Iterator[Finding]:
-    """Pairs of left and right labels (``names`` of the indices 1, 2, ...) that lie on each other's sides."""
+    """Pairs of left and right labels (``names`` of the indices 1, 2, ...) that are exchanged in position."""
     if grid.affine is None:
         return
     for pair in side_pairs(fingerprint):
         if not pair.cases or pair.right_is_right not in (0, pair.cases) or pair.left not in names:
             continue
         centres = [mean_voxel(labels, 1 + list(names).index(name)) for name in (pair.left, pair.right)]
-        left, right = (float(grid.affine[0, :3] @ centre) for centre in centres)  # NaN where there is none
+        left, right = (float(grid.affine[0, :3] @ centre) for centre in centres)  # NaN for a missing label
         if not math.isnan(right - left) and (right > left) != (pair.right_is_right == pair.cases):
-            text = f"{pair.left} and {pair.right} lie on each other's sides, unlike all {pair.cases} training cases"
+            text = f"{pair.left} and {pair.right} are exchanged in position, unlike all {pair.cases} training cases"
             yield Finding("review", f"{text}: are left and right exchanged in the header?")
 
 
@@ -140,7 +140,7 @@ def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding
         text = f"stored as {image.grid.orientation}, the training images as {', '.join(sorted(map(str, stored)))}"
         yield Finding("note", text)
     if not image.orientation_known:
-        yield Finding("review", "the file does not say where left and right are")
+        yield Finding("review", "the file does not state its left-right orientation")
 
 
 def _is_outside(value: float, of_training: Sequence[float], multiples: tuple[float, float]) -> bool:
@@ -154,10 +154,10 @@ def _scale(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding]:
         low, high = float(values.min()), float(values.max())
         if high < known.percentile_00_5 or low > known.percentile_99_5:
             training = f"{known.percentile_00_5:.4g} and {known.percentile_99_5:.4g} in training"
-            text = f"intensities of {name} are {low:.4g} to {high:.4g}; the structures lay between {training}"
+            text = f"intensities of {name} are {low:.4g} to {high:.4g}; those of the structures {training}"
             yield Finding("review", text)
         elif known.min < AIR_HU and low >= 0:
-            text = f"{name} holds no negative value, training had down to {known.min:.4g}: another scale?"
+            text = f"{name} has no negative value, training down to {known.min:.4g}: another scale?"
             yield Finding("review", text)
 
 

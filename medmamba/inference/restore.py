@@ -1,7 +1,7 @@
 """From planes of logits on the plan's grid to the image's own grid, a few rows of one plane at a time.
 
 Interpolation is linear and separable: between two planes, then inside them. A block of rows stays in the processor's
-cache up to the decision which class is largest, so the logits of the image's own grid never exist as a whole.
+cache up to the argmax over classes, so the logits on the image's own grid are never all in memory.
 """
 
 import math

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medmamba.compute.device import casting, is_out_of_memory
-from medmamba.errors import ResourceError
+from medmamba.errors import ResourceError, first_line
 from medmamba.inference.cpu import keep_memory, with_fast_convolutions
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
 
@@ -49,7 +49,7 @@ class NetworkRunner:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else "MemoryError"
+            reason = first_line(error)
         if device.type != "cpu":
             torch.cuda.empty_cache()
         if len(patches) > 1:

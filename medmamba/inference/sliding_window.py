@@ -101,7 +101,7 @@ def stream_logits(
     places = list(product(*columns))
     weight = gaussian_weight(window.patch_size)
     store: PlaneStore | None = None
-    kept = min(window.box[0], image.shape[1])  # no patch is thicker than what is kept: padding is thrown away
+    kept = min(window.box[0], image.shape[1])  # no thicker than the kept planes: padding is discarded
     weights = torch.zeros((kept, *image.shape[2:]))
     done, total = 0, len(rows) * len(places)
     background = 0  # planes of skipped rows before the number of classes is known
@@ -190,7 +190,7 @@ def _add(
     patch: torch.Tensor,
     weight: torch.Tensor,
 ) -> None:
-    """Add what of a patch lies on the image (I, J, K); ``starts`` is its first voxel, negative in the padding."""
+    """Add the part of a patch on the image (I, J, K); ``starts`` is its first voxel, negative in the padding."""
     patch, weight = patch.reshape(len(patch), -1, *patch.shape[-2:]), weight.reshape(-1, *weight.shape[-2:])
     ends = [min(start + edge, extent) for start, edge, extent in zip(starts, weight.shape, shape, strict=True)]
     planes, rows, columns = (slice(max(start, 0), end) for start, end in zip(starts, ends, strict=True))

@@ -156,7 +156,7 @@ class TrainedModel:
     warnings: tuple[str, ...] = ()
 
     def provenance(self, *, fast: bool) -> Provenance:
-        """What makes the masks, with the hashes of the weights as they are on the disk now."""
+        """The provenance of its masks, with the hashes of the weights as they are on disk now."""
         ensembles, plan = self.ensembles, self.ensembles[0].plan
         window = ensembles[0].window
         backends = dict.fromkeys(runner.scan_backend for each in ensembles for runner in each.runners)
@@ -204,7 +204,7 @@ def load_model(model: Path, options: PredictorOptions) -> TrainedModel:
     warnings = selection.warnings
     if measured is not None and measured != mirror:
         how = ("without", "with")
-        warnings += (f"find-best measured {how[measured]} mirroring, this prediction runs {how[mirror]}",)
+        warnings += (f"find-best ran {how[measured]} mirroring, this prediction runs {how[mirror]} it",)
     window = Window(
         options.patch_size or (),
         mirror_axes=(0,) if mirror else (),

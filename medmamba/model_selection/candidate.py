@@ -51,7 +51,7 @@ class ValidatedCase:
 
 
 Change = Callable[[ValidatedCase], Labels]
-"""What other thresholds, or a cleaning step, make of the label indices of a case."""
+"""Label indices of a case after a change of thresholds or a cleaning step."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class EnsembleCandidate:
             before = after if changed is case.labels else self._of_case(case, channels)
             for channel, value in after.items():
                 if math.isnan(value) and before[channel] == 0:
-                    value = 1.0  # nothing was there, and the change removed what had been found: a gain
+                    value = 1.0  # empty truth, and the change removed the false positive: a gain
                 scores[channel].append(value)
         return {channel: mean_of_known(values) for channel, values in scores.items()}
 
@@ -152,7 +152,7 @@ def _take_best(
     touched: Sequence[int],
     changes: Sequence[tuple[Any, Change]],
 ) -> tuple[Any, float] | None:
-    """Make the change that raises the Dice of a channel most, with no loss of a ``touched`` one: choice and gain."""
+    """The change with the largest Dice gain of a channel and no loss in a ``touched`` one: choice and gain."""
     before = candidate.dice(touched)
     best: tuple[float, Any, Change] | None = None
     for choice, change in changes:

@@ -71,10 +71,10 @@ def find_best(
     candidates = {each: EnsembleCandidate(output_channels) for each in names}
     total, done = sum(len(splits[fold]["val"]) for fold in shared), 0
     with ExitStack() as stack:
-        for folders in folds.values():  # a fold in training would be another one for each of its cases
+        for folders in folds.values():  # a fold in training would change between its cases
             for fold in shared:
                 stack.enter_context(FolderLock(folders[fold]))
-        folder.keeps(plan)
+        folder.check_unchanged(plan)
         kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch))
         for fold in shared:
             ensembles = {name: load_model(folds[name][fold], choices).ensembles[0] for name in folds}
@@ -151,7 +151,7 @@ def _validate(ensemble: FoldEnsemble, case: CaseReader, candidate: EnsembleCandi
 
 
 def quality_limits(entropies: Sequence[float | None], dices: Sequence[float]) -> Limits | None:
-    """Limits that hardly any usual validation case passes; None for too few cases.
+    """Limits that almost no validation case exceeds; None for too few cases.
 
     Entropy: the 95th percentile. Agreement of folds: the 5th percentile of the Dice with the truth. A case of
     cross-validation has only one fold that has not seen it, so how far folds differ from their mean cannot be measured

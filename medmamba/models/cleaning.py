@@ -1,4 +1,4 @@
-"""Post-processing of label maps: of one label, only the largest connected component is kept, or small ones go."""
+"""Post-processing of label maps: keep only the largest connected component of a label, or remove small ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def clean(
 
 
 def clean_one(labels: NDArray[Any], step: CleaningStep, index: int, voxel_mm3: float | None) -> NDArray[Any]:
-    """One cleaning step; of components of the same size the first in the array's order counts as the largest."""
+    """One cleaning step; of components of the same size the first in array order is the largest."""
     from scipy.ndimage import find_objects
 
     here = labels == index
@@ -58,7 +58,7 @@ def clean_one(labels: NDArray[Any], step: CleaningStep, index: int, voxel_mm3: f
 
 
 def connected_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """The number of each voxel's component, which touch by face, edge or corner, and their sizes; 0 is outside."""
+    """Component number of each voxel (neighbours share face, edge or corner; 0 is outside), and component sizes."""
     from scipy.ndimage import label
 
     components, _ = label(mask, np.ones((3, 3, 3)))

@@ -19,10 +19,10 @@ from medmamba.preprocessing.labels import ignore_index, label_names
 
 @dataclass(frozen=True)
 class OutputChannels:
-    """The name (label or region) of each output channel, and the label indices that it joins (``members``).
+    """The name (label or region) of each output channel, and its label indices (``members``).
 
     A channel leaves the index ``written`` in a label map; later channels overwrite earlier ones. ``label_swap`` and
-    ``channel_swap`` give what an index (that of ignored voxels, too) or channel becomes where left and right change.
+    ``channel_swap`` map an index (also that of ignored voxels) or channel to its left-right counterpart.
     """
 
     names: tuple[str, ...]
@@ -105,9 +105,8 @@ class OutputChannels:
 def largest_channel(scores: torch.Tensor) -> torch.Tensor:
     """``scores.argmax(0)`` of finite scores (C, ...), as uint8 for up to 255 channels, else int16, many times faster.
 
-    torch finds the largest value of each column at the speed of memory, but its place one column at a time. So the
-    values are found first, then where they stand: among equal channels the first one wins, as ``argmax`` promises on
-    the CPU.
+    torch computes the maxima at memory speed, but their indices one column at a time. So the maxima are computed first,
+    then compared with each channel; among equal channels the first one wins, as in ``argmax`` on the CPU.
     """
     count = len(scores)
     kind = torch.uint8 if count <= 255 else torch.int16

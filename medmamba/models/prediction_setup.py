@@ -51,7 +51,7 @@ class PredictionSetup(Record):
     """Whether the cross-validation averaged over mirrorings; None: written by a version that did not record it."""
 
     def to_json(self) -> str:
-        """As every record, without an unknown ``mirror``: earlier files keep their hash, which reports contain."""
+        """As for every record, but without an unknown ``mirror``, so that earlier files keep their hash."""
         unknown = {"mirror"} if self.mirror is None else None
         return canonical_json(self.model_dump(mode="json", exclude=unknown)) + "\n"
 

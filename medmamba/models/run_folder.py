@@ -6,8 +6,8 @@
 
 A fold's folder holds its own copy of the plan, so it can be moved away and still predicts.
 
-Who works with the cases locks the part that is filled or read (a fold, RUN/report); who exchanges them locks RUN and
-all those parts. The table of pairs is in docs/how-to/train.md.
+A command that uses the cases locks the part that it writes or reads (a fold, RUN/report); one that replaces them locks
+RUN and all these parts. The table of pairs is in docs/how-to/train.md.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from medmamba.plans.schema import Plan
 
 
 class RunFolder:
-    """The paths of one run; the plan stands ``aside`` while its cases are exchanged for those of a new one."""
+    """The paths of one run; ``aside_path`` holds the old plan while its cases are replaced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,25 +51,25 @@ class RunFolder:
         return None if path is None else read_plan(path)
 
     def set_plan_aside(self) -> None:
-        """Take the plan's name away, so that a kill before the new plan is written loses neither of them."""
+        """Rename the plan: a kill before the new plan is written neither loses it nor leaves it with new cases."""
         if self.plan_path.is_file():
             self.plan_path.replace(self.aside_path)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """For whoever exchanges plan and cases; raises InputError while others work with them, and keeps them out."""
+    def replacing_cases(self) -> Iterator[None]:
+        """Exclusive lock while plan and cases are replaced; raises InputError while another process uses them."""
         with ExitStack() as locks:
-            locks.enter_context(FolderLock(self.path, patience_seconds=1.0))  # others hold it for a moment
+            locks.enter_context(FolderLock(self.path, patience_seconds=1.0))  # others hold it briefly
             for pattern in ("models/*/fold_*/.lock", "pretrained/*/.lock", "report/.lock"):
                 for lock in sorted(self.path.glob(pattern)):
                     locks.enter_context(FolderLock(lock.parent))
             yield
 
-    def keeps(self, plan: Plan) -> None:
-        """For whoever has locked a part of the run; raises InputError if its cases are no longer those of ``plan``."""
+    def check_unchanged(self, plan: Plan) -> None:
+        """Called after locking a part of the run; raises InputError if its cases are no longer those of ``plan``."""
         with FolderLock(self.path, shared=True):
             if self.read_plan().hash() != plan.hash():
-                raise InputError(f"{self.path} was planned anew in this moment. Start the command again.")
+                raise InputError(f"{self.path}: planned again in the meantime. Start the command again.")
 
     def read_fingerprint(self) -> Fingerprint:
         """The measured facts that the plan was made from."""
@@ -93,7 +93,7 @@ def read_plan(path: Path) -> Plan:
     if not path.exists():
         if path.with_name("plan.before.json").is_file():
             raise InputError(
-                f"{path.parent}: `medmamba plan` exchanges its cases, or was killed then. Wait, or plan again."
+                f"{path.parent}: `medmamba plan` is replacing its cases, or was killed. Wait, or plan again."
             )
         raise InputError(f"{path}: not found. Give the folder that `medmamba plan DATASET -o RUN` wrote.")
     return Plan.read(path)

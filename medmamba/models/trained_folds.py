@@ -1,4 +1,4 @@
-"""Trained folds on disk: the record beside their weights (model.json), those that predict together, and the weights."""
+"""Trained folds on disk: their records (model.json), weights, and the selection of folds for prediction."""
 
 import re
 from collections.abc import Sequence

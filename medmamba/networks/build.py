@@ -64,7 +64,7 @@ def build_network(
 ) -> nn.Module:
     """The network ``name`` with a plan's numbers; returns logits (see :class:`PlannedUNet`).
 
-    The numbers are those of :class:`Topology`; ``blocks_per_stage`` has the network's own default. ``use_scan=False``
+    The numbers are those of :class:`Topology`; ``blocks_per_stage`` defaults to that of the network. ``use_scan=False``
     builds the same network without its scans. ``options`` are the family's own (``vm_unet``: state_size, routes, ...).
 
     Raises ConfigError for unknown names and options, and for numbers that do not fit together.

@@ -165,8 +165,8 @@ def diagonal(shape: Shape) -> list[np.ndarray]:
     grid = _index(shape)
     coordinates = np.indices(shape).reshape(len(shape), -1)
     i, j, plane = coordinates[0], coordinates[1], coordinates.sum(0)
-    across = np.where(plane % 2 == 0, -i, i)  # even planes climb, odd ones descend
-    inside = np.where((plane + i) % 2 == 0, -j, j)  # in 2D diagonal and row are a single token
+    across = np.where(plane % 2 == 0, -i, i)  # alternating direction from plane to plane
+    inside = np.where((plane + i) % 2 == 0, -j, j)  # in 2D a diagonal of the plane is one token
     order = np.lexsort((inside, across, plane))
     mirrored = [np.flip(grid, axis).ravel()[order] for axis in range(len(shape) - 1, 0, -1)]
     return _paired_reverses([order, *mirrored])

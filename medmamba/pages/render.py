@@ -24,7 +24,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def grey(image: NDArray[np.number], percent: float = 0.5) -> NDArray[np.uint8]:
-    """Intensities as grey values; ``percent`` of them are black, and as many white."""
+    """Intensities as grey values; ``percent`` of them are black, and ``percent`` white."""
     low, high = np.percentile(image, (percent, 100 - percent))
     return (np.clip((image - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""RUN/report/dataset.html: what was measured, 2D images of cases, warnings, the plan and its reasons, in one file."""
+"""RUN/report/dataset.html: the fingerprint, slices of cases, warnings, and the plan with its reasons, in one file."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

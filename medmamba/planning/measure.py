@@ -90,9 +90,9 @@ def locations(
     indices: NDArray[np.integer], names: Sequence[str], affine: NDArray[np.float64] | None
 ) -> dict[str, tuple[int, tuple[float, float, float] | None]]:
     """Number of connected components (corners touch) of each structure of a map (i, j, k) of indices 1, 2, ..., and
-    its centre of mass in the world; those that do not occur are left out.
+    its centre of mass in the world; absent structures are omitted.
 
-    ``affine`` leads from voxels to RAS+ millimetres; None: the image has none, and the structures no centre.
+    ``affine`` maps voxels to RAS+ millimetres; without it (None) structures have no centre.
     """
     from scipy import ndimage
 

@@ -52,8 +52,8 @@ class Trial:
 def compare(run: Path, minutes: float, candidates: Sequence[str], on_message: Callable[[str], None]) -> Decision:
     """Train all candidates on one fold of a planned run and choose the best; the run keeps report/pilot.json.
 
-    Each trains with the patch and batch of its own plan for an equal part of ``minutes``; validation comes on top. One
-    that cannot be planned or trained is reported to ``on_message``, as is the table, and left out.
+    Each trains with the patch and batch of its own plan for an equal part of ``minutes``, validation not included. One
+    that cannot be planned or trained is reported to ``on_message``, as is the table, and omitted.
 
     Raises ConfigError when no candidate could be trained, or the dataset has nothing to validate on.
     """

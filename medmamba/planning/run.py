@@ -75,12 +75,12 @@ def plan(
         _refuse_foreign(folder, folder.previous_plan())
     with ExitStack() as locks:
         if known := folder.path.is_dir():  # refused before the cases are measured
-            locks.enter_context(folder.alone())
+            locks.enter_context(folder.replacing_cases())
         previous = folder.previous_plan()
         measured = _measure(dataset, options, on_item)
         made = measured.plan(networks[0], previous)
         if not known:
-            locks.enter_context(folder.alone())
+            locks.enter_context(folder.replacing_cases())
         measured.write(folder, made, preprocess=True)
         if options.pilot is not None:
             from medmamba.planning.pilot import compare
@@ -148,7 +148,7 @@ class _Measured:
     def write(self, folder: RunFolder, plan: Plan, *, preprocess: bool) -> None:
         """The plan, folds, cases and report of a run folder, all or nothing.
 
-        ``preprocess``: False keeps the cases that are there.
+        ``preprocess``: False keeps the existing cases.
         """
         remove_leftovers(folder.path)
         if preprocess:
@@ -182,14 +182,14 @@ class _Measured:
                 on_case=lambda done, total: self.on_item("preprocess", done, total),
                 options=ReadOptions.of(self.reading),
             )
-            folder.set_plan_aside()  # a run folder with a plan is finished, and the plan is of these cases
+            folder.set_plan_aside()  # a run folder with a plan is complete, and the plan is that of its cases
 
 
 def _refuse_foreign(folder: RunFolder, previous: Plan | None) -> None:
-    """Raises InputError for a file that planning would replace and that is not known to come from an earlier one.
+    """Raises InputError for a file that planning would replace and that no earlier planning wrote.
 
-    A plan, or a fingerprint with its hash, shows that the files beside it are ours; of preprocessed cases, each file's
-    name and place.
+    Files beside a plan, or beside a fingerprint with its hash, are of an earlier planning; files of preprocessed cases
+    are recognised by name and place.
     """
     cases = (path for path in folder.preprocessed_path.rglob("*") if not path.is_dir() or path.is_symlink())
     foreign = [path for path in cases if path.name not in FILES or path.parents[2] != folder.preprocessed_path]
@@ -202,7 +202,7 @@ def _refuse_foreign(folder: RunFolder, previous: Plan | None) -> None:
         foreign += [path for path in (folder.splits_path, folder.path / "report" / "dataset.html") if path.exists()]
     if foreign:
         raise InputError(
-            f"{min(foreign)}: would be replaced, and medmamba did not write it. Plan into another folder, or use "
+            f"{min(foreign)}: would be replaced, but was not written by medmamba. Use another output folder, or "
             "--overwrite."
         )
 

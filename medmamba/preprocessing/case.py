@@ -67,7 +67,7 @@ def preprocess_case(
 def trail_of_shape(
     shape: Sequence[int], spacing_mm: Sequence[float] | None, plan: Plan, configuration: Configuration
 ) -> SpatialTrail:
-    """The way onto the plan's grid of an image (i, j, k) in canonical axes with nothing to crop."""
+    """The trail to the plan's grid for an image (i, j, k) in canonical axes without cropping."""
     order = _three(plan.axis_order)
     grid = Grid(_three(shape))
     if spacing_mm is not None and configuration.spacing_mm is not None:
@@ -79,7 +79,7 @@ def trail_of_shape(
 
 
 def bounding_box(image: NDArray[np.generic]) -> tuple[Shape, Shape]:
-    """First and one past the last voxel along each axis where a channel of (C, I, J, K) is not 0; all when none is."""
+    """First voxel and end along each axis of the nonzero part of (C, I, J, K); the whole image if all are 0."""
     strides = [abs(stride) for stride in image.strides[1:]]
     axis = strides.index(max(strides))  # whose planes lie together in memory
     flat = np.zeros([extent for other, extent in enumerate(image.shape[1:]) if other != axis], bool)
@@ -102,7 +102,7 @@ def shape_at_spacing(shape: Sequence[int], spacing: Sequence[float], new_spacing
 
 
 def resample_label_maps(array: NDArray, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None) -> NDArray:
-    """The :class:`~medmamba.geometry.trail.Resampler` of labels (C, I, J, K): each linearly, the largest wins."""
+    """The :class:`~medmamba.geometry.trail.Resampler` of labels (C, I, J, K): each linearly, then the argmax."""
     return np.stack([resample_labels(labels, shape, _coarse_axis(from_mm, to_mm)) for labels in array])
 
 

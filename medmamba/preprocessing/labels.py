@@ -63,7 +63,7 @@ def decode(indices: NDArray[Any], plan: Plan) -> NDArray[Any]:
 
 
 def mean_voxel(indices: NDArray[np.integer], index: int) -> NDArray[np.float64]:
-    """Mean voxel (i, j, k) of a label; NaN where it is not. No list of voxels is made."""
+    """Mean voxel (i, j, k) of a label; NaN if absent. No list of voxels is made."""
     counts = [np.zeros(extent) for extent in indices.shape]
     for i, plane in enumerate(indices):
         here = plane == index

@@ -129,7 +129,7 @@ FUNCTIONS: dict[str, Callable[[Channel, Normalization], Scale]] = {
     "rgb_to_0_1": rgb_to_0_1,
     "none": unchanged,
 }
-"""What is done for each name of plans/normalizers.py."""
+"""The function of each name in plans/normalizers.py."""
 
 
 def shifted(zero: float, one: float, *, clip: tuple[float, float] | None = None, masked: bool = False) -> Scale:

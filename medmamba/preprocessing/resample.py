@@ -20,11 +20,11 @@ def resample_slabs(
 ) -> NDArray[np.float32]:
     """An image (C, I, J, K), given in slabs (C, some planes, J, K), on a grid of ``shape``.
 
-    Cubic spline, and nearest neighbour across ``coarse_axis``. Every plane is resampled as it comes, and only what is
-    left of it is kept for the first axis. ``given`` is the shape of the whole image.
+    Cubic spline, and nearest neighbour across ``coarse_axis``. Each plane is resampled on arrival, and only the result
+    is kept for the first axis. ``given`` is the shape of the whole image.
     """
     channels, *before = given
-    operators: list[torch.Tensor | None] = []  # the matrix (new, old) along each axis; None where nothing changes
+    operators: list[torch.Tensor | None] = []  # the matrix (new, old) along each axis; None for equal lengths
     for axis, (old, new) in enumerate(zip(before, shape, strict=True)):
         matrix = _nearest_matrix if axis == coarse_axis else _cubic_matrix
         operators.append(None if old == new else matrix(old, new))

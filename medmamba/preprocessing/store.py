@@ -48,7 +48,7 @@ CHECKSUMS = "crc32"
 """Key in an array's file of the CRC-32 of shape, chunks and type, then of each compressed chunk."""
 HEADER_BYTES = 128
 PLAIN_ARRAY = re.compile(rb".{2}b2frame\0.{77}\x93\xcd..\xde\0\x01\xa4b2nd", re.DOTALL)
-"""Beginning of a blosc2 file with the metadata of an array and no others. Source: c-blosc2, README_CFRAME_FORMAT."""
+"""Beginning of a blosc2 file with the metadata of a plain array only. Source: c-blosc2, README_CFRAME_FORMAT."""
 ANNOTATED = "annotated"
 """Table of the voxels that are not ignored, in cases where some are."""
 
@@ -235,8 +235,8 @@ def stored_cases(folder: Path) -> dict[str, CaseReader]:
 class _StoredArray:
     """A compressed array on disk whose chunks are compared with their checksums when they are first read.
 
-    Raises InputError for a file that is not a plain array (blosc2 has others, which run code or fetch data when they
-    are opened), cannot be read, or is not what was written.
+    Raises InputError for a file that cannot be read, differs from its checksum, or is not a plain array (other kinds of
+    blosc2 run code or fetch data when they are opened).
     """
 
     def __init__(self, path: Path) -> None:
@@ -247,9 +247,9 @@ class _StoredArray:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}). {CURE}") from error
         if not plain:
-            raise InputError(f"{path}: not a plain array of blosc2, so it is not opened. {CURE}")
+            raise InputError(f"{path}: not a plain blosc2 array. {CURE}")
         with self._read():
-            # One thread: a forked data worker would wait without end for blosc2's threads of the process it came from.
+            # One thread: a forked data worker would wait forever for blosc2's threads of its parent process.
             self.array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
             self.shape: tuple[int, ...] = self.array.shape
             header, *chunks = self.array.schunk.vlmeta.get(CHECKSUMS) or [None]

@@ -132,5 +132,5 @@ def _predicted(ensemble: FoldEnsemble, case: CaseReader, fold: str) -> ShownCase
     annotated = output_channels.annotated(case.annotated)
     found = dice_of_channels(truth, prediction, output_channels, annotated, output_channels.structures)
     scores = {output_channels.names[channel]: value for channel, value in found.items()}
-    spacing = [1.0, 1.0, 1.0, *(ensemble.configuration.spacing_mm or ())][-3:]  # of 2D networks two are known
+    spacing = [1.0, 1.0, 1.0, *(ensemble.configuration.spacing_mm or ())][-3:]  # 2D networks have two
     return ShownCase(CaseScore(case.case_id, fold, scores), image[0], truth, prediction, spacing)

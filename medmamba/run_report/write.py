@@ -45,7 +45,7 @@ def write_report(
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
     with FolderLock(target := folder.path / "report"):
-        folder.keeps(plan)
+        folder.check_unchanged(plan)
         found = cross_validate(folder, ReportOptions.of(options, **changes), on_item)
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
     cases = [asdict(score) for score in found.scores]

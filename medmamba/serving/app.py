@@ -1,9 +1,9 @@
-"""The HTTP service: ``POST /predict``, ``GET /info``, ``GET /health``; a model loaded once per device answers.
+"""The HTTP service: ``POST /predict``, ``GET /info``, ``GET /health``; the model is loaded once per device.
 
     curl --data-binary @case.nii.gz 'http://127.0.0.1:8000/predict?name=case.nii.gz' -o answer.zip
 
 Requests and answers are described in docs/how-to/serve-a-model.md. Only the ending of ``name`` is used; no name is
-logged, kept or sent back, and every file is gone when the answer has been made.
+logged, kept or returned, and every file is deleted with the answer.
 """
 
 import asyncio
@@ -184,7 +184,7 @@ def make_app(
             "model": predictors[0].provenance().as_dict(),
         }
 
-    # Annotations of this module are strings, and FastAPI looks them up at module level: so the request is given.
+    # A route, not a decorator: FastAPI would look the quoted annotation up at module level.
     async def predict(request: "Request") -> Response:
         query = request.query_params
         try:
@@ -233,7 +233,7 @@ def _answer(predictor: Predictor, path: Path, wanted: str, limits: ServiceLimits
 
 
 def _read(predictor: Predictor, path: Path, limits: ServiceLimits) -> tuple[Any, str]:
-    from medmamba.dicom.study import innermost, one_series, series_below
+    from medmamba.dicom.study import folder_of_one, innermost, series_below
     from medmamba.images import mask_ending, read_channels, read_image
     from medmamba.images.archive import unpack
     from medmamba.images.cases import find_cases
@@ -243,8 +243,9 @@ def _read(predictor: Predictor, path: Path, limits: ServiceLimits) -> tuple[Any,
     folder = path.parent / "unpacked"
     folder.mkdir()
     unpack(path, folder, largest_bytes=limits.unpacked_bytes, where="the zip")
-    if series_below(folder):
-        with one_series(folder, where="the zip") as series:
+    found, others = series_below(folder)
+    if found:
+        with folder_of_one(folder, found, others, None, "the zip", lambda line: None) as series:
             return read_image(series, predictor.reading, where="the series"), ".nii.gz"
     cases = find_cases(innermost(folder), predictor.plan.channel_files)
     if len(cases) != 1:

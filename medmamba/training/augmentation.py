@@ -158,7 +158,7 @@ def augment_one(
     if draw.flips:
         places = [axis + 1 for axis in draw.flips]
         image, label = torch.flip(image, places), torch.flip(label, places)
-    if plan.swap_axis in draw.flips:  # left becomes right, and so do the labels of pairs
+    if plan.swap_axis in draw.flips:  # left and right are exchanged, so are the labels of pairs
         label = torch.tensor(plan.label_swap, dtype=label.dtype)[label.long()]
     return image.contiguous(), label.contiguous()
 

@@ -95,7 +95,7 @@ def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def plain(image: Any) -> torch.Tensor:
-    """Without MONAI's metadata: affines mean nothing inside a patch, and tracking them costs time."""
+    """Without MONAI's metadata: patches need no affines, and tracking them costs time."""
     return image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)
 
 

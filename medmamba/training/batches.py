@@ -220,7 +220,7 @@ def choose_patch(
     to stay near the volume. A volume smaller than the patch is centred with a free margin. ``by_lesion`` draws a
     connected component before a voxel, so that a lesion of ten voxels is seen as often as one of ten thousand.
 
-    In a case with ignored voxels every patch is centred on one that is not, so that there is something to learn.
+    In a case with ignored voxels every patch is centred on one that is not, so that it contributes to the loss.
     """
     case = cases[int(rng.integers(len(cases)))]
     lowest, highest = [], []

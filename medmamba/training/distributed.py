@@ -12,7 +12,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from medmamba.errors import ResourceError
+from medmamba.errors import ResourceError, first_line
 
 PATIENCE = timedelta(minutes=30)
 """How long a rank waits for the others before it ends; a validation of the first rank must fit into it."""
@@ -134,6 +134,6 @@ def lost_rank(error: BaseException) -> ResourceError | None:
     if size() == 1 or not isinstance(error, RuntimeError) or not any(sign in text for sign in signs):
         return None
     return ResourceError(
-        f"Rank {rank()}: another of the {size()} training processes is gone ({text.splitlines()[0][:120]}). Look for "
+        f"Rank {rank()}: another of the {size()} training processes is gone ({first_line(error)}). Look for "
         f"its own message (out of memory?), then start torchrun again."
     )

@@ -115,7 +115,7 @@ def train(
         first_rank = distributed.rank() == 0
         if first_rank:
             stack.enter_context(FolderLock(make_folder(target)))
-            folder.keeps(plan)
+            folder.check_unchanged(plan)
             remove_leftovers(target)
             if options.restart:
                 rmtree(target / "checkpoints", ignore_errors=True)

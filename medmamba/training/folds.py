@@ -128,7 +128,7 @@ def _side_by_side(
 
 
 def _follow_parent() -> None:
-    """Initializer of a fold's process: it ends with its parent, its checkpoint saved if the parent was interrupted."""
+    """Initializer of a fold's process: it ends with its parent, after a checkpoint if the parent was interrupted."""
     signal.signal(signal.SIGTERM, _save_and_end)
     follow_parent()
 

@@ -1,4 +1,4 @@
-"""Guards of a training: steps that are not finite, networks that predict nothing, too little memory."""
+"""Guards of a training: non-finite steps, networks that predict no foreground, insufficient memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ class MemorySettings:
 
 
 def smaller_fit(fit: MemorySettings, divisor: Sequence[int], can_recompute: bool) -> MemorySettings:
-    """What training continues with when memory ran out; raises ResourceError when nothing is left to give up.
+    """Smaller settings after memory ran out; raises ResourceError when nothing can be reduced further.
 
     First the batch is halved down to one patch, then activations are recomputed, then a patch loses one ``divisor``
     (the product of the network's strides) of its longest edge in these units, down to two of them.

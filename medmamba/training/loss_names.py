@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from medmamba.errors import ConfigError, unknown_name
+from medmamba.errors import ConfigError, first_line, unknown_name
 
 LOSSES = {
     "dice_ce": "medmamba.training.losses:dice_ce",
@@ -21,7 +21,7 @@ LOSSES = {
 """Name on the command line and in recipes -> module:function."""
 
 LossFunction = Callable[[Any], Any]
-"""A function of one LossInputs that returns a scalar tensor; of several training processes, each sums what it sums by
+"""A function of one LossInputs that returns a scalar tensor; with several training processes, sums over voxels use
 :func:`medmamba.training.distributed.total`."""
 
 
@@ -59,9 +59,8 @@ def find_loss(name: str) -> LossFunction:
         for part in function.split("."):
             found = getattr(found, part)
     except Exception as error:  # whatever somebody else's module raises while it is imported
-        reason = (str(error).splitlines() or [""])[0][:160]
         raise ConfigError(
-            f"loss {name!r}: cannot be imported ({type(error).__name__}: {reason}). Install its package in the "
+            f"loss {name!r}: cannot be imported ({first_line(error)}). Install its package in the "
             f"environment of {sys.executable}, or use one of: {', '.join(LOSSES)}."
         ) from error
     if not callable(found):

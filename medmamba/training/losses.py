@@ -147,7 +147,7 @@ def _mean(loss: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 class SegmentationLoss(nn.Module):
     """A loss of logits (B, C, ...) against label indices (B, 1, ...), computed in float32 at least.
 
-    ``function`` is one of this file's or the user's; the rest as in :class:`LossInputs`.
+    ``function`` is one of this file or of the user; other arguments as in :class:`LossInputs`.
     """
 
     weights: torch.Tensor | None

@@ -1,4 +1,4 @@
-"""The machine of a training: what ``auto`` is on it, deterministic algorithms, memory used, and interrupts."""
+"""The machine of a training: resolution of ``auto``, deterministic algorithms, used memory, interrupts."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from medmamba.compute.device import choose_precision
-from medmamba.errors import ConfigError, ResourceError
+from medmamba.errors import ConfigError, ResourceError, first_line
 from medmamba.kernels.scan.api import SCAN_BACKENDS
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
 from medmamba.training import distributed
@@ -82,7 +82,7 @@ def determinism(wanted: bool) -> Iterator[None]:
         if "deterministic" in str(error):
             raise ResourceError(
                 f"--deterministic: this network uses an operation without a deterministic form on this device "
-                f"({str(error).splitlines()[0][:120]}). Train on the CPU, or without --deterministic."
+                f"({first_line(error)}). Train on the CPU, or without --deterministic."
             ) from error
         raise
     finally:
@@ -104,7 +104,7 @@ class SecondInterrupt(KeyboardInterrupt):
 
 @contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP that arrive within reach their handlers at its end, on all ranks at the same time.
+    """Defer Ctrl-C, SIGTERM and SIGHUP to the end of the block, on all ranks at the same time.
 
     A run that is saved in the middle of a step cannot be resumed bit-exactly.
     A second Ctrl-C does not wait (SecondInterrupt). Signals that nobody handles are left alone, and so are threads,

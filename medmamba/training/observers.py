@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 from medmamba.disk.atomic import write_bytes, write_text
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, first_line
 from medmamba.pages.render import COLOURS, brief, colour_of, render
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
 from medmamba.training.progress import EpochMetrics, Example, TrainingResult, Validation, read_metrics
 
 WEAK_DICE, WEAK_MARGIN = 0.5, 0.15
-"""A class is called weak below this Dice, if it is behind the mean of the others by more than this margin."""
+"""A class is called weak if its Dice is below the first and below the mean of the others by the second."""
 EXAMPLES_TITLE = "Examples: truth in white, prediction in colour"
 
 
 class Observer:
-    """Follows a training as it happens; this one does nothing."""
+    """Base class of observers of a training; does nothing."""
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """An epoch has ended, and its row is in metrics.csv."""
@@ -225,8 +225,7 @@ def open_tracker(name: str, run: Path, fold: Path, config: TrainConfig) -> Track
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return f"The tracker failed ({type(error).__name__}: {lines[0][:160]})."
+    return f"The tracker failed ({first_line(error)})."
 
 
 def _tensorboard(run: Path, fold: Path, config: TrainConfig) -> Tracker:

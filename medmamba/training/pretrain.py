@@ -1,7 +1,7 @@
 """Pretraining without labels: the most informative slices are hidden and reconstructed from their neighbours.
 
-Hidden are the density peaks among the slices along a drawn axis: those with many slices like them and far from other
-such slices. The network of the plan has one output per image channel; its weights, without the last convolution, are
+The density peaks among the slices along a random axis are hidden: slices with many similar ones, far from other such
+slices. The network of the plan has one output per image channel; its weights, without the last convolution, are
 then the start of a training (--init).
 Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slices in place of frames of a motion.
 """
@@ -84,7 +84,7 @@ def pretrain(
     target = folder.path / "pretrained" / name
     facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
     with FolderLock(make_folder(target)):
-        folder.keeps(plan)
+        folder.check_unchanged(plan)
         remove_leftovers(target)
         if not (options.resume or options.restart):
             refuse_trained(target / "checkpoints")
@@ -134,7 +134,7 @@ class _ReconstructionLoss(nn.Module):
 
 
 def key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> torch.Tensor:
-    """The density peaks among the slices of each image of a batch (B, C, ...), along a drawn axis: 1 in (B, 1, ...)."""
+    """Density peaks among the slices of each image of a batch (B, C, ...), along a random axis; 1 in (B, 1, ...)."""
     hidden = torch.zeros((len(image), 1, *image.shape[2:]))
     for index, one in enumerate(image):
         rng = sample_rng(seed, step, MASK_STREAM + index)

@@ -1,4 +1,4 @@
-"""How far a training has come: state for resuming, progress line, metrics of each epoch, validation, result."""
+"""Progress of a training: state for resuming, progress line, metrics of each epoch, validation, result."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""One optimiser step, finite or not at all; its learning rate, torch.compile (--compile), averaged weights (--ema)."""
+"""One optimiser step, skipped if not finite; learning rate, torch.compile (--compile), averaged weights (--ema)."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from medmamba.compute.device import casting, choose_precision, is_out_of_memory
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, first_line
 from medmamba.models.output_channels import OutputChannels
 from medmamba.training import distributed
 from medmamba.training.batches import Batch
@@ -206,8 +206,7 @@ class Compiled:
         except Exception as error:
             if self._forward is self._network or is_out_of_memory(error):
                 raise
-            reason = (str(error).strip().splitlines() or ["no reason given"])[0][:160]
-            self._report(f"--compile: torch.compile failed ({type(error).__name__}: {reason}); continuing without it.")
+            self._report(f"--compile: torch.compile failed ({first_line(error)}); continuing without it.")
             self._forward = self._network
         return self._network(image)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from medmamba.compute.device import choose_device, is_out_of_memory, slow_precision
 from medmamba.disk.atomic import write_json
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, first_line
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
 from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import class_weights
@@ -42,7 +42,7 @@ MEASURE_EVERY = 10
 
 
 class Training:
-    """One fold in training: network, optimiser, data and what has become of them so far.
+    """One fold in training: network, optimiser, data and progress.
 
     The recipe is :func:`medmamba.training.machine.resolved`. With ``resume`` training continues from the last
     checkpoint exactly: batches depend on (seed, step) alone.
@@ -194,7 +194,7 @@ class Training:
         return self.done.epoch.steps > 0 and self.done.step % self.config.steps_per_epoch == 0
 
     def _next_batch(self) -> Batch:
-        """The batch as the network gets it."""
+        """The batch as input of the network."""
         return self.stream.source.finished(next(self.stream), self.device)
 
     def _step(self, rate: float) -> float:
@@ -209,7 +209,7 @@ class Training:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or distributed.size() > 1:
                     raise
-                short_of_memory = str(error).splitlines()[0][:100]
+                short_of_memory = first_line(error)
             self._shrink(short_of_memory)  # here, where the error no longer holds the tensors of the step
 
     def _count(self, outcome: StepOutcome, batch: Batch) -> None:

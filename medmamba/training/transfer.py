@@ -53,7 +53,7 @@ class TransferReport:
 
 @dataclass(frozen=True)
 class _NamedAxis:
-    """What the entries along an axis of some tensors are called, in the network and in the old model."""
+    """Names of the entries along an axis of some tensors, in the network and in the old model."""
 
     reason: str
     here: list[str]

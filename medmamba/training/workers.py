@@ -100,8 +100,8 @@ class SupervisedWorkers:
 class _Worker:
     """One process that makes every ``stride``-th batch from ``first_step`` on.
 
-    Its batches come through a pipe that no other process can write to, so the end of the process is the end of the
-    pipe, and a thread receives them, so that a process that stops within a batch holds up nobody but the thread.
+    Its batches come through a pipe that no other process can write to, so the pipe ends with the process; a thread
+    receives them, so that a process that stops within a batch blocks only that thread.
     """
 
     def __init__(self, source: PatchSource, first_step: int, stride: int, notes: Path) -> None:
@@ -134,7 +134,7 @@ class _Worker:
             return None
 
     def fault(self, asked: float, stall_seconds: float) -> str | None:
-        """What is wrong with the worker whose batch was asked for at that time, in a sentence; None while it works."""
+        """The fault of the worker whose batch was requested at that time, as a sentence; None while it works."""
         self._memory_gib = resident_gib(self._process.pid) or self._memory_gib
         note = self.notes.read_bytes().decode(errors="replace").strip() if self.notes.is_file() else ""
         if note != self._note:
@@ -149,7 +149,7 @@ class _Worker:
         return None
 
     def end(self) -> None:
-        """End the process at once: it holds nothing worth saving."""
+        """End the process at once; it has no state to save."""
         self._ended = True
         self._process.kill()
         self._process.join(2)
@@ -158,24 +158,24 @@ class _Worker:
 
 
 class _Sender:
-    """A pipe as batchgenerators' loop wants it."""
+    """A pipe with the interface of batchgenerators' loop."""
 
     def __init__(self, writer: Connection) -> None:
         self._writer = writer
 
     def put(self, made: dict[str, Any], timeout: float) -> None:
-        """Send a batch; waits for as long as the training process has no room for it."""
+        """Send a batch; waits until the training process has room for it."""
         try:
             self._writer.send(made)
-        except OSError:  # nobody reads any more
+        except OSError:  # the reader is gone
             os._exit(1)
 
 
 def _send_batches(source: PatchSource, reader: Connection, writer: Connection) -> None:
-    """A worker."""
+    """The target of a worker process."""
     reader.close()
     follow_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the training process does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the training process
     producer(_Sender(writer), source, None, 0, source.recipe.seed % 2**32, threading.Event())
 
 

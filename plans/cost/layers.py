@@ -1,4 +1,4 @@
-"""What a planned network is made of: each layer with its weights, its work, and the maps that its backward pass needs.
+"""The layers of a planned network: their weights, operations, and the maps kept for the backward pass.
 
 One walk serves memory and time. The layers are those of medmamba.networks, without norms and biases;
 tests/plans/test_memory.py compares weights and memory with built networks, tests/plans/test_step_time.py the
@@ -27,7 +27,7 @@ TARGET_MAPS = 2
 """Numbers per voxel of the batch beside the image: the label map in 64-bit integers."""
 
 Part = Literal["encoder", "block", "decoder"]
-"""Where a layer stands; "block": in a block of the family's own, in the encoder."""
+"""Position of a layer; "block": in a block of the family, in the encoder."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Memory and time of one training step: the sums over a network's layers, and what they are on a machine.
+"""Memory and time of one training step: sums over the layers of a network, and the time on a machine.
 
 The peak of the memory is reached where the backward pass begins or, in a network with many weights on a small patch,
 where it reaches the encoder (all decoder maps gone, most weight gradients there), or in the optimiser's step. The time
@@ -32,7 +32,7 @@ OPERATIONS_PER_MAC = 2 * 3
 
 @dataclass(frozen=True)
 class StepCost:
-    """What one training step takes in memory (bytes) and work, for the whole batch."""
+    """Memory (bytes) and operations of one training step, for the whole batch."""
 
     weights: int
     """Weights and the optimiser's numbers."""
@@ -55,7 +55,7 @@ class StepCost:
 
     @property
     def peak(self) -> int:
-        """Bytes in the largest of the three moments."""
+        """Largest of the three in bytes."""
         return max(self.moments.values())
 
     @property
@@ -88,7 +88,7 @@ def step_cost(
     top = light_width(network) if stage_voxels(network, patch_size)[0] < full else network.features_per_stage[0]
     weights = FLOAT32 * sum(layer.cost.weights for layer in made)
     sample = FLOAT32 * batch_size
-    # A scan's gradients are at most what its block kept.
+    # The gradients of a scan are at most as large as what its block kept.
     scan_gradients = max((layer.voxels * layer.cost.kept / 2 for layer in made if layer.part == "block"), default=0)
 
     def total(kind: str, parts: Sequence[Layer] = made) -> float:

@@ -1,4 +1,4 @@
-"""Decathlon folders, healthy and damaged: all problems are told in one pass, one line each."""
+"""Decathlon folders, healthy and damaged: all problems are reported in one pass, one line each."""
 
 import hashlib
 import json
@@ -355,7 +355,7 @@ def test_a_label_map_that_was_cropped_to_its_segment_is_put_in_its_place(dataset
     placed, same = (load_case(spec, case) for case in spec.cases)
     assert np.array_equal(placed.labels.array, same.labels.array)
     assert placed.labels.grid == placed.image.grid
-    assert "the label map was put in its place" in placed.warnings[0]
+    assert "the label map was padded with background" in placed.warnings[0]
 
 
 @pytest.mark.parametrize(

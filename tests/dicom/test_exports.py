@@ -57,7 +57,7 @@ def test_a_linked_folder_is_read_once_and_loops_end(tmp_path, series):
     (tmp_path / "study" / "linked").symlink_to(series)
     (tmp_path / "study" / "again").symlink_to(series)
     (tmp_path / "study" / "loop").symlink_to(tmp_path / "study")
-    assert [len(found.parts[0]) for found in series_below(tmp_path / "study")] == [5]
+    assert [len(found.parts[0]) for found in series_below(tmp_path / "study")[0]] == [5]
 
 
 def test_a_link_that_leads_nowhere_and_a_pointer_are_refused_by_name(series):
@@ -65,7 +65,7 @@ def test_a_link_that_leads_nowhere_and_a_pointer_are_refused_by_name(series):
     assert "9.dcm: a link to a file that does not exist" in refused(series)
     (series / "9.dcm").unlink()
     (series / "9.dcm").write_text("version https://git-lfs.github.com/spec/v1")
-    assert "9.dcm: its name says DICOM and its content does not" in refused(series)
+    assert "9.dcm: the name says DICOM, the content does not" in refused(series)
 
 
 @pytest.mark.parametrize("series_uid", ["1.2.99", "1.2.3"])
@@ -88,11 +88,11 @@ def test_a_link_that_leads_nowhere_and_a_pointer_are_refused_by_name(series):
         ("1.3.10", {}, "DICOMDIR"),
     ],
 )
-def test_what_is_no_slice_is_left_aside_by_its_kind(series, volume, series_uid, sop_class, elements, kind):
+def test_what_is_no_slice_is_ignored_by_its_kind(series, volume, series_uid, sop_class, elements, kind):
     write_object(series / "other.dcm", sop_class, series_uid, **elements)
     image = read_image(series)
     np.testing.assert_array_equal(image.array[0], volume.T)
-    assert image.warnings == (f"{series}: left aside: 1 {kind} (other.dcm).",)
+    assert image.warnings == (f"{series}: ignored: 1 {kind} (other.dcm).",)
     with one_series(series, "3") as folder:
         np.testing.assert_array_equal(read_image(folder).array[0], volume.T)
 
@@ -102,12 +102,12 @@ def test_a_folder_of_other_objects_is_no_case_and_is_named(tmp_path, series):
     shutil.move(series, tmp_path / "study" / "CT")
     lines = []
     assert [path.name for path in list_images(tmp_path / "study", lines.append)] == ["CT"]
-    assert "left aside: 1 folder without a series (RS)" in lines[0]
-    assert "(left aside: 1 RTSTRUCT (RS.dcm))" in refused(tmp_path / "study" / "RS")
+    assert "ignored: 1 folder without a series (RS)" in lines[0]
+    assert "(ignored: 1 RTSTRUCT (RS.dcm))" in refused(tmp_path / "study" / "RS")
     lines = []
     with one_series(tmp_path / "study", on_message=lines.append) as folder:
         assert read_image(folder).grid.shape == (5, 6, 5)
-    assert "left aside: 1 RTSTRUCT (RS.dcm)" in lines[0]
+    assert "ignored: 1 RTSTRUCT (RS.dcm)" in lines[0]
 
 
 def test_an_image_of_the_series_without_a_position_is_refused(series):
@@ -124,14 +124,14 @@ def test_a_folders_own_series_is_a_case_beside_its_subfolders_and_files(tmp_path
     np.testing.assert_array_equal(read_image(series).array[0], volume.T)
 
 
-def test_scouts_are_left_aside_and_can_be_chosen(tmp_path, series, volume):
+def test_scouts_are_ignored_and_can_be_chosen(tmp_path, series, volume):
     scouts = write_series(tmp_path / "scouts", volume[:2] + 1, series="1.2.7", **{"0020_0011": "1"})
     for number, path in enumerate(sorted(scouts.iterdir())):
         changed(path, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]).rename(series / f"scout{number}.dcm")
     scouts.rmdir()
     image = read_image(series)
     np.testing.assert_array_equal(image.array[0], volume.T)
-    assert "left aside: 2 localizer (scout0.dcm, scout1.dcm)" in image.warnings[0]
+    assert "ignored: 2 localizer (scout0.dcm, scout1.dcm)" in image.warnings[0]
     with one_series(tmp_path) as folder:
         assert read_image(folder).grid.shape[2] == 5
     with one_series(tmp_path, "1") as folder:

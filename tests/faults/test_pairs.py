@@ -36,7 +36,7 @@ REFUSED = {
     "evaluate": {"predict"},
     "export": set(),
 }
-"""Of each command at work, those that are refused beside it: on the same fold, or on the same output."""
+"""For each running command, those that are refused meanwhile: on the same fold, or on the same output."""
 QUICK = [name for name in REFUSED if name != "export"]
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,11 +139,11 @@ def test_the_table_of_the_documentation_is_this_one():
 
 def test_a_plan_whose_cases_are_exchanged_is_no_missing_plan(tmp_path):
     (tmp_path / "plan.before.json").write_text("{}")
-    with pytest.raises(InputError, match="`medmamba plan` exchanges its cases"):
+    with pytest.raises(InputError, match="`medmamba plan` is replacing its cases"):
         RunFolder(tmp_path).read_plan()
 
 
 def test_who_read_the_plan_before_it_was_exchanged_is_refused(commands):
     plan = RunFolder(commands.run).read_plan()
-    with pytest.raises(InputError, match="planned anew"):
-        RunFolder(commands.run).keeps(plan.model_copy(update={"dataset_name": "other"}))
+    with pytest.raises(InputError, match="planned again in the meantime"):
+        RunFolder(commands.run).check_unchanged(plan.model_copy(update={"dataset_name": "other"}))

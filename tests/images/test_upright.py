@@ -1,4 +1,4 @@
-"""Orientation marks of cameras and scanners: images meet their masks upright, and masks lie on their files."""
+"""Orientation tags (EXIF) of cameras and scanners: reoriented images match their masks, and masks match their files."""
 
 from __future__ import annotations
 
@@ -77,5 +77,5 @@ def test_a_mask_drawn_upright_fits_and_one_drawn_as_stored_names_the_mark(tmp_pa
     spec = DatasetSpec("d", tmp_path, "csv", ("grey",), {"background": 0, "x": 1}, ())
     found = load_case(spec, CaseSpec("p", (tmp_path / "a.jpg",), tmp_path / "upright.png"))
     assert found.image.array[0][found.labels.array > 0].mean() > 150
-    with pytest.raises(InputError, match=r"differ in shape.*turned upright, as its orientation mark says"):
+    with pytest.raises(InputError, match=r"differ in shape.*reoriented by its orientation tag"):
         load_case(spec, CaseSpec("p", (tmp_path / "a.jpg",), tmp_path / "stored.png"))

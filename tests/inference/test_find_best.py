@@ -166,7 +166,7 @@ def test_the_recipe_is_stored_says_its_folds_and_is_applied_by_predict(tiny_run,
     assert predictor.model.recipe == recipe
     assert not recipe.mirror
     assert not Predictor(run).provenance().settings.mirror  # as it was measured
-    differs = "find-best measured without mirroring, this prediction runs with"
+    differs = "find-best ran without mirroring, this prediction runs with"
     assert differs not in predictor.model.warnings
     assert differs in Predictor(run, mirror=True).model.warnings
     before = recipe.model_copy(update={"mirror": None})  # of a version that did not record it
@@ -178,7 +178,7 @@ def test_the_recipe_is_stored_says_its_folds_and_is_applied_by_predict(tiny_run,
     strict = recipe.model_copy(update={"limits": Limits(max_entropy=1e-6, min_agreement=1.0, cases=12)})
     (run / "best.json").write_text(strict.to_json())
     findings = " ".join(finding.text for finding in Predictor(run, mirror=False).predict(image).findings)
-    assert "undecided" in findings
+    assert "uncertain" in findings
     assert "(limit 1.00, from 12 validation cases)" in findings
 
 

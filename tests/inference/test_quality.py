@@ -86,8 +86,8 @@ def test_an_empty_or_huge_mask_and_uncertain_networks_need_review(fingerprint):
     image = picture()
     assert "no organ was found; all 4 training cases have it" in texts(result(image, fingerprint, voxels=0))
     assert "organ has 200 ml" in texts(result(image, fingerprint, voxels=100_000))
-    assert "undecided" in texts(result(image, fingerprint, entropy=0.8))
-    assert "contradicts itself" in texts(result(image, fingerprint, agreement=0.3))
+    assert "uncertain" in texts(result(image, fingerprint, entropy=0.8))
+    assert "the folds disagree" in texts(result(image, fingerprint, agreement=0.3))
 
 
 def test_an_image_that_shows_nothing_is_rejected_and_gets_no_mask(tiny_run):
@@ -186,4 +186,4 @@ def test_a_pair_on_each_others_sides_is_named(flipped):
     affine = np.diag([-1.0, 1.0, 1.0, 1.0]) if flipped else np.eye(4)
     found = list(check_sides(labels, ["kidney_left", "kidney_right"], Grid(labels.shape, affine), known))
     assert status_of(found) == ("review" if flipped else "ok")
-    assert not flipped or "each other's sides" in found[0].text
+    assert not flipped or "exchanged in position" in found[0].text

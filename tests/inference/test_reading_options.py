@@ -128,5 +128,5 @@ def test_much_more_work_than_for_training_is_said_before_it(tiny_run, tmp_path):
     lines = []
     predictor = Predictor(tiny_run, folds=[0], device="cpu", mirror=False)
     predictor.predict(path, on_message=lines.append)
-    assert "coarse.nii.gz: far from the spacing of training: " in lines[0]
+    assert "coarse.nii.gz: spacing far from that of training: " in lines[0]
     assert "times its voxels, needs about" in lines[0]

@@ -217,7 +217,7 @@ def test_an_odd_zip_is_answered_with_422_and_a_study_with_its_series(service, tm
         with pytest.warns(UserWarning, match="Duplicate name"):
             packed.writestr("a.nii", "2")
     code, reason = service.refused("/predict?name=a.zip", (tmp_path / "twice.zip").read_bytes())
-    assert (code, reason) == (422, "the zip: a damaged zip archive, or an unusual one (File exists). Pack it again.")
+    assert (code, reason) == (422, "the zip: a damaged or unsupported zip archive (File exists). Pack it again.")
     noise = np.random.default_rng(0).integers(0, 900, (3, 6, 5)).astype(np.int16)
     for number in ("1", "2"):
         write_series(tmp_path / "study" / number, noise, series=f"1.2.{number}", **{"0020_0011": number})

@@ -60,7 +60,7 @@ def test_a_damaged_library_is_refused_with_its_path(monkeypatch, tmp_path):
     library._load.cache_clear()
     try:
         assert str(damaged) in library.missing_reason()
-        with pytest.raises(RuntimeError, match="The cpp backend cannot run: the compiled library could not be used"):
+        with pytest.raises(RuntimeError, match="The cpp backend cannot run: the compiled library cannot be used"):
             library.cpu_library()
         monkeypatch.setattr(library, "candidates", list)
         library._load.cache_clear()

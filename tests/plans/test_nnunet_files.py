@@ -189,7 +189,7 @@ def change(text: str, edit) -> str:
         (lambda d: d.pop("transpose_forward"), "field 'transpose_forward' is missing"),
         (
             lambda d: d["configurations"]["2d"].update(inherits_from="2d"),
-            "inherits from '2d', which cannot be followed",
+            "inherits_from '2d' is unknown or circular",
         ),
         (lambda d: d["configurations"]["2d"]["architecture"].update(network_class_name="a.Primus"), "'Primus' is not"),
         (in_2d(norm_op="torch.nn.BatchNorm2d"), r"arch_kwargs\.norm_op is 'torch.nn.BatchNorm2d' in place of"),

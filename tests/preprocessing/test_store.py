@@ -104,7 +104,7 @@ def test_an_array_that_computes_itself_is_not_opened(case, tmp_path, monkeypatch
     blosc2.lazyudf(run_me, (operand,), np.float32, shape=image.shape).save(str(path))
     opened = []
     monkeypatch.setattr(store.blosc2, "open", lambda *args, **kwargs: opened.append(args))
-    with pytest.raises(InputError, match=r"image\.b2nd: not a plain array of blosc2, so it is not opened"):
+    with pytest.raises(InputError, match=r"image\.b2nd: not a plain blosc2 array"):
         CaseReader(folder).read_whole()
     assert opened == []
 

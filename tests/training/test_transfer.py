@@ -82,13 +82,18 @@ def test_hidden_slices_are_whole_drawn_by_step_and_leave_the_rest_as_it_was():
         assert set(hidden.unique().tolist()) == {0.0, 1.0}
 
 
-def test_pretraining_continues_with_less_when_memory_runs_out_and_starts_again_when_asked(clinic_run, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=["gpu", "no text"]
+)
+def test_pretraining_continues_with_less_when_memory_runs_out_and_starts_again_when_asked(
+    clinic_run, monkeypatch, error
+):
     config = TrainConfig(steps=3, **SHORT)
     step = Stepper.step
 
     def short_of_memory(self, batch, rate, **options):
         if len(batch.image) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return step(self, batch, rate, **options)
 
     monkeypatch.setattr(Stepper, "step", short_of_memory)

@@ -10,7 +10,7 @@ _CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 def image_list(folder: str, channel_files: int = 0, labels: str | None = None) -> list[dict[str, str | list[str]]]:
     """One entry ``{"image": …}`` per case: a file, or its files ``X_0000``, ``X_0001``, … in the order of channels.
 
-    Only numbers below ``channel_files`` are those of channels; all others belong to the name of the case. With a folder
+    Only numbers below ``channel_files`` are channels; all others are part of the case name. With a folder
     of ``labels`` every entry also has the ``"label"`` of the same name, and a case without is left out.
     """
     stems: dict[str, str] = {}

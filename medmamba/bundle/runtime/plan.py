@@ -25,7 +25,7 @@ class BundlePlan:
     """A plan with one configuration: channels, labels (name to value), what the outputs mean, and the network's grid.
 
     ``spacing_mm`` is that of each axis of the plan, None for images without millimetres. ``nonfinite`` is "zero" where
-    voxels that are no numbers are set to 0.
+    non-finite voxels are set to 0.
     """
 
     channel_names: list[str]

@@ -24,7 +24,7 @@ from medmamba.networks.planned.plain_unet import ConvUNet
 from medmamba.networks.planned.unet import Blocks, DecoderStage, Encoder, PlannedUNet
 from medmamba.networks.routes import routes
 
-SCRIPTABLE = (ConvNormAct, Downsample, ResidualConv, Upsample, DecoderStage, VSSBlock)  # as they are
+SCRIPTABLE = (ConvNormAct, Downsample, ResidualConv, Upsample, DecoderStage, VSSBlock)  # unchanged
 
 
 class NotScriptable(Exception):
@@ -83,7 +83,7 @@ class _Mean(nn.Module):
 
 
 class _Unet(nn.Module):
-    """Pads (``doubled``: to no bottleneck of one voxel), goes down and up, crops; stage 2 may see the image too."""
+    """Pads (``doubled``: to no bottleneck of one voxel), encodes, decodes, crops; stage 2 may also get the image."""
 
     def __init__(
         self,

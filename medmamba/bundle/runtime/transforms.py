@@ -1,6 +1,6 @@
 """Shipped in bundles: MONAI transforms that bring a case onto the plan's grid and its mask back.
 
-They stand between a plain LoadImaged and SaveImaged; the way back travels as text in the image's metadata (``TRAIL``).
+They are used between LoadImaged and SaveImaged; the inverse geometry is text in the image's metadata (``TRAIL``).
 """
 
 import json
@@ -30,8 +30,8 @@ TRAIL = "medmamba_trail"
 class ToPlanGridd(MapTransform):
     """An image (C, i, j, k) or (C, i, j) with its RAS+ affine to (C, I, J, K) float32 on the plan's grid.
 
-    The labels of ``previous``, first stage of a cascade, become further channels. On the grids of ``others``, which
-    answer together with the main configuration, the image is ``KEY_1``, ...
+    The labels of ``previous``, first stage of a cascade, become further channels. On the grids of ``others``,
+    configurations averaged with the main one, the image is ``KEY_1``, ...
     """
 
     def __init__(

@@ -171,7 +171,7 @@ class Job:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
         started = time.perf_counter()
         try:
-            image = read_channels(case.paths, predictor.reading)  # first: its errors name a fault best
+            image = read_channels(case.paths, predictor.reading)  # first: its errors are the most specific
             for line in image.warnings:
                 on_message(self.shown.hide(f"Warning: {line}", case))
             inputs = [input_sha256(path) for path in case.paths]
@@ -179,7 +179,7 @@ class Job:
             result.save(self.target / case.output_name)
             if result.probabilities is not None:
                 write_image(probability_path(self.target, case), result.probabilities, like=image)
-            # DICOM knows no object without segments
+            # DICOM has no object without segments
             for kind in self.options.dicom_kinds if any(result.voxels.values()) else ():
                 save = result.save_dicom_seg if kind == "seg" else result.save_dicom_rtstruct
                 save(dicom_path(self.target, case, kind), codes=self.options.codes)

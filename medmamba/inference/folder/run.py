@@ -1,4 +1,4 @@
-"""Prediction of a folder of images and its reproduction: each case by itself, none lost, no half result.
+"""Prediction of a folder of images, and its reproduction: cases are independent, results complete or absent.
 
 OUT/<case>.nii.gz            the mask
 OUT/reports/<case>.json      how it was made; written after the mask, so a mask without one is unfinished
@@ -79,10 +79,10 @@ def predict(
     on_message: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> PredictionReport:
-    """Predict a file, a zip or every case of a folder; masks and ``report.json`` land in ``output``."""
+    """Predict a file, a zip or every case of a folder; masks and ``report.json`` are written to ``output``."""
     options = PredictOptions.of(options, **changes)
     with ExitStack() as stack:
-        names = on_message if not options.pseudonymise else lambda line: on_message("Files were left aside.")
+        names = on_message if not options.pseudonymise else lambda line: on_message("Some files were ignored.")
         if isinstance(images, str | Path):
             images = stack.enter_context(opened(images, options.series, names))
         find_cases(images, on_message=names)  # a wrong path is reported before a model is loaded
@@ -197,7 +197,7 @@ def _part_of_launcher() -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class _Reported:
-    """What is reproduced of a case in report.json."""
+    """The part of a case in report.json that is reproduced."""
 
     input_sha256: list[str]
     mask_sha256: list[str]
@@ -205,7 +205,7 @@ class _Reported:
 
 @dataclass(frozen=True)
 class _Report:
-    """What is read of report.json."""
+    """The part of report.json that is read."""
 
     schema_version: Literal[2]
     model: dict[str, Any]

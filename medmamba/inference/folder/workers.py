@@ -72,7 +72,7 @@ class Workers:
             if isinstance(found, CaseRecord):
                 yield case, found
                 continue
-            on_message(job.shown.hide(f"{case.case_id}: {found}; it is tried once more, alone, at the end.", case))
+            on_message(job.shown.hide(f"{case.case_id}: {found}; it is repeated alone at the end.", case))
             lost.append((case, found))
         for case, fault in lost:
             self.close()
@@ -82,7 +82,7 @@ class Workers:
                 free = free_memory()
                 left = "" if free is None else f"; {free / 2**30:.1f} GiB are free now"
                 again = f"the {fault}, and once more, alone: the {found}{left}"
-                found = job.failed(case, f"{case.case_id}: {again}. Give it more memory, or look at the image.")
+                found = job.failed(case, f"{case.case_id}: {again}. Give it more memory, or check the image.")
             elif not found.failed:
                 note = Finding("note", f"made at the second attempt; at the first the {fault}")
                 found = replace(found, findings=[*found.findings, note])
@@ -91,7 +91,7 @@ class Workers:
     def _attempts(
         self, cases: Sequence[ImageCase], job: Job, on_message: OnMessage
     ) -> Iterator[tuple[ImageCase, CaseRecord | str]]:
-        """Each case with its record, or with how the worker ended that had it; another one takes its place."""
+        """Each case with its record, or with how its worker ended; a new worker replaces it."""
         waiting = list(cases)
         while waiting or any(worker.case for worker in self._workers):
             for worker in self._workers:
@@ -105,7 +105,7 @@ class Workers:
                     yield case, worker.fault() if record is None else record
 
     def _messages(self, on_message: OnMessage) -> "Iterator[tuple[_Worker, CaseRecord | None]]":
-        """Workers that ended a case with its record, or that died or gave no sign, with None."""
+        """Workers that finished a case, with its record, or that died or timed out, with None."""
         for worker in list(self._workers):
             if worker.case is not None and time.monotonic() - worker.sign > self._stall_seconds:
                 worker.end(f"worker gave no sign for {self._stall_seconds / 60:.0f} minutes and was ended")
@@ -114,7 +114,7 @@ class Workers:
             worker, message = self._inbox.get(timeout=1.0)
         except Empty:
             return
-        if worker not in self._workers:  # of one that was ended
+        if worker not in self._workers:  # of a worker that was ended
             return
         match message:
             case None:
@@ -143,7 +143,7 @@ class Workers:
 
 
 class _Worker:
-    """One process and its current case; a thread receives its messages, because it may stop within one."""
+    """One process and its current case; a thread receives its messages, because a message may be incomplete."""
 
     def __init__(self, inbox: "Queue[Any]", model: str, options: PredictorOptions, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor a pool of threads survives a fork
@@ -162,7 +162,7 @@ class _Worker:
             self._connection.send((case, job))
 
     def _receive(self, inbox: "Queue[tuple[_Worker, Any]]") -> None:
-        """Pass on its messages, and None when it has died."""
+        """Forward its messages, and None when it has died."""
         with self._connection, contextlib.suppress(EOFError, OSError):
             while True:
                 message = self._connection.recv()

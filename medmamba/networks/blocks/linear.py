@@ -45,7 +45,7 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 PRODUCT_EXISTS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-NARROW = 64  # gradients of narrower weights are sums over many rows; there MKL is the faster one
+NARROW = 64  # gradients of narrower weights are sums over many rows, where MKL is faster
 
 
 class _Product(torch.autograd.Function):

@@ -38,8 +38,8 @@ class ScanModule(nn.Module):
 class ScanCore(ScanModule):
     """Selective scan of (B, L, E) tokens along K routes, summed (or stacked) over the routes.
 
-    Parameter names and shapes are those of VM-UNet's SS2D, so published weights fit. The table of the routes comes with
-    each call.
+    Parameter names and shapes are those of VM-UNet's SS2D, so published weights fit. The table of routes is an argument
+    of each call.
     """
 
     def __init__(self, inner: int, routes: int, state_size: int, dt_rank: int) -> None:

@@ -52,8 +52,8 @@ class SqueezeExcite(nn.Module):
 class DSS(nn.Module):
     """Ungated scan mixer behind a deformable convolution, (B, *S, C) to itself.
 
-    ``local`` is the convolution before the scan, (B, *S, E) to itself with the inner width E = expand * C; a deformable
-    one of as many groups as the step size has ranks if None. ``squeeze_excite`` gates the channels after the scan.
+    ``local`` is the convolution before the scan, (B, *S, E) to itself with the inner width E = expand * C; if None,
+    a deformable one with ``dt_rank`` groups. ``squeeze_excite`` gates the channels after the scan.
     ``dt_rank`` is ceil(C / 16) if None.
     """
 

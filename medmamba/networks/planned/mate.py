@@ -1,7 +1,7 @@
 """LinGen's MATE blocks in the U-Net frame: a scan of linear cost for distant tokens, window attention for near ones.
 
-Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5; docs/reference/network-mate.md says what is our
-reading of them. Mamba-2: Dao and Gu 2024 (arXiv:2405.21060), section 7.
+Source: Wang et al. 2025, LinGen (arXiv:2412.09856), figures 2 to 5; docs/reference/network-mate.md lists our
+interpretations. Mamba-2: Dao and Gu 2024 (arXiv:2405.21060), section 7.
 
     y = LN(x);  x = x + MA(y) + TE(y);  x = x + MLP(LN(x))          MA: Mamba-2; TE: attention in windows
 
@@ -34,7 +34,7 @@ POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptiv
 class GatedRMSNorm(RMSNorm):
     """RMSNorm(y * SiLU(z)) over all channels: the gate comes before the norm."""
 
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]  # needs its gate
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]  # the gate is required
         return super().forward(y * F.silu(z))
 
 

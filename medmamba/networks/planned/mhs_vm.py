@@ -148,7 +148,7 @@ def mhs_vm(
         state_size: N of the scans.
         heads: letters of the heads: C snake, X diagonal, S spiral, Z raster.
         schedule: of the routes of each head, as for ``vm_unet``.
-        threshold: of the fusion of a head's routes; see the top of this file for the range in which it screens.
+        threshold: of the fusion of a head's routes; see the top of this file for its effective range.
         gated: with the gate beside the scan (VSSGate) or without (VSSUnGated).
         use_scan: False leaves scans and fusion out.
     """

@@ -1,7 +1,7 @@
 """The convolution U-Nets of medmamba before nnU-Net's own: one block per stage, whatever the plan said.
 
 Only for run folders and bundles that were written then. They are made of the blocks of MONAI's DynUNet; MONAI is
-imported when one is built, because it takes a process as much memory as torch itself.
+imported when one is built, because it needs as much memory as torch itself.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""nnU-Net's default network, ``plain_unet`` (PlainConvUNet), and what its residual form shares with it.
+"""nnU-Net's default network, ``plain_unet`` (PlainConvUNet), and the parts that its residual form shares.
 
 Source: Isensee et al. 2021 (arXiv:1904.08128); dynamic-network-architectures 0.4.4, whose parameter counts and logits
 tests/networks/test_nnunet_networks.py compares. Strides, widths, kernels and blocks are the plan's.

@@ -28,7 +28,7 @@ Bound = Callable[[str, Any, Topology], None]
 
 
 HIGHEST = 1024
-"""Value of any option of a network."""
+"""Value of an option of a network."""
 
 
 def at_least(lowest: float) -> Bound:
@@ -105,8 +105,8 @@ class NetworkFacts:
     """A registered network: how it is built, and what a planner or a command asks without building it.
 
     ``channel_multiple`` divides every stage's width, the first one's excepted if the stem is a convolution; the last of
-    ``default_blocks``, per stage where none are given, holds for all further stages; ``published`` are the numbers that
-    a published function has of its own: a plan gives it channels and classes alone.
+    ``default_blocks``, per stage where none are given, holds for all further stages; ``published`` are the fixed
+    numbers of a published network, for which a plan gives channels and classes only.
     """
 
     builder: Builder  # (topology, **options) to the module

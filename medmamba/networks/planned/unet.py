@@ -1,7 +1,7 @@
 """The U-Net frame that a plan configures: convolutions for the detail, scan blocks for the context.
 
 It owns resolution (drawn in docs/reference/networks.md): strides, padding to any input size, skips, deep supervision.
-What happens inside a stage is handed in as a factory of blocks. No weight depends on a patch size. Why convolutions: on
+The blocks of a stage come from a factory. No weight depends on a patch size. Why convolutions: on
 4 x 4 patches the published networks lose structures a few voxels wide, and a scan at full resolution is expensive.
 """
 
@@ -94,7 +94,7 @@ BlockFactory = Callable[[int, int, int], nn.Module | None]
 
 
 class PlannedNetwork(nn.Module):
-    """What training and prediction know of every planned network.
+    """The interface of every planned network for training and prediction.
 
     ``heads`` make the logits, fine to coarse: one without deep supervision. ``decoder`` goes from the bottleneck up;
     each stage takes a map and the list of skips.
@@ -257,7 +257,7 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         x = torch.cat([self.upsample(x), skips.pop()], dim=1)
-        for conv in self.convs:  # one by one: the first frees the map of both widths, the largest of a prediction
+        for conv in self.convs:  # one by one: the first frees the concatenated map, the largest of a prediction
             x = conv(x)
         return x
 

@@ -1,7 +1,7 @@
 """Published networks from the shapes of their weights, under the original project's parameter names.
 
-First the blocks whose parameters begin with a prefix, then the networks, then what both read from names. What no shape
-tells (MHS-VM's threshold, where Vim reads its class token) is the published choice.
+First the blocks whose parameters begin with a prefix, then the networks, then what both read from names. Values that no
+shape determines (MHS-VM's threshold, the position of Vim's class token) are the published ones.
 """
 
 import re

@@ -1,7 +1,7 @@
 """VM-UNet as published: a pure scan U-Net on 4 x 4 patches.
 
 Source: Ruan and Xiang 2024, VM-UNet: Vision Mamba UNet for medical image segmentation (arXiv:2402.02491), and its
-public code. docs/reference/network-vm-unet.md says what is kept as it was, because published weights depend on it.
+public code. docs/reference/network-vm-unet.md lists what is kept unchanged, because published weights depend on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ class PublishedVMUNet(nn.Module):
         return crop_to(logits, image.shape[2:])
 
 
-# The released network in the words of a plan.
+# The released network as numbers of a plan.
 NUMBERS = {
     "stem": "patch",
     "strides": [[4, 4], [2, 2], [2, 2], [2, 2]],

@@ -1,6 +1,6 @@
 """Published weights: checkpoints of the original projects read, loaded under our parameter names, and stored.
 
-What was loaded, adapted, left over and missing is counted and named; a file of which nothing fits is an error.
+Loaded, adapted, unused and missing tensors are counted and named; a file without any match is an error.
 """
 
 import json
