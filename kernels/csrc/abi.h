@@ -1,4 +1,4 @@
-// The C interface of the CPU kernels: plain structs and functions, read by ctypes in medmamba/kernels/library.py; and
+// The C interface of the CPU kernels: plain structs and functions, read by ctypes in kernels/library.py; and
 // declarations shared by the files here: the table of an instruction set, tiles, threads.
 // Any change of a struct or of a meaning below raises MM_ABI_VERSION; the loader refuses another version.
 #pragma once

@@ -60,7 +60,7 @@ int check_routes(const MmScan& s) {
 }
 
 // Threads for the kernels. Best are torch's own: OpenMP's idle threads spin for a while, so other threads beside them get
-// half a core just after every torch operation. medmamba/kernels/library.py hands over the OpenMP functions that torch
+// half a core just after every torch operation. kernels/library.py hands over the OpenMP functions that torch
 // has loaded. OpenMP hangs in a forked child whose parent has used it, which is how data loaders start their workers;
 // there, and where torch has no OpenMP, threads are started for each call.
 //

@@ -34,7 +34,7 @@ from medmamba.training.observers import Observer, Observers, TrainingReport, ope
 from medmamba.training.options import OF_SEVERAL_FOLDS, TRACKERS, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.trainer import Training
-from medmamba.training.transfer import freeze, initialise
+from medmamba.training.transfer import TransferReport, freeze, initialise
 
 
 def train(
@@ -111,22 +111,10 @@ def train(
         device = choose_device(config.device)
         config = resolved(config, built, device, cascade=chosen.previous_stage is not None, resumed=options.resume)
         facts = ModelFacts(plan.hash(), name, arguments, str(fold))
-        # Nothing is written before every choice has proved possible: the folder may hold a trained fold.
         first_rank = distributed.rank() == 0
         if first_rank:
             stack.enter_context(FolderLock(make_folder(target)))
-            folder.check_unchanged(plan)
-            remove_leftovers(target)
-            if options.restart:
-                rmtree(target / "checkpoints", ignore_errors=True)
-            write_text(target / "plan.json", plan.to_json())
-            write_json(target / "model.json", sealed(facts.as_json()))
-            if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
-                write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
-            if report is not None:
-                write_json(target / "init.json", asdict(report))
-            elif not options.resume:
-                (target / "init.json").unlink(missing_ok=True)
+            _begin_folder(folder, plan, target, facts, report, options)
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)
@@ -144,6 +132,29 @@ def train(
         if page is not None:
             page.end(result)
         return result
+
+
+def _begin_folder(
+    folder: RunFolder,
+    plan: Plan,
+    target: Path,
+    facts: ModelFacts,
+    report: TransferReport | None,
+    options: TrainOptions,
+) -> None:
+    """Write what a fold begins with, once every choice has proved possible: the folder may hold a trained fold."""
+    folder.check_unchanged(plan)
+    remove_leftovers(target)
+    if options.restart:
+        rmtree(target / "checkpoints", ignore_errors=True)
+    write_text(target / "plan.json", plan.to_json())
+    write_json(target / "model.json", sealed(facts.as_json()))
+    if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
+        write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
+    if report is not None:
+        write_json(target / "init.json", asdict(report))
+    elif not options.resume:
+        (target / "init.json").unlink(missing_ok=True)
 
 
 def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple[list[CaseReader], list[CaseReader]]:

@@ -43,7 +43,7 @@ def test_logits_have_the_image_size_and_supervision_gets_coarser(name: str, dims
     net, image = tiny(name, dims), odd_image(dims)
     outputs = net(image)
     assert isinstance(outputs, list)
-    assert len(outputs) == net.output_count == 2
+    assert len(outputs) == len(net.heads) == 2
     assert outputs[0].shape == (2, 3, *image.shape[2:])
     coarse = [-(-n // s) for n, s in zip(image.shape[2:], [1] + [2] * (dims - 1), strict=True)]
     assert list(outputs[1].shape[2:]) == coarse
@@ -119,7 +119,7 @@ def test_the_twin_without_scan_differs_only_by_the_scan(name: str, dims: int) ->
 def test_deep_supervision_is_off_unless_asked_for() -> None:
     net = tiny("vm_unet", 2, deep_supervision=False)
     assert isinstance(net(odd_image(2)), torch.Tensor)
-    assert net.output_count == 1
+    assert len(net.heads) == 1
 
 
 def test_a_patch_stem_still_answers_at_full_resolution() -> None:

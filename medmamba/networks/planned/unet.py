@@ -110,11 +110,6 @@ class PlannedNetwork(nn.Module):
         self.total_stride = topology.total_stride
         self.deep_supervision = topology.deep_supervision
 
-    @property
-    def output_count(self) -> int:
-        """Number of logits that training returns: 1 without deep supervision."""
-        return len(self.heads)
-
     def _decoded(self, skips: list[Tensor]) -> list[Tensor]:
         """Decoder features (B, C, *S), fine to coarse, the bottleneck not among them."""
         features = [skips.pop()]
