@@ -24,7 +24,7 @@ MASK_BELOW = 0.75
 Source: nnU-Net."""
 
 THIN_VOXELS = 6.0
-"""Voxels: a structure whose typical component is a ball of a smaller diameter vanishes after two or three halvings."""
+"""Voxels: a structure whose typical component is a ball of a smaller diameter is lost after a few halvings."""
 
 BASELINE_SEES = 2.0
 """The baseline is taken when, at the same memory, its patch is this many times larger and the scan sees too little."""
@@ -62,9 +62,10 @@ def choose_network(
     larger = math.prod(baseline_plan.patch_size) / math.prod(scan_plan.patch_size)
     if thinnest is not None and diameters[thinnest] < THIN_VOXELS:
         chosen = "hrvmamba"
+        across = diameters[thinnest]
         reason = (
-            f"The typical component of {thinnest!r} is {diameters[thinnest]:.1f} voxels across and would vanish after "
-            f"two or three halvings; this network keeps its fine branches to the end."
+            f"The typical component of {thinnest!r} is {across:.1f} voxels across, a voxel or less after "
+            f"{max(math.ceil(math.log2(across)), 0)} halvings; this network keeps its fine branches to the end."
         )
     elif scan_view < SMALL_VIEW and larger >= BASELINE_SEES:
         chosen = "plain_unet"
@@ -74,7 +75,10 @@ def choose_network(
         )
     else:
         chosen = DEFAULT
-        reason = "No structure is too thin for it and its patch sees enough of the image, so the default is kept."
+        reason = (
+            f"No structure is too thin for it; its patch sees {min(scan_view, 1):.1%} of the image and a plain U-Net's "
+            f"{larger:.2g} times as much, so the default is kept."
+        )
     return chosen, Decision(
         name="network",
         value=chosen,
@@ -108,8 +112,10 @@ def choose_default(made: Mapping[str, Configuration], train_hours: float | None)
     )
     if not shortened:
         chosen, reason = by_rule, f"Enough steps of {by_rule} fit into the hours without a smaller patch."
-    elif sees[by_rule] >= COVERAGE or sees.get("2d", 0.0) <= sees[by_rule]:
+    elif sees[by_rule] >= COVERAGE:
         chosen, reason = by_rule, f"The hours shorten its patch, which still sees enough: {seen}."
+    elif sees.get("2d", 0.0) <= sees[by_rule]:
+        chosen, reason = by_rule, f"The hours shorten its patch, and no 2D patch sees more: {seen}."
     else:
         chosen, reason = "2d", f"The hours shorten the patch of {by_rule} too much: {seen}."
     return chosen, [

@@ -234,7 +234,7 @@ FAMILIES: dict[str, Family] = {
             routes="tri",
             routes_why=Rationale(
                 rule="forwards, backwards, and across the first axis of the patch",
-                reason="The third route follows a structure through the slices.",
+                reason="The third route follows a structure along the first axis of the patch, where the others jump.",
                 source="SegMamba, arXiv:2401.13560",
             ),
         ),

@@ -14,6 +14,12 @@ Stem = Literal["conv", "patch"]
 SUPERVISED_FROM = 3
 """Stages from which on the coarser outputs are supervised as well. Source: nnU-Net."""
 
+TOO_DEEP = "a further stage would add many weights for few voxels"
+"""Why the halvings of a scan network end at those of its family."""
+
+PAIRED = "As in the network with its scans, which this one is compared with."
+"""Why a network without its scans keeps the numbers of a scan."""
+
 NNUNET_FEATURES = "doubling and largest widths as in nnU-Net 2.8.1, the widths at full resolution are ours"
 
 
@@ -64,7 +70,7 @@ def network_decisions(
             + (f", at most {family.max_pools} times" if family.max_pools else "")
             + f"; at least {family.min_stages} stages; a strided stem takes the first halving",
             reason="Coarse axes are halved later than fine ones, so that voxels become cubes before they are pooled "
-            "together" + _depth_reason(family),
+            "together" + (f"; {TOO_DEEP}." if max(pooling.num_pool_per_axis) == family.max_pools else "."),
             source="nnU-Net 2.8.1, network_topology" + ("; the most halvings are ours" if family.max_pools else ""),
         ),
         Decision(
@@ -108,9 +114,7 @@ def network_decisions(
             inputs={"spatial_dims": dims, **count},
             rule=f"{family.routes_why.rule}: {_routes(count['routes_in_2d'])} in 2D, "
             f"{_routes(count['routes_in_3d'])} in 3D",
-            reason=family.routes_why.reason
-            if network.use_scan
-            else "Listed for the paired network; this one leaves its scans out.",
+            reason=family.routes_why.reason if network.use_scan else PAIRED,
             source=family.routes_why.source,
         ),
         Decision(
@@ -118,7 +122,7 @@ def network_decisions(
             value=network.state_size,
             inputs={"spatial_dims": dims},
             rule="{} in 2D, {} in 3D".format(*family.states),
-            reason=family.states_why.reason,
+            reason=family.states_why.reason if network.use_scan else PAIRED,
             source=family.states_why.source,
         ),
         Decision(
@@ -132,14 +136,6 @@ def network_decisions(
             source="medmamba",
         ),
     ]
-
-
-def _depth_reason(family: Family) -> str:
-    if family.max_pools is None:
-        return "."
-    if family.has_scan and not family.bottleneck_only:
-        return "; a scan sees the whole patch at every stage, so deeper stages add little."
-    return "; as deep as the networks that scan in every stage, for a fair comparison."
 
 
 def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, list[int]]) -> Decision:
@@ -168,7 +164,7 @@ def _blocks_decision(network: NetworkPlan, family: Family, halvings: dict[str, l
         value=network.blocks_per_stage,
         inputs={**halvings, "stem": network.stem},
         rule=rule,
-        reason=reason,
+        reason=PAIRED if family.has_scan and not network.use_scan else reason,
         source=source,
     )
 

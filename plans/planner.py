@@ -217,7 +217,7 @@ def _configuration(name: str, grid: Configuration, beside_low: bool, has_millime
     """A configuration on its grid; ``beside_low``: there is a low resolution of the same images."""
     batch_dice = name == "2d" or (beside_low and name != "3d_lowres")
     reason = "No low resolution is planned beside it, so the Dice loss is taken of each patch alone."
-    rule = "median over the cases of their shape after resampling, rounded half to even"
+    rule = "median over the cases of their shape after resampling, each rounded half to even"
     if name == "2d":
         reason = "A slice may lack a structure, so the Dice loss pools the batch."
     elif batch_dice:

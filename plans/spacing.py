@@ -52,14 +52,12 @@ def choose_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> t
 
 def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float]) -> None:
     """A given spacing must be three numbers that leave enough voxels along every axis that has them."""
+    given = f"spacing {', '.join(f'{value:g}' for value in spacing)}"
     if not fingerprint.has_millimetres:
-        raise ConfigError(f"spacing {list(spacing)}: these images have no millimetres, leave the spacing out.")
+        raise ConfigError(f"{given}: these images have no millimetres, leave the spacing out.")
     least_mm, most_mm = ANY_SPACING_MM[0], max(LARGEST_SPACING_MM, float(fingerprint.spacings.max()))
     if len(spacing) != 3 or not all(least_mm <= value <= most_mm for value in spacing):
-        raise ConfigError(
-            f"spacing must be 3 numbers of mm, from {least_mm:g} to {most_mm:g}, one per axis "
-            f"i, j, k, got {list(spacing)}."
-        )
+        raise ConfigError(f"{given}: must be 3 numbers of mm, from {least_mm:g} to {most_mm:g}, one per axis i, j, k.")
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     median = median_shape(spacings, shapes, spacing)
     least = np.minimum(LEAST_EDGE, np.median(shapes, axis=0))
@@ -67,8 +65,8 @@ def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float]) -> N
     nearest = np.where(median < least, np.maximum(0.01, coarsest), spacing).tolist()
     if nearest != list(spacing):
         raise ConfigError(
-            f"spacing {', '.join(f'{value:g}' for value in spacing)} mm: leaves {' x '.join(f'{n:g}' for n in median)} "
-            f"voxels of the median image. Nearest that leaves enough: {', '.join(f'{value:g}' for value in nearest)}."
+            f"{given} mm: leaves {' x '.join(f'{n:g}' for n in median)} voxels of the median image. Nearest that "
+            f"leaves enough: {', '.join(f'{value:g}' for value in nearest)}."
         )
 
 
@@ -81,16 +79,19 @@ def target_spacing(spacings: np.ndarray, shapes_after_crop: np.ndarray) -> tuple
     coarse_spacing = bool(median[coarse] > ANISOTROPY_THRESHOLD * median[others].max())
     few_slices = bool(ANISOTROPY_THRESHOLD * voxels[coarse] < voxels[others].min())
 
+    percentiles = np.percentile(spacings, COARSE_AXIS_PERCENTILE, axis=0)
     target = median.copy()
-    reason = "Every case is resampled to the median spacing, so half of them lose and half of them gain resolution."
+    reason = "The median: along each axis at most half of the cases lose resolution and at most half gain it."
     if coarse_spacing and few_slices:
-        low = float(np.percentile(spacings[:, coarse], COARSE_AXIS_PERCENTILE))
+        low = float(percentiles[coarse])
         floor = float(median[others].max())
         target[coarse] = low if low >= floor else floor + NOT_FINER_BY_MM
+        follows = "follows the better cases"
+        if low < floor:
+            follows = "is just above the other spacings, since the better cases are finer than these"
         reason = (
-            f"The slices are thick ({median[coarse]:g} mm, median) and few, so the slice distance follows the better "
-            f"cases ({COARSE_AXIS_PERCENTILE:g}th percentile) and thin slices are not thrown away; in the plane the "
-            f"median is kept."
+            f"The slices are thick ({median[coarse]:g} mm, median) and few, so the slice distance {follows} "
+            f"({COARSE_AXIS_PERCENTILE:g}th percentile: {low:g} mm); in the plane the median is kept."
         )
     elif coarse_spacing:
         reason += " One axis is coarser, but it has many slices, so the median is safe there as well."
@@ -102,7 +103,7 @@ def target_spacing(spacings: np.ndarray, shapes_after_crop: np.ndarray) -> tuple
             "median_spacing": median.tolist(),
             "min_spacing": spacings.min(axis=0).tolist(),
             "max_spacing": spacings.max(axis=0).tolist(),
-            "percentile_10_spacing": np.percentile(spacings, COARSE_AXIS_PERCENTILE, axis=0).tolist(),
+            f"percentile_{COARSE_AXIS_PERCENTILE:g}_spacing": percentiles.tolist(),
             "median_shape_after_crop": voxels.tolist(),
         },
         rule=f"median per axis; along an axis over {ANISOTROPY_THRESHOLD:g} times coarser with over "

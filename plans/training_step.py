@@ -102,7 +102,7 @@ class TooSlow(ConfigError):
 
 
 def choose_batch_size(step: TrainingStep, dataset_voxels: float) -> tuple[int, Decision]:
-    """The batch size: the given one, or the largest in memory, at most the reference batch and 5 % of the dataset.
+    """The batch size: the given one, or by rule the largest in memory, at most the reference.
 
     Raises ConfigError for a given one that does not fit, with the largest that does.
     """
@@ -122,7 +122,7 @@ def choose_batch_size(step: TrainingStep, dataset_voxels: float) -> tuple[int, D
     most, timed = fitting, {}
     if step.task.options.train_hours is not None:
         most = max((size for size in range(1, fitting + 1) if step.in_time(size)), default=0)
-        timed = {"fits_in_hours": most}
+        timed = {"of_these_in_hours": most}
     covering = round(dataset_voxels * DATASET_FRACTION / math.prod(step.patch_size))
     batch_size = max(min(most, covering), MIN_BATCH)
     if covering < MIN_BATCH:
@@ -137,16 +137,16 @@ def choose_batch_size(step: TrainingStep, dataset_voxels: float) -> tuple[int, D
     elif most < fitting:
         reason = "As many patches as leave enough steps in the hours."
     elif fitting == largest:
-        reason = f"Memory would allow more, but more steps with batches of {largest} serve better in the same time."
+        reason = f"More steps with batches of {largest} serve better than larger batches in the same time."
     else:
         reason = "As many patches as the memory holds."
     return batch_size, Decision(
         name="batch_size",
         value=batch_size,
         inputs={
-            "fits_in_memory": fitting,
+            "fits_in_memory_up_to_largest": fitting,
             **timed,
-            "five_percent_of_dataset": covering,
+            "covers_dataset_fraction": covering,
             "largest": largest,
             "smallest": MIN_BATCH,
             "step_bytes": step.bytes(batch_size),

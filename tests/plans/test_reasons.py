@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -101,8 +102,14 @@ def derive_plan(plan: Plan, images: Any) -> None:
     voxels = inputs["median_shape_after_crop"]
     coarsest_other, fewest = max(wanted[a] for a in others), min(voxels[a] for a in others)
     if wanted[axis] > threshold * coarsest_other and threshold * voxels[axis] < fewest:
-        low = inputs["percentile_10_spacing"][axis]
+        low = inputs[f"percentile_{percentile:g}_spacing"][axis]
         wanted[axis] = low if low >= coarsest_other else coarsest_other + above
+        if images.has_millimetres:
+            assert f"{percentile:g}th percentile: {low:g} mm" in target.reason
+            assert ("just above" in target.reason) == (low < coarsest_other)
+    elif "at most half" in target.reason:
+        assert ((images.spacings > target.value).mean(axis=0) <= 0.5).all()
+        assert ((images.spacings < target.value).mean(axis=0) <= 0.5).all()
     assert target.value == pytest.approx(wanted, rel=1e-12)
 
     order = needed(plan, "axis_order")
@@ -198,7 +205,12 @@ def derive_network(part: Configuration) -> None:
     wanted, kernels = pooled(strides.inputs, strides.rule)
     assert strides.value == numbers.strides == wanted
     assert f"at least {family.min_stages} stages" in strides.rule
-    assert ("a scan sees" in strides.reason) == (family.has_scan and not family.bottleneck_only)
+    deepest = max(math.prod(stride[axis] for stride in wanted) for axis in range(dims)).bit_length() - 1
+    assert ("a further stage" in strides.reason) == (deepest == family.max_pools)
+    assert "scan" not in strides.reason
+    if family.has_scan and not numbers.use_scan:
+        for kept in ("blocks_per_stage", "routes", "state_size"):
+            assert needed(part, kept).reason == network.PAIRED
     assert needed(part, "kernel_sizes").value == numbers.kernel_sizes == kernels
     assert f"factor of {patch.COMPARABLE:g} of" in needed(part, "kernel_sizes").rule
 
@@ -311,8 +323,9 @@ def derive_batch(part: Configuration) -> None:
         training_step.REFERENCE_BATCH[part.spatial_dims],
     )
     assert (inputs["largest"], inputs["smallest"]) == (largest, least) == (largest, training_step.MIN_BATCH)
-    fits = min(inputs["fits_in_memory"], inputs.get("fits_in_hours", largest))
-    assert made.value == max(min(fits, inputs["five_percent_of_dataset"], largest), least)
+    fits = min(inputs["fits_in_memory_up_to_largest"], inputs.get("of_these_in_hours", largest))
+    assert made.value == max(min(fits, inputs["covers_dataset_fraction"], largest), least)
+    assert "Memory" not in made.reason  # the search has ended at the largest
 
 
 def derive_costs(part: Configuration) -> None:
@@ -371,8 +384,88 @@ def test_the_automatic_network_follows_from_its_inputs(voxels):
         automatic_choices.BASELINE_SEES,
     )
     thin = min(made.inputs["typical_diameter_voxels"].values()) < across
+    if thin:
+        diameter, halvings = numbers_in(made.reason)
+        assert diameter / 2**halvings <= 1 < diameter / 2 ** (halvings - 1)
+    else:
+        sees, larger = numbers_in(made.reason)
+        assert sees / 100 == pytest.approx(min(made.inputs["scan_patch_sees"], 1), abs=1e-3)
+        assert larger == pytest.approx(made.inputs["baseline_patch_larger"], rel=0.05)
     context = made.inputs["scan_patch_sees"] < view / 100 and made.inputs["baseline_patch_larger"] >= factor
     assert made.value == ("hrvmamba" if thin else "plain_unet" if context else "vm_unet")
+
+
+@pytest.mark.parametrize(
+    ("volume", "slice_", "default", "said"),
+    [
+        (40, 10, "3d_fullres", "still sees enough"),
+        (20, 15, "3d_fullres", "no 2D patch sees more"),
+        (20, 30, "2d", "too"),
+    ],
+)
+def test_the_reason_of_the_default_configuration_is_what_decided(volume, slice_, default, said):
+    plan = plan_of(reference_fingerprint("mr_cardiac_thick_slice"))
+    shortened = Decision(
+        name="patch_size", value=[], inputs={"patch_for_memory": [100] * 3}, rule=".", reason=".", source="."
+    )
+    made = {
+        "3d_fullres": plan.configurations["3d_fullres"].model_copy(
+            update={"patch_size": [10, volume, 10], "median_shape": [10, 100, 10], "decisions": [shortened]}
+        ),
+        "2d": plan.configurations["2d"].model_copy(update={"patch_size": [slice_, 1], "median_shape": [100, 1]}),
+    }
+    chosen, (decision,) = automatic_choices.choose_default(made, 1.0)
+    assert chosen == default
+    assert said in decision.reason
+    assert f"3d_fullres {volume}% of its image, 2d {slice_}% of its slice" in decision.reason
+
+
+@pytest.mark.parametrize(("finest", "above"), [(2.0, False), (0.5, True)])
+def test_the_reason_of_thick_slices_names_what_decided(finest, above):
+    thick = fingerprint([case(f"c{n}", (200, 200, 20), (1, 1, finest if n < 2 else 5.0)) for n in range(8)])
+    reason = needed(plan_of(thick), "target_spacing").reason
+    assert ("just above the other spacings" in reason) == above
+    derive_plan(plan_of(thick), thick)
+
+
+CONSTANTS = {
+    automatic_choices: {"MASK_BELOW": 0.6, "THIN_VOXELS": 5.0, "BASELINE_SEES": 3.0},
+    spacing: {"ANISOTROPY_THRESHOLD": 2.5, "COARSE_AXIS_PERCENTILE": 30.0, "NOT_FINER_BY_MM": 1e-4},
+    patch: {"MIN_EDGE": 5, "COMPARABLE": 3.0, "LONELY_AXIS_EDGES": 4, "COVERAGE": 0.4, "WORTHWHILE": 3.0},
+    grid: {"SMALL_VIEW": 0.11, "WORTH_STRIDING": 1.25, "LEAST_EDGE": 9, "USABLE_FRACTION": 0.8},
+    training_step: {"DATASET_FRACTION": 0.07, "MIN_BATCH": 3, "REFERENCE_BATCH": {2: 9, 3: 4}},
+    network: {"SUPERVISED_FROM": 4, "STEM_BLOCKS": 3, "MAX_FEATURES": {2: 300, 3: 200}},
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "constant"), [(module, name) for module, names in CONSTANTS.items() for name in names]
+)
+def test_the_words_follow_when_a_constant_changes(module, constant, monkeypatch):
+    old, new = getattr(module, constant), CONSTANTS[module][constant]
+    for name, other in list(sys.modules.items()):
+        if name.startswith("medmamba.plans.") and getattr(other, constant, None) is old:
+            monkeypatch.setattr(other, constant, new)
+    if constant == "MASK_BELOW":
+        monkeypatch.setitem(globals(), constant, new)
+    for dataset in ("thick slices", "large, with a low resolution"):
+        images = DATASETS[dataset]()
+        plan = plan_of(images)
+        derive_plan(plan, images)
+        for part in plan.configurations.values():
+            derive_network(part)
+            derive_stem(part)
+            derive_batch(part)
+            if "3d" in part.name:
+                derive_patch(part)
+    test_the_automatic_network_follows_from_its_inputs(60)
+    for decision in (*plan.decisions, *(d for part in plan.configurations.values() for d in part.decisions)):
+        numbers = set(re.split("[ _-]", f"{' '.join(decision.inputs)} {decision.reason}".lower())) & NUMBER_WORDS
+        assert not numbers, (decision.name, numbers)
+
+
+NUMBER_WORDS = {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twice", "quarter", "percent"}
+"""Words of a number that a reason does not write out, because they stay behind when the constant changes."""
 
 
 GRIDS = ((4, 5), (3, 4, 5))
@@ -410,6 +503,7 @@ def test_what_the_rules_say_about_routes_is_what_the_routes_do(shape):
     tri = routes_of(FAMILIES["segmamba"].routes, shape)
     assert (tri[:2] == np.stack([rows, rows[::-1]])).all()
     assert runs_fastest(tri[2], shape, 0)
+    assert "along the first axis of the patch" in FAMILIES["segmamba"].routes_why.reason  # in 2D there are no slices
     assert "a snake along every axis" in said["lamamba"]
     for order in routes_of(FAMILIES["lamamba"].routes, shape):
         steps = np.abs(np.diff(np.stack(np.unravel_index(order, shape), 1), axis=0))
