@@ -11,12 +11,16 @@ from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from medmamba.errors import counted
+
 if TYPE_CHECKING:
     from medmamba.training.progress import StepReport
 
 Answer = dict[str, Any]
 """Results of a command by name, as shown by ``--json``."""
 MOST_WARNINGS = 10
+LONGEST_LINE = 1000
+"""Characters of an error or a warning."""
 PLAIN_LINE_SECONDS = 30.0
 """Seconds between two progress lines of a training if stdout is not a terminal."""
 MUCH_WAITING = 0.1
@@ -25,9 +29,9 @@ MUCH_WAITING = 0.1
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def report_error(message: str) -> None:
+def report_error(*lines: str) -> None:
     """Print an error to stderr, one line per problem; control characters cannot paint the terminal."""
-    for line in message.splitlines():
+    for line in lines:
         print(f"Error: {_safe(line)}", file=sys.stderr)
 
 
@@ -40,7 +44,9 @@ def report_warnings(lines: Sequence[str]) -> None:
 
 
 def _safe(line: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+    """One line, without control characters, and of a very long one both ends: what is wrong, and what to do."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
 
 
 def print_json(answer: Mapping[str, Any]) -> None:
@@ -70,7 +76,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 
         def line(stage: str, done: int, total: int) -> None:
             if done == total:
-                console.print(f"{stage}: {total} cases")
+                console.print(f"{stage}: {counted(total, 'case')}")
 
         yield line
         return

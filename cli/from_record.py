@@ -106,7 +106,7 @@ def _records(
         try:
             records[parameter] = spec.kind.checked(chosen, named)
         except InputError as error:
-            problems += str(error).splitlines()
+            problems += error.args
     if problems:
         raise InputErrors(problems)
     return records

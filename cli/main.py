@@ -60,10 +60,10 @@ def options(
     """Options of every command."""
 
 
-def _end(message: str, code: int, arguments: list[str]) -> NoReturn:
-    report_error(message)
+def _end(code: int, arguments: list[str], *lines: str) -> NoReturn:
+    report_error(*lines)
     if JSON in arguments:
-        print_json({"error": message, "exit_code": code})
+        print_json({"error": "\n".join(lines), "exit_code": code})
     sys.exit(code)
 
 
@@ -77,18 +77,18 @@ def run(arguments: list[str] | None = None) -> None:
     except MedmambaError as error:
         if "--debug" in arguments:
             raise
-        _end(str(error), error.exit_code, arguments)
+        _end(error.exit_code, arguments, *map(str, error.args))
     except Terminated as ended:
-        _end(f"Interrupted. {ended.advice}", int(ended.code or 0), arguments)
+        _end(int(ended.code or 0), arguments, f"Interrupted. {ended.advice}")
     except SystemExit as ended:  # raised by Typer on Ctrl-C
         if ended.code != INTERRUPTED:
             raise
-        _end(f"Interrupted. {Terminated.advice}", INTERRUPTED, arguments)
+        _end(INTERRUPTED, arguments, f"Interrupted. {Terminated.advice}")
     except OSError as error:
         if "--debug" in arguments:
             raise
-        _end(f"{error}. Check the limits and disks of this machine, then try again.", 4, arguments)
+        _end(4, arguments, f"{error}. Check the limits and disks of this machine, then try again.")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("can't (allocate memory|start new thread)", str(error)):
             raise
-        _end("Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.", 4, arguments)
+        _end(4, arguments, "Out of memory. Close other programs, or choose a smaller --patch-size or --batch-size.")

@@ -9,7 +9,7 @@ from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.cli.console import Answer, console, report_warnings, stages
 from medmamba.cli.terminal import resumable
 from medmamba.command_options import DicomSegOptions, ReproduceOptions, ServeOptions
-from medmamba.errors import PartialError
+from medmamba.errors import PartialError, counted
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.inference.options import PredictOptions
 
@@ -43,7 +43,7 @@ def predict(
         report = predict(model, images, output, options, on_item=on_item, on_message=console.print)
     wait_for_all()  # under torchrun a process that ends with an error would take the others with it
     kept = f", {len(report.resumed)} of them kept from before" if report.resumed else ""
-    console.print(f"{len(report.done)} mask(s){kept} and report.json: {output}")
+    console.print(f"{counted(len(report.done), 'mask')}{kept} and report.json: {output}")
     report_warnings([f"{case}: review: {'; '.join(reasons)}" for case, reasons in report.review.items()])
     report.raise_failures()
     return {"output": output, "cases": report.done, "resumed": report.resumed, "review": report.review}
@@ -60,9 +60,9 @@ def reproduce(
 
     with stages() as on_item:
         result = reproduce(report, model, images, on_item=on_item, **dict(options))
-    console.print(f"{len(result.same)} mask(s) reproduced byte by byte.")
+    console.print(f"{counted(len(result.same), 'mask')} reproduced byte by byte.")
     if result.other:
-        raise PartialError(f"{len(result.other)} mask(s) came out differently: {', '.join(result.other)}.")
+        raise PartialError(f"{counted(len(result.other), 'mask')} came out differently: {', '.join(result.other)}.")
     return {"same": result.same}
 
 
@@ -110,7 +110,7 @@ def dicom_seg(
     from medmamba.dicom.segmentation import mask_to_segmentation
 
     names = mask_to_segmentation(mask, series, output, **dict(options))
-    console.print(f"{len(names) - 1} segment(s), read back equal: {output}")
+    console.print(f"{counted(len(names) - 1, 'segment')}, read back equal: {output}")
     return {"segmentation": output, "labels": names}
 
 

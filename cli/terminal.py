@@ -48,7 +48,7 @@ def resumable(command: str, saved: Callable[[], bool]) -> Iterator[None]:
     except MedmambaError as error:
         if not isinstance(error, InputError):
             advice = "Then continue with --resume." if saved() else "Nothing to resume was written yet."
-            error.args = (f"{error} {advice}",)
+            error.args = (*error.args[:-1], f"{error.args[-1]} {advice}")
         raise
 
 

@@ -19,6 +19,7 @@ from medmamba.command_options import (
     InfoOptions,
     ReportOptions,
 )
+from medmamba.errors import counted
 from medmamba.plans.options import PlanRequest
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions
@@ -218,7 +219,7 @@ def convert_dataset(
     with stages() as on_item:
         made = convert_dataset(source, output, options.layout, on_case=partial(on_item, "convert"))
     report_warnings(made.warnings)
-    console.print(f"{made.cases} training and {made.test_cases} test case(s): {made.folder}")
+    console.print(f"{made.cases} training and {counted(made.test_cases, 'test case')}: {made.folder}")
     return {"folder": made.folder, "cases": made.cases, "test_cases": made.test_cases, "warnings": made.warnings}
 
 

@@ -39,7 +39,7 @@ class InfoOptions(Options):
     """The choices of :func:`medmamba.models.network.describe_network`."""
 
     dims: int = option(3, "Spatial dimensions: 2 or 3.", ge=2, le=3)
-    size: int = option(64, "Edge of the patch in voxels, a multiple of 8.", ge=16)
+    size: int = option(64, "Edge of the patch in voxels, a multiple of 8.", ge=16, le=1024)
 
 
 class FindBestOptions(Options):
@@ -113,7 +113,7 @@ class ConvertWeightsOptions(Options):
     """The choices of :func:`medmamba.networks.published.weights.convert_weights`."""
 
     family: Literal["vm_unet", "vmamba_v0", "mhs_vm", "hrvmamba", "vim", "mambaout"] = option(
-        ..., "Published network of the checkpoint."
+        ..., "Published network of the checkpoint; `train --init` takes vm_unet and vmamba_v0."
     )
 
 

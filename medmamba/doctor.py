@@ -5,6 +5,8 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
+from medmamba.errors import MedmambaError, counted
+
 PACKAGES = ("torch", "monai", "triton", "nibabel", "SimpleITK", "batchgenerators", "numpy", "blosc2")
 
 
@@ -14,7 +16,8 @@ def doctor_lines() -> Iterator[str]:
 
     from medmamba.compute.free_memory import free_memory, main_memory
     from medmamba.kernels import backend_report
-    from medmamba.plugins import GROUP, load_network_plugins
+    from medmamba.models.network import describe_network
+    from medmamba.plugins import GROUP
     from medmamba.version import __version__
 
     yield f"medmamba {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -24,7 +27,7 @@ def doctor_lines() -> Iterator[str]:
         except PackageNotFoundError:
             yield f"  {name} is not installed"
     threads = torch.get_num_threads()
-    yield f"CPU: {os.cpu_count()} cores, torch uses {threads} thread{'' if threads == 1 else 's'}"
+    yield f"CPU: {counted(os.cpu_count() or 0, 'core')}, torch uses {counted(threads, 'thread')}"
     free, all_of_it = free_memory(), main_memory()
     if free is not None and all_of_it is not None:
         yield f"Memory: {free / 2**30:.1f} GiB free of {all_of_it / 2**30:.1f} GiB"
@@ -33,8 +36,14 @@ def doctor_lines() -> Iterator[str]:
     yield "Scan backends:"
     for line in str(backend_report()).splitlines():
         yield f"  {line}"
-    entries, broken = entry_points(group=GROUP), load_network_plugins()
+    entries = entry_points(group=GROUP)
     yield f"Networks of other packages:{'' if entries else ' none'}"
     for entry in entries:
-        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
-        yield f"  {broken[entry.name]}" if entry.name in broken else f"  {entry.name} of the package {package}"
+        try:
+            describe_network(entry.name, spatial_dims=2, size=16)
+        except MedmambaError as error:
+            yield f"  {error}"
+            continue
+        yield f"  {entry.name} of the package " + (
+            f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+        )

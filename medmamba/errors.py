@@ -18,6 +18,10 @@ class MedmambaError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The arguments, one line each."""
+        return "\n".join(map(str, self.args))
+
 
 class InputError(MedmambaError):
     """Wrong usage or bad data; nothing was done."""
@@ -32,7 +36,10 @@ class InputErrors(InputError):
 
     def __init__(self, problems: Sequence[str], *, summary: str = "") -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join([*self.problems, *([summary] if summary else [])]))
+        super().__init__(*self.problems, *([summary] if summary else []))
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
+        return type(self), (self.args,)
 
 
 class PartialError(MedmambaError):
@@ -63,12 +70,17 @@ def first_line(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *said])[:160]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts: 1 case, 2 cases."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def need_packages(purpose: str, modules: Sequence[str], extra: str) -> None:
     """Raises ConfigError with the install line when modules of an optional extra of medmamba are missing."""
     from importlib.util import find_spec
 
     if missing := [name for name in modules if find_spec(name) is None]:
-        raise ConfigError(f"{purpose} {', '.join(missing)}. Install with: pip install 'medmamba[{extra}]'.")
+        raise ConfigError(f"{purpose} {', '.join(missing)}. Install with: pip install -e '.[{extra}]'.")
 
 
 def unknown_name(kind: str, name: str, available: Sequence[str]) -> ConfigError:

@@ -43,6 +43,10 @@ SCAN_BACKEND_TEXT = (
 """Help texts of every ``device`` and ``scan_backend``."""
 
 
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What Python makes of bytes on the command line that are not UTF-8."""
+
+
 class Options(BaseModel):
     """Frozen, and unknown names are errors."""
 
@@ -50,8 +54,11 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
-        """True and False are no numbers in a recipe, as they are in Python; not in lists and tables either."""
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Bytes that are no text are refused; True and False are no numbers, in lists and tables neither."""
+        for text in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(text, str) and _NO_TEXT.search(text):
+                raise ValueError("is not UTF-8 text. Write it with the characters of UTF-8.")
         parts = set(_parts(cls.model_fields[str(info.field_name)].annotation))
         return _switches_as_text(value) if parts & {int, float} and bool not in parts else value
 
@@ -91,7 +98,7 @@ class Options(BaseModel):
         except ValidationError as error:
             faults = {str(fault["loc"][0]): fault for fault in reversed(error.errors())}  # the first of each field
             named = named or cls.flag
-            raise ConfigError("\n".join(_sentence(named(name), faults[name]) for name in reversed(faults))) from None
+            raise ConfigError(*(_sentence(named(name), faults[name]) for name in reversed(faults))) from None
 
     @classmethod
     def flags(cls, name: str) -> list[str]:
@@ -279,7 +286,9 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 
 def value_text(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value as a message shows it; what may be given several times as its parts."""
+    if isinstance(value, list | tuple) and value:
+        return ", ".join(map(value_text, value))[:LONGEST_VALUE]
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits

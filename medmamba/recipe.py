@@ -18,6 +18,7 @@ from medmamba.plans.json_record import SEAL, strict_json
 
 Record = TypeVar("Record", bound=Options)
 LARGEST_BYTES = 2**16
+RULE = "A key is an option's name with _ for -; --no-mirror is mirror: false."
 
 
 def read_recipe(path: str | Path, kind: type[Record]) -> Record:
@@ -31,29 +32,34 @@ def recipe_values(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     Args:
         known: the keys that it may have.
     """
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(LARGEST_BYTES + 1)
-        if len(raw) > LARGEST_BYTES:
-            raise ConfigError(f"{path}: larger than {LARGEST_BYTES // 1024} KiB, so it is no recipe. Check --recipe.")
-        text = raw.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read as a recipe ({error.strerror}). Check --recipe.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save the recipe as UTF-8.") from None
-    values = _parsed(text, path)
+    values = _parsed(small_text(path, "recipe", "--recipe"), path)
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: is {found}, not a table of options. Write lines such as `epochs: 100`.")
     values.pop(SEAL, None)  # of a train.json
     for key in values:
         if key not in known:
-            near = _nearest(str(key), known)
+            near = _nearest(key, known) if isinstance(key, str) else None
             hint = f" Did you mean {near!r}?" if near else ""
-            raise ConfigError(
-                f"{path}: unknown key {value_text(key)}.{hint} The keys are the options' names in --help."
-            )
+            raise ConfigError(f"{path}: unknown key {value_text(key)}.{hint} {RULE}")
     return values
+
+
+def small_text(path: str | Path, kind: str, option: str, most_bytes: int = LARGEST_BYTES) -> str:
+    """The text of a file that is given by an option; of a larger one no more than ``most_bytes`` are read.
+
+    Raises ConfigError for one that is larger, no text, or cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(most_bytes + 1)
+        if len(raw) > most_bytes:
+            raise ConfigError(f"{path}: larger than {most_bytes // 1024} KiB, so it is no {kind}. Check {option}.")
+        return raw.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a {kind} ({error.strerror}). Check {option}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save the {kind} as UTF-8.") from None
 
 
 def _nearest(key: str, known: Collection[str]) -> str | None:
@@ -63,7 +69,7 @@ def _nearest(key: str, known: Collection[str]) -> str | None:
     initials = [name for name in known if "".join(word[0] for word in name.split("_")) == written]
     begun = [name for name in known for word in name.split("_") if len(written) > 1 and word.startswith(written)]
     within = [name for name in known if len(name) > 3 and (name in written or (len(written) > 3 and written in name))]
-    found = [*alike, *initials, *begun, *within, *get_close_matches(written, known, n=1, cutoff=0.3)]
+    found = [*alike, *initials, *begun, *within]
     return found[0] if found else None
 
 

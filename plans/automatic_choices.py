@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medmamba.errors import counted
 from medmamba.plans.fingerprint import ChannelIntensity, Fingerprint
 from medmamba.plans.grid import SMALL_VIEW
 from medmamba.plans.normalizers import DEFAULT as DEFAULT_NORMALIZER
@@ -63,9 +64,10 @@ def choose_network(
     if thinnest is not None and diameters[thinnest] < THIN_VOXELS:
         chosen = "hrvmamba"
         across = diameters[thinnest]
+        halvings = counted(max(math.ceil(math.log2(across)), 0), "halving")
         reason = (
             f"The typical component of {thinnest!r} is {across:.1f} voxels across, a voxel or less after "
-            f"{max(math.ceil(math.log2(across)), 0)} halvings; this network keeps its fine branches to the end."
+            f"{halvings}; this network keeps its fine branches to the end."
         )
     elif scan_view < SMALL_VIEW and larger >= BASELINE_SEES:
         chosen = "plain_unet"

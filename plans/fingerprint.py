@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from medmamba.errors import InputErrors
+from medmamba.errors import InputErrors, counted
 from medmamba.geometry.grid import ANY_SPACING_MM
 from medmamba.plans.json_record import Record
 
@@ -204,7 +204,9 @@ def build_fingerprint(
             f"its label maps."
         )
     if problems:
-        raise InputErrors(problems, summary=f"{dataset_name}: {len(problems)} problems; no fingerprint was made.")
+        raise InputErrors(
+            problems, summary=f"{dataset_name}: {counted(len(problems), 'problem')}; no fingerprint was made."
+        )
     kept = [math.prod(case.shape_after_crop) / math.prod(case.shape) for case in ordered]
     return seal(
         Fingerprint(

@@ -11,7 +11,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from medmamba.errors import ConfigError, InputErrors
+from medmamba.errors import ConfigError, InputErrors, counted
 from medmamba.plans.fingerprint import Fingerprint
 
 N_FOLDS = 5
@@ -121,7 +121,7 @@ def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mappin
         ]
         problems += [f"fold {number}: {fault}" for fault in faults]
     if problems:
-        raise InputErrors(problems, summary=f"split file: {len(problems)} problems; nothing was done.")
+        raise InputErrors(problems, summary=f"split file: {counted(len(problems), 'problem')}; nothing was done.")
 
 
 def _spread(

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from medmamba.errors import ConfigError, first_line
+from medmamba.errors import ConfigError, counted, first_line
 from medmamba.options import value_text
 
 Form = TypeVar("Form")
@@ -64,8 +64,8 @@ class Record(BaseModel):
             return cls.model_validate_json(json.dumps(document), strict=True)
         except ValidationError as error:
             faults = [f"{where}: {_path(fault['loc'])}: {_sentence(fault)}" for fault in error.errors()]
-            count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-            raise ConfigError("\n".join([*faults, f"{where}: {count} in this {cls.kind}; nothing was done."])) from None
+            summary = f"{where}: {counted(len(faults), 'fault')} in this {cls.kind}; nothing was done."
+            raise ConfigError(*faults, summary) from None
 
 
 def canonical_json(value: Any, indent: int = 0) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import prod
 from typing import Literal
 
+from medmamba.errors import counted
 from medmamba.plans.families import MAX_FEATURES, RESIDUAL_BLOCKS, STEM_BLOCKS, Family, route_count
 from medmamba.plans.patch import COMPARABLE, LONELY_AXIS_EDGES, MIN_EDGE, PoolingPlan
 from medmamba.plans.schema import Decision, NetworkPlan
@@ -112,8 +113,8 @@ def network_decisions(
             name="routes",
             value=network.routes,
             inputs={"spatial_dims": dims, **count},
-            rule=f"{family.routes_why.rule}: {_routes(count['routes_in_2d'])} in 2D, "
-            f"{_routes(count['routes_in_3d'])} in 3D",
+            rule=f"{family.routes_why.rule}: {counted(count['routes_in_2d'], 'route')} in 2D, "
+            f"{counted(count['routes_in_3d'], 'route')} in 3D",
             reason=family.routes_why.reason if network.use_scan else PAIRED,
             source=family.routes_why.source,
         ),
@@ -184,10 +185,6 @@ def planned_blocks(family: Family, strides: Sequence[Sequence[int]], stem: str) 
         return family.blocks if halvings >= first or stage == coarsest else 0
 
     return [blocks(stage, halvings) for stage, halvings in enumerate(halvings_of(strides))]
-
-
-def _routes(count: int) -> str:
-    return f"{count} route{'' if count == 1 else 's'}"
 
 
 def are_planned_blocks(family: Family, blocks: Sequence[int], strides: Sequence[Sequence[int]], stem: str) -> bool:

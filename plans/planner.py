@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medmamba.errors import ConfigError, InputErrors, unknown_name
+from medmamba.errors import ConfigError, InputErrors, counted, unknown_name
 from medmamba.plans.automatic_choices import (
     DEFAULT,
     choose_default,
@@ -73,7 +73,9 @@ def make_plan(
             mm = ", ".join(f"{value:g}" for value in case.rule_spacing)
             problems.append(f"{case.case_id}: spacing {mm} mm, unlike the other cases. Repair the header.")
     if problems:
-        raise InputErrors(problems, summary=f"{fingerprint.dataset_name}: {len(problems)} problems; no plan was made.")
+        raise InputErrors(
+            problems, summary=f"{fingerprint.dataset_name}: {counted(len(problems), 'problem')}; no plan was made."
+        )
     network = options.network
     if network == "auto":
         network, network_decision = _automatic(fingerprint, options)

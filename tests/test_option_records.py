@@ -174,7 +174,7 @@ LAUGHS = "a0: &a0 [l, l]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
         ("r.yaml", "k" * 1000 + ": 1\n", "unknown key 'kkk"),
         ("r.yaml", "rate: .inf\n", "rate inf must be a finite number."),
         ("r.yaml", "weights: {a: yes}\n", "weights of 'a' 'True' must be a number."),
-        ("r.yaml", "patch_size: [yes, 64]\n", "patch_size ['True', 64] is not a list of numbers."),
+        ("r.yaml", "patch_size: [yes, 64]\n", "patch_size 'True', 64 is not a list of numbers."),
         ("r.yaml", "patch_size: []\n", "patch_size [] is empty."),
         ("r.yaml", "folds: []\n", "folds [] is empty."),
         ("r.yaml", "folds: {a: 1}\n", "folds {'a': 1} is a table"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.bundle.options import BundleCard
-from medmamba.errors import InputError
+from medmamba.errors import InputError, counted
 from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.preprocessing.labels import label_names
 
@@ -86,7 +86,8 @@ def readme(card: BundleCard, facts: Mapping[str, Any]) -> str:
     """docs/README.md: the model card."""
     made = facts["medmamba"]
     shape = ", ".join(facts["network_data_format"]["inputs"]["image"]["spatial_shape"])
-    patch = made["patch_size"]
+    patch, chosen = made["patch_size"], made["settings"]["configuration"]
+    configurations = " + ".join(chosen) + "".join(f", after {name}" for name in made["stages"] if name not in chosen)
     return f"""# {card.name} {card.release}
 
 {facts["description"]}
@@ -97,12 +98,12 @@ def readme(card: BundleCard, facts: Mapping[str, Any]) -> str:
 
 | | |
 |---|---|
-| channels | {facts["image_classes"]} |
+| channels | {facts["image_classes"].removeprefix("channels: ")} |
 | labels | {facts["label_classes"]} |
 | training data | {facts["data_source"]}; licence: {card.data_licence or "not stated"} |
-| network | {made["network"]}, {made["folds"]} fold(s), {made["parameters"]} parameters |
+| network | {made["network"]}, {counted(made["folds"], "fold")}, {made["parameters"]} parameters |
 | scan backend | training: {made["trained_with_scan_backend"]}; export check: {made["settings"]["scan_backend"]} |
-| configurations | {" + ".join(made["settings"]["configuration"])}; held: {", ".join(made["stages"])} |
+| configurations | {configurations} |
 | patch | {patch} ({prod(patch)} voxels), any shape ({shape}) works |
 
 ## Run

@@ -67,7 +67,7 @@ def check_dataset(
         except ResourceError:
             raise
         except MedmambaError as error:
-            return None, str(error).splitlines(), []
+            return None, list(error.args), []
         warnings = list(loaded.warnings)
         counts = loaded.labels.counts() if loaded.labels is not None else {}
         if loaded.labels is not None and not foreground_voxels(counts, spec):

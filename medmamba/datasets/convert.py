@@ -146,7 +146,7 @@ def _write_test(spec: DatasetSpec, folder: Path, write: Callable[[str, CaseSpec,
         try:
             loaded = load_case(spec, case)
         except InputError as error:
-            problems += str(error).splitlines()
+            problems += error.args
             continue
         warnings += loaded.warnings
         (folder / "imagesTs").mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.errors import InputError, InputErrors
+from medmamba.errors import InputError, InputErrors, counted
 from medmamba.images import stem_of
 from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.json_record import strict_json
@@ -113,7 +113,7 @@ class ListedCases(Description):
 def refuse(where: Path, problems: Sequence[str], rest: str = f" in {FILE}.") -> None:
     """Raises InputErrors if there are problems; ``rest`` is the end of its summary."""
     if problems:
-        raise InputErrors(problems, summary=f"{shown(where)}: {len(problems)} problem(s){rest}")
+        raise InputErrors(problems, summary=f"{shown(where)}: {counted(len(problems), 'problem')}{rest}")
 
 
 def parse(model: type[Model], raw: Any, where: str = FILE) -> Model:
@@ -132,7 +132,9 @@ def parse(model: type[Model], raw: Any, where: str = FILE) -> Model:
             seen.add(path)
             value = "" if item["type"] == "missing" else f" (found {brief(repr(item['input']))})"
             problems.append(f"{where}: {path or 'the file'}: {item['msg'].lower()}{value}.")
-        raise InputErrors(problems, summary=f"{where}: {len(problems)} problem(s); correct them there.") from None
+        raise InputErrors(
+            problems, summary=f"{where}: {counted(len(problems), 'problem')}; correct them there."
+        ) from None
 
 
 def channel_names(channels: dict[str, str] | None, problems: list[str]) -> tuple[str, ...]:

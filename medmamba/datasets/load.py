@@ -42,13 +42,13 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
         where = [f"{name}: {spec.shown(path)}" for path in case.images]
         image = read_channels(case.images, options, where=where)
     except InputError as error:
-        problems += str(error).splitlines()
+        problems += error.args
     if case.label is not None:
         label_where = f"{name}: {spec.shown(case.label)}"
         try:
             labels = read_label_map(case.label, options, where=label_where)
         except InputError as error:
-            problems += str(error).splitlines()
+            problems += error.args
         else:
             labels = _black_and_white(labels, spec, label_where)
             problems += undeclared(labels, spec, label_where)

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from medmamba.errors import ConfigError, InputErrors, need_packages, unknown_name
+from medmamba.errors import InputErrors, need_packages, unknown_name
+from medmamba.recipe import small_text
 
 Text = Annotated[str, Field(min_length=1, max_length=64)]
 Code = tuple[
@@ -27,6 +28,8 @@ class SegmentCode(BaseModel):
     property_type: Code = ("85756007", "SCT", "Tissue")
     colour: tuple[Level, Level, Level] | None = None
 
+
+LARGEST_BYTES = 2**20
 
 _TABLE = TypeAdapter(dict[str, SegmentCode])
 
@@ -58,9 +61,7 @@ def _read(path: Path | str | None) -> dict[str, SegmentCode]:
     if path is None:
         return {}
     try:
-        return _TABLE.validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give an existing labels file.") from error
+        return _TABLE.validate_json(small_text(path, "labels file", "--codes", LARGEST_BYTES))
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}." for e in error.errors()]
         raise InputErrors(lines) from error

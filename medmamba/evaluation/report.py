@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medmamba.disk.atomic import write_json, write_text
-from medmamba.errors import InputError, InputErrors, MedmambaError
+from medmamba.errors import InputError, InputErrors, MedmambaError, counted
 from medmamba.evaluation.metrics import COUNTS, METRICS, Score, as_json, score_case
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.statistics import PairedDifference, Summary, holm, mean_of_known, paired_difference, summarise
@@ -202,7 +202,7 @@ def evaluate_folders(
             cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options)
     on_case(len(truths), len(truths))
     if problems:
-        raise InputErrors(problems, summary=f"{len(problems)} problem(s); nothing was evaluated.")
+        raise InputErrors(problems, summary=f"{counted(len(problems), 'problem')}; nothing was evaluated.")
     return Evaluation(structures, cases, options, tuple(absent), tuple(warnings))
 
 

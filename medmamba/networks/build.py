@@ -6,6 +6,7 @@ Every family is imported here; the families know only the table they register in
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 import medmamba.networks.planned.hrvmamba
@@ -20,7 +21,7 @@ import medmamba.networks.planned.u_mamba
 import medmamba.networks.planned.vim
 import medmamba.networks.planned.vm_unet
 import medmamba.networks.published.vm_unet  # noqa: F401
-from medmamba.errors import ConfigError, unknown_name
+from medmamba.errors import ConfigError, first_line, unknown_name
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK, is_one_block
 from medmamba.networks.planned.registry import NETWORKS, NetworkFacts
 from medmamba.networks.planned.unet import PlannedNetwork, Topology
@@ -99,13 +100,27 @@ def build_network(
     _check(name, facts, topology)
     for option, value in options.items():
         facts.options[option].check(option, value, topology)
+    if facts.source.startswith(f"{__package__}."):
+        return facts.builder(topology, **options)
+    try:
+        return _tried(name, facts, topology, options)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise ConfigError(
+            f"Network {name!r} of {facts.source} cannot be built and run ({first_line(error)}). Correct or update it."
+        ) from error
+
+
+def _tried(name: str, facts: NetworkFacts, topology: Topology, options: Mapping[str, Any]) -> nn.Module:
+    """A network of another package, after a forward pass: its mistakes are found before anything is trained."""
     built = facts.builder(topology, **options)
     if facts.published is None and not isinstance(built, PlannedNetwork):
         raise ConfigError(
             f"Network {name!r} of {facts.source} is a {type(built).__name__}, not a PlannedNetwork. Derive its class "
             f"from medmamba.networks.planned.unet.PlannedNetwork."
         )
-    return built
+    with torch.no_grad():
+        built.eval()(torch.zeros(1, topology.in_channels, *(2 * stride for stride in topology.total_stride)))
+    return built.train()
 
 
 def rebuild_network(arguments: Mapping[str, Any]) -> nn.Module:

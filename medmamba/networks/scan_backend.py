@@ -36,5 +36,5 @@ def scan_backend_of(network: nn.Module, device: torch.device | str) -> str:
     try:
         runs = [choose_scan_backend(name, torch.device(device).type, dtype) for name in asked]
     except RuntimeError as error:
-        raise ConfigError(f"Scan backend: {error}") from None
+        raise ConfigError(f"--scan-backend {', '.join(asked)}: {error}") from None
     return ", ".join(dict.fromkeys(runs)) or "none"

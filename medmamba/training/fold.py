@@ -26,12 +26,12 @@ from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed
 from medmamba.training.cascade import ensure_first_stage
-from medmamba.training.config import RESOLVED_AT_START, TrainConfig, refuse_another_recipe
+from medmamba.training.config import RESOLVED_AT_START, TrainConfig, make_config, refuse_another_recipe
 from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observer, Observers, TrainingReport, open_tracker
-from medmamba.training.options import OF_SEVERAL_FOLDS, TRACKERS, TrainOptions
+from medmamba.training.options import OF_ONE_FOLD, TRACKERS, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.trainer import Training
 from medmamba.training.transfer import TransferReport, freeze, initialise
@@ -43,7 +43,7 @@ def train(
     *,
     fold: int | str = 0,
     config: TrainConfig | None = None,
-    loss: LossFunction | None = None,
+    loss: LossFunction | str | None = None,
     trackers: Sequence[str] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
@@ -59,13 +59,18 @@ def train(
         trackers: further places for the metrics: "tensorboard", "mlflow", "wandb".
         on_event: called with lines a user should see: back-offs, advice, what an initialisation kept.
         on_start: called with one line: device, precision, scan backend.
-        changes: fields of ``options`` by name.
+        changes: fields of ``options`` and of ``config`` by name, as ``steps=1000``.
     """
-    for name in OF_SEVERAL_FOLDS & set(changes):
-        raise unknown_name("option of one fold", name, sorted(set(TrainOptions.model_fields) - OF_SEVERAL_FOLDS))
+    for name in set(changes) - set(OF_ONE_FOLD):
+        raise unknown_name("option", name, OF_ONE_FOLD)
+    if isinstance(loss, str):
+        changes["loss"], loss = loss, None
+    recipe = {name: changes.pop(name) for name in list(changes) if name in TrainConfig.model_fields}
     for name in set(trackers) - set(TRACKERS):
         raise unknown_name("tracker", name, TRACKERS)
     options = TrainOptions.of(options, **changes, **dict.fromkeys(trackers, True))
+    if config is not None or not options.resume:
+        config = TrainConfig.of(config, **recipe)
     if options.resume and options.init is not None:
         raise ConfigError("--resume continues with the run's own weights, --init starts from others. Choose one.")
     folder = RunFolder(Path(run))
@@ -81,15 +86,15 @@ def train(
         first = TrainOptions(configuration=chosen.previous_stage, network=options.network, use_scan=options.use_scan)
 
         def train_first_stage(number: int, resume: bool) -> None:
-            recipe = None if resume else config  # what was begun is resumed with its own recipe
-            train(run, first, fold=number, config=recipe, loss=loss, on_step=on_step, on_event=on_event, resume=resume)
+            own = None if resume else config  # what was begun is resumed with its own recipe
+            train(run, first, fold=number, config=own, loss=loss, on_step=on_step, on_event=on_event, resume=resume)
 
-        where = "auto" if config is None else config.device
+        where = recipe.get("device", "auto") if config is None else config.device
         ensure_first_stage(folder, plan, chosen, train_first_stage, device=where, say=on_event)
     arguments = network_arguments(plan, chosen, network=options.network, use_scan=options.use_scan)
     target = folder.fold(name, fold)
     stored = stored_config(target) if options.resume else None
-    config = config or stored or TrainConfig()
+    config = config or make_config(recipe, stored)
     if loss is not None:
         config = config.model_copy(update={"loss": name_of_loss(loss)})
     if stored is not None:

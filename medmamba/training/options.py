@@ -18,8 +18,6 @@ START, TRACKING = "Start", "Tracking"
 """Headings of ``--help``."""
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 """Names of the trackers; each is a field of TrainOptions."""
-OF_SEVERAL_FOLDS = {"folds", "devices", "max_hours"}
-"""Fields of TrainOptions that only the command reads, because it trains several folds."""
 PRETRAINING_STEPS = 5000
 """Length of a pretraining for which none is given."""
 _OF_LABELS = ("patience", "loss", "class_weights", "sampling", "ema", "augment", "freeze", "validation_cases")
@@ -65,6 +63,11 @@ class TrainOptions(Options):
     wandb: bool = option(False, "Log metrics to Weights & Biases too.", panel=TRACKING)
 
     _restart_alone = field_validator("restart")(_restart_alone)
+
+
+_OF_SEVERAL_FOLDS = {"folds", "devices", "max_hours"}
+OF_ONE_FOLD = sorted({*TrainOptions.model_fields, *TrainConfig.model_fields, "fold"} - _OF_SEVERAL_FOLDS)
+"""What the training of one fold reads; the others are of the command, which trains several."""
 
 
 class PretrainOptions(Options):

@@ -15,7 +15,9 @@ from installed import install
 from medmamba.bundle.sources import bundle_sources
 from medmamba.doctor import doctor_lines
 from medmamba.errors import ConfigError
+from medmamba.models.network import describe_network
 from medmamba.networks import available_networks, build_network
+from medmamba.networks.build import rebuild_network
 from medmamba.networks.planned.registry import NETWORKS
 from medmamba.plans.families import FAMILIES, family
 from medmamba.plugins import load_network_plugins
@@ -42,12 +44,12 @@ version = "2"
 @pytest.fixture
 def site(tmp_path, monkeypatch, registrations_undone):
     """A folder of installed packages on the search path; what they register is forgotten afterwards."""
-    modules = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path / "site")
     load_network_plugins.cache_clear()
     yield tmp_path / "site"
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if name == "einops" or str(tmp_path) in str(getattr(module, "__file__", "")):
+            del sys.modules[name]
     load_network_plugins.cache_clear()
 
 
@@ -135,6 +137,42 @@ def test_a_network_of_the_program_itself_cannot_be_copied(site):
         bundle_sources(["gated_unet"])
 
 
+FACTS = """
+from dataclasses import replace
+from torch import nn
+from medmamba.networks.planned.registry import unet_family
+from medmamba.plans.cost.blocks import register_family
+from medmamba.plans.families import FAMILIES
+register_family(replace(FAMILIES["mambaout"], name="theirs", source="a test"), cost_as="mambaout")
+@unet_family("theirs")
+def theirs(topology, rate):
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        ("    pass", "TypeError: 'NoneType' object is not callable"),
+        ("    return lambda stage, index, width: nn.Linear(width, width + 1)", "RuntimeError: "),
+    ],
+    ids=["no blocks", "a wrong width"],
+)
+def test_a_network_that_cannot_run_is_one_line_before_anything_is_trained(body, wrong, site, tmp_path):
+    install(package(tmp_path / "theirs", "theirs", FACTS + body), site)
+    for use in (
+        lambda: build_network("theirs", **NUMBERS),
+        lambda: rebuild_network({"name": "theirs", **NUMBERS}),
+        lambda: describe_network("theirs", spatial_dims=2, size=16),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            use()
+        said = str(caught.value)
+        assert said.startswith(f"Network 'theirs' of their_networks cannot be built and run ({wrong}")
+        assert said.endswith("Correct or update it.")
+        assert "\n" not in said
+    assert any(said[:60] in line for line in doctor_lines())
+
+
 @pytest.mark.parametrize("find", [family, lambda name: build_network(name, **NUMBERS)], ids=["plan", "network"])
 def test_a_package_that_fails_to_import_is_named_with_the_cure_and_breaks_no_other(find, site, tmp_path):
     install(package(tmp_path / "broken", "theirs", "raise RuntimeError('no\\nGPU')\n"), site)
@@ -142,7 +180,7 @@ def test_a_package_that_fails_to_import_is_named_with_the_cure_and_breaks_no_oth
     with pytest.raises(ConfigError) as caught:
         find("theirs")
     assert str(caught.value) == (
-        "Network 'theirs' of the package their-networks cannot be imported (RuntimeError: no GPU). Update the package "
+        "Network 'theirs' of the package their-networks cannot be imported (RuntimeError: no). Update the package "
         "(`pip install --upgrade their-networks`), or remove it (`pip uninstall their-networks`)."
     )
     find("gated_unet")

@@ -14,7 +14,7 @@ from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
 
 FASTEST = available_backends("cpu")[0]
 SCANNING = [name for name in available_networks() if network_facts(name).has_scan]
-GPU_KERNELS_ON_CPU = r"^Scan backend: Backend 'triton' cannot run: .* not cpu\. Available here: \["
+GPU_KERNELS_ON_CPU = r"^--scan-backend triton: Backend 'triton' cannot run: .* not cpu\. Available here: cpp, torch\.$"
 
 
 def tiny(name: str, **changes: object) -> torch.nn.Module:

@@ -125,7 +125,7 @@ def trail_of(image: MetaTensor) -> SpatialTrail:
 def _with_trail(case: PreprocessedCase, image: MetaTensor) -> MetaTensor:
     meta = {**image.meta, TRAIL: json.dumps({"flat": image.ndim == 3, "trail": case.trail.as_dict()})}
     after = np.eye(4) if case.trail.grid.affine is None else case.trail.grid.affine
-    return MetaTensor(torch.from_numpy(case.image), affine=torch.from_numpy(after), meta=meta)
+    return MetaTensor(torch.from_numpy(np.require(case.image, requirements="W")), affine=torch.tensor(after), meta=meta)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,7 @@ class PredictionReport:
         summary = f"{len(self.done)} ok, {len(lines)} failed: {', '.join(self.failed)}"
         if not self.done:
             raise InputErrors(lines, summary=summary)
-        raise PartialError("\n".join([*lines, summary]))
+        raise PartialError(*lines, summary)
 
 
 def predict(
