@@ -108,7 +108,7 @@ def _records(
         except InputError as error:
             problems += error.args
     if problems:
-        raise InputErrors(problems)
+        raise InputErrors(*problems)
     return records
 
 

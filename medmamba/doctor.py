@@ -44,6 +44,5 @@ def doctor_lines() -> Iterator[str]:
         except MedmambaError as error:
             yield f"  {error}"
             continue
-        yield f"  {entry.name} of the package " + (
-            f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
-        )
+        package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.module
+        yield f"  {entry.name} of the package {package}"

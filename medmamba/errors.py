@@ -18,8 +18,7 @@ class MedmambaError(Exception):
 
     exit_code = 2
 
-    def __str__(self) -> str:
-        """The arguments, one line each."""
+    def __str__(self) -> str:  # each argument is a line
         return "\n".join(map(str, self.args))
 
 
@@ -32,14 +31,7 @@ class ConfigError(InputError):
 
 
 class InputErrors(InputError):
-    """Several problems found in one pass, one line each; ``summary``, if given, is the last line."""
-
-    def __init__(self, problems: Sequence[str], *, summary: str = "") -> None:
-        self.problems = tuple(problems)
-        super().__init__(*self.problems, *([summary] if summary else []))
-
-    def __reduce__(self) -> tuple[type, tuple[tuple[str, ...]]]:
-        return type(self), (self.args,)
+    """Several problems found in one pass, one line each; the last line may be their summary."""
 
 
 class PartialError(MedmambaError):

@@ -18,7 +18,6 @@ from medmamba.plans.json_record import SEAL, strict_json
 
 Record = TypeVar("Record", bound=Options)
 LARGEST_BYTES = 2**16
-RULE = "A key is an option's name with _ for -; --no-mirror is mirror: false."
 
 
 def read_recipe(path: str | Path, kind: type[Record]) -> Record:
@@ -32,7 +31,17 @@ def recipe_values(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     Args:
         known: the keys that it may have.
     """
-    values = _parsed(small_text(path, "recipe", "--recipe"), path)
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(LARGEST_BYTES + 1)
+        if len(raw) > LARGEST_BYTES:
+            raise ConfigError(f"{path}: larger than {LARGEST_BYTES // 1024} KiB, so it is no recipe. Check --recipe.")
+        text = raw.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a recipe ({error.strerror}). Check --recipe.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save the recipe as UTF-8.") from None
+    values = _parsed(text, path)
     if not isinstance(values, dict):
         found = "empty" if values is None else f"a {type(values).__name__}"
         raise ConfigError(f"{path}: is {found}, not a table of options. Write lines such as `epochs: 100`.")
@@ -41,25 +50,9 @@ def recipe_values(path: str | Path, known: Collection[str]) -> dict[str, Any]:
         if key not in known:
             near = _nearest(key, known) if isinstance(key, str) else None
             hint = f" Did you mean {near!r}?" if near else ""
-            raise ConfigError(f"{path}: unknown key {value_text(key)}.{hint} {RULE}")
+            rule = "A key is an option's name with _ for -; --no-mirror is mirror: false."
+            raise ConfigError(f"{path}: unknown key {value_text(key)}.{hint} {rule}")
     return values
-
-
-def small_text(path: str | Path, kind: str, option: str, most_bytes: int = LARGEST_BYTES) -> str:
-    """The text of a file that is given by an option; of a larger one no more than ``most_bytes`` are read.
-
-    Raises ConfigError for one that is larger, no text, or cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(most_bytes + 1)
-        if len(raw) > most_bytes:
-            raise ConfigError(f"{path}: larger than {most_bytes // 1024} KiB, so it is no {kind}. Check {option}.")
-        return raw.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read as a {kind} ({error.strerror}). Check {option}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}). Save the {kind} as UTF-8.") from None
 
 
 def _nearest(key: str, known: Collection[str]) -> str | None:

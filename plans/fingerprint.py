@@ -204,9 +204,7 @@ def build_fingerprint(
             f"its label maps."
         )
     if problems:
-        raise InputErrors(
-            problems, summary=f"{dataset_name}: {counted(len(problems), 'problem')}; no fingerprint was made."
-        )
+        raise InputErrors(*problems, f"{dataset_name}: {counted(len(problems), 'problem')}; no fingerprint was made.")
     kept = [math.prod(case.shape_after_crop) / math.prod(case.shape) for case in ordered]
     return seal(
         Fingerprint(

@@ -121,7 +121,7 @@ def check_folds(folds: Sequence[Fold], case_ids: Sequence[str], group_of: Mappin
         ]
         problems += [f"fold {number}: {fault}" for fault in faults]
     if problems:
-        raise InputErrors(problems, summary=f"split file: {counted(len(problems), 'problem')}; nothing was done.")
+        raise InputErrors(*problems, f"split file: {counted(len(problems), 'problem')}; nothing was done.")
 
 
 def _spread(

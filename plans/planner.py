@@ -73,9 +73,8 @@ def make_plan(
             mm = ", ".join(f"{value:g}" for value in case.rule_spacing)
             problems.append(f"{case.case_id}: spacing {mm} mm, unlike the other cases. Repair the header.")
     if problems:
-        raise InputErrors(
-            problems, summary=f"{fingerprint.dataset_name}: {counted(len(problems), 'problem')}; no plan was made."
-        )
+        count = counted(len(problems), "problem")
+        raise InputErrors(*problems, f"{fingerprint.dataset_name}: {count}; no plan was made.")
     network = options.network
     if network == "auto":
         network, network_decision = _automatic(fingerprint, options)

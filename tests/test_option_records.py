@@ -77,6 +77,9 @@ def test_a_value_as_text_is_the_value(name, text, value):
         ({"weights": "liver"}, "--weights 'liver' has the part 'liver', which is not NAME=NUMBER."),
         ({"memory_gb": "6QB"}, "--memory '6QB' is not an amount of memory. Write for example 8GB."),
         ({"epoch": 3}, "Unknown option 'epoch'. Did you mean 'epochs'?"),
+        ({"epochs": "\udcff"}, "--epochs '\\udcff' is not UTF-8 text."),
+        ({"schedule": "\udcff"}, "--schedule '\\udcff' is not UTF-8 text."),
+        ({"folds": ["0", "x"]}, "--fold '0', 'x' is neither a fold number nor 'all'."),
     ],
 )
 def test_a_bad_value_is_one_line(values, message):
@@ -256,3 +259,34 @@ def test_an_unknown_key_names_the_option_that_was_meant(tmp_path, key, meant):
     path.write_text(f"{key}: 1\n")
     with pytest.raises(ConfigError, match=f"unknown key '{key}'. Did you mean '{meant}'"):
         read_recipe(path, TrainConfig)
+
+
+@pytest.mark.parametrize("key", ["no_mirror", "on", "1", "window", "banana"])
+def test_an_unknown_key_that_is_like_no_option_names_the_rule_and_no_option(tmp_path, key):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{key}: 1\n")
+    with pytest.raises(
+        ConfigError, match="A key is an option's name with _ for -; --no-mirror is mirror: false"
+    ) as error:
+        read_recipe(path, TrainConfig)
+    assert "Did you mean" not in str(error.value)
+
+
+TEXTS = [
+    (record, name)
+    for record in (BundleCard, ServeOptions, DemoOptions, TrainOptions, TrainConfig, PlanRequest, DicomSegOptions)
+    for name, field in record.model_fields.items()
+    if field.annotation in (str, str | None)
+]
+
+
+@pytest.mark.parametrize(("record", "name"), TEXTS)
+def test_bytes_that_are_no_text_are_refused_by_every_option_that_is_text(record, name):
+    needed = {"licence": "MIT", "intended_use": "none"} if record is BundleCard else {}
+    with pytest.raises(ConfigError, match=rf"^{record.flag(name)} 'a \\udcff' is not UTF-8 text\. Write it"):
+        record.of(**{**needed, name: "a \udcff"})
+
+
+def test_texts_of_a_list_are_texts_too():
+    with pytest.raises(ConfigError, match="--reference 'a', '\\\\udcff' is not UTF-8 text"):
+        BundleCard.of(licence="MIT", intended_use="none", references=["a", "\udcff"])

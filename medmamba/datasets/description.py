@@ -113,7 +113,7 @@ class ListedCases(Description):
 def refuse(where: Path, problems: Sequence[str], rest: str = f" in {FILE}.") -> None:
     """Raises InputErrors if there are problems; ``rest`` is the end of its summary."""
     if problems:
-        raise InputErrors(problems, summary=f"{shown(where)}: {counted(len(problems), 'problem')}{rest}")
+        raise InputErrors(*problems, f"{shown(where)}: {counted(len(problems), 'problem')}{rest}")
 
 
 def parse(model: type[Model], raw: Any, where: str = FILE) -> Model:
@@ -132,9 +132,8 @@ def parse(model: type[Model], raw: Any, where: str = FILE) -> Model:
             seen.add(path)
             value = "" if item["type"] == "missing" else f" (found {brief(repr(item['input']))})"
             problems.append(f"{where}: {path or 'the file'}: {item['msg'].lower()}{value}.")
-        raise InputErrors(
-            problems, summary=f"{where}: {counted(len(problems), 'problem')}; correct them there."
-        ) from None
+        summary = f"{where}: {counted(len(problems), 'problem')}; correct them there."
+        raise InputErrors(*problems, summary) from None
 
 
 def channel_names(channels: dict[str, str] | None, problems: list[str]) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
                     cure = turned[0]
                 problems.append(f"{name}: image and label map {difference}. {cure}")
     if problems or image is None:
-        raise InputErrors(problems) if len(problems) > 1 else InputError(problems[0])
+        raise InputErrors(*problems) if len(problems) > 1 else InputError(problems[0])
     return LoadedCase(image, labels)
 
 

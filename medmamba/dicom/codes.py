@@ -6,10 +6,11 @@ docs/how-to/export-a-model.md has an example. A label that is not listed becomes
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from medmamba.errors import InputErrors, need_packages, unknown_name
-from medmamba.recipe import small_text
+from medmamba.datasets.description import parse, read_json
+from medmamba.errors import need_packages, unknown_name
+from medmamba.images.gate import shown
 
 Text = Annotated[str, Field(min_length=1, max_length=64)]
 Code = tuple[
@@ -29,9 +30,8 @@ class SegmentCode(BaseModel):
     colour: tuple[Level, Level, Level] | None = None
 
 
-LARGEST_BYTES = 2**20
-
-_TABLE = TypeAdapter(dict[str, SegmentCode])
+class _Table(RootModel[dict[str, SegmentCode]]):
+    pass
 
 
 def read_codes(path: Path | str | None, labels: list[str]) -> dict[str, SegmentCode]:
@@ -58,10 +58,4 @@ def need_highdicom() -> None:
 
 
 def _read(path: Path | str | None) -> dict[str, SegmentCode]:
-    if path is None:
-        return {}
-    try:
-        return _TABLE.validate_json(small_text(path, "labels file", "--codes", LARGEST_BYTES))
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}." for e in error.errors()]
-        raise InputErrors(lines) from error
+    return {} if path is None else parse(_Table, read_json(path), shown(path)).root

@@ -34,16 +34,13 @@ class FolderLock:
             ...
 
     Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
-    no locks, a file that exists only while the folder is in use takes their place; ``break_lock`` removes a stale one.
+    no locks, a file that exists only while the folder is in use takes their place.
     ``patience_seconds``: wait so long for the other one to finish. ``shared``: for runs that may be in the folder at
     once, but not together with one that is not shared.
     """
 
-    def __init__(
-        self, folder: Path | str, *, break_lock: bool = False, patience_seconds: float = 0.0, shared: bool = False
-    ) -> None:
+    def __init__(self, folder: Path | str, *, patience_seconds: float = 0.0, shared: bool = False) -> None:
         self.folder = Path(folder)
-        self.break_lock = break_lock
         self.shared = shared
         self.patience_seconds = patience_seconds
         self._file: int | None = None
@@ -100,8 +97,6 @@ class FolderLock:
 
     def _take_exclusive(self) -> None:
         path = self.folder / ".lock.exclusive"
-        if self.break_lock:
-            path.unlink(missing_ok=True)
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError:

@@ -202,7 +202,7 @@ def evaluate_folders(
             cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options)
     on_case(len(truths), len(truths))
     if problems:
-        raise InputErrors(problems, summary=f"{counted(len(problems), 'problem')}; nothing was evaluated.")
+        raise InputErrors(*problems, f"{counted(len(problems), 'problem')}; nothing was evaluated.")
     return Evaluation(structures, cases, options, tuple(absent), tuple(warnings))
 
 

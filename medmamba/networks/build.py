@@ -100,27 +100,24 @@ def build_network(
     _check(name, facts, topology)
     for option, value in options.items():
         facts.options[option].check(option, value, topology)
-    if facts.source.startswith(f"{__package__}."):
-        return facts.builder(topology, **options)
+    ours = facts.source.startswith(f"{__package__}.")
     try:
-        return _tried(name, facts, topology, options)
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
-        raise ConfigError(
-            f"Network {name!r} of {facts.source} cannot be built and run ({first_line(error)}). Correct or update it."
-        ) from error
-
-
-def _tried(name: str, facts: NetworkFacts, topology: Topology, options: Mapping[str, Any]) -> nn.Module:
-    """A network of another package, after a forward pass: its mistakes are found before anything is trained."""
-    built = facts.builder(topology, **options)
+        built = facts.builder(topology, **options)
+        if isinstance(built, PlannedNetwork) and not ours:  # its mistakes are found before anything is trained
+            with torch.no_grad():
+                built.eval()(torch.zeros(1, in_channels, *(2 * stride for stride in topology.total_stride)))
+            built.train()
+    except Exception as error:
+        if ours or isinstance(error, ConfigError):
+            raise
+        failure = f"cannot be built and run ({first_line(error)}). Correct or update it."
+        raise ConfigError(f"Network {name!r} of {facts.source} {failure}") from error
     if facts.published is None and not isinstance(built, PlannedNetwork):
         raise ConfigError(
             f"Network {name!r} of {facts.source} is a {type(built).__name__}, not a PlannedNetwork. Derive its class "
             f"from medmamba.networks.planned.unet.PlannedNetwork."
         )
-    with torch.no_grad():
-        built.eval()(torch.zeros(1, topology.in_channels, *(2 * stride for stride in topology.total_stride)))
-    return built.train()
+    return built
 
 
 def rebuild_network(arguments: Mapping[str, Any]) -> nn.Module:

@@ -37,18 +37,12 @@ def automatic_bandwidth(tokens: np.ndarray) -> float:
     return max(float(np.percentile(pairs, BANDWIDTH_PERCENTILE)) if len(pairs) else 1.0, BANDWIDTH_FLOOR)
 
 
-def key_tokens(tokens: np.ndarray, count: int, *, bandwidth: float | None = None, min_gap: int = 1) -> np.ndarray:
-    """Indices (ascending) of the ``count`` tokens with the largest gamma (ties by index), at least ``min_gap`` apart.
+def key_tokens(tokens: np.ndarray, count: int, *, bandwidth: float | None = None) -> np.ndarray:
+    """Indices (ascending) of the ``count`` tokens with the largest gamma (ties by index).
 
-    Fewer come back if the gap leaves no more. Raises InputError if ``count`` is not between 1 and the number of tokens.
+    Raises InputError if ``count`` is not between 1 and the number of tokens.
     """
     if not 1 <= count <= len(tokens):
         raise InputError(f"Cannot choose {count} key slices out of {len(tokens)}; ask for 1 to {len(tokens)}.")
     density, to_denser = density_peaks(tokens, bandwidth)
-    chosen: list[int] = []
-    for index in np.argsort(-density * to_denser, kind="stable").tolist():
-        if all(abs(index - other) >= min_gap for other in chosen):
-            chosen.append(index)
-        if len(chosen) == count:
-            break
-    return np.array(sorted(chosen), dtype=np.int64)
+    return np.sort(np.argsort(-density * to_denser, kind="stable")[:count])

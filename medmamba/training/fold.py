@@ -1,7 +1,7 @@
 """A fold of a planned run in training: choices checked, network built, folder locked and written, then the loop."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +44,6 @@ def train(
     fold: int | str = 0,
     config: TrainConfig | None = None,
     loss: LossFunction | str | None = None,
-    trackers: Sequence[str] = (),
     on_step: Callable[[StepReport], None] = lambda report: None,
     on_event: Callable[[str], None] = lambda line: None,
     on_start: Callable[[str], None] = lambda line: None,
@@ -56,7 +55,6 @@ def train(
         options: configuration, network, initial weights, resume or restart; folds, devices and hours are not read.
         loss: a function of :class:`medmamba.training.losses.LossInputs`, in place of ``config.loss``; recorded by its
             name, module:function, and not by its code. To resume, a function of a script is given again.
-        trackers: further places for the metrics: "tensorboard", "mlflow", "wandb".
         on_event: called with lines a user should see: back-offs, advice, what an initialisation kept.
         on_start: called with one line: device, precision, scan backend.
         changes: fields of ``options`` and of ``config`` by name, as ``steps=1000``.
@@ -66,9 +64,7 @@ def train(
     if isinstance(loss, str):
         changes["loss"], loss = loss, None
     recipe = {name: changes.pop(name) for name in list(changes) if name in TrainConfig.model_fields}
-    for name in set(trackers) - set(TRACKERS):
-        raise unknown_name("tracker", name, TRACKERS)
-    options = TrainOptions.of(options, **changes, **dict.fromkeys(trackers, True))
+    options = TrainOptions.of(options, **changes)
     if config is not None or not options.resume:
         config = TrainConfig.of(config, **recipe)
     if options.resume and options.init is not None:

@@ -138,6 +138,26 @@ def test_a_bad_option_is_one_line(call, small_run):
     assert "--optimizer 'adam'" in text
 
 
+@pytest.mark.parametrize("value", ["a\nb", "x" * 5000, "\udcff"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["info"], ["explain"], ["info", "vm_unet", "--dims"], ["info", "vm_unet", "--size"], ["plan", "-o", "r"]],
+)
+def test_whatever_a_value_holds_the_error_is_one_line_of_bounded_length(call, arguments, value):
+    code, text = call(*arguments, value)
+    assert code == 2
+    assert len(text.splitlines()) == 1
+    assert len(text) < 1100
+    assert text.endswith(".")
+
+
+def test_every_problem_of_several_is_a_line(call):
+    code, text = call("info", "vm_unet", "--dims", "\n", "--size", "99999999999")
+    assert code == 2
+    assert [line.split()[1] for line in text.splitlines()] == ["--dims", "--size"]
+    assert text.endswith("--size '99999999999' must be at most 1024.")
+
+
 def test_two_budgets_of_time_are_not_one(call, small_run):
     code, error = call("train", small_run, "--max-minutes", "5", "--max-hours", "1")
     assert code == 2

@@ -104,6 +104,15 @@ def test_an_unusual_name_of_a_patient_is_kept_and_told_to_nobody(tmp_path, caplo
     assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName == "PHI_CANARY"
 
 
+def test_of_a_labels_file_no_more_is_read_than_one_can_have(tmp_path):
+    with pytest.raises(InputError, match="/dev/zero: a device, not a file"):
+        read_codes("/dev/zero", list(VALUES))
+    with (tmp_path / "labels.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"labels\.json: 1099511627776 bytes, where at most"):
+        read_codes(tmp_path / "labels.json", list(VALUES))
+
+
 def test_codes_come_from_the_labels_file(tmp_path):
     folder, _, _ = _series(tmp_path / "series", AXES["axial"])
     image = read_image(folder)

@@ -332,5 +332,3 @@ def test_where_the_file_system_has_no_locks_a_file_takes_their_place(tmp_path, m
     (tmp_path / ".lock.exclusive").write_text("")  # of a run that was killed
     with pytest.raises(InputError, match="in use by another process"), FolderLock(tmp_path):
         pass
-    with FolderLock(tmp_path, break_lock=True):
-        pass

@@ -32,12 +32,6 @@ def test_without_a_bandwidth_long_features_say_nothing() -> None:
     assert density_peaks(tokens, automatic_bandwidth(tokens))[0].std() > 0.01
 
 
-def test_a_gap_keeps_neighbours_apart() -> None:
-    tokens = np.linspace(0, 1, 10)[:, None] * 0.1
-    chosen = key_tokens(tokens, 3, min_gap=4)
-    assert (np.diff(chosen) >= 4).all()
-
-
 def test_one_token_is_its_own_key() -> None:
     assert key_tokens(np.zeros((1, 5)), 1).tolist() == [0]
 

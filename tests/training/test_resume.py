@@ -205,3 +205,28 @@ def test_a_u_mamba_bot_of_before_is_resumed_with_blocks_never_built(clinic_run, 
     )
     with pytest.raises(ConfigError, match=r"another network \(blocks_per_stage"):
         arguments_to_resume(tmp_path, plan, now)
+
+
+def test_the_fields_of_a_recipe_are_changes_by_name(clinic_run):
+    result = pipeline.train(clinic_run, **{**SHORT, "device": "cpu"}, steps=1, learning_rate=0.002, loss="dice_focal")
+    stored = stored_config(result.folder)
+    assert (stored.steps, stored.learning_rate, stored.loss) == (1, 0.002, "dice_focal")
+    longer = pipeline.train(clinic_run, steps=2, resume=True)
+    assert longer.steps == 2
+    assert stored_config(result.folder).learning_rate == 0.002
+    with pytest.raises(ConfigError, match=r"learning_rate was 0\.002, now 0\.1"):
+        pipeline.train(clinic_run, learning_rate=0.1, resume=True)
+    config = TrainConfig(**{**SHORT, "device": "cpu"}, seed=3)
+    again = pipeline.train(clinic_run, config=config, steps=1, restart=True)
+    assert (stored_config(again.folder).seed, again.steps) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "meant"), [("step", "steps"), ("folds", "fold"), ("devices", "device"), ("max_minute", "max_minutes")]
+)
+def test_an_unknown_change_lists_what_a_training_of_one_fold_takes(clinic_run, change, meant):
+    with pytest.raises(ConfigError, match=f"Unknown option '{change}'. Did you mean '{meant}'") as caught:
+        pipeline.train(clinic_run, **{change: 1})
+    offered = str(caught.value).partition("Available: ")[2].rstrip(".").split(", ")
+    assert {"steps", "resume", "fold"} <= set(offered)
+    assert not {"folds", "devices", "max_hours"} & set(offered)

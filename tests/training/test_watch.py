@@ -133,8 +133,8 @@ def test_a_missing_tracker_is_named_with_its_install_command(name, tmp_path, mon
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=f"--{name} needs a package .*pip install {name}"):
         open_tracker(name, tmp_path, tmp_path, TrainConfig())
-    with pytest.raises(ConfigError, match="tracker"):
-        train(tmp_path, trackers=["clearml"])
+    with pytest.raises(ConfigError, match="Unknown option 'clearml'"):
+        train(tmp_path, clearml=True)
 
 
 def test_a_tracker_that_cannot_start_is_one_line_and_one_that_fails_later_is_left_out(tmp_path, monkeypatch):

@@ -64,9 +64,7 @@ class PredictionReport:
             return
         lines = list(self.failed.values())
         summary = f"{len(self.done)} ok, {len(lines)} failed: {', '.join(self.failed)}"
-        if not self.done:
-            raise InputErrors(lines, summary=summary)
-        raise PartialError(*lines, summary)
+        raise (PartialError if self.done else InputErrors)(*lines, summary)
 
 
 def predict(
