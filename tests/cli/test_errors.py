@@ -145,7 +145,7 @@ def test_a_bad_option_is_one_line(call, small_run):
 )
 def test_whatever_a_value_holds_the_error_is_one_line_of_bounded_length(call, arguments, value):
     code, text = call(*arguments, value)
-    assert code == 2
+    assert code in (2, 4)  # a name that is too long for the file system
     assert len(text.splitlines()) == 1
     assert len(text) < 1100
     assert text.endswith(".")

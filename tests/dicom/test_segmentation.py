@@ -156,7 +156,7 @@ def test_a_wrong_labels_file_gives_all_its_errors(tmp_path):
     path.write_text(json.dumps({"a": {"colour": [300, 0, 0], "color": 1}}))
     with pytest.raises(InputErrors) as caught:
         read_codes(path, ["a"])
-    assert "a.colour.0" in str(caught.value)
+    assert "a.colour[0]" in str(caught.value)
     assert "a.color" in str(caught.value)
     path.write_text(json.dumps({"antrior": {}}))
     with pytest.raises(ConfigError, match="Did you mean 'anterior'"):
