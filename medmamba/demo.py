@@ -71,27 +71,25 @@ def run_demo(
         raise InputError(f"{dataset}: no such folder. Give a dataset with --data, or leave it out.")
     run, masks = output / "run", output / "masks"
     seconds: dict[str, float] = {}
-    with FolderLock(output):
-        started = time.monotonic()
-        plan(dataset, run, network=options.network, on_item=on_item)
-        seconds["plan"] = time.monotonic() - started
+    started = time.monotonic()
 
-        started = time.monotonic()
+    def end_of(stage: str) -> None:
+        seconds[stage] = time.monotonic() - started - sum(seconds.values())
+
+    with FolderLock(output):
+        plan(dataset, run, network=options.network, on_item=on_item)
+        end_of("plan")
         config = TrainConfig(max_minutes=options.minutes, steps=options.steps, steps_per_epoch=STEPS_PER_EPOCH)
         train(run, fold="all", use_scan=options.use_scan, config=config, restart=True, on_step=on_step)
-        seconds["train"] = time.monotonic() - started
-
-        started = time.monotonic()
+        end_of("train")
         cases = [case.images[0] for case in read_dataset(dataset).test][: options.test_cases]
         predict(run, cases, masks, PredictOptions(), on_item=on_item)
-        seconds["predict"] = time.monotonic() - started
-
-        started = time.monotonic()
+        end_of("predict")
         truths = [dataset / "labelsTs" / path.name for path in cases]
         found = run_evaluation(masks, truths, output=output, images=dataset / "imagesTs", pictures=len(truths))
         overview = output / "overview.png"
         write_bytes(overview, _overview(found.evaluation, found.pictures))
-        seconds["evaluate"] = time.monotonic() - started
+        end_of("evaluate")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return DemoResult(found.evaluation, masks, overview, seconds, peak)
 

@@ -15,9 +15,6 @@ Stem = Literal["conv", "patch"]
 SUPERVISED_FROM = 3
 """Stages from which on the coarser outputs are supervised as well. Source: nnU-Net."""
 
-TOO_DEEP = "a further stage would add many weights for few voxels"
-"""Why the halvings of a scan network end at those of its family."""
-
 PAIRED = "As in the network with its scans, which this one is compared with."
 """Why a network without its scans keeps the numbers of a scan."""
 
@@ -60,6 +57,7 @@ def network_decisions(
     grid = {"patch_size": list(pooling.patch_size), "spacing": list(spacing)}
     frame = {"stem": network.stem, "min_stages": family.min_stages}
     halvings = {"halvings": halvings_of(network.strides)}
+    deepest = max(pooling.num_pool_per_axis) == family.max_pools
     source = f"{family.source}; {NNUNET_FEATURES}" if family.kind == "scan" else family.source
     made = [
         Decision(
@@ -71,7 +69,7 @@ def network_decisions(
             + (f", at most {family.max_pools} times" if family.max_pools else "")
             + f"; at least {family.min_stages} stages; a strided stem takes the first halving",
             reason="Coarse axes are halved later than fine ones, so that voxels become cubes before they are pooled "
-            "together" + (f"; {TOO_DEEP}." if max(pooling.num_pool_per_axis) == family.max_pools else "."),
+            "together" + ("; a further stage would add many weights for few voxels." if deepest else "."),
             source="nnU-Net 2.8.1, network_topology" + ("; the most halvings are ours" if family.max_pools else ""),
         ),
         Decision(

@@ -31,7 +31,7 @@ from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observer, Observers, TrainingReport, open_tracker
-from medmamba.training.options import OF_ONE_FOLD, TRACKERS, TrainOptions
+from medmamba.training.options import OF_ONE_FOLD, TRACKERS, PretrainOptions, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.trainer import Training
 from medmamba.training.transfer import TransferReport, freeze, initialise
@@ -115,7 +115,7 @@ def train(
         first_rank = distributed.rank() == 0
         if first_rank:
             stack.enter_context(FolderLock(make_folder(target)))
-            _begin_folder(folder, plan, target, facts, report, options)
+            begin_folder(folder, plan, target, facts, report, options)
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)
@@ -135,15 +135,15 @@ def train(
         return result
 
 
-def _begin_folder(
+def begin_folder(
     folder: RunFolder,
     plan: Plan,
     target: Path,
     facts: ModelFacts,
     report: TransferReport | None,
-    options: TrainOptions,
+    options: TrainOptions | PretrainOptions,
 ) -> None:
-    """Write what a fold begins with, once every choice has proved possible: the folder may hold a trained fold."""
+    """Write what a fold or a pretraining begins with, once every choice has proved possible: it may be trained."""
     folder.check_unchanged(plan)
     remove_leftovers(target)
     if options.restart:

@@ -9,7 +9,6 @@ Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slice
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medmamba.compute.device import choose_device
-from medmamba.disk.atomic import make_folder, remove_leftovers, write_json, write_text
+from medmamba.disk.atomic import make_folder
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
@@ -27,12 +26,13 @@ from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import ModelFacts
 from medmamba.networks.build import build_network
 from medmamba.networks.density import automatic_bandwidth, key_tokens
-from medmamba.plans.json_record import read_stored, sealed
+from medmamba.plans.json_record import read_stored
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.batches import Batch, sample_rng
 from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
 from medmamba.training.epochs import FoldSetup
+from medmamba.training.fold import begin_folder
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observers
 from medmamba.training.options import PRETRAINING_STEPS, PretrainOptions
@@ -84,8 +84,6 @@ def pretrain(
     target = folder.path / "pretrained" / name
     facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
     with FolderLock(make_folder(target)):
-        folder.check_unchanged(plan)
-        remove_leftovers(target)
         if not (options.resume or options.restart):
             refuse_trained(target / "checkpoints")
         device = choose_device(config.device)
@@ -97,10 +95,7 @@ def pretrain(
         built = build_network(**arguments)
         config = resolved(config, built, device, cascade=False, resumed=options.resume)
         on_start(machine_line(config, built, device))
-        if options.restart:
-            rmtree(target / "checkpoints", ignore_errors=True)
-        write_text(target / "plan.json", plan.to_json())
-        write_json(target / "model.json", sealed(facts.as_json()))
+        begin_folder(folder, plan, target, facts, None, options)
         setup = FoldSetup(plan, chosen, cases, [], target, config, facts)
         return _Pretraining(built, setup, Observers([], on_event), resume=options.resume).run(on_step)
 
