@@ -75,10 +75,10 @@ class Augmentation:
         return tuple(self._strength(rng, axes) if change else None for change in changed)
 
     def _strength(self, rng: np.random.Generator, axes: int) -> Strength:
-        draw = factor_around_one if self.factor else _uniform
+        draw = factor_around_one if self.factor else np.random.Generator.uniform
         if self.per_axis:
-            return tuple(draw(rng, self.low, self.high) for _ in range(axes))
-        return draw(rng, self.low, self.high)
+            return tuple(float(draw(rng, self.low, self.high)) for _ in range(axes))
+        return float(draw(rng, self.low, self.high))
 
     def apply_to_one(self, image: torch.Tensor, strength: Strength, conditions: Conditions) -> torch.Tensor:
         """A single image (C, ...), changed."""
@@ -88,10 +88,6 @@ class Augmentation:
         if isinstance(transform, RandGaussianNoise):
             transform.set_random_state(seed=conditions.seeds[0])
         return plain(transform(image))
-
-
-def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(rng.uniform(low, high))
 
 
 def plain(image: Any) -> torch.Tensor:

@@ -122,11 +122,10 @@ class TrainConfig(Options):
     @property
     def total_steps(self) -> int | None:
         """Steps after which training ends, or None when only the clock ends it."""
-        wanted = [self.steps, self.epochs * self.steps_per_epoch if self.epochs is not None else None]
-        given = [count for count in wanted if count is not None]
-        if given:
-            return min(given)
-        return None if self.max_minutes is not None else EPOCHS * self.steps_per_epoch
+        given = [] if self.steps is None else [self.steps]
+        if self.epochs is not None or not (given or self.max_minutes):
+            given.append((self.epochs or EPOCHS) * self.steps_per_epoch)
+        return min(given, default=None)
 
 
 RESOLVED_AT_START = ("precision", "augment", "scan_backend")

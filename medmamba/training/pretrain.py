@@ -26,13 +26,12 @@ from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import ModelFacts
 from medmamba.networks.build import build_network
 from medmamba.networks.density import automatic_bandwidth, key_tokens
-from medmamba.plans.json_record import read_stored
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.batches import Batch, sample_rng
 from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
 from medmamba.training.epochs import FoldSetup
-from medmamba.training.fold import begin_folder
+from medmamba.training.fold import begin_folder, stored_config
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observers
 from medmamba.training.options import PRETRAINING_STEPS, PretrainOptions
@@ -87,8 +86,8 @@ def pretrain(
         if not (options.resume or options.restart):
             refuse_trained(target / "checkpoints")
         device = choose_device(config.device)
-        if options.resume and (target / "train.json").is_file():
-            stored = read_stored(target / "train.json", TrainConfig, "recipe", "Begin again with --restart.")
+        if options.resume:
+            stored = stored_config(target)
             kept = {field: getattr(stored, field) for field in RESOLVED_AT_START if field != "augment"}
             config = config.model_copy(update=kept)
         torch.manual_seed(config.seed)

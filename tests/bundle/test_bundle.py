@@ -6,15 +6,19 @@ import json
 import re
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from dicom_series import write_series
+from monai.data import MetaTensor
 
-from medmamba.bundle.card import licence_text
+from medmamba.bundle.card import licence_text, readme
 from medmamba.bundle.options import BundleCard
+from medmamba.bundle.runtime.transforms import _with_trail
 from medmamba.bundle.sources import bundle_sources
 from medmamba.bundle.write import BundleError, compare_with_native, run_in_monai
 from medmamba.cli.main import run as medmamba_command
@@ -207,3 +211,45 @@ def test_monai_continues_the_training_without_medmamba(exported, small_dataset, 
     assert {name: value.shape for name, value in after.items()} == {k: value.shape for k, value in before.items()}
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_model_card_says_each_thing_once_and_counts_in_plain_numbers():
+    made = {
+        "network": "vm_unet",
+        "folds": 1,
+        "parameters": 10,
+        "patch_size": [8, 8],
+        "trained_with_scan_backend": "cpp",
+        "settings": {"scan_backend": "cpp", "configuration": ["3d_cascade_fullres"]},
+        "stages": ["3d_cascade_fullres", "3d_lowres"],
+    }
+    image = {"spatial_shape": ["8*n", "8*n"]}
+    facts = {
+        "description": "d",
+        "image_classes": "channels: MRI",
+        "label_classes": "organ",
+        "data_source": "set",
+        "network_data_format": {"inputs": {"image": image}},
+        "medmamba": made,
+    }
+    text = readme(BundleCard(licence="MIT", intended_use="none"), facts)
+    for line in (
+        "| channels | MRI |",
+        "| network | vm_unet, 1 fold, 10 parameters |",
+        "| configurations | 3d_cascade_fullres, after 3d_lowres |",
+    ):
+        assert line in text.splitlines()
+    made["stages"] = made["settings"]["configuration"] = ["2d", "3d_fullres"]
+    made["folds"] = 2
+    text = readme(BundleCard(licence="MIT", intended_use="none"), facts)
+    assert "| configurations | 2d + 3d_fullres |" in text
+    assert "vm_unet, 2 folds," in text
+
+
+def test_arrays_that_cannot_be_written_to_cause_no_warning_of_torch():
+    array, affine = np.zeros((1, 2, 2, 2), np.float32), np.eye(4)
+    array.flags.writeable = affine.flags.writeable = False
+    case = SimpleNamespace(image=array, trail=SimpleNamespace(grid=SimpleNamespace(affine=affine), as_dict=dict))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not writable")
+        assert _with_trail(case, MetaTensor(torch.ones(1, 2, 2, 2))).shape == (1, 2, 2, 2)
