@@ -52,17 +52,13 @@ def load_network_plugins() -> Mapping[str, str]:
         except BaseException as error:  # any exception of an import, also sys.exit()
             if isinstance(error, KeyboardInterrupt | Terminated):
                 raise
-            broken[entry.name] = _failure(entry, error)
+            package = _package(entry)
+            broken[entry.name] = (
+                f"Network {entry.name!r} of the package {package} cannot be imported ({first_line(error)}). Update the "
+                f"package (`pip install --upgrade {package}`), or remove it (`pip uninstall {package}`)."
+            )
     return broken
 
 
 def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else entry.module
-
-
-def _failure(entry: EntryPoint, error: BaseException) -> str:
-    package = _package(entry)
-    return (
-        f"Network {entry.name!r} of the package {package} cannot be imported ({first_line(error)}). Update the package "
-        f"(`pip install --upgrade {package}`), or remove it (`pip uninstall {package}`)."
-    )

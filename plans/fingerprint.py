@@ -155,11 +155,6 @@ class Fingerprint(Record):
         return self.cases[0].spacing_mm is not None
 
     @property
-    def empty_cases(self) -> list[str]:
-        """Ids of the cases without any foreground."""
-        return [case.case_id for case in self.cases if not case.present_labels]
-
-    @property
     def structures(self) -> list[str]:
         """Names of the labels without the background."""
         return [name for name in self.labels if name != "background"]

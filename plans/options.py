@@ -33,11 +33,6 @@ MirrorPolicy = Literal["auto", "swap", "all", "none"]
 """auto: no left-right mirroring where labels are left or right; swap: mirrored, paired labels exchanged; all; none."""
 
 
-def _no_limit(value: Any) -> Any:
-    """None for the word of the command line."""
-    return None if value == "none" else value
-
-
 class PlanOptions(Options):
     """The choices of :func:`medmamba.plans.planner.make_plan`; None leaves a number to the rules.
 
@@ -74,7 +69,9 @@ class PlanOptions(Options):
     machine: str = option(
         "cpu", f"Training machine of the predicted times: {', '.join(MACHINES)}; cpu:4 for four threads.", panel=RULES
     )
-    train_hours: Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_no_limit)] = option(
+    train_hours: Annotated[
+        Annotated[float, Field(gt=0)] | None, BeforeValidator(lambda value: None if value == "none" else value)
+    ] = option(
         None,
         f"Training time in hours: configuration, patch and batch are chosen so that at least {LEAST_STEPS} steps fit. "
         f"none: no limit.",

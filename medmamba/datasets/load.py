@@ -103,11 +103,12 @@ def undeclared(labels: LabelMap, spec: DatasetSpec, where: str) -> list[str]:
     counts = labels.counts()
     strange = [value for value in counts if value not in spec.values]
     lines = []
+    declared = ", ".join(map(str, spec.values[:8])) + (", ..." if len(spec.values) > 8 else "")
     for value in strange[:MOST_VALUES_SHOWN]:
         first = first_voxel(labels.array == value)
         lines.append(
             f"{where}: label value {value} in {counts[value]} voxel(s), the first at {first}, "
-            f"is not declared (declared: {_few(spec.values)}). Add it to dataset.json or correct the label map."
+            f"is not declared (declared: {declared}). Add it to dataset.json or correct the label map."
         )
     if len(strange) > MOST_VALUES_SHOWN:
         rest = len(strange) - MOST_VALUES_SHOWN
@@ -131,7 +132,3 @@ def _not_annotated(labels: LabelMap, spec: DatasetSpec, case: CaseSpec, where: s
 def foreground_voxels(counts: Mapping[int, int], spec: DatasetSpec) -> int:
     """Voxels of any structure: neither background nor ignored."""
     return sum(number for value, number in counts.items() if value not in (0, spec.ignore))
-
-
-def _few(values: tuple[int, ...], most: int = 8) -> str:
-    return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")

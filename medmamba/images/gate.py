@@ -185,7 +185,9 @@ def _read(
                 )
         if filled < expected:
             raise _too_short(where, filled, expected)
-        return Container(data, packed, [*_extra(where, filled - expected), *notes])
+        if filled > expected:
+            notes = [f"{where}: {filled - expected} bytes behind the last voxel were ignored.", *notes]
+        return Container(data, packed, notes)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{where}: cannot be read: {reason}. Check the disk it is on.") from None
@@ -242,7 +244,3 @@ def _too_short(where: str, found: int, expected: int) -> InputError:
         f"{where}: cut off: {found} bytes where its header announces {expected}. Copy it again from its source, "
         "or export the image again."
     )
-
-
-def _extra(where: str, count: int) -> list[str]:
-    return [f"{where}: {count} bytes behind the last voxel were ignored."] if count else []

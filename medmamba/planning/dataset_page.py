@@ -80,7 +80,7 @@ def _facts(plan: Plan, fingerprint: Fingerprint) -> list[tuple[str, str]]:
         ("cases", str(len(fingerprint.cases))),
         ("channels", ", ".join(fingerprint.channel_names)),
         ("stored orientations", ", ".join(codes)),
-        ("cases without foreground", ", ".join(fingerprint.empty_cases) or "none"),
+        ("cases without foreground", ", ".join(c.case_id for c in fingerprint.cases if not c.present_labels) or "none"),
         ("planned with", f"medmamba {plan.medmamba_version}"),
         ("fingerprint", fingerprint.content_hash[:16]),
     ]

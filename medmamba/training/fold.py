@@ -31,10 +31,10 @@ from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observer, Observers, TrainingReport, open_tracker
-from medmamba.training.options import OF_ONE_FOLD, TRACKERS, PretrainOptions, TrainOptions
+from medmamba.training.options import OF_ONE_FOLD, TRACKERS, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.trainer import Training
-from medmamba.training.transfer import TransferReport, freeze, initialise
+from medmamba.training.transfer import freeze, initialise
 
 
 def train(
@@ -115,7 +115,11 @@ def train(
         first_rank = distributed.rank() == 0
         if first_rank:
             stack.enter_context(FolderLock(make_folder(target)))
-            begin_folder(folder, plan, target, facts, report, options)
+            begin_folder(folder, plan, target, facts, restart=options.restart)
+            if report is not None:
+                write_json(target / "init.json", asdict(report))
+            elif not options.resume:
+                (target / "init.json").unlink(missing_ok=True)
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
         for line in [] if report is None else report.lines():
             on_event(line)
@@ -135,27 +139,16 @@ def train(
         return result
 
 
-def begin_folder(
-    folder: RunFolder,
-    plan: Plan,
-    target: Path,
-    facts: ModelFacts,
-    report: TransferReport | None,
-    options: TrainOptions | PretrainOptions,
-) -> None:
+def begin_folder(folder: RunFolder, plan: Plan, target: Path, facts: ModelFacts, *, restart: bool) -> None:
     """Write what a fold or a pretraining begins with, once every choice has proved possible: it may be trained."""
     folder.check_unchanged(plan)
     remove_leftovers(target)
-    if options.restart:
+    if restart:
         rmtree(target / "checkpoints", ignore_errors=True)
     write_text(target / "plan.json", plan.to_json())
     write_json(target / "model.json", sealed(facts.as_json()))
     if folder.fingerprint_path.is_file():  # what images are compared with before a mask of them is trusted
         write_bytes(target / "fingerprint.json", folder.fingerprint_path.read_bytes())
-    if report is not None:
-        write_json(target / "init.json", asdict(report))
-    elif not options.resume:
-        (target / "init.json").unlink(missing_ok=True)
 
 
 def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple[list[CaseReader], list[CaseReader]]:

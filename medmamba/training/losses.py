@@ -219,11 +219,8 @@ class DeepSupervision(nn.Module):
         summed = target.new_zeros((), dtype=torch.float32)
         for weight, output in zip(deep_supervision_weights(len(outputs)), outputs, strict=True):
             if weight:
-                summed = summed + weight * self.loss(output, _at_size(target, output.shape[2:]), annotated)
+                aims, size = target, output.shape[2:]
+                if aims.shape[2:] != size:
+                    aims = nn.functional.interpolate(target.float(), size=size, mode="nearest-exact").to(target.dtype)
+                summed = summed + weight * self.loss(output, aims, annotated)
         return summed
-
-
-def _at_size(target: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    if target.shape[2:] == size:
-        return target
-    return nn.functional.interpolate(target.float(), size=size, mode="nearest-exact").to(target.dtype)

@@ -94,7 +94,7 @@ def pretrain(
         built = build_network(**arguments)
         config = resolved(config, built, device, cascade=False, resumed=options.resume)
         on_start(machine_line(config, built, device))
-        begin_folder(folder, plan, target, facts, None, options)
+        begin_folder(folder, plan, target, facts, restart=options.restart)
         setup = FoldSetup(plan, chosen, cases, [], target, config, facts)
         return _Pretraining(built, setup, Observers([], on_event), resume=options.resume).run(on_step)
 
