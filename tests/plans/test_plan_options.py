@@ -35,7 +35,7 @@ def test_a_choice_may_be_the_text_of_the_command_line(name, text, value):
     ("changes", "message"),
     [
         ({"patch_size": "64,a"}, "--patch-size '64,a' is not a list of numbers. Write for example 64,96,96."),
-        ({"patch_size": (64,)}, "--patch-size (64,) must be 2 or 3 numbers of voxels of at least 1."),
+        ({"patch_size": (64,)}, "--patch-size 64 must be 2 or 3 numbers of voxels of at least 1."),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1."),
         ({"device_memory_gb": "6QB"}, "--device-memory '6QB' is not an amount of memory. Write for example 8GB."),
         ({"mirror": "swop"}, "--mirror 'swop' is none of: auto, swap, all, none. Did you mean 'swap'?"),

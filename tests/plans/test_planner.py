@@ -157,7 +157,7 @@ def test_given_numbers_are_used_and_marked_as_given() -> None:
         ({"device_memory_gb": -1}, "--device-memory -1 must be above 0"),
         ({"device_memory_gb": float("nan")}, "--device-memory nan must be a finite number"),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
-        ({"patch_size": (64,)}, "--patch-size (64,) must be 2 or 3 numbers of voxels of at least 1"),
+        ({"patch_size": (64,)}, "--patch-size 64 must be 2 or 3 numbers of voxels of at least 1"),
     ],
 )
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
