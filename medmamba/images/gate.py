@@ -88,7 +88,7 @@ def open_regular(path: Path | str, where: str | None = None) -> tuple[BinaryIO, 
     except FileNotFoundError:
         if os.path.islink(path):
             raise InputError(f"{where}: a link to a file that does not exist. Mend the link or remove it.") from None
-        raise InputError(f"{where}: no such file. Check the name, or remove the case from the list.") from None
+        raise InputError(f"{where}: no such file. Check the name.") from None
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise InputError(f"{where}: cannot be opened: {reason}. Check the path and its permissions.") from None

@@ -118,7 +118,7 @@ def test_all_problems_of_all_cases_are_told_in_one_pass(dataset, save):
         "case_005: imagesTr/case_005.nii.gz: every voxel is 3: the image is empty",
         "case_006: 2 channel(s) in imagesTr/case_006.nii.gz, but dataset.json names 1 (MRI)",
         "case_007: imagesTr/case_007.nii.gz",
-        "DATA: 10 problem(s), in 8 of 8 cases. Nothing was written.",
+        "DATA: 10 problems, in 8 of 8 cases. Nothing was written.",
     ):
         assert sum(line in found for found in message.splitlines()) == 1, f"{line}\n\n{message}"
 

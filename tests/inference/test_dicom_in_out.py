@@ -65,4 +65,4 @@ def test_a_case_that_is_no_series_cannot_become_a_dicom_seg(tiny_run, small_data
     assert "not a DICOM series" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert called("predict", tiny_run, image, "-o", tmp_path / "out", "--dicom-seg", "--codes", "none.json") == 2
-    assert "none.json: cannot be read" in capsys.readouterr().err
+    assert "none.json: no such file. Check the name." in capsys.readouterr().err

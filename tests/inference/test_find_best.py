@@ -166,7 +166,7 @@ def test_the_recipe_is_stored_says_its_folds_and_is_applied_by_predict(tiny_run,
     assert predictor.model.recipe == recipe
     assert not recipe.mirror
     assert not Predictor(run).provenance().settings.mirror  # as it was measured
-    differs = "find-best ran without mirroring, this prediction runs with"
+    differs = "find-best ran without mirroring, this prediction runs with it"
     assert differs not in predictor.model.warnings
     assert differs in Predictor(run, mirror=True).model.warnings
     before = recipe.model_copy(update={"mirror": None})  # of a version that did not record it
