@@ -59,7 +59,7 @@ def test_two_processes_share_the_cases_and_a_poisoned_one_costs_only_itself(tiny
     child = start(tiny_run, images, shared)
     output, _ = child.communicate(timeout=600)
     assert child.returncode == 0, output
-    assert output.count("3 mask(s) and report.json") == 2
+    assert output.count("3 masks and report.json") == 2
     assert masks_of(shared) == masks_of(alone)
     assert report_of(shared)["summary"] == {"cases": 6, "done": 6, "failed": 0, "waiting": 0}
 
@@ -70,7 +70,7 @@ def test_two_processes_share_the_cases_and_a_poisoned_one_costs_only_itself(tiny
     assert child.returncode == 1, output
     assert "2 ok, 1 failed: patient_1" in output
     assert "cut off" in output
-    assert "3 mask(s) and report.json" in output
+    assert "3 masks and report.json" in output
     expected = masks_of(alone)
     del expected["patient_1.nii.gz"]
     assert masks_of(shared) == expected
