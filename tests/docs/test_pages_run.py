@@ -89,6 +89,8 @@ def desk(tmp_path, monkeypatch, small_dataset, tiny_run, small_run):
     write_series(tmp_path / "SERIES", noise, **{"0020_0052": "1.2.9"})
     (tmp_path / "labels.json").write_text("{}")
     (tmp_path / "bin").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()  # the environment of the test is active already
     (tmp_path / "bin" / "medmamba").write_text(MEDMAMBA)
     (tmp_path / "bin" / "medmamba").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}")
