@@ -1,6 +1,5 @@
 """`medmamba demo`: plan, train, predict and evaluate on a small real dataset, with an overview image."""
 
-import io
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -15,11 +14,12 @@ from medmamba.errors import InputError
 if TYPE_CHECKING:
     from medmamba.command_options import DemoOptions
     from medmamba.evaluation.report import Evaluation
+    from medmamba.pages.picture import Picture
     from medmamba.training.progress import StepReport
 
 STEPS_PER_EPOCH = 100
-COLUMNS, LINE = 5, 16
-"""Cases per row of the overview, and height in pixels of a line of its text."""
+CASES_PER_ROW = 5
+"""Of the overview."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,11 @@ def run_demo(
     return DemoResult(found.evaluation, masks, overview, seconds, peak)
 
 
-def _overview(evaluation: "Evaluation", pictures: Mapping[str, bytes]) -> bytes:
+def _overview(evaluation: "Evaluation", pictures: "Mapping[str, Picture]") -> bytes:
     """PNG of the outlined slices of evaluation.html, several in a row, each below its case's name and Dice."""
-    from PIL import Image, ImageDraw
-
-    from medmamba.evaluation.overlay import WIDTH
+    from medmamba.pages.picture import sheet
     from medmamba.pages.render import COLOURS
 
-    means, height = evaluation.mean_per_case(), WIDTH + 2 * LINE
-    sheet = Image.new("RGB", (COLUMNS * (WIDTH + LINE), -(-len(pictures) // COLUMNS) * height + LINE))
-    draw = ImageDraw.Draw(sheet)
-    left = 0.0
-    for text, colour in (("truth", "white"), *zip(evaluation.labels, COLOURS, strict=False)):
-        draw.text((left, 0), text, fill=colour)
-        left += draw.textlength(text) + LINE
-    for number, case_id in enumerate(sorted(pictures)):
-        left, top = number % COLUMNS * (WIDTH + LINE), number // COLUMNS * height + LINE
-        draw.text((left, top), f"{case_id}   Dice {means[case_id]:.3f}", fill="white")
-        sheet.paste(Image.open(io.BytesIO(pictures[case_id])), (left, top + LINE))
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="png")
-    return buffer.getvalue()
+    means = evaluation.mean_per_case()
+    shown = {f"{case_id}   Dice {means[case_id]:.3f}": pictures[case_id].png for case_id in sorted(pictures)}
+    return sheet(shown, {"truth": "white", **dict(zip(evaluation.labels, COLOURS, strict=False))}, CASES_PER_ROW)

@@ -17,11 +17,12 @@ from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import EvaluateOptions
-from medmamba.evaluation.overlay import overlay_png
 from medmamba.evaluation.report import Comparison, Evaluation, Structures, compare, evaluate_folders
 from medmamba.evaluation.statistics import Summary
+from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, read_image, read_label_map
 from medmamba.images.cases import find_cases
+from medmamba.pages.picture import Picture, draw_case
 from medmamba.pages.render import number, render
 from medmamba.plans.json_record import as_written, read_stored
 from medmamba.plans.schema import Reading
@@ -41,7 +42,7 @@ class EvaluationResult:
     evaluation: Evaluation
     comparison: Comparison | None
     subgroups: Subgroups
-    pictures: Mapping[str, bytes]
+    pictures: Mapping[str, Picture]
     folder: Path
 
 
@@ -175,7 +176,7 @@ def _pictures(
     truths: Mapping[str, Path],
     options: EvaluateOptions,
     reading: ReadOptions,
-) -> dict[str, bytes]:
+) -> dict[str, Picture]:
     images = {} if options.images is None else _paths(options.images)
     images = {name.removesuffix("_0000"): path for name, path in images.items()} | images  # of nnU-Net: channel 0
     drawn = {}
@@ -183,10 +184,16 @@ def _pictures(
         prediction = read_label_map(masks[case_id], reading)
         truth = read_label_map(truths[case_id], reading)
         truth = truth.on_grid_of(prediction, match_labels=True) or truth
-        image = read_image(images[case_id], reading).array[0] if case_id in images else None
-        if image is not None and image.shape != truth.array.shape:
-            raise InputError(f"{case_id}: image and truth differ in shape: {image.shape} and {truth.array.shape}.")
-        drawn[case_id] = overlay_png(truth.array, prediction.array, truth.grid, list(evaluation.labels.values()), image)
+        image = read_image(images[case_id], reading).array if case_id in images else None
+        if image is not None and image.shape[1:] != truth.array.shape:
+            raise InputError(f"{case_id}: image and truth differ in shape: {image.shape[1:]} and {truth.array.shape}.")
+        drawn[case_id] = draw_case(
+            Display(truth.grid),
+            list(evaluation.labels.values()),
+            coloured=prediction.array,
+            white=truth.array,
+            image=image,
+        )
     return drawn
 
 
@@ -195,7 +202,7 @@ def _paths(source: str | Path | Sequence[Path]) -> dict[str, Path]:
 
 
 def _page(
-    evaluation: Evaluation, pictures: Mapping[str, bytes], subgroups: Subgroups, comparison: Comparison | None
+    evaluation: Evaluation, pictures: Mapping[str, Picture], subgroups: Subgroups, comparison: Comparison | None
 ) -> str:
     """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]

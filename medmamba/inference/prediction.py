@@ -170,18 +170,19 @@ class Prediction:
             return
         if path.suffix != ".html":
             raise InputError(f"{path}: a report is .json or .html. Choose one of the two endings.")
-        from medmamba.evaluation.overlay import overlay_png
+        from medmamba.geometry.display import Display
+        from medmamba.pages.picture import draw_case
         from medmamba.pages.render import render
 
         model = self.provenance
         values = [] if model is None else [value for value in model.labels.values() if value]
-        image = None if self.like is None else self.like.array[0]
+        image = None if self.like is None else self.like.array
         volumes = {name: "–" if ml is None else f"{ml:.3f}" for name, ml in self.volumes_ml.items()}
         page = render(
             "prediction.html",
             prediction=self,
             disclaimer="For research. Not a medical device: whoever uses this mask for a patient must check it.",
-            slice=overlay_png(np.zeros_like(self.labels), self.labels, self.grid, values, image),
+            picture=draw_case(Display(self.grid), values, coloured=self.labels, image=image),
             rows=[[name, volumes[name], count] for name, count in self.voxels.items()],
             made_by="" if model is None else json.dumps(model.as_dict(), indent=1),
         )

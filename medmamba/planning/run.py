@@ -14,10 +14,12 @@ from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_spl
 from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
 from medmamba.errors import ConfigError, InputError
+from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, ending_of
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
-from medmamba.planning.dataset_page import Thumbnail, dataset_page, spread_over, thumbnail
+from medmamba.pages.picture import Picture, draw_case
+from medmamba.planning.dataset_page import dataset_page, spread_over
 from medmamba.planning.measure import measure_dataset
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
@@ -30,6 +32,7 @@ from medmamba.plans.schema import Decision, Plan, Reading
 from medmamba.plans.spacing import refuse_oversize
 from medmamba.preprocessing.case import PreprocessedCase
 from medmamba.preprocessing.dataset import preprocess_dataset
+from medmamba.preprocessing.labels import label_names
 from medmamba.preprocessing.store import FILES
 
 OnItem = Callable[[str, int, int], None]
@@ -110,7 +113,7 @@ class _Measured:
     reading: Reading
     options: PlanRequest
     on_item: OnItem
-    pictures: dict[str, Thumbnail] = field(default_factory=dict)
+    pictures: dict[str, Picture] = field(default_factory=dict)
 
     def plan(self, network: str, previous: Plan | None, decision: Decision | None = None) -> Plan:
         """The plan with a network; raises ConfigError for regions or cases that it cannot be carried out with."""
@@ -168,7 +171,9 @@ class _Measured:
         def picture(case: PreprocessedCase) -> None:
             if case.case_id in shown:
                 assert case.labels is not None
-                self.pictures[case.case_id] = thumbnail(case.image, case.labels, case.trail.grid.spacing_mm)
+                display = Display(case.trail.grid, plan.axis_order)
+                values = range(1, len(label_names(plan)) + 1)
+                self.pictures[case.case_id] = draw_case(display, values, coloured=case.labels, image=case.image)
 
         with replace_folder(folder.preprocessed_path) as preprocessed:
             preprocess_dataset(

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medmamba.geometry import Grid, Shape, Spacing
+from medmamba.geometry import Affine, Grid, Shape, Spacing
+from medmamba.geometry.display import Display, axes_affine
 from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.plans.schema import Configuration, Plan
@@ -76,6 +77,21 @@ def trail_of_shape(
     trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
     trail = trail.then(Crop(trail.grid.shape, (0, 0, 0), trail.grid.shape), Reorient(trail.grid.shape, order))
     return trail.then(_resample_step(trail.grid, configuration))
+
+
+def plan_display(
+    shape: Sequence[int], plan: Plan, configuration: Configuration, affine: Affine | None = None
+) -> Display:
+    """How an array (I, J, K) on the configuration's grid is shown.
+
+    Without its ``affine``, as in cases of earlier versions, the plan says where the axes run and how far apart voxels
+    are.
+    """
+    order = _three(plan.axis_order)
+    if affine is None and (spacing := configuration.spacing_mm) is not None:
+        thick, row, column = spacing if len(spacing) == 3 else (max(spacing), *spacing)
+        affine = axes_affine(order, (thick, row, column))
+    return Display(Grid(_three(shape), affine), order)
 
 
 def bounding_box(image: NDArray[np.generic]) -> tuple[Shape, Shape]:

@@ -71,4 +71,5 @@ def _store(
         annotated=None if annotated is None else [names.index(name) for name in annotated],
         ignore=None if plan.ignore_label is None else ignore_index(plan),
         nonzero_mask=case.nonzero_mask,
+        affine=case.trail.grid.affine,
     )

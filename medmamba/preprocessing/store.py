@@ -6,7 +6,7 @@
                                    and an (n,) table of its connected components
     <case>/body.b2nd      bool (I, J, K), the nonzero mask, where channels are normalised in it alone
     <case>/previous.b2nd  int16 (I, J, K), second stage of a cascade only: the labels that the first stage predicts
-    <case>/case.json      schema, case id, shape, annotated labels, checksum of the locations
+    <case>/case.json      schema, case id, shape, annotated labels, affine, checksum of the locations
 
 Every array carries the CRC-32 of its compressed chunks, which are compared when a chunk is first read.
 
@@ -33,6 +33,7 @@ from safetensors.numpy import load, save
 
 from medmamba.disk.atomic import replace_folder, write_bytes
 from medmamba.errors import ConfigError, InputError
+from medmamba.geometry import Affine
 from medmamba.plans.json_record import read_stored, sealed
 
 SCHEMA_VERSION = 1
@@ -72,12 +73,14 @@ def fill_case(
     annotated: Sequence[int] | None = None,
     ignore: int | None = None,
     nonzero_mask: NDArray[np.bool_] | None = None,
+    affine: Affine | None = None,
 ) -> None:
     """Write the files of one preprocessed case into an empty folder that nobody reads yet.
 
     ``chunk`` is the patch size, so that a patch touches few chunks. ``annotated`` are the label indices that were
     annotated (None: all); ``ignore`` marks voxels without annotation; ``nonzero_mask`` is where channels that
-    are normalised in it alone are not 0 (None: there are no such channels).
+    are normalised in it alone are not 0 (None: there are no such channels). ``affine`` is that of the stored arrays,
+    for pictures of the case.
     """
     chunks = tuple(min(edge, extent) for edge, extent in zip(chunk, labels.shape, strict=True))
     image = np.ascontiguousarray(image, dtype=np.float32)
@@ -91,7 +94,12 @@ def fill_case(
     facts["locations_crc32"] = zlib.crc32(tables)
     if annotated is not None:
         facts["annotated"] = list(annotated)
+    if affine is not None:
+        facts["affine"] = affine.tolist()
     (folder / "case.json").write_text(json.dumps(sealed(facts)) + "\n")
+
+
+_Row = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ class _CaseFacts:
     annotated: tuple[int, ...] | None = None
     locations_crc32: int | None = None
     """None: written by an earlier version."""
+    affine: tuple[_Row, _Row, _Row, _Row] | None = None
+    """None: without millimetres, or written by an earlier version."""
 
 
 class CaseReader:
@@ -120,6 +130,8 @@ class CaseReader:
         if facts.case_id != folder.name:
             raise ConfigError(f"{folder}: its case.json is that of {facts.case_id[:100]!r}. {CURE}")
         self.case_id, self.shape, self._locations_crc32 = facts.case_id, facts.shape, facts.locations_crc32
+        self.affine = None if facts.affine is None else np.array(facts.affine)
+        """(4, 4), voxel index to RAS+ mm; None without millimetres, and in cases of earlier versions."""
         self.annotated = facts.annotated
         """Label indices that were annotated in this case; None: all."""
 

@@ -13,9 +13,11 @@ from medmamba.command_options import ReportOptions
 from medmamba.errors import InputError
 from medmamba.evaluation.dice import dice_of_channels
 from medmamba.evaluation.statistics import mean_of_known
+from medmamba.geometry.display import Display
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.models.run_folder import RunFolder
+from medmamba.preprocessing.case import plan_display
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training.epochs import spread_subset
 
@@ -39,13 +41,16 @@ class CaseScore:
 
 @dataclass(frozen=True, eq=False)
 class ShownCase:
-    """The voxels of one case on the plan's grid: first channel, truth and prediction as label indices (I, J, K)."""
+    """One case on the plan's grid: image (C, I, J, K), truth and prediction as label indices (I, J, K).
+
+    The image is the first channel, or all three of a photograph.
+    """
 
     score: CaseScore
     image: NDArray[np.float32]
     truth: NDArray[np.integer]
     prediction: NDArray[np.integer]
-    spacing_mm: Sequence[float]
+    display: Display
 
 
 @dataclass
@@ -132,5 +137,6 @@ def _predicted(ensemble: FoldEnsemble, case: CaseReader, fold: str) -> ShownCase
     annotated = output_channels.annotated(case.annotated)
     found = dice_of_channels(truth, prediction, output_channels, annotated, output_channels.structures)
     scores = {output_channels.names[channel]: value for channel, value in found.items()}
-    spacing = [1.0, 1.0, 1.0, *(ensemble.configuration.spacing_mm or ())][-3:]  # 2D networks have two
-    return ShownCase(CaseScore(case.case_id, fold, scores), image[0], truth, prediction, spacing)
+    display = plan_display(truth.shape, ensemble.plan, ensemble.configuration, case.affine)
+    shown = image if display.stored.affine is None and len(image) == 3 else image[:1]
+    return ShownCase(CaseScore(case.case_id, fold, scores), shown, truth, prediction, display)

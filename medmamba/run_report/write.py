@@ -16,10 +16,9 @@ from medmamba.command_options import ReportOptions
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.evaluation.metrics import as_json
-from medmamba.evaluation.overlay import overlay_png
-from medmamba.geometry import Grid
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
+from medmamba.pages.picture import Picture, draw_case
 from medmamba.pages.render import COLOURS, data_uri, grey, number, png_of, render
 from medmamba.plans.explain import summary
 from medmamba.plans.schema import Plan
@@ -91,21 +90,21 @@ def _result(found: CrossValidation, structure: str | None) -> list[str]:
     return [structure or "mean", f"{number(mean)} ± {number(deviation)}", str(count), *folds]
 
 
-def _picture(case: ShownCase, labels: int) -> bytes:
-    order = (1, 2, 0)  # the picture is a slice of the last axis
-    truth, prediction = case.truth.transpose(order), case.prediction.transpose(order)
-    return overlay_png(truth, prediction, Grid(truth.shape, None), range(1, labels + 1), case.image.transpose(order))
+def _picture(case: ShownCase, labels: int) -> Picture:
+    values = range(1, labels + 1)
+    return draw_case(case.display, values, coloured=case.prediction, white=case.truth, image=case.image)
 
 
 def volume(kind: str, case: ShownCase) -> dict[str, Any]:
     """One case as the viewer reads it."""
-    steps = tuple(max(1, -(-size // LONGEST_EDGE)) for size in case.image.shape)
+    steps = tuple(max(1, -(-size // LONGEST_EDGE)) for size in case.display.grid.shape)
     thin = tuple(slice(None, None, step) for step in steps)
-    image, truth, prediction = case.image[thin], case.truth[thin], case.prediction[thin]
+    image, truth, prediction = (case.display.volume(one)[thin] for one in (case.image[0], case.truth, case.prediction))
     sheet = np.stack([grey(image), truth.astype(np.uint8), prediction.astype(np.uint8)], axis=-1)
     return {
         "title": f"{kind}: {case.score.case_id} (Dice {number(case.score.mean)})",
         "shape": list(image.shape),
-        "spacing": [mm * step for mm, step in zip(case.spacing_mm, steps, strict=True)],
+        "letters": list(case.display.letters),
+        "spacing": [mm * step for mm, step in zip(case.display.spacing, steps, strict=True)],
         "sheet": data_uri(png_of(sheet.reshape(-1, image.shape[2], 3))),
     }

@@ -18,7 +18,10 @@ from medmamba.inference.sliding_window import predict_logits
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import ModelFacts
+from medmamba.pages.picture import Picture, draw_case
 from medmamba.plans.schema import Configuration, Plan
+from medmamba.preprocessing.case import plan_display
+from medmamba.preprocessing.labels import label_names
 from medmamba.preprocessing.store import CaseReader
 from medmamba.training import distributed
 from medmamba.training.config import TrainConfig
@@ -26,10 +29,10 @@ from medmamba.training.guard import COLLAPSE_EPOCHS, collapse_advice
 from medmamba.training.loss_names import LossFunction
 from medmamba.training.losses import dice_ce
 from medmamba.training.observers import Observer
-from medmamba.training.progress import EpochMetrics, Example, Progress, Validation, write_metrics
+from medmamba.training.progress import EpochMetrics, Progress, Validation, write_metrics
 
 EXAMPLES = 4
-"""Cases of which the slice with most foreground is kept for an image."""
+"""Cases of which a slice is kept for a picture."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def validate(
     monotonic clock) no further volume is begun; the first always is.
     """
     channels, stage_labels = OutputChannels.of_plan(plan), previous_labels(plan, configuration)
-    examples: list[Example] = []
+    examples: dict[str, Picture] = {}
     scores: dict[str, list[float]] = {channels.names[channel]: [] for channel in channels.structures}
     foreground = voxels = 0
     seen = 0
@@ -190,8 +193,10 @@ def validate(
         prediction = channels.label_map(logits).cpu().numpy()
         known = np.ones(truth.shape, bool) if channels.ignore is None else truth != channels.ignore
         if len(examples) < EXAMPLES:
-            best = int(np.argmax((truth > 0).sum((1, 2))))
-            examples.append(Example(case.case_id, image[0, best], truth[best], prediction[best]))
+            display = plan_display(truth.shape, plan, configuration, case.affine)
+            values = range(1, len(label_names(plan)) + 1)
+            own = image[: len(plan.channel_names)]
+            examples[case.case_id] = draw_case(display, values, coloured=prediction, white=truth, image=own)
         foreground += int((prediction[known] > 0).sum())
         voxels += int(known.sum())
         annotated = channels.annotated(case.annotated)
@@ -199,7 +204,7 @@ def validate(
             scores[channels.names[channel]].append(score)
     every = [score for values in scores.values() for score in values]
     by_name = {name: mean_of_known(values) for name, values in scores.items()}
-    return Validation(mean_of_known(every), by_name, foreground / max(voxels, 1), seen, tuple(examples))
+    return Validation(mean_of_known(every), by_name, foreground / max(voxels, 1), seen, examples)
 
 
 def spread_subset(cases: Sequence[CaseReader], count: int | None) -> list[CaseReader]:

@@ -8,22 +8,20 @@ warning, so that no training is lost to a server.
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.errors import ConfigError, first_line
-from medmamba.pages.render import COLOURS, brief, colour_of, render
+from medmamba.pages.picture import Picture, sheet
+from medmamba.pages.render import COLOURS, brief, render
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
-from medmamba.training.progress import EpochMetrics, Example, TrainingResult, Validation, read_metrics
+from medmamba.training.progress import EpochMetrics, TrainingResult, Validation, read_metrics
 
 WEAK_DICE, WEAK_MARGIN = 0.5, 0.15
 """A class is called weak if its Dice is below the first and below the mean of the others by the second."""
-EXAMPLES_TITLE = "Examples: truth in white, prediction in colour"
 
 
 class Observer:
@@ -70,7 +68,7 @@ class TrainingReport(Observer):
         self.run, self.fold, self.plan, self.config = run, fold, plan, config
         self.machine = machine
         self.events: list[str] = []
-        self.examples: Sequence[Example] = ()
+        self.examples: Mapping[str, Picture] = {}
         self.result: TrainingResult | None = None
 
     def event(self, line: str) -> None:
@@ -88,13 +86,13 @@ class TrainingReport(Observer):
 
     def write(self) -> None:
         """Write images and page."""
-        images, epochs = {}, read_metrics(self.fold)
+        curves, epochs = None, read_metrics(self.fold)
         if epochs:
-            images["Curves"] = curves_png(epochs)
-            write_bytes(self.fold / "curves.png", images["Curves"])
+            curves = curves_png(epochs)
+            write_bytes(self.fold / "curves.png", curves)
         if self.examples:
-            images[EXAMPLES_TITLE] = examples_png(self.examples)
-            write_bytes(self.fold / "examples.png", images[EXAMPLES_TITLE])
+            shown = {case_id: picture.png for case_id, picture in self.examples.items()}
+            write_bytes(self.fold / "examples.png", sheet(shown, {"truth": "white"}, len(shown)))
         rows = [epoch.as_row() for epoch in epochs]
         header = list(rows[0]) if rows else []
         page = render(
@@ -105,7 +103,8 @@ class TrainingReport(Observer):
             machine=self.machine,
             closing=[] if self.result is None else closing_lines(self.result, self.run),
             events=self.events,
-            images=images,
+            curves=curves,
+            examples=self.examples,
             epochs=[header, *([brief(row.get(key)) for key in header] for row in rows)] if rows else [],
             recipe=[[key, str(value)] for key, value in self.config.model_dump().items()],
         )
@@ -159,23 +158,6 @@ def curves_png(epochs: Sequence[EpochMetrics]) -> bytes:
         right.plot(steps, known, color=colour, marker=".", label=label)
     right.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
     right.legend(frameon=False)
-    return _png(figure)
-
-
-def examples_png(examples: Sequence[Example]) -> bytes:
-    """One slice a case with both outlines."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * len(examples), 3.2), facecolor="black", layout="constrained")
-    for axis, example in zip(figure.subplots(1, len(examples), squeeze=False)[0], examples, strict=True):
-        axis.imshow(example.image, cmap="gray")
-        for label in np.unique(example.truth[example.truth > 0]):
-            axis.contour(example.truth == label, levels=[0.5], colors="white", linewidths=0.6)
-        for label in np.unique(example.prediction[example.prediction > 0]):
-            colour = colour_of(int(label) - 1)
-            axis.contour(example.prediction == label, levels=[0.5], colors=colour, linewidths=1.2)
-        axis.set_title(example.case_id, color="white", fontsize=8)
-        axis.set_axis_off()
     return _png(figure)
 
 

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from medmamba.disk.atomic import write_json, write_text
+from medmamba.pages.picture import Picture
 from medmamba.plans.json_record import as_written, read_stored
 from medmamba.training.guard import MemorySettings
 
@@ -215,24 +214,14 @@ class Validation:
         by_name: Dice of each label or region.
         foreground_fraction: of the voxels that are not ignored.
         cases: that were validated.
-        examples: a slice of each of the first cases.
+        examples: a slice of each of the first cases, by case id.
     """
 
     mean: float
     by_name: dict[str, float]
     foreground_fraction: float
     cases: int
-    examples: "tuple[Example, ...]" = ()
-
-
-@dataclass(frozen=True)
-class Example:
-    """One slice of a validated case: image (H, W), truth and prediction as label indices."""
-
-    case_id: str
-    image: NDArray[np.float32]
-    truth: NDArray[np.integer]
-    prediction: NDArray[np.integer]
+    examples: Mapping[str, Picture] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

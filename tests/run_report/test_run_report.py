@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from medmamba.errors import InputError
+from medmamba.geometry import Grid
+from medmamba.geometry.display import Display
 from medmamba.models.run_folder import RunFolder
 from medmamba.run_report.cross_validation import SHOWN, CaseScore, CrossValidation, ShownCase
 from medmamba.run_report.write import LONGEST_EDGE, run_page, volume, write_report
@@ -28,7 +30,7 @@ def case(name: str, dice: float, fold: str = "fold_0", shape=(12, 20, 16)) -> Sh
     prediction = np.roll(truth, round(4 * (1 - np.nan_to_num(dice))), axis=1)
     image = rng.normal(size=shape).astype(np.float32) + truth
     score = CaseScore(name, fold, {"Anterior": dice, "Posterior": math.nan})
-    return ShownCase(score, image, truth, prediction, (2.0, 1.0, 1.0))
+    return ShownCase(score, image[None], truth, prediction, Display(Grid(shape, np.diag([2.0, 1.0, 1.0, 1.0]))))
 
 
 def crossed() -> CrossValidation:

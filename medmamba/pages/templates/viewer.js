@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("v-data").textContent);
   const part = (name) => document.getElementById("v-" + name);
   const canvas = part("canvas"), context = canvas.getContext("2d");
-  const AXES = ["along the first axis", "along the second axis", "along the third axis"];
+  const AXES = ["sagittal", "coronal", "axial"];
   let pixels = null, shape = [1, 1, 1], spacing = [1, 1, 1];
 
   data.cases.forEach((one, index) => part("case").add(new Option(one.title, index)));
@@ -40,7 +40,7 @@
   function draw() {
     if (!pixels) return;
     const axis = Number(part("axis").value), index = Number(part("slice").value);
-    const [rows, columns] = [0, 1, 2].filter((other) => other !== axis);
+    const [columns, rows] = [0, 1, 2].filter((other) => other !== axis);
     const height = shape[rows], width = shape[columns];
     const scale = 480 / Math.max(height * spacing[rows], width * spacing[columns]);
     canvas.width = Math.max(1, Math.round(width * spacing[columns] * scale));
