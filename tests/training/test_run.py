@@ -63,7 +63,7 @@ def test_everything_a_person_wants_to_see_is_on_disk(clinic_run):
     assert {"left kidney", "right kidney", "train_dice", "skipped_steps"} <= set(rows[0])
     assert json.loads((fold / "metrics.json").read_text())[1]["step"] == 4
     page = (clinic_run / "report" / "training.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1 + page.count("<figure>") > 1  # curves and examples
     assert "http" not in page.replace("http-equiv", "")
     for name in ("curves.png", "examples.png"):
         assert (fold / name).read_bytes()[:4] == b"\x89PNG"
