@@ -185,6 +185,8 @@ def series_in_order(series: Path | str, grid: Grid) -> "Sequence[Dataset]":
         raise InputError(
             f"{series}: its slices are not those of the mask. Give the series that the mask was made from."
         )
+    if slices[0].frame:
+        raise InputError(f"{series}: a multi-frame file, for which no DICOM object is written. Use the NIfTI mask.")
     datasets = [pydicom.dcmread(piece.path, force=True) for piece in slices]
     for dataset in datasets:
         for name in MAY_BE_EMPTY:

@@ -11,15 +11,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from medmamba.disk.atomic import write_json
 from medmamba.errors import ConfigError, InputError
 from medmamba.images import dicom_headers as headers
-from medmamba.images import ending_of
+from medmamba.images import ending_of, stem_of
 from medmamba.images.archive import is_zip, unpack
-from medmamba.images.dicom import parts_of
-from medmamba.images.dicom_headers import Tags, ignored, is_localizer, sorted_out, without_localizers
+from medmamba.images.dicom_headers import CHOSEN_FRAMES, Tags, ignored, is_localizer, sorted_out, without_localizers
+from medmamba.images.dicom_series import Slice, parts_of, slices_of
 from medmamba.images.gate import brief, shown
 
 LARGEST = "largest"
@@ -27,22 +29,27 @@ LARGEST = "largest"
 
 @dataclass(frozen=True)
 class Series:
-    """One series: its UID and number, the tags of its first slice, and the files of its stacks and phases."""
+    """One series: its UID and number, the tags of its first slice, its files, and its stacks and phases.
+
+    ``problem`` says why it cannot be read; it has no parts then.
+    """
 
     uid: str
     number: str
     tags: Tags
-    parts: list[list[Path]]
+    files: list[Path]
+    parts: list[list[Slice]]
+    problem: str = ""
 
     def sentence(self) -> str:
         """For a list to choose from; the description is what the scanner's operator typed."""
         modality, columns, rows = (self.tags.get(tag, "?") for tag in (headers.MODALITY, headers.COLUMNS, headers.ROWS))
         words = f" {shown(text)[:40]!r}" if (text := self.tags.get(headers.DESCRIPTION)) else ""
-        many = f" in {len(self.parts)} parts (:1 to :{len(self.parts)} or :{LARGEST})" if len(self.parts) > 1 else ""
+        parts = f" in {len(self.parts)} parts (:1 to :{len(self.parts)} or :{LARGEST})" if len(self.parts) > 1 else ""
         scout = ", localizer" if is_localizer(self.tags) else ""
-        images = sum(map(len, self.parts))
+        images = sum(map(len, self.parts)) or len(self.files)
         return (
-            f"{self.number or '-'}: {modality}{words} {images} images {columns} x {rows}{many}, UID {self.uid}{scout}"
+            f"{self.number or '-'}: {modality}{words} {images} images {columns} x {rows}{parts}, UID {self.uid}{scout}"
         )
 
 
@@ -76,20 +83,28 @@ def folder_of_one(
         raise InputError(
             f"{name}: no DICOM images in it{f' ({others})' if others else ''}. Give the folder or zip of a series."
         )
-    series, files = _choose(found, choice, name)
-    if len(found) == len(series.parts) == 1 and {path.parent for path in files} == {root}:
+    series, part = _choose(found, choice, name)
+    files = list(dict.fromkeys(piece.path for piece in part)) or series.files
+    if len(found) == 1 and len(series.parts) < 2 and (files == [root] or {path.parent for path in files} == {root}):
         yield root  # its reader says what else is in the folder
         return
     unused = "; ".join(other.sentence() for other in found if other is not series)
     on_message(f"{name}: {series.sentence()}" + "".join(f"; {text}" for text in (others, unused) if text))
     with TemporaryDirectory(prefix="medmamba-") as scratch:
-        folder = Path(scratch, root.resolve().name)
+        folder = Path(scratch, stem_of(root.resolve()) if root.is_file() else root.resolve().name)
         folder.mkdir()
+        chosen: dict[str, list[int]] = {}
+        unique = len({path.name for path in files}) == len(files)
         for count, path in enumerate(files):
+            target = folder / (path.name if unique else f"{count:06d}_{path.name[-80:]}")
             try:
-                os.link(path, folder / f"{count:06d}.dcm")
+                os.link(path, target)
             except OSError:
-                shutil.copyfile(path, folder / f"{count:06d}.dcm")
+                shutil.copyfile(path, target)
+            if frames := [piece.frame for piece in part if piece.path == path and piece.frame]:
+                chosen[target.name] = frames
+        if chosen and len(series.parts) > 1:
+            write_json(folder / CHOSEN_FRAMES, chosen)
         yield folder
 
 
@@ -138,23 +153,24 @@ def innermost(folder: Path) -> Path:
 
 
 def series_below(root: Path) -> tuple[list[Series], str]:
-    """The image series in a folder and all folders below it, by number, and a text of all other files.
+    """The image series in a folder and all folders below it (or in a file), by number, and a text of all other files.
 
     Links to folders are followed once.
     """
     members: dict[str, dict[Path, Tags]] = defaultdict(dict)
     aside: dict[str, list[str]] = {}
-    seen: set[Path] = set()
-    for folder, inner, _ in os.walk(root, followlinks=True):
+    folders: set[Path] = set()
+    files: set[Path] = set()
+    for folder, inner, _ in os.walk(root, followlinks=True) if root.is_dir() else [(root, [], [])]:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        if (real := Path(folder).resolve()) in seen:
+        if (real := Path(folder).resolve()) in folders:
             inner.clear()
             continue
-        seen.add(real)
+        folders.add(real)
         slices, others = sorted_out(Path(folder), shown(os.path.relpath(folder, root.parent)))
         for path, tags in slices.items():
-            if (real := path.resolve()) not in seen:
-                seen.add(real)
+            if (real := path.resolve()) not in files:
+                files.add(real)
                 members[tags.get(headers.SERIES, "")][path] = tags
         for kind, names in others.items():
             aside.setdefault(kind, []).extend(names)
@@ -162,12 +178,19 @@ def series_below(root: Path) -> tuple[list[Series], str]:
     for uid, slices in members.items():
         slices = without_localizers(slices, aside)
         tags = next(iter(slices.values()))
-        found.append(Series(uid, tags.get(headers.NUMBER, ""), tags, parts_of(slices)))
+        parts, problem = [], ""
+        try:
+            where = shown(root.name)
+            pieces = [slices_of(path, of_file, f"{where}: {shown(path.name)}") for path, of_file in slices.items()]
+            parts = parts_of(chain.from_iterable(pieces))
+        except InputError as error:
+            problem = str(error)
+        found.append(Series(uid, tags.get(headers.NUMBER, ""), tags, list(slices), parts, problem))
     return sorted(found, key=lambda series: (_whole(series.number), series.uid)), ignored(aside)
 
 
-def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series, list[Path]]:
-    """A series and the files of one of its parts."""
+def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series, list[Slice]]:
+    """A series and one of its parts; an empty one where it cannot be read."""
     listed = f"{len(found)} series ({'; '.join(series.sentence() for series in found)})"
     asked, _, part = (choice or "").partition(":") if choice != LARGEST else ("", "", LARGEST)
     images = [series for series in found if not is_localizer(series.tags)] or found
@@ -177,9 +200,11 @@ def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series,
         raise ConfigError(f"{name}: unknown series {asked!r}. It contains {listed}. Choose one of them.")
     if len(matching) > 1 and choice != LARGEST:
         raise InputError(f"{name}: {listed}. Choose one with --series NUMBER, or the end of its UID.")
-    if part == LARGEST:
+    if part == LARGEST and any(series.parts for series in matching):
         return max(((series, part) for series in matching for part in series.parts), key=lambda pair: len(pair[1]))
     series = matching[0]
+    if not series.parts:
+        return series, []
     number = _whole(part or ("1" if len(series.parts) == 1 else ""))
     if not 1 <= number <= len(series.parts):
         raise InputError(

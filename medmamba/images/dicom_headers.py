@@ -4,7 +4,6 @@ pydicom reads the tags listed below (imported on first use); no other tag is rea
 Source of the SOP classes: PS3.4 B.5; a file without preamble: PS3.10 7.1.
 """
 
-import os
 import re
 import warnings
 from collections import defaultdict
@@ -20,10 +19,26 @@ SOP_CLASS, IMAGE_TYPE, MODALITY, DESCRIPTION = 0x00080016, 0x00080008, 0x0008006
 SERIES, NUMBER, POSITION, ORIENTATION = 0x0020000E, 0x00200011, 0x00200032, 0x00200037
 ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = 0x00280010, 0x00280011, 0x00280030, 0x00180050
 FRAMES, SAMPLES, BITS, PHOTOMETRIC = 0x00280008, 0x00280002, 0x00280100, 0x00280004
+SLOPE, INTERCEPT = 0x00281053, 0x00281052
+DIMENSION = 0x00209157
+"""In the tags of a frame: what tells its phase from others, by the file's own dimensions."""
 PHASE = (0x00200100, 0x00200012, 0x00180086, 0x00181060, 0x00200013)
 """Temporal position, acquisition, echo, trigger time and instance number: the order of images at one position."""
 PLACE = (POSITION, ORIENTATION, PIXEL_SPACING, THICKNESS)
-TEXTS = (SOP_CLASS, IMAGE_TYPE, MODALITY, DESCRIPTION, SERIES, NUMBER, FRAMES, PHOTOMETRIC, *PLACE, *PHASE)
+TEXTS = (
+    SOP_CLASS,
+    IMAGE_TYPE,
+    MODALITY,
+    DESCRIPTION,
+    SERIES,
+    NUMBER,
+    FRAMES,
+    PHOTOMETRIC,
+    SLOPE,
+    INTERCEPT,
+    *PLACE,
+    *PHASE,
+)
 NUMBERS = (ROWS, COLUMNS, SAMPLES, BITS)
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 NO_IMAGES = {
@@ -31,6 +46,9 @@ NO_IMAGES = {
     f"{STORAGE}481.2": "RTDOSE",
     f"{STORAGE}481.3": "RTSTRUCT",
     f"{STORAGE}481": "radiotherapy object",
+    f"{STORAGE}4.2": "MR spectroscopy",
+    f"{STORAGE}30": "parametric map",
+    f"{STORAGE}67": "value mapping",
     f"{STORAGE}88": "SR",
     f"{STORAGE}66.4": "SEG",
     f"{STORAGE}66": "registration or raw data",
@@ -39,9 +57,22 @@ NO_IMAGES = {
     f"{STORAGE}9": "waveform",
 }
 """Kind of the objects of these SOP classes, and of those whose UIDs begin with theirs."""
+MULTI_FRAME = {
+    f"{STORAGE}3": "ultrasound",
+    f"{STORAGE}6": "ultrasound",
+    f"{STORAGE}7": "secondary capture",
+    f"{STORAGE}12": "angiography",
+    f"{STORAGE}13": "X-ray volume or mammography",
+    f"{STORAGE}20": "nuclear medicine image",
+    f"{STORAGE}77": "photograph or microscopy",
+}
+"""What a multi-frame file that is not read shows, by the same rule."""
 ENHANCED = tuple(STORAGE + end for end in ("2.1", "2.2", "4.1", "4.4", "128.1", "130"))
 BLANK_IMAGE = 64 * 2**20  # bytes; recent codecs compress a blank image to almost nothing
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+
+CHOSEN_FRAMES = "medmamba-frames.json"
+"""In a folder with one chosen phase: the frames of each multi-frame file that belong to it."""
 
 Tags = dict[int, str]
 
@@ -62,8 +93,23 @@ def holds_dicom(folder: Path | str) -> bool:
         return True
 
 
-def sorted_out(folder: Path, where: str) -> tuple[dict[Path, Tags], dict[str, list[str]]]:
-    """The headers of the slices directly in a folder, by name, and the names of all other files by kind.
+def is_volume(path: Path, where: str) -> bool:
+    """Whether a file is a volume of its own, an enhanced multi-frame image; InputError for other DICOM files."""
+    if not _is_dicom(path, where):
+        return False
+    kind = _other_than_slice(tags := header_tags(path, where))
+    if kind:
+        raise InputError(
+            f"{where}: DICOM {kind}, which is not read as an image. Give an enhanced CT, MR or PET file, or the folder "
+            "of a series."
+        )
+    if tags.get(SOP_CLASS) not in ENHANCED:
+        raise InputError(f"{where}: one slice of a DICOM series. Give the folder of the series.")
+    return True
+
+
+def sorted_out(source: Path, where: str) -> tuple[dict[Path, Tags], dict[str, list[str]]]:
+    """The headers of the slices directly in a folder (or of one file), by name, and the names of others by kind.
 
     Links are followed. Raises InputError for a damaged file, a broken link, and an image that belongs to the slices but
     has no position: without it the volume would be incomplete.
@@ -71,13 +117,13 @@ def sorted_out(folder: Path, where: str) -> tuple[dict[Path, Tags], dict[str, li
     slices: dict[Path, Tags] = {}
     unplaced: dict[Path, Tags] = {}
     aside: dict[str, list[str]] = defaultdict(list)
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        path, name = Path(entry.path), f"{where}: {shown(entry.name)}"
-        if entry.is_dir():
+    for path in sorted(source.iterdir()) if source.is_dir() else [source]:
+        name = where if path == source else f"{where}: {shown(path.name)}"
+        if path.is_dir() or path.name == CHOSEN_FRAMES:
             continue
-        if entry.name.startswith("."):
+        if path.name.startswith("."):
             kind = "hidden"
-        elif entry.is_file(follow_symlinks=False) and not entry.stat().st_size:
+        elif not path.is_symlink() and path.is_file() and not path.stat().st_size:
             kind = "empty"
         elif not _is_dicom(path, name):
             kind = "not DICOM"
@@ -86,12 +132,14 @@ def sorted_out(folder: Path, where: str) -> tuple[dict[Path, Tags], dict[str, li
             kind = _other_than_slice(tags)
             (slices if not kind else unplaced)[path] = tags
         if kind:
-            aside[kind].append(entry.name)
+            aside[kind].append(path.name)
     placed = {(tags.get(SERIES), tags.get(SOP_CLASS)) for tags in slices.values()}
     for path, tags in unplaced.items():
         if (tags.get(SERIES), tags.get(SOP_CLASS)) in placed:
             name = f"{where}: {shown(path.name)}"
-            raise InputError(f"{name}: an image of the series without a position, or in colours. Export it again.")
+            raise InputError(
+                f"{name}: an image of the series without a position, in colours, or of many frames. Export it again."
+            )
     return slices, dict(aside)
 
 
@@ -111,16 +159,17 @@ def _other_than_slice(tags: Tags) -> str:
         return kind
     if ROWS not in tags:  # in a standard image this is damage, which header_tags refuses
         return "private object"
-    if sop_class in ENHANCED:
-        return ""
-    if POSITION not in tags or ORIENTATION not in tags:
-        return "secondary capture" if f"{sop_class}.".startswith(f"{STORAGE}7.") else "image without a position"
+    if sop_class not in ENHANCED:
+        if tags.get(FRAMES) not in (None, "", "0", "1"):
+            return f"multi-frame {_kind_of_class(sop_class, MULTI_FRAME) or 'image'}"
+        if POSITION not in tags or ORIENTATION not in tags:
+            return "secondary capture" if f"{sop_class}.".startswith(f"{STORAGE}7.") else "image without a position"
     grey = tags.get(SAMPLES, "1") == "1" and tags.get(PHOTOMETRIC, "MONOCHROME").startswith("MONOCHROME")
     return "" if grey else "colour image"
 
 
-def _kind_of_class(sop_class: str) -> str:
-    return next((kind for start, kind in NO_IMAGES.items() if f"{sop_class}.".startswith(f"{start}.")), "")
+def _kind_of_class(sop_class: str, kinds: Mapping[str, str] = NO_IMAGES) -> str:
+    return next((kind for start, kind in kinds.items() if f"{sop_class}.".startswith(f"{start}.")), "")
 
 
 def is_localizer(tags: Tags) -> bool:
@@ -163,7 +212,7 @@ def header_tags(path: Path, where: str) -> Tags:
         try:
             with warnings.catch_warnings(action="ignore"):  # they quote tag contents, as errors do
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*TEXTS, *NUMBERS])
-                tags = {tag: _text(header.get_item(tag)) for tag in (*TEXTS, *NUMBERS) if tag in header}
+                tags = {tag: text_of(header.get_item(tag)) for tag in (*TEXTS, *NUMBERS) if tag in header}
                 sop_class = tags.setdefault(SOP_CLASS, str(header.file_meta.get("MediaStorageSOPClassUID", "")))
                 packed = str(header.file_meta.get("TransferSyntaxUID", UNCOMPRESSED[0])) not in UNCOMPRESSED
         except Exception:  # pydicom raises many kinds for damaged files
@@ -184,7 +233,7 @@ def header_tags(path: Path, where: str) -> Tags:
     return tags
 
 
-def _text(element: Any) -> str:
+def text_of(element: Any) -> str:
     """The value of an element as it is in the file; ValueError when it ends before its length."""
     if not isinstance(element.value, bytes):  # empty
         return ""

@@ -5,6 +5,7 @@ adds its row with :func:`register_format`. docs/how-to/add-an-image-format.md ha
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -67,7 +68,7 @@ FORMATS = [
     Format("JPEG", (".jpg", ".jpeg"), mask_ending=".png", **_RASTER),
 ]
 DICOM = Format("DICOM series", (), "medmamba.images.dicom", mask_ending=".nii.gz")
-"""A folder, not a file: the slices of one series."""
+"""A folder with the slices of one series, or an enhanced multi-frame file, whatever its name."""
 
 
 def register_format(kind: Format) -> None:
@@ -91,20 +92,22 @@ def ending_of(path: Path | str) -> str | None:
 def stem_of(path: Path | str) -> str:
     """The file name without its image ending."""
     name, ending = Path(path).name, ending_of(path)
-    return name[: -len(ending)] if ending else name
+    return name[: -len(ending)] if ending else re.sub(r"(?i)\.dcm$", "", name)
 
 
 def format_of(path: Path | str, where: str | None = None) -> Format:
-    """The format of a file, by its name, or that of a DICOM series for a folder; InputError for unknown endings."""
+    """The format of a file by its name, that of DICOM for a folder and a multi-frame file; InputError for others."""
     ending = ending_of(path)
     if ending is None and os.path.isdir(path):  # Path.is_dir raises for names that are too long
         return DICOM
     for kind in FORMATS:
         if ending in kind.endings:
             return kind
+    from medmamba.images.dicom_headers import is_volume
+
     where = where or shown(path)
-    if Path(path).suffix.lower() == ".dcm":
-        raise InputError(f"{where}: one slice of a DICOM series. Give the folder of the series.")
+    if os.path.isfile(path) and os.path.getsize(path) and is_volume(Path(path), where):
+        return DICOM
     raise InputError(f"{where}: not a known kind of image file. Known endings: {', '.join(known_endings())}.")
 
 

@@ -113,5 +113,5 @@ def test_several_frames_in_one_file_are_refused_with_what_to_do(tmp_path, volume
     frames = pydicom.dcmread(path)
     frames.NumberOfFrames, frames.PixelData = 5, volume.tobytes()
     frames.save_as(path)
-    with pytest.raises(InputError, match="several frames in one file"):
+    with pytest.raises(InputError, match="1 multi-frame image"):
         read_image(tmp_path / "s")

@@ -28,7 +28,6 @@ ALLOWED = {
     ("medmamba/disk/atomic.py", "write_text"),
     ("medmamba/disk/atomic.py", "write_bytes"),
     ("medmamba/images/raster.py", "save"),
-    ("medmamba/images/dicom.py", "write_bytes"),
     ("medmamba/training/pretrain.py", "save"),
 }
 RUNS_CODE = {"eval", "exec", "pickle", "cPickle", "joblib", "dill", "shelve", "marshal", "extractall", "fileConfig"}

@@ -19,6 +19,7 @@ from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, InputErrors, PartialError
 from medmamba.images.cases import ImageCase, find_cases, part_of
+from medmamba.images.formats import DICOM, format_of
 from medmamba.inference.folder.case_job import (
     SCHEMA_VERSION,
     CaseRecord,
@@ -121,7 +122,7 @@ def predict_folder(
     everything = everything or find_cases(given, model.settings.reading["channel_files"])
     if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
-    if dicom and (wrong := next((case for case in everything if not case.paths[0].is_dir()), None)):
+    if dicom and (wrong := next((case for case in everything if format_of(case.paths[0]) is not DICOM), None)):
         raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no --dicom-{dicom[0]}. Leave that out.")
     part = options.part or _part_of_launcher()
     cases = everything if part is None else part_of(everything, part)
