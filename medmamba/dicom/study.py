@@ -10,8 +10,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,37 +19,18 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.images import dicom_headers as headers
 from medmamba.images import ending_of, stem_of
 from medmamba.images.archive import is_zip, unpack
-from medmamba.images.dicom_headers import CHOSEN_FRAMES, Tags, ignored, is_localizer, sorted_out, without_localizers
-from medmamba.images.dicom_series import Slice, parts_of, slices_of
+from medmamba.images.cases import find_cases
+from medmamba.images.dicom_headers import (
+    CHOSEN_FRAMES,
+    Tags,
+    ignored,
+    is_localizer,
+    series_in,
+    sorted_out,
+    without_localizers,
+)
+from medmamba.images.dicom_series import LARGEST, Series, Slice
 from medmamba.images.gate import brief, shown
-
-LARGEST = "largest"
-
-
-@dataclass(frozen=True)
-class Series:
-    """One series: its UID and number, the tags of its first slice, its files, and its stacks and phases.
-
-    ``problem`` says why it cannot be read; it has no parts then.
-    """
-
-    uid: str
-    number: str
-    tags: Tags
-    files: list[Path]
-    parts: list[list[Slice]]
-    problem: str = ""
-
-    def sentence(self) -> str:
-        """For a list to choose from; the description is what the scanner's operator typed."""
-        modality, columns, rows = (self.tags.get(tag, "?") for tag in (headers.MODALITY, headers.COLUMNS, headers.ROWS))
-        words = f" {shown(text)[:40]!r}" if (text := self.tags.get(headers.DESCRIPTION)) else ""
-        parts = f" in {len(self.parts)} parts (:1 to :{len(self.parts)} or :{LARGEST})" if len(self.parts) > 1 else ""
-        scout = ", localizer" if is_localizer(self.tags) else ""
-        images = sum(map(len, self.parts)) or len(self.files)
-        return (
-            f"{self.number or '-'}: {modality}{words} {images} images {columns} x {rows}{parts}, UID {self.uid}{scout}"
-        )
 
 
 @contextmanager
@@ -84,7 +64,9 @@ def folder_of_one(
             f"{name}: no DICOM images in it{f' ({others})' if others else ''}. Give the folder or zip of a series."
         )
     series, part = _choose(found, choice, name)
-    files = list(dict.fromkeys(piece.path for piece in part)) or series.files
+    if series.problem:
+        raise InputError(series.problem)
+    files = list(dict.fromkeys(piece.path for piece in part))
     if len(found) == 1 and len(series.parts) < 2 and (files == [root] or {path.parent for path in files} == {root}):
         yield root  # its reader says what else is in the folder
         return
@@ -119,7 +101,7 @@ def opened(
     name = brief(str(source))
     with _unpacked(source, name) as root:
         packed = root != Path(source)
-        found, others = series_below(root) if series is not None or packed else ([], "")
+        found, others = series_below(root) if series is not None or packed or _scattered(root) else ([], "")
         if series is not None or found:
             with folder_of_one(root, found, others, series, name, on_message) as folder:
                 yield folder
@@ -130,6 +112,28 @@ def opened(
                 f"{brief(Path(source).name)}: no image of a known format. Give a zip of images or of a series."
             )
         yield inside
+
+
+def _scattered(root: Path) -> bool:
+    """Whether a folder has its slices deeper than its folders of images, or one series in several of those.
+
+    Raises InputError for such a series beside other images.
+    """
+    try:
+        listed = [path for case in find_cases(root) for path in case.paths]
+    except InputError:
+        return root.is_dir()
+    parts: dict[str, list[str]] = defaultdict(list)
+    for path in listed if len(listed) > 1 else []:
+        if path.is_dir() and (uid := series_in(path)):
+            parts[uid].append(shown(path.name))
+    divided = next((names for names in parts.values() if len(names) > 1), None)
+    if divided and len(divided) < len(listed):
+        raise InputError(
+            f"{shown(root)}: {divided[0]} and {divided[1]} hold slices of one series, and there are other images. "
+            "Choose a series with --series (? lists them), or put its slices into one folder."
+        )
+    return divided is not None
 
 
 @contextmanager
@@ -155,19 +159,26 @@ def innermost(folder: Path) -> Path:
 def series_below(root: Path) -> tuple[list[Series], str]:
     """The image series in a folder and all folders below it (or in a file), by number, and a text of all other files.
 
-    Links to folders are followed once.
+    Links to folders are followed once. A damaged file is a problem of the series in its folder. Raises InputError when
+    there are only damaged files.
     """
     members: dict[str, dict[Path, Tags]] = defaultdict(dict)
     aside: dict[str, list[str]] = {}
+    damaged: dict[Path, InputError] = {}
     folders: set[Path] = set()
     files: set[Path] = set()
-    for folder, inner, _ in os.walk(root, followlinks=True) if root.is_dir() else [(root, [], [])]:
+
+    def unreadable(error: OSError) -> None:
+        aside.setdefault("folder that cannot be opened", []).append(Path(str(error.filename)).name)
+
+    walked = os.walk(root, onerror=unreadable, followlinks=True) if root.is_dir() else [(os.fspath(root), [], [])]
+    for folder, inner, _ in walked:
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         if (real := Path(folder).resolve()) in folders:
             inner.clear()
             continue
         folders.add(real)
-        slices, others = sorted_out(Path(folder), shown(os.path.relpath(folder, root.parent)))
+        slices, others = sorted_out(Path(folder), shown(os.path.relpath(folder, root.parent)), damaged)
         for path, tags in slices.items():
             if (real := path.resolve()) not in files:
                 files.add(real)
@@ -175,17 +186,15 @@ def series_below(root: Path) -> tuple[list[Series], str]:
         for kind, names in others.items():
             aside.setdefault(kind, []).extend(names)
     found = []
-    for uid, slices in members.items():
-        slices = without_localizers(slices, aside)
-        tags = next(iter(slices.values()))
-        parts, problem = [], ""
-        try:
-            where = shown(root.name)
-            pieces = [slices_of(path, of_file, f"{where}: {shown(path.name)}") for path, of_file in slices.items()]
-            parts = parts_of(chain.from_iterable(pieces))
-        except InputError as error:
-            problem = str(error)
-        found.append(Series(uid, tags.get(headers.NUMBER, ""), tags, list(slices), parts, problem))
+    for slices in members.values():
+        series = Series.of(without_localizers(slices, aside), shown(root.name))
+        beside = {path.parent for path in series.files}
+        problem = next((str(error) for path, error in damaged.items() if path.parent in beside), series.problem)
+        found.append(replace(series, problem=problem))
+    if not found and damaged:
+        raise next(iter(damaged.values()))
+    if damaged:
+        aside["damaged"] = [path.name for path in damaged]
     return sorted(found, key=lambda series: (_whole(series.number), series.uid)), ignored(aside)
 
 
@@ -200,8 +209,8 @@ def _choose(found: list[Series], choice: str | None, name: str) -> tuple[Series,
         raise ConfigError(f"{name}: unknown series {asked!r}. It contains {listed}. Choose one of them.")
     if len(matching) > 1 and choice != LARGEST:
         raise InputError(f"{name}: {listed}. Choose one with --series NUMBER, or the end of its UID.")
-    if part == LARGEST and any(series.parts for series in matching):
-        return max(((series, part) for series in matching for part in series.parts), key=lambda pair: len(pair[1]))
+    if part == LARGEST and (parts := [(series, part) for series in matching for part in series.parts]):
+        return max(parts, key=lambda pair: len(pair[1]))
     series = matching[0]
     if not series.parts:
         return series, []

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmamba.errors import InputError
+from medmamba.errors import InputError, counted
 from medmamba.images import format_of, list_images, mask_ending, stem_of, written_files
+from medmamba.images.gate import shown
 
 CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 
@@ -103,9 +104,16 @@ def _listed(source: Path, on_message: Callable[[str], None]) -> list[Path]:
         return list_images(source, on_message)
     except InputError:
         found: list[Path] = []
+        series: set[str] = set()
         for folder, _, _ in sorted(os.walk(source)):  # a folder for each case
             with suppress(InputError):
-                found += [path for path in list_images(folder, on_message) if path.is_file()]
+                listed = list_images(folder, on_message)
+                found += [path for path in listed if path.is_file()]
+                series |= {shown(os.path.relpath(path, source)) for path in listed if path.is_dir()}
         if not found:
             raise
+        if series:
+            on_message(
+                f"{shown(source)}: ignored: {counted(len(series), 'DICOM folder')} ({', '.join(sorted(series)[:3])})."
+            )
         return found

@@ -21,12 +21,22 @@ from medmamba.geometry import Affine, Grid, affine_problem
 from medmamba.images import dicom_headers as headers
 from medmamba.images.checked import Decoded
 from medmamba.images.dicom_frames import single_frames
-from medmamba.images.dicom_headers import holds_dicom, ignored
-from medmamba.images.dicom_series import Slice, chosen_frames, difference, slices_of, without_copies
+from medmamba.images.dicom_headers import Tags, holds_dicom, ignored
+from medmamba.images.dicom_series import (
+    Series,
+    Slice,
+    chosen_frames,
+    difference,
+    parts_of,
+    sizes_of,
+    slices_of,
+    without_copies,
+)
 from medmamba.images.gate import ReadOptions, check_memory, check_size, shown
 
 SAME_SLICE = 0.01  # of the spacing: closer slices are the same one twice
 EVEN_SPACING = 0.05  # of the spacing: positions are written rounded
+CHOOSE = "Choose one with `medmamba predict --series`, by number or the end of its UID"
 
 
 def read(folder: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
@@ -61,19 +71,21 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
     kept = without_copies(found)
     if len(kept) < len(found):
         aside["identical copy"] = [path.name for path in found if path not in kept]
-    if (count := len({found[path].get(headers.SERIES, "") for path in kept})) > 1:
-        raise InputError(
-            f"{where}: {count} series in one folder. Give each a folder of its own, or choose one with "
-            "`medmamba predict --series`; `--series ?` lists them."
-        )
+    members: dict[str, dict[Path, Tags]] = defaultdict(dict)
+    for path in kept:
+        members[found[path].get(headers.SERIES, "")][path] = found[path]
+    if len(members) > 1:
+        listed = "; ".join(Series.of(files, where).sentence() for files in members.values())
+        raise InputError(f"{where}: {len(members)} series in one folder ({listed}). {CHOOSE}.")
     slices = [piece for path in kept for piece in slices_of(path, found[path], f"{where}: {shown(path.name)}")]
-    if others := len(slices) - len(slices := chosen_frames(folder, slices)):
-        aside["frame(s) of other parts"] = [str(others)]
+    every, slices = slices, chosen_frames(folder, slices)
+    if len(slices) < len(every):
+        kept_frames = set(map(id, slices))
+        aside["frame of another part"] = [piece.name for piece in every if id(piece) not in kept_frames]
     for piece in slices[1:]:
         if what := difference(piece, slices[0]):
             raise InputError(
-                f"{where}: slices of different {what}: {slices[0].name} and {piece.name}. "
-                "Keep one volume in the folder, or choose one with `medmamba predict --series`."
+                f"{where}: slices of different {what}: {slices[0].name} and {piece.name}. {_parts_in(slices)}"
             )
     affine = _in_order(slices, where)
     if problem := affine_problem(affine, any_spacing=options.any_spacing):
@@ -81,6 +93,14 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
     shape = (*slices[0].size, len(slices))
     check_size(shape, where, options.max_voxels)
     return slices, Grid(shape, affine), [f"{where}: {ignored(aside)}."] if aside else []
+
+
+def _parts_in(slices: list[Slice]) -> str:
+    """What to do with slices that are no volume: the stacks and phases that they are."""
+    sizes = sizes_of(parts_of(slices))
+    return (
+        f"They are {sizes}. Choose one with `medmamba predict --series`." if sizes else "Keep one volume in the folder."
+    )
 
 
 def _in_order(slices: list[Slice], where: str) -> Affine:
@@ -97,8 +117,7 @@ def _in_order(slices: list[Slice], where: str) -> Affine:
         if (double := np.flatnonzero(gaps <= SAME_SLICE * max(usual, 1e-6))).size:
             a, b = slices[int(double[0])], slices[int(double[0]) + 1]
             raise InputError(
-                f"{where}: {a.name} and {b.name} are at the same place ({len(double)} such "
-                "pairs). Keep one phase in the folder, or choose one with `medmamba predict --series`."
+                f"{where}: {a.name} and {b.name} are at the same place ({len(double)} such pairs). {_parts_in(slices)}"
             )
         wrong = np.abs(gaps - usual) > EVEN_SPACING * usual
         if wrong.any():

@@ -149,7 +149,7 @@ def _saved(source: Any, syntax: Any, piece: bytes, target: Path) -> Path:
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.encaps import encapsulate
-    from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+    from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
     single, meta = Dataset(), FileMetaDataset()
     for tag in KEPT:
@@ -157,7 +157,7 @@ def _saved(source: Any, syntax: Any, piece: bytes, target: Path) -> Path:
             single.add(source[tag])
     single.PhotometricInterpretation = "MONOCHROME2"  # ITK inverts the stored values of MONOCHROME1
     single.SOPClassUID = meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    single.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = "1.2.3"
+    single.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == DeflatedExplicitVRLittleEndian else syntax
     single.file_meta = meta
     single.PixelData = encapsulate([piece]) if syntax.is_encapsulated else piece

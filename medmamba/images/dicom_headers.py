@@ -71,6 +71,7 @@ ENHANCED = tuple(STORAGE + end for end in ("2.1", "2.2", "4.1", "4.4", "128.1", 
 BLANK_IMAGE = 64 * 2**20  # bytes; recent codecs compress a blank image to almost nothing
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
+EMPTY, NOT_DICOM = "empty", "not DICOM"
 CHOSEN_FRAMES = "medmamba-frames.json"
 """In a folder with one chosen phase: the frames of each multi-frame file that belong to it."""
 
@@ -79,18 +80,24 @@ Tags = dict[int, str]
 
 def holds_dicom(folder: Path | str) -> bool:
     """Whether a folder directly contains slices or a damaged file that may be one; localizers alone do not count."""
+    return series_in(folder) is not None
+
+
+def series_in(folder: Path | str) -> str | None:
+    """The series UID of the first slice directly in a folder; empty if it is damaged, None if there is no slice."""
     try:
-        paths = [path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith(".")]
+        paths = sorted(path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith("."))
     except OSError:
-        return False
+        return None
     try:
-        return any(
-            not _other_than_slice(tags := header_tags(path, "")) and not is_localizer(tags)
-            for path in paths
-            if path.stat().st_size and _is_dicom(path, "")
-        )
+        for path in paths:
+            if path.stat().st_size and _is_dicom(path, ""):
+                tags = header_tags(path, "")
+                if not _other_than_slice(tags) and not is_localizer(tags):
+                    return tags.get(SERIES, "")
     except InputError:  # its reader reports what is wrong
-        return True
+        return ""
+    return None
 
 
 def is_volume(path: Path, where: str) -> bool:
@@ -108,39 +115,64 @@ def is_volume(path: Path, where: str) -> bool:
     return True
 
 
-def sorted_out(source: Path, where: str) -> tuple[dict[Path, Tags], dict[str, list[str]]]:
+def sorted_out(
+    source: Path, where: str, damaged: dict[Path, InputError] | None = None
+) -> tuple[dict[Path, Tags], dict[str, list[str]]]:
     """The headers of the slices directly in a folder (or of one file), by name, and the names of others by kind.
 
     Links are followed. Raises InputError for a damaged file, a broken link, and an image that belongs to the slices but
-    has no position: without it the volume would be incomplete.
+    has no position: without it the volume would be incomplete. With ``damaged``, such errors are put there, by file.
     """
     slices: dict[Path, Tags] = {}
-    unplaced: dict[Path, Tags] = {}
-    aside: dict[str, list[str]] = defaultdict(list)
+    others: dict[Path, tuple[str, Tags]] = {}
+    problems: dict[Path, InputError] = {}
     for path in sorted(source.iterdir()) if source.is_dir() else [source]:
         name = where if path == source else f"{where}: {shown(path.name)}"
         if path.is_dir() or path.name == CHOSEN_FRAMES:
             continue
-        if path.name.startswith("."):
-            kind = "hidden"
-        elif not path.is_symlink() and path.is_file() and not path.stat().st_size:
-            kind = "empty"
-        elif not _is_dicom(path, name):
-            kind = "not DICOM"
-        else:
-            tags = header_tags(path, name)
-            kind = _other_than_slice(tags)
-            (slices if not kind else unplaced)[path] = tags
+        try:
+            kind, tags = _kind_of_file(path, name)
+        except InputError as error:
+            problems[path] = error
+            continue
         if kind:
-            aside[kind].append(path.name)
+            others[path] = kind, tags
+        else:
+            slices[path] = tags
     placed = {(tags.get(SERIES), tags.get(SOP_CLASS)) for tags in slices.values()}
-    for path, tags in unplaced.items():
-        if (tags.get(SERIES), tags.get(SOP_CLASS)) in placed:
-            name = f"{where}: {shown(path.name)}"
-            raise InputError(
-                f"{name}: an image of the series without a position, in colours, or of many frames. Export it again."
-            )
+    names = {_pattern(path) for path in slices}
+    aside: dict[str, list[str]] = defaultdict(list)
+    for path, (kind, tags) in others.items():
+        name = f"{where}: {shown(path.name)}"
+        if tags and (tags.get(SERIES), tags.get(SOP_CLASS)) in placed:
+            problem = "an image of the series without a position, in colours, or of many frames. Export it again."
+            problems[path] = InputError(f"{name}: {problem}")
+        elif kind in (EMPTY, NOT_DICOM) and _pattern(path) in names:
+            problems[path] = InputError(f"{name}: {kind}, but named as the slices are. Copy it again, or remove it.")
+        else:
+            aside[kind].append(path.name)
+    if problems and damaged is None:
+        raise next(iter(problems.values()))
+    if damaged is not None:
+        damaged.update(problems)
     return slices, dict(aside)
+
+
+def _kind_of_file(path: Path, where: str) -> tuple[str, Tags]:
+    """What a file is, empty for a slice, and its tags if it is DICOM; InputError for a damaged file."""
+    if path.name.startswith("."):
+        return "hidden", {}
+    if not path.is_symlink() and path.is_file() and not path.stat().st_size:
+        return EMPTY, {}
+    if not _is_dicom(path, where):
+        return NOT_DICOM, {}
+    tags = header_tags(path, where)
+    return _other_than_slice(tags), tags
+
+
+def _pattern(path: Path) -> str:
+    """A name with its numbers left out: files of one export differ in those."""
+    return re.sub(r"[0-9a-fA-F]+", "0", path.name)
 
 
 def ignored(aside: Mapping[str, list[str]]) -> str:

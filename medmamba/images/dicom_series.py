@@ -1,8 +1,8 @@
-"""Slices of a DICOM series and their division: stacks of one size and orientation, and the phases of each."""
+"""DICOM series: their slices, divided into stacks of one size and orientation and the phases of each, in words."""
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.errors import InputError
+from medmamba.errors import InputError, counted
 from medmamba.images import dicom_headers as headers
 from medmamba.images.dicom_frames import frame_tags
 from medmamba.images.dicom_headers import CHOSEN_FRAMES, COLUMNS, ROWS, Tags
@@ -18,6 +18,10 @@ from medmamba.images.gate import shown
 from medmamba.plans.json_record import read_stored
 
 SAME_DIRECTION = 1e-3
+LARGEST = "largest"
+"""Chooses the part with the most slices."""
+MOST_LISTED = 8
+"""Parts of a series whose sizes are listed."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,65 @@ class Slice:
     def name(self) -> str:
         """For messages."""
         return f"frame {self.frame} of {shown(self.path.name)}" if self.frame else shown(self.path.name)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series: its UID and number, the tags of its first slice, its files, and its stacks and phases.
+
+    ``problem`` says why it cannot be read; it may have no parts then.
+    """
+
+    uid: str
+    number: str
+    tags: Tags
+    files: list[Path]
+    parts: list[list[Slice]]
+    problem: str = ""
+
+    @classmethod
+    def of(cls, found: Mapping[Path, Tags], where: str) -> "Series":
+        """From the headers of its files; ``where`` names their folder."""
+        tags = next(iter(found.values()))
+        parts, problem = [], ""
+        try:
+            pieces = [slices_of(path, of_file, f"{where}: {shown(path.name)}") for path, of_file in found.items()]
+            parts = parts_of(chain.from_iterable(pieces))
+        except InputError as error:
+            problem = str(error)
+        uid, number = tags.get(headers.SERIES, ""), tags.get(headers.NUMBER, "")
+        return cls(uid, number, tags, list(found), parts, problem)
+
+    def sentence(self) -> str:
+        """For a list to choose from; the description is what the scanner's operator typed."""
+        words = f" {shown(text)[:40]!r}" if (text := self.tags.get(headers.DESCRIPTION)) else ""
+        unread = f"{counted(len(self.files), 'file')} that cannot be read"
+        size = sizes_of(self.parts) or (_size(self.parts[0]) if self.parts else unread)
+        notes = [f"UID {self.uid}"] + ["localizer"] * headers.is_localizer(self.tags) + ["damaged"] * bool(self.problem)
+        modality = self.tags.get(headers.MODALITY) or "?"
+        return f"{self.number or '-'}: {modality}{words} {size}, {', '.join(notes)}"
+
+
+def sizes_of(parts: list[list[Slice]]) -> str:
+    """Several stacks and phases in words: how to choose each, and its size; empty for one."""
+    sizes = [_size(part) for part in parts]
+    if len(sizes) < 2:
+        return ""
+    if len(set(sizes)) == 1:
+        return f"{len(sizes)} parts (:1 to :{len(sizes)} or :{LARGEST}) of {sizes[0]} each"
+    listed = ", ".join(f":{number} {size}" for number, size in enumerate(sizes[:MOST_LISTED], start=1))
+    return f"{len(sizes)} parts ({listed}{', ...' if len(sizes) > MOST_LISTED else ''} or :{LARGEST})"
+
+
+def _size(part: list[Slice]) -> str:
+    """Slices, rows, columns and their distances in words."""
+    first = part[0]
+    normal = np.cross(first.orientation[:3], first.orientation[3:])
+    heights = np.sort([float(piece.position @ normal) for piece in part])
+    apart = float(np.median(np.diff(heights))) if len(part) > 1 else first.thickness
+    mm = " x ".join(f"{value:.3g}" for value in (apart, *first.spacing))
+    columns, rows = first.size
+    return f"{counted(len(part), 'slice')} of {rows} x {columns} pixels, {mm} mm"
 
 
 def slices_of(path: Path, tags: Tags, where: str) -> list[Slice]:

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 from dicom_series import changed, write_object, write_series
 
-from medmamba.dicom.study import one_series, series_below
+from medmamba.dicom.study import one_series, opened, series_below
 from medmamba.errors import InputError
 from medmamba.images import list_images, read_image
 from medmamba.images.dicom_headers import header_tags
@@ -169,7 +169,8 @@ def test_inverted_display_does_not_change_values(tmp_path, syntax, kind, bits):
 def test_stacks_and_phases_of_a_series_are_chosen_by_number_or_size(tmp_path, volume):
     for phase in range(3):
         write_series(tmp_path / "s" / str(phase), volume + phase, **{"0020_0011": "4", "0020_0012": str(phase)})
-    listed = r"15 images 5 x 6 in 3 parts \(:1 to :3 or :largest\), UID 1\.2\.3"
+    size = r"5 slices of 6 x 5 pixels, 2 x 0\.75 x 0\.5 mm"
+    listed = rf"4: MR 3 parts \(:1 to :3 or :largest\) of {size} each, UID 1\.2\.3"
     with pytest.raises(InputError, match=listed), one_series(tmp_path / "s"):
         pass
     for phase in range(3):
@@ -178,6 +179,11 @@ def test_stacks_and_phases_of_a_series_are_chosen_by_number_or_size(tmp_path, vo
     turned = np.eye(3)[:, [0, 2, 1]]
     write_series(tmp_path / "t" / "a", volume, **{"0020_0011": "5"})
     write_series(tmp_path / "t" / "b", volume[:3], turned, **{"0020_0011": "5"})
+    with (
+        pytest.raises(InputError, match=rf"2 parts \(:1 {size}, :2 3 slices .* or :largest\)"),
+        one_series(tmp_path / "t"),
+    ):
+        pass
     for choice, slices in (("5:1", 5), ("5:2", 3), ("5:largest", 5), ("largest", 5)):
         with one_series(tmp_path / "t", choice) as folder:
             assert read_image(folder).grid.shape[2] == slices
@@ -202,6 +208,65 @@ def test_more_pixels_than_the_file_can_hold_are_refused_before_they_are_decoded(
     with pytest.raises(InputError, match=r"cannot hold the \d+ bytes of pixels"):
         header_tags(series / "0.dcm", "0.dcm")
     assert "0.dcm: cut off or damaged" in refused(series)
+
+
+def test_a_series_in_several_folders_is_one_case(tmp_path, series, volume):
+    (series / "rest").mkdir()
+    for name in ("0.dcm", "3.dcm"):
+        shutil.move(series / name, series / "rest" / name)
+    lines = []
+    with opened(series, on_message=lines.append) as folder:
+        np.testing.assert_array_equal(read_image(folder).array[0], volume.T)
+        assert folder.name == "s"
+    assert "s: 3: MR 5 slices of 6 x 5 pixels" in lines[0]
+    write_series(series / "other", volume, series="1.2.5")
+    with pytest.raises(InputError, match="rest and s hold slices of one series, and there are other"), opened(series):
+        pass
+    with opened(series, "3") as folder:
+        np.testing.assert_array_equal(read_image(folder).array[0], volume.T)
+
+
+def test_a_tree_as_on_a_disc_is_searched_to_its_end(tmp_path, series, volume):
+    for number, path in enumerate(sorted(series.iterdir())):
+        target = tmp_path / "disc" / "DICOM" / "PA0" / "ST0" / "SE0" / f"IM{number}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+    write_object(tmp_path / "disc" / "DICOMDIR", "1.3.10")
+    lines = []
+    with opened(tmp_path / "disc", on_message=lines.append) as folder:
+        assert folder.name == "disc"
+        np.testing.assert_array_equal(read_image(folder).array[0], volume.T)
+    assert lines[0].endswith("UID 1.2.3; ignored: 1 DICOMDIR (DICOMDIR)")
+    write_series(tmp_path / "disc" / "DICOM" / "PA0" / "ST0" / "SE1", volume, series="1.2.5")
+    with pytest.raises(InputError, match=r"2 series \(-: MR 5 slices .* 3: MR 5 slices"), opened(tmp_path / "disc"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of DICOM" * 9])
+def test_a_slice_that_is_empty_or_no_dicom_is_refused_by_name(series, content):
+    for path in list(series.iterdir()):
+        path.rename(series / f"IM{path.stem}")
+    (series / "IM0").write_bytes(content)  # the first slice: no gap would tell
+    what = "not DICOM" if content else "empty"
+    assert f"IM0: {what}, but named as the slices are. Copy it again, or remove it." in refused(series)
+    with pytest.raises(InputError, match=f"IM0: {what}, but"), one_series(series, "3"):
+        pass
+    (series / "IM0").rename(series / "README")
+    assert f"ignored: 1 {what} (README)" in read_image(series).warnings[0]
+
+
+def test_damage_stops_the_series_in_its_folder_and_no_other(tmp_path, series, volume):
+    other = write_series(tmp_path / "other", volume, series="1.2.5", **{"0020_0011": "5"})
+    (other / "2.dcm").write_bytes((other / "2.dcm").read_bytes()[:-40])
+    lines = []
+    with one_series(tmp_path, "3", on_message=lines.append) as folder:
+        np.testing.assert_array_equal(read_image(folder).array[0], volume.T)
+    assert "ignored: 1 damaged (2.dcm)" in lines[0]
+    assert "5: MR 4 slices of 6 x 5 pixels, 2 x 0.75 x 0.5 mm, UID 1.2.5, damaged" in lines[0]
+    with pytest.raises(InputError, match=r"other: 2\.dcm: cut off or damaged"), one_series(tmp_path, "5"):
+        pass
+    with pytest.raises(InputError, match=r"other: 2\.dcm: cut off or damaged"), one_series(other):
+        pass
 
 
 @pytest.mark.filterwarnings("error")

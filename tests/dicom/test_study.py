@@ -37,7 +37,8 @@ def test_a_folder_with_one_series_is_used_where_it_stands(tmp_path, volume):
 def test_several_series_are_listed_and_one_is_chosen_by_number_or_uid(study, volume):
     with pytest.raises(InputError) as caught, one_series(study):
         pass
-    assert "2 series (3: MR 'T1 axial' 5 images 5 x 6, UID 1.2.3; 4: MR 5 images 5 x 6, UID 1.2.4)" in str(caught.value)
+    size = "5 slices of 6 x 5 pixels, 2 x 0.75 x 0.5 mm"
+    assert f"2 series (3: MR 'T1 axial' {size}, UID 1.2.3; 4: MR {size}, UID 1.2.4)" in str(caught.value)
     assert "--series" in str(caught.value)
     assert "CANARY" not in str(caught.value)
     for choice, difference in (("3", 0), ("4", 1), ("1.2.4", 1), ("2.3", 0)):

@@ -88,3 +88,11 @@ def test_a_folder_of_slices_keeps_the_number_of_its_series(tmp_path):
         for channel_files in (0, 1, 4):
             (case,) = find_cases(source, channel_files)
             assert case.output_name == "T1_MPRAGE_SAG_0003.nii.gz"
+
+
+def test_dicom_folders_beside_deep_images_are_named(tmp_path, save):
+    save("in/case_1/imaging.nii.gz", np.zeros((2, 3, 4)))
+    write_series(tmp_path / "in" / "case_1" / "dicom", np.zeros((3, 4, 5), np.int16))
+    lines = []
+    assert [case.case_id for case in find_cases(tmp_path / "in", on_message=lines.append)] == ["imaging"]
+    assert any(line.endswith("ignored: 1 DICOM folder (case_1/dicom).") for line in lines)

@@ -42,7 +42,8 @@ def called(*arguments):
 def test_a_zipped_study_gives_mask_and_dicom_seg_of_the_chosen_series(tiny_run, study, capsys):
     options = ("--no-mirror", "--fold", "0", "--device", "cpu")
     assert called("predict", tiny_run, study / "patient.zip", "-o", study / "out", *options) == 2
-    assert "2 series (1: MR 4 images 18 x 22, UID 1.2.3; 2: MR 17 images 18 x 22, UID 1.2.4)" in capsys.readouterr().err
+    size = "slices of 22 x 18 pixels, 2 x 0.75 x 0.5 mm"
+    assert f"2 series (1: MR 4 {size}, UID 1.2.3; 2: MR 17 {size}, UID 1.2.4)" in capsys.readouterr().err
     (study / "labels.json").write_text(json.dumps({"Anterior": {"colour": [255, 0, 0]}}))
     seg = ("--series", "2", "--dicom-seg", "--dicom-rtstruct", "--codes", study / "labels.json")
     assert called("predict", tiny_run, study / "patient.zip", "-o", study / "out", *options, *seg) == 0

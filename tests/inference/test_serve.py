@@ -224,4 +224,5 @@ def test_an_odd_zip_is_answered_with_422_and_a_study_with_its_series(service, tm
     packed = shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "study")
     code, reason = service.refused("/predict?name=study.zip", Path(packed).read_bytes())
     assert code == 422
-    assert "2 series (1: MR 3 images 5 x 6, UID 1.2.1; 2: MR 3 images 5 x 6, UID 1.2.2)" in reason
+    size = "3 slices of 6 x 5 pixels, 2 x 0.75 x 0.5 mm"
+    assert f"2 series (1: MR {size}, UID 1.2.1; 2: MR {size}, UID 1.2.2)" in reason
