@@ -6,14 +6,15 @@ list says CASE.nii.gz for the files CASE_0000.nii.gz, CASE_0001.nii.gz, ...
 Source: http://medicaldecathlon.com, dataset.json of the ten tasks; Antonelli et al., Nat Commun 13:4128 (2022).
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from medmamba.datasets.description import FILE, Entry, ListedCases, case_of_files, check_ids, parse
-from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec, named_apart
+from medmamba.datasets.spec import GROUP_KEYS, VALIDATION, CaseSpec, DatasetSpec, named_apart
 from medmamba.errors import InputError
 from medmamba.images import stem_of
 from medmamba.images.gate import brief, shown
@@ -25,7 +26,7 @@ class _Pair(Entry):
     image: str | list[str]
     label: str | None = None
     annotated: list[str] | None = None
-    group: str | None = None
+    group: str | int | None = Field(None, validation_alias=AliasChoices(*GROUP_KEYS))
     fold: int | None = None
 
 
@@ -82,14 +83,15 @@ def _cases(spec: DatasetSpec, file: _Decathlon, key: str, problems: list[str], w
         case_id, images, label = case.case_id, case.images, case.label
         ending = images[0].name[len(case_id) :]
         first = images[0].with_name(f"{case_id}_0000{ending}")
-        if not images[0].exists() and first.exists():  # nnU-Net v1
+        if not os.path.exists(images[0]) and os.path.exists(first):  # nnU-Net v1
             images = tuple(first.with_name(f"{case_id}_{n:04d}{ending}") for n in range(len(spec.channels)))
         if label is not None and stem_of(label) != case_id and label.parent != images[0].parent:
             warnings.append(
                 f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}."
             )
         annotated = None if pair.annotated is None else tuple(pair.annotated)
-        cases.append(replace(case, images=images, annotated=annotated, group=pair.group, fold=pair.fold))
+        group = None if pair.group is None else str(pair.group)
+        cases.append(replace(case, images=images, annotated=annotated, group=group, fold=pair.fold))
     return cases
 
 

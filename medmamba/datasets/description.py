@@ -18,7 +18,7 @@ from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.json_record import strict_json
 
 Model = TypeVar("Model", bound=BaseModel)
-TRIED = re.compile(r"^(str|list\[.*\]|_[A-Z]\w*)$")
+TRIED = re.compile(r"^(str|int|list\[.*\]|_[A-Z]\w*)$")
 LONGEST_NAME = 100
 LONGEST_CASE_ID = 200  # bytes, of 255 in a file name: endings and the name of a file in the making need the rest
 FILE = "dataset.json"

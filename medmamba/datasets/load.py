@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from medmamba.datasets.files import other_kind
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors
 from medmamba.geometry import grid_difference
@@ -40,12 +42,15 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
     labels: LabelMap | None = None
     try:
         where = [f"{name}: {spec.shown(path)}" for path in case.images]
+        for path, place in zip(case.images, where, strict=True):
+            _refuse_other_kind(path, place)
         image = read_channels(case.images, options, where=where)
     except InputError as error:
         problems += error.args
     if case.label is not None:
         label_where = f"{name}: {spec.shown(case.label)}"
         try:
+            _refuse_other_kind(case.label, label_where)
             labels = read_label_map(case.label, options, where=label_where)
         except InputError as error:
             problems += error.args
@@ -84,6 +89,11 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
     if problems or image is None:
         raise InputErrors(*problems) if len(problems) > 1 else InputError(problems[0])
     return LoadedCase(image, labels)
+
+
+def _refuse_other_kind(path: Path, where: str) -> None:
+    if other := other_kind(path):
+        raise InputError(f"{where}: no such file, but {brief(other)}. Convert it, so that all files are of one kind.")
 
 
 def _black_and_white(labels: LabelMap, spec: DatasetSpec, where: str) -> LabelMap:

@@ -56,16 +56,14 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     """
     file = parse(_NnUnet, raw)
     problems: list[str] = []
-    warnings = file.unused_keys()
     channels = channel_names(file.channel_names, problems)
     labels, regions, order, ignore = _labels(file, problems)
     if ending_of("x" + file.file_ending) != file.file_ending.lower():
         problems.append(f"{FILE}: file_ending: {file.file_ending[:20]!r} is not that of a known kind of image.")
     refuse(folder, problems)
     if file.dataset is None:
-        cases = _find(folder / "imagesTr", file.file_ending, len(channels), problems, warnings)
+        cases = _find(folder / "imagesTr", file.file_ending, len(channels), problems)
         cases = [replace(case, label=folder / "labelsTr" / (case.case_id + file.file_ending)) for case in cases]
-        warnings += _orphans(folder / "labelsTr", file.file_ending, {case.case_id for case in cases})
     else:
         cases = _listed(folder, file.dataset, problems, allow_outside)
     if not cases and not problems:
@@ -77,7 +75,7 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
         )
     test: list[CaseSpec] = []
     if (folder / "imagesTs").is_dir():
-        test = _find(folder / "imagesTs", file.file_ending, len(channels), problems, warnings)
+        test = _find(folder / "imagesTs", file.file_ending, len(channels), problems)
     check_ids(cases, problems)
     if both := sorted({case.case_id for case in cases} & {case.case_id for case in test}):
         problems.append(
@@ -94,7 +92,7 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
         region_order=order,
         ignore=ignore,
         problems=tuple(problems),
-        warnings=tuple(warnings),
+        warnings=tuple(file.unused_keys()),
     )
 
 
@@ -138,31 +136,18 @@ def _labels(
     return labels, regions, order, ignore
 
 
-def _find(folder: Path, ending: str, channels: int, problems: list[str], warnings: list[str]) -> list[CaseSpec]:
+def _find(folder: Path, ending: str, channels: int, problems: list[str]) -> list[CaseSpec]:
     """Cases of a folder of CASE_0000 files with their files in the order of channels, sorted by id."""
     if not folder.is_dir():
         problems.append(f"{folder.name}: no such folder. Put the images there, as CASE_0000{ending}.")
         return []
     found: dict[str, dict[int, Path]] = defaultdict(dict)
-    strays: list[str] = []
-    names = sorted(os.listdir(folder))
-    if hidden := sum(name.startswith(".") for name in names):
-        warnings.append(f"{folder.name}: {hidden} hidden file(s), with names that begin with a dot, were skipped.")
-    for name in names:
-        if name.startswith("."):
-            continue
+    for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
         match = CHANNEL.match(name[: -len(ending)]) if name.lower().endswith(ending.lower()) else None
         if match:
             found[match[1]][int(match[2])] = folder / name
         elif (other := ending_of(name)) and CHANNEL.match(name[: -len(other)]):
             problems.append(f"{folder.name}: {brief(name)} is a {other} file, but file_ending is {ending}. Convert it.")
-        else:
-            strays.append(name)
-    if strays:
-        warnings.append(
-            f"{folder.name}: {len(strays)} file(s) are not named CASE_0000{ending} and are not used, the first is "
-            f"{brief(strays[0], 60)}."
-        )
     cases = []
     for case_id, files in found.items():
         name = brief(case_id, 60)
@@ -202,14 +187,3 @@ def _listed(folder: Path, dataset: dict[str, _Listed], problems: list[str], allo
         if entry.label is None:
             problems.append(f"{where}: a training case without a label map. Add it.")
     return cases
-
-
-def _orphans(folder: Path, ending: str, case_ids: set[str]) -> list[str]:
-    if not folder.is_dir():
-        return []  # each missing label map is named when it is read
-    names = sorted(n for n in os.listdir(folder) if not n.startswith(".") and ending_of(n))
-    orphans = [n for n in names if not n.endswith(ending) or n[: -len(ending)] not in case_ids]
-    if not orphans:
-        return []
-    first = brief(orphans[0], 60)
-    return [f"labelsTr: {len(orphans)} label map(s) without an image of that name and ending, the first is {first}."]

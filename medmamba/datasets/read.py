@@ -1,6 +1,5 @@
 """The description of a dataset in any layout, read from a folder or a table as a DatasetSpec."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from pydantic import RootModel
 
 from medmamba.datasets.decathlon import read_decathlon
 from medmamba.datasets.description import FILE, Entry, inside, parse, read_json, refuse
+from medmamba.datasets.files import with_files
 from medmamba.datasets.nnunet import read_nnunet
 from medmamba.datasets.spec import VALIDATION, DatasetSpec
 from medmamba.datasets.table import read_table
 from medmamba.errors import InputError
-from medmamba.images import ending_of
 from medmamba.images.gate import brief, shown
 
 SPLITS = "splits_final.json"
@@ -47,7 +46,7 @@ def read_dataset(dataset: Path | str, *, strict: bool = True, allow_outside: boo
         spec = _read_folder(dataset, allow_outside)
     else:
         raise InputError(f"{shown(dataset)}: a file, not a folder. Give the folder that holds dataset.json.")
-    spec = _with_splits(spec)
+    spec = _with_splits(with_files(spec))
     if strict:
         refuse(dataset, spec.problems, "; nothing was done.")
     return spec
@@ -74,8 +73,7 @@ def _read_folder(folder: Path, allow_outside: bool) -> DatasetSpec:
     if nnunet and (raw.get("validation") or "'fold':" in str(raw.get("training"))):
         raise InputError(f"{FILE}: fold and validation have no meaning in nnU-Net v2. Write them into {SPLITS}.")
     if "training" in raw and not nnunet:
-        spec = read_decathlon(folder, raw)
-        return replace(spec, warnings=(*spec.warnings, *_unlisted(spec)))
+        return read_decathlon(folder, raw)
     if isinstance(raw.get("cases"), str):
         return read_table(folder, raw, inside(folder, raw["cases"]), allow_outside=allow_outside)
     if "file_ending" in raw or "channel_names" in raw:
@@ -96,24 +94,6 @@ def _description(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise InputError(f"{shown(path)}: an object with keys is needed, not a {type(raw).__name__}.")
     return raw
-
-
-def _unlisted(spec: DatasetSpec) -> list[str]:
-    """Image files beside the listed ones that belong to no case."""
-    listed = {path for case in (*spec.cases, *spec.test) for path in (*case.images, case.label) if path is not None}
-    warnings = []
-    for folder in sorted({path.parent for case in spec.cases for path in (*case.images, case.label) if path}):
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError:
-            continue  # each missing file is named when it is read
-        strays = [n for n in names if not n.startswith(".") and ending_of(n) and folder / n not in listed]
-        if strays:
-            warnings.append(
-                f"{spec.shown(folder)}: {len(strays)} image file(s) belong to no training case and are not used, the "
-                f"first is {shown(strays[0])}."
-            )
-    return warnings
 
 
 class _Fold(Entry):

@@ -8,6 +8,8 @@ from medmamba.images.cases import case_names
 from medmamba.images.gate import brief
 
 VALIDATION = -1
+GROUP_KEYS = ("group", "patient", "patient_id", "subject", "subject_id")
+"""Keys and columns that name the patient of a case; the first that is there counts."""
 
 
 @dataclass(frozen=True)

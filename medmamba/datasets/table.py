@@ -4,7 +4,7 @@
     p01_ED,scans/p01.nii.gz,scans/p01_t2.nii.gz,truth/p01.nii.gz,p01,train
 
 Columns: ``case_id`` (the image's name if absent), ``image`` or ``image_0``, ``image_1``, ... in the order of the
-channels, ``label``, and if wanted ``group`` (patient), ``split`` (train or test) and ``annotated`` (names of the
+channels, ``label``, and if wanted ``group`` or ``patient``, ``split`` (train or test) and ``annotated`` (names of the
 labels annotated in the case, separated by ;).
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.datasets.description import FILE, ListedCases, case_of_files, check_ids, parse
-from medmamba.datasets.spec import VALIDATION, CaseSpec, DatasetSpec
+from medmamba.datasets.spec import GROUP_KEYS, VALIDATION, CaseSpec, DatasetSpec
 from medmamba.errors import ConfigError, InputError
 from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.folds import groups_by_pattern
@@ -35,7 +35,8 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
     image_columns = [c for c in ("image", *(f"image_{n}" for n in range(len(columns)))) if c in columns]
     if not image_columns:
         raise InputError(f"{where}: no column image or image_0 (found: {', '.join(columns)[:100]}). Add it.")
-    used = {"case_id", *image_columns, "label", "group", "split", "annotated", "fold"}
+    group = next((name for name in GROUP_KEYS if name in columns), "group")
+    used = {"case_id", *image_columns, "label", group, "split", "annotated", "fold"}
     unused = [f"{where}: the column {brief(name, 40)!r} is not used." for name in columns if name not in used]
     cases: list[CaseSpec] = []
     test: list[CaseSpec] = []
@@ -57,7 +58,7 @@ def read_table(folder: Path, raw: dict[str, Any], table: Path, *, allow_outside:
         except InputError as error:
             problems.append(f"{at}: {error}.")
             continue
-        case = replace(case, annotated=annotated, group=row.get("group") or None, fold=fold)
+        case = replace(case, annotated=annotated, group=row.get(group) or None, fold=fold)
         (cases if split == "train" else test).append(case)
     if not cases and not problems:
         problems.append(f"{where}: no training case. Add one line per case.")

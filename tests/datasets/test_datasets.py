@@ -148,12 +148,13 @@ def test_warnings_are_collected(dataset, save):
     save("data/labelsTr/case_003.nii.gz", np.ones((6, 7, 5), np.uint8))
     report = check_dataset(changed(folder, numTest=3))
     text = "\n".join(report.warnings)
-    assert "imagesTr: 1 image file(s) belong to no training case and are not used, the first is stray.nii.gz" in text
+    assert "imagesTr: 1 image file(s) belong to no case and are not used, the first is stray.nii.gz" in text
+    assert "imagesTr: 1 other file(s), such as hidden and backup files, are not used, the first is ._case" in text
     assert "case_001: the label map is empty" in text
     assert "case_000, case_003: the same image under 2 names, with different label maps" in text
     assert "label 'tumour' (5) occurs in only 1 of 4 cases" in text
     assert "numTest is 3, but 0 test cases are listed" in text
-    assert len(report.warnings) == 5
+    assert len(report.warnings) == 6
 
 
 def test_a_dataset_without_any_foreground_is_refused(dataset, save):

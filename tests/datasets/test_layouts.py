@@ -70,11 +70,8 @@ def test_missing_extra_and_gap_channels_are_named_together(nnunet, save):
     ):
         assert line in message, message
     warnings = read_dataset(folder, strict=False).warnings
-    assert any("1 hidden file(s)" in w for w in warnings)
-    assert any(
-        "1 file(s) are not named CASE_0000.nii.gz and are not used, the first is notes.txt" in w for w in warnings
-    )
-    assert any("label map(s) without an image" in w and "la_000" in w for w in warnings)
+    assert any("imagesTr: 2 other file(s), such as hidden and backup" in w and ".DS_Store" in w for w in warnings)
+    assert any("labelsTr: 4 image file(s) belong to no case" in w and "la_000" in w for w in warnings)
 
 
 def test_channels_on_different_grids_are_refused(nnunet, save):
