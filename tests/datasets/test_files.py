@@ -1,4 +1,4 @@
-"""Files beside the cases of a dataset: counted and named, label maps of test cases found, other kinds of files named."""
+"""Files beside the cases of a dataset: counted and named; label maps of test cases; a missing file of another kind."""
 
 import json
 from pathlib import Path
@@ -59,9 +59,7 @@ def test_files_in_folders_of_cases_are_counted_together(folder, tmp_path):
     describe(tmp_path / "kits", training=cases)
     spec = read_dataset(tmp_path / "kits")
     assert [case.case_id for case in spec.cases] == ["case_0", "case_1", "case_2"]
-    assert spec.warnings == (
-        "3 image file(s) belong to no case and are not used, the first is case_0/raters.nii.gz.",
-    )
+    assert spec.warnings == ("3 image file(s) belong to no case and are not used, the first is case_0/raters.nii.gz.",)
 
 
 def test_label_maps_of_test_cases_are_found(folder, save):
