@@ -231,7 +231,7 @@ def convert_plans(
     """Convert an nnU-Net plans file to a plan, or a plan to an nnU-Net plans file where nnU-Net has its network."""
     from medmamba.planning.convert import convert_plan
 
-    line = convert_plan(source, output, options.dataset)
+    line = convert_plan(source, output, options.dataset, overwrite=options.overwrite)
     console.print(line)
     return {"written": output, "message": line}
 
@@ -246,7 +246,7 @@ def convert_weights(
     """Convert published weights to the names used here; reports matched, unused and missing weights."""
     from medmamba.networks.published.weights import convert_weights
 
-    report = convert_weights(source, output, family=options.family)
+    report = convert_weights(source, output, family=options.family, overwrite=options.overwrite)
     console.print(report.summary())
     console.print(f"Weights: {output}")
     return {"weights": output, "report": report}

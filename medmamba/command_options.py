@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from medmamba.inference.options import MIRROR_TEXT, NO_MIRROR_TEXT, ModelOptions, PredictorOptions
-from medmamba.options import DEVICE_TEXT, SCAN_BACKEND_TEXT, Names, Options, ScanBackend, option, value_text
+from medmamba.options import (
+    DEVICE_TEXT,
+    OVERWRITE_TEXT,
+    SCAN_BACKEND_TEXT,
+    Names,
+    Options,
+    ScanBackend,
+    option,
+    value_text,
+)
 
 DEMO_MINUTES = 8.0
 
@@ -25,6 +34,7 @@ class DemoOptions(Options):
     test_cases: int | None = option(None, "Predict only the first N test cases.", ge=1)
     network: str = option("vm_unet", "Network.")
     use_scan: bool = option(True, "Train the same network without its scans.", flag="--no-scan")
+    overwrite: bool = option(False, OVERWRITE_TEXT)
 
 
 class ExplainOptions(Options):
@@ -51,6 +61,7 @@ class FindBestOptions(Options):
     scratch: Path | None = option(
         None, "Folder for temporary probabilities of regions. Default: the system's temporary folder."
     )
+    overwrite: bool = option(False, OVERWRITE_TEXT)
 
 
 class ReportOptions(Options):
@@ -60,6 +71,7 @@ class ReportOptions(Options):
     device: str = option("auto", DEVICE_TEXT)
     mirror: bool = option(False, MIRROR_TEXT)
     scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT)
+    overwrite: bool = option(False, OVERWRITE_TEXT)
 
 
 class ReproduceOptions(Options):
@@ -90,7 +102,7 @@ class DicomSegOptions(Options):
     """The choices of :func:`medmamba.dicom.segmentation.mask_to_segmentation`."""
 
     codes: Path | None = option(None, "JSON file with the code and colour of each label.")
-    overwrite: bool = option(False, "Replace the output if it exists.")
+    overwrite: bool = option(False, OVERWRITE_TEXT)
     choice: str | None = option(None, "Series: number or UID, and part (3:1, 3:largest); ? lists.", flag="--series")
     labels: Annotated[dict[str, int], BeforeValidator(_label_values)] | None = option(
         None, "Value of a label as NAME=VALUE; repeat for several. Default: from report.json.", flag="--label"
@@ -107,6 +119,7 @@ class ConvertPlansOptions(Options):
     """The choices of :func:`medmamba.planning.convert.convert_plan`."""
 
     dataset: Path | None = option(None, "nnU-Net's dataset.json. Default: the one in the folder of the plans file.")
+    overwrite: bool = option(False, OVERWRITE_TEXT)
 
 
 class ConvertWeightsOptions(Options):
@@ -115,6 +128,7 @@ class ConvertWeightsOptions(Options):
     family: Literal["vm_unet", "vmamba_v0", "mhs_vm", "hrvmamba", "vim", "mambaout"] = option(
         ..., "Published network of the checkpoint; `train --init` takes vm_unet and vmamba_v0."
     )
+    overwrite: bool = option(False, OVERWRITE_TEXT)
 
 
 class ServeOptions(ModelOptions):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medmamba.disk.lock import FolderLock
+from medmamba.disk.own_files import OwnFiles
 from medmamba.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ def run_demo(
     dataset, output = options.data or example_data(), options.output
     if not dataset.is_dir():
         raise InputError(f"{dataset}: no such folder. Give a dataset with --data, or leave it out.")
-    run, masks = output / "run", output / "masks"
+    run, masks, overview = output / "run", output / "masks", output / "overview.png"
+    own = OwnFiles(output, options.overwrite)
+    own.refuse_foreign([overview, output / "evaluation.html"])
     seconds: dict[str, float] = {}
     started = time.monotonic()
 
@@ -77,18 +80,19 @@ def run_demo(
         seconds[stage] = time.monotonic() - started - sum(seconds.values())
 
     with FolderLock(output):
-        plan(dataset, run, network=options.network, on_item=on_item)
+        plan(dataset, run, network=options.network, overwrite=options.overwrite, on_item=on_item)
         end_of("plan")
         config = TrainConfig(max_minutes=options.minutes, steps=options.steps, steps_per_epoch=STEPS_PER_EPOCH)
         train(run, fold="all", use_scan=options.use_scan, config=config, restart=True, on_step=on_step)
         end_of("train")
         cases = [case.images[0] for case in read_dataset(dataset).test][: options.test_cases]
-        predict(run, cases, masks, PredictOptions(), on_item=on_item)
+        predict(run, cases, masks, PredictOptions(overwrite=options.overwrite), on_item=on_item)
         end_of("predict")
         truths = [dataset / "labelsTs" / path.name for path in cases]
-        found = run_evaluation(masks, truths, output=output, images=dataset / "imagesTs", pictures=len(truths))
-        overview = output / "overview.png"
-        write_bytes(overview, _overview(found.evaluation, found.pictures))
+        shown = {"images": dataset / "imagesTs", "pictures": len(truths), "overwrite": options.overwrite}
+        found = run_evaluation(masks, truths, output=output, **shown)
+        with own.recording():
+            write_bytes(overview, _overview(found.evaluation, found.pictures))
         end_of("evaluate")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return DemoResult(found.evaluation, masks, overview, seconds, peak)

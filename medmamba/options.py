@@ -40,7 +40,8 @@ DEVICE_TEXT = "Device: auto, cpu, cuda or cuda:N."
 SCAN_BACKEND_TEXT = (
     f"Implementation of the selective scan: {listed(ScanBackend)}; auto: the fastest that this machine can run."
 )
-"""Help texts of every ``device`` and ``scan_backend``."""
+OVERWRITE_TEXT = "Replace files that medmamba did not write, or that were changed since."
+"""Help texts of every ``device``, ``scan_backend`` and ``overwrite``."""
 
 
 _NO_TEXT = re.compile("[\ud800-\udfff]")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from medmamba.errors import InputError, unknown_name
-from medmamba.options import Gigabytes, Names, Numbers, Options, PatchSize, option
+from medmamba.options import OVERWRITE_TEXT, Gigabytes, Names, Numbers, Options, PatchSize, option
 from medmamba.plans.cost.machines import MACHINES
 
 EPOCHS, STEPS_PER_EPOCH = 1000, 250
@@ -101,7 +101,9 @@ class PlanRequest(PlanOptions):
         panel="Data",
     )
     splits: Path | None = option(None, "File of folds in the format of nnU-Net's splits_final.json.", panel="Data")
-    overwrite: bool = option(False, "Replace files in the run folder that medmamba did not write.", panel="Data")
+    overwrite: bool = option(
+        False, f"{OVERWRITE_TEXT} Trained folds of another plan are kept, but can no longer be resumed.", panel="Data"
+    )
     nonfinite: Literal["error", "zero"] = option(
         "error", "NaN and infinite voxels: error, or zero (set to 0).", panel="Data"
     )

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from medmamba.bundle.runtime.graphs import FILES
 from medmamba.bundle.write import BundleError, run_python
+from medmamba.disk.own_files import OwnFiles
 from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
 
 LARGEST_DIFFERENCE = 1e-3
@@ -58,7 +59,8 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
         raise ConfigError(f"{folder}: averages several configurations; a graph holds one. Export one of them alone.")
     if kind == "onnx":
         need_packages("ONNX needs", ("onnx", "onnxscript", "onnxruntime"), "export")
-    target = folder / "models" / FILES[kind]
+    own, target = OwnFiles(folder), folder / "models" / FILES[kind]
+    own.refuse_foreign([target], "Remove or rename it.")
     with TemporaryDirectory(prefix="medmamba-graph-") as scratch:
         trials = str(Path(scratch, "trials.pt"))
         try:
@@ -73,4 +75,5 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
         except BundleError:
             target.unlink(missing_ok=True)
             raise
+    own.adopt([target])
     return table

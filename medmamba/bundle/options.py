@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 
 from medmamba.errors import InputError
 from medmamba.inference.options import NO_MIRROR_TEXT
-from medmamba.options import Folds, Names, Options, option
+from medmamba.options import OVERWRITE_TEXT, Folds, Names, Options, option
 
 Graph = Literal["torchscript", "torch-export", "onnx"]
 CARD = "Model card"
@@ -57,3 +57,4 @@ class ExportOptions(Options):
         (), f"Graph of the network to write too: {', '.join(get_args(Graph))}; repeat for several.", flag="--graph"
     )
     most_cases: int = option(2, "Largest number of cases to check.", ge=1)
+    overwrite: bool = option(False, OVERWRITE_TEXT)

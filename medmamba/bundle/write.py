@@ -22,6 +22,7 @@ from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
+from medmamba.disk.own_files import RECORD, OwnFiles
 from medmamba.errors import ConfigError, InputError, MedmambaError, need_packages
 from medmamba.geometry import grid_difference
 from medmamba.images import read_channels, read_label_map, stem_of
@@ -84,15 +85,16 @@ def export_bundle(
     """Write a MONAI Bundle of a trained model (a run folder or one fold) and check that it gives the model's masks.
 
     The first ``most_cases`` of ``check_on``, an image or a folder, are predicted by MONAI in a process that cannot
-    import medmamba, and by medmamba, and must agree in every voxel. Then an earlier bundle is replaced.
+    import medmamba, and by medmamba, and must agree in every voxel. Then an earlier bundle is
+    replaced, if nothing in it was changed.
     The graphs of the options are not written here; ``changes`` are single fields of the options by name.
 
-    Raises BundleError when they do not; nothing is left then. Raises InputError for a folder of other files.
+    Raises BundleError when they do not; nothing is left then. Raises InputError for a folder with other
+    files, unless ``overwrite``.
     """
     options = ExportOptions.of(options, check_on=check_on, **changes)
     need_packages("MONAI's bundle commands need", ("ignite", "fire", "jsonschema"), "bundle")
-    if Path(output).is_dir() and any(Path(output).iterdir()) and not Path(output, METADATA).is_file():
-        raise InputError(f"{output}: holds files that are no bundle, and they would be lost. Give a new folder.")
+    OwnFiles(Path(output), options.overwrite).refuse_foreign(_files(Path(output)))
     given: dict[str, Any] = {name: getattr(options, name) for name in ("configuration", "folds", "mirror")}
     predictor = Predictor(model, **given, device="cpu", confidence=False)
     cases = find_cases(check_on, predictor.plan.channel_files)[: options.most_cases]
@@ -107,7 +109,14 @@ def export_bundle(
                 (images / path.name).symlink_to(path.resolve())
             printed = run_in_monai(part, images, masks)
             checked = compare_with_native(predictor, cases, masks)
+        OwnFiles(part).adopt(_files(part))
     return BundleReport(Path(output), checked, printed)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a bundle, apart from what Python leaves when its scripts are run, and from the record of files."""
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    return [path for path in files if path.parent.name != "__pycache__" and not path.name.startswith(RECORD)]
 
 
 def _stages(predictor: Predictor) -> dict[str, FoldEnsemble]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from medmamba.dicom.codes import SegmentCode, need_highdicom, read_codes
 from medmamba.dicom.study import one_series
 from medmamba.disk.atomic import write_atomically
+from medmamba.disk.own_files import refuse_existing
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, grid_difference, reindexed
 from medmamba.images import ReadOptions, read_label_map
@@ -146,8 +147,7 @@ def mask_to_segmentation(
     series, or of a study from which ``choice`` (number or UID) takes it. ``codes`` is the labels file (``codes.py``).
     Raises InputError when ``output`` exists, unless ``overwrite``.
     """
-    if Path(output).exists() and not overwrite:
-        raise InputError(f"{shown(output)}: exists already. Give the name of a new file, or use --overwrite.")
+    refuse_existing(Path(output), overwrite=overwrite)
     names = labels if labels is not None else _labels_beside(Path(mask))
     described, found = read_codes(codes, list(names)), read_label_map(mask)
     with one_series(series, choice) as folder:

@@ -24,6 +24,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,8 @@ from medmamba.errors import InputError, ResourceError
 Verify = Callable[[Path], None]
 MANY_FILES = 64  # from here on one call for the whole file system costs less than one for each file
 _passed: dict[str, int] = {}
+before_rename: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("before_rename", default=None)
+"""Receives each finished temporary file and the name that it is about to take (``own_files.py`` records them)."""
 
 _FULL = ("the disk is full", "Free some space or choose another folder; nothing half-written was left.")
 _DENIED = ("permission denied", "Choose a folder that you may write to.")
@@ -83,6 +86,8 @@ def write_atomically(path: Path | str, *, verify: Verify | None = None) -> Itera
             if verify is not None:
                 verify(part)
             _pass("verify")
+            if (record := before_rename.get()) is not None:
+                record(part, path)
             os.replace(part, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -185,7 +190,7 @@ def remove_leftovers(folder: Path | str, *, shared: bool = False) -> list[Path]:
     removed = []
     for part in sorted(Path(folder).glob(".*.part")):
         wrote = _PART.fullmatch(part.name)
-        if wrote is None or _alive(int(wrote["pid"])) or (shared and wrote["machine"] != _this_machine()):
+        if wrote is None or _alive(int(wrote["pid"])) or (shared and wrote["machine"] != this_machine()):
             continue
         if wrote["old"] and not (part.parent / wrote["name"]).exists():
             part.rename(part.parent / wrote["name"])
@@ -217,10 +222,10 @@ _PART = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.(?P<pid>[0-9]+)\.(?P<machin
 def _part_beside(path: Path) -> Path:
     # 255 bytes is the usual limit of a file name; the rest is for pid and random part.
     name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
-    return path.parent / f".{name}.{os.getpid()}.{_this_machine()}{secrets.token_hex(2)}.part"
+    return path.parent / f".{name}.{os.getpid()}.{this_machine()}{secrets.token_hex(2)}.part"
 
 
-def _this_machine() -> str:
+def this_machine() -> str:
     """Four digits of a machine in the names of its unfinished files."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from medmamba.options import Options, option
+from medmamba.options import OVERWRITE_TEXT, Options, option
 
 TOLERANCE_MM = 1.0
 """Tolerance of the surface Dice (NSD)."""
@@ -31,6 +31,7 @@ class EvaluateOptions(Options):
     )
     images: Path | None = option(None, "Folder of the images, to show behind the outlines.")
     pictures: int = option(12, "Number of worst cases shown with outlines.", ge=0)
+    overwrite: bool = option(False, OVERWRITE_TEXT)
 
     @property
     def tolerance_in_pixels(self) -> float:

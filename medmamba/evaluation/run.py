@@ -12,8 +12,9 @@ from statistics import median
 from typing import Any
 
 from medmamba.datasets.table import read_csv
-from medmamba.disk.atomic import write_json, write_text
+from medmamba.disk.atomic import make_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
+from medmamba.disk.own_files import OwnFiles, refuse_dataset_folder
 from medmamba.errors import InputError
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import EvaluateOptions
@@ -62,6 +63,9 @@ def run_evaluation(
     """
     options = EvaluateOptions.of(options, **changes)
     folder = Path(predictions)
+    own = OwnFiles(target := folder if output is None else Path(output), options.overwrite)
+    refuse_dataset_folder(target)
+    own.refuse_foreign(target / name for name in _outputs(options))
     with ExitStack() as locks:
         if os.access(folder / ".lock", os.W_OK):  # present while masks are being written
             locks.enter_context(FolderLock(folder, shared=True))
@@ -80,7 +84,8 @@ def run_evaluation(
             )
             comparison = compare(evaluation, second, names=(first_name, second_name))
         groups: Subgroups = {} if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
-        target = Path(output) if output is not None else folder
+        make_folder(target)
+        locks.enter_context(own.recording())
         evaluation.write(target)
         if comparison is not None:
             comparison.write(target)
@@ -89,6 +94,12 @@ def run_evaluation(
         drawn = _pictures(evaluation, masks, truth, options, reading)
         write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
         return EvaluationResult(evaluation, comparison, groups, drawn, target)
+
+
+def _outputs(options: EvaluateOptions) -> list[str]:
+    compared = [] if options.other is None else ["comparison.json", "comparison.csv"]
+    grouped = [] if options.subgroups is None else ["subgroups.json"]
+    return ["evaluation.json", "evaluation.csv", "evaluation.html", "lesions.csv", *compared, *grouped]
 
 
 def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:

@@ -5,6 +5,7 @@ from pathlib import Path
 from medmamba.inference.patch_positions import FAST_STEP, STEP
 from medmamba.options import (
     DEVICE_TEXT,
+    OVERWRITE_TEXT,
     SCAN_BACKEND_TEXT,
     Folds,
     Names,
@@ -96,6 +97,7 @@ class PredictOptions(PredictorOptions):
     pseudonymise: bool = option(
         False, "Replace case names in reports and messages by pseudonyms; pseudonyms.csv holds the key.", panel="Output"
     )
+    overwrite: bool = option(False, OVERWRITE_TEXT, panel="Output")
     resume: bool = option(False, "Keep the masks that an interrupted run has finished.", panel="Many cases")
     part: Part | None = option(None, "Predict part i of n, such as 2/4, for several machines.", panel="Many cases")
     workers: int = option(

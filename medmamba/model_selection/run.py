@@ -58,6 +58,8 @@ def find_best(
     choices = PredictorOptions(device=options.device, mirror=options.mirror, scan_backend=options.scan_backend)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
+    own = folder.own_files(overwrite=options.overwrite)
+    own.refuse_foreign([folder.path / PREDICTION_SETUP])
     output_channels = OutputChannels.of_plan(plan)
     splits = folder.read_splits()
     folds = _trained(folder, list(plan.configurations), len(splits))
@@ -113,7 +115,8 @@ def find_best(
         limits=quality_limits([case.entropy for case in seen], [case.dice for case in seen]),
         mirror=options.mirror,
     )
-    write_text(folder.path / PREDICTION_SETUP, recipe.to_json())
+    with own.recording():
+        write_text(folder.path / PREDICTION_SETUP, recipe.to_json())
     return recipe
 
 

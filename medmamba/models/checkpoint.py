@@ -8,7 +8,6 @@
 A generation is written beside its place and renamed as a whole, so a killed run never leaves half a checkpoint.
 """
 
-import hashlib
 import json
 import os
 import warnings
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from medmamba.disk.atomic import replace_folder
+from medmamba.disk.own_files import file_sha256
 from medmamba.errors import ConfigError
 from medmamba.networks.scan_backend import scan_backend_of
 from medmamba.plans.json_record import as_written, read_stored, sealed
@@ -214,9 +214,3 @@ def _join_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]
 def _grouping(optimizer: Mapping[str, Any]) -> list[tuple[int, float | None]]:
     """Size and fraction of the learning rate of each group of parameters."""
     return [(len(group["params"]), group.get("scale")) for group in optimizer["param_groups"]]
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

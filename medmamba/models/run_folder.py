@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from medmamba.disk.lock import FolderLock
+from medmamba.disk.own_files import OwnFiles
 from medmamba.errors import InputError
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import Fold
@@ -41,6 +42,14 @@ class RunFolder:
     def trained_folds(self, configuration: str) -> list[Path]:
         """Folders of the folds that have a checkpoint."""
         return sorted(path.parent.parent for path in self.path.glob(f"models/{configuration}/fold_*/checkpoints/last"))
+
+    def own_files(self, *, overwrite: bool = False) -> OwnFiles:
+        """Proof of the files that medmamba wrote; those beside a plan of an earlier version, without proof, are."""
+        own = OwnFiles(self.path, overwrite)
+        if not own.knows(self.plan_path) and self.previous_plan() is not None:
+            known = ("plan.json", "fingerprint.json", "splits.json", "best.json", "report/*.html", "report/*.json")
+            own.adopt(path for pattern in known for path in sorted(self.path.glob(pattern)))
+        return own
 
     def read_plan(self) -> Plan:
         return read_plan(self.plan_path)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from medmamba.disk.atomic import write_text
+from medmamba.disk.own_files import refuse_existing
 from medmamba.errors import InputError
 from medmamba.images.gate import read_small, shown
 from medmamba.plans.nnunet_files import from_nnunet, is_nnunet, to_nnunet
@@ -11,19 +12,18 @@ from medmamba.plans.schema import Plan
 LARGEST_BYTES = 50 * 2**20
 
 
-def convert_plan(source: Path, output: Path, dataset: Path | None = None) -> str:
+def convert_plan(source: Path, output: Path, dataset: Path | None = None, *, overwrite: bool = False) -> str:
     """Write ``source`` in the other of the two formats; returns a sentence that says what was done.
 
     Args:
         source: nnU-Net's plans file, or a plan.json or run folder of ours.
-        output: the file to write; it must not exist.
+        output: the file to write; it must not exist, unless ``overwrite``.
         dataset: nnU-Net's dataset.json, which names channels and labels; default: the one beside ``source``.
 
     Raises ConfigError for what the other side cannot express.
     """
     source = source / "plan.json" if source.is_dir() else source
-    if output.exists():
-        raise InputError(f"{shown(output)}: exists already. Give the name of a new file.")
+    refuse_existing(output, overwrite=overwrite)
     text = read_small(source, LARGEST_BYTES)
     if not is_nnunet(text, source=shown(source)):
         write_text(output, to_nnunet(Plan.from_json(text, source=shown(source))))

@@ -13,6 +13,7 @@ from medmamba.compute.free_memory import main_memory
 from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_splits
 from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
+from medmamba.disk.own_files import OwnFiles, refusal, refuse_dataset_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, ending_of
@@ -21,6 +22,7 @@ from medmamba.models.run_folder import RunFolder
 from medmamba.pages.picture import Picture, draw_case
 from medmamba.planning.dataset_page import dataset_page, spread_over
 from medmamba.planning.measure import measure_dataset
+from medmamba.plans.explain import compare
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_folds
@@ -74,21 +76,23 @@ def plan(
         if name != "auto":
             family(name)  # an unknown name is refused before a case is read
     folder = RunFolder(Path(run))
-    if not options.overwrite:
-        _refuse_foreign(folder, folder.previous_plan())
+    own = _own_files(folder, options)
     with ExitStack() as locks:
         if known := folder.path.is_dir():  # refused before the cases are measured
             locks.enter_context(folder.replacing_cases())
         previous = folder.previous_plan()
         measured = _measure(dataset, options, on_item)
         made = measured.plan(networks[0], previous)
+        if not options.overwrite:
+            _refuse_loss_of_folds(folder, previous, made, measured)
         if not known:
             locks.enter_context(folder.replacing_cases())
+        locks.enter_context(own.recording())
         measured.write(folder, made, preprocess=True)
         if options.pilot is not None:
-            from medmamba.planning.pilot import compare
+            from medmamba.planning import pilot
 
-            decision = compare(folder.path, options.pilot, networks, on_message)
+            decision = pilot.compare(folder.path, options.pilot, networks, on_message)
             before, made = made, measured.plan(str(decision.value), previous, decision)
             # Preprocessed cases depend on the grid alone, among the numbers that a network decides.
             grids, grids_before = (
@@ -190,26 +194,45 @@ class _Measured:
             folder.set_plan_aside()  # a run folder with a plan is complete, and the plan is that of its cases
 
 
-def _refuse_foreign(folder: RunFolder, previous: Plan | None) -> None:
-    """Raises InputError for a file that planning would replace and that no earlier planning wrote.
+def _own_files(folder: RunFolder, options: PlanRequest) -> OwnFiles:
+    """Proof of our files in the run folder; raises InputError for others that planning would replace.
 
-    Files beside a plan, or beside a fingerprint with its hash, are of an earlier planning; files of preprocessed cases
-    are recognised by name and place.
+    plan.json may be edited, and is kept where it was; files of preprocessed cases are recognised by name and place.
     """
+    refuse_dataset_folder(folder.path)
+    own = folder.own_files(overwrite=options.overwrite)
     cases = (path for path in folder.preprocessed_path.rglob("*") if not path.is_dir() or path.is_symlink())
     foreign = [path for path in cases if path.name not in FILES or path.parents[2] != folder.preprocessed_path]
-    if previous is None and not foreign and folder.fingerprint_path.is_file():
-        try:
-            folder.read_fingerprint()
-        except InputError:
-            foreign = [folder.fingerprint_path]
-    elif previous is None:
-        foreign += [path for path in (folder.splits_path, folder.path / "report" / "dataset.html") if path.exists()]
-    if foreign:
-        raise InputError(
-            f"{min(foreign)}: would be replaced, but was not written by medmamba. Use another output folder, or "
-            "--overwrite."
-        )
+    if foreign and not options.overwrite:
+        raise refusal(foreign)
+    pages = ["dataset.html", *([] if options.pilot is None else ["pilot.json"])]
+    own.refuse_foreign(
+        [folder.fingerprint_path, folder.splits_path, *(folder.path / "report" / name for name in pages)]
+    )
+    return own
+
+
+def _refuse_loss_of_folds(folder: RunFolder, previous: Plan | None, made: Plan, measured: _Measured) -> None:
+    """Raises InputError if trained folds of the run could not be resumed or cross-validated after this planning."""
+    trained = [
+        path for name in (made if previous is None else previous).configurations for path in folder.trained_folds(name)
+    ]
+    if not trained:
+        return
+    changes = [] if previous is None else [f"{name}: {old} to {new}" for name, old, new in compare(previous, made)][:3]
+    if previous is None or previous.hash() != made.hash():
+        lost = f"the plan changes ({'; '.join(changes) or 'its reasons'})"
+    elif folder.splits_path.is_file() and folder.read_splits() != measured.folds:
+        lost = "the folds change"
+    elif missing := {path.parent.name for path in trained} - set(measured.to_store(made)):
+        lost = f"the preprocessed cases of {', '.join(sorted(missing))} are removed"
+    else:
+        return
+    names = ", ".join(str(path.relative_to(folder.path / "models")) for path in trained)
+    raise InputError(
+        f"{folder.path}: {lost}, so the trained folds could no longer be resumed or compared ({names}). Use another "
+        "run folder, or --overwrite."
+    )
 
 
 def _workers(options: PlanRequest) -> int:

@@ -42,17 +42,21 @@ def write_report(
 ) -> CrossValidation:
     """Write RUN/report/index.html and cross_validation.json. Raises InputError as :func:`cross_validate` does."""
     folder = RunFolder(Path(run))
-    plan = folder.read_plan()
-    with FolderLock(target := folder.path / "report"):
+    plan, options = folder.read_plan(), ReportOptions.of(options, **changes)
+    own = folder.own_files(overwrite=options.overwrite)
+    target = folder.path / "report"
+    own.refuse_foreign([target / PAGE, target / "cross_validation.json"])
+    with FolderLock(target):
         folder.check_unchanged(plan)
-        found = cross_validate(folder, ReportOptions.of(options, **changes), on_item)
+        found = cross_validate(folder, options, on_item)
     neighbours = sorted(path.name for path in target.glob("*.html") if path.name != PAGE)
     cases = [asdict(score) for score in found.scores]
     for case in cases:
         case["dice"] = {name: as_json(value) for name, value in case["dice"].items()}
     record = {"configuration": found.configuration, "held_out": found.held_out, "cases": cases}
-    write_json(target / "cross_validation.json", record)
-    write_text(target / PAGE, run_page(folder, plan, found, neighbours))
+    with own.recording():
+        write_json(target / "cross_validation.json", record)
+        write_text(target / PAGE, run_page(folder, plan, found, neighbours))
     return found
 
 

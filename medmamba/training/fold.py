@@ -30,7 +30,7 @@ from medmamba.training.config import RESOLVED_AT_START, TrainConfig, make_config
 from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
-from medmamba.training.observers import Observer, Observers, TrainingReport, open_tracker
+from medmamba.training.observers import Observer, Observers, TrainingReport, open_tracker, training_pages
 from medmamba.training.options import OF_ONE_FOLD, TRACKERS, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 from medmamba.training.trainer import Training
@@ -105,6 +105,7 @@ def train(
         stack.callback(distributed.leave)
         if not (options.resume or options.restart):
             refuse_trained(target / "checkpoints")
+        folder.own_files().refuse_foreign(training_pages(folder.path, target), "Remove or rename it.")
         torch.manual_seed(config.seed)
         built = rebuild_network(arguments)
         report = None if options.init is None else initialise(built, arguments, plan, options.init)

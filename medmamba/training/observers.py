@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.disk.atomic import write_bytes, write_text
+from medmamba.disk.own_files import OwnFiles
 from medmamba.errors import ConfigError, first_line
 from medmamba.pages.picture import Picture, sheet
 from medmamba.pages.render import COLOURS, brief, render
@@ -66,7 +67,7 @@ class TrainingReport(Observer):
 
     def __init__(self, run: Path, fold: Path, plan: Plan, config: TrainConfig, machine: str) -> None:
         self.run, self.fold, self.plan, self.config = run, fold, plan, config
-        self.machine = machine
+        self.machine, self.own = machine, OwnFiles(run)
         self.events: list[str] = []
         self.examples: Mapping[str, Picture] = {}
         self.result: TrainingResult | None = None
@@ -108,8 +109,14 @@ class TrainingReport(Observer):
             epochs=[header, *([brief(row.get(key)) for key in header] for row in rows)] if rows else [],
             recipe=[[key, str(value)] for key, value in self.config.model_dump().items()],
         )
-        write_text(self.run / "report" / f"training_{self.fold.name}.html", page)
-        write_text(self.run / "report" / "training.html", page)
+        with self.own.recording():
+            for path in training_pages(self.run, self.fold):
+                write_text(path, page)
+
+
+def training_pages(run: Path, fold: Path) -> list[Path]:
+    """The pages that a training writes: the fold's own, and that of the last trained fold."""
+    return [run / "report" / f"training_{fold.name}.html", run / "report" / "training.html"]
 
 
 def closing_lines(result: TrainingResult, run: Path) -> list[str]:

@@ -203,7 +203,7 @@ def test_files_of_somebody_else_are_not_replaced(small_dataset, tmp_path, name):
     own = tmp_path / "project" / name
     own.parent.mkdir(parents=True)
     own.write_text("mine")
-    with pytest.raises(InputError, match=rf"{own.name}: would be replaced, but was not written by medmamba"):
+    with pytest.raises(InputError, match=rf"{own.name}: not written by medmamba, or changed since"):
         medmamba.plan(small_dataset, tmp_path / "project")
     assert own.read_text() == "mine"
     assert not (tmp_path / "project" / "plan.json").exists()

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from medmamba.compute.device import is_out_of_memory
 from medmamba.disk.atomic import write_text
+from medmamba.disk.own_files import OwnFiles, file_sha256
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, read_channels, write_image, written_files
@@ -25,7 +26,6 @@ from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.quality import Finding
-from medmamba.models.checkpoint import file_sha256
 from medmamba.plans.json_record import read_stored
 
 SCHEMA_VERSION = 2
@@ -145,10 +145,15 @@ class Job:
     """What is the same for all cases of a folder: where masks go, what is asked for, what makes the masks, and what
     names are shown."""
 
-    target: Path
+    own: OwnFiles
     options: PredictOptions
     model: Provenance
     shown: Pseudonyms
+
+    @property
+    def target(self) -> Path:
+        """The output folder."""
+        return self.own.folder
 
     def request(self) -> dict[str, Any]:
         """Everything that decides what a mask looks like, besides the image; stands in report.json."""
@@ -164,11 +169,15 @@ class Job:
 
     def failed(self, case: ImageCase, reason: str) -> CaseRecord:
         """The record of a case without a mask; whatever was written for it is removed."""
-        remove_old(self.target, case)
+        self.remove_old(case)
         return self._record(case, status="failed", reason=self.shown.hide(reason, case))
 
     def run(self, predictor: Predictor, case: ImageCase, on_message: Callable[[str], None]) -> CaseRecord:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
+        with self.own.recording():
+            return self._run(predictor, case, on_message)
+
+    def _run(self, predictor: Predictor, case: ImageCase, on_message: Callable[[str], None]) -> CaseRecord:
         started = time.perf_counter()
         try:
             image = read_channels(case.paths, predictor.reading)  # first: its errors are the most specific
@@ -222,6 +231,27 @@ class Job:
         on_message(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
         return predictor.predict(image, probabilities=probabilities, planes_on_disk=True, on_message=on_message)
 
+    def outputs(self, case: ImageCase) -> list[Path]:
+        """The files that are written for a case."""
+        dicom = [dicom_path(self.target, case, kind) for kind in self.options.dicom_kinds]
+        return [*case.outputs(self.target), *(self._probabilities(case) if self.options.probabilities else ()), *dicom]
+
+    def _probabilities(self, case: ImageCase) -> Sequence[Path]:
+        return written_files(probability_path(self.target, case))
+
+    def remove_old(self, case: ImageCase) -> None:
+        """Remove what an earlier run wrote for a case, so that nothing stale looks like a result.
+
+        Files of the user stay, unless they are to be overwritten.
+        """
+        outputs = self.outputs(case)
+        if self.own.overwrite:
+            for path in outputs:
+                path.unlink(missing_ok=True)
+        also = [dicom_path(self.target, case, kind) for kind in ("seg", "rtstruct")]
+        self.own.remove([*outputs, *self._probabilities(case), *also])
+        record_path(self.target, case).unlink(missing_ok=True)
+
     def finished(self, case: ImageCase) -> CaseRecord | None:
         """The record of a case finished with the same request and input, its mask still as written; else None."""
         record = read_record(self.target, case)
@@ -261,13 +291,6 @@ def probability_path(target: Path, case: ImageCase) -> Path:
 def dicom_path(target: Path, case: ImageCase, kind: str) -> Path:
     """Where the DICOM SEG or the RTSTRUCT of a case stands."""
     return target / f"{case.case_id}{'' if kind == 'seg' else '_rtstruct'}.dcm"
-
-
-def remove_old(target: Path, case: ImageCase) -> None:
-    """Remove what an earlier run wrote for a case, so that nothing stale looks like a result."""
-    also = (record_path(target, case), *(dicom_path(target, case, kind) for kind in ("seg", "rtstruct")))
-    for path in (*case.outputs(target), *written_files(probability_path(target, case)), *also):
-        path.unlink(missing_ok=True)
 
 
 def input_sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,12 @@ from medmamba.dicom.codes import check_codes
 from medmamba.dicom.study import opened
 from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
 from medmamba.disk.lock import FolderLock
+from medmamba.disk.own_files import OwnFiles, file_sha256, refuse_dataset_folder
 from medmamba.errors import ConfigError, InputError, InputErrors, PartialError
 from medmamba.images.cases import ImageCase, find_cases, part_of
 from medmamba.images.formats import DICOM, format_of
 from medmamba.inference.folder.case_job import (
+    KEY_FILE,
     SCHEMA_VERSION,
     CaseRecord,
     Job,
@@ -28,7 +30,6 @@ from medmamba.inference.folder.case_job import (
     input_sha256,
     read_record,
     record_path,
-    remove_old,
 )
 from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictOptions
@@ -112,7 +113,8 @@ def predict_folder(
             ``probabilities`` are written as <case>_probabilities, DICOM objects as <case>.dcm and <case>_rtstruct.dcm.
 
     A case that cannot be read or fails is named in the report and the others are finished; no mask is written for it,
-    and an old one of the same name is removed before anything is predicted. Raises ResourceError when the disk is full.
+    and an old one of the same name is removed before anything is predicted. Raises InputError when a file of another
+    program, or one changed since, is in the way and not to be overwritten, ResourceError when the disk is full.
     """
     options = options or PredictOptions()
     target, dicom = Path(output), options.dicom_kinds
@@ -120,24 +122,27 @@ def predict_folder(
     given = images if isinstance(images, str | Path) else [one for one in images if isinstance(one, Path)]
     everything = [] if isinstance(images, str | Path) else [one for one in images if isinstance(one, ImageCase)]
     everything = everything or find_cases(given, model.settings.reading["channel_files"])
-    if any(path.parent.resolve() == target.resolve() for case in everything for path in case.paths):
+    refuse_dataset_folder(target)
+    if any(target.resolve() in (path.resolve(), path.parent.resolve()) for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     if dicom and (wrong := next((case for case in everything if format_of(case.paths[0]) is not DICOM), None)):
         raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no --dicom-{dicom[0]}. Leave that out.")
     part = options.part or _part_of_launcher()
     cases = everything if part is None else part_of(everything, part)
+    job = Job(OwnFiles(target, options.overwrite), options, model, Pseudonyms(None))
+    _refuse_foreign(job, cases)
     make_folder(target)
     with ExitStack() as locks:
         locks.enter_context(FolderLock(target, shared=part is not None))
         if part is not None:
             locks.enter_context(FolderLock(target / f".part-{part[0]}-of-{part[1]}"))
         remove_leftovers(target, shared=part is not None)
-        shown = Pseudonyms(None)
+        locks.enter_context(job.own.recording())
         if options.pseudonymise:
             with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
-                shown = Pseudonyms.of_folder(target)
-                shown.write_key(target, [case.case_id for case in everything])
-        job = Job(target, options, model, shown)
+                job = replace(job, shown=Pseudonyms.of_folder(target))
+                job.shown.write_key(target, [case.case_id for case in everything])
+        shown = job.shown
         on_message(f"Predicting with {job.model.sentence()}.")
         for line in job.model.warnings:
             on_message(f"Warning: {line}.")
@@ -145,7 +150,7 @@ def predict_folder(
         for case in cases:
             record = job.finished(case) if options.resume else None
             if record is None:
-                remove_old(target, case)
+                job.remove_old(case)
             else:
                 report.resumed.append(shown.of(case.case_id))
                 report.done[shown.of(case.case_id)] = record
@@ -166,6 +171,27 @@ def predict_folder(
         with FolderLock(target / "reports", patience_seconds=PATIENCE):  # of parts that end together the last sees all
             _write_report(everything, job)
     return report
+
+
+def _refuse_foreign(job: Job, cases: list[ImageCase]) -> None:
+    """Raises InputError for a file that would be replaced and is not ours, by the record or an earlier version's."""
+    report, key = job.target / "report.json", job.target / KEY_FILE
+    if not job.own.knows(report) and _is_report(report):
+        job.own.adopt([report, key])
+        for case in cases:
+            found = read_record(job.target, case)
+            masks = [path for path in case.outputs(job.target) if path.is_file()]
+            if found is not None and masks and found.mask_sha256 == [file_sha256(path) for path in masks]:
+                job.own.adopt(masks)
+    outputs = [path for case in cases for path in job.outputs(case)]
+    job.own.refuse_foreign([*outputs, report, *([key] if job.options.pseudonymise else ())])
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return bool(read_stored(path, _Report, "", ""))
+    except ConfigError:
+        return False
 
 
 def _write_report(cases: list[ImageCase], job: Job) -> None:

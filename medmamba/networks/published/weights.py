@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from medmamba.disk.atomic import write_atomically
+from medmamba.disk.own_files import refuse_existing
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.networks.published.presets import PRESETS, mhs_vm
 
@@ -85,13 +86,15 @@ class WeightReport:
 
 
 def convert_weights(
-    source: Path | str, target: Path | str, *, family: str, threshold: float | None = None
+    source: Path | str, target: Path | str, *, family: str, threshold: float | None = None, overwrite: bool = False
 ) -> WeightReport:
     """Translate a published checkpoint, a .safetensors, .pth, .pt or .bin, to our names, and write it as safetensors.
 
     ``threshold`` is MHS-VM's fusion threshold, which its checkpoints do not store; it is written into the metadata.
-    Raises InputError for an unreadable file, ConfigError for an unknown family and if nothing fits.
+    Raises InputError for an unreadable file and when ``target`` exists, unless ``overwrite``; ConfigError for an
+    unknown family and if nothing fits.
     """
+    refuse_existing(Path(target), overwrite=overwrite)
     state = read_state_dict(source)
     module = from_state_dict(state, family, threshold=threshold)
     report = load_published(module, state, family)
