@@ -3,11 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from medmamba.bundle.runtime.graphs import FILES
 from medmamba.bundle.write import BundleError, run_python
 from medmamba.disk.own_files import OwnFiles
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
 
 LARGEST_DIFFERENCE = 1e-3
@@ -61,7 +61,7 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
         need_packages("ONNX needs", ("onnx", "onnxscript", "onnxruntime"), "export")
     own, target = OwnFiles(folder), folder / "models" / FILES[kind]
     own.refuse_foreign([target], "Remove or rename it.")
-    with TemporaryDirectory(prefix="medmamba-graph-") as scratch:
+    with scratch_folder() as scratch:
         trials = str(Path(scratch, "trials.pt"))
         try:
             failure = f"{kind}: the network could not be exported or run"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
 from medmamba.disk.own_files import RECORD, OwnFiles
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, MedmambaError, need_packages
 from medmamba.geometry import grid_difference
 from medmamba.images import read_channels, read_label_map, stem_of
@@ -102,7 +102,7 @@ def export_bundle(
     stages = _stages(predictor)
     with replace_folder(output) as part:
         _write(part, predictor, stages, card, cases)
-        with TemporaryDirectory(prefix="medmamba-export-") as scratch:
+        with scratch_folder() as scratch:
             images, masks = Path(scratch, "images"), Path(scratch, "masks")
             images.mkdir()
             for path in (path for case in cases for path in case.paths):

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from medmamba.disk.atomic import write_json
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.images import dicom_headers as headers
 from medmamba.images import ending_of, stem_of
@@ -72,7 +72,7 @@ def folder_of_one(
         return
     unused = "; ".join(other.sentence() for other in found if other is not series)
     on_message(f"{name}: {series.sentence()}" + "".join(f"; {text}" for text in (others, unused) if text))
-    with TemporaryDirectory(prefix="medmamba-") as scratch:
+    with scratch_folder() as scratch:
         folder = Path(scratch, stem_of(root.resolve()) if root.is_file() else root.resolve().name)
         folder.mkdir()
         chosen: dict[str, list[int]] = {}
@@ -142,7 +142,7 @@ def _unpacked(source: Path | str, where: str) -> Iterator[Path]:
     if not is_zip(source):
         yield Path(source)
         return
-    with TemporaryDirectory(prefix="medmamba-") as scratch:
+    with scratch_folder() as scratch:
         name = Path(source).resolve().name
         folder = Path(scratch, name[:-4] if name.lower().endswith(".zip") else name)
         folder.mkdir()

@@ -13,14 +13,10 @@ A full disk, a read-only folder and a missing right end in one ResourceError lin
 import contextlib
 import ctypes
 import errno
-import hashlib
 import json
 import os
-import re
-import secrets
 import shutil
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from medmamba.disk.leftovers import part_beside, remove_leftovers
 from medmamba.errors import InputError, ResourceError
 
 Verify = Callable[[Path], None]
@@ -74,7 +71,8 @@ def write_atomically(path: Path | str, *, verify: Verify | None = None) -> Itera
         make_folder(path.parent)
         if path.is_dir() and not path.is_symlink():
             raise InputError(f"{path} is a folder, and a file of that name is to be written. Remove or rename it.")
-        part = _part_beside(path)
+        remove_leftovers(path.parent, shared=True, of=path.name)
+        part = part_beside(path)
         try:
             _pass("open")
             with open(part, "xb") as file:
@@ -142,7 +140,7 @@ def replace_folder(path: Path | str, *, verify: Verify | None = None) -> Iterato
     """Gives a fresh folder beside ``path`` that takes its name, as a whole, when the block ends well.
 
     What stood at ``path`` before is removed only after the new folder is there. On Linux the two are exchanged in
-    one step; elsewhere a kill between two renames leaves the old folder to be put back by :func:`remove_leftovers`.
+    one step; elsewhere a kill between two renames leaves the old folder to be put back by ``remove_leftovers``.
     """
     path = Path(path)
     with explained(path):
@@ -151,7 +149,8 @@ def replace_folder(path: Path | str, *, verify: Verify | None = None) -> Iterato
             raise InputError(
                 f"{path} is not a folder, and a folder of that name is to be written. Remove or rename it."
             )
-        part = _part_beside(path)
+        remove_leftovers(path.parent, shared=True, of=path.name)
+        part = part_beside(path)
         try:
             _pass("open")
             part.mkdir()
@@ -181,28 +180,6 @@ def make_folder(path: Path | str) -> Path:
     return path
 
 
-def remove_leftovers(folder: Path | str, *, shared: bool = False) -> list[Path]:
-    """Removes ``.part`` files and folders of processes that are gone; returns what was removed.
-
-    Call it while holding the folder's lock: a process on another machine cannot be distinguished from a dead one. Where
-    others may be running (``shared``), only leftovers of this machine are removed.
-    """
-    removed = []
-    for part in sorted(Path(folder).glob(".*.part")):
-        wrote = _PART.fullmatch(part.name)
-        if wrote is None or _alive(int(wrote["pid"])) or (shared and wrote["machine"] != this_machine()):
-            continue
-        if wrote["old"] and not (part.parent / wrote["name"]).exists():
-            part.rename(part.parent / wrote["name"])
-            continue
-        if part.is_dir() and not part.is_symlink():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
-        removed.append(part)
-    return removed
-
-
 @contextlib.contextmanager
 def explained(path: Path | str) -> Iterator[None]:
     """Turns a failed write into a ResourceError of one line: what, where, what to do."""
@@ -215,33 +192,6 @@ def explained(path: Path | str) -> Iterator[None]:
         raise ResourceError(f"Cannot write {shown}: {what}. {cure}") from error
 
 
-_PART = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.(?P<pid>[0-9]+)\.(?P<machine>[^.]{4})[^.]{4}\.part", re.DOTALL)
-"""Whether a name was made by ``_part_beside``."""
-
-
-def _part_beside(path: Path) -> Path:
-    # 255 bytes is the usual limit of a file name; the rest is for pid and random part.
-    name = os.fsencode(path.name)[:200].decode("utf-8", "ignore")
-    return path.parent / f".{name}.{os.getpid()}.{this_machine()}{secrets.token_hex(2)}.part"
-
-
-def this_machine() -> str:
-    """Four digits of a machine in the names of its unfinished files."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
-
-
-def _alive(pid: int) -> bool:
-    if sys.platform == "win32":  # os.kill would end the process there
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _swap_in(part: Path, path: Path) -> Path | None:
     """Gives ``part`` the name ``path``; returns the new path of the folder that had it."""
     if not path.exists():
@@ -249,7 +199,7 @@ def _swap_in(part: Path, path: Path) -> Path | None:
         return None
     if _exchange(part, path):
         return part
-    old = _part_beside(path.with_name(path.name + ".old"))
+    old = part_beside(path.with_name(path.name + ".old"))
     path.rename(old)
     _pass("replace")
     try:

@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -102,6 +104,27 @@ class FolderLock:
         except FileExistsError:
             raise BlockingIOError from None
         self._exclusive = path
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[bool]:
+    """Lock a folder itself, without a file in it; gives False where another process has it."""
+    if sys.platform == "win32":  # a folder cannot be opened there
+        yield True
+        return
+    file = os.open(folder, os.O_RDONLY)
+    _held.add(file)
+    try:
+        try:
+            _flock(file)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        if file in _held:  # not in a process that was forked meanwhile
+            _held.remove(file)
+            os.close(file)
 
 
 def _flock(file: int, *, release: bool = False, shared: bool = False) -> bool:

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmamba.disk.atomic import before_rename, explained, this_machine
+from medmamba.disk.atomic import before_rename, explained
+from medmamba.disk.leftovers import this_machine
 from medmamba.errors import InputError
 
 RECORD = ".medmamba-"

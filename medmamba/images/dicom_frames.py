@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from medmamba.disk.atomic import explained
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import InputError, MedmambaError
 from medmamba.images import dicom_headers as headers
 from medmamba.images.dicom_headers import Tags, text_of
@@ -116,7 +116,7 @@ def single_frames(path: Path, numbers: Sequence[int], where: str) -> Iterator[It
             pieces = _pieces(source, syntax)
     except Exception:  # pydicom raises many kinds for damaged files
         raise InputError(f"{where}: its pixels are damaged. Copy it again from its source.") from None
-    with TemporaryDirectory(prefix="medmamba-") as scratch:
+    with scratch_folder() as scratch:
         yield (_saved(source, syntax, pieces[number - 1], Path(scratch, "frame.dcm")) for number in numbers)
 
 

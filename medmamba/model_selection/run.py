@@ -5,7 +5,6 @@ Folds that are not trained are left out. What wins is written to RUN/best.json, 
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import combinations
@@ -18,6 +17,7 @@ import torch
 from medmamba.command_options import FindBestOptions
 from medmamba.disk.atomic import write_text
 from medmamba.disk.lock import FolderLock
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import InputError
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.confidence import Confidence
@@ -77,7 +77,7 @@ def find_best(
             for fold in shared:
                 stack.enter_context(FolderLock(folders[fold]))
         folder.check_unchanged(plan)
-        kept = stack.enter_context(tempfile.TemporaryDirectory(prefix="medmamba-", dir=options.scratch))
+        kept = stack.enter_context(scratch_folder(options.scratch))
         for fold in shared:
             ensembles = {name: load_model(folds[name][fold], choices).ensembles[0] for name in folds}
             readers = {name: stored_cases(folder.preprocessed(name)) for name in folds}

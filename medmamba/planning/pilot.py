@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shutil import rmtree
 from statistics import fmean
 
 import torch
 
 from medmamba.compute.device import choose_device
 from medmamba.disk.atomic import write_json, write_text
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, MedmambaError
 from medmamba.evaluation.statistics import paired_difference
 from medmamba.models.checkpoint import load_checkpoint
@@ -62,14 +62,12 @@ def compare(run: Path, minutes: float, candidates: Sequence[str], on_message: Ca
     if held_out & trained:
         raise ConfigError("--pilot needs two patients or more: there is nothing to validate on. Name a --network.")
     trials = []
-    try:
+    with scratch_folder(run) as scratch:
         for name in candidates:
             try:
-                trials.append(_try(folder, name, minutes / len(candidates), sorted(held_out)))
+                trials.append(_try(folder, scratch / name, name, minutes / len(candidates), sorted(held_out)))
             except MedmambaError as error:
                 on_message(f"{name} is left out: {error}")
-    finally:
-        rmtree(run / "pilot", ignore_errors=True)
     if not trials:
         raise ConfigError("--pilot: no candidate could be trained. Name a --network, or give more memory.")
     decision = choose(trials, minutes)
@@ -121,13 +119,13 @@ def table_lines(trials: Sequence[Trial]) -> list[str]:
     return aligned(rows)
 
 
-def _try(folder: RunFolder, name: str, minutes: float, held_out: Sequence[str]) -> Trial:
+def _try(folder: RunFolder, place: Path, name: str, minutes: float, held_out: Sequence[str]) -> Trial:
     now = folder.read_plan()
     plan = what_if(now, folder.read_fingerprint(), network=name)
     configuration = plan.configurations[now.default_configuration]
     if configuration.spacing_mm != now.default.spacing_mm:
         raise ConfigError("it is planned on another grid.")
-    trial = RunFolder(folder.path / "pilot" / name)
+    trial = RunFolder(place)
     write_text(trial.plan_path, plan.to_json())
     write_json(trial.splits_path, folder.read_splits())
     os.symlink(folder.preprocessed_path.resolve(), trial.preprocessed_path, target_is_directory=True)

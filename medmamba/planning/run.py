@@ -12,7 +12,8 @@ from typing import Any
 from medmamba.compute.free_memory import main_memory
 from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_splits
 from medmamba.datasets.table import patients_of
-from medmamba.disk.atomic import remove_leftovers, replace_folder, write_json, write_text
+from medmamba.disk.atomic import replace_folder, write_json, write_text
+from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.own_files import OwnFiles, refusal, refuse_dataset_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry.display import Display
@@ -158,6 +159,7 @@ class _Measured:
         ``preprocess``: False keeps the existing cases.
         """
         remove_leftovers(folder.path)
+        remove_leftovers(folder.path / "report", shared=True)
         if preprocess:
             self._preprocess(folder, plan)
         write_text(folder.fingerprint_path, self.fingerprint.to_json())

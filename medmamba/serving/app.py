@@ -18,10 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medmamba.command_options import ServeOptions
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import InputError, MedmambaError, ResourceError, need_packages
 from medmamba.images.formats import FORMATS, alone
 from medmamba.inference.predictor import Predictor
@@ -191,7 +191,7 @@ def make_app(
             wanted = query.get("answer", "zip")
             if wanted not in ("zip", "mask", "report"):
                 raise Refusal(400, "answer is zip, mask or report")
-            with TemporaryDirectory(prefix="medmamba-serve-") as folder:
+            with scratch_folder() as folder:
                 path = Path(folder, "image" + _ending(query.get("name", "")))
                 await _receive(request, path, allowed.upload_bytes)
                 future = queues.submit(lambda predictor: _answer(predictor, path, wanted, allowed))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from medmamba.compute.device import choose_device
-from medmamba.disk.atomic import make_folder, remove_leftovers, write_bytes, write_json, write_text
+from medmamba.disk.atomic import make_folder, write_bytes, write_json, write_text
+from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import has_checkpoint, refuse_trained
@@ -144,6 +145,7 @@ def begin_folder(folder: RunFolder, plan: Plan, target: Path, facts: ModelFacts,
     """Write what a fold or a pretraining begins with, once every choice has proved possible: it may be trained."""
     folder.check_unchanged(plan)
     remove_leftovers(target)
+    remove_leftovers(target / "checkpoints")
     if restart:
         rmtree(target / "checkpoints", ignore_errors=True)
     write_text(target / "plan.json", plan.to_json())

@@ -8,12 +8,11 @@ its batch again; the training process itself does not, because it would die or h
 import contextlib
 import multiprocessing
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, Queue
@@ -22,6 +21,7 @@ from typing import Any
 from batchgenerators.dataloading.multi_threaded_augmenter import producer
 
 from medmamba.compute.processes import follow_parent, how_it_ended
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import InputError, ResourceError
 from medmamba.training.batches import Batch, PatchSource
 
@@ -48,8 +48,15 @@ class SupervisedWorkers:
         self.faults = 0
         self._failed_step: int | None = None
         self._step = source.first_step
-        self._notes = Path(tempfile.mkdtemp(prefix="medmamba-workers-"))
-        self._workers = [_Worker(source, self._step + n, workers, self._notes / str(n)) for n in range(workers)]
+        self._workers: list[_Worker] = []
+        self._scratch = ExitStack()
+        self._notes = self._scratch.enter_context(scratch_folder())
+        try:
+            for number in range(workers):
+                self._workers.append(_Worker(source, self._step + number, workers, self._notes / str(number)))
+        except BaseException:
+            self.close()
+            raise
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -65,7 +72,7 @@ class SupervisedWorkers:
         """End all workers and remove their notes."""
         for worker in self._workers:
             worker.end()
-        shutil.rmtree(self._notes, ignore_errors=True)
+        self._scratch.close()
 
     def _from_worker(self) -> Batch:
         index = (self._step - self.source.first_step) % len(self._workers)

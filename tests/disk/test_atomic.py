@@ -16,13 +16,13 @@ import pytest
 
 from medmamba.disk import atomic, lock
 from medmamba.disk.atomic import (
-    remove_leftovers,
     replace_folder,
     write_atomically,
     write_bytes,
     write_json,
     write_text,
 )
+from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError, ResourceError
 

@@ -6,7 +6,6 @@ OUT/report.json              the model and all cases, those that failed with the
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,9 +14,11 @@ from typing import Any, Literal
 
 from medmamba.dicom.codes import check_codes
 from medmamba.dicom.study import opened
-from medmamba.disk.atomic import make_folder, remove_leftovers, write_json
+from medmamba.disk.atomic import make_folder, write_json
+from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, file_sha256, refuse_dataset_folder
+from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, InputErrors, PartialError
 from medmamba.images.cases import ImageCase, find_cases, part_of
 from medmamba.images.formats import DICOM, format_of
@@ -137,6 +138,7 @@ def predict_folder(
         if part is not None:
             locks.enter_context(FolderLock(target / f".part-{part[0]}-of-{part[1]}"))
         remove_leftovers(target, shared=part is not None)
+        remove_leftovers(target / "reports", shared=part is not None)
         locks.enter_context(job.own.recording())
         if options.pseudonymise:
             with FolderLock(target / "reports", patience_seconds=PATIENCE):  # parts that begin together share one key
@@ -294,7 +296,7 @@ def reproduce(
             raise InputError(f"{case_id}: not in {where}. Check the name, or give the images of the report.")
         if [input_sha256(path) for path in inputs[case_id].paths] != record.cases[case_id].input_sha256:
             raise InputError(f"{case_id}: the image is not the one of the report (SHA-256). Give the same file.")
-    with tempfile.TemporaryDirectory(prefix="medmamba-") as folder:
+    with scratch_folder() as folder:
         done = predict_folder(predictor, [inputs[case_id] for case_id in wanted], folder, on_item=on_item).done
     masks = {case_id: again.mask_sha256 for case_id, again in done.items()}
     same = [case_id for case_id in wanted if masks.get(case_id) == record.cases[case_id].mask_sha256]
