@@ -46,7 +46,7 @@ class ServiceLimits:
     waiting: int = 8
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Refusal(Exception):
     """An answer of 4xx with its reason."""
 
