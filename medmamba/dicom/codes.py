@@ -3,6 +3,7 @@
 docs/how-to/export-a-model.md has an example. A label that is not listed becomes "Tissue" under its own name.
 """
 
+import colorsys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from medmamba.datasets.description import parse, read_json
 from medmamba.errors import need_packages, unknown_name
 from medmamba.images.gate import shown
+from medmamba.pages.render import COLOURS
 
-Text = Annotated[str, Field(min_length=1, max_length=64)]
-Code = tuple[
-    Annotated[str, Field(min_length=1, max_length=16)], Annotated[str, Field(min_length=1, max_length=16)], Text
-]
-"""Code value, coding scheme (as SCT) and meaning, at most 16, 16 and 64 characters (DICOM PS3.3 section 8)."""
+GOLDEN_RATIO = 0.618034  # its multiples are never near each other on a circle
+
+ALLOWED = r"^[^\\\x00-\x1f\x7f]+$"
+Short = Annotated[str, Field(min_length=1, max_length=16, pattern=ALLOWED)]
+Text = Annotated[str, Field(min_length=1, max_length=64, pattern=ALLOWED)]
+Code = tuple[Short, Short, Text]
+"""Code value, coding scheme (as SCT) and meaning, at most 16, 16 and 64 characters without backslash (DICOM PS3.3
+section 8)."""
 Level = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -44,6 +49,18 @@ def read_codes(path: Path | str | None, labels: list[str]) -> dict[str, SegmentC
         if name not in labels:
             raise unknown_name(f"label in {path}", name, labels)
     return {name: table.get(name, SegmentCode()) for name in labels}
+
+
+def colour_of(number: int, code: SegmentCode) -> tuple[int, int, int]:
+    """Red, green and blue of segment ``number``, counted from 1: its code's, or one as different as may be."""
+    if code.colour is not None:
+        return code.colour
+    if number <= len(COLOURS):
+        red, green, blue = bytes.fromhex(COLOURS[number - 1][1:])
+        return red, green, blue
+    hue, lightness = number * GOLDEN_RATIO % 1, 0.35 + 0.3 * (number % 3) / 2
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, lightness, 0.9))
+    return red, green, blue
 
 
 def check_codes(path: Path | str | None) -> None:

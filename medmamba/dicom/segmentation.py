@@ -6,6 +6,7 @@ and names each segment by the codes of the labels file. highdicom writes it; the
 Source: DICOM PS3.3 A.51 (Segmentation IOD) and C.7.6.2.1.1. World axes are LPS there, RAS+ here.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.dicom.codes import SegmentCode, need_highdicom, read_codes
+from medmamba.dicom.codes import SegmentCode, colour_of, need_highdicom, read_codes
 from medmamba.dicom.study import one_series
 from medmamba.disk.atomic import write_atomically
 from medmamba.disk.own_files import refuse_existing
 from medmamba.errors import InputError
 from medmamba.geometry import Grid, grid_difference, reindexed
 from medmamba.images import ReadOptions, read_label_map
-from medmamba.images.dicom import read_slices
+from medmamba.images.dicom import EVEN_SPACING, read_slices
 from medmamba.images.gate import shown
 from medmamba.plans.json_record import as_written, read_stored
 from medmamba.version import __version__
@@ -35,6 +36,11 @@ MAY_BE_EMPTY = (
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 """What a segmentation takes over from its series and may be empty (type 2); removed by some anonymisers."""
+DATE, TIME = r"([0-9]{8})?", r"([0-9]{2}([0-9]{2}([0-9]{2}(\.[0-9]{1,6})?)?)?)?"
+WRITTEN_AS = {"PatientBirthDate": DATE, "PatientSex": "[MFO]?", "StudyDate": DATE, "StudyTime": TIME}
+"""What DICOM allows; other values are left empty, because no reader could use them."""
+KEPT = ("StudyDescription", "PositionReferenceIndicator")
+"""What is taken over where the series has it."""
 MUST_BE_THERE = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID")
 
 
@@ -51,21 +57,24 @@ def write_segmentation(
     ``values`` are the labels' values by name; segment n is the n-th entry, and 0, the background, is left out.
     ``codes`` say what each label is (see ``codes.py``).
 
-    Raises InputError when the labels do not lie on the grid of the series, hold a value that ``values`` does not name,
-    or are empty.
+    An empty mask gives a SEG of empty frames.
+    Raises InputError when the labels do not lie on the grid of the series or hold a value without a name.
     """
     need_highdicom()
     import highdicom as hd
 
     sources = series_in_order(series, grid)
-    numbers, names = numbered(labels, values, series)
+    numbers, names = numbered(labels, values)
+    texts = texts_of(names)
     frames = np.ascontiguousarray(numbers.transpose(2, 1, 0))  # (slices, rows, columns)
     patient, sources[0].PatientName = sources[0].PatientName, ""  # highdicom warns of an unusual name by citing it
     seg = hd.seg.Segmentation(
         source_images=sources,
         pixel_array=frames,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_segment(n, name, codes[name]) for n, name in enumerate(names, start=1)],
+        segment_descriptions=[
+            _segment(n, text, codes[name]) for n, (name, text) in enumerate(zip(names, texts, strict=True), start=1)
+        ],
         series_instance_uid=hd.UID(),
         series_number=series_number(sources),
         sop_instance_uid=hd.UID(),
@@ -75,8 +84,9 @@ def write_segmentation(
         software_versions=__version__,
         device_serial_number="1",
         series_description=f"Segmentation by {ALGORITHM}",
+        specific_character_set="ISO_IR 192",
         content_label="SEGMENTATION",
-        omit_empty_frames=True,
+        omit_empty_frames=bool(numbers.any()),
     )
     seg.PatientName = patient
 
@@ -88,26 +98,43 @@ def write_segmentation(
         seg.save_as(file)
 
 
-def numbered(
-    labels: npt.NDArray[Any], values: Mapping[str, int], series: Path | str
-) -> tuple[npt.NDArray[np.uint8], list[str]]:
+def numbered(labels: npt.NDArray[Any], values: Mapping[str, int]) -> tuple[npt.NDArray[np.uint16], list[str]]:
     """Labels as segment numbers 1, 2, ... in the order of ``values``, and the segments' names.
 
-    Raises InputError for a value without a name, and for an empty mask.
+    Raises InputError for a value without a name.
     """
     names = [name for name, value in values.items() if value != 0]
     unknown = sorted(set(np.unique(labels).tolist()) - {0} - {values[name] for name in names})
     if unknown:
         raise InputError(f"The mask holds {unknown[0]}, which is not the value of any label ({dict(values)}).")
-    if not labels.any():
-        raise InputError(f"{series}: the mask is empty, and DICOM allows no segmentation without any segment.")
-    numbers = np.zeros(labels.shape, dtype=np.uint8)
+    numbers = np.zeros(labels.shape, dtype=np.uint16)
     for number, name in enumerate(names, start=1):
         numbers[labels == values[name]] = number
     return numbers, names
 
 
-def read_segmentation(path: Path | str, grid: Grid) -> tuple[npt.NDArray[np.uint8], list[str]]:
+def texts_of(names: Sequence[str]) -> list[str]:
+    """Names as DICOM can hold them (VR LO): without backslash or control characters, no two the same.
+
+    At most 64 bytes: the standard counts characters, some programs count bytes.
+    """
+    texts: list[str] = []
+    for name in names:
+        plain = "".join(char if char.isprintable() and char != "\\" else "_" for char in name).strip() or "_"
+        text, number = _cut(plain, 64), 1
+        while text in texts:
+            number += 1
+            ending = f" ({number})"
+            text = _cut(plain, 64 - len(ending)) + ending
+        texts.append(text)
+    return texts
+
+
+def _cut(text: str, most: int) -> str:
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore").strip()
+
+
+def read_segmentation(path: Path | str, grid: Grid) -> tuple[npt.NDArray[np.uint16], list[str]]:
     """Segment numbers (i, j, k) of a DICOM SEG on the voxels of ``grid``, and the segments' names in order.
 
     ``grid`` has the same axes up to order, direction and extent: a segmentation may leave out empty slices.
@@ -116,7 +143,7 @@ def read_segmentation(path: Path | str, grid: Grid) -> tuple[npt.NDArray[np.uint
     import highdicom as hd
 
     seg = hd.seg.segread(str(path))
-    volume = seg.get_volume(combine_segments=True)
+    volume = seg.get_volume(combine_segments=True, rtol=2 * EVEN_SPACING)
     assert grid.affine is not None
     between = np.linalg.inv(RAS_TO_LPS @ grid.affine) @ np.asarray(volume.affine, dtype=np.float64)
     whole = np.round(between)  # index of the segmentation (slices, rows, columns) to that of the grid
@@ -126,7 +153,7 @@ def read_segmentation(path: Path | str, grid: Grid) -> tuple[npt.NDArray[np.uint
     target = (marked @ whole[:3, :3].T + whole[:3, 3]).astype(int)
     if (target < 0).any() or (target >= grid.shape).any():
         raise InputError(f"{path}: marks voxels outside the series.")
-    numbers = np.zeros(grid.shape, dtype=np.uint8)
+    numbers = np.zeros(grid.shape, dtype=np.uint16)
     numbers[tuple(target.T)] = volume.array[tuple(marked.T)]
     return numbers, [str(segment.SegmentLabel) for segment in seg.SegmentSequence]
 
@@ -175,7 +202,8 @@ def series_in_order(series: Path | str, grid: Grid) -> "Sequence[Dataset]":
     """
     import pydicom
 
-    slices, place, _ = read_slices(Path(series), shown(series), ReadOptions())
+    reading = ReadOptions(any_spacing=True, max_voxels=max(grid.voxels, ReadOptions().max_voxels))  # it was read before
+    slices, place, _ = read_slices(Path(series), shown(series), reading)
     if len(slices) != grid.shape[2]:
         raise InputError(
             f"{series}: holds {len(slices)} DICOM images, the mask has {grid.shape[2]} slices. "
@@ -190,8 +218,10 @@ def series_in_order(series: Path | str, grid: Grid) -> "Sequence[Dataset]":
     datasets = [pydicom.dcmread(piece.path, force=True) for piece in slices]
     for dataset in datasets:
         for name in MAY_BE_EMPTY:
-            if name not in dataset:
-                setattr(dataset, name, "")
+            text = str(dataset.get(name) or "")
+            if name not in dataset or (name in WRITTEN_AS and not re.fullmatch(WRITTEN_AS[name], text)):
+                plain = re.sub("[.:-]", "", text)  # as versions before DICOM and anonymisers write dates and times
+                setattr(dataset, name, plain if re.fullmatch(WRITTEN_AS.get(name, ""), plain) else "")
         missing = [name for name in MUST_BE_THERE if not getattr(dataset, name, None)]
         if missing:
             raise InputError(
@@ -204,7 +234,7 @@ def series_in_order(series: Path | str, grid: Grid) -> "Sequence[Dataset]":
     return datasets
 
 
-def _segment(number: int, name: str, code: SegmentCode) -> Any:
+def _segment(number: int, text: str, code: SegmentCode) -> Any:
     import highdicom as hd
     from highdicom.sr.coding import CodedConcept
 
@@ -213,14 +243,14 @@ def _segment(number: int, name: str, code: SegmentCode) -> Any:
 
     return hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:64],
+        segment_label=text,
         segmented_property_category=concept(code.category),
         segmented_property_type=concept(code.property_type),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name=ALGORITHM, version=__version__, family=CodedConcept("123109", "DCM", "Artificial Intelligence")
         ),
-        display_color=None if code.colour is None else hd.color.CIELabColor.from_rgb(*code.colour),
+        display_color=hd.color.CIELabColor.from_rgb(*colour_of(number, code)),
     )
 
 

@@ -115,7 +115,7 @@ class Prediction:
         """Write the mask as DICOM SEG beside its series (default: the one that was predicted), and read it back.
 
         ``codes`` is a labels.json with code and colour of each label. Raises InputError when the image did not come
-        from a DICOM series, or the mask is empty.
+        from a DICOM series.
         """
         from medmamba.dicom.segmentation import write_segmentation
 

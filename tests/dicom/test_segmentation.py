@@ -8,69 +8,24 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from segmentable_series import AXES, VALUES, mask_of_two, valid, write_source_series
 
 from medmamba.errors import ConfigError, InputError, InputErrors
 
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 pydicom = pytest.importorskip("pydicom")
 
-from medmamba.dicom.codes import SegmentCode, read_codes  # noqa: E402
-from medmamba.dicom.contours import outlines_of, read_contours, write_contours  # noqa: E402
+from medmamba.dicom.codes import SegmentCode, colour_of, read_codes  # noqa: E402
 from medmamba.dicom.segmentation import read_segmentation, series_in_order, write_segmentation  # noqa: E402
 from medmamba.geometry import Grid  # noqa: E402
 from medmamba.images import read_image  # noqa: E402
 
-VALUES = {"background": 0, "anterior": 1, "posterior": 7}
-AXES = {
-    "axial": np.eye(3),
-    "oblique": np.array([[0.96, -0.28, 0.0], [0.28 * 0.8, 0.96 * 0.8, -0.6], [0.28 * 0.6, 0.96 * 0.6, 0.8]]).T,
-}
-
-
-def _series(folder, axes, reverse=False):
-    """Twelve slices of 20 rows and 16 columns, in files whose names are not in the order of space."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
-
-    folder.mkdir()
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    rng = np.random.default_rng(1)
-    for n in range(12):
-        slice_ = Dataset()
-        slice_.file_meta = FileMetaDataset()
-        slice_.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        slice_.SOPClassUID = slice_.file_meta.MediaStorageSOPClassUID = MRImageStorage
-        slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-        slice_.PatientID, slice_.PatientName, slice_.PatientBirthDate, slice_.PatientSex = "x", "A^B", "", ""
-        slice_.StudyInstanceUID, slice_.SeriesInstanceUID, slice_.FrameOfReferenceUID = study, series, frame
-        slice_.StudyDate, slice_.StudyTime, slice_.AccessionNumber, slice_.StudyID = "20260101", "120000", "", ""
-        slice_.ReferringPhysicianName, slice_.Modality, slice_.SeriesNumber, slice_.InstanceNumber = "", "MR", 4, n + 1
-        slice_.Rows, slice_.Columns, slice_.SamplesPerPixel = 20, 16, 1
-        slice_.PhotometricInterpretation, slice_.PixelRepresentation = "MONOCHROME2", 0
-        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit = 16, 16, 15
-        slice_.PixelSpacing, slice_.SliceThickness = [0.75, 0.5], 2.0
-        slice_.ImageOrientationPatient = [float(v) for v in (*axes[0], *axes[1])]
-        normal = np.cross(axes[0], axes[1])
-        slice_.ImagePositionPatient = [round(float(v), 6) for v in 2.0 * n * normal + [10, -20, 30]]
-        slice_.PixelData = rng.integers(0, 1000, (20, 16), dtype=np.uint16).tobytes()
-        slice_.save_as(folder / f"{(n * 5) % 12}.dcm", enforce_file_format=True)
-    return folder, study, frame
-
-
-def _mask(shape):
-    labels = np.zeros(shape, dtype=np.int64)
-    labels[3:7, 4:9, 2:6] = 1
-    labels[8:12, 2:5, 4:8] = 7
-    return labels
-
 
 @pytest.mark.parametrize("axes", list(AXES))
 def test_a_segmentation_is_read_back_equal_with_its_references(axes, tmp_path):
-    folder, study, frame = _series(tmp_path / "series", AXES[axes])
+    folder, study, frame = write_source_series(tmp_path / "series", AXES[axes])
     image = read_image(folder)
-    labels = _mask(image.grid.shape)
+    labels = mask_of_two(image.grid.shape)
     codes = {name: SegmentCode() for name in VALUES}
     write_segmentation(tmp_path / "seg.dcm", labels, image.grid, folder, VALUES, codes)
     numbers, names = read_segmentation(tmp_path / "seg.dcm", image.grid)
@@ -90,7 +45,7 @@ def test_a_segmentation_is_read_back_equal_with_its_references(axes, tmp_path):
 
 
 def test_an_unusual_name_of_a_patient_is_kept_and_told_to_nobody(tmp_path, caplog):
-    folder, _, _ = _series(tmp_path / "series", AXES["axial"])
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"])
     for path in folder.iterdir():
         slice_ = pydicom.dcmread(path)
         slice_.PatientName = "PHI_CANARY"
@@ -99,7 +54,7 @@ def test_an_unusual_name_of_a_patient_is_kept_and_told_to_nobody(tmp_path, caplo
     names = {name: SegmentCode() for name in VALUES if name != "background"}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        write_segmentation(tmp_path / "seg.dcm", _mask(image.grid.shape), image.grid, folder, VALUES, names)
+        write_segmentation(tmp_path / "seg.dcm", mask_of_two(image.grid.shape), image.grid, folder, VALUES, names)
     assert "CANARY" not in caplog.text + " ".join(str(one.message) for one in told)
     assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName == "PHI_CANARY"
 
@@ -114,12 +69,12 @@ def test_of_a_labels_file_no_more_is_read_than_one_can_have(tmp_path):
 
 
 def test_codes_come_from_the_labels_file(tmp_path):
-    folder, _, _ = _series(tmp_path / "series", AXES["axial"])
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"])
     image = read_image(folder)
     table = {"anterior": {"property_type": ["12345", "SCT", "A part"], "colour": [255, 0, 0]}}
     (tmp_path / "labels.json").write_text(json.dumps(table))
     codes = read_codes(tmp_path / "labels.json", list(VALUES))
-    write_segmentation(tmp_path / "seg.dcm", _mask(image.grid.shape), image.grid, folder, VALUES, codes)
+    write_segmentation(tmp_path / "seg.dcm", mask_of_two(image.grid.shape), image.grid, folder, VALUES, codes)
     first, second = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
     assert first.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "A part"
     assert second.SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Tissue"
@@ -127,28 +82,95 @@ def test_codes_come_from_the_labels_file(tmp_path):
 
 
 def test_a_mask_of_another_series_is_refused(tmp_path):
-    folder, _, _ = _series(tmp_path / "series", AXES["axial"])
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"])
     grid = read_image(folder).grid
     codes = {name: SegmentCode() for name in VALUES}
     for axis in (2, 0):  # through the slices, and within them
         moved = grid.affine.copy()
         moved[axis, 3] += 1.0
         with pytest.raises(InputError, match="its slices are not those of the mask"):
-            write_segmentation(tmp_path / "s.dcm", _mask(grid.shape), Grid(grid.shape, moved), folder, VALUES, codes)
+            write_segmentation(
+                tmp_path / "s.dcm", mask_of_two(grid.shape), Grid(grid.shape, moved), folder, VALUES, codes
+            )
     (folder / "0.dcm").unlink()
     with pytest.raises(InputError, match="holds 11 DICOM images, the mask has 12 slices"):
-        write_segmentation(tmp_path / "s.dcm", _mask(grid.shape), grid, folder, VALUES, codes)
+        write_segmentation(tmp_path / "s.dcm", mask_of_two(grid.shape), grid, folder, VALUES, codes)
     assert not (tmp_path / "s.dcm").exists()
 
 
-def test_unknown_values_and_empty_masks_are_refused(tmp_path):
-    folder, _, _ = _series(tmp_path / "series", AXES["axial"])
+def test_a_value_without_a_name_is_refused(tmp_path):
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"])
     grid = read_image(folder).grid
     codes = {name: SegmentCode() for name in VALUES}
     with pytest.raises(InputError, match="holds 3, which is not the value of any label"):
         write_segmentation(tmp_path / "s.dcm", np.full(grid.shape, 3), grid, folder, VALUES, codes)
-    with pytest.raises(InputError, match="the mask is empty"):
-        write_segmentation(tmp_path / "s.dcm", np.zeros(grid.shape, int), grid, folder, VALUES, codes)
+
+
+@pytest.mark.parametrize("count", [12, 1])
+def test_an_empty_mask_gives_a_segmentation_of_empty_frames(count, tmp_path, caplog):
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["oblique"], count)
+    grid = read_image(folder).grid
+    codes = {name: SegmentCode() for name in VALUES}
+    write_segmentation(tmp_path / "s.dcm", np.zeros(grid.shape, int), grid, folder, VALUES, codes)
+    numbers, names = read_segmentation(tmp_path / "s.dcm", grid)
+    assert (numbers.shape, numbers.any(), names) == (grid.shape, False, ["anterior", "posterior"])
+    assert valid(tmp_path / "s.dcm")
+    assert caplog.text == ""
+
+
+def test_names_and_colours_of_segments_are_those_that_dicom_allows(tmp_path):
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"], SpecificCharacterSet="ISO_IR 100")
+    image = read_image(folder)
+    values = {"background": 0, "\u8133 " + "x" * 70 + "1": 1, "\u8133 " + "x" * 70 + "2": 7, "a\\b\nc": 8, " ": 9}
+    codes = {name: SegmentCode() for name in values}
+    write_segmentation(tmp_path / "s.dcm", mask_of_two(image.grid.shape), image.grid, folder, values, codes)
+    _, names = read_segmentation(tmp_path / "s.dcm", image.grid)
+    assert names == ["\u8133 " + "x" * 60, "\u8133 " + "x" * 56 + " (2)", "a_b_c", "_"]
+    segments = pydicom.dcmread(tmp_path / "s.dcm").SegmentSequence
+    assert len({tuple(segment.RecommendedDisplayCIELabValue) for segment in segments}) == 4
+    assert valid(tmp_path / "s.dcm")
+
+
+def test_every_segment_has_a_colour_of_its_own():
+    colours = [colour_of(number, SegmentCode()) for number in range(1, 120)]
+    assert len(set(colours)) == len(colours)
+    assert colours[0] == (255, 176, 0)  # as in the pages
+    assert colour_of(1, SegmentCode(colour=(1, 2, 3))) == (1, 2, 3)
+
+
+def test_more_segments_than_a_byte_can_number(tmp_path):
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"], 2)
+    image = read_image(folder)
+    labels = (np.arange(np.prod(image.grid.shape)) % 301).reshape(image.grid.shape)
+    values = {"background": 0, **{f"label {number}": number for number in range(1, 301)}}
+    write_segmentation(tmp_path / "s.dcm", labels, image.grid, folder, values, {name: SegmentCode() for name in values})
+    assert np.array_equal(read_segmentation(tmp_path / "s.dcm", image.grid)[0], labels)
+
+
+def test_dates_and_the_sex_that_dicom_does_not_allow_stop_no_segmentation(tmp_path):
+    wrong = {"StudyDate": "2020.01.02", "StudyTime": "12:30", "PatientBirthDate": "unknown", "PatientSex": "male"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"], **wrong)
+        image = read_image(folder)
+        codes = {name: SegmentCode() for name in VALUES}
+        write_segmentation(tmp_path / "s.dcm", mask_of_two(image.grid.shape), image.grid, folder, VALUES, codes)
+    found = pydicom.dcmread(tmp_path / "s.dcm")
+    assert (found.StudyDate, found.StudyTime) == ("20200102", "1230")
+    assert (found.PatientBirthDate, found.PatientSex) == ("", "")
+    assert valid(tmp_path / "s.dcm")
+
+
+def test_slices_as_unevenly_spaced_as_the_reader_allows_take_a_segmentation(tmp_path):
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"])
+    for path in folder.iterdir():
+        source = pydicom.dcmread(path)
+        source.ImagePositionPatient[2] += 0.02 * (source.InstanceNumber * 7 % 3 - 1)
+        source.save_as(path)
+    image = read_image(folder)
+    codes, labels = {name: SegmentCode() for name in VALUES}, mask_of_two(image.grid.shape)
+    write_segmentation(tmp_path / "s.dcm", labels, image.grid, folder, VALUES, codes)
+    assert np.array_equal(np.array([0, 1, 7])[read_segmentation(tmp_path / "s.dcm", image.grid)[0]], labels)
 
 
 def test_a_wrong_labels_file_gives_all_its_errors(tmp_path):
@@ -158,6 +180,9 @@ def test_a_wrong_labels_file_gives_all_its_errors(tmp_path):
         read_codes(path, ["a"])
     assert "a.colour[0]" in str(caught.value)
     assert "a.color" in str(caught.value)
+    path.write_text(json.dumps({"a": {"property_type": ["1", "SCT", "two\\values"]}}))
+    with pytest.raises(InputErrors, match=r"a\.property_type\[2\]"):
+        read_codes(path, ["a"])
     path.write_text(json.dumps({"antrior": {}}))
     with pytest.raises(ConfigError, match="Did you mean 'anterior'"):
         read_codes(path, ["anterior"])
@@ -167,9 +192,9 @@ def test_the_command_turns_a_mask_file_into_a_segmentation(tmp_path, capsys):
     from medmamba.cli.main import app
     from medmamba.images import write_label_map
 
-    folder, _, _ = _series(tmp_path / "series", AXES["oblique"])
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["oblique"])
     image = read_image(folder)
-    labels = _mask(image.grid.shape)
+    labels = mask_of_two(image.grid.shape)
     write_label_map(tmp_path / "mask.nii.gz", labels, image.grid)
     arguments = ["dicom-seg", str(tmp_path / "mask.nii.gz"), str(folder), "-o", str(tmp_path / "seg.dcm")]
     with pytest.raises(ConfigError, match="the names of the labels are unknown"):
@@ -185,10 +210,10 @@ def test_a_segmentation_is_made_from_the_zip_of_a_study_and_a_mask_of_its_other_
     from medmamba.images import write_label_map
 
     (tmp_path / "study").mkdir()
-    folder, study, _ = _series(tmp_path / "study" / "axial", AXES["axial"])
-    _, other, _ = _series(tmp_path / "study" / "oblique", AXES["oblique"])
+    folder, study, _ = write_source_series(tmp_path / "study" / "axial", AXES["axial"])
+    _, other, _ = write_source_series(tmp_path / "study" / "oblique", AXES["oblique"])
     image = read_image(folder)
-    write_label_map(tmp_path / "mask.nii.gz", _mask(image.grid.shape), image.grid)
+    write_label_map(tmp_path / "mask.nii.gz", mask_of_two(image.grid.shape), image.grid)
     packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "study")
     arguments = ["dicom-seg", str(tmp_path / "mask.nii.gz"), packed, "-o", str(tmp_path / "seg.dcm")]
     arguments += ["--label", "anterior=1", "--label", "posterior=7"]
@@ -228,50 +253,6 @@ def test_the_api_writes_the_segmentation_of_the_series_it_predicted(shared_data,
     assert np.array_equal(read_segmentation(tmp_path / "seg.dcm", image.grid)[0], labels)
     with pytest.raises(InputError, match="refers to the series"):
         Prediction(labels, image.grid, {}, {}, provenance=made).save_dicom_seg(tmp_path / "other.dcm")
-
-
-@pytest.mark.parametrize("axes", list(AXES))
-def test_contours_enclose_the_voxels_they_were_drawn_from_and_refer_to_the_series(axes, tmp_path):
-    folder, study, frame = _series(tmp_path / "series", AXES[axes])
-    for path in folder.iterdir():
-        source = pydicom.dcmread(path)
-        source.SpecificCharacterSet, source.PatientName = "ISO_IR 100", "Müller^Jörg"
-        source.save_as(path)
-    image = read_image(folder)
-    labels = _mask(image.grid.shape)
-    labels[4:6, 6, 3] = 0  # a hole, and at the border of the image a voxel of its own
-    labels[15, 19, 11] = 7
-    codes = {name: SegmentCode(colour=(9, 8, 7)) for name in VALUES}
-    write_contours(tmp_path / "rt.dcm", labels, image.grid, folder, VALUES, codes)
-    numbers, names = read_contours(tmp_path / "rt.dcm", image.grid)
-    assert names == ["anterior", "posterior"]
-    assert np.array_equal(np.array([0, 1, 7])[numbers], labels)
-    written = pydicom.dcmread(tmp_path / "rt.dcm")
-    assert (written.StudyInstanceUID, written.Modality, written.PatientName) == (study, "RTSTRUCT", "Müller^Jörg")
-    assert written.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID == frame
-    assert all(roi.ReferencedFrameOfReferenceUID == frame for roi in written.StructureSetROISequence)
-    first, second = written.ROIContourSequence
-    assert {contour.ContourGeometricType for contour in first.ContourSequence} == {"CLOSEDPLANAR_XOR"}
-    assert {contour.ContourGeometricType for contour in second.ContourSequence} == {"CLOSED_PLANAR"}
-    assert list(first.ROIDisplayColor) == [9, 8, 7]
-    slices = series_in_order(folder, image.grid)
-    for contour in first.ContourSequence:  # each lies in the plane of the slice that it refers to
-        (source,) = [s for s in slices if s.SOPInstanceUID == contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
-        points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(source.ImagePositionPatient, float)
-        assert np.abs(points @ np.cross(AXES[axes][0], AXES[axes][1])).max() < 1e-3
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.9))
-def test_outlines_of_any_slice_enclose_exactly_its_voxels(seed, share):
-    from matplotlib.path import Path as Outline
-
-    mask = np.random.default_rng(seed).random((9, 7)) < share
-    found = np.zeros(mask.shape, bool)
-    centres = np.indices(mask.shape).reshape(2, -1).T
-    for line in outlines_of(mask):
-        found ^= Outline(line).contains_points(centres).reshape(mask.shape)
-    assert np.array_equal(found, mask)
 
 
 def test_a_segmentation_replaces_no_file_unless_asked(tmp_path):
