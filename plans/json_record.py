@@ -37,6 +37,10 @@ class Record(BaseModel):
         """Canonical JSON text, ending in a newline."""
         return canonical_json(self.model_dump(mode="json")) + "\n"
 
+    def sealed_json(self) -> str:
+        """The same with its own SHA-256 (:func:`sealed`), for a file that nobody edits."""
+        return canonical_json(sealed(json.loads(self.to_json()))) + "\n"
+
     def hash(self) -> str:
         """SHA-256 of the canonical JSON text, as 64 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

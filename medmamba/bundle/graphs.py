@@ -3,12 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medmamba.bundle.runtime.graphs import FILES
 from medmamba.bundle.write import BundleError, run_python
 from medmamba.disk.own_files import OwnFiles
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
+from medmamba.plans.json_record import read_stored
 
 LARGEST_DIFFERENCE = 1e-3
 """Of logits; float32 sums in another order differ by about 1e-5."""
@@ -55,7 +57,8 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
         raise unknown_name("format", kind, list(FILES))
     if not (folder / "scripts" / "graphs.py").is_file():
         raise InputError(f"{folder}: not a bundle of `medmamba export`. Export the model first.")
-    if "other_1" in json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8")):
+    described = folder / "configs" / "inference.json"
+    if "other_1" in read_stored(described, dict[str, Any], "configuration of a bundle", "Export the model again."):
         raise ConfigError(f"{folder}: averages several configurations; a graph holds one. Export one of them alone.")
     if kind == "onnx":
         need_packages("ONNX needs", ("onnx", "onnxscript", "onnxruntime"), "export")

@@ -116,7 +116,7 @@ def find_best(
         mirror=options.mirror,
     )
     with own.recording():
-        write_text(folder.path / PREDICTION_SETUP, recipe.to_json())
+        write_text(folder.path / PREDICTION_SETUP, recipe.sealed_json())
     return recipe
 
 

@@ -162,7 +162,7 @@ class _Measured:
         remove_leftovers(folder.path / "report", shared=True)
         if preprocess:
             self._preprocess(folder, plan)
-        write_text(folder.fingerprint_path, self.fingerprint.to_json())
+        write_text(folder.fingerprint_path, self.fingerprint.sealed_json())
         write_json(folder.splits_path, self.folds)
         pictures = {name: self.pictures[name] for name in sorted(self.pictures)}
         page = dataset_page(plan, self.fingerprint, self.folds, self.warnings, pictures)

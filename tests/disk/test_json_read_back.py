@@ -30,6 +30,7 @@ from medmamba.plans.json_record import SEAL, sealed
 from medmamba.plans.nnunet_files import from_nnunet, to_nnunet
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader
+from medmamba.training.cascade import _is_fresh
 from medmamba.training.config import TrainConfig
 from medmamba.training.fold import stored_config
 from medmamba.training.progress import EpochMetrics, Progress, read_metrics, write_metrics
@@ -83,6 +84,7 @@ def everything(tiny_run, small_run, tmp_path_factory) -> Path:
     top = tmp_path_factory.mktemp("everything")
     run, fold = top / "run", top / "run" / "models" / "3d_fullres" / "fold_0"
     shutil.copytree(tiny_run, run)
+    _unsealed(run / "fingerprint.json")
     plan = read_plan(run / "plan.json")
     images = write_noise(top / "images", 1, (20, 24, 20))
     predict(run, images, top / "masks", device="cpu", mirror=False, folds=(0,))
@@ -103,7 +105,9 @@ def everything(tiny_run, small_run, tmp_path_factory) -> Path:
     _unsealed(fold / "checkpoints" / "last" / "state.json")
     shutil.copytree(next((small_run / "preprocessed" / "3d_fullres").iterdir()), top / "case")
     document = json.loads((top / "case" / "case.json").read_text())
+    document.pop(SEAL)
     write_json(top / "case" / "case.json", {**document, "case_id": "case", "annotated": [1]})
+    write_json(top / "case" / "previous.json", {"weights_sha256": "0" * 64})
     write_json(top / "bundle" / "models" / "x" / "fold_0" / "model.json", {})
     settings = {"mirror": True, "configuration": ["x"]}
     write_json(top / "bundle" / "configs" / "metadata.json", {"medmamba": {"settings": settings}})
@@ -144,6 +148,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "metrics": (f"{FOLD}/metrics.json", lambda top: read_metrics(top / FOLD)),
     "state": (f"{FOLD}/checkpoints/last/state.json", lambda top: _resume(top / FOLD)),
     "case": ("case/case.json", lambda top: CaseReader(top / "case")),
+    "previous": ("case/previous.json", lambda top: _is_fresh(CaseReader(top / "case"), top / FOLD)),
     "metadata": ("bundle/configs/metadata.json", lambda top: mirrors_by_default(top / "bundle")),
     "report": ("masks/report.json", lambda top: reproduce(top / "masks/report.json", top / "none", top / "images")),
     "report_of_masks": ("masks/report.json", lambda top: _of_report(top / "masks")),
@@ -184,7 +189,7 @@ def test_a_damaged_record_of_a_case_counts_as_none(everything):
     assert read_record(everything / "masks", case) is not None
 
 
-@pytest.mark.parametrize("name", ["model", "train", "state"])
+@pytest.mark.parametrize("name", ["model", "train", "state", "best", "fingerprint", "case"])
 def test_a_file_with_its_hash_is_refused_when_it_was_altered_and_one_of_an_earlier_version_is_read(everything, name):
     place, read = READERS[name]
     path = everything / place
@@ -193,7 +198,8 @@ def test_a_file_with_its_hash_is_refused_when_it_was_altered_and_one_of_an_earli
     document = sealed(json.loads(raw))
     write_json(path, document)
     read(everything)
-    key = {"model": "fold", "train": "seed", "state": "averaged_steps"}[name]
+    keys = {"model": "fold", "train": "seed", "state": "averaged_steps", "best": "cases", "fingerprint": "dataset_name"}
+    key = keys.get(name, "shape")
     for altered in ({**document, key: 7}, {k: v for k, v in document.items() if k != key}, {**document, "new": 1}):
         write_json(path, altered)
         with pytest.raises(ConfigError, match=r"was altered after it was written \(SHA-256\)"):

@@ -20,6 +20,7 @@ from medmamba import pipeline
 from medmamba.bundle.options import BundleCard
 from medmamba.errors import InputError
 from medmamba.evaluation.run import run_evaluation
+from medmamba.inference.predictor import Predictor
 from medmamba.model_selection.run import find_best
 from medmamba.models.run_folder import RunFolder
 from medmamba.run_report.write import write_report
@@ -35,6 +36,7 @@ REFUSED = {
     "predict": {"predict", "evaluate"},
     "evaluate": {"predict"},
     "export": set(),
+    "serve": set(),
 }
 """For each running command, those that are refused meanwhile: on the same fold, or on the same output."""
 QUICK = [name for name in REFUSED if name != "export"]
@@ -80,6 +82,13 @@ class Commands:
 
     def evaluate(self, middle):
         run_evaluation(self.masks, self.dataset / "labelsTs", on_item=middle)
+
+    def serve(self, middle):
+        from medmamba.command_options import ServeOptions
+        from medmamba.serving.app import make_app
+
+        make_app([Predictor(self.run, ServeOptions(folds=(0,), mirror=False).of_predictor("cpu"))])
+        middle("serve")
 
     def export(self, middle):
         from medmamba.bundle.write import export_bundle
