@@ -21,7 +21,7 @@ from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
-from medmamba.disk.own_files import RECORD, OwnFiles
+from medmamba.disk.own_files import RECORD, OwnFiles, refusal
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, MedmambaError, need_packages
 from medmamba.geometry import grid_difference
@@ -94,7 +94,10 @@ def export_bundle(
     """
     options = ExportOptions.of(options, check_on=check_on, **changes)
     need_packages("MONAI's bundle commands need", ("ignite", "fire", "jsonschema"), "bundle")
-    OwnFiles(Path(output), options.overwrite).refuse_foreign(_files(Path(output)))
+    present = _files(Path(output))
+    if present and not Path(output, METADATA).is_file() and not options.overwrite:
+        raise refusal(present)
+    OwnFiles(Path(output), options.overwrite).refuse_foreign(present)
     given: dict[str, Any] = {name: getattr(options, name) for name in ("configuration", "folds", "mirror")}
     predictor = Predictor(model, **given, device="cpu", confidence=False)
     cases = find_cases(check_on, predictor.plan.channel_files)[: options.most_cases]

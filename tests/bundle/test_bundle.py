@@ -149,7 +149,7 @@ def test_a_folder_of_other_files_is_not_taken_for_the_bundles(tiny_run, one_imag
     from medmamba.bundle.write import export_bundle
 
     before = sorted(tiny_run.rglob("*"))
-    with pytest.raises(InputError, match="holds files that are no bundle"):
+    with pytest.raises(InputError, match="not written by medmamba, or changed since"):
         export_bundle(tiny_run, tiny_run, CARD, one_image)
     assert sorted(tiny_run.rglob("*")) == before
 

@@ -109,9 +109,11 @@ def test_an_interrupted_folder_goes_on_and_redoes_nothing_that_is_whole(predicto
     with pytest.raises(KeyboardInterrupt):
         pipeline.predict(predictor, images, out)
     assert len(bytes_of(out)) == 2
-    (out / "patient_0.nii.gz").write_bytes(b"half a mask")  # not what the record says: made again
+    (out / "patient_0.nii.gz").write_bytes(b"half a mask")  # not what the record says
     calls.append("never stop")
-    report = pipeline.predict(predictor, images, out, resume=True)
+    with pytest.raises(InputError, match=r"patient_0\.nii\.gz: not written by medmamba, or changed since"):
+        pipeline.predict(predictor, images, out, resume=True)
+    report = pipeline.predict(predictor, images, out, resume=True, overwrite=True)
     assert report.resumed == ["patient_1"]
     assert bytes_of(out) == bytes_of(whole)
 
