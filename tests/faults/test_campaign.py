@@ -119,9 +119,11 @@ class Predict:
         self.images = write_noise(tmp_path / "images", 2, (20, 24, 20))
         self.tmp_path = tmp_path
 
+    def words(self, name):
+        return ["predict", self.model, self.images, "-o", self.tmp_path / name, "--fold", "0", "--no-mirror"]
+
     def start(self, capsys, name):
-        out = self.tmp_path / name
-        return call(capsys, "predict", self.model, self.images, "-o", out, "--fold", "0", "--no-mirror")
+        return call(capsys, *self.words(name))
 
     def whole(self, name) -> dict[str, bytes]:
         """The masks; each is whole."""
@@ -163,10 +165,11 @@ class Plan:
         self.dataset = request.getfixturevalue("small_dataset")
         self.tmp_path = tmp_path
 
+    def words(self, name):
+        return ["plan", self.dataset, "-o", self.tmp_path / name, "--patch-size", "16,24,16", "--workers", "1"]
+
     def start(self, capsys, name):
-        return call(
-            capsys, "plan", self.dataset, "-o", self.tmp_path / name, "--patch-size", "16,24,16", "--workers", "1"
-        )
+        return call(capsys, *self.words(name))
 
     def whole(self, name) -> dict[str, bytes]:
         """Plan and cases, if there is a plan."""
@@ -208,6 +211,38 @@ def test_a_call_of_the_system_that_fails_loses_nothing(command, tmp_path, reques
 @pytest.mark.parametrize("command", [Predict, Train, Plan])
 def test_every_call_of_the_system_that_fails_loses_nothing(command, tmp_path, request, capsys):
     _disturb(command(tmp_path, request), capsys, 12)
+
+
+KILLED = "import sys; from medmamba.cli.main import run; run(sys.argv[1:])"
+
+
+def _killed(words, point):
+    """The command in a process of its own, killed with SIGKILL at a point of the writing of files."""
+    environment = {**os.environ, "MEDMAMBA_CRASH_AT": point, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", KILLED, *map(str, words)]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def _kill_and_repeat(command, capsys, points):
+    """After a kill the same command is neither refused nor hindered, and leaves what it leaves undisturbed."""
+    assert command.start(capsys, "undisturbed")[0] == 0
+    for point in points:
+        name = point.replace(":", "_")
+        assert _killed(command.words(name), point).returncode == -9, point
+        assert command.start(capsys, name)[0] == 0, point
+        assert command.whole(name) == command.whole("undisturbed"), point
+        assert names(command.tmp_path / name) == [], point
+
+
+def test_a_prediction_that_was_killed_is_not_in_the_way_of_the_next(tmp_path, request, capsys):
+    _kill_and_repeat(Predict(tmp_path, request), capsys, ["verify:2"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [Predict, Plan])
+def test_commands_killed_anywhere_are_not_in_the_way_of_the_next(command, tmp_path, request, capsys):
+    kinds = ("open", "write", "fsync", "verify", "replace", "folder")
+    _kill_and_repeat(command(tmp_path, request), capsys, [f"{kind}:{turn}" for kind in kinds for turn in (1, 2, 3)])
 
 
 @pytest.fixture
