@@ -27,6 +27,7 @@ from medmamba.dicom.segmentation import (
     series_number,
     texts_of,
 )
+from medmamba.dicom.source_images import refer_to_frames
 from medmamba.disk.atomic import write_atomically
 from medmamba.errors import InputError
 from medmamba.geometry import Grid
@@ -99,6 +100,8 @@ def write_contours(
         rt.StructureSetROISequence.append(roi)
         rt.ROIContourSequence.append(drawn)
         rt.RTROIObservationsSequence.append(seen)
+
+    refer_to_frames(rt, sources)
 
     def equal_to_mask(written: Path) -> None:
         if not np.array_equal(_read(written, planes, grid.shape)[0], numbers):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medmamba.dicom.codes import SegmentCode, colour_of, need_highdicom, read_codes
+from medmamba.dicom.source_images import headers_of, refer_to_frames
 from medmamba.dicom.study import one_series
 from medmamba.disk.atomic import write_atomically
 from medmamba.disk.own_files import refuse_existing
@@ -89,6 +90,7 @@ def write_segmentation(
         omit_empty_frames=bool(numbers.any()),
     )
     seg.PatientName = patient
+    refer_to_frames(seg, sources)
 
     def equal_to_mask(written: Path) -> None:
         if not np.array_equal(read_segmentation(written, grid)[0], numbers):
@@ -200,8 +202,6 @@ def series_in_order(series: Path | str, grid: Grid) -> "Sequence[Dataset]":
 
     Raises InputError when they are not exactly the slices of ``grid``.
     """
-    import pydicom
-
     reading = ReadOptions(any_spacing=True, max_voxels=max(grid.voxels, ReadOptions().max_voxels))  # it was read before
     slices, place, _ = read_slices(Path(series), shown(series), reading)
     if len(slices) != grid.shape[2]:
@@ -213,9 +213,7 @@ def series_in_order(series: Path | str, grid: Grid) -> "Sequence[Dataset]":
         raise InputError(
             f"{series}: its slices are not those of the mask. Give the series that the mask was made from."
         )
-    if slices[0].frame:
-        raise InputError(f"{series}: a multi-frame file, for which no DICOM object is written. Use the NIfTI mask.")
-    datasets = [pydicom.dcmread(piece.path, force=True) for piece in slices]
+    datasets = headers_of(slices)
     for dataset in datasets:
         for name in MAY_BE_EMPTY:
             text = str(dataset.get(name) or "")

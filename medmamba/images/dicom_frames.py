@@ -114,10 +114,11 @@ def single_frames(path: Path, numbers: Sequence[int], where: str) -> Iterator[It
             source = pydicom.dcmread(path, force=True, specific_tags=[*KEPT, *PIXELS])
             syntax = source.file_meta.get("TransferSyntaxUID") or pydicom.uid.UID(_syntax_of(source))
             pieces = _pieces(source, syntax)
+            single = _without_pixels(source, syntax)
     except Exception:  # pydicom raises many kinds for damaged files
         raise InputError(f"{where}: its pixels are damaged. Copy it again from its source.") from None
     with scratch_folder() as scratch:
-        yield (_saved(source, syntax, pieces[number - 1], Path(scratch, "frame.dcm")) for number in numbers)
+        yield (_saved(single, pieces[number - 1], Path(scratch, "frame.dcm"), where) for number in numbers)
 
 
 def _syntax_of(source: Any) -> str:
@@ -144,11 +145,10 @@ def _pieces(source: Any, syntax: Any) -> list[bytes]:
     return pieces
 
 
-def _saved(source: Any, syntax: Any, piece: bytes, target: Path) -> Path:
-    """A file of one slice without place, with the stored values of a frame."""
+def _without_pixels(source: Any, syntax: Any) -> Any:
+    """The header of a file of one slice without place, with the stored values of a frame."""
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
-    from pydicom.encaps import encapsulate
     from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
     single, meta = Dataset(), FileMetaDataset()
@@ -160,8 +160,21 @@ def _saved(source: Any, syntax: Any, piece: bytes, target: Path) -> Path:
     single.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == DeflatedExplicitVRLittleEndian else syntax
     single.file_meta = meta
-    single.PixelData = encapsulate([piece]) if syntax.is_encapsulated else piece
-    single["PixelData"].VR = "OB" if syntax.is_encapsulated or source.BitsAllocated == 8 else "OW"
-    with explained(target):
-        single.save_as(target, enforce_file_format=True)
+    return single
+
+
+def _saved(single: Any, piece: bytes, target: Path, where: str) -> Path:
+    """``single`` with the pixels of one frame in a file."""
+    from pydicom.encaps import encapsulate
+
+    packed = single.file_meta.TransferSyntaxUID.is_encapsulated
+    single.PixelData = encapsulate([piece]) if packed else piece
+    single["PixelData"].VR = "OB" if packed or single.BitsAllocated == 8 else "OW"
+    try:
+        with explained(target):
+            single.save_as(target, enforce_file_format=True)
+    except MedmambaError:
+        raise
+    except Exception:  # of values that no such element can have
+        raise InputError(f"{where}: its header is damaged. Copy it again from its source.") from None
     return target

@@ -252,7 +252,8 @@ def header_tags(path: Path, where: str) -> Tags:
         left = size - file.tell()
     if _kind_of_class(sop_class):
         return tags
-    if left < 0 or (ROWS not in tags and (not sop_class or sop_class.startswith(STORAGE))):
+    of_a_kind = sop_class and SERIES in tags and not sop_class.startswith(STORAGE)
+    if left < 0 or (ROWS not in tags and not of_a_kind):
         raise InputError(f"{where}: cut off or damaged: it ends before its pixels. Copy it again from its source.")
     numbers = [tags.get(ROWS, "0"), tags.get(COLUMNS, "0")]
     numbers += [tags.get(tag) or default for tag, default in ((SAMPLES, "1"), (FRAMES, "1"), (BITS, "8"))]

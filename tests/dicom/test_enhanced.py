@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import zipfile
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
 from dicom_series import changed, write_enhanced, write_object, write_series
 
+from medmamba.dicom.codes import read_codes
+from medmamba.dicom.contours import read_contours, write_contours
+from medmamba.dicom.segmentation import read_segmentation, write_segmentation
 from medmamba.dicom.study import one_series, opened, series_below
 from medmamba.errors import InputError
 from medmamba.images import read_image
@@ -210,3 +214,60 @@ def test_a_copy_of_a_multi_frame_file_is_ignored(scan, volume):
     image = read_image(scan.parent)
     np.testing.assert_array_equal(image.array[0], volume.T)
     assert "1 identical copy (scan.dcm)" in image.warnings[0]
+
+
+def test_dicom_outputs_refer_to_the_frames_of_their_phase(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 1000, (5, 16, 17)).astype(np.int16)
+    path = write_enhanced(tmp_path / "scan.dcm", np.stack([volume, volume + 1]), shared=SHARED)
+    labels = np.zeros((17, 16, 5), np.uint8)
+    labels[3:9, 4:9, 1:4], labels[10:13, 4:9, 2] = 1, 2
+    values = {"background": 0, "a": 1, "b": 2}
+    with one_series(path, "8:2") as folder:
+        grid = read_image(folder).grid
+        for write, name in ((write_segmentation, "seg.dcm"), (write_contours, "rt.dcm")):
+            write(tmp_path / name, labels, grid, folder, values, read_codes(None, ["a", "b"]))
+    np.testing.assert_array_equal(read_segmentation(tmp_path / "seg.dcm", grid)[0], labels)
+    np.testing.assert_array_equal(read_contours(tmp_path / "rt.dcm", grid)[0], labels)
+    source = pydicom.dcmread(path)
+
+    def place_of(reference):
+        assert (reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID) == (
+            source.SOPClassUID,
+            source.SOPInstanceUID,
+        )
+        frame = source.PerFrameFunctionalGroupsSequence[reference.ReferencedFrameNumber - 1]
+        assert frame.FrameContentSequence[0].TemporalPositionIndex == 2
+        return list(frame.PlanePositionSequence[0].ImagePositionPatient)
+
+    seg, contours = pydicom.dcmread(tmp_path / "seg.dcm"), pydicom.dcmread(tmp_path / "rt.dcm")
+    frames = seg.PerFrameFunctionalGroupsSequence
+    assert len(frames) == 4
+    for frame in frames:
+        (reference,) = frame.DerivationImageSequence[0].SourceImageSequence
+        assert place_of(reference) == list(frame.PlanePositionSequence[0].ImagePositionPatient)
+    (image,) = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert (image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID) == (source.SOPClassUID, source.SOPInstanceUID)
+    for roi in contours.ROIContourSequence:
+        for contour in roi.ContourSequence:
+            (reference,) = contour.ContourImageSequence
+            assert place_of(reference)[2] == contour.ContourData[2]
+    (of_study,) = contours.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence
+    (image,) = of_study.RTReferencedSeriesSequence[0].ContourImageSequence
+    assert image.ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert "ReferencedFrameNumber" not in image
+
+
+def test_a_legacy_converted_series_is_the_series(shared_data, tmp_path):
+    folder = shared_data / "hippocampus_dicom" / "series_a"
+    slices = [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"), reverse=True)]
+    converted = highdicom.legacy.LegacyConvertedEnhancedMRImage(
+        slices,
+        series_instance_uid="1.2.3",
+        series_number=9,
+        sop_instance_uid="1.2.3.4",
+        instance_number=1,
+    )
+    converted.save_as(tmp_path / "converted.dcm")
+    image, original = read_image(tmp_path / "converted.dcm"), read_image(folder)
+    np.testing.assert_array_equal(image.array, original.array)
+    np.testing.assert_array_equal(image.grid.affine, original.grid.affine)

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_series import write_series, write_slice
+from dicom_series import write_enhanced, write_series, write_slice
 
 from medmamba.datasets import load_case
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
@@ -173,27 +174,41 @@ def test_real_series_agree_with_their_description(shared_data, name, shape, tota
     assert image.array.mean(dtype=np.float64) == pytest.approx(total, abs=1e-3)
 
 
-def test_random_damage_to_slices_gives_an_image_or_one_line(tmp_path, volume):
+@pytest.mark.parametrize("codec", [None, "RLELossless"])
+@pytest.mark.parametrize("kind", ["classic", "enhanced"])
+def test_random_damage_gives_an_image_or_one_line_and_a_cut_file_never_an_image(tmp_path, kind, codec):
     """In a process of its own: decoders of others are at work here, and a crash must be seen as one."""
-    write_series(tmp_path / "s", volume[:4])
+    volume = np.random.default_rng(0).integers(0, 1000, (4, 40, 36)).astype(np.int16)
+    if kind == "classic":
+        path = write_series(tmp_path / "s", volume) / "1.dcm"  # the last slice: no gap would tell
+    else:
+        path = write_enhanced(tmp_path / "s" / "1.dcm", volume)
+    if codec:
+        found = pydicom.dcmread(path)
+        found.compress(getattr(pydicom.uid, codec), generate_instance_uid=False)
+        found.save_as(path)
     code = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from medmamba.errors import InputError\n"
+        "from medmamba.errors import MedmambaError\n"
         "from medmamba.images import read_image\n"
-        "folder = Path(sys.argv[1]); path = folder / '1.dcm'; raw = path.read_bytes()\n"
+        "path = Path(sys.argv[1]); raw = path.read_bytes(); read_image(path.parent)\n"
         "rng = np.random.default_rng(7); lines = 0\n"
-        "for _ in range(50):\n"
+        "for number in range(50):\n"
         "    broken = bytearray(raw)\n"
-        "    for at in rng.integers(132, len(raw), int(rng.integers(1, 6))): broken[at] = int(rng.integers(0, 256))\n"
+        "    if number < 10: del broken[int(rng.integers(1, len(raw))):]\n"
+        "    else:\n"
+        "        for at in rng.integers(132, len(raw), int(rng.integers(1, 6))): broken[at] = rng.integers(256)\n"
         "    path.write_bytes(broken)\n"
-        "    try: read_image(folder)\n"
-        "    except InputError as error:\n"
-        "        assert '\\n' not in str(error); lines += 1\n"
+        "    try:\n"
+        "        read_image(path.parent)\n"
+        "        assert number >= 10, len(broken)\n"
+        "    except MedmambaError as error:\n"
+        "        assert '\\n' not in str(error) and 'CANARY' not in str(error); lines += 1\n"
         "print(lines)\n"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s")], cwd=root, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", code, str(path)], cwd=root, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.splitlines()[-1]) > 10

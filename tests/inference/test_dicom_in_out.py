@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from dicom_series import write_series
+from dicom_series import write_enhanced, write_series
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
 pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
@@ -15,6 +15,7 @@ pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
 from medmamba.cli.main import run as command  # noqa: E402
 from medmamba.dicom.contours import read_contours  # noqa: E402
 from medmamba.dicom.segmentation import read_segmentation  # noqa: E402
+from medmamba.dicom.study import one_series  # noqa: E402
 from medmamba.images import read_image, read_label_map  # noqa: E402
 
 
@@ -57,6 +58,21 @@ def test_a_zipped_study_gives_mask_and_dicom_seg_of_the_chosen_series(tiny_run, 
     assert np.array_equal(read_contours(study / "out" / "patient_rtstruct.dcm", image.grid)[0], numbers)
     written = pydicom.dcmread(study / "out" / "patient.dcm")
     assert (written.FrameOfReferenceUID, written.Modality) == ("1.2.9", "SEG")
+
+
+def test_a_phase_of_a_multi_frame_file_gives_mask_and_dicom_seg(tiny_run, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 900, (2, 17, 22, 18)).astype(np.int16)
+    scan, options = write_enhanced(tmp_path / "scan.dcm", noise), ("--no-mirror", "--fold", "0", "--device", "cpu")
+    assert called("predict", tiny_run, scan, "-o", tmp_path / "out", *options) == 2
+    assert "They are 2 parts (:1 to :2 or :largest) of 17 slices of 22 x 18 pixels" in capsys.readouterr().err
+    assert called("predict", tiny_run, scan, "-o", tmp_path / "out", *options, "--series", "8:2", "--dicom-seg") == 0
+    with one_series(scan, "8:2") as folder:
+        image = read_image(folder)
+    mask = read_label_map(tmp_path / "out" / "scan.nii.gz")
+    np.testing.assert_array_equal(read_segmentation(tmp_path / "out" / "scan.dcm", image.grid)[0] > 0, mask.array > 0)
+    later = ("-o", tmp_path / "later.dcm", "--series", "8:2")
+    assert called("dicom-seg", tmp_path / "out" / "scan.nii.gz", scan, *later) == 0
+    np.testing.assert_array_equal(read_segmentation(tmp_path / "later.dcm", image.grid)[0] > 0, mask.array > 0)
 
 
 def test_a_case_that_is_no_series_cannot_become_a_dicom_seg(tiny_run, small_dataset, tmp_path, capsys):
