@@ -148,6 +148,7 @@ class ServeOptions(ModelOptions):
     waiting: int = option(
         8, "Largest number of images that wait in the queue of a device.", panel="Service", flag="--max-waiting", ge=1
     )
+    codes: Path | None = option(None, "JSON file with the code and colour of each label, for DICOM.", panel="Service")
     memory_limit_gib: float | None = option(
         None, "Largest memory in GiB of one image; others are refused.", panel="Service", flag="--max-memory", ge=0
     )

@@ -21,7 +21,8 @@ from medmamba.inference.folder.run import reproduce
 from medmamba.inference.predictor import Predictor
 from medmamba.models.run_folder import read_plan
 from medmamba.plans.schema import Plan, Reading
-from medmamba.serving.app import ServiceLimits, _read
+from medmamba.serving.answer import Wanted, read_request
+from medmamba.serving.limits import ServiceLimits
 
 SPACING = np.diag([1.0, 1.0, 1.5, 1.0])
 TURNED = SPACING @ np.array([[-1, 0, 0, 15], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
@@ -85,8 +86,9 @@ def test_predict_evaluate_and_reproduce_read_as_the_plan_says(fold, dataset, tmp
 
 def test_the_service_and_a_bundle_read_as_the_plan_says(fold, dataset):
     predictor = Predictor(fold, device="cpu")
-    image, ending = _read(predictor, dataset / "imagesTr" / "mr0_0000.nii.gz", ServiceLimits(1, 1))
-    assert (image.nonfinite_voxels, ending) == (2 * 16 * 12, ".nii.gz")
+    files = [dataset / "imagesTr" / "mr0_0000.nii.gz"]
+    with read_request(predictor, files, Wanted(), ServiceLimits(), print) as given:
+        assert (given.image.nonfinite_voxels, given.mask.name) == (2 * 16 * 12, "mask.nii.gz")
     plan = read_numbers(json.loads(json.dumps(_plan_numbers(predictor.model.ensembles[0]))))
     assert plan.nonfinite == "zero"
     assert np.isfinite(predictor.predict(np.full((16, 16, 12), 1.0) * volume(0)[0]).entropy)

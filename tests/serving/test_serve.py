@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import urllib.error
 import urllib.request
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,45 +17,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import write_series
+from http_service import SHAPE, volume
 
-pytest.importorskip("fastapi", reason="needs the extra 'serve'")
-uvicorn = pytest.importorskip("uvicorn", reason="needs the extra 'serve'")
-
-from medmamba.errors import InputError  # noqa: E402
-from medmamba.inference.predictor import Predictor  # noqa: E402
-from medmamba.serving.app import Busy, RequestQueues, ServiceLimits, make_app, run_service  # noqa: E402
-
-SHAPE = (18, 22, 17)
-
-
-class Service:
-    """The application behind a real socket, in a thread."""
-
-    def __init__(self, predictor, limits):
-        self.app = make_app([predictor], limits)
-        self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning", access_log=False))
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        while not self.server.started:
-            pass
-        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
-
-    def call(self, path, body=None, **headers):
-        """Status, body of a request."""
-        request = urllib.request.Request(self.url + path, data=body, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=600) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def refused(self, path, body=b"x", **headers):
-        code, text = self.call(path, body, **headers)
-        return code, json.loads(text)["error"]
-
-    def stop(self):
-        self.server.should_exit = True
-        self.thread.join()
+from medmamba.errors import InputError
+from medmamba.inference.predictor import Predictor
+from medmamba.serving.app import run_service
+from medmamba.serving.limits import ServiceLimits
+from medmamba.serving.queues import Busy, RequestQueues
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +32,9 @@ def predictor(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def service(tiny_run, loopback):
+def service(tiny_run, running):
     own = Predictor(tiny_run, folds=[0], mirror=False, device="cpu")
-    running = Service(own, ServiceLimits(upload_bytes=2_000_000, unpacked_bytes=4_000_000, waiting=8))
-    yield running
-    running.stop()
-
-
-def volume(path, seed=0, shape=SHAPE):
-    pixels = np.random.default_rng(seed).normal(200, 60, shape).astype(np.float32)
-    nib.save(nib.Nifti1Image(pixels, np.diag([1.0, 1.0, 1.0, 1.0])), path)
-    return path
+    return running(own, ServiceLimits(upload_bytes=2_000_000, unpacked_bytes=4_000_000, waiting=8))
 
 
 def test_a_volume_gives_the_mask_and_report_of_the_api(service, predictor, tmp_path):
@@ -174,13 +133,13 @@ def test_info_tells_channels_labels_and_limits(service):
 def test_a_full_queue_refuses_and_an_emptied_one_takes_again(predictor):
     queues = RequestQueues([predictor, predictor], longest=1)
     gate = threading.Event()
-    jobs = [queues.submit(lambda p: gate.wait()) for _ in range(2)]
+    jobs = [queues.submit(lambda p, abandoned: gate.wait()) for _ in range(2)]
     assert list(queues.lengths.values()) == [1, 1]  # one at each device
     with pytest.raises(Busy, match="2 images are waiting"):
-        queues.submit(lambda p: None)
+        queues.submit(lambda p, abandoned: None)
     gate.set()
-    assert all(job.result() for job in jobs)
-    assert queues.submit(lambda p: 7).result() == 7
+    assert all(job.future.result() for job in jobs)
+    assert queues.submit(lambda p, abandoned: 7).future.result() == 7
 
 
 def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(service):

@@ -1,0 +1,80 @@
+"""The sockets of a service: silent and stalled clients are cut off, and a stop ends them within a bounded time."""
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medmamba.serving.limits import Ending, ServiceLimits
+
+CLOSING_SECONDS = 2.0
+"""For answers on their way when the service ends."""
+
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a damaged form is its sender's business
+
+
+def make_server(app: Any, limits: ServiceLimits, ending: Ending) -> "BoundedServer":
+    """The server of an application; no access log, which would hold the names of files."""
+    config = uvicorn.Config(
+        app,
+        http=_connection_class(limits),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        headers=[("Connection", "close")],  # one request each, so that the time for its head is easily bounded
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=int(limits.grace_seconds + 2 * CLOSING_SECONDS) + 1,
+    )
+    return BoundedServer(config, limits, ending)
+
+
+class BoundedServer(uvicorn.Server):
+    """A server that tells its clients that it stops, and waits for none of them longer than allowed."""
+
+    def __init__(self, config: uvicorn.Config, limits: ServiceLimits, ending: Ending) -> None:
+        super().__init__(config)
+        self.limits, self.ending = limits, ending
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, end every wait for a client, let the running case finish, close what is left."""
+        self.ending.begin()
+        asyncio.get_running_loop().call_later(self.limits.grace_seconds + CLOSING_SECONDS, self._cut_off)
+        await super().shutdown(sockets)
+
+    def _cut_off(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+def _connection_class(limits: ServiceLimits) -> type[H11Protocol]:
+    class BoundedConnection(H11Protocol):
+        """Cut off when the head of a request does not come, or its answer is not taken."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._stalled: asyncio.TimerHandle | None = None
+            self.loop.call_later(limits.stalled_seconds, self._cut_off_without_request)
+
+        def _cut_off_without_request(self) -> None:
+            if self.cycle is None:
+                self.transport.abort()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stalled = self.loop.call_later(limits.stalled_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._stalled is not None:
+                self._stalled.cancel()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing():  # what is still to be sent is less than what pauses writing
+                self.loop.call_later(limits.stalled_seconds, self.transport.abort)
+
+    return BoundedConnection
