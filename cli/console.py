@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from medmamba.errors import counted
+from medmamba.errors import counted, printable
 
 if TYPE_CHECKING:
     from medmamba.training.progress import StepReport
@@ -26,7 +26,15 @@ PLAIN_LINE_SECONDS = 30.0
 MUCH_WAITING = 0.1
 """Fraction of the time spent waiting for data above which the progress of a training reports it."""
 
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+class _Lines(Console):
+    """Prints lines in which control characters are written out, so that no name paints the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+console = _Lines(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def report_error(*lines: str) -> None:
@@ -45,7 +53,7 @@ def report_warnings(lines: Sequence[str]) -> None:
 
 def _safe(line: str) -> str:
     """One line, without control characters, and of a very long one both ends: what is wrong, and what to do."""
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+    text = printable(line, kept="")
     return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
 
 

@@ -62,6 +62,13 @@ def first_line(error: BaseException) -> str:
     return ": ".join([type(error).__name__, *said])[:160]
 
 
+def printable(text: str, kept: str = "\n") -> str:
+    """Text whose control characters are written out, but for those in ``kept``: they cannot paint a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in kept else repr(char)[1:-1] for char in text)
+
+
 def counted(count: int, noun: str) -> str:
     """A number and what it counts: 1 case, 2 cases."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -16,6 +16,7 @@ from typing import Any
 
 from medmamba.datasets.description import FILE, ListedCases, case_of_files, check_ids, parse
 from medmamba.datasets.spec import GROUP_KEYS, VALIDATION, CaseSpec, DatasetSpec
+from medmamba.disk.table import read_cell
 from medmamba.errors import ConfigError, InputError
 from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.folds import groups_by_pattern
@@ -91,7 +92,8 @@ def read_csv(path: Path, where: str) -> list[list[str]]:
         raise InputError(f"{where}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
     separator = max(",;\t", key=text.partition("\n")[0].count)
     try:
-        return [line for line in csv.reader(io.StringIO(text), delimiter=separator, strict=True) if any(line)]
+        lines = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+        return [[read_cell(cell) for cell in line] for line in lines if any(line)]
     except csv.Error as error:
         raise InputError(f"{where}: not a table: {error}. Correct it.") from None
 

@@ -1,9 +1,7 @@
 """The evaluation of a folder of masks, every metric per case and structure, and paired differences of two folders."""
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medmamba.disk.atomic import write_json, write_text
+from medmamba.disk.atomic import write_json
+from medmamba.disk.table import write_table
 from medmamba.errors import InputError, InputErrors, MedmambaError, counted
 from medmamba.evaluation.metrics import COUNTS, METRICS, Score, as_json, score_case
 from medmamba.evaluation.options import EvaluateOptions
@@ -146,15 +145,6 @@ class Evaluation:
             [name, *(row[key] for key in fields)] for name in self.structures for row in self.lesions_by_size(name)
         ]
         write_table(folder / "lesions.csv", ["structure", *fields], sizes)
-
-
-def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file; None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def evaluate_folders(

@@ -11,6 +11,8 @@ from medmamba.images.gate import brief, shown
 
 LARGEST_BYTES = 16 * 2**30
 MOST_FILES = 50_000
+DEEPEST = 32
+"""Folders within each other; studies have a handful."""
 _CHUNK = 1 << 20
 
 
@@ -69,6 +71,8 @@ def _safe(member: zipfile.ZipInfo, name: str) -> PurePosixPath:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]:
         raise InputError(f"{name}: holds {shown(member.filename)[:60]!r}, a name outside of it. Pack it again.")
+    if len(path.parts) > DEEPEST:
+        raise InputError(f"{name}: holds {len(path.parts) - 1} folders within each other. Pack one study only.")
     if stat.S_ISLNK(member.external_attr >> 16):
         raise InputError(f"{name}: holds a link. Pack the files themselves.")
     if member.flag_bits & 1:

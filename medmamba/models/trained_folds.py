@@ -15,6 +15,7 @@ from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.models.checkpoint import load_checkpoint, weights_sha256
 from medmamba.models.prediction_setup import PredictionSetup, read_prediction_setup
 from medmamba.models.run_folder import RunFolder
+from medmamba.networks.weight_file import read_weight_file
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.json_record import as_written, read_stored
 
@@ -154,11 +155,8 @@ def hash_of_weights(folder: Path) -> str:
 
 def _shared_state(path: Path, prefix: str) -> dict[str, torch.Tensor]:
     """Tensors of one fold in a bundle's models/model.pt, named as in the fold."""
-    try:
-        everything = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise ConfigError(f"{path}: cannot be read ({type(error).__name__}). Copy the bundle again.") from error
+    everything = read_weight_file(path, mapped=True)
+    return {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
 
 
 def _folds_of(model: Path, name: str, folds: Sequence[int | str] | None) -> tuple[list[Path], str]:

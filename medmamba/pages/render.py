@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medmamba.errors import printable
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -67,9 +69,7 @@ def _environment() -> "Environment":
 
 def _printable(value: Any) -> Any:
     """Text with control characters written out, as a name in a damaged header may hold them."""
-    if isinstance(value, str) and not value.isprintable() and not hasattr(value, "__html__"):
-        return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in value)
-    return value
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def number(value: float, digits: int = 3) -> str:

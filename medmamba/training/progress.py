@@ -1,7 +1,5 @@
 """Progress of a training: state for resuming, progress line, metrics of each epoch, validation, result."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,7 +8,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from medmamba.disk.atomic import write_json, write_text
+from medmamba.disk.atomic import write_json
+from medmamba.disk.table import write_table
 from medmamba.pages.picture import Picture
 from medmamba.plans.json_record import as_written, read_stored
 from medmamba.training.guard import MemorySettings
@@ -250,11 +249,8 @@ def write_metrics(folder: Path, metrics: Sequence[EpochMetrics]) -> None:
     """metrics.csv and metrics.json: one row an epoch; the classes' Dice are further columns."""
     rows = [epoch.as_row() for epoch in metrics]
     classes = sorted({name for row in rows for name in row} - set(COLUMNS))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [*COLUMNS, *classes], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "metrics.csv", table.getvalue())
+    columns = [*COLUMNS, *classes]
+    write_table(folder / "metrics.csv", columns, [[row.get(column) for column in columns] for row in rows])
     write_json(folder / "metrics.json", rows)
 
 

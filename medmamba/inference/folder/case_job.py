@@ -1,8 +1,6 @@
 """One case of a folder: read, predicted, its mask written, its record in reports/<case>.json, and its pseudonym."""
 
-import csv
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -18,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from medmamba.compute.device import is_out_of_memory
 from medmamba.disk.atomic import write_text
 from medmamba.disk.own_files import OwnFiles, file_sha256
+from medmamba.disk.table import table_text
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, read_channels, write_image, written_files
@@ -131,12 +130,8 @@ class Pseudonyms:
         """Write which pseudonym is which case, readable by the owner only. Keep it apart from the report."""
         if self.salt is None:
             return
-        text = io.StringIO()
-        text.write(f"# salt {self.salt}\n")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "pseudonym"])
-        writer.writerows([case_id, self.of(case_id)] for case_id in case_ids)
-        write_text(folder / KEY_FILE, text.getvalue())
+        table = table_text(["case", "pseudonym"], [[case_id, self.of(case_id)] for case_id in case_ids])
+        write_text(folder / KEY_FILE, f"# salt {self.salt}\n{table}")
         os.chmod(folder / KEY_FILE, 0o600)
 
 

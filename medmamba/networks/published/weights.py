@@ -4,22 +4,21 @@ Loaded, adapted, unused and missing tensors are counted and named; a file withou
 """
 
 import json
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from medmamba.disk.atomic import write_atomically
 from medmamba.disk.own_files import refuse_existing
 from medmamba.errors import ConfigError, InputError, unknown_name
 from medmamba.networks.published.presets import PRESETS, mhs_vm
+from medmamba.networks.weight_file import read_weight_file
 
 Rule = tuple[str, str]
 
@@ -125,23 +124,11 @@ def read_converted(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Tensors by name from a checkpoint; nothing but tensors and plain containers is ever unpickled."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint.")
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{path}: cannot be read as weights ({reason}). Save its state dict alone, with torch.save or safetensors."
-        ) from None
+    found = read_weight_file(path)
     for wrapper in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+        if isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
+    tensors = {str(name): tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     if not tensors:
         raise InputError(f"{path}: holds no tensors by name; a state dict is needed.")
     for prefix in _PREFIXES:

@@ -154,12 +154,22 @@ class Payload:
 
 
 def test_nothing_but_tensors_is_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save({"model": Payload()}, tmp_path / "hostile.pth")
-    with pytest.raises(InputError, match=r"hostile\.pth: cannot be read as weights"):
-        read_state_dict(tmp_path / "hostile.pth")
+    for name in ("hostile.pth", "old.pth"):
+        torch.save({"model": Payload()}, tmp_path / name, _use_new_zipfile_serialization=name != "old.pth")
+        with pytest.raises(InputError, match=r"\.pth: holds more than tensors.* could run code") as refused:
+            read_state_dict(tmp_path / name)
+        assert "weights_only" not in str(refused.value)  # torch advises to turn it off
+        assert refused.value.__suppress_context__
     assert "unpickled" not in capsys.readouterr().out
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(InputError, match=r"text\.pth: (holds more than tensors|damaged)") as refused:
+        read_state_dict(tmp_path / "text.pth")
+    assert "weights_only" not in str(refused.value)
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(InputError, match=r"list\.pth: holds a list, not tensors by name"):
+        read_state_dict(tmp_path / "list.pth")
     (tmp_path / "cut.safetensors").write_bytes(b"123")
-    with pytest.raises(InputError, match=r"cut\.safetensors: cannot be read as weights"):
+    with pytest.raises(InputError, match=r"cut\.safetensors: damaged, or no file of weights \(SafetensorError\)"):
         read_state_dict(tmp_path / "cut.safetensors")
-    with pytest.raises(InputError, match=r"none\.pth: no such checkpoint"):
+    with pytest.raises(InputError, match=r"none\.pth: no such file of weights"):
         read_state_dict(tmp_path / "none.pth")
