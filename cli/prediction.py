@@ -75,19 +75,19 @@ def evaluate(
     """Compute Dice, IoU, HD95, NSD, volumes and lesion metrics per case and structure; writes JSON, CSV and HTML."""
     from medmamba.evaluation.metrics import METRICS
     from medmamba.evaluation.run import difference_rows, run_evaluation, summary_rows
-    from medmamba.plans.explain import aligned
+    from medmamba.plans.text_table import aligned
 
     with stages() as on_item:
         result = run_evaluation(predictions, truths, options, output=output, on_item=on_item)
     evaluation, comparison = result.evaluation, result.comparison
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables == "all"]
-    console.print(*dice_lines(evaluation), "", *aligned(summary_rows(evaluation, metrics)), sep="\n")
+    console.print(*dice_lines(evaluation), "", *aligned(summary_rows(evaluation, metrics), console.width), sep="\n")
     console.print(f"Mean [95% interval]; NSD at {evaluation.tolerances()}.")
     if comparison is not None:
         head = ("structure", "metric", comparison.first, comparison.second, "difference", "95% interval")
         tests = ("p (Wilcoxon)", "p (Holm)", "higher / equal / lower")
         console.print("", f"{comparison.second} minus {comparison.first}, paired:", sep="\n")
-        console.print(*aligned([(*head, *tests), *difference_rows(comparison)]), sep="\n")
+        console.print(*aligned([(*head, *tests), *difference_rows(comparison)], console.width), sep="\n")
     report_warnings(evaluation.warnings)
     console.print(f"evaluation.html, .json and .csv: {result.folder}")
     return {
@@ -147,11 +147,11 @@ def serve(model: Model, options: ServeOptions) -> Answer:
 def dice_lines(evaluation: "Evaluation") -> list[str]:
     """Dice per case (rows) and label (columns) with the means below, as aligned text."""
     from medmamba.pages.render import number
-    from medmamba.plans.explain import aligned
+    from medmamba.plans.text_table import aligned
 
     means = evaluation.mean_per_case()
     values = {case_id: [one.value("dice") for one in scores.values()] for case_id, scores in evaluation.cases.items()}
     rows = [(case_id, [*dices, means[case_id]]) for case_id, dices in values.items()]
     rows.append(("mean", [*evaluation.mean_per_label().values(), evaluation.mean_foreground]))
     cells = [[name, *(number(value, 4) for value in dices)] for name, dices in rows]
-    return aligned([["Dice", *evaluation.structures, "mean"], *cells])
+    return aligned([["Dice", *evaluation.structures, "mean"], *cells], console.width)

@@ -74,6 +74,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def size_text(count: float) -> str:
+    """Bytes as GiB, or as MiB where that would be 0.0 GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 0.1 * 2**30 else f"{-(-count // 2**20):.0f} MiB"
+
+
 def need_packages(purpose: str, modules: Sequence[str], extra: str) -> None:
     """Raises ConfigError with the install line when modules of an optional extra of medmamba are missing."""
     from importlib.util import find_spec

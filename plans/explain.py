@@ -1,10 +1,11 @@
 """A plan in words: each decision with its rule, inputs and reason; and two plans side by side."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from medmamba.plans.schema import Decision, Plan
+from medmamba.plans.text_table import aligned
 
 
 def explain_lines(plan: Plan) -> list[str]:
@@ -59,12 +60,6 @@ def summary_lines(plan: Plan) -> list[str]:
         *(d.reason for d in plan.default.decisions if d.name == "mirroring" and d.inputs["pairs"]),
         f"* is trained when no configuration is named: {plan.default.network.name}.",
     ]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of a table as lines, every column as wide as its widest cell."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def compare(before: Plan, after: Plan) -> list[tuple[str, str, str]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, size_text
 from medmamba.geometry.grid import ANISOTROPY_THRESHOLD, ANY_SPACING_MM, LARGEST_SPACING_MM, MOST_VOXELS
 from medmamba.plans.fingerprint import CaseStats, Fingerprint
 from medmamba.plans.grid import LEAST_EDGE
@@ -180,8 +180,8 @@ def refuse_oversize(
             nearest = f" Nearest spacing that fits: {spacing} mm (plan axes)."
         raise ConfigError(
             f"{case.case_id}: would have {'x'.join(map(str, shape))} voxels x {channels} channel(s) in configuration "
-            f"{configuration.name}, {voxels * BYTES_PER_VOXEL / 2**30:.1f} GiB while it is resampled; "
-            f"{limit * BYTES_PER_VOXEL / 2**30:.1f} GiB is the most here.{nearest}"
+            f"{configuration.name}, {size_text(voxels * BYTES_PER_VOXEL)} while it is resampled; "
+            f"{size_text(limit * BYTES_PER_VOXEL)} is the most here.{nearest}"
         )
 
 

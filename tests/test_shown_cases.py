@@ -23,7 +23,7 @@ from medmamba.pages.picture import EDGE, draw_case, outline, sheet
 from medmamba.preprocessing.case import plan_display, preprocess_case
 from medmamba.preprocessing.store import CaseReader, write_case
 from medmamba.run_report.cross_validation import CaseScore, ShownCase
-from medmamba.run_report.write import volume
+from medmamba.run_report.volumes import volume
 from medmamba.training import epochs
 
 SHAPE = (16, 20, 12)
@@ -130,7 +130,7 @@ def test_the_dataset_the_training_and_the_report_show_a_preprocessed_case_alike(
         check_picture(found.examples["c"].png)
         shown = plan_display(made.labels.shape, plan, configuration, case.affine)
         report = ShownCase(CaseScore("c", "fold_0", {}), made.image[:1], made.labels, made.labels, shown)
-        viewed = volume("best", report)
+        viewed = volume("best", report, plan.normalization[0])
         assert viewed["shape"] == list(SHAPE)
         np.testing.assert_allclose(viewed["spacing"], (1.0, 1.25, 1.5))
         assert viewed["letters"] == ["RL", "AP", "SI"]

@@ -218,6 +218,10 @@ def _page(
     """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]
     (_, *headings), *summary = summary_rows(evaluation, metrics)
+    cases = {
+        case_id: [_row(name, score, metrics) for name, score in evaluation.cases[case_id].items()]
+        for case_id in evaluation.worst_first()
+    }
     return render(
         "evaluation.html",
         evaluation=evaluation,
@@ -230,10 +234,8 @@ def _page(
         subgroups={column: list(_groups(evaluation, groups)) for column, groups in subgroups.items()},
         pictures=pictures,
         means=evaluation.mean_per_case(),
-        cases=[
-            (case_id, [_row(name, score, metrics) for name, score in evaluation.cases[case_id].items()])
-            for case_id in evaluation.worst_first()
-        ],
+        cases=cases,
+        every_case=[[case_id, *row] for case_id, rows in cases.items() for row in rows],
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medmamba.compute.free_memory import free_memory
-from medmamba.errors import InputError, ResourceError
+from medmamba.errors import InputError, ResourceError, size_text
 from medmamba.geometry.grid import MOST_VOXELS
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -140,7 +140,7 @@ def check_memory(needed: int, where: str) -> None:
     free = free_memory()
     if free is not None and needed > free:
         raise ResourceError(
-            f"{where}: reading it needs about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of memory are free. "
+            f"{where}: reading it needs about {size_text(needed)} and {size_text(free)} of memory are free. "
             "Close other programs, crop or resample the image, or use a larger machine."
         )
 

@@ -1,9 +1,9 @@
 """Estimate of the memory that a prediction needs, and whether its planes go to disk."""
 
-import math
 from dataclasses import dataclass
 from math import prod
 
+from medmamba.errors import size_text
 from medmamba.geometry.trail import SpatialTrail
 
 
@@ -35,11 +35,6 @@ class MemoryEstimate:
             f"needs about {size_text(self.peak)} of memory{disk}, besides the network "
             f"(all logits at once: {size_text(self.naive)})"
         )
-
-
-def size_text(count: int) -> str:
-    """Bytes as GiB, or as MiB where that would be 0.0 GiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 0.1 * 2**30 else f"{math.ceil(count / 2**20)} MiB"
 
 
 def estimate_memory(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from medmamba.disk.atomic import explained
-from medmamba.errors import ResourceError
+from medmamba.errors import ResourceError, size_text
 
 
 class PlaneStore:
@@ -42,7 +42,7 @@ class PlaneStore:
                     self._file.truncate(needed)
                 return
         raise ResourceError(
-            f"Prediction needs {needed / 2**30:.1f} GiB of scratch space, {scratch} has {free / 2**30:.1f} GiB. "
+            f"Prediction needs {size_text(needed)} of scratch space, {scratch} has {size_text(free)}. "
             "Free some space or name another folder with --scratch."
         )
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from medmamba.compute.free_memory import free_memory
-from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError
+from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError, size_text
 from medmamba.geometry.trail import Reorient, SpatialTrail
 from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channels
 from medmamba.images.in_memory import as_image
@@ -234,7 +234,7 @@ class Predictor:
                 runner.on_warning = on_message
             estimate = ensemble.estimate(case.trail, budget)
             if limit is not None and estimate.peak > limit * 2**30:
-                needed = f"{case.case_id}: {estimate.sentence()}, the limit is {limit:.2f} GiB"
+                needed = f"{case.case_id}: {estimate.sentence()}, the limit is {size_text(limit * 2**30)}"
                 raise ResourceError(f"{needed}. Allow more memory, or crop the image.")
             if (line := f"{ensemble.name} {estimate.sentence()}") not in self._reported:  # once per image size
                 self._reported.add(line)

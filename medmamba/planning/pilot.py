@@ -18,9 +18,9 @@ from medmamba.models.checkpoint import load_checkpoint
 from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.build import rebuild_network
-from medmamba.plans.explain import aligned
 from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Decision
+from medmamba.plans.text_table import aligned
 from medmamba.preprocessing.store import stored_cases
 from medmamba.training.config import TrainConfig
 from medmamba.training.epochs import validate

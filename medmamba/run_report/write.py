@@ -1,16 +1,10 @@
-"""RUN/report/index.html of ``medmamba report RUN``: results, cases, training, and the plan with its reasons.
-
-A volume (I, J, K) lies in the page as one PNG of I slices below each other: red holds the image, green the truth, blue
-the prediction. The viewer (pages/templates/viewer.js) reads the pixels back and draws any slice along any axis.
-"""
+"""RUN/report/index.html of ``medmamba report RUN``: results, cases, training, and the plan with its reasons."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from medmamba.command_options import ReportOptions
 from medmamba.disk.atomic import write_json, write_text
@@ -19,18 +13,17 @@ from medmamba.evaluation.metrics import as_json
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.pages.picture import Picture, draw_case
-from medmamba.pages.render import COLOURS, data_uri, grey, number, png_of, render
+from medmamba.pages.render import number, render
 from medmamba.plans.explain import summary
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.labels import label_names
 from medmamba.run_report.cross_validation import CrossValidation, ShownCase, cross_validate
+from medmamba.run_report.volumes import viewer_data
 from medmamba.training.observers import curves_png
 from medmamba.training.progress import read_metrics
 
 PAGE = "index.html"
 NEIGHBOURS = {"dataset.html": "the dataset", "training.html": "curves and examples", "evaluation.html": "evaluation"}
-LONGEST_EDGE = 160
-"""Larger volumes are thinned out for the page."""
 
 
 def write_report(
@@ -78,8 +71,7 @@ def run_page(run: RunFolder, plan: Plan, found: CrossValidation, neighbours: Seq
         results=[_result(found, name) for name in [*structures, None]],
         cases=[[one.case_id, one.fold, *map(number, one.dice.values()), number(one.mean)] for one in ordered],
         shown=[(kind, case, _picture(case, len(names))) for kind, case in shown],
-        labels=names,
-        volumes={"cases": [volume(kind, case) for kind, case in shown], "names": names, "colours": COLOURS},
+        volumes=viewer_data(plan, shown),
         training=[
             {"name": name, "last": rows[-1], "curves": curves_png(rows)} for name, rows in metrics.items() if rows
         ],
@@ -97,18 +89,3 @@ def _result(found: CrossValidation, structure: str | None) -> list[str]:
 def _picture(case: ShownCase, labels: int) -> Picture:
     values = range(1, labels + 1)
     return draw_case(case.display, values, coloured=case.prediction, white=case.truth, image=case.image)
-
-
-def volume(kind: str, case: ShownCase) -> dict[str, Any]:
-    """One case as the viewer reads it."""
-    steps = tuple(max(1, -(-size // LONGEST_EDGE)) for size in case.display.grid.shape)
-    thin = tuple(slice(None, None, step) for step in steps)
-    image, truth, prediction = (case.display.volume(one)[thin] for one in (case.image[0], case.truth, case.prediction))
-    sheet = np.stack([grey(image), truth.astype(np.uint8), prediction.astype(np.uint8)], axis=-1)
-    return {
-        "title": f"{kind}: {case.score.case_id} (Dice {number(case.score.mean)})",
-        "shape": list(image.shape),
-        "letters": list(case.display.letters),
-        "spacing": [mm * step for mm, step in zip(case.display.spacing, steps, strict=True)],
-        "sheet": data_uri(png_of(sheet.reshape(-1, image.shape[2], 3))),
-    }

@@ -16,13 +16,32 @@ from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.disk.own_files import OwnFiles
 from medmamba.errors import ConfigError, first_line
 from medmamba.pages.picture import Picture, sheet
-from medmamba.pages.render import COLOURS, brief, render
+from medmamba.pages.render import COLOURS, render
 from medmamba.plans.schema import Plan
 from medmamba.training.config import TrainConfig
-from medmamba.training.progress import EpochMetrics, TrainingResult, Validation, read_metrics
+from medmamba.training.progress import COLUMNS, EpochMetrics, TrainingResult, Validation, read_metrics
 
 WEAK_DICE, WEAK_MARGIN = 0.5, 0.15
 """A class is called weak if its Dice is below the first and below the mean of the others by the second."""
+
+
+HEADINGS = {
+    "seconds": "time (s)",
+    "train_dice": "Dice, training",
+    "validation_dice": "Dice, validation",
+    "steps_per_second": "steps/s",
+    "waiting_for_data": "waiting for data",
+}
+FORMATS = {
+    "epoch": "{}",
+    "step": "{}",
+    "seconds": "{:.0f}",
+    "learning_rate": "{:.3g}",
+    "steps_per_second": "{:.2f}",
+    "waiting_for_data": "{:.0%}",
+    "skipped_steps": "{}",
+}
+"""Of columns in the table of epochs; others are losses and Dice."""
 
 
 class Observer:
@@ -94,8 +113,6 @@ class TrainingReport(Observer):
         if self.examples:
             shown = {case_id: picture.png for case_id, picture in self.examples.items()}
             write_bytes(self.fold / "examples.png", sheet(shown, {"truth": "white"}, len(shown)))
-        rows = [epoch.as_row() for epoch in epochs]
-        header = list(rows[0]) if rows else []
         page = render(
             "training.html",
             dataset=self.plan.dataset_name,
@@ -106,7 +123,7 @@ class TrainingReport(Observer):
             events=self.events,
             curves=curves,
             examples=self.examples,
-            epochs=[header, *([brief(row.get(key)) for key in header] for row in rows)] if rows else [],
+            epochs=epoch_table(epochs),
             recipe=[[key, str(value)] for key, value in self.config.model_dump().items()],
         )
         with self.own.recording():
@@ -117,6 +134,21 @@ class TrainingReport(Observer):
 def training_pages(run: Path, fold: Path) -> list[Path]:
     """The pages that a training writes: the fold's own, and that of the last trained fold."""
     return [run / "report" / f"training_{fold.name}.html", run / "report" / "training.html"]
+
+
+def epoch_table(epochs: Sequence[EpochMetrics]) -> list[list[str]]:
+    """The epochs as rows of text, header first; columns in which no epoch has a value are left out."""
+    rows = [epoch.as_row() for epoch in epochs]
+    every = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [name for name in every if any(row.get(name) is not None for row in rows)]
+    header = [HEADINGS.get(name, name.replace("_", " ")) if name in COLUMNS else f"Dice of {name}" for name in columns]
+    return [header, *([_cell(name, row.get(name)) for name in columns] for row in rows)] if rows else []
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return FORMATS.get(name, "{:.4f}").format(value)
 
 
 def closing_lines(result: TrainingResult, run: Path) -> list[str]:

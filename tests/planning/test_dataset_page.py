@@ -58,7 +58,7 @@ def test_the_page_of_a_run_needs_nothing_else_and_names_everything(small_run):
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"https?:|@import|url\(|<link|<iframe", re.sub(r'="data:[^"]*"', "", text))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # that sorts tables
     run = RunFolder(small_run)
     fingerprint = run.read_fingerprint()
     for name in [*fingerprint.labels, *(case.case_id for case in fingerprint.cases)]:
@@ -87,7 +87,7 @@ def test_names_from_the_dataset_cannot_put_tags_into_the_page(small_run):
     fingerprint, plan = run.read_fingerprint(), run.read_plan()
     bad = fingerprint.model_copy(update={"dataset_name": "<script>alert(1)</script>\x1b[2J"})
     page = dataset_page(plan, bad, [Fold(train=[], val=[])], ["<img src=http://x>"], {})
-    assert "<script>" not in page
+    assert "<script>alert" not in page
     assert "<img" not in page
     assert "\x1b" not in page
     assert isinstance(bad, Fingerprint)

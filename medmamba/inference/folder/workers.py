@@ -18,7 +18,7 @@ from typing import Any
 
 from medmamba.compute.free_memory import free_memory
 from medmamba.compute.processes import follow_parent, how_it_ended
-from medmamba.errors import InputError, MedmambaError, ResourceError
+from medmamba.errors import InputError, MedmambaError, ResourceError, size_text
 from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.case_job import CaseRecord, Job
 from medmamba.inference.options import PredictorOptions
@@ -80,7 +80,7 @@ class Workers:
             ((_, found),) = self._attempts([case], job, on_message)
             if isinstance(found, str):
                 free = free_memory()
-                left = "" if free is None else f"; {free / 2**30:.1f} GiB are free now"
+                left = "" if free is None else f"; {size_text(free)} are free now"
                 again = f"the {fault}, and once more, alone: the {found}{left}"
                 found = job.failed(case, f"{case.case_id}: {again}. Give it more memory, or check the image.")
             elif not found.failed:
