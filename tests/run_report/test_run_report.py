@@ -61,7 +61,7 @@ ZSCORE = Normalization(scheme="zscore", use_mask=False)
 
 
 def test_a_large_volume_is_thinned_out_along_its_finest_axes_and_keeps_its_millimetres():
-    assert steps_to((10, 480, 16), (2.0, 1.0, 2.0), 10 * 160 * 16) == (1, 3, 1)
+    assert steps_to((10, 480, 16), (3.0, 1.0, 3.0), 10 * 160 * 16) == (1, 3, 1)
     assert steps_to((20, 512, 512), (5.0, 0.7, 0.7), 2_000_000) == (1, 2, 2)
     assert steps_to((20, 30, 1), (1.0, 1.0, 0.1), 600) == (1, 1, 1)
     shown = volume("best", case("x", 0.5, shape=(200, 220, 100)), ZSCORE)
