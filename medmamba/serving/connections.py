@@ -2,7 +2,11 @@
 
 import asyncio
 import logging
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -44,6 +48,20 @@ class BoundedServer(uvicorn.Server):
         self.ending.begin()
         asyncio.get_running_loop().call_later(self.limits.grace_seconds + CLOSING_SECONDS, self._cut_off)
         await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A terminal that closes stops the service as SIGTERM does, unless it is told to live on (nohup)."""
+        with super().capture_signals():
+            before = signal.getsignal(signal.SIGHUP) if hasattr(signal, "SIGHUP") else signal.SIG_IGN
+            takes = before != signal.SIG_IGN and threading.current_thread() is threading.main_thread()
+            if takes:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                if takes:
+                    signal.signal(signal.SIGHUP, before)
 
     def _cut_off(self) -> None:
         for connection in list(self.server_state.connections):

@@ -28,6 +28,8 @@ from medmamba.serving.upload import ACCEPTED, Upload
 from medmamba.version import __version__
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
+DISCARD_SECONDS = 5.0
+"""For the rest of a refused body: most clients read no answer before they have sent everything."""
 CLOSING_SECONDS = 1.0
 """For the patch that runs when the service ends."""
 PIECE = 2**16
@@ -76,7 +78,8 @@ class Service:
             redoc_url=None,
             redirect_slashes=False,
         )
-        app.add_middleware(Gate, hosts=hosts, on_message=on_message)
+        patience = min(DISCARD_SECONDS, self.limits.stalled_seconds)
+        app.add_middleware(Gate, hosts=hosts, on_message=on_message, patience=patience, ending=self.ending)
         app.add_exception_handler(HTTPException, _wrong_address)
         app.add_exception_handler(RequestValidationError, _wrong_parameter)
         app.add_api_route("/health", self.health, methods=["GET"])
@@ -154,7 +157,6 @@ class Service:
             await upload.receive(request, name)
             return await self._predicted(request, upload, wanted)
         except Exception as error:
-            await upload.discard(request)
             if (refusal := refusal_of(error, upload.folder)) is None:
                 raise
             raise refusal from error

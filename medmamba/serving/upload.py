@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import BinaryIO
@@ -23,8 +23,6 @@ ACCEPTED = (*(ending for kind in ONE_FILE for ending in kind.endings), ".zip")
 """Endings of whole images in one file; a header without its voxels comes in a zip."""
 FIELD = "image"
 """Name of the parts of a form that hold the image: one file, or one per channel."""
-DISCARD_SECONDS = 5.0
-"""For the rest of a refused body: most clients read no answer before they have sent everything."""
 
 
 class Upload:
@@ -37,7 +35,7 @@ class Upload:
         self.files: list[Path] = []
         self.limits, self.channels, self._uploaded, self._ending = limits, channels, uploaded, ending
         self._file: BinaryIO | None = None
-        self._taken, self._begun, self._complete = 0, False, False
+        self._taken, self._complete = 0, False
 
     def open(self, name: str) -> BinaryIO:
         """A new file with the ending of ``name``, of which nothing else is used."""
@@ -84,21 +82,10 @@ class Upload:
         self._close_file()
         body.end()
 
-    async def discard(self, request: Request) -> None:
-        """Read the rest of a refused body, for some seconds, so that its client gets to read the answer."""
-        waits_for_a_word = request.headers.get("expect", "").lower() == "100-continue" and not self._begun
-        if self._complete or waits_for_a_word:
-            return
-        with suppress(ClientDisconnect, TimeoutError):
-            async with asyncio.timeout(min(DISCARD_SECONDS, self.limits.stalled_seconds)) as waiting:
-                with self._ending.cut_short(waiting):
-                    async for _ in request.stream():
-                        pass
-
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:
         """The pieces of the body as they come; raises Refusal for a client that is too slow."""
         clock, limits = asyncio.get_running_loop().time, self.limits
-        started, size, self._begun = clock(), 0, True
+        started, size = clock(), 0
         while not self._complete:
             slowest = started + limits.stalled_seconds + size / limits.slowest_bytes
             try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -148,7 +150,8 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded(service):
 
 
 @pytest.mark.slow
-def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, loopback, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, loopback, tmp_path, number):
     command = [
         sys.executable,
         "-c",
@@ -164,10 +167,13 @@ def test_the_command_listens_answers_and_ends_on_a_signal(tiny_run, loopback, tm
     url = child.stdout.readline().split()[2].rstrip(":")
     with urllib.request.urlopen(f"{url}/health", timeout=600) as answer:
         assert json.loads(answer.read())["status"] == "ok"
-    child.terminate()
-    _, errors = child.communicate(timeout=600)
+    with socket.create_connection(tuple(url.removeprefix("http://").split(":"))) as slow:
+        slow.sendall(b"POST /predict?name=a.nii HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
+        child.send_signal(number)
+        _, errors = child.communicate(timeout=600)
+        assert slow.recv(12) in (b"HTTP/1.1 503", b"")
     assert "Traceback" not in errors
-    assert child.returncode in (0, 143)
+    assert child.returncode == 128 + number
 
 
 def test_an_odd_zip_is_answered_with_422_and_a_study_with_its_series(service, tmp_path):
