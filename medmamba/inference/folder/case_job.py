@@ -6,8 +6,9 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from medmamba.disk.own_files import OwnFiles, file_sha256
 from medmamba.disk.table import table_text
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
-from medmamba.images import MedicalImage, files_of, format_of, read_channels, write_image, written_files
+from medmamba.images import MedicalImage, files_of, format_of, read_channels, read_label_map, write_image, written_files
 from medmamba.images.cases import ImageCase
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
@@ -63,6 +64,9 @@ class CaseRecord:
         seconds: by stage.
         mask: name of its file; None under a pseudonym.
         input_sha256, mask_sha256: of the files; image_sha256: of voxels and grid.
+        dicom: the DICOM objects that were written ("seg", "rtstruct"), each with the SHA-256 of its labels file or "".
+        not_written: what failed after the mask was finished ("probabilities", "dicom_seg", "dicom_rtstruct",
+            "mask_sha256"), with the reason.
     """
 
     case: str
@@ -81,6 +85,8 @@ class CaseRecord:
     mask_sha256: Sequence[str] = ()
     image_sha256: str | None = None
     geometry: Geometry | None = None
+    dicom: Mapping[str, str] = field(default_factory=dict)
+    not_written: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -152,14 +158,18 @@ class Job:
 
     def request(self) -> dict[str, Any]:
         """Everything that decides what a mask looks like, besides the image; stands in report.json."""
-        wanted = {**self.model.as_dict(), "probabilities": self.options.probabilities}
-        codes = self.options.codes
-        for kind in self.options.dicom_kinds:
-            wanted[f"dicom_{kind}"] = {"codes_sha256": None if codes is None else file_sha256(codes)}
-        return wanted
+        dicom = {f"dicom_{kind}": {"codes_sha256": self._codes() or None} for kind in self.options.dicom_kinds}
+        return {**self._mask_request(), **dicom}
+
+    def _mask_request(self) -> dict[str, Any]:
+        """:meth:`request` without DICOM objects, which can be made from a finished mask."""
+        return {**self.model.as_dict(), "probabilities": self.options.probabilities}
+
+    def _codes(self) -> str:
+        return "" if self.options.codes is None else file_sha256(Path(self.options.codes))
 
     def _record(self, case: ImageCase, **facts: Any) -> CaseRecord:
-        request = hashlib.sha256(json.dumps(self.request(), sort_keys=True).encode()).hexdigest()
+        request = hashlib.sha256(json.dumps(self._mask_request(), sort_keys=True).encode()).hexdigest()
         return CaseRecord(case=self.shown.of(case.case_id), request=request, **facts)
 
     def failed(self, case: ImageCase, reason: str) -> CaseRecord:
@@ -181,24 +191,20 @@ class Job:
             inputs = [input_sha256(path) for path in case.paths]
             result = self._predict(predictor, image, lambda line: on_message(self.shown.hide(line, case)))
             result.save(self.target / case.output_name)
-            if result.probabilities is not None:
-                write_image(probability_path(self.target, case), result.probabilities, like=image)
-            # DICOM has no object without segments
-            for kind in self.options.dicom_kinds if any(result.voxels.values()) else ():
-                save = result.save_dicom_seg if kind == "seg" else result.save_dicom_rtstruct
-                save(dicom_path(self.target, case, kind), codes=self.options.codes)
-        except (InputError, FloatingPointError) as error:
+        except InputError as error:
             return self.failed(case, str(error))
         except MedmambaError:
             raise
         except Exception as error:  # this case is lost, all others are not
-            if is_out_of_memory(error):
-                reason = "out of memory, with planes on disk too. Close other programs, or use --fast."
-            else:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{Path(place.filename).name}:{place.lineno}"
-                reason = f"unexpected {type(error).__name__} at {where}: {error}"
-            return self.failed(case, f"{case.case_id}: {reason}")
+            return self.failed(case, _reason(error, case))
+        not_written: dict[str, str] = {}  # from here on the mask stays, whatever fails
+        mask_sha256: list[str] = []
+        with self._noted(case, not_written, "mask_sha256"):
+            mask_sha256 = [file_sha256(path) for path in case.outputs(self.target)]
+        if result.probabilities is not None:
+            with self._noted(case, not_written, "probabilities"):
+                write_image(probability_path(self.target, case), result.probabilities, like=image)
+        dicom = self._write_dicom(case, self.options.dicom_kinds, result.labels, result.grid, not_written)
         seconds = {**result.seconds, "all": time.perf_counter() - started}
         facts = {
             **result.record(),
@@ -210,10 +216,57 @@ class Job:
             **facts,
             input_sha256=inputs,
             mask=case.output_name if self.shown.salt is None else None,
-            mask_sha256=[file_sha256(path) for path in case.outputs(self.target)],
+            mask_sha256=mask_sha256,
             image_sha256=image.content_hash(),
             geometry=Geometry.of(image.grid),
+            dicom=dicom,
+            not_written=not_written,
         )
+
+    @contextmanager
+    def _noted(self, case: ImageCase, not_written: dict[str, str], product: str) -> Iterator[None]:
+        """Puts the failure of a product into ``not_written``; what is finished stays."""
+        try:
+            yield
+        except Exception as error:
+            not_written[product] = self.shown.hide(_reason(error, case), case)
+
+    def _write_dicom(
+        self, case: ImageCase, kinds: Sequence[str], labels: Any, grid: Grid, not_written: dict[str, str]
+    ) -> dict[str, str]:
+        """Write DICOM objects of a mask; those that were written, as ``dicom`` of the record."""
+        from medmamba.dicom.codes import read_codes
+        from medmamba.dicom.contours import write_contours
+        from medmamba.dicom.segmentation import write_segmentation
+
+        written, names = {}, self.model.labels
+        for kind in kinds:
+            write = write_segmentation if kind == "seg" else write_contours
+            with self._noted(case, not_written, f"dicom_{kind}"):
+                codes = read_codes(self.options.codes, list(names))
+                write(dicom_path(self.target, case, kind), labels, grid, case.paths[0], names, codes)
+                written[kind] = self._codes()
+        return written
+
+    def completed(self, case: ImageCase, record: CaseRecord) -> CaseRecord:
+        """The record of a finished case after writing the DICOM objects that it lacks, from its mask."""
+        wanted = self.options.dicom_kinds
+        lacking = [
+            kind
+            for kind in wanted
+            if record.dicom.get(kind) != self._codes() or not dicom_path(self.target, case, kind).is_file()
+        ]
+        not_written: dict[str, str] = {}
+        dicom = {kind: codes for kind, codes in record.dicom.items() if kind not in lacking}
+        if lacking:
+            self.own.remove([dicom_path(self.target, case, kind) for kind in lacking])
+            try:
+                mask = read_label_map(self.target / case.output_name)
+            except InputError as error:
+                not_written = dict.fromkeys((f"dicom_{kind}" for kind in lacking), self.shown.hide(str(error), case))
+            else:
+                dicom |= self._write_dicom(case, lacking, mask.array, mask.grid, not_written)
+        return replace(record, dicom=dicom, not_written=not_written)
 
     def _predict(self, predictor: Predictor, image: MedicalImage, on_message: Callable[[str], None]) -> Prediction:
         """The prediction; when memory runs out, once more with as little of it as possible."""
@@ -255,11 +308,23 @@ class Job:
                 record is not None
                 and record.request == self._record(case, status="").request
                 and record.input_sha256 == [input_sha256(path) for path in case.paths]
+                and "probabilities" not in record.not_written
                 and record.mask_sha256 == [file_sha256(path) for path in case.outputs(self.target)]
             )
         except (InputError, OSError):
             return None
         return record if same else None
+
+
+def _reason(error: Exception, case: ImageCase) -> str:
+    """Why a case, or a product of it, could not be made, in one line."""
+    if isinstance(error, MedmambaError | FloatingPointError):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"{case.case_id}: out of memory, with planes on disk too. Close other programs, or use --fast."
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return f"{case.case_id}: unexpected {type(error).__name__} at {where}: {error}"
 
 
 def read_record(target: Path, case: ImageCase) -> CaseRecord | None:

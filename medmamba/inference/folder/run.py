@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from medmamba.dicom.codes import check_codes
+from medmamba.dicom.codes import check_codes, read_codes
 from medmamba.dicom.study import opened
 from medmamba.disk.atomic import make_folder, write_json
 from medmamba.disk.leftovers import remove_leftovers
@@ -61,12 +61,21 @@ class PredictionReport:
             if record.status != "ok"
         }
 
+    @property
+    def not_written(self) -> dict[str, dict[str, str]]:
+        """Cases that have a mask but not all else that was asked for, with the reasons by product."""
+        return {case_id: dict(record.not_written) for case_id, record in self.done.items() if record.not_written}
+
     def raise_failures(self) -> None:
-        """Raise PartialError with the reason of every case that failed; InputErrors when no case was predicted."""
-        if not self.failed:
+        """Raise PartialError with the reason of all that failed; InputErrors when no case was predicted."""
+        if not (self.failed or self.not_written):
             return
         lines = list(self.failed.values())
-        summary = f"{len(self.done)} ok, {len(lines)} failed: {', '.join(self.failed)}"
+        summary = f"{len(self.done)} ok, {len(lines)} failed{': ' * bool(lines)}{', '.join(self.failed)}"
+        for case_id, products in self.not_written.items():
+            lines += [f"{case_id}: its mask is written, {name} is not: {why}" for name, why in products.items()]
+        if self.not_written:
+            summary += f"; incomplete: {', '.join(self.not_written)} (--resume tries again what is missing)"
         raise (PartialError if self.done else InputErrors)(*lines, summary)
 
 
@@ -113,6 +122,7 @@ def predict_folder(
         options: what is written, which cases, and under which names; those of the model are the engine's own.
             ``probabilities`` are written as <case>_probabilities, DICOM objects as <case>.dcm and <case>_rtstruct.dcm.
 
+    A product that fails after the mask is finished is named in the record (``not_written``), and the mask stays.
     A case that cannot be read or fails is named in the report and the others are finished; no mask is written for it,
     and an old one of the same name is removed before anything is predicted. Raises InputError when a file of another
     program, or one changed since, is in the way and not to be overwritten, ResourceError when the disk is full.
@@ -124,6 +134,8 @@ def predict_folder(
     everything = [] if isinstance(images, str | Path) else [one for one in images if isinstance(one, ImageCase)]
     everything = everything or find_cases(given, model.settings.reading["channel_files"])
     refuse_dataset_folder(target)
+    if dicom:
+        read_codes(options.codes, list(model.labels))  # a wrong name is reported before the first case
     if any(target.resolve() in (path.resolve(), path.parent.resolve()) for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     if dicom and (wrong := next((case for case in everything if format_of(case.paths[0]) is not DICOM), None)):
@@ -154,6 +166,9 @@ def predict_folder(
             if record is None:
                 job.remove_old(case)
             else:
+                if (completed := job.completed(case, record)) != record:
+                    record = completed
+                    write_json(record_path(target, case), record.as_dict())
                 report.resumed.append(shown.of(case.case_id))
                 report.done[shown.of(case.case_id)] = record
         waiting = [case for case in cases if shown.of(case.case_id) not in report.done]
