@@ -1,6 +1,7 @@
 """PyTorch operators with gradients, made from the forward and backward functions of a compiled backend."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeGuard
 
 import torch
@@ -11,6 +12,11 @@ from torch.library import CustomOpDef
 def contiguous(values: Iterable[Any]) -> list[Any]:
     """The values, tensors made contiguous."""
     return [value.contiguous() if isinstance(value, Tensor) else value for value in values]
+
+
+def launching_on(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device and its stream, whatever its tensors': make it that of this one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def needs_gradient(values: Iterable[Any]) -> bool:
@@ -56,10 +62,13 @@ def define_operator(
     of_inputs = slice(seen, seen + tensors)
 
     def run_forward(*arguments: Any) -> Any:
-        return forward(*contiguous(arguments))
+        with launching_on(arguments[0]):
+            return forward(*contiguous(arguments))
 
     def run_backward(*arguments: Any) -> list[Tensor]:
-        gradients = zip(arguments[of_inputs], backward(*contiguous(arguments)), strict=True)
+        with launching_on(arguments[0]):
+            found = backward(*contiguous(arguments))
+        gradients = zip(arguments[of_inputs], found, strict=True)
         empty = arguments[0].new_empty(0)
         return [
             empty.clone() if gradient is None or not _differentiable(value) else gradient.to(value.dtype).contiguous()

@@ -7,6 +7,8 @@ import torch
 
 from medmamba.errors import ConfigError
 
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+"""In lower case, what libraries say where memory ran out."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,7 +36,7 @@ def choose_precision(name: str, device: torch.device) -> str:
     if name != "auto":
         return name
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
 
 
@@ -68,5 +70,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or in the computer."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in ("out of memory", "can't allocate memory"))
+        isinstance(error, RuntimeError) and any(words in text for words in MEMORY_WORDS)
     )

@@ -59,8 +59,8 @@ def save_checkpoint(
             tensors, record["optimizer"] = _split_optimizer(optimizer.state_dict())
             (part / "optimizer.safetensors").write_bytes(save(_contiguous(tensors)))
             record["torch_random_state"] = torch.get_rng_state().numpy().tobytes().hex()
-            if torch.cuda.is_available():
-                record["cuda_random_state"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+            if (device := _device_of(network)).type == "cuda":
+                record["cuda_random_state"] = torch.cuda.get_rng_state(device).numpy().tobytes().hex()
         record["sha256"] = {path.name: file_sha256(path) for path in sorted(part.glob("*.safetensors"))}
         (part / "state.json").write_text(json.dumps(sealed(record), indent=1) + "\n")
 
@@ -111,8 +111,12 @@ def _restore(folder: Path, state: Mapping[str, Any], network: nn.Module, optimiz
         tensors = load_file(folder / "optimizer.safetensors")
         optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
         torch.set_rng_state(_bytes(state["torch_random_state"]))
-        if "cuda_random_state" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(_bytes(state["cuda_random_state"]))
+        if "cuda_random_state" in state and (device := _device_of(network)).type == "cuda":
+            torch.cuda.set_rng_state(_bytes(state["cuda_random_state"]), device)
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ voxels to ignore (in training label maps only; see medmamba/preprocessing/labels
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -71,9 +72,7 @@ class OutputChannels:
 
     def truth(self, target: torch.Tensor) -> torch.Tensor:
         """(B, 1, ...) label indices to channels (B, C, ...) of 0 and 1; ignored voxels are 0 everywhere."""
-        table = torch.zeros((len(self.label_swap), len(self.names)), device=target.device)
-        for channel, labels in enumerate(self.members):
-            table[list(labels), channel] = 1.0
+        table = _members_of_labels(self.members, len(self.label_swap), target.device)
         return torch.movedim(table[target[:, 0]], -1, 1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
@@ -100,6 +99,15 @@ class OutputChannels:
             return [True] * len(self.names)
         annotated = {0, *labels}
         return [set(group) <= annotated for group in self.members]
+
+
+@lru_cache(maxsize=64)
+def _members_of_labels(members: tuple[tuple[int, ...], ...], labels: int, device: torch.device) -> torch.Tensor:
+    """(labels, channels) of 1 where the label is in the channel; made once, because a GPU waits for each copy."""
+    table = torch.zeros((labels, len(members)))
+    for channel, group in enumerate(members):
+        table[list(group), channel] = 1.0
+    return table.to(device)
 
 
 def largest_channel(scores: torch.Tensor) -> torch.Tensor:

@@ -34,8 +34,13 @@ def join(device: str) -> torch.device | None:
         return None
     local = int(os.environ.get("LOCAL_RANK", "0"))
     use_gpu = device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() > local
-    dist.init_process_group("nccl" if use_gpu else "gloo", timeout=PATIENCE)
-    return torch.device("cuda", local) if use_gpu else None
+    if not use_gpu:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        return None
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)  # or every rank would exchange its sums on the first GPU
+    dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+    return device
 
 
 def leave() -> None:

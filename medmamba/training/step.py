@@ -144,21 +144,21 @@ class Stepper:
             outputs = self.forward(image)
         loss = self.loss(outputs, label, annotated)
         dice = self._dice(outputs, label, self.channels) if measure and self.channels else None
-        if not distributed.all_true(bool(torch.isfinite(loss))):
-            return StepOutcome(math.nan, dice)
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()
         distributed.average_gradients(self.network)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.grad is not None], self.clip)
-        finite = bool(torch.isfinite(norm))
+        # One wait for the device: both numbers together, when the backward pass is queued.
+        value, length = torch.stack([loss.detach().float(), norm.float()]).tolist()
+        finite = distributed.all_true(math.isfinite(value) and math.isfinite(length))
         if self.scaler is not None:
             self.scaler.step(self.optimizer)  # leaves out a step whose gradients are not finite
             self.scaler.update()
         elif finite:
             self.optimizer.step()
-        return StepOutcome(float(loss.detach()) if finite else math.nan, dice)
+        return StepOutcome(value if finite else math.nan, dice)
 
     @property
     def loss_scale_is_searching(self) -> bool:

@@ -12,7 +12,8 @@ Mamba-2 has one decay per head, A one number per token:
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -121,13 +122,23 @@ class MATEMixer(nn.Module):
             if self.review_size:
                 review_grid = tuple(min(self.review_size, -(-n // 2)) for n in grid)  # at most half the map's
                 seen = self.scan.review(POOL[len(grid)](channels_first(x), review_grid).flatten(2).mT)  # (B, R, C)
-                skip = seen.shape[1]
                 tokens = torch.cat([seen, tokens], dim=1)
                 y = torch.cat([F.silu(linear(seen, self.in_proj.weight[self.inner :])), y], dim=1)
-                table = torch.cat([routes(self.route, review_grid, x.device), table + skip], dim=1)
+                made = _with_review if torch.compiler.is_compiling() else _cached_with_review
+                table = made(self.route, grid, review_grid, x.device)
             y = self.scan(tokens, y, table)[:, y.shape[1] - grid.numel() :]
             u = y.unflatten(1, grid)
         return self.out_proj(self.norm(u, z))
+
+
+def _with_review(route: str, grid: Sequence[int], review_grid: Sequence[int], device: torch.device) -> Tensor:
+    """Routes (K, R + L) through the review tokens, then through the map."""
+    behind = routes(route, grid, device) + prod(review_grid)
+    return torch.cat([routes(route, review_grid, device), behind], dim=1)
+
+
+# A new table would be checked at each scan, for which the host waits on a GPU.
+_cached_with_review = lru_cache(maxsize=512)(_with_review)
 
 
 class SelectiveHeads(nn.Module):

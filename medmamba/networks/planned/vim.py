@@ -144,7 +144,7 @@ class BidirectionalMamba(nn.Module):
             C,
             D=torch.stack([at_least_float32(s.D) for s in shared]),
             dt_bias=torch.stack([at_least_float32(s.dt_proj.bias) for s in shared]),
-            routes=routes("bidirectional", (1, inputs[0].shape[1]), inputs[0].device)[: len(scans)],
+            routes=routes(f"bidirectional:{len(scans)}", (1, inputs[0].shape[1]), inputs[0].device),
             backend=scans[0].scan_backend,
         )
 
