@@ -163,9 +163,10 @@ def test_a_poisoned_case_is_named_and_the_others_are_finished(trained_run, small
     images = tmp_path / "images"
     shutil.copytree(small_dataset / "imagesTs", images)
     whole = sorted(images.iterdir())[0]
+    shutil.copyfile(whole, images / "b_broken.nii.gz")
+    pipeline.predict(trained_run, images / "b_broken.nii.gz", tmp_path / "masks", mirror=False)
+    assert (tmp_path / "masks" / "b_broken.nii.gz").exists()  # of an earlier run
     (images / "b_broken.nii.gz").write_bytes(whole.read_bytes()[:2000])
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "b_broken.nii.gz").write_bytes(b"a mask of an earlier run")
     report = pipeline.predict(trained_run, images, tmp_path / "masks", mirror=False)
     assert set(report.failed) == {"b_broken"}
     assert len(report.done) == 2
