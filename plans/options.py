@@ -84,6 +84,9 @@ CANDIDATES = ("vm_unet", "u_mamba_bot", "hrvmamba", "residual_unet")
 and no scan at all."""
 
 
+NOTHING_TO_VALIDATE = "--pilot needs two patients or more: there is nothing to validate on. Name a --network."
+
+
 class PlanRequest(PlanOptions):
     """The choices of :func:`medmamba.planning.run.plan`, and of the command line: also how the dataset is read."""
 

@@ -19,6 +19,7 @@ from medmamba.plans.automatic_choices import (
     choose_normalization,
     one_head_per_label,
 )
+from medmamba.plans.cost.machines import machine
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.grid import plan_grid
@@ -27,7 +28,7 @@ from medmamba.plans.mirroring import choose_mirroring, pairs_decision, side_pair
 from medmamba.plans.options import PLANNED, PlanOptions
 from medmamba.plans.patch import COVERAGE, WORTHWHILE, LowResolution, search_low_resolution
 from medmamba.plans.schema import Configuration, Decision, Plan, Reading
-from medmamba.plans.spacing import axis_order, choose_spacing, median_shape
+from medmamba.plans.spacing import axis_order, choose_spacing, median_shape, refuse_no_spacing
 from medmamba.plans.training_step import PlanTask, TooSlow, times
 from medmamba.version import __version__
 
@@ -66,6 +67,7 @@ def make_plan(
     Raises ConfigError for a combination that cannot work, with the nearest one that can; InputErrors for a fingerprint
     that no plan can be made from.
     """
+    refuse_options(options, previous)
     problems = [line for case in fingerprint.cases for line in case.problems()]
     usual = np.median(fingerprint.spacings, axis=0)
     for case in fingerprint.cases if facts.reading.any_spacing else ():
@@ -79,8 +81,6 @@ def make_plan(
     if network == "auto":
         network, network_decision = _automatic(fingerprint, options)
     chosen_family = family(network)
-    if not options.use_scan and not chosen_family.has_scan:
-        raise ConfigError(f"network {network!r} has no scan to leave out. Plan it as it is.")
     target, spacing_decision = choose_spacing(fingerprint, options.spacing)
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     order, order_decision = axis_order(target, shapes)
@@ -196,8 +196,6 @@ def _configurations(
             if low.grid is not None:
                 grids |= {"3d_lowres": low.grid, "3d_cascade_fullres": full}
     grids = {name: grid for name, grid in grids.items() if name in wanted}
-    if "3d_cascade_fullres" in grids and "3d_lowres" not in grids:
-        raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
     if not grids:
         why = "the 3D patch covers enough of the image without one. Ask for 3d_fullres or 2d."
         if median[0] == 1:
@@ -293,6 +291,18 @@ def _existence(
         reason=reason,
         source="nnU-Net 2.8.1",
     )
+
+
+def refuse_options(options: PlanOptions, previous: Plan | None = None) -> None:
+    """Raises ConfigError for choices that no dataset can be planned with, so that they are known before one is read."""
+    machine(options.machine)
+    if options.network != "auto" and not options.use_scan and not family(options.network).has_scan:
+        raise ConfigError(f"network {options.network!r} has no scan to leave out. Plan it as it is.")
+    wanted = _wanted(options.configurations, previous)
+    if "3d_cascade_fullres" in wanted and "3d_lowres" not in wanted:
+        raise ConfigError("configuration 3d_cascade_fullres needs 3d_lowres before it. Ask for both.")
+    if options.spacing is not None:
+        refuse_no_spacing(options.spacing)
 
 
 def _wanted(configurations: Sequence[str] | None, previous: Plan | None) -> list[str]:

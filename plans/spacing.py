@@ -50,14 +50,20 @@ def choose_spacing(fingerprint: Fingerprint, given: Sequence[float] | None) -> t
     return target, decision
 
 
+def refuse_no_spacing(spacing: Sequence[float], most_mm: float = math.inf) -> None:
+    """Raises ConfigError unless there are three numbers of mm that may be a spacing."""
+    least_mm = ANY_SPACING_MM[0]
+    if len(spacing) != 3 or not all(least_mm <= value <= most_mm for value in spacing):
+        given, most = ", ".join(f"{value:g}" for value in spacing), f" to {most_mm:g}" if most_mm < math.inf else ""
+        raise ConfigError(f"spacing {given}: must be 3 numbers of mm, from {least_mm:g}{most}, one per axis i, j, k.")
+
+
 def _refuse_bad_spacing(fingerprint: Fingerprint, spacing: Sequence[float]) -> None:
     """A given spacing must be three numbers that leave enough voxels along every axis that has them."""
     given = f"spacing {', '.join(f'{value:g}' for value in spacing)}"
     if not fingerprint.has_millimetres:
         raise ConfigError(f"{given}: these images have no millimetres, leave the spacing out.")
-    least_mm, most_mm = ANY_SPACING_MM[0], max(LARGEST_SPACING_MM, float(fingerprint.spacings.max()))
-    if len(spacing) != 3 or not all(least_mm <= value <= most_mm for value in spacing):
-        raise ConfigError(f"{given}: must be 3 numbers of mm, from {least_mm:g} to {most_mm:g}, one per axis i, j, k.")
+    refuse_no_spacing(spacing, max(LARGEST_SPACING_MM, float(fingerprint.spacings.max())))
     spacings, shapes = fingerprint.spacings, fingerprint.shapes_after_crop
     median = median_shape(spacings, shapes, spacing)
     least = np.minimum(LEAST_EDGE, np.median(shapes, axis=0))

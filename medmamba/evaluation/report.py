@@ -162,6 +162,8 @@ def evaluate_folders(
     """
     options, reading = options or EvaluateOptions(), reading or ReadOptions()
     absent = [case_id for case_id in truths if case_id not in predictions]
+    named = structures is not None
+    of_truths, of_predictions = dict[int, str](), dict[int, str]()  # label values, and the first case of each
     problems: list[str] = []
     if options.missing == "fail":
         cure = "Predict it, or count it as empty (--missing empty)."
@@ -172,6 +174,8 @@ def evaluate_folders(
         structures = _structures_in(files, reading)
     cases: dict[str, dict[str, Score]] = {}
     warnings: list[str] = []
+    if spare := sorted(set(predictions) - set(truths)):
+        warnings.append(f"{counted(len(spare), 'prediction')} without a truth not evaluated, the first is {spare[0]}.")
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))
         try:
@@ -180,6 +184,8 @@ def evaluate_folders(
         except MedmambaError as error:
             problems.append(str(error))
             continue
+        of_truths = dict.fromkeys(truth.counts(), case_id) | of_truths
+        of_predictions = dict.fromkeys({} if found is None else found.counts(), case_id) | of_predictions
         if found is not None and (difference := grid_difference(truth.grid, found.grid)):
             placed = truth.on_grid_of(found, match_labels=reading.match_labels)
             if placed is None:
@@ -191,6 +197,9 @@ def evaluate_folders(
             prediction = np.zeros_like(truth.array) if found is None else found.array
             cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options)
     on_case(len(truths), len(truths))
+    if named:
+        of_predictions = {value: "" for values in structures.values() for value in values}
+    warnings += _label_sets(of_truths, of_predictions, problems if named else [])
     if problems:
         raise InputErrors(*problems, f"{counted(len(problems), 'problem')}; nothing was evaluated.")
     return Evaluation(structures, cases, options, tuple(absent), tuple(warnings))
@@ -243,6 +252,17 @@ def compare(first: Evaluation, second: Evaluation, *, names: tuple[str, str] = (
         means = [list(one.mean_per_case().values()) for one in (first, second)]
         table["mean of structures"] = {"dice": paired_difference(*means)}
     return Comparison(*names, table)
+
+
+def _label_sets(truths: Mapping[int, str], predictions: Mapping[int, str], problems: list[str]) -> list[str]:
+    """Warnings for label values of truths that no prediction has; a problem, and a warning, if all are such."""
+    strange = [value for value in truths if value not in (0, *predictions)]
+    if strange and any(predictions) and not any(value and value in predictions for value in truths):
+        ours = ", ".join(str(value) for value in sorted(predictions) if value)
+        problem = f"Truths hold label {', '.join(map(str, sorted(strange)[:9]))}, predictions {ours}: none in common."
+        problems.append(f"{problem} Give both the same values.")
+        return [problem]
+    return [f"Label value {value} of truths, the first is {truths[value]}, is in no prediction." for value in strange]
 
 
 def _structures_in(paths: list[Path], reading: ReadOptions) -> Structures:

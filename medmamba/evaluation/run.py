@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -70,20 +70,29 @@ def run_evaluation(
         if os.access(folder / ".lock", os.W_OK):  # present while masks are being written
             locks.enter_context(FolderLock(folder, shared=True))
         masks, truth = _paths(folder), _paths(truths)
+        others = {} if options.other is None else _paths(options.other)  # all is refused before an image is read
+        images = {} if options.images is None else _paths(options.images)
+        if options.subgroups is not None:
+            read_subgroups(options.subgroups, [name for name in truth if options.missing == "empty" or name in masks])
         structures, reading = _of_report(folder)
         if structures is None and options.other is not None:
             structures, reading = _of_report(options.other)
         evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading)
         evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"))
+        if structures is None and isinstance(truths, str | Path) and (Path(truths) / "report.json").is_file():
+            line = f"{truths} holds the report.json of a prediction, {folder} does not: are the folders exchanged?"
+            evaluation = replace(evaluation, warnings=(line, *evaluation.warnings))
         comparison = None
         if options.other is not None:
-            others, both = _paths(options.other), (folder, options.other)
+            both = folder, options.other
             second = evaluated(others, structures=evaluation.structures, on_case=partial(on_item, "compare"))
             first_name, second_name = (
                 map(str, both) if folder.name == options.other.name else (path.name for path in both)
             )
             comparison = compare(evaluation, second, names=(first_name, second_name))
-        groups: Subgroups = {} if options.subgroups is None else read_subgroups(options.subgroups, evaluation)
+        groups: Subgroups = (
+            {} if options.subgroups is None else read_subgroups(options.subgroups, list(evaluation.cases))
+        )
         make_folder(target)
         locks.enter_context(own.recording())
         evaluation.write(target)
@@ -91,7 +100,7 @@ def run_evaluation(
             comparison.write(target)
         if groups:
             write_json(target / "subgroups.json", _summaries(evaluation, groups))
-        drawn = _pictures(evaluation, masks, truth, options, reading)
+        drawn = _pictures(evaluation, masks, truth, images, options, reading)
         write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
         return EvaluationResult(evaluation, comparison, groups, drawn, target)
 
@@ -102,15 +111,15 @@ def _outputs(options: EvaluateOptions) -> list[str]:
     return ["evaluation.json", "evaluation.csv", "evaluation.html", "lesions.csv", *compared, *grouped]
 
 
-def read_subgroups(path: Path, evaluation: Evaluation) -> Subgroups:
-    """Groups of the evaluated cases by the columns of a CSV with a column ``case``. Raises InputError if invalid."""
+def read_subgroups(path: Path, cases: Sequence[str]) -> Subgroups:
+    """Groups of the cases by the columns of a CSV with a column ``case``. Raises InputError if invalid."""
     rows = _rows(path)
-    missing = [case_id for case_id in evaluation.cases if case_id not in rows]
+    missing = [case_id for case_id in cases if case_id not in rows]
     if missing:
         raise InputError(f"{path}: {len(missing)} case(s) are not in the table, the first is {missing[0]}. Add them.")
     columns: Subgroups = {}
     for column in next(iter(rows.values())):
-        values = {case_id: rows[case_id][column].strip() or "unknown" for case_id in evaluation.cases}
+        values = {case_id: rows[case_id][column].strip() or "unknown" for case_id in cases}
         if (groups := _groups_of(values)) is not None:
             columns[column] = groups
     if not columns:
@@ -168,7 +177,7 @@ def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions]:
     """
     path = folder / "report.json"
     if not path.is_file():
-        return None, ReadOptions()
+        return None, ReadOptions(any_spacing=True)  # spacings that agree are compared as they are
     kind, cure = "prediction report", "Remove or restore it."
     report = read_stored(path, dict[str, Any], kind, cure)
     with as_written(path, kind, cure):
@@ -185,10 +194,10 @@ def _pictures(
     evaluation: Evaluation,
     masks: Mapping[str, Path],
     truths: Mapping[str, Path],
+    images: Mapping[str, Path],
     options: EvaluateOptions,
     reading: ReadOptions,
 ) -> dict[str, Picture]:
-    images = {} if options.images is None else _paths(options.images)
     images = {name.removesuffix("_0000"): path for name, path in images.items()} | images  # of nnU-Net: channel 0
     drawn = {}
     for case_id in [case_id for case_id in evaluation.worst_first() if case_id in masks][: options.pictures]:

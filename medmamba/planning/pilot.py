@@ -18,6 +18,7 @@ from medmamba.models.checkpoint import load_checkpoint
 from medmamba.models.run_folder import RunFolder
 from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.build import rebuild_network
+from medmamba.plans.options import NOTHING_TO_VALIDATE
 from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Decision
 from medmamba.plans.text_table import aligned
@@ -60,7 +61,7 @@ def compare(run: Path, minutes: float, candidates: Sequence[str], on_message: Ca
     folder = RunFolder(run)
     held_out, trained = (set(folder.read_splits()[FOLD][part]) for part in ("val", "train"))
     if held_out & trained:
-        raise ConfigError("--pilot needs two patients or more: there is nothing to validate on. Name a --network.")
+        raise ConfigError(NOTHING_TO_VALIDATE)
     trials = []
     with scratch_folder(run) as scratch:
         for name in candidates:

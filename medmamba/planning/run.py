@@ -29,8 +29,8 @@ from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_folds
 from medmamba.plans.manual_configurations import manual_configurations
 from medmamba.plans.mirroring import side_pairs, side_problems
-from medmamba.plans.options import PlanRequest
-from medmamba.plans.planner import DatasetFacts, make_plan
+from medmamba.plans.options import NOTHING_TO_VALIDATE, PlanRequest
+from medmamba.plans.planner import DatasetFacts, make_plan, refuse_options
 from medmamba.plans.schema import Decision, Plan, Reading
 from medmamba.plans.spacing import refuse_oversize
 from medmamba.preprocessing.case import PreprocessedCase
@@ -82,6 +82,8 @@ def plan(
         if known := folder.path.is_dir():  # refused before the cases are measured
             locks.enter_context(folder.replacing_cases())
         previous = folder.previous_plan()
+        for name in networks:
+            refuse_options(options.for_network(name), previous)
         measured = _measure(dataset, options, on_item)
         made = measured.plan(networks[0], previous)
         if not options.overwrite:
@@ -244,6 +246,11 @@ def _workers(options: PlanRequest) -> int:
 def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Measured:
     spec = read_dataset(dataset, strict=False)
     patients = patients_of(spec, options.group_by)
+    ids = [case.case_id for case in spec.cases]
+    if options.splits is not None and not spec.problems:  # refused before the cases are read, and leaks after that
+        read_splits(Path(options.splits), ids)
+    if options.pilot is not None and len({patients.get(case_id, case_id) for case_id in ids}) == 1:
+        raise ConfigError(NOTHING_TO_VALIDATE)
     chosen = options.model_dump(include=set(Reading.model_fields), exclude_none=True)
     reading = Reading(**chosen, channel_files=spec.channel_files)
     report, fingerprint = measure_dataset(

@@ -79,7 +79,11 @@ def train(
         network_facts(options.network)  # raises for an unknown one before a case is read
     chosen = plan.configurations[name]
     training, validation = _fold_cases(folder, name, fold)
+    arguments = network_arguments(plan, chosen, network=options.network, use_scan=options.use_scan)
+    target = folder.fold(name, fold)
     if chosen.previous_stage is not None:
+        if options.init is not None:  # refused before the first stage is trained, which may take hours
+            initialise(rebuild_network(arguments), arguments, plan, options.init)
         first = TrainOptions(configuration=chosen.previous_stage, network=options.network, use_scan=options.use_scan)
 
         def train_first_stage(number: int, resume: bool) -> None:
@@ -88,8 +92,6 @@ def train(
 
         where = recipe.get("device", "auto") if config is None else config.device
         ensure_first_stage(folder, plan, chosen, train_first_stage, device=where, say=on_event)
-    arguments = network_arguments(plan, chosen, network=options.network, use_scan=options.use_scan)
-    target = folder.fold(name, fold)
     stored = stored_config(target) if options.resume else None
     config = config or make_config(recipe, stored)
     if loss is not None:

@@ -1,0 +1,86 @@
+"""Folders for evaluation that do not fit each other: said or refused, options before an image is read."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medmamba.errors import InputError
+from medmamba.evaluation.run import run_evaluation
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes one mask per value of a list: a cube of that value."""
+
+    def _write(folder, values, spacing=1.0):
+        (tmp_path / folder).mkdir()
+        for number, value in enumerate(values):
+            labels = np.zeros((6, 7, 8), np.uint8)
+            labels[1:4, 1:4, 1:4] = value
+            nib.save(nib.Nifti1Image(labels, np.diag([spacing] * 3 + [1.0])), tmp_path / folder / f"c{number}.nii.gz")
+        return tmp_path / folder
+
+    return _write
+
+
+def with_report(folder):
+    model = {"labels": {"background": 0, "organ": 1, "tumour": 2}}
+    (folder / "report.json").write_text(json.dumps({"model": model}))
+    return folder
+
+
+def test_truths_without_a_label_of_the_model_are_refused(write):
+    masks, truths = with_report(write("masks", [1, 1])), write("truths", [255, 255])
+    with pytest.raises(InputError, match=r"Truths hold label 255, predictions 1, 2: none in common. Give both the"):
+        run_evaluation(masks, truths)
+
+
+def test_labels_of_truths_that_nothing_predicts_are_said(write):
+    masks, truths = with_report(write("masks", [1, 1, 2])), write("truths", [1, 3, 2])
+    line = "Label value 3 of truths, the first is c1, is in no prediction."
+    assert run_evaluation(masks, truths).evaluation.warnings == (line,)
+    (masks / "report.json").unlink()
+    assert run_evaluation(masks, truths).evaluation.warnings == (line,)
+
+
+def test_predictions_without_a_truth_are_counted(write):
+    found = run_evaluation(write("masks", [1, 1, 1]), write("truths", [1]))
+    assert found.evaluation.warnings == ("2 predictions without a truth not evaluated, the first is c1.",)
+
+
+def test_exchanged_folders_are_said(write):
+    masks, truths = with_report(write("masks", [1])), write("truths", [1])
+    assert run_evaluation(masks, truths).evaluation.warnings == ()
+    (line,) = run_evaluation(truths, masks).evaluation.warnings
+    assert line.endswith(f"{truths} does not: are the folders exchanged?")
+
+
+def test_masks_of_a_microscope_are_compared(write):
+    found = run_evaluation(write("masks", [1], 0.001), write("truths", [1], 0.001))
+    assert found.evaluation.mean_foreground == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"subgroups": "none.csv"}, "none.csv: no such file"),
+        ({"subgroups": "table.csv"}, "1 case(s) are not in the table, the first is c1"),
+        ({"other": "none"}, "none: not found"),
+        ({"images": "none"}, "none: not found"),
+    ],
+)
+def test_options_are_refused_before_an_image_is_read(write, tmp_path, monkeypatch, options, words):
+    def read(*arguments, **more):
+        raise AssertionError("an image was read")
+
+    masks, truths = with_report(write("masks", [1, 1])), write("truths", [1, 1])
+    (tmp_path / "table.csv").write_text("case,site\nc0,A\n")
+    monkeypatch.setattr("medmamba.evaluation.report.read_label_map", read)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        run_evaluation(masks, truths, **options)
+    assert words in str(error.value)
