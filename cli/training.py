@@ -215,9 +215,11 @@ def convert_dataset(
 ) -> Answer:
     """Convert a dataset to the layout of nnU-Net raw or of the Medical Segmentation Decathlon."""
     from medmamba.datasets import convert_dataset
+    from medmamba.images import ReadOptions
 
+    reading = ReadOptions(**options.reading)
     with stages() as on_item:
-        made = convert_dataset(source, output, options.layout, on_case=partial(on_item, "convert"))
+        made = convert_dataset(source, output, options.layout, reading, on_case=partial(on_item, "convert"))
     report_warnings(made.warnings)
     console.print(f"{made.cases} training and {counted(made.test_cases, 'test case')}: {made.folder}")
     return {"folder": made.folder, "cases": made.cases, "test_cases": made.test_cases, "warnings": made.warnings}

@@ -20,6 +20,7 @@ from medmamba.options import (
     option,
     value_text,
 )
+from medmamba.plans.options import ReadingOptions
 
 DEMO_MINUTES = 8.0
 
@@ -109,7 +110,7 @@ class DicomSegOptions(Options):
     )
 
 
-class ConvertDatasetOptions(Options):
+class ConvertDatasetOptions(ReadingOptions):
     """The choices of :func:`medmamba.datasets.convert_dataset`."""
 
     layout: Literal["nnunet", "decathlon"] = option("nnunet", "Layout: nnU-Net raw, or Medical Segmentation Decathlon.")

@@ -87,7 +87,36 @@ and no scan at all."""
 NOTHING_TO_VALIDATE = "--pilot needs two patients or more: there is nothing to validate on. Name a --network."
 
 
-class PlanRequest(PlanOptions):
+class ReadingOptions(Options):
+    """How the files of a dataset are read; a plan records it, and later commands read as it says."""
+
+    nonfinite: Literal["error", "zero"] = option(
+        "error", "NaN and infinite voxels: error, or zero (set to 0).", panel="Data"
+    )
+    prefer: Literal["sform", "qform"] | None = option(
+        None, "Affine of a NIfTI header to use where the two disagree: sform or qform.", panel="Data"
+    )
+    match_labels: bool = option(
+        False, "Reorient label maps that are stored with other axes than their images.", panel="Data"
+    )
+    any_spacing: bool = option(
+        False, "Accept spacings outside 0.01 to 100 mm, if all cases have similar ones.", panel="Data"
+    )
+    max_voxels: int | None = option(
+        None,
+        "Largest number of voxels times channels of a file, and of a case on the plan's grid.",
+        panel="Data",
+        ge=1,
+    )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The values that were chosen, by name."""
+        chosen = {name: getattr(self, name) for name in ReadingOptions.model_fields}
+        return {name: value for name, value in chosen.items() if value is not None}
+
+
+class PlanRequest(ReadingOptions, PlanOptions):
     """The choices of :func:`medmamba.planning.run.plan`, and of the command line: also how the dataset is read."""
 
     pilot: float | None = option(
@@ -106,24 +135,6 @@ class PlanRequest(PlanOptions):
     splits: Path | None = option(None, "File of folds in the format of nnU-Net's splits_final.json.", panel="Data")
     overwrite: bool = option(
         False, f"{OVERWRITE_TEXT} Trained folds of another plan are kept, but can no longer be resumed.", panel="Data"
-    )
-    nonfinite: Literal["error", "zero"] = option(
-        "error", "NaN and infinite voxels: error, or zero (set to 0).", panel="Data"
-    )
-    prefer: Literal["sform", "qform"] | None = option(
-        None, "Affine of a NIfTI header to use where the two disagree: sform or qform.", panel="Data"
-    )
-    match_labels: bool = option(
-        False, "Reorient label maps that are stored with other axes than their images.", panel="Data"
-    )
-    any_spacing: bool = option(
-        False, "Accept spacings outside 0.01 to 100 mm, if all cases have similar ones.", panel="Data"
-    )
-    max_voxels: int | None = option(
-        None,
-        "Largest number of voxels times channels of a file, and of a case on the plan's grid.",
-        panel="Data",
-        ge=1,
     )
     workers: int | None = option(
         None, "Cases processed in parallel. Default: one per core, at most 8.", panel="Machine", ge=1

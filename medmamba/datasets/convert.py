@@ -19,11 +19,13 @@ from medmamba.datasets.description import refuse
 from medmamba.datasets.load import LoadedCase, load_case
 from medmamba.datasets.read import read_dataset
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
+from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import replace_folder, write_json
 from medmamba.errors import InputError
-from medmamba.images import MedicalImage, format_of, mask_ending, write_image, write_label_map
+from medmamba.images import MedicalImage, ReadOptions, format_of, mask_ending, write_image, write_label_map
 from medmamba.images.gate import shown
 from medmamba.images.image import smallest_type
+from medmamba.plans.folds import Fold, make_folds
 
 Layout = Literal["nnunet", "decathlon"]
 
@@ -46,11 +48,15 @@ def convert_dataset(
     dataset: DatasetSpec | Path | str,
     output: Path | str,
     layout: Layout,
+    options: ReadOptions | None = None,
     *,
     workers: int | None = None,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Writes a dataset in another layout into a new folder.
+
+    ``options`` say what is accepted; what is written needs none but those of spacing and size. nnU-Net has no key for
+    patients, so a dataset that names them gets folds that keep each patient together.
 
     Raises InputError when the output exists or the layout cannot express the dataset, and InputErrors with everything
     that is wrong with the dataset; nothing was written.
@@ -74,12 +80,19 @@ def convert_dataset(
         write = partial(_write_case, part, layout, ending, values)
         for name in ("imagesTr", "labelsTr"):
             (part / name).mkdir()
-        report = check_dataset(spec, workers=workers, visit=partial(write, "Tr"), on_case=on_case)
-        warnings = [*report.warnings, *_write_test(spec, part, write)]
+        report = check_dataset(spec, options, workers=workers, visit=partial(write, "Tr"), on_case=on_case)
+        warnings = [*report.warnings, *_write_test(spec, part, options, write)]
         description = _nnunet_json(spec, values, ending) if layout == "nnunet" else _decathlon_json(spec, ending)
         write_json(part / "dataset.json", description)
-        if spec.splits:
-            write_json(part / "splits_final.json", [{"train": list(t), "val": list(v)} for t, v in spec.splits])
+        splits = [Fold(train=list(train), val=list(val)) for train, val in spec.splits]
+        if layout == "nnunet" and not splits and (patients := patients_of(spec)):
+            splits = make_folds(
+                [case.case_id for case in spec.cases],
+                labels_of={case.case_id: map(str, case.label_voxels) for case in report.cases},
+                group_of=patients,
+            )
+        if splits:
+            write_json(part / "splits_final.json", splits)
     return Conversion(output, len(spec.cases), len(spec.test), values, tuple(warnings))
 
 
@@ -138,13 +151,18 @@ def _narrow(image: MedicalImage) -> npt.NDArray[Any]:
     return image.array
 
 
-def _write_test(spec: DatasetSpec, folder: Path, write: Callable[[str, CaseSpec, LoadedCase], None]) -> list[str]:
+def _write_test(
+    spec: DatasetSpec,
+    folder: Path,
+    options: ReadOptions | None,
+    write: Callable[[str, CaseSpec, LoadedCase], None],
+) -> list[str]:
     """Test images, and their label maps where there are some; returns warnings."""
     problems: list[str] = []
     warnings: list[str] = []
     for case in spec.test:
         try:
-            loaded = load_case(spec, case)
+            loaded = load_case(spec, case, options)
         except InputError as error:
             problems += error.args
             continue

@@ -251,8 +251,7 @@ def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Mea
         read_splits(Path(options.splits), ids)
     if options.pilot is not None and len({patients.get(case_id, case_id) for case_id in ids}) == 1:
         raise ConfigError(NOTHING_TO_VALIDATE)
-    chosen = options.model_dump(include=set(Reading.model_fields), exclude_none=True)
-    reading = Reading(**chosen, channel_files=spec.channel_files)
+    reading = Reading(**options.reading, channel_files=spec.channel_files)
     report, fingerprint = measure_dataset(
         spec,
         ReadOptions.of(reading),

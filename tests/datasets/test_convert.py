@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmamba.cli.main import run as medmamba
 from medmamba.datasets import check_dataset, convert_dataset, load_case, read_dataset
 from medmamba.errors import InputError, InputErrors
 
@@ -169,3 +170,37 @@ def test_real_datasets_survive_the_round_trip(shared_data, tmp_path, name):
         for folder in (shared_data / name, there.folder, back.folder)
     ]
     assert hashes[0] == hashes[1] == hashes[2]
+
+
+def test_patients_stay_together_and_label_maps_of_test_cases_are_converted(decathlon, save, tmp_path):
+    folder = decathlon()
+    facts = json.loads((folder / "dataset.json").read_text())
+    for number in range(2, 6):
+        name = f"p{number}.nii.gz"
+        for place in ("imagesTr", "labelsTr"):
+            (folder / place / name).write_bytes((folder / place / f"p{number % 2}.nii.gz").read_bytes())
+        facts["training"].append({"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"})
+    for number, entry in enumerate(facts["training"]):
+        entry["patient"] = f"x{number // 2}"
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    save("data/labelsTs/t.nii.gz", np.full((6, 7, 5), 3, np.uint8))
+    spec = read_dataset(convert_dataset(folder, tmp_path / "out", "nnunet").folder)
+    assert sorted(sorted(validated) for _, validated in spec.splits) == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
+    assert load_case(spec, spec.test[0]).labels.counts() == {1: 6 * 7 * 5}
+    assert spec.warnings == ()
+    back = read_dataset(convert_dataset(folder, tmp_path / "back", "decathlon").folder)
+    assert [case.group for case in back.cases] == ["x0", "x0", "x1", "x1", "x2", "x2"]
+    assert [case.label for case in back.test] == [tmp_path / "back/labelsTs/t.nii.gz"]
+
+
+def test_what_is_accepted_on_request_is_converted(decathlon, save, tmp_path, capsys):
+    folder = decathlon()
+    array = np.random.default_rng(0).normal(size=(6, 7, 5, 2)).astype(np.float32)
+    array[0, 0, 0] = np.nan
+    save("data/imagesTr/p0.nii.gz", array)
+    with pytest.raises(InputErrors, match="NaN or infinite"):
+        convert_dataset(folder, tmp_path / "out", "nnunet")
+    with pytest.raises(SystemExit, match="0"):
+        medmamba(["convert", "dataset", str(folder), "-o", str(tmp_path / "out"), "--nonfinite", "zero"])
+    spec = read_dataset(tmp_path / "out")
+    assert (load_case(spec, spec.cases[0]).image.array[:, 0, 0, 0] == 0).all()
