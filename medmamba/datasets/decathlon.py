@@ -72,7 +72,7 @@ def _cases(spec: DatasetSpec, file: _Decathlon, key: str, problems: list[str], w
     """The cases of one list of dataset.json; invalid entries are added to ``problems``."""
     cases = []
     for number, entry in enumerate(getattr(file, key)):
-        pair = _Pair(image=entry) if isinstance(entry, str) else entry
+        pair = _Pair.model_validate({"image": entry}) if isinstance(entry, str) else entry
         where = f"{FILE}: {key}[{number}]"
         try:
             names = [pair.image] if isinstance(pair.image, str) else pair.image

@@ -198,7 +198,7 @@ def _pictures(
     options: EvaluateOptions,
     reading: ReadOptions,
 ) -> dict[str, Picture]:
-    images = {name.removesuffix("_0000"): path for name, path in images.items()} | images  # of nnU-Net: channel 0
+    images = {**{name.removesuffix("_0000"): path for name, path in images.items()}, **images}  # of nnU-Net: channel 0
     drawn = {}
     for case_id in [case_id for case_id in evaluation.worst_first() if case_id in masks][: options.pictures]:
         prediction = read_label_map(masks[case_id], reading)

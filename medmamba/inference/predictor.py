@@ -1,5 +1,6 @@
 """The predictor: loads a trained model once and turns images into masks on their own grid."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channe
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
-from medmamba.inference.memory import MemoryEstimate
+from medmamba.inference.memory import MemoryEstimate, size_text
 from medmamba.inference.options import BUDGET_GIB, PredictorOptions
 from medmamba.inference.prediction import FailedPrediction, Prediction, Provenance
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
@@ -28,7 +29,7 @@ from medmamba.models.cleaning import clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import is_bundle, is_fold
 from medmamba.plans.schema import Plan
-from medmamba.preprocessing.case import PreprocessedCase, trail_of_shape
+from medmamba.preprocessing.case import PreprocessedCase, bounding_box, trail_of_shape
 from medmamba.preprocessing.labels import decode, label_names
 
 OnMessage = Callable[[str], None]
@@ -178,7 +179,7 @@ class Predictor:
         image = read_channels(image, self.reading) if many else as_image(image, self.reading)
         name = image.path.name if image.path is not None else "image"
         findings = self._check(name, image)
-        self._warn_of_work(name, image, on_message)
+        self._check_work(name, image, on_message)
         end_of("read")
         cases = [ensemble.prepare(name, image.array, image.grid) for ensemble in self.model.ensembles]
         end_of("preprocess")
@@ -207,14 +208,26 @@ class Predictor:
             raise InputError(f"{name}: rejected: {_reasons(findings, 'reject')}. Check the image.")
         return findings
 
-    def _warn_of_work(self, name: str, image: MedicalImage, on_message: OnMessage) -> None:
-        """Warn before resampling if an image gets many times its voxels."""
-        grid = SpatialTrail(image.grid).then(Reorient.to_canonical(image.grid)).grid
-        configuration = self.model.ensembles[0].configuration
-        times = trail_of_shape(grid.shape, grid.spacing_mm, self.plan, configuration).grid.voxels / grid.voxels
+    def _check_work(self, name: str, image: MedicalImage, on_message: OnMessage) -> None:
+        """Before resampling: warn if an image gets many times its voxels, refuse one that does not fit into memory."""
+        trail = SpatialTrail(image.grid).then(Reorient.to_canonical(image.grid))
+        start, stop = bounding_box(trail.apply(image.array))
+        shape = [end - begin for begin, end in zip(start, stop, strict=True)]
+        ensemble = self.model.ensembles[0]
+        planned = trail_of_shape(shape, trail.grid.spacing_mm, self.plan, ensemble.configuration).grid
+        times, estimate = planned.voxels / math.prod(shape), self.estimate(shape, trail.grid.spacing_mm)
+        free = free_memory()
+        if free is not None and estimate.peak > free:
+            raise InputError(
+                f"{name}: {times:.0f} times its voxels on the grid of the model, {estimate.sentence()}, and "
+                f"{size_text(free)} of memory are free. Check the spacing of the image, or crop it."
+            )
         if times >= MUCH_WORK:
-            needed = self.estimate(grid.shape, grid.spacing_mm).sentence()
-            on_message(f"Warning: {name}: spacing far from that of training: {times:.0f} times its voxels, {needed}.")
+            patches = ensemble.window.patches(planned.shape)
+            on_message(
+                f"Warning: {name}: spacing far from that of training: {times:.0f} times its voxels, "
+                f"{estimate.sentence()}; {patches} patches to predict."
+            )
 
     def _streams(
         self,

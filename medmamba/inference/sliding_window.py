@@ -77,6 +77,10 @@ class Window:
         i, j, k = (1, *self.patch_size) if len(self.patch_size) == 2 else self.patch_size
         return i, j, k
 
+    def patches(self, shape: Sequence[int]) -> int:
+        """The number of patches that cover an image (I, J, K)."""
+        return math.prod(len(window_starts(n, edge, self.step)) for n, edge in zip(shape, self.box, strict=True))
+
 
 Networks = Sequence[Callable[[torch.Tensor], torch.Tensor]]
 """Each takes patches (N, C, *patch) and gives logits (N, classes, *patch) on the CPU or a device."""

@@ -132,3 +132,15 @@ def test_much_more_work_than_for_training_is_said_before_it(tiny_run, tmp_path):
     predictor.predict(path, on_message=lines.append)
     assert "coarse.nii.gz: spacing far from that of training: " in lines[0]
     assert "times its voxels, needs about" in lines[0]
+    assert int(lines[0].split()[-4]) > 1, lines[0]  # patches
+
+
+def test_an_image_that_does_not_fit_into_memory_is_refused_before_resampling(tiny_run, tmp_path, monkeypatch):
+    fine = np.random.default_rng(0).normal(200, 60, (16, 16, 16))
+    write(tmp_path / "images" / "coarse.nii.gz", fine, np.diag([8, 8, 8, 1]))
+    write(tmp_path / "images" / "usual.nii.gz", fine, np.diag([1, 1, 1, 1]))
+    monkeypatch.setattr("medmamba.inference.predictor.free_memory", lambda: 16 << 20)
+    report = pipeline.predict(tiny_run, tmp_path / "images", tmp_path / "masks", folds=[0], device="cpu", mirror=False)
+    assert list(report.done) == ["usual"]
+    assert "coarse.nii.gz: 512 times its voxels on the grid of the model, needs about" in report.failed["coarse"]
+    assert "16 MiB of memory are free. Check the spacing of the image" in report.failed["coarse"]
