@@ -38,7 +38,7 @@ def _with_label(case: CaseSpec) -> CaseSpec:
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
-    except OSError:
+    except (OSError, ValueError):  # a name that the file system has no bytes for
         return []  # each missing file is named when it is read
 
 
