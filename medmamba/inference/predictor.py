@@ -19,7 +19,7 @@ from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channe
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
-from medmamba.inference.memory import MemoryEstimate, size_text
+from medmamba.inference.memory import MemoryEstimate
 from medmamba.inference.options import BUDGET_GIB, PredictorOptions
 from medmamba.inference.prediction import FailedPrediction, Prediction, Provenance
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
