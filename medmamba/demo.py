@@ -60,6 +60,7 @@ def run_demo(
     """
     from medmamba.datasets import read_dataset
     from medmamba.disk.atomic import write_bytes
+    from medmamba.evaluation.options import EvaluateOptions
     from medmamba.evaluation.run import run_evaluation
     from medmamba.inference.folder.run import predict
     from medmamba.inference.options import PredictOptions
@@ -89,8 +90,8 @@ def run_demo(
         predict(run, cases, masks, PredictOptions(overwrite=options.overwrite), on_item=on_item)
         end_of("predict")
         truths = [dataset / "labelsTs" / path.name for path in cases]
-        shown = {"images": dataset / "imagesTs", "pictures": len(truths), "overwrite": options.overwrite}
-        found = run_evaluation(masks, truths, output=output, **shown)
+        shown = EvaluateOptions(images=dataset / "imagesTs", pictures=len(truths), overwrite=options.overwrite)
+        found = run_evaluation(masks, truths, shown, output=output)
         with own.recording():
             write_bytes(overview, _overview(found.evaluation, found.pictures))
         end_of("evaluate")
