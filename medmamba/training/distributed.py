@@ -37,10 +37,10 @@ def join(device: str) -> torch.device | None:
     if not use_gpu:
         dist.init_process_group("gloo", timeout=PATIENCE)
         return None
-    device = torch.device("cuda", local)
-    torch.cuda.set_device(device)  # or every rank would exchange its sums on the first GPU
-    dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
-    return device
+    own = torch.device("cuda", local)
+    torch.cuda.set_device(own)  # or every rank would exchange its sums on the first GPU
+    dist.init_process_group("nccl", timeout=PATIENCE, device_id=own)
+    return own
 
 
 def leave() -> None:
