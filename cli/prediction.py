@@ -121,19 +121,17 @@ def export(
     card: BundleCard,
 ) -> Answer:
     """Write a MONAI Bundle that runs without medmamba, and verify that it gives the same masks."""
-    from medmamba.bundle.graphs import export_graph
     from medmamba.bundle.write import export_bundle
 
     report = export_bundle(model, output, card, options.check_on, options)
-    graphs = [(kind, row) for kind in options.graphs for row in export_graph(report.folder, kind)]
     console.print("verify_metadata and verify_net_in_out passed; run by MONAI without medmamba:")
     for case in report.cases:
         console.print(f"  {case.case_id}: {case.voxels} voxels equal ({case.foreground} of them foreground)")
-    for kind, row in graphs:
+    for row in report.graphs:
         shape = "x".join(map(str, row.shape))
-        console.print(f"  {kind} {shape}: largest difference of the logits {row.difference:.2g}")
+        console.print(f"  {row.kind} {shape}: largest difference of the logits {row.difference:.2g}")
     console.print(f"MONAI Bundle: {report.folder}")
-    return {"bundle": report.folder, "checked": report.cases, "graphs": [row for _, row in graphs]}
+    return {"bundle": report.folder, "checked": report.cases, "graphs": report.graphs}
 
 
 def serve(model: Model, options: ServeOptions) -> Answer:

@@ -76,7 +76,7 @@ def metadata(card: BundleCard, ensemble: FoldEnsemble, provenance: Mapping[str, 
         "references": list(card.references),
         "network_data_format": {
             "inputs": {"image": {**tensor("image", "magnitude", [*channels, *further]), "modality": channels[0]}},
-            "outputs": {"pred": tensor("probabilities", "segmentation", ensemble.heads.names)},
+            "outputs": {"pred": tensor("image", "segmentation", ensemble.heads.names)},
         },
         "medmamba": dict(provenance),
     }

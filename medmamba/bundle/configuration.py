@@ -75,7 +75,7 @@ def weights_file(ensemble: FoldEnsemble, main: FoldEnsemble) -> str:
 
 
 def _load(keys: str | list[str]) -> dict[str, Any]:
-    return _made("LoadImaged", keys=keys, ensure_channel_first=True, image_only=True)
+    return _made("LoadImaged", keys=keys, image_only=True)
 
 
 def training(ensemble: FoldEnsemble) -> dict[str, Any]:

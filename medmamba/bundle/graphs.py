@@ -1,12 +1,14 @@
 """Add TorchScript, torch.export or ONNX files to a bundle, each proved against the network in a process of its own."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medmamba.bundle.processes import BundleError, run_python
 from medmamba.bundle.runtime.graphs import FILES
-from medmamba.bundle.write import BundleError, run_python
+from medmamba.disk.atomic import write_atomically
 from medmamba.disk.own_files import OwnFiles
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
@@ -15,7 +17,7 @@ from medmamba.plans.json_record import read_stored
 LARGEST_DIFFERENCE = 1e-3
 """Of logits; float32 sums in another order differ by about 1e-5."""
 
-_EXPORT = "import sys; sys.modules['medmamba'] = None\nfrom scripts.graphs import main; main(sys.argv[1])"
+_EXPORT = "import sys; sys.modules['medmamba'] = None\nfrom scripts.graphs import main; main(*sys.argv[1:])"
 # Only torch (and numpy, onnxruntime) can be imported: neither the bundle's scripts nor medmamba nor monai.
 _RUN = """
 import json, sys
@@ -48,9 +50,9 @@ class Parity:
 
 
 def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
-    """Write models/model.ts, model.pt2 or model.onnx into a bundle; compared at batch sizes 1, 2, 3 and other patches.
+    """Write models/model.ts, model.pt2 or model.onnx into a bundle; compared at several batch and patch sizes.
 
-    Raises BundleError, and removes the file, when a difference exceeds LARGEST_DIFFERENCE.
+    Raises BundleError, and writes nothing, when a difference exceeds LARGEST_DIFFERENCE.
     """
     folder = Path(bundle)
     if kind not in FILES:
@@ -65,18 +67,16 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
     own, target = OwnFiles(folder), folder / "models" / FILES[kind]
     own.refuse_foreign([target], "Remove or rename it.")
     with scratch_folder() as scratch:
-        trials = str(Path(scratch, "trials.pt"))
-        try:
-            failure = f"{kind}: the network could not be exported or run"
-            run_python(_EXPORT, folder, kind, trials, failure=failure)
-            ran = run_python(_RUN, Path(scratch), kind, str(target.resolve()), trials, failure=failure)
-            found = json.loads(ran.stdout.splitlines()[-1])
-            table = [Parity(kind, tuple(shape), difference) for shape, difference in found]
-            worst = max(row.difference for row in table)
-            if not worst <= LARGEST_DIFFERENCE:
-                raise BundleError(f"{target}: logits differ by {worst:.2g}, more than {LARGEST_DIFFERENCE}; not kept.")
-        except BundleError:
-            target.unlink(missing_ok=True)
-            raise
+        graph, trials = Path(scratch, FILES[kind]), Path(scratch, "trials.pt")
+        failure = f"{kind}: the network could not be exported or run"
+        run_python(_EXPORT, folder, kind, str(graph), str(trials), failure=failure)
+        ran = run_python(_RUN, Path(scratch), kind, str(graph), str(trials), failure=failure)
+        found = json.loads(ran.stdout.splitlines()[-1])
+        table = [Parity(kind, tuple(shape), difference) for shape, difference in found]
+        worst = max(row.difference for row in table)
+        if not worst <= LARGEST_DIFFERENCE:
+            raise BundleError(f"{target}: logits differ by {worst:.2g}, more than {LARGEST_DIFFERENCE}; not kept.")
+        with open(graph, "rb") as made, write_atomically(target) as file:
+            shutil.copyfileobj(made, file)
     own.adopt([target])
     return table

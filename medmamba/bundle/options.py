@@ -9,7 +9,7 @@ from medmamba.errors import InputError
 from medmamba.inference.options import NO_MIRROR_TEXT
 from medmamba.options import OVERWRITE_TEXT, Folds, Names, Options, option
 
-Graph = Literal["torchscript", "torch-export", "onnx"]
+Graph = Literal["torch-export", "onnx"]
 CARD = "Model card"
 
 

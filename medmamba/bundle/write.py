@@ -1,10 +1,7 @@
 """``medmamba export RUN -o BUNDLE``: write the folder beside its place, check it, and only then give it its name."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -16,14 +13,16 @@ import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
 from medmamba.bundle.configuration import inference, training, weights_file
+from medmamba.bundle.graphs import Parity, export_graph
 from medmamba.bundle.options import BundleCard, ExportOptions
+from medmamba.bundle.processes import BundleError, run_python
 from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
 from medmamba.disk.own_files import RECORD, OwnFiles, refusal
 from medmamba.disk.scratch import scratch_folder
-from medmamba.errors import ConfigError, InputError, MedmambaError, need_packages
+from medmamba.errors import ConfigError, InputError, need_packages
 from medmamba.geometry import grid_difference
 from medmamba.images import read_channels, read_label_map, stem_of
 from medmamba.images.cases import ImageCase, find_cases
@@ -31,7 +30,7 @@ from medmamba.inference.predictor import Predictor
 from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.models.prediction_setup import PREDICTION_SETUP
 from medmamba.models.trained_folds import read_model_facts
-from medmamba.plans.json_record import read_stored
+from medmamba.plans.json_record import read_stored, sealed
 
 METADATA = "configs/metadata.json"
 
@@ -52,10 +51,6 @@ assert sys.modules["medmamba"] is None
 """
 
 
-class BundleError(MedmambaError):
-    """The bundle gives other results than the model; it was not kept."""
-
-
 @dataclass(frozen=True)
 class ComparedCase:
     """One real case predicted by both."""
@@ -67,10 +62,11 @@ class ComparedCase:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """Folder of the bundle, the cases it was checked on, and the output of MONAI's commands."""
+    """Folder of the bundle, the cases and graphs that were checked, and the output of MONAI's commands."""
 
     folder: Path
     cases: list[ComparedCase]
+    graphs: list[Parity]
     printed: str
 
 
@@ -87,7 +83,8 @@ def export_bundle(
     The first ``most_cases`` of ``check_on``, an image or a folder, are predicted by MONAI in a process that cannot
     import medmamba, and by medmamba, and must agree in every voxel. Then an earlier bundle is
     replaced, if nothing in it was changed.
-    The graphs of the options are not written here; ``changes`` are single fields of the options by name.
+    The network is also written as models/model.ts, unless the bundle averages several configurations, and in
+    the formats of the option ``graphs``. ``changes`` are single fields of the options by name.
 
     Raises BundleError when they do not; nothing is left then. Raises InputError for a folder with other
     files, unless ``overwrite``.
@@ -103,6 +100,9 @@ def export_bundle(
     cases = find_cases(check_on, predictor.plan.channel_files)[: options.most_cases]
     _refuse_what_a_bundle_cannot_read(cases)
     stages = _stages(predictor)
+    single = len(predictor.model.ensembles) == 1
+    if options.graphs and not single:
+        raise ConfigError(f"{model}: --graph: a graph holds one configuration, not an ensemble. Choose one of them.")
     with replace_folder(output) as part:
         _write(part, predictor, stages, card, cases)
         with scratch_folder() as scratch:
@@ -112,8 +112,10 @@ def export_bundle(
                 (images / path.name).symlink_to(path.resolve())
             printed = run_in_monai(part, images, masks)
             checked = compare_with_native(predictor, cases, masks)
+        kinds = ("torchscript", *options.graphs) if single else ()
+        graphs = [row for kind in kinds for row in export_graph(part, kind)]
         OwnFiles(part).adopt(_files(part))
-    return BundleReport(Path(output), checked, printed)
+    return BundleReport(Path(output), checked, graphs, printed)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -190,15 +192,22 @@ def _write(
 def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> None:
     """A configuration's weights as one raw state dict, and what `Predictor.from_bundle` needs of each fold."""
     network = SegmentationNetwork(len(stage.runners), read_model_facts(stage.folders[0]).network)
+    hashes = stage.weights_sha256()
     for number, (copy, runner, source) in enumerate(zip(network.members, stage.runners, stage.folders, strict=True)):
         copy.load_state_dict(runner.network.state_dict())
         target = models / stage.name / (source.name if source.name.startswith("fold_") else f"fold_{number}")
         target.mkdir(parents=True)
-        facts = replace(read_model_facts(source), state_dict=f"../../{weights}", prefix=f"members.{number}.")
-        (target / "model.json").write_text(json.dumps(facts.as_json(), indent=2) + "\n", encoding="utf-8")
+        facts = replace(
+            read_model_facts(source),
+            state_dict=f"../../{weights}",
+            prefix=f"members.{number}.",
+            weights_sha256=hashes[source.name],
+        )
+        (target / "model.json").write_text(json.dumps(sealed(facts.as_json()), indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(source / "plan.json", target / "plan.json")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    torch.save(state, models / weights)
+    with open(models / weights, "wb") as file:  # of a path, torch.save gives no system error for a full disk
+        torch.save(state, file)
 
 
 def _refuse_what_a_bundle_cannot_read(cases: list[ImageCase]) -> None:
@@ -218,23 +227,6 @@ def run_in_monai(bundle: Path, images: Path, masks: Path) -> str:
     schema = str(files("medmamba.bundle") / "schema.json")  # MONAI would fetch one
     result = run_python(COMMANDS, bundle, schema, str(images.resolve()), str(masks.resolve()), failure=failure)
     return result.stdout + result.stderr
-
-
-def run_python(code: str, folder: Path, *arguments: str, failure: str) -> subprocess.CompletedProcess[str]:
-    """Python code in a process of its own, in ``folder``. Raises BundleError with the last twelve lines it printed."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-B", "-c", code, *arguments],
-        cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    if result.returncode:
-        printed = (result.stdout + result.stderr).strip().splitlines()
-        raise BundleError(f"{failure}: " + " | ".join(line.strip() for line in printed[-12:]))
-    return result
 
 
 def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks: Path) -> list[ComparedCase]:

@@ -31,7 +31,7 @@ class ModelFacts:
         fold: number of the fold, "all" or "pretrained".
         heads: names of the output channels where these are not the plan's (pretraining).
         state_dict: in a bundle, the file that holds the weights of all models, relative to this record; the names of
-            this model's tensors begin with ``prefix`` there.
+            this model's tensors begin with ``prefix`` there, and ``weights_sha256`` is their hash.
     """
 
     plan_sha256: str
@@ -41,6 +41,7 @@ class ModelFacts:
     heads: list[str] | None = None
     state_dict: str | None = None
     prefix: str = ""
+    weights_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.state_dict is not None and re.fullmatch(r"\.\./\.\./[\w-][\w.-]*", self.state_dict) is None:
@@ -85,6 +86,8 @@ def select_models(
     if is_bundle(model):  # beside a first stage, which does not predict alone
         held = names = list(_settings(model)["configuration"])
         recipe = read_prediction_setup(model / "models")
+        if recipe is not None and recipe.hash() != _settings(model)["recipe_sha256"]:
+            raise ConfigError(f"{model / 'models'}: best.json was altered after the export. Copy the bundle again.")
     else:
         plan, recipe = RunFolder(model).read_plan(), read_prediction_setup(model)
         held = list(plan.configurations)
@@ -130,7 +133,11 @@ def _settings(bundle: Path) -> dict[str, Any]:
     metadata = read_stored(path, dict[str, Any], kind, cure)
     with as_written(path, kind, cure):
         settings = metadata["medmamba"]["settings"]
-        return {"mirror": settings["mirror"], "configuration": [str(name) for name in settings["configuration"]]}
+        return {
+            "mirror": settings["mirror"],
+            "configuration": [str(name) for name in settings["configuration"]],
+            "recipe_sha256": metadata["medmamba"]["recipe_sha256"],
+        }
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:
@@ -139,8 +146,12 @@ def load_weights(folder: Path, network: nn.Module) -> None:
     if facts.state_dict is None:
         load_checkpoint(folder / "checkpoints", network, generation=generation_of(folder))
         return
+    state = _shared_state(folder / facts.state_dict, facts.prefix)
+    if facts.weights_sha256 not in (None, sha256(save(state)).hexdigest()):
+        where = (folder / facts.state_dict).resolve()
+        raise ConfigError(f"{where}: these are not the weights that were exported (SHA-256). Copy the bundle again.")
     try:
-        network.load_state_dict(_shared_state(folder / facts.state_dict, facts.prefix))
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise ConfigError(f"{folder}: the weights do not fit its network. Export the bundle again.") from error
 

@@ -24,3 +24,15 @@ def tiny_model(tmp_path_factory, small_run) -> Path:
 def one_image(small_dataset) -> Path:
     """A test image of the small dataset."""
     return sorted((small_dataset / "imagesTs").glob("*.nii.gz"))[0]
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model, one_image, tmp_path_factory):
+    """The report of its export as a bundle."""
+    pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
+    pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bundle'")
+    from bundle_card import CARD
+
+    from medmamba.bundle.write import export_bundle
+
+    return export_bundle(tiny_model, tmp_path_factory.mktemp("out") / "bundle", CARD, one_image, mirror=False)

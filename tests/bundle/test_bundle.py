@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_card import CARD
 from dicom_series import write_series
 from monai.data import MetaTensor
 
@@ -27,16 +28,6 @@ from medmamba.networks.build import available_networks
 
 pytest.importorskip("ignite", reason="MONAI's bundle commands need the extra 'bundle'")
 pytest.importorskip("fire", reason="MONAI's bundle commands need the extra 'bundle'")
-CARD = BundleCard(
-    licence="Apache-2.0", intended_use="The hippocampus in T1 MR, for research.", authors="A. Author", release="1.2.3"
-)
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_model, one_image, tmp_path_factory):
-    from medmamba.bundle.write import export_bundle
-
-    return export_bundle(tiny_model, tmp_path_factory.mktemp("out") / "bundle", CARD, one_image, mirror=False)
 
 
 def test_monai_runs_the_bundle_without_medmamba_to_the_same_voxels(exported, one_image):
@@ -48,7 +39,8 @@ def test_monai_runs_the_bundle_without_medmamba_to_the_same_voxels(exported, one
 
 def test_a_bundle_has_every_file_that_clients_look_for(exported):
     for name in ("LICENSE", "configs/metadata.json", "configs/inference.json", "configs/logging.conf",
-                 "models/model.pt", "docs/README.md", "docs/license.txt", "scripts/__init__.py"):  # fmt: skip
+                 "models/model.pt", "models/model.ts", "docs/README.md", "docs/license.txt",
+                 "scripts/__init__.py"):  # fmt: skip
         assert (exported.folder / name).is_file(), name
     config = json.loads((exported.folder / "configs/inference.json").read_text())
     for entry in ("bundle_root", "device", "dataset_dir", "dataset", "evaluator", "network_def", "network", "inferer",

@@ -1,6 +1,6 @@
 """Shipped in bundles: the sliding window over an image on the plan's grid, as medmamba predicts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,9 +32,16 @@ class PlanInferer(Inferer):
         return torch.stack([torch.stack(list(self.planes(image, network)), dim=1) for image in batch])
 
     def planes(self, image: Tensor, network: Callable[..., Tensor]) -> Iterator[Tensor]:
-        """The planes (classes, J, K) of the logits of one image (C, I, J, K), in order."""
-        members: Sequence[Any] = getattr(network, "members", None) or [network]
-        return stream_logits([_runner(member) for member in members], image.float().cpu(), self.window)
+        """The planes (classes, J, K) of the logits of one image (C, I, J, K), in order.
+
+        ``network``: a SegmentationNetwork; or anything else that makes logits of patches on the device of the image,
+        such as a TorchScript module or a client's wrapper of one.
+        """
+        if isinstance(network, SegmentationNetwork):
+            runners = [_runner(member) for member in network.members]
+        else:
+            runners = [_runner(network, image.device)]
+        return stream_logits(runners, image.float().cpu(), self.window)
 
 
 class Stage:
@@ -67,8 +74,9 @@ class Stage:
         return self.inferer.planes(image, self.network)
 
 
-def _runner(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    device = next(network.parameters()).device
-    if device.type == "cpu":
-        with_fast_convolutions(network)  # the same arithmetic as medmamba's own prediction
+def _runner(network: Callable[..., Tensor], device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    if isinstance(network, nn.Module):
+        device = next((parameter.device for parameter in network.parameters()), torch.device(device))
+        if device.type == "cpu" and not isinstance(network, torch.jit.ScriptModule):
+            with_fast_convolutions(network)  # the same arithmetic as medmamba's own prediction
     return lambda patches: network(patches.to(device))

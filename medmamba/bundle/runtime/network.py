@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medmamba.bundle.runtime.scripted import scriptable
 from medmamba.networks.build import rebuild_network
 
 
@@ -27,3 +28,7 @@ class SegmentationNetwork(nn.Module):
         if len(members) == 1:
             return members[0](image)
         return torch.stack([member(image) for member in members]).mean(0)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles in place of this module, as MONAI's ``ckpt_export`` calls it."""
+        return scriptable(self.members)

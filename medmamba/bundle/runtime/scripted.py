@@ -8,6 +8,7 @@ Glossary, as in ``scan_core.py``: B batch, L tokens, E inner width, N state size
 """
 
 # No `from __future__ import annotations` here: TorchScript reads the annotations of a class as types, not as text.
+from collections.abc import Iterable
 from copy import deepcopy
 from itertools import permutations
 
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.networks.blocks.convolution import ConvNormAct, Downsample, InstanceNorm, ResidualConv, Upsample
 from medmamba.networks.blocks.residual import DropPath
 from medmamba.networks.blocks.scan_core import ScanCore
@@ -28,13 +28,18 @@ SCRIPTABLE = (ConvNormAct, Downsample, ResidualConv, Upsample, DecoderStage, VSS
 
 
 class NotScriptable(Exception):
-    """A part that these terms do not cover; the message names it."""
+    """A part that these terms do not cover."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(
+            f"{part} cannot be scripted, only traced: give ckpt_export --use_trace True and --input_shape."
+        )
+        self.part = part
 
 
-def script(network: SegmentationNetwork) -> torch.jit.ScriptModule:
-    """The network, folds averaged, as TorchScript. Raises NotScriptable."""
-    scripted: torch.jit.ScriptModule = torch.jit.script(_Mean([_unet(deepcopy(m)) for m in network.members]).eval())
-    return scripted
+def scriptable(folds: Iterable[nn.Module]) -> nn.Module:
+    """A module that ``torch.jit.script`` compiles: the mean of the folds' logits. Raises NotScriptable."""
+    return _Mean([_unet(deepcopy(network)) for network in folds]).eval()
 
 
 def _unet(network: nn.Module) -> nn.Module:

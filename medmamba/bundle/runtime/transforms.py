@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import is_no_channel
 from monai.transforms import MapTransform
+from monai.utils.enums import MetaKeys
 from numpy.typing import NDArray
 
 from medmamba.bundle.runtime.inferer import Stage
@@ -28,8 +30,10 @@ TRAIL = "medmamba_trail"
 
 
 class ToPlanGridd(MapTransform):
-    """An image (C, i, j, k) or (C, i, j) with its RAS+ affine to (C, I, J, K) float32 on the plan's grid.
+    """An image with its RAS+ affine to (C, I, J, K) float32 on the plan's grid.
 
+    The image is (C, i, j, k) or (C, i, j), or has its channels where its metadata says, or none: a client may load it
+    in another way than ``LoadImaged``.
     The labels of ``previous``, first stage of a cascade, become further channels. On the grids of ``others``,
     configurations averaged with the main one, the image is ``KEY_1``, ...
     """
@@ -44,7 +48,7 @@ class ToPlanGridd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         done = dict(data)
         for key in self.key_iterator(done):
-            image = done[key]
+            image = channel_first(done[key])
             array, grid = self._checked(image)
             done[key] = _with_trail(prepare_stage("image", array, grid, self.plan, self.plan, self.previous), image)
             for number, stage in enumerate(self.others, start=1):
@@ -115,6 +119,16 @@ class ToNatived(MapTransform):
         meta = {name: value for name, value in image.meta.items() if name != TRAIL}
         affine = meta.get("original_affine", np.eye(4))
         return MetaTensor(torch.from_numpy(np.ascontiguousarray(labels)), affine=affine, meta=meta)
+
+
+def channel_first(image: MetaTensor) -> MetaTensor:
+    """The image with its channels as first axis, from where the metadata of its loader says they are."""
+    axis = image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM, 0)
+    if tuple(image.shape[1:]) == tuple(np.asarray(image.meta.get(MetaKeys.SPATIAL_SHAPE, ())).tolist()):
+        axis = 0  # moved there already, which the metadata does not tell
+    moved = image[None] if is_no_channel(axis) else image.movedim(int(axis), 0)
+    meta = {**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
+    return MetaTensor(moved.as_tensor(), affine=image.affine, meta=meta)
 
 
 def trail_of(image: MetaTensor) -> SpatialTrail:
