@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-converting = typer.Typer(help="Convert datasets, nnU-Net plans and published weights.", no_args_is_help=True)
+converting = typer.Typer(
+    help="Convert datasets, nnU-Net plans and models, and published weights.", no_args_is_help=True
+)
 for command in (
     training.demo,
     training.plan,
@@ -39,7 +41,7 @@ for command in (
     training.doctor,
 ):
     app.command()(from_records(command))
-for conversion in (training.convert_dataset, training.convert_plans, training.convert_weights):
+for conversion in (training.convert_dataset, training.convert_plans, training.convert_model, training.convert_weights):
     converting.command(conversion.__name__.removeprefix("convert_"))(from_records(conversion))
 app.add_typer(converting, name="convert")
 

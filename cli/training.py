@@ -11,6 +11,7 @@ from medmamba.cli.prediction import dice_lines
 from medmamba.cli.terminal import resumable
 from medmamba.command_options import (
     ConvertDatasetOptions,
+    ConvertModelOptions,
     ConvertPlansOptions,
     ConvertWeightsOptions,
     DemoOptions,
@@ -236,6 +237,23 @@ def convert_plans(
     line = convert_plan(source, output, options.dataset, overwrite=options.overwrite)
     console.print(line)
     return {"written": output, "message": line}
+
+
+def convert_model(
+    source: Annotated[
+        Path, typer.Argument(help="nnU-Net's TRAINER__PLANS__CONFIGURATION, a folder with several, or an exported zip.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
+    options: ConvertModelOptions,
+) -> Answer:
+    """Convert trained nnU-Net v2 models to a run folder that predicts the same masks; no code in them is run."""
+    from medmamba.nnunet.convert import convert_model
+
+    with stages() as on_item:
+        made = convert_model(source, output, options, on_fold=partial(on_item, "convert"))
+    console.print(*made.notes, sep="\n")
+    console.print(f"Model: {output}    Next: medmamba predict {output} IMAGES -o MASKS")
+    return {"run": made.run, "folds": made.folds, "notes": made.notes}
 
 
 def convert_weights(

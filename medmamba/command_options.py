@@ -123,6 +123,15 @@ class ConvertPlansOptions(Options):
     overwrite: bool = option(False, OVERWRITE_TEXT)
 
 
+class ConvertModelOptions(Options):
+    """The choices of :func:`medmamba.nnunet.convert.convert_model`."""
+
+    which: str | None = option(
+        None, "TRAINER__PLANS of the models, where the folder holds those of several trainings.", flag="--model"
+    )
+    checkpoint: Literal["final", "best"] = option("final", "Checkpoint of each fold: final, or best.")
+
+
 class ConvertWeightsOptions(Options):
     """The choices of :func:`medmamba.networks.published.weights.convert_weights`."""
 

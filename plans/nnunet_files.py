@@ -18,7 +18,7 @@ from medmamba.plans.families import family
 from medmamba.plans.fingerprint import PIXEL_SPACING
 from medmamba.plans.json_record import as_written, read_object
 from medmamba.plans.normalizers import NORMALIZERS
-from medmamba.plans.schema import Configuration, Decision, NetworkPlan, Normalization, Plan
+from medmamba.plans.schema import Configuration, ConvolutionParts, Decision, NetworkPlan, Normalization, Plan
 from medmamba.version import __version__
 
 SCHEME_OF = {row.nnunet: name for name, row in NORMALIZERS.items() if row.nnunet is not None}
@@ -142,7 +142,7 @@ def _configuration(name: str, part: Mapping[str, Any], flat: bool, source: str) 
     dims: Literal[2, 3] = 2 if len(patch) == 2 else 3
     ours = NETWORK_OF[class_name]
     stages = int(numbers["n_stages"])
-    _refuse_other_parts(numbers, ours, dims, f"{source}: configuration {name!r}")
+    parts = _parts(numbers, ours, dims, f"{source}: configuration {name!r}")
     network = NetworkPlan(
         name=ours,
         spatial_dims=dims,
@@ -156,6 +156,7 @@ def _configuration(name: str, part: Mapping[str, Any], flat: bool, source: str) 
         deep_supervision=True,
         use_scan=False,
         decoder_convs=_per_stage(numbers["n_conv_per_stage_decoder"], stages - 1),
+        parts=None if parts == ConvolutionParts() else parts,
     )
     return Configuration(
         name=name,
@@ -189,19 +190,57 @@ def _same_parts(dims: int) -> dict[str, Any]:
     }
 
 
-def _refuse_other_parts(numbers: Mapping[str, Any], network: str, dims: int, where: str) -> None:
-    """Raises ConfigError, naming the field, for a network of other parts than ours has."""
+def _their_parts(parts: ConvolutionParts, dims: int) -> dict[str, Any]:
+    """The parts of a network as nnU-Net names them."""
+    written = _same_parts(dims) | {"conv_bias": parts.bias}
+    norms = {"instance": f"torch.nn.InstanceNorm{dims}d", "batch": f"torch.nn.BatchNorm{dims}d", "none": None}
+    if parts.norm != "instance":
+        written["norm_op"] = norms[parts.norm]
+    written["norm_op_kwargs"] = {"eps": parts.eps, "affine": parts.affine} if norms[parts.norm] else None
+    if parts.dropout:
+        written |= {"dropout_op": f"torch.nn.Dropout{dims}d", "dropout_op_kwargs": {"p": parts.dropout}}
+    if parts.slope != 0.01:
+        written["nonlin_kwargs"] = {"inplace": True, "negative_slope": parts.slope}
+    return written
+
+
+def _parts(numbers: Mapping[str, Any], network: str, dims: int, where: str) -> ConvolutionParts:
+    """The parts of a network; raises ConfigError, naming the field, for those that ours cannot have."""
     same = _same_parts(dims)
+    given = same | numbers
     read = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"}
-    for field, given in numbers.items():
-        wanted = same.get(field)  # also None for a part that ours does not have
-        same_class = isinstance(given, str) and given.rpartition(".")[2] == str(wanted).rpartition(".")[2]
-        if given != wanted and not same_class and field not in {*read, BLOCKS_FIELD[network]}:
-            instead = f" in place of {wanted!r}" if field in same else ""
+    read |= {BLOCKS_FIELD[network], "conv_bias", "norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"}
+    known = {
+        "conv_op": {f"Conv{dims}d": None},
+        "norm_op": {f"InstanceNorm{dims}d": "instance", f"BatchNorm{dims}d": "batch", "None": "none"},
+        "dropout_op": {f"Dropout{dims}d": True, "None": False},
+        "nonlin": {"LeakyReLU": None, "ReLU": 0.0},
+    }
+    chosen = {}
+    for field, value in given.items():
+        short = str(value).rpartition(".")[2]
+        if field in known and short in known[field]:
+            chosen[field] = known[field][short]
+        elif field not in read and value != same.get(field, False):
+            instead = f" in place of {same[field]!r}" if field in same else ""
             raise ConfigError(
-                f"{where}: arch_kwargs.{field} is {given!r}{instead}, which {network} does not have. Plan the dataset "
-                f"with medmamba instead."
+                f"{where}: arch_kwargs.{field} is {value!r:.80}{instead}, which {network} does not have. Plan the "
+                f"dataset with medmamba instead."
             )
+    norm, nonlin = given["norm_op_kwargs"] or {}, given["nonlin_kwargs"] or {}
+    if extra := [*(set(norm) - {"eps", "affine"}), *(set(nonlin) - {"inplace", "negative_slope"})]:
+        raise ConfigError(
+            f"{where}: arch_kwargs: {extra[0]} is not known here. Plan the dataset with medmamba instead."
+        )
+    slope = chosen["nonlin"]
+    return ConvolutionParts(
+        bias=bool(given["conv_bias"]),
+        norm=chosen["norm_op"],
+        affine=bool(norm.get("affine", chosen["norm_op"] == "batch")),
+        eps=float(norm.get("eps", 1e-5)),
+        slope=float(nonlin.get("negative_slope", 0.01)) if slope is None else slope,
+        dropout=float((given["dropout_op_kwargs"] or {}).get("p", 0.5)) if chosen["dropout_op"] else 0.0,
+    )
 
 
 def _normalization(document: Mapping[str, Any], parts: Mapping[str, Any], source: str) -> list[Normalization]:
@@ -273,7 +312,7 @@ def _their_configuration(plan: Plan, part: Configuration) -> dict[str, Any]:
                 "strides": network.strides,
                 BLOCKS_FIELD[network.name]: network.blocks_per_stage,
                 "n_conv_per_stage_decoder": convs,
-                **_same_parts(dims),
+                **_their_parts(network.parts or ConvolutionParts(), dims),
             },
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },

@@ -7,10 +7,10 @@ Axis order: ``axis_order`` maps canonical array axes (i, j, k) to the plan's axe
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medmamba.geometry.grid import MOST_VOXELS
-from medmamba.plans.json_record import Record
+from medmamba.plans.json_record import Record, canonical_json
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.sizes import MOST_BLOCKS, check_size
@@ -43,6 +43,18 @@ class Decision(Record):
     source: str
 
 
+class ConvolutionParts(Record):
+    """What stands around the convolutions of a trained nnU-Net model, where it is not what plain_unet and residual_unet
+    have (medmamba/networks/planned/plain_unet.py)."""
+
+    bias: bool = True
+    norm: Literal["instance", "batch", "none"] = "instance"
+    affine: bool = True
+    eps: float = Field(default=1e-5, gt=0, le=1)
+    slope: float = Field(default=0.01, ge=0, le=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
 class NetworkPlan(Record):
     """The numbers a network of family ``name`` is built from.
 
@@ -65,6 +77,13 @@ class NetworkPlan(Record):
     use_scan: bool
     decoder_convs: list[int] | None = None
     """Convolutions of each decoder stage, from the bottleneck up; None: as many as the family has."""
+    parts: ConvolutionParts | None = None
+    """None: the parts that the family has."""
+
+    @model_serializer(mode="wrap")
+    def _without_usual_parts(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if name != "parts" or value is not None}
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Self:
@@ -205,6 +224,12 @@ class Plan(Record):
     configurations: dict[FileName, Configuration] = Field(min_length=1)
     default_configuration: str
     reading: Reading = Reading()
+    conventions: Literal["medmamba", "nnunet"] = "medmamba"
+    """nnunet: of a model that nnU-Net trained, so that its masks are those of nnU-Net's predictor. Interpolated values
+    are clipped, patches of one value are predicted, overlapping regions overwrite each other in their order, and a
+    cascade passes its labels on through the image's own grid."""
+    reorient: bool = True
+    """Whether images are brought to canonical axes; a model trained on axes as they are stored gets them so."""
     options: PlanOptions | None = None
     """What was asked for; None in plans taken over from elsewhere."""
     decisions: list[Decision]
@@ -241,6 +266,11 @@ class Plan(Record):
                 followed.add(stage)
                 stage = self.configurations[stage].previous_stage
         return self
+
+    def to_json(self) -> str:
+        """As for every record; without the fields of converted models where they say nothing, as in earlier plans."""
+        usual = {name for name in ("conventions", "reorient") if getattr(self, name) == Plan.model_fields[name].default}
+        return canonical_json(self.model_dump(mode="json", exclude=usual)) + "\n"
 
     @property
     def channel_files(self) -> int:

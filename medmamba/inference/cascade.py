@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from medmamba.geometry import Grid, Shape, Spacing
 from medmamba.geometry.trail import Resample
-from medmamba.inference.restore import native_blocks
+from medmamba.inference.restore import native_blocks, on_native_grid
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.schema import Configuration, Plan
-from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
+from medmamba.preprocessing.case import PreprocessedCase, preprocess_case, resample_by_halves
 from medmamba.preprocessing.labels import label_names
 
 
@@ -31,6 +31,11 @@ def prepare_stage(
     if previous is None:
         return case
     before = previous.prepare(name, array, grid)
+    count = len(label_names(plan))
+    if plan.conventions == "nnunet":
+        found, _ = on_native_grid([(previous.planes(torch.from_numpy(before.image)), before.trail)], previous.heads)
+        (labels,) = case.trail.apply(found[None], resample=resample_by_halves)
+        return replace(case, image=np.concatenate([case.image, one_hot(labels, count)]))
     (_, first), (_, second) = before.trail.split_resampling(), case.trail.split_resampling()
     labels = labels_on_next_grid(
         previous.planes(torch.from_numpy(before.image)),
@@ -38,7 +43,7 @@ def prepare_stage(
         (first.shape_after, first.spacing_after_mm),
         (second.shape_after, second.spacing_after_mm),
     )
-    return replace(case, image=np.concatenate([case.image, one_hot(labels, len(label_names(plan)))]))
+    return replace(case, image=np.concatenate([case.image, one_hot(labels, count)]))
 
 
 def labels_on_next_grid(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medmamba.compute.free_memory import free_memory
 from medmamba.errors import ConfigError, InputError, MedmambaError, ResourceError, size_text
-from medmamba.geometry.trail import Reorient, SpatialTrail
+from medmamba.geometry.trail import SpatialTrail
 from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channels
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
@@ -29,7 +29,7 @@ from medmamba.models.cleaning import clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import is_bundle, is_fold
 from medmamba.plans.schema import Plan
-from medmamba.preprocessing.case import PreprocessedCase, bounding_box, trail_of_shape
+from medmamba.preprocessing.case import PreprocessedCase, bounding_box, to_plan_axes, trail_of_shape
 from medmamba.preprocessing.labels import decode, label_names
 
 OnMessage = Callable[[str], None]
@@ -210,7 +210,7 @@ class Predictor:
 
     def _check_work(self, name: str, image: MedicalImage, on_message: OnMessage) -> None:
         """Before resampling: warn if an image gets many times its voxels, refuse one that does not fit into memory."""
-        trail = SpatialTrail(image.grid).then(Reorient.to_canonical(image.grid))
+        trail = SpatialTrail(image.grid).then(to_plan_axes(image.grid, self.plan))
         start, stop = bounding_box(trail.apply(image.array))
         shape = [end - begin for begin, end in zip(start, stop, strict=True)]
         ensemble = self.model.ensembles[0]

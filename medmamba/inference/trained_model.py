@@ -67,6 +67,7 @@ class FoldEnsemble:
             channel_swap=self.heads.channel_swap,
             input_swap=(*range(own), *swapped) if extra else (),
             sigmoid=self.heads.sigmoid,
+            skip_empty=window.skip_empty and plan.conventions == "medmamba",
         )
         given, needed = len(self.window.patch_size), len(self.configuration.patch_size)
         if given != needed:

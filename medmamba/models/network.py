@@ -53,6 +53,8 @@ def network_arguments(
             f"configuration {configuration.name!r}: network.decoder_convs is for {' and '.join(ONE_BLOCK)}, not "
             f"{name}. Take it out of the plan."
         )
+    if numbers.parts is not None and name == numbers.name:
+        arguments["parts"] = numbers.parts.model_dump()
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none
         # a plan of a family without a scan does not say that other families should be without theirs
         arguments["use_scan"] = use_scan and (numbers.use_scan or not family(numbers.name).has_scan)

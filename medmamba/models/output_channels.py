@@ -33,6 +33,8 @@ class OutputChannels:
     ignore: int | None
     label_swap: tuple[int, ...]
     channel_swap: tuple[int, ...]
+    in_order: bool = False
+    """Whether later channels overwrite earlier ones even if no label belongs to two of them."""
 
     @classmethod
     def of_plan(cls, plan: Plan) -> "OutputChannels":
@@ -48,10 +50,12 @@ class OutputChannels:
             return replace(softmax, ignore=ignore, label_swap=tuple(swap), channel_swap=tuple(swap[:-1]))
         members = tuple(tuple(sorted(index[part] for part in parts)) for parts in plan.regions.values())
         written = tuple(index[name] for name in plan.region_order or ())
-        _refuse_lossy_order(labels, list(plan.regions), members, written)
+        if plan.conventions == "medmamba":
+            _refuse_lossy_order(labels, list(plan.regions), members, written)
         mirrored = [tuple(sorted(swap[label] for label in group)) for group in members]
         channels = (members.index(other) if other in members else own for own, other in enumerate(mirrored))
-        return cls(tuple(plan.regions), True, members, written, ignore, tuple(swap), tuple(channels))
+        in_order = plan.conventions == "nnunet"
+        return cls(tuple(plan.regions), True, members, written, ignore, tuple(swap), tuple(channels), in_order)
 
     @classmethod
     def of_labels(cls, names: Sequence[str]) -> "OutputChannels":
@@ -66,9 +70,10 @@ class OutputChannels:
 
     @property
     def disjoint(self) -> bool:
-        """Whether no label belongs to two channels, so that the largest logit can decide between them."""
+        """Whether no label belongs to two channels, so that the largest logit decides between them."""
         joined = [label for group in self.members for label in group]
-        return len(joined) == len(set(joined)) and all(len(group) == 1 for group in self.members)
+        alone = len(joined) == len(set(joined)) and all(len(group) == 1 for group in self.members)
+        return alone and not self.in_order
 
     def truth(self, target: torch.Tensor) -> torch.Tensor:
         """(B, 1, ...) label indices to channels (B, C, ...) of 0 and 1; ignored voxels are 0 everywhere."""

@@ -15,7 +15,7 @@ from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Crop, Reorient, Resample, SpatialTrail
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.normalize import nonzero_mask_of, normalized_slabs
-from medmamba.preprocessing.resample import resample_labels, resample_slabs
+from medmamba.preprocessing.resample import labels_by_halves, resample_labels, resample_slabs
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def preprocess_case(
     labels: NDArray[np.integer] | None = None,
 ) -> PreprocessedCase:
     """Bring an image (C, i, j, k) and its label map (i, j, k) onto the configuration's grid."""
-    trail = SpatialTrail(grid).then(Reorient.to_canonical(grid))
+    trail = SpatialTrail(grid).then(to_plan_axes(grid, plan))
     array = trail.apply(image)
     crop = Crop(trail.grid.shape, *bounding_box(array))
     order = Reorient(crop.shape_after, _three(plan.axis_order))
@@ -55,6 +55,7 @@ def preprocess_case(
         array.shape,
         resample.shape_after,
         _coarse_axis(resample.spacing_before_mm, resample.spacing_after_mm),
+        clip=plan.conventions == "nnunet",
     )
     trail = trail.then(resample)
     if labels is None:
@@ -65,10 +66,15 @@ def preprocess_case(
     return PreprocessedCase(case_id, resampled, truth, trail, nonzero_mask)
 
 
+def to_plan_axes(grid: Grid, plan: Plan) -> Reorient:
+    """The first step of every trail: to canonical axes, or none where the plan takes axes as they are stored."""
+    return Reorient.to_canonical(grid) if plan.reorient else Reorient(grid.shape, (0, 1, 2))
+
+
 def trail_of_shape(
     shape: Sequence[int], spacing_mm: Sequence[float] | None, plan: Plan, configuration: Configuration
 ) -> SpatialTrail:
-    """The trail to the plan's grid for an image (i, j, k) in canonical axes without cropping."""
+    """The trail to the plan's grid for an image (i, j, k), in canonical axes or as stored, without cropping."""
     order = _three(plan.axis_order)
     grid = Grid(_three(shape))
     if spacing_mm is not None and configuration.spacing_mm is not None:
@@ -120,6 +126,11 @@ def shape_at_spacing(shape: Sequence[int], spacing: Sequence[float], new_spacing
 def resample_label_maps(array: NDArray, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None) -> NDArray:
     """The :class:`~medmamba.geometry.trail.Resampler` of labels (C, I, J, K): each linearly, then the argmax."""
     return np.stack([resample_labels(labels, shape, _coarse_axis(from_mm, to_mm)) for labels in array])
+
+
+def resample_by_halves(array: NDArray, shape: Shape, from_mm: Spacing | None, to_mm: Spacing | None) -> NDArray:
+    """The resampler of labels (C, I, J, K) that nnU-Net has: of each label what it has at least half of."""
+    return np.stack([labels_by_halves(labels, shape, _coarse_axis(from_mm, to_mm)) for labels in array])
 
 
 def _resample_step(grid: Grid, configuration: Configuration) -> Resample:

@@ -46,6 +46,7 @@ ALONE = [
 ]
 STARTS_WITH_PLANNING = {"README.md", "docs/tutorial/your-own-dataset.md"}
 NNUNET = "docs/how-to/change-a-plan.md"
+BRING = "docs/how-to/bring-your-nnunet.md"
 CASCADE = "docs/how-to/predict-many-cases.md"
 TRAIN = "docs/how-to/train.md"
 LEFT_BEHIND = {
@@ -157,6 +158,11 @@ def prepare(page: str, desk: Path) -> None:
     """What a page presumes and the desk has not."""
     if page in STARTS_WITH_PLANNING:
         shutil.rmtree(desk / "RUN")
+    if page == BRING:
+        golden = ROOT / "tests" / "data" / "nnunet_models" / "Dataset601_coarse"
+        name = "nnUNetTrainer__plainPlans__3d_fullres"
+        shutil.copytree(golden / name, f"NNUNET_RESULTS/{name}")
+        shutil.copytree(golden / "images", "NNUNET_IMAGES")
     if page == NNUNET:
         shell(
             "medmamba plan DATASET -o OTHER --network residual_unet; medmamba convert plans OTHER -o nnUNetPlans.json"

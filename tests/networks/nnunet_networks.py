@@ -6,13 +6,14 @@ dynamic-network-architectures, which the tests do not.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from medmamba.nnunet.weights import our_name
 
 GOLDEN = Path(__file__).parent.parent / "data" / "nnunet_networks.safetensors"
 NAMES = ("plain_unet", "residual_unet")
@@ -65,27 +66,6 @@ def build_theirs(given: dict[str, Any]) -> nn.Module:
         deep_supervision=given["deep_supervision"],
         **{"n_conv_per_stage" if plain else "n_blocks_per_stage": given["blocks_per_stage"]},
     )
-
-
-def our_name(theirs: str, stages: int) -> str | None:
-    """The name that a weight of theirs has in our network; None for a second name of the same weight."""
-    if ".all_modules." in theirs or theirs.startswith("decoder.encoder."):
-        return None
-    rules = [
-        (r"encoder\.stem\.convs\.0\.", lambda m: "encoder.0.0."),
-        (r"encoder\.stages\.(\d+)\.0\.convs\.", lambda m: f"encoder.{m[1]}."),
-        (r"encoder\.stages\.0\.blocks\.(\d+)\.", lambda m: f"encoder.0.{int(m[1]) + 1}."),  # behind the stem
-        (r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.", lambda m: f"encoder.{m[1]}.{m[2]}."),
-        (r"\.conv1\.", lambda m: ".first."),
-        (r"\.conv2\.", lambda m: ".second."),
-        (r"\.skip\.\d\.", lambda m: ".shortcut.project."),
-        (r"decoder\.stages\.(\d+)\.", lambda m: f"decoder.{m[1]}."),
-        (r"decoder\.transpconvs\.(\d+)\.", lambda m: f"decoder.{m[1]}.upsample.conv."),
-        (r"decoder\.seg_layers\.(\d+)\.", lambda m: f"heads.{stages - 2 - int(m[1])}."),
-    ]
-    for pattern, ours in rules:
-        theirs = re.sub(pattern, ours, theirs)
-    return theirs
 
 
 def their_weights(network: nn.Module, stages: int) -> dict[str, Tensor]:

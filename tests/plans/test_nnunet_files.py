@@ -12,6 +12,7 @@ from medmamba.errors import ConfigError
 from medmamba.plans.nnunet_files import from_nnunet, to_nnunet
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.planner import DatasetFacts, make_plan
+from medmamba.plans.schema import ConvolutionParts
 
 FACTS = {"mean": 100.0, "median": 99.0, "std": 30.0, "min": 0.0, "max": 400.0}
 FACTS |= {"percentile_00_5": 10.0, "percentile_99_5": 250.0}
@@ -170,6 +171,28 @@ def in_2d(**parts: object):
     return lambda document: document["configurations"]["2d"]["architecture"]["arch_kwargs"].update(parts)
 
 
+def test_other_parts_of_a_network_are_built_and_written_again() -> None:
+    from medmamba.models.network import network_arguments
+    from medmamba.networks.build import build_network
+
+    parts = {"norm_op": "torch.nn.BatchNorm2d", "conv_bias": False, "dropout_op": "torch.nn.Dropout2d"}
+    parts |= {"dropout_op_kwargs": {"p": 0.25}, "nonlin_kwargs": {"inplace": True, "negative_slope": 0.2}}
+    plans, dataset = their_file("mr_hippocampus_tiny")
+    plan = from_nnunet(change(plans, in_2d(**parts)), dataset)
+    for again in (plan, from_nnunet(to_nnunet(plan), dataset)):
+        wanted = ConvolutionParts(bias=False, norm="batch", slope=0.2, dropout=0.25)
+        assert again.configurations["2d"].network.parts == wanted
+    assert plan.configurations["3d_fullres"].network.parts is None
+    assert '"parts"' not in json.dumps(plan.configurations["3d_fullres"].model_dump(mode="json"))
+    built = build_network(**network_arguments(plan, plan.configurations["2d"]))
+    names = [type(module).__name__ for module in built.encoder[0][0]]
+    assert names == ["Conv2d", "Dropout2d", "BatchNorm2d", "LeakyReLU"]
+    assert built.encoder[0][0].act.negative_slope == 0.2
+    assert [name for name in built.state_dict() if "conv.bias" in name] == []
+    relu = build_network(**network_arguments(plan, plan.configurations["2d"]) | {"parts": {"slope": 0, "norm": "none"}})
+    assert [type(module).__name__ for module in relu.encoder[0][0]] == ["Conv2d", "ReLU"]
+
+
 def test_a_scan_network_cannot_be_written_for_nnunet() -> None:
     with pytest.raises(
         ConfigError, match=r"uses vm_unet, which nnU-Net does not have\. Plan with --network plain_unet"
@@ -192,13 +215,13 @@ def change(text: str, edit) -> str:
             "inherits_from '2d' is unknown or circular",
         ),
         (lambda d: d["configurations"]["2d"]["architecture"].update(network_class_name="a.Primus"), "'Primus' is not"),
-        (in_2d(norm_op="torch.nn.BatchNorm2d"), r"arch_kwargs\.norm_op is 'torch.nn.BatchNorm2d' in place of"),
+        (in_2d(norm_op="torch.nn.GroupNorm"), r"arch_kwargs\.norm_op is 'torch.nn.GroupNorm' in place of"),
+        (in_2d(norm_op_kwargs={"momentum": 0.2}), r"arch_kwargs: momentum is not known"),
         (
             in_2d(conv_op="torch.nn.modules.conv.Conv3d"),
             r"conv_op is .*Conv3d.* which plain_unet does not",
         ),
-        (in_2d(nonlin="torch.nn.ReLU"), r"arch_kwargs\.nonlin is 'torch.nn.ReLU'"),
-        (in_2d(conv_bias=False), r"arch_kwargs\.conv_bias is False in place of True"),
+        (in_2d(nonlin="torch.nn.GELU"), r"arch_kwargs\.nonlin is 'torch.nn.GELU'"),
         (in_2d(nonlin_first=True), r"arch_kwargs\.nonlin_first is True, which plain_unet does not have"),
         (lambda d: d["configurations"]["2d"].update(normalization_schemes=["Mine"]), "differ in normalisation"),
         (lambda d: d.update(configurations={}), "no configuration with a patch size"),

@@ -25,7 +25,7 @@ class BundlePlan:
     """A plan with one configuration: channels, labels (name to value), what the outputs mean, and the network's grid.
 
     ``spacing_mm`` is that of each axis of the plan, None for images without millimetres. ``nonfinite`` is "zero" where
-    non-finite voxels are set to 0.
+    non-finite voxels are set to 0; ``conventions`` and ``reorient`` are those of the plan.
     """
 
     channel_names: list[str]
@@ -39,6 +39,8 @@ class BundlePlan:
     nonfinite: str
     spacing_mm: list[float] | None
     patch_size: list[int]
+    conventions: str = "medmamba"
+    reorient: bool = True
 
 
 def read_numbers(numbers: Mapping[str, Any]) -> Any:

@@ -5,7 +5,10 @@ tests/networks/test_nnunet_networks.py compares. Strides, widths, kernels and bl
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -16,22 +19,62 @@ from medmamba.networks.planned.registry import network
 from medmamba.networks.planned.unet import DecoderStage, PlannedNetwork, Topology
 from medmamba.plans.sizes import MOST_BLOCKS
 
-NORM: dict[int, type[nn.Module]] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+NORMS: dict[str, dict[int, type[nn.Module]]] = {
+    "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
+    "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
+}
+DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
+
+
+@dataclass(frozen=True)
+class ConvParts:
+    """What stands around every convolution; other values than these defaults are of trained nnU-Net models.
+
+    Attributes:
+        bias: of convolutions, and of those that upsample.
+        norm: instance, batch or none, ``affine`` with a scale and a shift per channel.
+        slope: of the leaky ReLU on the negative side; 0 is a ReLU.
+        dropout: fraction of channels that training drops behind a convolution.
+    """
+
+    bias: bool = True
+    norm: str = "instance"
+    affine: bool = True
+    eps: float = 1e-5
+    slope: float = SLOPE
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("none", *NORMS):
+            raise ConfigError(f"parts.norm must be one of none, {', '.join(NORMS)}, got {self.norm!r:.40}.")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | None) -> Self:
+        """From the plain values of an option; None: the usual parts."""
+        return cls(**given or {})
+
+    def activation(self) -> nn.Module:
+        """A new activation, in place."""
+        return nn.LeakyReLU(self.slope, inplace=True) if self.slope else nn.ReLU(inplace=True)
+
+
+USUAL = ConvParts()
 
 
 @network("plain_unet", full_resolution_only=True, min_stages=3, default_blocks=(2,))
-def plain_unet(topology: Topology, *, decoder_convs: int | Sequence[int] = 2) -> nn.Module:
+def plain_unet(
+    topology: Topology, *, decoder_convs: int | Sequence[int] = 2, parts: Mapping[str, Any] | None = None
+) -> nn.Module:
     """nnU-Net's default network, PlainConvUNet: two convolutions per stage.
 
-    ``decoder_convs``: convolutions per decoder stage, from the bottleneck up.
+    ``decoder_convs``: convolutions per decoder stage, from the bottleneck up; ``parts``: fields of :class:`ConvParts`.
     """
+    conv = partial(ConvNorm, parts=ConvParts.of(parts))
     encoder = (
-        nn.Sequential(
-            ConvNorm(before, width, kernel, stride), *(ConvNorm(width, width, kernel) for _ in range(convs - 1))
-        )
+        nn.Sequential(conv(before, width, kernel, stride), *(conv(width, width, kernel) for _ in range(convs - 1)))
         for before, width, kernel, stride, convs in encoder_numbers(topology)
     )
-    return ConvUNet(topology, encoder, decoder_stages(topology, decoder_convs)).apply(initialise)
+    return ConvUNet(topology, encoder, decoder_stages(topology, decoder_convs, conv)).apply(initialise)
 
 
 class ConvUNet(PlannedNetwork):
@@ -54,7 +97,10 @@ class ConvUNet(PlannedNetwork):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution (edge ``kernel`` per axis) and instance norm; with ``activate`` a leaky ReLU in place."""
+    """Convolution (edge ``kernel`` per axis) and norm; with ``activate`` dropout between them and a leaky ReLU behind.
+
+    ``bias=False`` leaves it out whatever the parts have.
+    """
 
     def __init__(
         self,
@@ -65,20 +111,26 @@ class ConvNorm(nn.Sequential):
         *,
         bias: bool = True,
         activate: bool = True,
+        parts: ConvParts = USUAL,
     ) -> None:
         dims = len(kernel)
         steps = tuple(stride or (1,) * dims)
         padding = tuple(edge // 2 for edge in kernel)
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        parts["conv"] = CONV[dims](in_width, width, tuple(kernel), steps, padding, bias=bias)
-        parts["norm"] = NORM[dims](width, affine=True)
+        made: OrderedDict[str, nn.Module] = OrderedDict()
+        made["conv"] = CONV[dims](in_width, width, tuple(kernel), steps, padding, bias=bias and parts.bias)
+        if activate and parts.dropout:
+            made["dropout"] = DROPOUT[dims](parts.dropout)
+        if parts.norm != "none":
+            made["norm"] = NORMS[parts.norm][dims](width, eps=parts.eps, affine=parts.affine)
         if activate:
-            parts["act"] = nn.LeakyReLU(SLOPE, inplace=True)
-        super().__init__(parts)
+            made["act"] = parts.activation()
+        super().__init__(made)
 
 
-def decoder_stages(topology: Topology, convs: int | Sequence[int]) -> list[nn.Module]:
-    """Stages from the bottleneck up, each with its number of convolutions after the skip.
+def decoder_stages(
+    topology: Topology, convs: int | Sequence[int], conv: Callable[..., nn.Module] = ConvNorm
+) -> list[nn.Module]:
+    """Stages from the bottleneck up, each with its number of convolutions (``conv``) after the skip.
 
     Raises ConfigError if ``convs`` is not one number for all stages or one per stage, from 1 to ``MOST_BLOCKS``.
     """
@@ -89,10 +141,14 @@ def decoder_stages(topology: Topology, convs: int | Sequence[int]) -> list[nn.Mo
             f"decoder_convs must be {stages} numbers from 1 to {MOST_BLOCKS}, one per stage, got {counts!s:.60}."
         )
     widths = t.features_per_stage
-    return [
-        DecoderStage(widths[i + 1], widths[i], widths[i], t.strides[i + 1], t.kernels[i], count, conv=ConvNorm)
+    made: list[nn.Module] = [
+        DecoderStage(widths[i + 1], widths[i], widths[i], t.strides[i + 1], t.kernels[i], count, conv=conv)
         for i, count in zip(reversed(range(stages)), counts, strict=True)
     ]
+    if isinstance(conv, partial) and not conv.keywords["parts"].bias:
+        for stage in made:
+            stage.get_submodule("upsample.conv").register_parameter("bias", None)
+    return made
 
 
 def encoder_numbers(topology: Topology) -> list[tuple[int, int, Sequence[int], Sequence[int], int]]:
