@@ -104,7 +104,8 @@ def test_the_body_in_which_channels_are_normalised_goes_the_way_of_the_labels(sp
     image = np.random.default_rng(0).normal(5, 1, (2, *nonzero_mask.shape)).astype(np.float32) * nonzero_mask
     image[0, :7], image[1, 7:] = 0, 0  # either channel has one half of it
     masked = scheme(scheme="zscore", use_mask=True)
-    plan = SimpleNamespace(normalization=[masked, scheme(scheme="zscore")], axis_order=[2, 0, 1])
+    schemes = [masked, scheme(scheme="zscore")]
+    plan = SimpleNamespace(normalization=schemes, axis_order=[2, 0, 1], reorient=True, conventions="medmamba")
     configuration = SimpleNamespace(spacing_mm=spacing_mm)
     grid = Grid(nonzero_mask.shape, np.eye(4))
     case = preprocess_case("c", image, grid, plan, configuration, nonzero_mask)
