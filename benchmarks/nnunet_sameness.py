@@ -29,10 +29,10 @@ HEAD = """| model | mirrored | cases | equal voxels | Dice per structure | proba
 
 
 def dice(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> float:
-    """The smallest Dice of the values that occur; 1 where neither has any."""
+    """The smallest Dice of the values that occur; 2 where neither has any."""
     values = [value for value in np.union1d(np.unique(ours), np.unique(theirs)) if value]
     pairs = [(ours == value, theirs == value) for value in values]
-    return min((2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs), default=1.0)
+    return min((2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs), default=2.0)
 
 
 def compare(root: Path, name: str, run: Path, mirror: bool) -> tuple[str, float, float]:
@@ -42,7 +42,7 @@ def compare(root: Path, name: str, run: Path, mirror: bool) -> tuple[str, float,
     ending = json.loads((raw / "dataset.json").read_text())["file_ending"]
     channels = len(json.loads((raw / "dataset.json").read_text())["channel_names"]) if ending != ".png" else 1
     masks = root / "masks" / name / ("mirrored" if mirror else "plain")
-    equal, worst, seconds, apart = 1.0, 1.0, 0.0, {"half": 0.0, "float32": 0.0}
+    equal, worst, seconds, apart = 1.0, 2.0, 0.0, dict[str, float]()
     cases = sorted(path.name.removesuffix(ending) for path in masks.glob(f"*{ending}"))
     predictor = medmamba.Predictor(run, mirror=mirror, configuration=model.configuration)
     for case in cases:
@@ -54,12 +54,19 @@ def compare(root: Path, name: str, run: Path, mirror: bool) -> tuple[str, float,
         equal = min(equal, float((found.labels == theirs).mean()))
         worst = min(worst, dice(found.labels, theirs))
         for kind, folder in (("half", masks), ("float32", masks.with_name("float32"))):
-            if mirror or kind == "half":
+            if folder.is_dir() and (mirror or kind == "half"):
                 with np.load(folder / f"{case}.npz") as stored:
                     wanted = stored["probabilities"].transpose(0, 3, 2, 1)
-                apart[kind] = max(apart[kind], float(np.abs(found.probabilities - wanted).max()))
-    numbers = f"{len(cases)} | {100 * equal:.4f} % | {worst:.5f} | {apart['half']:.1e}"
-    row = f"| {name} | {f'yes | {numbers} | ' + format(apart['float32'], '.1e') if mirror else f'no | {numbers} |'} |"
+                apart[kind] = max(apart.get(kind, 0.0), float(np.abs(found.probabilities - wanted).max()))
+    columns = [
+        name,
+        "yes" if mirror else "no",
+        str(len(cases)),
+        f"{100 * equal:.4f} %",
+        f"{worst:.5f}" if worst <= 1 else "empty",
+    ]
+    columns += [f"{apart['half']:.1e}", f"{apart['float32']:.1e}" if "float32" in apart else ""]
+    row = f"| {' | '.join(columns)} |"
     return row, seconds, float((masks / "seconds.txt").read_text())
 
 

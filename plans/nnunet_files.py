@@ -207,16 +207,16 @@ def _their_parts(parts: ConvolutionParts, dims: int) -> dict[str, Any]:
 def _parts(numbers: Mapping[str, Any], network: str, dims: int, where: str) -> ConvolutionParts:
     """The parts of a network; raises ConfigError, naming the field, for those that ours cannot have."""
     same = _same_parts(dims)
-    given = same | numbers
+    given: dict[str, Any] = same | dict(numbers)
     read = {"n_stages", "features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage_decoder"}
     read |= {BLOCKS_FIELD[network], "conv_bias", "norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs"}
-    known = {
+    known: dict[str, dict[str, Any]] = {
         "conv_op": {f"Conv{dims}d": None},
         "norm_op": {f"InstanceNorm{dims}d": "instance", f"BatchNorm{dims}d": "batch", "None": "none"},
         "dropout_op": {f"Dropout{dims}d": True, "None": False},
         "nonlin": {"LeakyReLU": None, "ReLU": 0.0},
     }
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for field, value in given.items():
         short = str(value).rpartition(".")[2]
         if field in known and short in known[field]:
