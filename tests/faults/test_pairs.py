@@ -85,9 +85,9 @@ class Commands:
 
     def serve(self, middle):
         from medmamba.command_options import ServeOptions
-        from medmamba.serving.app import make_app
+        from medmamba.serving.routes import Service
 
-        make_app([Predictor(self.run, ServeOptions(folds=(0,), mirror=False).of_predictor("cpu"))])
+        Service([Predictor(self.run, ServeOptions(folds=(0,), mirror=False).of_predictor("cpu"))])
         middle("serve")
 
     def export(self, middle):
