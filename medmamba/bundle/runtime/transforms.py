@@ -126,9 +126,10 @@ def channel_first(image: MetaTensor) -> MetaTensor:
     axis = image.meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM, 0)
     if tuple(image.shape[1:]) == tuple(np.asarray(image.meta.get(MetaKeys.SPATIAL_SHAPE, ())).tolist()):
         axis = 0  # moved there already, which the metadata does not tell
-    moved = image[None] if is_no_channel(axis) else image.movedim(int(axis), 0)
+    voxels = image.as_tensor()
+    moved = voxels[None] if is_no_channel(axis) else voxels.movedim(int(axis), 0)
     meta = {**image.meta, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
-    return MetaTensor(moved.as_tensor(), affine=image.affine, meta=meta)
+    return MetaTensor(moved, affine=image.affine, meta=meta)
 
 
 def trail_of(image: MetaTensor) -> SpatialTrail:
