@@ -246,7 +246,7 @@ def convert_model(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
     options: ConvertModelOptions,
 ) -> Answer:
-    """Convert trained nnU-Net v2 models to a run folder that predicts the same masks; no code in them is run."""
+    """Convert trained nnU-Net v2 models to a run folder that predicts as nnU-Net does; no code in them is run."""
     from medmamba.nnunet.convert import convert_model
 
     with stages() as on_item:
