@@ -49,7 +49,7 @@ def volume(kind: str, case: ShownCase, normalization: Normalization) -> dict[str
     """One case, thinned out if it is large."""
     display = case.display
     steps = steps_to(display.grid.shape, display.spacing, MOST_VALUES // (4 if len(case.image) == 3 else 1))
-    thin = (..., *(slice(None, None, step) for step in steps))
+    thin: tuple[Any, ...] = (..., *(slice(None, None, step) for step in steps))
     image, truth, prediction = (display.volume(one)[thin] for one in (case.image, case.truth, case.prediction))
     low, first, last, high = np.percentile(
         image[0], (0, 0.5, 99.5, 100) if image[0].size < 1000 else (0.05, 0.5, 99.5, 99.95)
