@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medmamba.geometry.grid import MOST_VOXELS
-from medmamba.plans.json_record import Record, canonical_json
+from medmamba.plans.json_record import Record
 from medmamba.plans.normalizers import NORMALIZERS
 from medmamba.plans.options import PlanOptions
 from medmamba.plans.sizes import MOST_BLOCKS, check_size
@@ -267,10 +267,14 @@ class Plan(Record):
                 stage = self.configurations[stage].previous_stage
         return self
 
-    def to_json(self) -> str:
-        """As for every record; without the fields of converted models where they say nothing, as in earlier plans."""
-        usual = {name for name in ("conventions", "reorient") if getattr(self, name) == Plan.model_fields[name].default}
-        return canonical_json(self.model_dump(mode="json", exclude=usual)) + "\n"
+    @model_serializer(mode="wrap")
+    def _as_earlier_plans(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields of converted models where they say nothing, so that other plans keep their hash."""
+        made: dict[str, Any] = handler(self)
+        usual = ("conventions", "reorient")
+        return {
+            key: value for key, value in made.items() if key not in usual or value != Plan.model_fields[key].default
+        }
 
     @property
     def channel_files(self) -> int:

@@ -15,6 +15,7 @@ WRITERS = {"save", "savez", "savez_compressed", "savetxt", "tofile", "write_text
 # writer, fill a folder that their caller makes whole or not at all, or keep or unpack something in a scratch folder.
 ALLOWED = {
     ("medmamba/bundle/runtime/graphs.py", "save"),
+    ("medmamba/bundle/write.py", "open"),
     ("medmamba/bundle/write.py", "save"),
     ("medmamba/bundle/write.py", "write_text"),
     ("medmamba/images/archive.py", "open"),

@@ -29,6 +29,7 @@ NESTED = OutputChannels.of_plan(
         region_order=["rim", "core"],
         ignore_label=None,
         left_right_pairs=[],
+        conventions="medmamba",
     )
 )
 
@@ -81,7 +82,12 @@ def test_a_case_that_was_not_looked_at_for_a_structure_and_ignored_voxels_do_not
     assert both.dice([1]) == candidate(found, truth).dice([1])
     ignoring = OutputChannels.of_plan(
         SimpleNamespace(
-            labels={"background": 0, "organ": 1}, regions=None, region_order=None, ignore_label=9, left_right_pairs=[]
+            labels={"background": 0, "organ": 1},
+            regions=None,
+            region_order=None,
+            ignore_label=9,
+            left_right_pairs=[],
+            conventions="medmamba",
         )
     )
     truth[17, 17, 17] = 2  # the index of the ignored voxels

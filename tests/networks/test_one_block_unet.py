@@ -7,7 +7,6 @@ import torch
 from monai.networks.nets import DynUNet
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
-from medmamba.bundle.runtime.scripted import script
 from medmamba.networks.build import available_networks, rebuild_network
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK
 
@@ -63,7 +62,7 @@ def test_a_bundle_of_before_is_rebuilt_and_scripted(name: str) -> None:
     network = SegmentationNetwork(1, stored(name, 2))
     x = torch.randn(1, 2, 13, 9)
     with torch.no_grad():
-        torch.testing.assert_close(script(network)(x), network(x))
+        torch.testing.assert_close(torch.jit.script(network)(x), network(x))
 
 
 def test_networks_of_before_are_not_offered() -> None:

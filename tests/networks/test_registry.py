@@ -165,7 +165,7 @@ def test_a_network_without_a_scan_has_none_to_leave_out() -> None:
 
 def test_options_say_which_networks_have_a_scan() -> None:
     assert {"state_size", "routes", "use_scan"} <= set(network_facts("vm_unet").options)
-    assert set(network_facts("plain_unet").options) == {"decoder_convs"}
+    assert set(network_facts("plain_unet").options) == {"decoder_convs", "parts"}
     assert not network_facts("mambaout").has_scan
 
 

@@ -20,7 +20,12 @@ from medmamba.training.batches import choose_patch, sample_rng
 def _plan(labels, regions=None, region_order=None, ignore=None, pairs=()):
     """The fields of a plan that labels depend on."""
     return SimpleNamespace(
-        labels=labels, regions=regions, region_order=region_order, ignore_label=ignore, left_right_pairs=list(pairs)
+        labels=labels,
+        regions=regions,
+        region_order=region_order,
+        ignore_label=ignore,
+        left_right_pairs=list(pairs),
+        conventions="medmamba",
     )
 
 
