@@ -162,6 +162,28 @@ def test_the_command_prints_tables_and_writes_the_files(folders, capsys):
     assert "worse minus good" in text
 
 
+def test_the_tables_of_the_command_fit_80_columns(folders, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = {"background": 0, "left_atrial_appendage": 1, "pulmonary_vein_superior": 2}
+    (folders / "good" / "report.json").write_text(json.dumps({"model": {"labels": names}}))
+    with pytest.raises(SystemExit):
+        medmamba(["evaluate", str(folders / "good"), str(folders / "truth"), "-o", str(folders / "out")])
+    lines = capsys.readouterr().out.split("evaluation.html")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in [*names][1:]:
+        assert any(line.startswith(name) for line in lines), lines
+    assert sum(line.startswith("structure") for line in lines) > 1  # in parts, none of it left out
+    assert any("lesion" in line for line in lines)
+
+
+def test_every_table_of_the_page_can_be_sorted_and_has_a_dark_mode(folders):
+    run_evaluation(folders / "good", folders / "truth", output=folders / "out")
+    page = (folders / "out" / "evaluation.html").read_text()
+    assert "@media (prefers-color-scheme:dark)" in page
+    assert 'name="viewport" content="width=device-width' in page
+    assert page.count("<table") == page.count("sortable") - page.count("table.sortable") > 1
+
+
 def test_the_mean_of_known_values_has_a_known_interval():
     values = np.random.default_rng(1).normal(0.8, 0.1, 400)
     low, high = bootstrap_interval(tuple(values))

@@ -7,6 +7,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from medmamba.errors import InputError
 from medmamba.evaluation.run import run_evaluation
@@ -31,6 +32,19 @@ def with_report(folder):
     model = {"labels": {"background": 0, "organ": 1, "tumour": 2}}
     (folder / "report.json").write_text(json.dumps({"model": model}))
     return folder
+
+
+def test_masks_whose_names_end_in_a_number_are_cases_of_their_own(tmp_path):
+    spot = np.zeros((12, 10), np.uint8)
+    spot[2:6, 2:6] = 1
+    for folder in ("masks", "truths"):
+        (tmp_path / folder).mkdir()
+        for number in range(10):
+            found = spot if folder == "truths" or number == 0 else np.roll(spot, 5, axis=0)
+            Image.fromarray(found).save(tmp_path / folder / f"img_{number:04d}.png")
+    evaluation = run_evaluation(tmp_path / "masks", tmp_path / "truths").evaluation
+    assert evaluation.mean_per_case() == {f"img_{number:04d}": float(number == 0) for number in range(10)}
+    assert evaluation.mean_foreground == pytest.approx(0.1)
 
 
 def test_truths_without_a_label_of_the_model_are_refused(write):

@@ -112,6 +112,7 @@ def test_the_page_holds_results_reasons_and_links_and_loads_nothing(page, tiny_r
         assert text in page
     for decision in plan.default.decisions:
         assert decision.reason in html.unescape(page)
+    assert "@media (prefers-color-scheme:dark)" in page
     assert not re.search(r'(src|href)="(?!data:|#|dataset|training)', page)
     assert "http" not in re.sub(r"https?://\S*arxiv\S*", "", page.split('<h2 id="plan">')[0])
 
