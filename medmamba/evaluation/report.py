@@ -174,7 +174,8 @@ def evaluate_folders(
         structures = _structures_in(files, reading)
     cases: dict[str, dict[str, Score]] = {}
     warnings: list[str] = []
-    if spare := sorted(set(predictions) - set(truths)):
+    probabilities = {f"{case_id}_probabilities" for case_id in predictions}  # that predict writes beside the masks
+    if spare := sorted(set(predictions) - set(truths) - probabilities):
         warnings.append(f"{counted(len(spare), 'prediction')} without a truth not evaluated, the first is {spare[0]}.")
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))

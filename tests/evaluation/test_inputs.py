@@ -66,6 +66,15 @@ def test_predictions_without_a_truth_are_counted(write):
     assert found.evaluation.warnings == ("2 predictions without a truth not evaluated, the first is c1.",)
 
 
+def test_probabilities_beside_masks_are_no_predictions(write):
+    masks, truths = write("masks", [1, 1, 1]), write("truths", [1, 1])
+    (masks / "c2.nii.gz").rename(masks / "c1_probabilities.nii.gz")
+    assert run_evaluation(masks, truths).evaluation.warnings == ()
+    (masks / "c1_probabilities.nii.gz").rename(masks / "x_probabilities.nii.gz")
+    line = "1 prediction without a truth not evaluated, the first is x_probabilities."
+    assert run_evaluation(masks, truths).evaluation.warnings == (line,)
+
+
 def test_exchanged_folders_are_said(write):
     masks, truths = with_report(write("masks", [1])), write("truths", [1])
     assert run_evaluation(masks, truths).evaluation.warnings == ()
