@@ -43,7 +43,8 @@ def predict(
         report = predict(model, images, output, options, on_item=on_item, on_message=console.print)
     wait_for_all()  # under torchrun a process that ends with an error would take the others with it
     kept = f", {len(report.resumed)} of them kept from before" if report.resumed else ""
-    console.print(f"{counted(len(report.done), 'mask')}{kept} and report.json: {output}")
+    lacking = f", {len(report.not_written)} of them incomplete" if report.not_written else ""
+    console.print(f"{counted(len(report.done), 'mask')}{kept}{lacking} and report.json: {output}")
     report_warnings([f"{case}: review: {'; '.join(reasons)}" for case, reasons in report.review.items()])
     report.raise_failures()
     return {"output": output, "cases": report.done, "resumed": report.resumed, "review": report.review}

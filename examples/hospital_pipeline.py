@@ -3,9 +3,10 @@
     python examples/hospital_pipeline.py MODEL INBOX OUTBOX [--codes labels.json] [--once]
 
 INBOX holds one folder or zip per study. For each, OUTBOX/<name>/ gets seg.dcm, mask.nii.gz, report.json and
-report.html; what needs a person's eye has "status": "review" and the reasons. A study that cannot be used leaves
-failed.json with the reason. Results are written beside their place and renamed, so that half a result is never seen;
-what is there is not done again. Names of patients appear nowhere but inside the DICOM objects.
+report.html; what needs a person's eye has "status": "review" and the reasons. A series that can have no DICOM SEG keeps
+its mask, and the reports say why under "not_written". A study that cannot be used leaves failed.json with the reason.
+Results are written beside their place and renamed, so that none is seen half; what is there is not done again.
+Names of patients appear nowhere but inside the DICOM objects.
 
 Research use only: whoever puts this in front of patients is responsible for validation and approval.
 """
@@ -28,10 +29,13 @@ def segment(predictor: medmamba.Predictor, study: Path, target: Path, codes: Pat
         with opened(study, series) as folder, replace_folder(target) as part:
             result = predictor.predict(folder)
             result.save(part / "mask.nii.gz")
-            if any(result.voxels.values()):  # DICOM knows no segmentation without segments
+            not_written = {}
+            try:
                 result.save_dicom_seg(part / "seg.dcm", codes=codes)
-            result.save_report(part / "report.html")
-            result.save_report(part / "report.json")
+            except InputError as error:  # the mask stays
+                not_written["dicom_seg"] = str(error).replace(str(folder), "the series")
+            result.save_report(part / "report.html", not_written=not_written)
+            result.save_report(part / "report.json", not_written=not_written)
             return result.status
     except (MedmambaError, FloatingPointError, MemoryError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"

@@ -29,7 +29,9 @@ from medmamba.images.dicom_headers import (
     sorted_out,
     without_localizers,
 )
-from medmamba.images.dicom_series import LARGEST, Series, Slice
+from medmamba.images.dicom_parts import LARGEST
+from medmamba.images.dicom_series import Series
+from medmamba.images.dicom_slices import Slice
 from medmamba.images.gate import brief, shown
 
 

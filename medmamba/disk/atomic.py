@@ -56,12 +56,13 @@ OTHER_CURE = "Check the disk or choose another folder."
 
 
 @contextlib.contextmanager
-def write_atomically(path: Path | str, *, verify: Verify | None = None) -> Iterator[IO[bytes]]:
+def write_atomically(path: Path | str, *, verify: Verify | None = None, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside ``path`` that takes its name when the block ends well.
 
     Args:
         path: the final place; folders above it are made, a link standing there is replaced, never written through.
         verify: looks at the finished temporary file before it is renamed, and raises if something is wrong.
+        mode: permissions from the first byte on, less those that the umask takes away.
 
     Raises:
         ResourceError: the disk is full, or the folder cannot be written to. Nothing is left behind.
@@ -75,7 +76,7 @@ def write_atomically(path: Path | str, *, verify: Verify | None = None) -> Itera
         part = part_beside(path)
         try:
             _pass("open")
-            with open(part, "xb") as file:
+            with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
                 yield file
                 _pass("write")
                 file.flush()

@@ -22,21 +22,16 @@ from medmamba.images import dicom_headers as headers
 from medmamba.images.checked import Decoded
 from medmamba.images.dicom_frames import single_frames
 from medmamba.images.dicom_headers import Tags, holds_dicom, ignored
-from medmamba.images.dicom_series import (
-    Series,
-    Slice,
-    chosen_frames,
-    difference,
-    parts_of,
-    sizes_of,
-    slices_of,
-    without_copies,
-)
+from medmamba.images.dicom_parts import parts_of, sizes_of
+from medmamba.images.dicom_series import Series
+from medmamba.images.dicom_slices import Slice, chosen_frames, difference, slices_of, without_copies
 from medmamba.images.gate import ReadOptions, check_memory, check_size, shown
 
 SAME_SLICE = 0.01  # of the spacing: closer slices are the same one twice
 EVEN_SPACING = 0.05  # of the spacing: positions are written rounded
-CHOOSE = "Choose one with `medmamba predict --series`, by number or the end of its UID"
+ASIDE = 0.2  # pixel: slices of one volume are not shifted in their plane
+CHOOSE_PART = "Choose one with `medmamba predict --series`"
+CHOOSE = f"{CHOOSE_PART}, by number or the end of its UID"
 
 
 def read(folder: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
@@ -87,7 +82,10 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
             raise InputError(
                 f"{where}: slices of different {what}: {slices[0].name} and {piece.name}. {_parts_in(slices)}"
             )
+    parts = parts_of(slices)
     affine = _in_order(slices, where)
+    if len(parts) > 1:
+        raise InputError(f"{where}: its slices are not one volume. They are {sizes_of(parts)}. {CHOOSE_PART}.")
     if problem := affine_problem(affine, any_spacing=options.any_spacing):
         raise InputError(f"{where}: {problem}.")
     shape = (*slices[0].size, len(slices))
@@ -95,12 +93,10 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
     return slices, Grid(shape, affine), [f"{where}: {ignored(aside)}."] if aside else []
 
 
-def _parts_in(slices: list[Slice]) -> str:
+def _parts_in(slices: list[Slice], otherwise: str = "Keep one volume in the folder.") -> str:
     """What to do with slices that are no volume: the stacks and phases that they are."""
     sizes = sizes_of(parts_of(slices))
-    return (
-        f"They are {sizes}. Choose one with `medmamba predict --series`." if sizes else "Keep one volume in the folder."
-    )
+    return f"They are {sizes}. {CHOOSE_PART}." if sizes else otherwise
 
 
 def _in_order(slices: list[Slice], where: str) -> Affine:
@@ -125,9 +121,19 @@ def _in_order(slices: list[Slice], where: str) -> Affine:
             what = "a slice is missing" if gaps[at] > 1.5 * usual else "slices are unevenly spaced"
             raise InputError(
                 f"{where}: {what}: {gaps[at]:.3g} mm between {slices[at].name} and "
-                f"{slices[at + 1].name}, {usual:.3g} mm elsewhere. Add the missing files."
+                f"{slices[at + 1].name}, {usual:.3g} mm elsewhere. "
+                + _parts_in(slices, "Add the missing files, or keep the slices of one stack in the folder.")
             )
         step = (slices[-1].position - slices[0].position) / (len(slices) - 1)
+        from_first = np.array([piece.position - slices[0].position for piece in slices])
+        along = step / np.linalg.norm(step)
+        aside = np.linalg.norm(from_first - (from_first @ along)[:, None] * along, axis=1)
+        if aside.max() > ASIDE * float(first.spacing.min()):
+            at = int(aside.argmax())
+            raise InputError(
+                f"{where}: slices do not lie one behind the other: {slices[at].name} lies {aside[at]:.3g} mm beside "
+                f"the line from the first to the last. {_parts_in(slices)}"
+            )
     affine = np.eye(4)
     affine[:3, 0] = row * first.spacing[1]  # along a row, from column to column
     affine[:3, 1] = column * first.spacing[0]

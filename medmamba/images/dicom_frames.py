@@ -22,6 +22,7 @@ CONTENT, DIMENSION_VALUES, POINTER = 0x00209111, 0x00209157, 0x00209165
 GROUPS = {
     headers.PIXEL_SPACING: (0x00289110, headers.PIXEL_SPACING),
     headers.THICKNESS: (0x00289110, headers.THICKNESS),
+    headers.BETWEEN: (0x00289110, headers.BETWEEN),
     headers.POSITION: (0x00209113, headers.POSITION),
     headers.ORIENTATION: (0x00209116, headers.ORIENTATION),
     headers.SLOPE: (0x00289145, headers.SLOPE),
@@ -29,12 +30,20 @@ GROUPS = {
 }
 """Of each tag of a slice: the functional group that has it, and its tag there."""
 NUMBERS = {
-    headers.PHASE[0]: (CONTENT, 0x00209128),  # Temporal Position Index
-    headers.PHASE[1]: (CONTENT, 0x00209156),  # Frame Acquisition Number
-    headers.PHASE[2]: (0x00189114, 0x00189082),  # MR Echo, Effective Echo Time
-    headers.PHASE[3]: (0x00189118, 0x00209153),  # Cardiac Synchronization, Nominal Cardiac Trigger Delay Time
+    headers.STACK: (CONTENT, headers.STACK),
+    headers.TIME: (CONTENT, 0x00209128),  # Temporal Position Index
+    headers.ACQUISITION: (CONTENT, 0x00209156),  # Frame Acquisition Number
+    headers.ECHO_TIME: (0x00189114, 0x00189082),  # MR Echo, Effective Echo Time
+    headers.B_VALUE: (0x00189117, headers.B_VALUE),  # MR Diffusion
+    headers.FLIP_ANGLE: (0x00189112, headers.FLIP_ANGLE),  # MR Timing
+    headers.INVERSION_TIME: (0x00189115, 0x00189079),  # MR Modifier, Inversion Times
+    headers.TRIGGER: (0x00189118, 0x00209153),  # Cardiac Synchronization, Nominal Cardiac Trigger Delay Time
+    headers.COMPLEX: (0x00189226, headers.COMPLEX),  # MR Image Frame Type
 }
-"""The same for values that are stored in binary."""
+"""The same for values that are read as pydicom gives them."""
+FRAME_TYPES = (0x00189226, 0x00189329, 0x00189751)
+"""Groups of MR, CT and PET with the type of the frame."""
+FRAME_TYPE = 0x00089007
 KEPT = (0x00280002, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103)
 """Samples, rows, columns, bits and sign of stored values."""
 PIXELS = (0x00280008, 0x7FE00001, 0x7FE00002, 0x7FE00010)
@@ -76,16 +85,25 @@ def frame_tags(path: Path, tags: Tags, where: str) -> list[Tags]:
 
 
 def _of_frame(tags: Tags, shared: Any, own: Any, phases: Sequence[int], number: int) -> Tags:
-    found = {tag: text for tag, text in tags.items() if tag not in (*headers.PLACE, *headers.PHASE)}
-    found[headers.FRAMES], found[headers.PHASE[4]] = "1", str(number)
+    found = {
+        tag: text
+        for tag, text in tags.items()
+        if tag not in (*headers.PLACE, *headers.PHASE) or tag == headers.INSTANCE
+    }
+    if tags.get(headers.FRAMES) not in (None, "", "1"):
+        found[headers.INSTANCE] = str(number)
+    found[headers.FRAMES] = "1"
     for tag, (group, inner) in GROUPS.items():
         for item in (_first(shared, group), _first(own, group)):
             if item is not None and inner in item:
                 found[tag] = text_of(item.get_item(inner))
-    for tag, (group, inner) in NUMBERS.items():
+    numbers = [*NUMBERS.items(), *((headers.IMAGE_TYPE, (group, FRAME_TYPE)) for group in FRAME_TYPES)]
+    for tag, (group, inner) in numbers:
         for item in (_first(shared, group), _first(own, group)):
             if item is not None and inner in item:
-                found[tag] = str(item[inner].value)
+                value = item[inner].value
+                several = isinstance(value, Sequence) and not isinstance(value, str)
+                found[tag] = "\\".join(map(str, value)) if several else str(value)
     content = _first(own, CONTENT)
     if phases and content is not None and DIMENSION_VALUES in content:
         values = content[DIMENSION_VALUES].value

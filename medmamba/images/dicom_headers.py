@@ -5,6 +5,7 @@ Source of the SOP classes: PS3.4 B.5; a file without preamble: PS3.10 7.1.
 """
 
 import re
+import struct
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,11 +21,16 @@ SERIES, NUMBER, POSITION, ORIENTATION = 0x0020000E, 0x00200011, 0x00200032, 0x00
 ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = 0x00280010, 0x00280011, 0x00280030, 0x00180050
 FRAMES, SAMPLES, BITS, PHOTOMETRIC = 0x00280008, 0x00280002, 0x00280100, 0x00280004
 SLOPE, INTERCEPT = 0x00281053, 0x00281052
+BETWEEN, STUDY, FRAME_OF_REFERENCE = 0x00180088, 0x0020000D, 0x00200052
+STACK, COMPLEX, ECHO, ECHO_TIME = 0x00209056, 0x00089208, 0x00180086, 0x00180081
+B_VALUE, GRADIENT, FLIP_ANGLE, INVERSION_TIME = 0x00189087, 0x00189089, 0x00181314, 0x00180082
+TIME, ACQUISITION, FRAME_TIME, TRIGGER, INSTANCE = 0x00200100, 0x00200012, 0x00541300, 0x00181060, 0x00200013
 DIMENSION = 0x00209157
 """In the tags of a frame: what tells its phase from others, by the file's own dimensions."""
-PHASE = (0x00200100, 0x00200012, 0x00180086, 0x00181060, 0x00200013)
-"""Temporal position, acquisition, echo, trigger time and instance number: the order of images at one position."""
-PLACE = (POSITION, ORIENTATION, PIXEL_SPACING, THICKNESS)
+PLACE = (POSITION, ORIENTATION, PIXEL_SPACING, THICKNESS, BETWEEN)
+CONTRAST = (STACK, COMPLEX, ECHO, ECHO_TIME, B_VALUE, GRADIENT, FLIP_ANGLE, INVERSION_TIME)
+PHASE = (TIME, ACQUISITION, FRAME_TIME, TRIGGER, INSTANCE)
+"""With ``CONTRAST``: what tells images at one position apart."""
 TEXTS = (
     SOP_CLASS,
     IMAGE_TYPE,
@@ -36,9 +42,14 @@ TEXTS = (
     PHOTOMETRIC,
     SLOPE,
     INTERCEPT,
+    STUDY,
+    FRAME_OF_REFERENCE,
     *PLACE,
+    *CONTRAST,
     *PHASE,
 )
+DOUBLES = (B_VALUE, GRADIENT)
+"""Of ``TEXTS``: stored as binary numbers of 8 bytes."""
 NUMBERS = (ROWS, COLUMNS, SAMPLES, BITS)
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 NO_IMAGES = {
@@ -191,6 +202,8 @@ def _other_than_slice(tags: Tags) -> str:
         return kind
     if ROWS not in tags:  # in a standard image this is damage, which header_tags refuses
         return "private object"
+    if "MOSAIC" in tags.get(IMAGE_TYPE, "").split("\\"):
+        return "mosaic of slices"
     if sop_class not in ENHANCED:
         if tags.get(FRAMES) not in (None, "", "0", "1"):
             return f"multi-frame {_kind_of_class(sop_class, MULTI_FRAME) or 'image'}"
@@ -272,6 +285,9 @@ def text_of(element: Any) -> str:
         return ""
     if len(element.value) != element.length:
         raise ValueError("cut off")
+    little = element.is_little_endian
     if element.tag in NUMBERS:
-        return str(int.from_bytes(element.value, "little" if element.is_little_endian else "big"))
+        return str(int.from_bytes(element.value, "little" if little else "big"))
+    if element.tag in DOUBLES:
+        return "\\".join(f"{number:g}" for (number,) in struct.iter_unpack("<d" if little else ">d", element.value))
     return element.value.decode("utf-8", "replace").strip(" \0")

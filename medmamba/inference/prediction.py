@@ -162,11 +162,14 @@ class Prediction:
         """:meth:`record` with the provenance as ``model``."""
         return {**self.record(), "model": None if self.provenance is None else self.provenance.as_dict()}
 
-    def save_report(self, path: str | Path) -> None:
-        """Write :meth:`report` as .json, or as one .html page that shows the mask and names no case or patient."""
-        path = Path(path)
+    def save_report(self, path: str | Path, *, not_written: Mapping[str, str] | None = None) -> None:
+        """Write :meth:`report` as .json, or as one .html page that shows the mask and names no case or patient.
+
+        ``not_written`` names what could not be made from the mask ("dicom_seg"), with the reason; both show it.
+        """
+        path, lacking = Path(path), dict(not_written or {})
         if path.suffix == ".json":
-            write_json(path, self.report())
+            write_json(path, {**self.report(), "not_written": lacking})
             return
         if path.suffix != ".html":
             raise InputError(f"{path}: a report is .json or .html. Choose one of the two endings.")
@@ -181,6 +184,7 @@ class Prediction:
         page = render(
             "prediction.html",
             prediction=self,
+            not_written=lacking,
             disclaimer="For research. Not a medical device: whoever uses this mask for a patient must check it.",
             picture=draw_case(Display(self.grid), values, coloured=self.labels, image=image),
             rows=[[name, volumes[name], count] for name, count in self.voxels.items()],

@@ -170,7 +170,7 @@ def test_stacks_and_phases_of_a_series_are_chosen_by_number_or_size(tmp_path, vo
     for phase in range(3):
         write_series(tmp_path / "s" / str(phase), volume + phase, **{"0020_0011": "4", "0020_0012": str(phase)})
     size = r"5 slices of 6 x 5 pixels, 2 x 0\.75 x 0\.5 mm"
-    listed = rf"4: MR 3 parts \(:1 to :3 or :largest\) of {size} each, UID 1\.2\.3"
+    listed = rf"4: MR 3 parts \(:1 acquisition 0, :2 .*:3 acquisition 2 or :largest\) of {size} each, UID 1\.2\.3"
     with pytest.raises(InputError, match=listed), one_series(tmp_path / "s"):
         pass
     for phase in range(3):

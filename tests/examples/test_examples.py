@@ -89,14 +89,20 @@ def test_a_hospitals_inbox_is_worked_off_once_and_bad_studies_are_told(example, 
     pytest.importorskip("highdicom", reason="needs the extra 'dicom'")
     noise = np.random.default_rng(0).integers(0, 900, (17, 22, 18)).astype(np.int16)
     write_series(tmp_path / "in" / "study_1", noise, **{"0020_0052": "1.2.9"})
+    write_series(tmp_path / "in" / "study_3", noise)  # without a frame of reference
     (tmp_path / "in" / "study_2").mkdir()
     (tmp_path / "in" / "study_2" / "x.txt").write_text("x")
     arguments = (tiny_run, tmp_path / "in", tmp_path / "out", "--once", "--fast")
     printed = example("hospital_pipeline.py", *arguments)
-    assert re.search(r"study_1: (ok|review)\nstudy_2: failed\n", printed)
+    assert re.search(r"study_1: (ok|review)\nstudy_2: failed\nstudy_3: (ok|review)\n", printed)
     found = {path.name for path in (tmp_path / "out" / "study_1").iterdir()}
     assert found == {"mask.nii.gz", "seg.dcm", "report.json", "report.html"}
     assert "CANARY" not in (tmp_path / "out" / "study_1" / "report.json").read_text()
+    kept = tmp_path / "out" / "study_3"
+    assert {path.name for path in kept.iterdir()} == {"mask.nii.gz", "report.json", "report.html"}
+    reason = json.loads((kept / "report.json").read_text())["not_written"]["dicom_seg"]
+    assert "FrameOfReferenceUID" in reason
+    assert f"<h2>Not written</h2>\n<ul><li>dicom_seg: {reason[:30]}" in (kept / "report.html").read_text()
     assert "study_2" in json.loads((tmp_path / "out" / "study_2" / "failed.json").read_text())["reason"]
     assert example("hospital_pipeline.py", *arguments) == ""
 

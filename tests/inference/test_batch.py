@@ -57,7 +57,7 @@ def report_of(folder):
 def test_every_case_has_a_mask_and_a_record(predictor, images, tmp_path):
     pipeline.predict(predictor, images, tmp_path / "out")
     report = report_of(tmp_path / "out")
-    assert report["summary"] == {"cases": 3, "done": 3, "failed": 0, "waiting": 0}
+    assert report["summary"] == {"cases": 3, "done": 3, "failed": 0, "waiting": 0, "incomplete": 0}
     record = report["cases"]["patient_1"]
     for key in ("input_sha256", "mask_sha256", "image_sha256", "geometry", "voxels", "volume_ml", "seconds", "status"):
         assert key in record
@@ -146,7 +146,7 @@ def test_parts_are_disjoint_complete_and_one_report(predictor, images, tmp_path)
     assert ids[0].isdisjoint(ids[1])
     assert len(ids[0] | ids[1]) == 3
     pipeline.predict(predictor, images, out, part=(1, 2))
-    assert report_of(out)["summary"] == {"cases": 3, "done": 2, "failed": 0, "waiting": 1}
+    assert report_of(out)["summary"] == {"cases": 3, "done": 2, "failed": 0, "waiting": 1, "incomplete": 0}
     pipeline.predict(predictor, images, out, part=(2, 2))
     assert report_of(out)["summary"]["done"] == 3
 
@@ -181,7 +181,7 @@ def test_parts_that_end_together_leave_one_whole_report(predictor, images, tmp_p
         part.start()
     for part in parts:
         part.join()
-    assert report_of(out)["summary"] == {"cases": 3, "done": 3, "failed": 0, "waiting": 0}
+    assert report_of(out)["summary"] == {"cases": 3, "done": 3, "failed": 0, "waiting": 0, "incomplete": 0}
 
 
 def test_torchrun_gives_every_process_its_part(predictor, images, tmp_path, monkeypatch):

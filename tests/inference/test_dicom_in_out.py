@@ -106,13 +106,16 @@ def test_a_series_that_can_have_no_dicom_object_keeps_its_mask(tiny_run, study, 
     for path in series.iterdir():
         changed(path, FrameOfReferenceUID=None)
     assert called("predict", tiny_run, series, "-o", out, *OPTIONS, "--dicom-seg", "--dicom-rtstruct") == 1
-    said = " ".join(capsys.readouterr().err.split())
+    out_and_err = capsys.readouterr()
+    assert "1 mask, 1 of them incomplete and report.json: " in " ".join(f"{out_and_err.out} {out_and_err.err}".split())
+    said = " ".join(out_and_err.err.split())
     assert "b: its mask is written, dicom_seg is not:" in said
     assert "an image has no FrameOfReferenceUID" in said
     assert "1 ok, 0 failed; incomplete: b (--resume tries again what is missing)" in said
     assert read_label_map(out / "b.nii.gz").array.any()
     assert not list(out.glob("*.dcm"))
     assert set(record_of(out)["not_written"]) == {"dicom_seg", "dicom_rtstruct"}
+    assert json.loads((out / "report.json").read_text())["summary"]["incomplete"] == 1
     assert record_of(out)["status"] != "failed"
 
 

@@ -61,7 +61,7 @@ def test_two_processes_share_the_cases_and_a_poisoned_one_costs_only_itself(tiny
     assert child.returncode == 0, output
     assert output.count("3 masks and report.json") == 2
     assert masks_of(shared) == masks_of(alone)
-    assert report_of(shared)["summary"] == {"cases": 6, "done": 6, "failed": 0, "waiting": 0}
+    assert report_of(shared)["summary"] == {"cases": 6, "done": 6, "failed": 0, "waiting": 0, "incomplete": 0}
 
     poisoned = images / "patient_1.nii.gz"  # the first of the second process, which has done its share early
     poisoned.write_bytes(poisoned.read_bytes()[:-400])
@@ -74,7 +74,7 @@ def test_two_processes_share_the_cases_and_a_poisoned_one_costs_only_itself(tiny
     expected = masks_of(alone)
     del expected["patient_1.nii.gz"]
     assert masks_of(shared) == expected
-    assert report_of(shared)["summary"] == {"cases": 6, "done": 5, "failed": 1, "waiting": 0}
+    assert report_of(shared)["summary"] == {"cases": 6, "done": 5, "failed": 1, "waiting": 0, "incomplete": 0}
     assert list(report_of(shared)["failed"]) == ["patient_1"]
 
 
@@ -95,7 +95,7 @@ def test_a_process_that_fails_early_does_not_end_a_slow_one(tiny_run, images, tm
     output, _ = child.communicate(timeout=600)
     assert child.returncode == 1, output
     assert set(masks_of(out)) == {"patient_0.nii.gz", "patient_2.nii.gz"}
-    assert report_of(out)["summary"] == {"cases": 3, "done": 2, "failed": 1, "waiting": 0}
+    assert report_of(out)["summary"] == {"cases": 3, "done": 2, "failed": 1, "waiting": 0, "incomplete": 0}
 
 
 def test_a_killed_process_leaves_a_folder_that_goes_on(tiny_run, images, tmp_path):
@@ -114,7 +114,7 @@ def test_a_killed_process_leaves_a_folder_that_goes_on(tiny_run, images, tmp_pat
     assert child.returncode == 0, output
     assert "kept from before" in output or not kept
     assert masks_of(out) == masks_of(alone)
-    assert report_of(out)["summary"] == {"cases": 6, "done": 6, "failed": 0, "waiting": 0}
+    assert report_of(out)["summary"] == {"cases": 6, "done": 6, "failed": 0, "waiting": 0, "incomplete": 0}
     assert not leftovers(out)
 
 

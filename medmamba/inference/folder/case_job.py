@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +13,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from medmamba.compute.device import is_out_of_memory
-from medmamba.disk.atomic import write_text
 from medmamba.disk.own_files import OwnFiles, file_sha256
-from medmamba.disk.table import table_text
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, read_channels, read_label_map, write_image, written_files
 from medmamba.images.cases import ImageCase
+from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
 from medmamba.inference.predictor import Predictor
@@ -29,7 +26,6 @@ from medmamba.inference.quality import Finding
 from medmamba.plans.json_record import read_stored
 
 SCHEMA_VERSION = 2
-KEY_FILE = "pseudonyms.csv"
 
 
 @dataclass(frozen=True)
@@ -98,47 +94,6 @@ class CaseRecord:
         numbers = asdict(self)
         shown = ("case", "request", "status", "reason") if self.failed else [key for key in numbers if key != "reason"]
         return {"schema_version": SCHEMA_VERSION, **{key: numbers[key] for key in shown}}
-
-
-@dataclass(frozen=True)
-class Pseudonyms:
-    """Salted hashes in place of case ids; without a salt, the ids themselves."""
-
-    salt: str | None
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> "Pseudonyms":
-        """The salt that an earlier run left in the key file of the folder, or a new one."""
-        try:
-            first = (folder / KEY_FILE).read_text(encoding="utf-8").splitlines()[0]
-            return cls(first.removeprefix("# salt "))
-        except (OSError, IndexError):
-            return cls(secrets.token_hex(16))
-
-    def of(self, case_id: str) -> str:
-        """The name to show for a case."""
-        if self.salt is None:
-            return case_id
-        return "case-" + hashlib.sha256(f"{self.salt}/{case_id}".encode()).hexdigest()[:12]
-
-    def hide(self, line: str, case: ImageCase) -> str:
-        """A message with every path and name of the case replaced."""
-        if self.salt is None:
-            return line
-        inside = [entry for path in case.paths if path.is_dir() for entry in path.iterdir()]
-        for path in (*case.paths, *inside):
-            for name in (str(path.resolve()), str(path), str(path.parent.resolve()), str(path.parent), path.name):
-                if name not in (".", "/"):
-                    line = line.replace(name, self.of(case.case_id))
-        return line.replace(case.case_id, self.of(case.case_id))
-
-    def write_key(self, folder: Path, case_ids: Sequence[str]) -> None:
-        """Write which pseudonym is which case, readable by the owner only. Keep it apart from the report."""
-        if self.salt is None:
-            return
-        table = table_text(["case", "pseudonym"], [[case_id, self.of(case_id)] for case_id in case_ids])
-        write_text(folder / KEY_FILE, f"# salt {self.salt}\n{table}")
-        os.chmod(folder / KEY_FILE, 0o600)
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,14 @@ from medmamba.errors import ConfigError, InputError, InputErrors, PartialError
 from medmamba.images.cases import ImageCase, find_cases, part_of
 from medmamba.images.formats import DICOM, format_of
 from medmamba.inference.folder.case_job import (
-    KEY_FILE,
     SCHEMA_VERSION,
     CaseRecord,
     Job,
-    Pseudonyms,
     input_sha256,
     read_record,
     record_path,
 )
+from medmamba.inference.folder.pseudonyms import KEY_FILE, Pseudonyms
 from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.predictor import Predictor
@@ -225,6 +224,7 @@ def _write_report(cases: list[ImageCase], job: Job) -> None:
             done[name] = {key: numbers[key] for key in numbers if key not in ("schema_version", "case", "request")}
     summary = {"cases": len(cases), "done": len(done), "failed": len(failed)}
     summary["waiting"] = len(cases) - len(done) - len(failed)
+    summary["incomplete"] = sum(bool(record["not_written"]) for record in done.values())
     report = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": job.request()}
     write_json(job.target / "report.json", {**report, "cases": done, "failed": failed})
 
