@@ -6,7 +6,7 @@ for which no rule holds stay together, and their reader refuses them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -52,7 +52,7 @@ def _of_contrast(stack: Part, at: int) -> list[Part]:
     """Divided by the contrasts from number ``at`` on."""
     names = list(CONTRASTS)
     for number in range(at, len(names)):
-        groups = _groups(stack, lambda piece, number=number: piece.contrast[number])
+        groups = _groups(stack, [piece.contrast[number] for piece in stack])
         numbers_slices = names[number] in COUNTED and len(groups) == len(stack) == len(_places(stack))
         if len(groups) > 1 and not numbers_slices:
             return [part for group in groups for part in _of_contrast(group, number + 1)]
@@ -81,7 +81,7 @@ def _of_phase(stack: Part, at: int) -> list[Part]:
     if len(places) == len(stack):
         return _slabs(stack)
     for number in range(at, len(PHASES) + 1):
-        groups = _groups(stack, lambda piece, number=number: piece.phase[number])
+        groups = _groups(stack, [piece.phase[number] for piece in stack])
         if len(groups) > 1 and _are_phases(groups, len(places)):
             return [part for group in groups for part in _of_phase(group, number + 1)]
     phases = _in_turn(list(places.values()))
@@ -122,7 +122,7 @@ def _slabs(stack: Part) -> list[Part]:
     """
     if len(stack) < 4:
         return [stack]
-    rules: list[list[Part]] = [_groups(stack, lambda piece, at=at: piece.phase[at]) for at in (0, len(PHASES))]
+    rules: list[list[Part]] = [_groups(stack, [piece.phase[at] for piece in stack]) for at in (0, len(PHASES))]
     numbers = np.sort([piece.number for piece in stack])
     steps = np.diff(numbers)
     numbered = bool((steps > 0).all())
@@ -199,11 +199,11 @@ def _places(stack: Part) -> dict[Place, Part]:
     return places
 
 
-def _groups(stack: Part, key: Callable[[Slice], str]) -> list[Part]:
-    """Slices by a value, in the order of the values, as numbers where they are."""
+def _groups(stack: Part, values: Sequence[str]) -> list[Part]:
+    """Slices by their values, in the order of the values, as numbers where they are."""
     groups: dict[str, Part] = defaultdict(list)
-    for piece in stack:
-        groups[key(piece)].append(piece)
+    for piece, value in zip(stack, values, strict=True):
+        groups[value].append(piece)
     return [groups[value] for value in sorted(groups, key=_as_number)]
 
 
