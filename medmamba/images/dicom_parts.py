@@ -123,24 +123,30 @@ def _slabs(stack: Part) -> list[Part]:
     if len(stack) < 4:
         return [stack]
     rules: list[list[Part]] = [_groups(stack, [piece.phase[at] for piece in stack]) for at in (0, len(PHASES))]
-    numbers = np.sort([piece.number for piece in stack])
-    steps = np.diff(numbers)
-    numbered = bool((steps > 0).all())
-    complete = numbered and bool(np.ptp(steps) == 0)
+    steps = np.diff(np.sort([piece.number for piece in stack]))
+    numbered = bool((steps > 0).all()) and not stack[0].frame  # frames are numbered through, whatever is missing
+    hole = numbered and bool(np.ptp(steps) > 0)
+    runs = _runs(stack) if numbered and not hole else []
     even = _spacing(stack)
     if even is None:
-        candidates = [*rules, *([_runs(stack)] if complete else [])] if complete or not numbered else []
+        candidates = [] if hole else [*rules, [] if _one_is_missing(runs) else runs]
         return next((groups for groups in candidates if _are_volumes(groups)), [stack])
     for groups in rules:
         if _are_volumes(groups) and _mixed(groups) and not _declares(stack, even, np.inf):
             return groups
-    runs = _runs(stack) if complete else []
     own = (_spacing(runs[0]) or 0.0) if runs else 0.0
     return runs if _are_volumes(runs) and stack[0].between and not _declares(stack, even, own) else [stack]
 
 
 def _are_volumes(groups: Sequence[Part]) -> bool:
     return len(groups) > 1 and all(len(group) > 1 and _spacing(group) is not None for group in groups)
+
+
+def _one_is_missing(runs: Sequence[Part]) -> bool:
+    """Whether two runs are as far apart as if one slice between them had been lost, and the others numbered anew."""
+    ends = sorted((heights[0], heights[-1]) for heights in map(_heights, runs))
+    spacing = (_spacing(runs[0]) or np.inf) if runs else np.inf
+    return any(abs(after[0] - before[1] - 2 * spacing) <= 0.1 * spacing for before, after in pairwise(ends))
 
 
 def _mixed(groups: Sequence[Part]) -> bool:
