@@ -30,7 +30,7 @@ class EvaluateOptions(Options):
         None, "CSV file with a column 'case' and one column per property that defines subgroups."
     )
     images: Path | None = option(None, "Folder of the images, to show behind the outlines.")
-    pictures: int = option(12, "Number of worst cases shown with outlines.", ge=0)
+    pictures: int = option(12, "Number of worst cases shown with outlines; no more than 12 MiB.", ge=0)
     overwrite: bool = option(False, OVERWRITE_TEXT)
 
     @property

@@ -30,6 +30,8 @@ from medmamba.plans.schema import Reading
 
 OnItem = Callable[[str, int, int], None]
 CASE_COLUMNS = ("case", "case_id", "id", "name")
+MOST_PICTURE_BYTES = 12 * 2**20
+"""Of the pictures in a page, which base64 makes larger by a third: a page stays below 20 MB and opens at once."""
 MOST_GROUPS = 12
 """A column with more different values is split at its median if it holds numbers, and left out if not."""
 Subgroups = dict[str, dict[str, list[str]]]
@@ -199,8 +201,10 @@ def _pictures(
     reading: ReadOptions,
 ) -> dict[str, Picture]:
     images = {**{name.removesuffix("_0000"): path for name, path in images.items()}, **images}  # of nnU-Net: channel 0
-    drawn = {}
+    drawn: dict[str, Picture] = {}
     for case_id in [case_id for case_id in evaluation.worst_first() if case_id in masks][: options.pictures]:
+        if sum(len(picture.png) for picture in drawn.values()) > MOST_PICTURE_BYTES:
+            break
         prediction = read_label_map(masks[case_id], reading)
         truth = read_label_map(truths[case_id], reading)
         truth = truth.on_grid_of(prediction, match_labels=True) or truth

@@ -67,6 +67,14 @@ def test_the_page_needs_nothing_else_and_shows_the_worst_case_first(folders):
     assert min(places) == places[3]
 
 
+def test_a_page_holds_no_more_pictures_than_open_quickly(folders, monkeypatch):
+    monkeypatch.setattr("medmamba.evaluation.run.MOST_PICTURE_BYTES", 1000)
+    found = run_evaluation(folders / "good", folders / "truth", output=folders / "out", pictures=CASES)
+    sizes = [len(picture.png) for picture in found.pictures.values()]
+    assert sum(sizes[:-1]) <= 1000 < sum(sizes)
+    assert f"<p>{len(sizes)} of {CASES} cases, each" in (folders / "out" / "evaluation.html").read_text()
+
+
 def test_names_cannot_put_code_into_the_page(folders):
     save(folders / "truth", "<script>x", np.ones((4, 4, 4)))
     save(folders / "good", "<script>x", np.ones((4, 4, 4)))
