@@ -12,6 +12,7 @@ from medmamba.disk.atomic import write_atomically
 from medmamba.disk.own_files import OwnFiles
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
+from medmamba.models.bundle_parts import record_part
 from medmamba.plans.json_record import read_stored
 
 LARGEST_DIFFERENCE = 1e-3
@@ -79,4 +80,6 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
         with open(graph, "rb") as made, write_atomically(target) as file:
             shutil.copyfileobj(made, file)
     own.adopt([target])
+    with own.recording():
+        record_part(folder, target)
     return table

@@ -28,11 +28,10 @@ from medmamba.images import read_channels, read_label_map, stem_of
 from medmamba.images.cases import ImageCase, find_cases
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.trained_model import FoldEnsemble
+from medmamba.models.bundle_parts import METADATA, record_parts
 from medmamba.models.prediction_setup import PREDICTION_SETUP
 from medmamba.models.trained_folds import read_model_facts
 from medmamba.plans.json_record import read_stored, sealed
-
-METADATA = "configs/metadata.json"
 
 # `python -m monai.bundle run` and its two checks, where an import of medmamba fails as if it were not installed.
 COMMANDS = """
@@ -114,6 +113,7 @@ def export_bundle(
             checked = compare_with_native(predictor, cases, masks)
         kinds = ("torchscript", *options.graphs) if single else ()
         graphs = [row for kind in kinds for row in export_graph(part, kind)]
+        record_parts(part, _files(part))
         OwnFiles(part).adopt(_files(part))
     return BundleReport(Path(output), checked, graphs, printed)
 

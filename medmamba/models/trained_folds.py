@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from medmamba.errors import ConfigError, InputError, unknown_name
+from medmamba.models.bundle_parts import METADATA, check_parts
 from medmamba.models.checkpoint import load_checkpoint, weights_sha256
 from medmamba.models.prediction_setup import PredictionSetup, read_prediction_setup
 from medmamba.models.run_folder import RunFolder
@@ -102,6 +103,7 @@ def select_models(
         if warning and strict:
             raise InputError(f"{model}: {warning}. Train the missing folds, or leave out --strict.")
         warnings += [warning] if warning else []
+    warnings += check_parts(model) if is_bundle(model) else ()
     fits = recipe is not None and sorted(recipe.configurations) == sorted(names)
     return Selection(folders, recipe if fits else None, tuple(warnings))
 
@@ -113,7 +115,7 @@ def is_fold(path: Path) -> bool:
 
 def is_bundle(path: Path) -> bool:
     """Whether a folder is a bundle of `medmamba export`."""
-    return (path / "configs" / "metadata.json").is_file() and any(path.glob("models/*/fold_*/model.json"))
+    return (path / METADATA).is_file() and any(path.glob("models/*/fold_*/model.json"))
 
 
 def has_weights(fold: Path) -> bool:
@@ -128,7 +130,7 @@ def mirrors_by_default(model: Path) -> bool:
 
 def _settings(bundle: Path) -> dict[str, Any]:
     """The settings of an exported model."""
-    path = bundle / "configs" / "metadata.json"
+    path = bundle / METADATA
     kind, cure = "metadata of a bundle", "Export again."
     metadata = read_stored(path, dict[str, Any], kind, cure)
     with as_written(path, kind, cure):

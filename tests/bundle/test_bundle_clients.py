@@ -133,6 +133,42 @@ def test_a_recipe_that_was_put_into_a_bundle_is_refused(copied):
     _refused(copied, r"best\.json was altered after the export")
 
 
+def _of_another_export(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+@pytest.mark.parametrize("name", ["models/*/fold_*/plan.json", "models/fingerprint.json"])
+def test_a_part_of_another_export_that_prediction_reads_is_refused(copied, name):
+    (path,) = copied.glob(name)
+    _of_another_export(path)
+    _refused(copied, rf"{path.name}: not the one that was exported with the other parts \(SHA-256\)\. Copy the bundle")
+
+
+def test_metadata_of_another_export_are_refused_and_its_card_may_be_edited(copied):
+    path = copied / "configs" / "metadata.json"
+    facts = json.loads(path.read_text())
+    facts["authors"] = "Somebody else"
+    path.write_text(json.dumps(facts))
+    assert Predictor(copied, device="cpu").model.warnings == ()
+    facts["medmamba"]["settings"]["mirror"] = True
+    path.write_text(json.dumps(facts))
+    _refused(copied, r"metadata\.json: not the one that was exported with the other parts \(SHA-256\)")
+
+
+@pytest.mark.parametrize("name", ["configs/inference.json", "models/model.ts", "scripts/inferer.py"])
+def test_a_part_of_another_export_that_only_monai_reads_is_a_warning(copied, name):
+    _of_another_export(copied / name)
+    (warning,) = Predictor(copied, device="cpu").model.warnings
+    said = f"{name} not as exported with the other parts (SHA-256); MONAI may predict other masks than medmamba"
+    assert warning == f"{copied}: {said}"
+
+
+def test_a_bundle_of_an_earlier_version_has_no_hashes_of_its_parts(copied):
+    (copied / "models" / "parts.json").unlink()
+    _of_another_export(copied / "configs" / "inference.json")
+    assert Predictor(copied, device="cpu").model.warnings == ()
+
+
 def test_a_full_disk_ends_an_export_in_one_line_and_leaves_nothing(tiny_model, one_image, tmp_path, monkeypatch):
     from bundle_card import CARD
 
