@@ -72,7 +72,9 @@ def test_a_phase_of_a_multi_frame_file_gives_mask_and_dicom_seg(tiny_run, tmp_pa
     noise = np.random.default_rng(0).integers(0, 900, (2, 17, 22, 18)).astype(np.int16)
     scan, options = write_enhanced(tmp_path / "scan.dcm", noise), ("--no-mirror", "--fold", "0", "--device", "cpu")
     assert called("predict", tiny_run, scan, "-o", tmp_path / "out", *options) == 2
-    assert "They are 2 parts (:1 time 1, :2 time 2 or :largest) of 17 slices of 22 x 18 pixels" in capsys.readouterr().err
+    assert (
+        "They are 2 parts (:1 time 1, :2 time 2 or :largest) of 17 slices of 22 x 18 pixels" in capsys.readouterr().err
+    )
     assert called("predict", tiny_run, scan, "-o", tmp_path / "out", *options, "--series", "8:2", "--dicom-seg") == 0
     with one_series(scan, "8:2") as folder:
         image = read_image(folder)
