@@ -26,6 +26,7 @@ from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions
 
 PlannedRun = Annotated[Path, typer.Argument(help="Run folder written by `medmamba plan`.")]
+NewRun = Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")]
 TrainedRun = Annotated[Path, typer.Argument(help="Run folder with trained folds.")]
 
 
@@ -59,7 +60,7 @@ def plan(
         Path,
         typer.Argument(help="Folder with dataset.json (Decathlon, nnU-Net v2 raw, table of paths), or a CSV table."),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
+    output: NewRun,
     options: PlanRequest,
 ) -> Answer:
     """Measure a dataset, choose spacing, patch, batch and network, and preprocess its cases."""
@@ -71,7 +72,7 @@ def plan(
     with stages() as on_item:
         made = plan(dataset, output, options, on_item=on_item, on_warning=warnings.append, on_message=table.append)
     report_warnings(list(dict.fromkeys(warnings)))
-    console.print(*table, *summary_lines(made), sep="\n")
+    console.print(*table, *summary_lines(made, console.width), sep="\n")
     console.print(f"Plan and preprocessed cases: {output}    Report: {output / 'report' / 'dataset.html'}")
     console.print(f"Why each number: medmamba explain {output}    Next: medmamba train {output}")
     return {"run": output, "plan": made, "warnings": warnings}
@@ -90,7 +91,7 @@ def explain(run: PlannedRun, options: ExplainOptions) -> Answer:
         lines = explain_lines(plan)
     else:
         other = what_if(plan, folder.read_fingerprint(), **changes_from(options.what_if))
-        lines = compare_lines(plan, other, names=("now", options.what_if.strip()))
+        lines = compare_lines(plan, other, names=("now", options.what_if.strip()), width=console.width)
     console.print(*lines, sep="\n")
     return {"plan": plan}
 
@@ -243,7 +244,7 @@ def convert_model(
     source: Annotated[
         Path, typer.Argument(help="nnU-Net's TRAINER__PLANS__CONFIGURATION, a folder with several, or an exported zip.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder to create.")],
+    output: NewRun,
     options: ConvertModelOptions,
 ) -> Answer:
     """Convert trained nnU-Net v2 models to a run folder that predicts as nnU-Net does; no code in them is run."""

@@ -69,6 +69,11 @@ def printable(text: str, kept: str = "\n") -> str:
     return "".join(char if char.isprintable() or char in kept else repr(char)[1:-1] for char in text)
 
 
+def as_text(name: str) -> str:
+    """A file name as text for JSON, pages and other file names: a byte that is not UTF-8 as ``\\udcfc``."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def counted(count: int, noun: str) -> str:
     """A number and what it counts: 1 case, 2 cases."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -48,12 +48,12 @@ def summary(plan: Plan) -> list[tuple[str, ...]]:
     return rows
 
 
-def summary_lines(plan: Plan) -> list[str]:
-    """The table of :func:`summary` as aligned text, and what the configurations are."""
+def summary_lines(plan: Plan, width: int | None = None) -> list[str]:
+    """The table of :func:`summary` as aligned text of this width, and what the configurations are."""
     of_plan = ("configurations", "heads", "default_configuration")
     memory = [] if plan.options is None else [f"{plan.options.device_memory_gb:g} GB (--device-memory)"]
     return [
-        *aligned(summary(plan)),
+        *aligned(summary(plan), width),
         *(f"Device memory assumed: {text}." for text in memory),
         *(d.reason for name in of_plan for d in plan.decisions if d.name == name),
         *(d.reason for d in plan.default.decisions if d.name == "step_seconds"),
@@ -69,10 +69,12 @@ def compare(before: Plan, after: Plan) -> list[tuple[str, str, str]]:
     return [row for row in rows if row[1] != row[2]]
 
 
-def compare_lines(before: Plan, after: Plan, *, names: tuple[str, str] = ("now", "what if")) -> list[str]:
-    """The differences between two plans side by side, as aligned text."""
+def compare_lines(
+    before: Plan, after: Plan, *, names: tuple[str, str] = ("now", "what if"), width: int | None = None
+) -> list[str]:
+    """The differences between two plans side by side, as aligned text of this width."""
     rows = compare(before, after)
-    return aligned([("", *names), *rows]) if rows else ["Both plans are the same."]
+    return aligned([("", *names), *rows], width) if rows else ["Both plans are the same."]
 
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,8 @@ SHORTEST_NAME = 12
 """Characters that a shortened name keeps at least, the ellipsis among them."""
 LONGEST_HEADING = 16
 """Characters of a word in the heading of a number."""
+LONGEST_BRACKET = 24
+"""Characters of brackets that are written in one line, as of an interval; longer lists are broken."""
 JOINING = " x"
 JOINING_WORDS = ("to", "of", "/", "±")
 """Words that are written in one line with the next."""
@@ -53,11 +55,12 @@ def _broken(column: Sequence[str]) -> list[list[str]]:
 
 
 def _words(cell: str) -> list[str]:
-    """Where a cell may be broken: at spaces, but not inside brackets or sizes, nor behind a word that joins numbers."""
+    """Where a cell may be broken: at spaces, but not inside short brackets or sizes, nor behind a joining word."""
     words: list[str] = []
     for word in cell.split(" "):
         last = words[-1] if words else ""
-        if word == "x" or last.endswith(JOINING) or last in JOINING_WORDS or (last[:1] == "[" and last[-1:] != "]"):
+        inside = last[:1] == "[" and last[-1:] != "]" and len(last) + len(word) < LONGEST_BRACKET
+        if word == "x" or last.endswith(JOINING) or last in JOINING_WORDS or inside:
             words[-1] += f" {word}"
         else:
             words.append(word)

@@ -15,6 +15,8 @@ from medmamba.errors import ConfigError, InputError, need_packages, unknown_name
 from medmamba.models.bundle_parts import record_part
 from medmamba.plans.json_record import read_stored
 
+ONNX = "ONNX needs", ("onnx", "onnxscript", "onnxruntime"), "export"
+"""What its format takes, for :func:`medmamba.errors.need_packages`."""
 LARGEST_DIFFERENCE = 1e-3
 """Of logits; float32 sums in another order differ by about 1e-5."""
 
@@ -64,7 +66,7 @@ def export_graph(bundle: str | Path, kind: str) -> list[Parity]:
     if "other_1" in read_stored(described, dict[str, Any], "configuration of a bundle", "Export the model again."):
         raise ConfigError(f"{folder}: averages several configurations; a graph holds one. Export one of them alone.")
     if kind == "onnx":
-        need_packages("ONNX needs", ("onnx", "onnxscript", "onnxruntime"), "export")
+        need_packages(*ONNX)
     own, target = OwnFiles(folder), folder / "models" / FILES[kind]
     own.refuse_foreign([target], "Remove or rename it.")
     with scratch_folder() as scratch:

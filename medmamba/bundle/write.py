@@ -13,7 +13,7 @@ import torch
 
 from medmamba.bundle.card import licence_text, metadata, readme
 from medmamba.bundle.configuration import inference, training, weights_file
-from medmamba.bundle.graphs import Parity, export_graph
+from medmamba.bundle.graphs import ONNX, Parity, export_graph
 from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.bundle.processes import BundleError, run_python
 from medmamba.bundle.runtime.cases import ENDINGS
@@ -90,6 +90,9 @@ def export_bundle(
     """
     options = ExportOptions.of(options, check_on=check_on, **changes)
     need_packages("MONAI's bundle commands need", ("ignite", "fire", "jsonschema"), "bundle")
+    if "onnx" in options.graphs:
+        need_packages(*ONNX)
+    find_cases(check_on)  # a wrong path is reported before a model is loaded
     present = _files(Path(output))
     if present and not Path(output, METADATA).is_file() and not options.overwrite:
         raise refusal(present)

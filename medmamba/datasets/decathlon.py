@@ -80,14 +80,15 @@ def _cases(spec: DatasetSpec, file: _Decathlon, key: str, problems: list[str], w
         except InputError as error:
             problems.append(f"{where}: {error}.")
             continue
-        case_id, images, label = case.case_id, case.images, case.label
-        ending = images[0].name[len(case_id) :]
-        first = images[0].with_name(f"{case_id}_0000{ending}")
+        images, label = case.images, case.label
+        stem = stem_of(images[0])
+        ending = images[0].name[len(stem) :]
+        first = images[0].with_name(f"{stem}_0000{ending}")
         if not os.path.exists(images[0]) and os.path.exists(first):  # nnU-Net v1
-            images = tuple(first.with_name(f"{case_id}_{n:04d}{ending}") for n in range(len(spec.channels)))
-        if label is not None and stem_of(label) != case_id and label.parent != images[0].parent:
+            images = tuple(first.with_name(f"{stem}_{n:04d}{ending}") for n in range(len(spec.channels)))
+        if label is not None and stem_of(label) != stem and label.parent != images[0].parent:
             warnings.append(
-                f"{where}: the label map {shown(label.name)} has another name than its image {brief(case_id)}."
+                f"{where}: the label map {shown(label.name)} has another name than its image {brief(stem)}."
             )
         annotated = None if pair.annotated is None else tuple(pair.annotated)
         group = None if pair.group is None else str(pair.group)

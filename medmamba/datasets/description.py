@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.errors import InputError, InputErrors, counted
+from medmamba.errors import InputError, InputErrors, as_text, counted
 from medmamba.images import stem_of
 from medmamba.images.gate import brief, read_small, shown
 from medmamba.plans.json_record import strict_json
@@ -21,6 +21,8 @@ Model = TypeVar("Model", bound=BaseModel)
 TRIED = re.compile(r"^(str|int|list\[.*\]|_[A-Z]\w*)$")
 LONGEST_NAME = 100
 LONGEST_CASE_ID = 200  # bytes, of 255 in a file name: endings and the name of a file in the making need the rest
+ESCAPED_BYTE = re.compile(r"\\udc[89a-f][0-9a-f]")
+"""A byte of a file name that is not UTF-8, as a case id holds it."""
 FILE = "dataset.json"
 LARGEST_BYTES = 10 * 2**20
 DEEPEST = 32
@@ -216,7 +218,7 @@ def case_id_problem(case_id: str) -> str | None:
         return "the case has no name"
     if not case_id.isprintable():
         return "the case name holds control characters; rename the file"
-    if set(case_id) & set("/\\"):
+    if set(ESCAPED_BYTE.sub("", case_id)) & set("/\\"):
         return "the case name holds a slash or backslash; rename the file"
     if len(case_id.encode()) > LONGEST_CASE_ID:
         return f"the case name has more than {LONGEST_CASE_ID} bytes; use a shorter one"
@@ -225,7 +227,7 @@ def case_id_problem(case_id: str) -> str | None:
 
 def inside(folder: Path, relative: str) -> Path:
     """The path of a file that a dataset names; raises InputError where it does not lie in the dataset's own folder."""
-    path = PurePosixPath(relative.replace("\\", "/"))
+    path = PurePosixPath(re.sub(rf"(?!{ESCAPED_BYTE.pattern})\\", "/", relative))
     if not relative or "\0" in relative:
         raise InputError("the path is empty")
     for base in (folder.absolute(), folder.resolve()):
@@ -249,7 +251,8 @@ def case_of_files(
         return folder / name if allow_outside else inside(folder, name)
 
     files = tuple(map(path, images))
-    case = CaseSpec(stem_of(files[0]) if case_id is None else case_id, files, None if label is None else path(label))
+    name = as_text(stem_of(files[0]) if case_id is None else case_id)
+    case = CaseSpec(name, files, None if label is None else path(label))
     if problem := case_id_problem(case.case_id):
         raise InputError(f"{brief(case.case_id, 60)}: {problem}")
     return case

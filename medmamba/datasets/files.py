@@ -30,7 +30,7 @@ def other_kind(path: Path) -> str | None:
 
 def _with_label(case: CaseSpec) -> CaseSpec:
     image = case.images[0]
-    path = image.parent.with_name("labelsTs") / (case.case_id + (ending_of(image) or ""))
+    path = image.parent.with_name("labelsTs") / (case.file_stem + (ending_of(image) or ""))
     found = case.label is None and image.parent.name == "imagesTs" and os.path.isfile(path)
     return replace(case, label=path) if found else case
 

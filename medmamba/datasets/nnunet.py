@@ -25,7 +25,7 @@ from medmamba.datasets.description import (
     refuse,
 )
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
-from medmamba.errors import InputError
+from medmamba.errors import InputError, as_text
 from medmamba.images import ending_of
 from medmamba.images.cases import CHANNEL
 from medmamba.images.gate import brief, shown
@@ -63,7 +63,7 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     refuse(folder, problems)
     if file.dataset is None:
         cases = _find(folder / "imagesTr", file.file_ending, len(channels), problems)
-        cases = [replace(case, label=folder / "labelsTr" / (case.case_id + file.file_ending)) for case in cases]
+        cases = [replace(case, label=folder / "labelsTr" / (case.file_stem + file.file_ending)) for case in cases]
     else:
         cases = _listed(folder, file.dataset, problems, allow_outside)
     if not cases and not problems:
@@ -143,7 +143,7 @@ def _find(folder: Path, ending: str, channels: int, problems: list[str]) -> list
         return []
     found: dict[str, dict[int, Path]] = defaultdict(dict)
     for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
-        match = CHANNEL.match(name[: -len(ending)]) if name.lower().endswith(ending.lower()) else None
+        match = CHANNEL.match(as_text(name[: -len(ending)])) if name.lower().endswith(ending.lower()) else None
         if match:
             found[match[1]][int(match[2])] = folder / name
         elif (other := ending_of(name)) and CHANNEL.match(name[: -len(other)]):

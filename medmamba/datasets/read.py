@@ -13,7 +13,7 @@ from medmamba.datasets.files import with_files
 from medmamba.datasets.nnunet import read_nnunet
 from medmamba.datasets.spec import VALIDATION, DatasetSpec
 from medmamba.datasets.table import read_table
-from medmamba.errors import InputError
+from medmamba.errors import InputError, as_text
 from medmamba.images.gate import brief, shown
 
 SPLITS = "splits_final.json"
@@ -114,17 +114,18 @@ def read_splits(path: Path, case_ids: Sequence[str]) -> tuple[Split, ...]:
     problems = []
     splits: list[Split] = []
     for number, fold in enumerate(parse(_Splits, read_json(path), shown(path.name)).root):
+        train, val = (tuple(map(as_text, part)) for part in (fold.train, fold.val))
         where = f"{shown(path.name)}: fold {number}"
-        if unknown := sorted({*fold.train, *fold.val} - known):
+        if unknown := sorted({*train, *val} - known):
             problems.append(
                 f"{where}: {len(unknown)} unknown case(s), the first is {brief(unknown[0], 60)}. Correct it."
             )
-        if leaked := sorted(set(fold.train) & set(fold.val)):
+        if leaked := sorted(set(train) & set(val)):
             problems.append(
                 f"{where}: {brief(leaked[0], 60)} is in train and in val ({len(leaked)} such case(s)). Correct it."
             )
-        if not fold.train or not fold.val:
+        if not train or not val:
             problems.append(f"{where}: train or val is empty. Correct it.")
-        splits.append((tuple(fold.train), tuple(fold.val)))
+        splits.append((train, val))
     refuse(path, problems, "; nothing was done.")
     return tuple(splits)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medmamba.errors import as_text
 from medmamba.images import stem_of
 from medmamba.images.cases import case_names
 from medmamba.images.gate import brief
@@ -31,6 +32,14 @@ class CaseSpec:
     annotated: tuple[str, ...] | None = None
     group: str | None = None
     fold: int | None = None
+
+    @property
+    def file_stem(self) -> str:
+        """The case id as its files are called: with bytes that are not text, and without the number of a channel."""
+        stem = stem_of(self.images[0])
+        return next(
+            (name for name in (stem, stem.removesuffix("_0000")) if as_text(name) == self.case_id), self.case_id
+        )
 
 
 def named_apart(cases: list[CaseSpec]) -> list[CaseSpec]:
@@ -86,7 +95,7 @@ class DatasetSpec:
     @property
     def channel_files(self) -> int:
         """Files CASE_0000, CASE_0001, ... that a case may have; 0: such a number belongs to the name of the case."""
-        split = any(len(case.images) > 1 or stem_of(case.images[0]) == f"{case.case_id}_0000" for case in self.cases)
+        split = any(len(case.images) > 1 or stem_of(case.images[0]) == f"{case.file_stem}_0000" for case in self.cases)
         return len(self.channels) if split else 0
 
     def case(self, case_id: str) -> CaseSpec:

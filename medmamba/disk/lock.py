@@ -36,7 +36,8 @@ class FolderLock:
             ...
 
     Raises InputError (exit code 2), naming the other process, when the folder is in use. Where the file system has
-    no locks, a file that exists only while the folder is in use takes their place.
+    no locks, a file that exists only while the folder is in use takes their place. When the block fails, what the lock
+    made is removed: its file, and the folder if there is nothing else in it.
     ``patience_seconds``: wait so long for the other one to finish. ``shared``: for runs that may be in the folder at
     once, but not together with one that is not shared.
     """
@@ -47,23 +48,18 @@ class FolderLock:
         self.patience_seconds = patience_seconds
         self._file: int | None = None
         self._exclusive: Path | None = None
+        self._made_file = self._made_folder = False
 
     def __enter__(self) -> "FolderLock":
-        make_folder(self.folder)
+        self._made_folder = not self.folder.exists()
         path = self.folder / ".lock"
         with explained(path):
-            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-            try:
-                self._take(file)
-            except BlockingIOError:
-                owner = _owner(os.pread(file, 4096, 0))
+            file = self._open(path)
+            while self._exclusive is None and not _is_at(
+                file, path
+            ):  # removed by a command that failed in the meantime
                 os.close(file)
-                raise InputError(
-                    f"{self.folder} is in use by {owner}. Wait until it has finished, or choose another folder."
-                ) from None
-            except BaseException:
-                os.close(file)
-                raise
+                file = self._open(path)
             record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
             os.ftruncate(file, 0)
             os.pwrite(file, record, 0)  # a shared lock names its last holder
@@ -78,12 +74,34 @@ class FolderLock:
         if not self.shared:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)
+                if kind is not None and self._made_file:
+                    (self.folder / ".lock").unlink()
+                    if self._made_folder:
+                        self.folder.rmdir()
         if self._exclusive is not None:
             self._exclusive.unlink(missing_ok=True)
         else:
             _flock(self._file, release=True)
         os.close(self._file)
         self._file = self._exclusive = None
+
+    def _open(self, path: Path) -> int:
+        """The lock file, opened and locked."""
+        make_folder(self.folder)
+        self._made_file = not os.path.lexists(path)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        try:
+            self._take(file)
+        except BlockingIOError:
+            owner = _owner(os.pread(file, 4096, 0))
+            os.close(file)
+            raise InputError(
+                f"{self.folder} is in use by {owner}. Wait until it has finished, or choose another folder."
+            ) from None
+        except BaseException:
+            os.close(file)
+            raise
+        return file
 
     def _take(self, file: int) -> None:
         end = time.monotonic() + self.patience_seconds
@@ -104,6 +122,13 @@ class FolderLock:
         except FileExistsError:
             raise BlockingIOError from None
         self._exclusive = path
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmamba.errors import InputError, counted
+from medmamba.errors import InputError, as_text, counted
 from medmamba.images import format_of, list_images, mask_ending, stem_of, written_files
 from medmamba.images.gate import shown
 
@@ -77,11 +77,10 @@ def case_names(paths: Sequence[Path]) -> list[str]:
     ``case_1/imaging.nii.gz, case_2/imaging.nii.gz`` are case_1 and case_2.
     """
     folders = [path.resolve() if path.is_dir() else path for path in paths]
-    names = [path.name if path.is_dir() else stem_of(path) for path in folders]
-    names = [name.encode("utf-8", "backslashreplace").decode() for name in names]  # bytes that are not text: \\udcfc
+    names = [as_text(path.name if path.is_dir() else stem_of(path)) for path in folders]
     if len(set(names)) == len(names) or len({path.parent for path in folders}) == 1:
         return names
-    parts = [[*path.parent.parts, name] for path, name in zip(folders, names, strict=True)]
+    parts = [[*map(as_text, path.parent.parts), name] for path, name in zip(folders, names, strict=True)]
     width = max(map(len, parts))
     columns = list(zip(*([*part[:-1], *[""] * (width - len(part)), part[-1]] for part in parts), strict=True))
     telling = [column for column in columns if len(set(column)) > 1]

@@ -9,6 +9,7 @@ Source of the geometry: DICOM PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1. World axe
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medmamba.errors import InputError
+from medmamba.disk.scratch import scratch_folder
+from medmamba.errors import InputError, as_text
 from medmamba.geometry import Affine, Grid, affine_problem
 from medmamba.images import dicom_headers as headers
 from medmamba.images.checked import Decoded
@@ -165,14 +167,29 @@ def _decoded(path: Path, piece: Slice, where: str) -> npt.NDArray[np.float32]:
 
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(os.fspath(path))
-    _quietly(reader.ReadImageInformation, f"{where}: a damaged DICOM file")
-    if reader.GetSize()[:2] != piece.size:
-        raise InputError(f"{where}: {reader.GetSize()} pixels, the header says {piece.size}. Copy it again.")
-    pixels = sitk.GetArrayFromImage(_quietly(reader.Execute, f"{where}: its pixels cannot be decoded"))
+    with _utf8_name(path) as name:
+        reader.SetFileName(name)
+        _quietly(reader.ReadImageInformation, f"{where}: a damaged DICOM file")
+        if reader.GetSize()[:2] != piece.size:
+            raise InputError(f"{where}: {reader.GetSize()} pixels, the header says {piece.size}. Copy it again.")
+        pixels = sitk.GetArrayFromImage(_quietly(reader.Execute, f"{where}: its pixels cannot be decoded"))
     if pixels.size != prod(piece.size):
         raise InputError(f"{where}: {pixels.shape} pixels where its header says {piece.size}. The file is damaged.")
     return pixels.reshape(piece.size[::-1]).T.astype(np.float32)
+
+
+@contextmanager
+def _utf8_name(path: Path) -> Iterator[str]:
+    """The path, or a link to it that is UTF-8: any other name would abort the process inside SimpleITK."""
+    if as_text(str(path)) == str(path):
+        yield str(path)
+        return
+    with scratch_folder() as scratch:
+        link = scratch / "slice.dcm"
+        if as_text(str(link)) != str(link):
+            raise InputError(f"{shown(scratch.parent)}: a temporary folder whose path is UTF-8 is needed. Set TMPDIR.")
+        link.symlink_to(path.resolve())
+        yield str(link)
 
 
 def _quietly(call: Callable[[], Any], problem: str) -> Any:

@@ -28,6 +28,7 @@ from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PREDICTION_SETUP, Limits, PredictionSetup
 from medmamba.models.run_folder import RunFolder
+from medmamba.models.trained_folds import refuse_other_cases
 from medmamba.preprocessing.labels import label_names
 from medmamba.preprocessing.resample import interpolate_linear
 from medmamba.preprocessing.store import CaseReader, stored_cases
@@ -77,6 +78,9 @@ def find_best(
             for fold in shared:
                 stack.enter_context(FolderLock(folders[fold]))
         folder.check_unchanged(plan)
+        for folders in folds.values():
+            for fold in shared:
+                refuse_other_cases(folders[fold], splits[fold])
         kept = stack.enter_context(scratch_folder(options.scratch))
         for fold in shared:
             ensembles = {name: load_model(folds[name][fold], choices).ensembles[0] for name in folds}

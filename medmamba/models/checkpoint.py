@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from medmamba.disk.atomic import replace_folder
 from medmamba.disk.own_files import file_sha256
 from medmamba.errors import ConfigError
 from medmamba.networks.scan_backend import scan_backend_of
+from medmamba.networks.weight_file import load_tensors
 from medmamba.plans.json_record import as_written, read_stored, sealed
 from medmamba.version import __version__
 
@@ -108,7 +109,7 @@ def _restore(folder: Path, state: Mapping[str, Any], network: nn.Module, optimiz
                 f"{folder}: its optimiser groups the parameters in another way, as other versions of "
                 "medmamba do. Continue with the version that began, or start anew from its weights with --init."
             )
-        tensors = load_file(folder / "optimizer.safetensors")
+        tensors = load_tensors(folder / "optimizer.safetensors")
         optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
         torch.set_rng_state(_bytes(state["torch_random_state"]))
         if "cuda_random_state" in state and (device := _device_of(network)).type == "cuda":
@@ -173,7 +174,7 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _load_weights(network: nn.Module, path: Path) -> None:
-    weights = load_file(path)
+    weights = load_tensors(path)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

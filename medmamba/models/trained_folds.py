@@ -1,5 +1,6 @@
 """Trained folds on disk: their records (model.json), weights, and the selection of folds for prediction."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from medmamba.models.prediction_setup import PredictionSetup, read_prediction_se
 from medmamba.models.run_folder import RunFolder
 from medmamba.networks.weight_file import read_weight_file
 from medmamba.plans.fingerprint import Fingerprint
+from medmamba.plans.folds import Fold
 from medmamba.plans.json_record import as_written, read_stored
 
 MODEL_FACTS = "model.json"
@@ -30,6 +32,8 @@ class ModelFacts:
     Attributes:
         network: arguments of :func:`medmamba.networks.build_network`, plain numbers.
         fold: number of the fold, "all" or "pretrained".
+        cases_sha256: hash of the case ids that it is trained and validated with (:func:`hash_of_cases`); None: written
+            by an earlier version, or no fold.
         heads: names of the output channels where these are not the plan's (pretraining).
         state_dict: in a bundle, the file that holds the weights of all models, relative to this record; the names of
             this model's tensors begin with ``prefix`` there, and ``weights_sha256`` is their hash.
@@ -39,6 +43,7 @@ class ModelFacts:
     configuration: str
     network: dict[str, Any]
     fold: str = ""
+    cases_sha256: str | None = None
     heads: list[str] | None = None
     state_dict: str | None = None
     prefix: str = ""
@@ -57,6 +62,20 @@ def read_model_facts(folder: Path) -> ModelFacts:
     """The record of a model's folder; raises ConfigError where there is none."""
     cure = "Restore the file, or run `medmamba train`."
     return read_stored(folder / MODEL_FACTS, ModelFacts, "record of a trained fold", cure)
+
+
+def hash_of_cases(fold: Fold) -> str:
+    """SHA-256 of the cases that a fold trains on and is validated with, in any order."""
+    return sha256(json.dumps([sorted(fold["train"]), sorted(fold["val"])]).encode()).hexdigest()
+
+
+def refuse_other_cases(folder: Path, fold: Fold) -> None:
+    """Raises InputError if a trained fold now has other cases than it was trained with, by an edited splits.json."""
+    if read_model_facts(folder).cases_sha256 not in (None, hash_of_cases(fold)):
+        raise InputError(
+            f"{folder}: was trained with other cases than splits.json gives this fold now. Restore splits.json, or "
+            "train the fold again with --restart."
+        )
 
 
 @dataclass(frozen=True)

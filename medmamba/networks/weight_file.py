@@ -7,11 +7,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
-from medmamba.errors import InputError
+from medmamba.errors import InputError, as_text
 
 _CURE = "Save its state dict alone: torch.save(model.state_dict(), FILE), or safetensors."
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; the library itself opens only paths that are UTF-8."""
+    return load_file(path) if _is_utf8(path) else load(path.read_bytes())
+
+
+def _is_utf8(path: Path) -> bool:
+    return as_text(str(path)) == str(path)
 
 
 def read_weight_file(path: Path | str, *, mapped: bool = False) -> Mapping[str, Any]:
@@ -25,8 +34,8 @@ def read_weight_file(path: Path | str, *, mapped: bool = False) -> Mapping[str, 
         raise InputError(f"{path}: no such file of weights. Check the path.")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return load_tensors(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and _is_utf8(path))
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: holds more than tensors, or no tensors at all, and could run code when it is read. {_CURE}"

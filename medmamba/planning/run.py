@@ -194,6 +194,7 @@ class _Measured:
                 visit=picture,
                 on_case=lambda done, total: self.on_item("preprocess", done, total),
                 options=ReadOptions.of(self.reading),
+                hashes={case.case_id: (case.image_sha256, case.label_sha256) for case in self.report.cases},
             )
             folder.set_plan_aside()  # a run folder with a plan is complete, and the plan is that of its cases
 

@@ -1,10 +1,11 @@
 """Preprocessing of all cases of a dataset into the folder that training reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from medmamba.datasets import DatasetSpec, load_case
+from medmamba.errors import InputError
 from medmamba.images import ReadOptions
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.case import PreprocessedCase, preprocess_case
@@ -23,6 +24,7 @@ def preprocess_dataset(
     visit: Callable[[PreprocessedCase], None] = lambda case: None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
     options: ReadOptions | None = None,
+    hashes: Mapping[str, tuple[str, str | None]] | None = None,
 ) -> None:
     """Store the cases as ``folder/<configuration>/<case_id>`` for each named configuration of the plan.
 
@@ -33,12 +35,15 @@ def preprocess_dataset(
         visit: called with each case on the grid of the first configuration while it is in memory, in any order.
         on_case: progress, called with (cases done, cases in all).
         options: what is accepted when a case is read.
+        hashes: content hashes of image and label map when each case was measured; InputError for others.
     """
 
     def one(case_id: str) -> None:
         case = spec.case(case_id)
         image, labels = load_case(spec, case, options)
         assert labels is not None
+        if hashes is not None and (image.content_hash(), labels.content_hash()) != hashes[case_id]:
+            raise InputError(f"{case_id}: image or label map was changed while it was planned. Run the command again.")
         indices = encode(labels.array, plan)
         made: dict[tuple[float, ...] | None, PreprocessedCase] = {}
         for name in configurations:

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from medmamba.disk.atomic import replace_folder, write_bytes
-from medmamba.errors import ConfigError, InputError
+from medmamba.errors import ConfigError, InputError, as_text
 from medmamba.geometry import Affine
 from medmamba.plans.json_record import read_stored, sealed
 
@@ -261,8 +261,7 @@ class _StoredArray:
         if not plain:
             raise InputError(f"{path}: not a plain blosc2 array. {CURE}")
         with self._read():
-            # One thread: a forked data worker would wait forever for blosc2's threads of its parent process.
-            self.array = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+            self.array = _opened(path)
             self.shape: tuple[int, ...] = self.array.shape
             header, *chunks = self.array.schunk.vlmeta.get(CHECKSUMS) or [None]
             self._unread = dict(enumerate(chunks))
@@ -297,6 +296,15 @@ class _StoredArray:
             raise
         except Exception as error:  # blosc2 raises many kinds for damaged files
             raise InputError(f"{self.path}: cannot be read ({error}). {CURE}") from error
+
+
+def _opened(path: Path) -> blosc2.NDArray:
+    # One thread: a forked data worker would wait forever for blosc2's threads of its parent process.
+    if as_text(str(path)) == str(path):
+        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    array = blosc2.ndarray_from_cframe(path.read_bytes())  # blosc2 opens no path that is not UTF-8
+    array.schunk.dparams = blosc2.DParams(nthreads=1)
+    return array
 
 
 def _checksum_of_header(array: blosc2.NDArray) -> int:

@@ -17,6 +17,7 @@ from medmamba.geometry.display import Display
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.models.run_folder import RunFolder
+from medmamba.models.trained_folds import refuse_other_cases
 from medmamba.preprocessing.case import plan_display
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training.epochs import spread_subset
@@ -122,6 +123,9 @@ def _work(
         for number, split in enumerate(splits)
         if f"fold_{number}" in trained
     ]
+    for number, split in enumerate(splits):
+        if f"fold_{number}" in trained:
+            refuse_other_cases(trained[f"fold_{number}"], split)
     if numbered:
         return [(folder, spread_subset(chosen, most)) for folder, chosen in numbered]
     folder = next(iter(trained.values()))

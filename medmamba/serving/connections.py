@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medmamba.serving.limits import Ending, ServiceLimits
+from medmamba.serving.refusal import Refusal
 
 CLOSING_SECONDS = 2.0
 """For answers on their way when the service ends."""
@@ -30,7 +34,6 @@ def make_server(app: Any, limits: ServiceLimits, ending: Ending) -> "BoundedServ
         log_level="warning",
         access_log=False,
         headers=[("Connection", "close")],  # one request each, so that the time for its head is easily bounded
-        limit_concurrency=limits.connections,
         timeout_graceful_shutdown=int(limits.grace_seconds + 2 * CLOSING_SECONDS) + 1,
     )
     return BoundedServer(config, limits, ending)
@@ -68,9 +71,39 @@ class BoundedServer(uvicorn.Server):
             connection.transport.abort()
 
 
+async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
+    refusal = Refusal(503, "the service has too many connections. Send the image again later.")
+    await JSONResponse(refusal.body, refusal.code, refusal.headers)(scope, receive, send)
+
+
 def _connection_class(limits: ServiceLimits) -> type[H11Protocol]:
     class BoundedConnection(H11Protocol):
-        """Cut off when the head of a request does not come, or its answer is not taken."""
+        """Cut off when the head of a request does not come, or its answer is not taken; refuses in JSON."""
+
+        @property
+        def app(self) -> Any:
+            """What answers the next request; beyond the limit of connections a refusal."""
+            full = max(len(self.connections), len(self.tasks)) >= limits.connections
+            return _too_many_connections if full else self._app
+
+        @app.setter
+        def app(self, app: Any) -> None:
+            self._app = app
+
+        def send_400_response(self, msg: str) -> None:
+            body = b'{"error": "not a valid HTTP request. Send it as curl does."}'
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)

@@ -139,7 +139,10 @@ class Service:
             return _refused(refusal)
 
     async def _answer(self, request: Request, name: str, wanted: Wanted) -> Response:
-        upload = Upload(self.room, self.limits, self.uploaded, self.plan.channel_names, self.ending)
+        try:
+            upload = Upload(self.room, self.limits, self.uploaded, self.plan.channel_names, self.ending)
+        except OSError as error:
+            raise refusal_of(error, self.room) or error from error
         try:
             made = await self._received_and_predicted(request, name, wanted, upload)
             return _FileAnswer(made, upload)

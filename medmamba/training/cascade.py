@@ -17,6 +17,7 @@ from scipy import ndimage
 from medmamba.disk.atomic import write_json
 from medmamba.errors import InputError
 from medmamba.models.run_folder import RunFolder
+from medmamba.models.trained_folds import refuse_other_cases
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
 from medmamba.training import distributed
@@ -116,7 +117,8 @@ def ensure_first_stage(
         fold = folder.fold(first, number)
         cases = [(sources[name], targets[name]) for name in split["val"]]
         stored += [(target, fold) for _, target in cases]
-        trained = (fold / "checkpoints" / "last").is_dir()
+        if trained := (fold / "checkpoints" / "last").is_dir():
+            refuse_other_cases(fold, split)
         if trained and all(_is_fresh(target, fold) for _, target in cases):
             continue
         if ranks == 1:

@@ -9,19 +9,22 @@ from shutil import rmtree
 from typing import Any
 
 import torch
+from torch import nn
 
 from medmamba.compute.device import choose_device
-from medmamba.disk.atomic import make_folder, write_bytes, write_json, write_text
+from medmamba.disk.atomic import write_bytes, write_json, write_text
 from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.lock import FolderLock
-from medmamba.errors import ConfigError, InputError, unknown_name
+from medmamba.errors import ConfigError, InputError, counted, unknown_name
 from medmamba.models.checkpoint import has_checkpoint, refuse_trained
 from medmamba.models.network import network_arguments
+from medmamba.models.output_channels import OutputChannels, class_weights
 from medmamba.models.run_folder import RunFolder, read_plan
-from medmamba.models.trained_folds import ModelFacts, read_model_facts
+from medmamba.models.trained_folds import ModelFacts, hash_of_cases, read_model_facts, refuse_other_cases
 from medmamba.networks.build import network_facts, rebuild_network
 from medmamba.networks.planned.one_block_unet import is_one_block
 from medmamba.plans.explain import compare
+from medmamba.plans.folds import Fold
 from medmamba.plans.json_record import read_stored, sealed
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases
@@ -31,11 +34,11 @@ from medmamba.training.config import RESOLVED_AT_START, TrainConfig, make_config
 from medmamba.training.epochs import FoldSetup
 from medmamba.training.loss_names import LossFunction, find_loss, name_of_loss
 from medmamba.training.machine import machine_line, resolved
-from medmamba.training.observers import Observer, Observers, TrainingReport, open_tracker, training_pages
+from medmamba.training.observers import Observer, Observers, TrainingReport, need_tracker, open_tracker, training_pages
 from medmamba.training.options import OF_ONE_FOLD, TRACKERS, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
-from medmamba.training.trainer import Training
-from medmamba.training.transfer import freeze, initialise
+from medmamba.training.trainer import NO_RECOMPUTE, Training
+from medmamba.training.transfer import TransferReport, freeze, initialise
 
 
 def train(
@@ -78,21 +81,11 @@ def train(
     if options.network is not None:
         network_facts(options.network)  # raises for an unknown one before a case is read
     chosen = plan.configurations[name]
-    training, validation = _fold_cases(folder, name, fold)
+    training, validation = refuse_fold(folder, name, fold, options)
     arguments = network_arguments(plan, chosen, network=options.network, use_scan=options.use_scan)
     target = folder.fold(name, fold)
-    if chosen.previous_stage is not None:
-        if options.init is not None:  # refused before the first stage is trained, which may take hours
-            initialise(rebuild_network(arguments), arguments, plan, options.init)
-        first = TrainOptions(configuration=chosen.previous_stage, network=options.network, use_scan=options.use_scan)
-
-        def train_first_stage(number: int, resume: bool) -> None:
-            own = None if resume else config  # what was begun is resumed with its own recipe
-            train(run, first, fold=number, config=own, loss=loss, on_step=on_step, on_event=on_event, resume=resume)
-
-        where = recipe.get("device", "auto") if config is None else config.device
-        ensure_first_stage(folder, plan, chosen, train_first_stage, device=where, say=on_event)
     stored = stored_config(target) if options.resume else None
+    own, where = config, recipe.get("device", "auto") if config is None else config.device
     config = config or make_config(recipe, stored)
     if loss is not None:
         config = config.model_copy(update={"loss": name_of_loss(loss)})
@@ -100,31 +93,42 @@ def train(
         refuse_another_recipe(stored, config)
         config = config.model_copy(update={field: getattr(stored, field) for field in RESOLVED_AT_START})
         arguments = arguments_to_resume(target, plan, arguments)
-    loss = loss or find_loss(config.loss)
+    function = loss or find_loss(config.loss)
+    if chosen.previous_stage is not None:
+        _network(arguments, plan, options, config)  # refused before the first stage is trained, which may take hours
+        first = TrainOptions(configuration=chosen.previous_stage, network=options.network, use_scan=options.use_scan)
+
+        def train_first_stage(number: int, resume: bool) -> None:
+            of_first = None if resume else own  # what was begun is resumed with its own recipe
+            train(
+                run, first, fold=number, config=of_first, loss=loss, on_step=on_step, on_event=on_event, resume=resume
+            )
+
+        ensure_first_stage(folder, plan, chosen, train_first_stage, device=where, say=on_event)
     own_device = distributed.join(config.device)
     if own_device is not None:
         config = config.model_copy(update={"device": str(own_device)})
     with ExitStack() as stack:
         stack.callback(distributed.leave)
-        if not (options.resume or options.restart):
-            refuse_trained(target / "checkpoints")
-        folder.own_files().refuse_foreign(training_pages(folder.path, target), "Remove or rename it.")
-        torch.manual_seed(config.seed)
-        built = rebuild_network(arguments)
-        report = None if options.init is None else initialise(built, arguments, plan, options.init)
-        freeze(built, config.freeze)
+        built, report = _network(arguments, plan, options, config)
         device = choose_device(config.device)
         config = resolved(config, built, device, cascade=chosen.previous_stage is not None, resumed=options.resume)
-        facts = ModelFacts(plan.hash(), name, arguments, str(fold))
+        split = Fold(train=[case.case_id for case in training], val=[case.case_id for case in validation])
+        if options.resume:
+            refuse_other_cases(target, split)
+        facts = ModelFacts(plan.hash(), name, arguments, str(fold), hash_of_cases(split))
         first_rank = distributed.rank() == 0
         if first_rank:
-            stack.enter_context(FolderLock(make_folder(target)))
+            stack.enter_context(FolderLock(target))
             begin_folder(folder, plan, target, facts, restart=options.restart)
             if report is not None:
                 write_json(target / "init.json", asdict(report))
             elif not options.resume:
                 (target / "init.json").unlink(missing_ok=True)
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
+        if fold != "all" and not folder.own_files().owns(folder.splits_path):
+            counts = f"trains on {counted(len(training), 'case')} and validates on {len(validation)}"
+            on_event(f"splits.json was changed after planning: fold {fold} {counts}.")
         for line in [] if report is None else report.lines():
             on_event(line)
         observer, page = Observer(), None
@@ -136,11 +140,44 @@ def train(
                 stack.callback(tracker.close)
             page = TrainingReport(folder.path, target, plan, config, machine)
             observer = Observers([page, *opened], on_event)
-        setup = FoldSetup(plan, chosen, training, validation, target, config, facts, loss)
+        setup = FoldSetup(plan, chosen, training, validation, target, config, facts, function)
         result = Training(built, setup, observer, resume=options.resume).run(on_step)
         if page is not None:
             page.end(result)
         return result
+
+
+def refuse_fold(
+    folder: RunFolder, configuration: str, fold: int | str, options: TrainOptions
+) -> tuple[list[CaseReader], list[CaseReader]]:
+    """The stored cases that a fold trains on and is validated with; raises InputError if it cannot be trained."""
+    target = folder.fold(configuration, fold)
+    cases = _fold_cases(folder, configuration, fold)
+    if not (options.resume or options.restart):
+        refuse_trained(target / "checkpoints")
+    folder.own_files().refuse_foreign(training_pages(folder.path, target), "Remove or rename it.")
+    return cases
+
+
+def _network(
+    arguments: dict[str, Any], plan: Plan, options: TrainOptions, config: TrainConfig
+) -> tuple[nn.Module, TransferReport | None]:
+    """The network that training begins with, and what it took over from another model.
+
+    Raises ConfigError for choices that cannot work: while nothing is trained, and no checkpoint is deleted.
+    """
+    torch.manual_seed(config.seed)
+    built = rebuild_network(arguments)
+    report = None if options.init is None else initialise(built, arguments, plan, options.init)
+    freeze(built, config.freeze)
+    class_weights(OutputChannels.of_plan(plan), config.class_weights)
+    if config.recompute and not hasattr(built, "checkpoint_blocks"):
+        raise ConfigError(NO_RECOMPUTE)
+    choose_device(config.device)
+    for name in TRACKERS:
+        if getattr(options, name):
+            need_tracker(name)
+    return built, report
 
 
 def begin_folder(folder: RunFolder, plan: Plan, target: Path, facts: ModelFacts, *, restart: bool) -> None:
@@ -166,6 +203,13 @@ def _fold_cases(folder: RunFolder, configuration: str, fold: int | str) -> tuple
         if not isinstance(fold, int) or not 0 <= fold < len(splits):
             raise ConfigError(f"Fold {fold!r} does not exist. Use 0 to {len(splits) - 1}, or all.")
         training, validation = splits[fold]["train"], splits[fold]["val"]
+        both = set(training) & set(validation)
+        if both and set(training) != set(validation):  # of a single patient both parts are the same
+            raise InputError(
+                f"{folder.splits_path}: fold {fold}: {min(both)} is in train and in val. Remove it from one of them."
+            )
+        if twice := next((name for part in (training, validation) for name in part if part.count(name) > 1), None):
+            raise InputError(f"{folder.splits_path}: fold {fold}: {twice} occurs twice. Name each case once.")
     missing = [case_id for case_id in [*training, *validation] if case_id not in cases]
     if missing:
         raise InputError(

@@ -13,7 +13,7 @@ from medmamba.errors import ConfigError, PartialError
 from medmamba.models.checkpoint import has_checkpoint
 from medmamba.models.run_folder import RunFolder
 from medmamba.training.config import TrainConfig, make_config
-from medmamba.training.fold import stored_config, train
+from medmamba.training.fold import refuse_fold, stored_config, train
 from medmamba.training.options import Fold, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
 
@@ -42,6 +42,10 @@ def train_folds(
             raise ConfigError("--max-minutes and --max-hours are two budgets; give one.")
         config = config.of(config, max_minutes=60 * options.max_hours)
     folds = list(dict.fromkeys(options.folds))
+    folder = RunFolder(Path(run))
+    name = options.configuration or folder.read_plan().default_configuration
+    for fold in folds[1:]:  # refused before the first is trained, which may take hours
+        refuse_fold(folder, name, fold, options)
     stored = _stored_recipes(run, folds, options) if options.resume else {}
     pattern = next(iter(stored.values()), None)
     given = {"device": config.device, **config.given, **({"device": options.devices[0]} if options.devices else {})}

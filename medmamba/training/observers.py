@@ -9,6 +9,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -235,14 +236,26 @@ class Tracker(Observer):
             warnings.warn(_reason(error), stacklevel=2)
 
 
+def need_tracker(name: str) -> None:
+    """Raises ConfigError if the package of a tracker is not installed."""
+    try:
+        import_module(name)
+    except ImportError as error:
+        raise _not_installed(name) from error
+
+
 def open_tracker(name: str, run: Path, fold: Path, config: TrainConfig) -> Tracker:
     """The tracker called ``name``; raises ConfigError with what is missing: a package, a server, an account."""
     try:
         return TRACKERS[name](run, fold, config)
     except ImportError as error:
-        raise ConfigError(f"--{name} needs a package that is not installed. Run: pip install {name}") from error
+        raise _not_installed(name) from error
     except Exception as error:
         raise ConfigError(f"--{name}: {_reason(error)} Correct that, or leave --{name} out.") from error
+
+
+def _not_installed(name: str) -> ConfigError:
+    return ConfigError(f"--{name} needs a package that is not installed. Run: pip install {name}")
 
 
 def _reason(error: Exception) -> str:

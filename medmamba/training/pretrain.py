@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from medmamba.compute.device import choose_device
-from medmamba.disk.atomic import make_folder
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
@@ -69,25 +68,25 @@ def pretrain(
     if name not in plan.configurations:
         raise unknown_name("configuration", name, list(plan.configurations))
     chosen = plan.configurations[name]
+    config, target = config or TrainConfig(), folder.path / "pretrained" / name
+    arguments = network_arguments(plan, chosen, network=options.network)
+    device = choose_device(config.device)
+    stored = stored_config(target) if options.resume else None
+    if not (options.resume or options.restart):  # refused before images are read
+        refuse_trained(target / "checkpoints")
     cases = list(stored_cases(folder.preprocessed(name)).values())
     if options.images is not None:
         cases += _further_cases(folder, plan, chosen, options.images, on_event)
     if not cases:
         raise InputError(f"{folder.preprocessed(name)}: no preprocessed case. Run `medmamba plan` again.")
-    arguments = network_arguments(plan, chosen, network=options.network)
     channels = [f"reconstruction of {channel}" for channel in plan.channel_names]
     arguments |= {"out_channels": len(channels), "deep_supervision": False}
-    config = (config or TrainConfig()).model_copy(update={"augment": "none"})
+    config = config.model_copy(update={"augment": "none"})
     if not set(LENGTHS) & set(config.given):
         config = TrainConfig.of(config, steps=PRETRAINING_STEPS)
-    target = folder.path / "pretrained" / name
     facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
-    with FolderLock(make_folder(target)):
-        if not (options.resume or options.restart):
-            refuse_trained(target / "checkpoints")
-        device = choose_device(config.device)
-        if options.resume:
-            stored = stored_config(target)
+    with FolderLock(target):
+        if stored is not None:
             kept = {field: getattr(stored, field) for field in RESOLVED_AT_START if field != "augment"}
             config = config.model_copy(update=kept)
         torch.manual_seed(config.seed)

@@ -37,6 +37,7 @@ from medmamba.training.step import (
 )
 from medmamba.training.workers import SupervisedWorkers
 
+NO_RECOMPUTE = "This network cannot recompute its activations. Leave --recompute out."
 MEASURE_EVERY = 10
 """Steps between two measurements of the batch's Dice; it costs little, but not nothing."""
 
@@ -244,7 +245,7 @@ class Training:
         if hasattr(self.network, "checkpoint_blocks"):
             setattr(self.network, "checkpoint_blocks", fit.recompute)  # noqa: B010, not an attribute of every Module
         elif fit.recompute:
-            raise ConfigError("This network cannot recompute its activations. Leave --recompute out.")
+            raise ConfigError(NO_RECOMPUTE)
         mirroring = mirroring_of(setup.plan, setup.configuration)
         recipe = PatchRecipe(
             augmentation_plan(fit.patch_size, mirroring, setup.channels.label_swap),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from medmamba.errors import ConfigError
@@ -21,6 +20,7 @@ from medmamba.models.run_folder import read_plan
 from medmamba.models.trained_folds import read_model_facts
 from medmamba.networks.build import build_network, published_networks
 from medmamba.networks.published.weights import read_converted
+from medmamba.networks.weight_file import load_tensors
 from medmamba.plans.schema import Plan
 
 SHOWN_NAMES = 6
@@ -95,7 +95,7 @@ def initialise(network: nn.Module, arguments: dict[str, Any], plan: Plan, model:
     old_plan = read_plan(folder / "plan.json")
     generation = "best" if (folder / "checkpoints" / "best" / "state.json").exists() else "last"
     read_state(folder / "checkpoints" / generation)  # hashes
-    old = load_file(folder / "checkpoints" / generation / "model.safetensors")
+    old = load_tensors(folder / "checkpoints" / generation / "model.safetensors")
     axes: dict[str, _NamedAxis] = {}
     outputs = OutputChannels.of_plan(plan).names, facts.heads or OutputChannels.of_plan(old_plan).names
     for argument, reason, here, there in (

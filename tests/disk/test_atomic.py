@@ -332,3 +332,28 @@ def test_where_the_file_system_has_no_locks_a_file_takes_their_place(tmp_path, m
     (tmp_path / ".lock.exclusive").write_text("")  # of a run that was killed
     with pytest.raises(InputError, match="in use by another process"), FolderLock(tmp_path):
         pass
+
+
+def test_a_lock_that_was_made_in_vain_leaves_neither_file_nor_folder(tmp_path):
+    with pytest.raises(KeyError), FolderLock(tmp_path / "new"):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
+    with FolderLock(tmp_path):
+        pass
+    with pytest.raises(KeyError), FolderLock(tmp_path):  # there before, so others may wait for it
+        raise KeyError
+    assert (tmp_path / ".lock").exists()
+
+
+def test_a_process_that_waited_for_a_removed_lock_takes_a_new_one(tmp_path, monkeypatch):
+    flock = lock._flock
+
+    def removed_meanwhile(file, **options):
+        monkeypatch.setattr(lock, "_flock", flock)
+        taken = flock(file, **options)
+        (tmp_path / ".lock").unlink()
+        return taken
+
+    monkeypatch.setattr(lock, "_flock", removed_meanwhile)
+    with FolderLock(tmp_path), pytest.raises(InputError, match="is in use by process"), FolderLock(tmp_path):
+        pass

@@ -43,6 +43,14 @@ def test_plan_refuses_options_before_a_case_is_read(small_dataset, tmp_path, mon
     assert not (tmp_path / "run").exists()
 
 
+def test_a_refused_plan_leaves_nothing_in_an_existing_folder(small_dataset, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(InputError, match="Unknown machine"):
+        medmamba.plan(small_dataset, run, machine="cpv")
+    assert list(run.iterdir()) == []
+
+
 def test_init_of_a_cascade_is_refused_before_its_first_stage(small_run, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)

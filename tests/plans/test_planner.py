@@ -16,6 +16,7 @@ from medmamba.models.network import network_arguments
 from medmamba.plans.explain import compare, compare_lines, explain_lines, summary, summary_lines
 from medmamba.plans.families import FAMILIES
 from medmamba.plans.schema import Plan
+from medmamba.plans.text_table import aligned
 
 
 def decision(plan: Plan, configuration: str, name: str):
@@ -210,6 +211,19 @@ def test_explaining_prints_rule_inputs_and_reason_of_each_decision() -> None:
     assert summary(plan)[0][0] == "configuration"
     assert len(summary(plan)) == 1 + len(plan.configurations)
     assert any(line.startswith("3d_fullres *") for line in summary_lines(plan))
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_tables_of_a_plan_fit_the_terminal(width) -> None:
+    eight = plan_of(reference_fingerprint("ct_lung"))
+    four = plan_of(reference_fingerprint("ct_lung"), device_memory_gb=4, network="plain_unet")
+    lines = compare_lines(eight, four, names=("now", "--device-memory 4GB --network plain_unet"), width=width)
+    table = summary_lines(eight, width)[: len(aligned(summary(eight), width))]
+    assert max(map(len, [*lines, *table])) <= width
+    text = " ".join("\n".join(lines).split())
+    rows = [row for row in compare(eight, four) if row[0].endswith((".patch_size", ".batch_size"))]
+    assert rows
+    assert all(part in text for _, *parts in rows for part in parts)
 
 
 def test_what_if_lists_only_what_differs() -> None:

@@ -166,3 +166,23 @@ def test_a_full_disk_is_507(tiny_run, running, image, monkeypatch):
     assert own.refused("/predict?name=a.nii.gz", image) == (
         507, "the service has no room on its temporary disk. Send the image again later."
     )  # fmt: skip
+
+
+def test_no_room_for_the_folder_of_a_request_is_507_too(tiny_run, running, image, monkeypatch):
+    def full(*arguments, **rest):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medmamba.serving.upload.mkdtemp", full)
+    own = running(Predictor(tiny_run, folds=[0], mirror=False, device="cpu"))
+    assert own.refused("/predict?name=a.nii.gz", image)[0] == 507
+
+
+def test_answers_of_the_server_itself_are_json(tiny_run, running):
+    own = running(Predictor(tiny_run, folds=[0], mirror=False, device="cpu"), ServiceLimits(connections=1))
+    code, headers, body = own.answer("/health")
+    assert (code, headers["Retry-After"], headers["Content-Type"]) == (503, "10", "application/json")
+    assert json.loads(body) == {"error": "the service has too many connections. Send the image again later."}
+    with own.raw(b"no HTTP\r\n\r\n") as client:
+        head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body) == {"error": "not a valid HTTP request. Send it as curl does."}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from medmamba.disk.atomic import write_atomically
@@ -112,9 +112,9 @@ def read_converted(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]
     Raises ConfigError for any other file.
     """
     try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["medmamba"])
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118, not a mapping
+        stored = Path(path).read_bytes()
+        head = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
+        return load(stored), json.loads(head["__metadata__"]["medmamba"])
     except (SafetensorError, TypeError, KeyError, ValueError):
         raise ConfigError(
             f"{path}: not published weights under our names. Translate them first: "
