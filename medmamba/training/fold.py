@@ -126,7 +126,7 @@ def train(
             elif not options.resume:
                 (target / "init.json").unlink(missing_ok=True)
         distributed.from_first(0.0)  # the others continue when the first has the folder to itself
-        if fold != "all" and not folder.own_files().owns(folder.splits_path):
+        if first_rank and fold != "all" and not folder.own_files().owns(folder.splits_path):
             counts = f"trains on {counted(len(training), 'case')} and validates on {len(validation)}"
             on_event(f"splits.json was changed after planning: fold {fold} {counts}.")
         for line in [] if report is None else report.lines():
