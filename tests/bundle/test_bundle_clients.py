@@ -19,9 +19,9 @@ from medmamba.cli.main import run as medmamba_command
 from medmamba.errors import ConfigError, InputError
 from medmamba.inference.predictor import Predictor
 
-PATIENT = {"StudyID": "1", "PatientID": "1"}
+PATIENT = {"StudyID": "1", "PatientID": "1", "FrameOfReferenceUID": "1.2.9"}
 PATIENT |= dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyDate", "StudyTime"), "")
-"""Elements that the SDK's writer needs of a series; they may be empty."""
+"""Elements that the SDK's writer needs of a series; most may be empty."""
 APPLICATION = Path(__file__).resolve().parents[2] / "examples" / "deploy" / "app.py"
 # As the bundle operator of the MONAI Deploy App SDK: the image comes without channels, the network as a model object
 # that is no module, and of the bundle's transforms those that load and save are left out.
