@@ -19,7 +19,7 @@ from medmamba.cli.main import run as medmamba_command
 from medmamba.errors import ConfigError, InputError
 from medmamba.inference.predictor import Predictor
 
-PATIENT = {"StudyID": "1", "PatientID": "1", "FrameOfReferenceUID": "1.2.9"}
+PATIENT = {"StudyID": "1", "PatientID": "1", "FrameOfReferenceUID": "1.2.9", "SliceThickness": 1.0}
 PATIENT |= dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyDate", "StudyTime"), "")
 """Elements that the SDK's writer needs of a series; most may be empty."""
 APPLICATION = Path(__file__).resolve().parents[2] / "examples" / "deploy" / "app.py"
