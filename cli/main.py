@@ -29,6 +29,7 @@ for command in (
     training.pretrain,
     training.train,
     prediction.predict,
+    prediction.ensemble,
     prediction.reproduce,
     training.find_best,
     prediction.evaluate,

@@ -11,16 +11,21 @@ from medmamba.cli.terminal import resumable
 from medmamba.command_options import DicomSegOptions, ReproduceOptions, ServeOptions
 from medmamba.errors import PartialError, counted
 from medmamba.evaluation.options import EvaluateOptions
-from medmamba.inference.options import PredictOptions
+from medmamba.inference.options import EnsembleOptions, PredictOptions
 
 if TYPE_CHECKING:
     from medmamba.evaluation.report import Evaluation
 
-Model = Annotated[Path, typer.Argument(help="Run folder, trained fold, or bundle.")]
+Models = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="MODEL...", help="Run folder, trained fold, or bundle; several are averaged (same labels and channels)."
+    ),
+]
 
 
 def predict(
-    model: Model,
+    model: Models,
     images: Annotated[
         Path, typer.Argument(help="Image, folder of images, folder of a DICOM series, or a zip of one of them.")
     ],
@@ -52,7 +57,10 @@ def predict(
 
 def reproduce(
     report: Annotated[Path, typer.Argument(help="report.json of the prediction.")],
-    model: Annotated[Path, typer.Argument(help="Run folder or trained fold that was used.")],
+    model: Annotated[
+        list[Path],
+        typer.Argument(metavar="MODEL...", help="Run folder or trained fold that was used; of several, all in order."),
+    ],
     images: Annotated[Path, typer.Argument(help="Images that were predicted.")],
     options: ReproduceOptions,
 ) -> Answer:
@@ -65,6 +73,23 @@ def reproduce(
     if result.other:
         raise PartialError(f"{counted(len(result.other), 'mask')} came out differently: {', '.join(result.other)}.")
     return {"same": result.same}
+
+
+def ensemble(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="Folders of `medmamba predict --probabilities` for the same images."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.json.")],
+    options: EnsembleOptions,
+) -> Answer:
+    """Average the stored probabilities of several folders; `predict MODEL... IMAGES` does so without storing any."""
+    from medmamba.inference.folder.average import average_folders
+
+    with stages() as on_item:
+        cases = average_folders(folders, output, options, on_item=on_item)
+    console.print(f"{counted(len(cases), 'mask')} and report.json: {output}")
+    return {"output": output, "cases": cases}
 
 
 def evaluate(
@@ -135,7 +160,7 @@ def export(
     return {"bundle": report.folder, "checked": report.cases, "graphs": report.graphs}
 
 
-def serve(model: Model, options: ServeOptions) -> Answer:
+def serve(model: Models, options: ServeOptions) -> Answer:
     """Serve predictions over HTTP on this machine: POST /predict returns mask and report."""
     from medmamba.serving.app import run_service
 

@@ -164,7 +164,7 @@ def find_best(run: TrainedRun, options: FindBestOptions) -> Answer:
     used = "; ".join(f"{name}: {', '.join(folds)}" for name, folds in recipe.folds.items())
     console.print(f"{recipe.cases} validation cases, folds {used}")
     for step in recipe.cleaning:
-        console.print(f"{step.label}: {step.action.replace('_', ' ')}, Dice +{step.gain:.4f}")
+        console.print(f"{step.sentence()}, Dice +{step.gain:.4f}")
     for name, threshold in recipe.thresholds.items():
         console.print(f"{name}: above probability {threshold:g}")
     if recipe.limits is None:
@@ -242,17 +242,27 @@ def convert_plans(
 
 def convert_model(
     source: Annotated[
-        Path, typer.Argument(help="nnU-Net's TRAINER__PLANS__CONFIGURATION, a folder with several, or an exported zip.")
+        Path,
+        typer.Argument(
+            help="nnU-Net's TRAINER__PLANS__CONFIGURATION, a folder with several, or an exported zip; or a run folder."
+        ),
     ],
     output: NewRun,
     options: ConvertModelOptions,
 ) -> Answer:
-    """Convert trained nnU-Net v2 models to a run folder that predicts as nnU-Net does; no code in them is run."""
+    """Convert nnU-Net v2 models to a run that predicts as nnU-Net does, without running code of theirs; or back."""
     from medmamba.nnunet.convert import convert_model
+    from medmamba.nnunet.write_results import WrittenResults
 
     with stages() as on_item:
         made = convert_model(source, output, options, on_fold=partial(on_item, "convert"))
     console.print(*made.notes, sep="\n")
+    if isinstance(made, WrittenResults):
+        name, folds = next(iter(made.folds.items()))
+        number, fold = made.folder.name[7:10], " ".join(one.removeprefix("fold_") for one in folds)
+        theirs = f"nnUNetv2_predict -d {number} -p medmambaPlans -c {name} -f {fold} -i IMAGES -o MASKS"
+        console.print(f"Results: {made.folder}    Next: nnUNet_results={output} {theirs}")
+        return {"results": made.folder, "folds": made.folds, "notes": made.notes}
     console.print(f"Model: {output}    Next: medmamba predict {output} IMAGES -o MASKS")
     return {"run": made.run, "folds": made.folds, "notes": made.notes}
 

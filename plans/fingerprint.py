@@ -155,6 +155,11 @@ class Fingerprint(Record):
         return self.cases[0].spacing_mm is not None
 
     @property
+    def knows_axes(self) -> bool:
+        """Whether axes are anatomical and shapes those of whole images; not in one taken over from nnU-Net."""
+        return any(case.orientation is not None or case.label_voxels for case in self.cases)
+
+    @property
     def structures(self) -> list[str]:
         """Names of the labels without the background."""
         return [name for name in self.labels if name != "background"]

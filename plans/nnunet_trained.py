@@ -67,6 +67,20 @@ def trained_plan(
     )
 
 
+def trained_with(plans: Mapping[str, Any], configuration: str) -> dict[str, str]:
+    """What of a plans file decides what a network sees, field by field as text; weights show the rest.
+
+    Empty for a checkpoint that holds no such plans.
+    """
+    try:
+        part = _resolved(plans["configurations"], configuration, "plans")
+        fields = {name: part[name] for name in ("spacing", "normalization_schemes", "use_mask_for_norm")}
+        fields["transpose_forward"] = plans["transpose_forward"]
+    except (KeyError, TypeError, AttributeError, ConfigError):
+        return {}
+    return {name: json.dumps(value, default=str) for name, value in fields.items()}
+
+
 def joined_plan(plans: Mapping[str, Plan]) -> Plan:
     """One plan from those of several trained configurations, by the folder of each.
 

@@ -119,6 +119,11 @@ class ReadingOptions(Options):
 class PlanRequest(ReadingOptions, PlanOptions):
     """The choices of :func:`medmamba.planning.run.plan`, and of the command line: also how the dataset is read."""
 
+    like: Path | None = option(
+        None,
+        "Run whose grids, normalisation and networks are taken over, to fine-tune its model with `train --init`.",
+        panel=RULES,
+    )
     pilot: float | None = option(
         None,
         "Minutes in which candidate networks are trained on one fold, all together; the best is planned. --network a,b "

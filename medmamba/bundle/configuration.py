@@ -1,7 +1,7 @@
 """A bundle's configs/inference.json and configs/train.json: prediction and training as MONAI configurations."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from medmamba.bundle.runtime.plan import BundlePlan
@@ -155,7 +155,7 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
     if main.previous is not None:
         beside["first_stage"] = _stage(main.previous, main)
         previous = "@first_stage"
-    cleaning = [asdict(step) for step in recipe.cleaning] if recipe else []
+    cleaning = [step.as_json() for step in recipe.cleaning] if recipe else []
     for step in cleaning:
         del step["gain"]  # the gain in cross-validation is in best.json only
     restoring = _made(

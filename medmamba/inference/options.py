@@ -111,3 +111,10 @@ class PredictOptions(PredictorOptions):
     def dicom_kinds(self) -> tuple[str, ...]:
         """Kinds of DICOM objects to write: "seg", "rtstruct", both or none."""
         return ("seg",) * self.dicom_seg + ("rtstruct",) * self.dicom_rtstruct
+
+
+class EnsembleOptions(Options):
+    """The choices of :func:`medmamba.inference.folder.average.average_folders`."""
+
+    probabilities: bool = option(False, "Write the mean probabilities too.")
+    overwrite: bool = option(False, OVERWRITE_TEXT)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Provenance:
     """Provenance of a mask: versions, plan, weights (by configuration and fold), settings, device, values of labels.
 
     ``recipe_sha256`` is that of the best.json of `medmamba find-best`; None without one. ``warnings`` are about the
-    choice of the model, such as missing folds.
+    choice of the model, such as missing folds. ``others`` are further models that were averaged with this one.
     """
 
     medmamba: str
@@ -55,7 +55,9 @@ class Provenance:
     device: str
     labels: Mapping[str, int]
     regions: Mapping[str, Sequence[str]] | None = None
+    region_order: Sequence[str] | None = None
     warnings: Sequence[str] = ()
+    others: Sequence["Provenance"] = ()
 
     def __getitem__(self, key: str) -> Any:
         """``provenance["plan_sha256"]``: an entry of :meth:`as_dict`, as the provenance was in version 0.1."""
@@ -63,9 +65,13 @@ class Provenance:
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in report.json."""
-        numbers = asdict(self)
+        numbers = asdict(replace(self, others=()))
         warnings = numbers.pop("warnings")
-        return {**numbers, "remarks": warnings}
+        del numbers["others"]
+        if self.region_order is None:
+            del numbers["region_order"]
+        joined = {"others": [other.as_dict() for other in self.others]} if self.others else {}
+        return {**numbers, "remarks": warnings, **joined}
 
     def sentence(self) -> str:
         """Device, precision and scan backend, for people."""

@@ -19,14 +19,16 @@ from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channe
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
+from medmamba.inference.joint import Models, Streams, load_models, mean_on_native_grid
 from medmamba.inference.memory import MemoryEstimate
 from medmamba.inference.options import BUDGET_GIB, PredictorOptions
 from medmamba.inference.prediction import FailedPrediction, Prediction, Provenance
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
 from medmamba.inference.restore import on_native_grid
-from medmamba.inference.trained_model import OnTile, TrainedModel, load_model
+from medmamba.inference.trained_model import FoldEnsemble, OnTile, TrainedModel
 from medmamba.models.cleaning import clean
 from medmamba.models.output_channels import OutputChannels
+from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.models.trained_folds import is_bundle, is_fold
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.case import PreprocessedCase, bounding_box, to_plan_axes, trail_of_shape
@@ -47,16 +49,15 @@ class Predictor:
     ``with`` block, or :meth:`close`, frees its memory.
 
     Args:
-        model: a run folder, the folder of one fold, or a bundle of `medmamba export`; or networks in memory, a
+        model: a run folder, the folder of one fold, or a bundle of `medmamba export`; a list of them, whose
+            probabilities are averaged; or networks in memory, a
             :class:`~medmamba.inference.trained_model.TrainedModel`. Of a run, all trained folds are averaged.
         changes: single fields of :class:`~medmamba.inference.options.PredictorOptions` by name, as ``mirror=False``.
     """
 
-    def __init__(
-        self, model: str | Path | TrainedModel, options: PredictorOptions | None = None, **changes: Any
-    ) -> None:
+    def __init__(self, model: Models | TrainedModel, options: PredictorOptions | None = None, **changes: Any) -> None:
         self.options = PredictorOptions.of(options, **changes)
-        self.model = model if isinstance(model, TrainedModel) else load_model(Path(model), self.options)
+        self.model = model if isinstance(model, TrainedModel) else load_models(model, self.options)
         self.on_tile: OnTile = lambda done, total: None
         self._closed = False
         self._reported: set[str] = set()
@@ -92,7 +93,7 @@ class Predictor:
 
     def close(self) -> None:
         """Let go of the networks; the predictor cannot be used any more."""
-        for ensemble in self.model.ensembles:
+        for ensemble in self._ensembles:
             ensemble.networks = []
         self._closed = True
         if self.device.type == "cuda":
@@ -104,8 +105,13 @@ class Predictor:
         return self.model.execution.device
 
     @property
+    def _ensembles(self) -> list[FoldEnsemble]:
+        """All configurations, those of further models too."""
+        return [ensemble for model in self.model.members for ensemble in model.ensembles]
+
+    @property
     def plan(self) -> Plan:
-        """The plan that the model was trained with."""
+        """The plan that the model was trained with; of several models, that of the first."""
         return self.model.ensembles[0].plan
 
     @property
@@ -125,10 +131,15 @@ class Predictor:
     def estimate(self, shape: Sequence[int], spacing_mm: Sequence[float] | None = None) -> MemoryEstimate:
         """The memory that predicting an image of this shape (i, j, k) and spacing (default: the model's) would need."""
         found = []
-        for ensemble in self.model.ensembles:
+        for ensemble in self._ensembles:
             trail = trail_of_shape(shape, spacing_mm, ensemble.plan, ensemble.configuration)
             found.append(astuple(ensemble.estimate(trail, self._budget())))
-        return MemoryEstimate(*map(sum, zip(*found, strict=True)))  # configurations are averaged plane by plane
+        whole = MemoryEstimate(*map(sum, zip(*found, strict=True)))  # configurations are averaged plane by plane
+        return replace(whole, others=whole.others + self._probability_bytes(math.prod(shape)))
+
+    def _probability_bytes(self, voxels: int) -> int:
+        """Of several models: their mean on the image's grid, and the probabilities of one, cropped and whole."""
+        return 3 * 4 * len(self.heads.names) * voxels if self.model.others else 0
 
     def predict_many(
         self, images: Iterable[Any], *, on_error: Literal["raise", "record"] = "raise", probabilities: bool = False
@@ -181,19 +192,35 @@ class Predictor:
         findings = self._check(name, image)
         self._check_work(name, image, on_message)
         end_of("read")
-        cases = [ensemble.prepare(name, image.array, image.grid) for ensemble in self.model.ensembles]
+        cases = [ensemble.prepare(name, image.array, image.grid) for ensemble in self._ensembles]
         end_of("preprocess")
         confidence = Confidence(sigmoid=self.heads.sigmoid) if self.options.confidence else None
         streams = self._streams(cases, confidence, on_tile or self.on_tile, on_message, planes_on_disk)
-        recipe = self.model.recipe
-        thresholds = None if recipe is None else recipe.thresholds_of(self.heads.names)
-        temperature = 1.0 if recipe is None else recipe.temperature
-        indices, kept = on_native_grid(streams, self.heads, thresholds, temperature, probabilities=probabilities)
+        indices, kept = self._restored(streams, probabilities)
         end_of("network")
         give_back_memory()
         result = self._finish(name, image, indices, findings, confidence)
         end_of("finish")
         return replace(result, probabilities=kept, seconds=seconds)
+
+    def _restored(
+        self, streams: Streams, probabilities: bool
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
+        """Label indices on the image's own grid, and the probabilities if asked for."""
+        if self.model.others:
+            left = iter(streams)
+            members = [(model, [next(left) for _ in model.ensembles]) for model in self.model.members]
+            indices, mean = mean_on_native_grid(members, self.heads)
+            return indices, mean if probabilities else None
+        recipe = self._recipe
+        thresholds = None if recipe is None else recipe.thresholds_of(self.heads.names)
+        temperature = 1.0 if recipe is None else recipe.temperature
+        return on_native_grid(streams, self.heads, thresholds, temperature, probabilities=probabilities)
+
+    @property
+    def _recipe(self) -> PredictionSetup | None:
+        """What find-best chose for this model alone; nothing for several."""
+        return None if self.model.others else self.model.recipe
 
     def _check(self, name: str, image: MedicalImage) -> list[Finding]:
         """What is unusual about an image; raises InputError for one that cannot be predicted."""
@@ -203,7 +230,8 @@ class Predictor:
                 f"{name}: has {image.channels} channel(s), the model was trained with {len(channels)} "
                 f"({', '.join(channels)}). Give all channels in this order."
             )
-        findings = list(check_image(image, self.model.fingerprint))
+        known = [check_image(image, model.fingerprint) for model in self.model.members]
+        findings = list(dict.fromkeys(finding for found in known for finding in found))
         if status_of(findings) == "reject":
             raise InputError(f"{name}: rejected: {_reasons(findings, 'reject')}. Check the image.")
         return findings
@@ -239,13 +267,16 @@ class Predictor:
     ) -> list[tuple[Iterator[torch.Tensor], SpatialTrail]]:
         """The planes of logits of each configuration, with the trail of its grid; confidence is that of the first."""
         streams = []
-        ensembles = self.model.ensembles
+        ensembles = self._ensembles
         budget = 0 if planes_on_disk else self._budget()
         limit, scratch = self.options.memory_limit_gib, self.options.scratch or Path(tempfile.gettempdir())
         for number, (ensemble, case) in enumerate(zip(ensembles, cases, strict=True)):
             for runner in ensemble.runners:
                 runner.on_warning = on_message
             estimate = ensemble.estimate(case.trail, budget)
+            estimate = replace(
+                estimate, others=estimate.others + self._probability_bytes(math.prod(case.trail.native.shape))
+            )
             if limit is not None and estimate.peak > limit * 2**30:
                 needed = f"{case.case_id}: {estimate.sentence()}, the limit is {size_text(limit * 2**30)}"
                 raise ResourceError(f"{needed}. Allow more memory, or crop the image.")
@@ -270,7 +301,7 @@ class Predictor:
         confidence: Confidence | None,
     ) -> Prediction:
         """The prediction of label indices: cleaned, measured, compared with the training cases."""
-        recipe, fingerprint = self.model.recipe, self.model.fingerprint
+        recipe = self._recipe
         names, volume_mm3 = label_names(self.plan), image.grid.voxel_volume_mm3
         if recipe is not None:
             indices = clean(indices, recipe.cleaning, names, volume_mm3)
@@ -280,9 +311,10 @@ class Predictor:
         entropy = None if confidence is None else confidence.entropy
         agreement = None if confidence is None else confidence.agreement
         findings += check_confidence(entropy, agreement, None if recipe is None else recipe.limits)
-        if fingerprint is not None:
-            findings += check_mask(image, indices, volumes_ml, voxels, fingerprint)
-            findings += check_sides(indices, names, image.grid, fingerprint)
+        for known in (model.fingerprint for model in self.model.members):
+            if known is not None:
+                findings += check_mask(image, indices, volumes_ml, voxels, known)
+                findings += check_sides(indices, names, image.grid, known)
         if self.options.strict and status_of(findings) != "ok":
             raise InputError(f"{name}: {_reasons(findings, 'review')}. Look at the image, or leave out --strict.")
         return Prediction(
@@ -290,7 +322,7 @@ class Predictor:
             grid=image.grid,
             volumes_ml=volumes_ml,
             voxels=voxels,
-            findings=tuple(findings),
+            findings=tuple(dict.fromkeys(findings)),
             entropy=entropy,
             agreement=agreement,
             like=image,
@@ -303,7 +335,7 @@ class Predictor:
         if not known:
             free = free_memory()
             known = [BUDGET_GIB, *([] if free is None else [FREE_FRACTION * free / 2**30])]
-        return int(min(known) * 2**30) // len(self.model.ensembles)
+        return int(min(known) * 2**30) // len(self._ensembles)
 
 
 def _part_of(on_tile: OnTile, number: int, count: int) -> OnTile:

@@ -125,6 +125,11 @@ def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding
     canonical = Reorient.to_canonical(image.grid).grid_after(image.grid)
     assert canonical.spacing_mm is not None
     assert canonical.extent_mm is not None
+    if not fingerprint.knows_axes:
+        pairs = zip(sorted(canonical.spacing_mm), np.sort(fingerprint.spacings).T, strict=True)
+        for name, (value, of_training) in zip(("smallest", "middle", "largest"), pairs, strict=True):
+            yield from _far_off(f"{name} spacing", value, of_training.tolist())
+        return
     views = [case.field_of_view_mm for case in fingerprint.cases if case.field_of_view_mm is not None]
     for axis, name in enumerate(("left-right", "front-back", "head-foot")):
         spacings = [float(mm) for mm in fingerprint.spacings[:, axis]]
@@ -132,15 +137,19 @@ def _geometry(image: MedicalImage, fingerprint: Fingerprint) -> Iterator[Finding
             ("spacing", canonical.spacing_mm[axis], spacings),
             ("field of view", canonical.extent_mm[axis], [view[axis] for view in views]),
         ):
-            if _is_outside(value, of_training, RANGE):
-                known = f"{min(of_training):.3g} to {max(of_training):.3g} mm"
-                yield Finding("review", f"{what} {name} is {value:.3g} mm, training {known}")
+            yield from _far_off(f"{what} {name}", value, of_training)
     stored = {case.orientation for case in fingerprint.cases}
     if image.grid.orientation not in stored and None not in stored:
         text = f"stored as {image.grid.orientation}, the training images as {', '.join(sorted(map(str, stored)))}"
         yield Finding("note", text)
     if not image.orientation_known:
         yield Finding("review", "the file does not state its left-right orientation")
+
+
+def _far_off(what: str, value: float, of_training: Sequence[float]) -> Iterator[Finding]:
+    if _is_outside(value, of_training, RANGE):
+        known = f"{min(of_training):.3g} to {max(of_training):.3g} mm"
+        yield Finding("review", f"{what} is {value:.3g} mm, training {known}")
 
 
 def _is_outside(value: float, of_training: Sequence[float], multiples: tuple[float, float]) -> bool:

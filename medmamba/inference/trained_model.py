@@ -146,7 +146,8 @@ def _load(folder: Path, execution: Execution) -> NetworkRunner:
 class TrainedModel:
     """Configurations whose probabilities are averaged; the plan is that of the first.
 
-    ``recipe`` is what `medmamba find-best` chose for exactly these configurations. Without the fingerprint of the
+    ``others`` are models with plans of their own whose probabilities are averaged with its own (joint.py). ``recipe``
+    is what `medmamba find-best` chose for exactly these configurations. Without the fingerprint of the
     training images, masks and images are not compared with them.
     """
 
@@ -155,6 +156,12 @@ class TrainedModel:
     recipe: PredictionSetup | None = None
     fingerprint: Fingerprint | None = None
     warnings: tuple[str, ...] = ()
+    others: tuple["TrainedModel", ...] = ()
+
+    @property
+    def members(self) -> tuple["TrainedModel", ...]:
+        """This model and the others."""
+        return (self, *self.others)
 
     def provenance(self, *, fast: bool) -> Provenance:
         """The provenance of its masks, with the hashes of the weights as they are on disk now."""
@@ -185,7 +192,9 @@ class TrainedModel:
             device=str(self.execution.device),
             labels=dict(plan.labels),
             regions=plan.regions,
+            region_order=plan.region_order,
             warnings=self.warnings,
+            others=[other.provenance(fast=fast) for other in self.others],
         )
 
 

@@ -143,7 +143,7 @@ def choose_cleaning(candidate: EnsembleCandidate, names: Sequence[str]) -> list[
 
 
 def _cleaned(step: CleaningStep, index: int) -> Change:
-    return lambda case: clean_one(case.labels, step, index, case.voxel_mm3)
+    return lambda case: clean_one(case.labels, step, [index], case.voxel_mm3)
 
 
 def _take_best(

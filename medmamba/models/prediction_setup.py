@@ -51,9 +51,10 @@ class PredictionSetup(Record):
     """Whether the cross-validation averaged over mirrorings; None: written by a version that did not record it."""
 
     def to_json(self) -> str:
-        """As for every record, but without an unknown ``mirror``, so that earlier files keep their hash."""
+        """As for every record, but without fields that say nothing, so that earlier files keep their hash."""
         unknown = {"mirror"} if self.mirror is None else None
-        return canonical_json(self.model_dump(mode="json", exclude=unknown)) + "\n"
+        written = self.model_dump(mode="json", exclude=unknown)
+        return canonical_json(written | {"cleaning": [step.as_json() for step in self.cleaning]}) + "\n"
 
     def thresholds_of(self, regions: Sequence[str]) -> list[float]:
         """One probability for each region."""

@@ -22,6 +22,13 @@ class TrainedFolder:
     configuration: str
     checkpoints: dict[str, Path] = field(default_factory=dict)
 
+    def missing_folds(self) -> list[str]:
+        """Folds that were begun, or left out in the numbering, and have no such checkpoint."""
+        begun = {path.name for path in self.path.glob("fold_*") if re.fullmatch(r"fold_(\d+|all)", path.name)}
+        numbers = [int(name.removeprefix("fold_")) for name in self.checkpoints if name != "fold_all"]
+        wanted = begun | {f"fold_{number}" for number in range(min(max(numbers, default=-1), 99) + 1)}
+        return sorted(wanted - self.checkpoints.keys())
+
     def read(self, name: str) -> bytes:
         """plans.json or dataset.json. Raises InputError where it is missing."""
         return read_small(self.path / name, LARGEST_JSON)

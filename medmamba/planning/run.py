@@ -27,6 +27,7 @@ from medmamba.plans.explain import compare
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_folds
+from medmamba.plans.like import plan_like, refuse_with_like
 from medmamba.plans.manual_configurations import manual_configurations
 from medmamba.plans.mirroring import side_pairs, side_problems
 from medmamba.plans.options import NOTHING_TO_VALIDATE, PlanRequest
@@ -71,6 +72,8 @@ def plan(
     """
     options = PlanRequest.of(options, **changes)
     networks = (options.network,) if options.pilot is None else options.candidates
+    if options.like is not None:
+        refuse_with_like(options)
     if options.pilot is not None and len(networks) < 2:
         raise ConfigError(f"--pilot compares networks, and got {len(networks)}. Name two or more, or none.")
     for name in networks:
@@ -136,7 +139,10 @@ class _Measured:
             reading=self.reading,
         )
         options = self.options.for_network(network)
-        made = make_plan(self.fingerprint, options, facts, previous=previous, network_decision=decision)
+        if self.options.like is None:
+            made = make_plan(self.fingerprint, options, facts, previous=previous, network_decision=decision)
+        else:
+            made = plan_like(RunFolder(self.options.like).read_plan(), self.fingerprint, facts, str(self.options.like))
         OutputChannels.of_plan(made)  # refuses regions that cannot be written back
         for name in self.to_store(made):
             refuse_oversize(

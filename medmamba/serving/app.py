@@ -11,12 +11,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from medmamba.command_options import ServeOptions
 from medmamba.dicom.codes import check_codes, read_codes
 from medmamba.errors import InputError, need_packages
+from medmamba.inference.joint import Models
 from medmamba.inference.predictor import Predictor
 
 ALL_UPLOADS = 4
@@ -24,7 +24,7 @@ ALL_UPLOADS = 4
 
 
 def run_service(
-    model: str | Path,
+    model: Models,
     options: ServeOptions | None = None,
     *,
     on_message: Callable[[str], None] = lambda line: None,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from their_folder import checkpoint, write_results
+from their_folder import checkpoint, plans, write_results
 
 from medmamba import Predictor
 from medmamba.disk.atomic import write_json
@@ -74,6 +74,7 @@ def test_a_folder_above_and_a_zip_are_searched(tmp_path: Path) -> None:
     wanted = file_sha256(convert_model(home, tmp_path / "a").run / weights)
     above = convert_model(tmp_path / "results", tmp_path / "b")
     assert above.folds == {"3d_fullres": ["fold_all"]}
+    assert "3d_fullres: without fold_2, which holds no such checkpoint" in above.notes
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as made:
         for path in (tmp_path / "results").rglob("*"):
             made.write(path, path.relative_to(tmp_path / "results"))
@@ -128,6 +129,12 @@ def part(**entries: Any) -> Callable[[Path], None]:
     return change_json("plans.json", lambda d: d["configurations"]["3d_fullres"].update(entries))
 
 
+def other_plans(home: Path) -> None:
+    document = plans()
+    document["configurations"]["3d_fullres"]["normalization_schemes"] = ["CTNormalization"]
+    change_checkpoint(init_args={"configuration": "3d_fullres", "plans": document})(home)
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no plans": (lambda home: (home / "plans.json").unlink(), r"plans\.json"),
     "no description": (lambda home: (home / "dataset.json").unlink(), r"dataset\.json"),
@@ -136,6 +143,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no checkpoint": (lambda home: [p.unlink() for p in home.glob("*/*.pth")], "no fold has a checkpoint_final.pth"),
     "other configuration": (change_checkpoint(init_args={"configuration": "2d"}), "was trained as 2d, not 3d_fullres"),
     "other trainer in a fold": (change_checkpoint(trainer_name="Mine"), "fold_0 and fold_1 differ in trainer"),
+    "other plans in a fold": (other_plans, r"fold_1 was trained with other plans .* differ in normalization_schemes"),
+    "plans cut short": (
+        lambda home: (home / "plans.json").write_text((home / "plans.json").read_text()[:400]),
+        r"plans\.json: not a valid JSON|no plans file of nnU-Net 2",
+    ),
     "no weights": (change_checkpoint(network_weights=None), "network_weights is missing"),
     "unknown weights": (change_checkpoint(network_weights={"vit.x": torch.ones(1)}), r"vit\.x is in no such network"),
     "wider": (wider, r"convs\.0\.norm\.weight is \[9\], not \[2\]"),

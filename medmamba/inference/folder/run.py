@@ -19,7 +19,7 @@ from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, file_sha256, refuse_dataset_folder
 from medmamba.disk.scratch import scratch_folder
-from medmamba.errors import ConfigError, InputError, InputErrors, PartialError
+from medmamba.errors import ConfigError, InputError, InputErrors, PartialError, counted
 from medmamba.images.cases import ImageCase, find_cases, part_of
 from medmamba.images.formats import DICOM, format_of
 from medmamba.inference.folder.case_job import (
@@ -32,8 +32,10 @@ from medmamba.inference.folder.case_job import (
 )
 from medmamba.inference.folder.pseudonyms import KEY_FILE, Pseudonyms
 from medmamba.inference.folder.workers import Workers
-from medmamba.inference.options import PredictOptions
+from medmamba.inference.joint import Models, join, paths_of
+from medmamba.inference.options import PredictOptions, PredictorOptions
 from medmamba.inference.predictor import Predictor
+from medmamba.inference.trained_model import TrainedModel, load_model
 from medmamba.models.run_folder import is_plan
 from medmamba.plans.json_record import as_written, read_stored
 
@@ -79,7 +81,7 @@ class PredictionReport:
 
 
 def predict(
-    model: str | Path | Predictor,
+    model: Models | Predictor,
     images: str | Path | Sequence[Path],
     output: str | Path,
     options: PredictOptions | None = None,
@@ -88,7 +90,10 @@ def predict(
     on_message: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> PredictionReport:
-    """Predict a file, a zip or every case of a folder; masks and ``report.json`` are written to ``output``."""
+    """Predict a file, a zip or every case of a folder; masks and ``report.json`` are written to ``output``.
+
+    Of several models the probabilities are averaged.
+    """
     options = PredictOptions.of(options, **changes)
     with ExitStack() as stack:
         names = on_message if not options.pseudonymise else lambda line: on_message("Some files were ignored.")
@@ -264,7 +269,7 @@ class Reproduction:
 
 def reproduce(
     report: str | Path,
-    model: str | Path,
+    model: Models,
     images: str | Path,
     *,
     cases: Sequence[str] | None = None,
@@ -273,36 +278,24 @@ def reproduce(
 ) -> Reproduction:
     """Predict the cases of a report.json again, with its settings, and compare the masks byte by byte.
 
+    Several models are given in the order in which they predicted.
+
     Raises ConfigError when plan or weights are not those of the report, or its scan backend cannot run here;
     InputError when an image is missing or differs.
     """
     kind, cure = "prediction report of this version", "Give the report.json of `medmamba predict`."
     record = read_stored(Path(report), _Report, kind, cure)
+    paths = paths_of(model)
     with as_written(report, kind, cure):
-        settings = record.model["settings"]
-        folds = sorted({name.removeprefix("fold_") for names in settings["folds"].values() for name in names})
-        backend = settings.get("scan_backend", "auto")  # reports of version 0.1 do not name it
-        options = {
-            "configuration": settings["configuration"],
-            "folds": [int(name) if name.isdecimal() else name for name in folds],
-            "mirror": settings["mirror"],
-            "fast": settings["fast"],
-            "tile_batch": settings["tile_batch"],
-            "precision": settings.get("precision", "fp32"),
-            "scan_backend": "auto" if backend == "none" else backend,  # another one may change single voxels
-            "patch_size": next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
-        }
-        plan_sha256 = str(record.model["plan_sha256"])
-        parts = {
-            "weights_sha256": ("weights are not those", record.model["weights_sha256"]),
-            "recipe_sha256": ("best.json, which find-best writes, is not that", record.model["recipe_sha256"]),
-        }
-    predictor = Predictor(model, device=device, **options)
-    if not is_plan(predictor.model.ensembles[0].folders[0] / "plan.json", plan_sha256):
-        raise ConfigError(f"{model}: its plan is not that of {report}. Give the model that made the report.")
-    for key, (part, sha256) in parts.items():
-        if predictor.provenance()[key] != sha256:
-            raise ConfigError(f"{model}: its {part} of {report}. Give the model that made the report.")
+        stored = [record.model, *record.model.get("others", ())]
+        choices = [PredictorOptions(device=device, **_choices(one)) for one in stored]
+        _ = [one[key] for one in stored for key in ("plan_sha256", "weights_sha256", "recipe_sha256")]
+    if len(paths) != len(stored):
+        raise ConfigError(f"{report}: made by {counted(len(stored), 'model')}, not {len(paths)}. Give all of them.")
+    joined = join([load_model(*one) for one in zip(paths, choices, strict=True)], list(map(str, paths)))
+    predictor = Predictor(joined, choices[0])
+    for path, member, one in zip(paths, joined.members, stored, strict=True):
+        _refuse_another(path, member, one, report)
     wanted = list(record.cases) if cases is None else list(cases)
     inputs = {case.case_id: case for case in find_cases(images, predictor.plan.channel_files)}
     for case_id in wanted:
@@ -316,3 +309,34 @@ def reproduce(
     masks = {case_id: again.mask_sha256 for case_id, again in done.items()}
     same = [case_id for case_id in wanted if masks.get(case_id) == record.cases[case_id].mask_sha256]
     return Reproduction(tuple(same), tuple(case_id for case_id in wanted if case_id not in same))
+
+
+def _choices(stored: dict[str, Any]) -> dict[str, Any]:
+    """Options of a predictor from the model's entry in a report."""
+    settings = stored["settings"]
+    folds = sorted({name.removeprefix("fold_") for names in settings["folds"].values() for name in names})
+    backend = settings.get("scan_backend", "auto")  # reports of version 0.1 do not name it
+    return {
+        "configuration": settings["configuration"],
+        "folds": [int(name) if name.isdecimal() else name for name in folds],
+        "mirror": settings["mirror"],
+        "fast": settings["fast"],
+        "tile_batch": settings["tile_batch"],
+        "precision": settings.get("precision", "fp32"),
+        "scan_backend": "auto" if backend == "none" else backend,  # another one may change single voxels
+        "patch_size": next(iter(settings["patch_size"].values())) if len(settings["patch_size"]) == 1 else None,
+    }
+
+
+def _refuse_another(path: Path, model: TrainedModel, stored: dict[str, Any], report: str | Path) -> None:
+    """Raises ConfigError when plan, weights or recipe of a model are not those in a report."""
+    made = model.provenance(fast=False)
+    if not is_plan(model.ensembles[0].folders[0] / "plan.json", str(stored["plan_sha256"])):
+        raise ConfigError(f"{path}: its plan is not that of {report}. Give the model that made the report.")
+    parts = {
+        "weights_sha256": "weights are not those",
+        "recipe_sha256": "best.json, which find-best writes, is not that",
+    }
+    for key, part in parts.items():
+        if made[key] != stored[key]:
+            raise ConfigError(f"{path}: its {part} of {report}. Give the model that made the report.")

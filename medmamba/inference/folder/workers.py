@@ -21,6 +21,7 @@ from medmamba.compute.processes import follow_parent, how_it_ended
 from medmamba.errors import InputError, MedmambaError, ResourceError, size_text
 from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.case_job import CaseRecord, Job
+from medmamba.inference.joint import Models, paths_of
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.prediction import Provenance
 from medmamba.inference.predictor import Predictor
@@ -41,13 +42,15 @@ class Workers:
     """
 
     def __init__(
-        self, model: str | Path, options: PredictorOptions, count: int, *, stall_minutes: float = STALL_MINUTES
+        self, model: Models, options: PredictorOptions, count: int, *, stall_minutes: float = STALL_MINUTES
     ) -> None:
         import torch
 
-        select_models(Path(model), options.configuration, options.folds)  # refused before any starts
+        models = paths_of(model)
+        for path in models:
+            select_models(path, options.configuration, options.folds)  # refused before any starts
         self._inbox: Queue[tuple[_Worker, Any]] = Queue()
-        self._start = (self._inbox, str(model), options, max(1, torch.get_num_threads() // count))
+        self._start = (self._inbox, models, options, max(1, torch.get_num_threads() // count))
         self._stall_seconds = 60 * stall_minutes
         self._workers = [_Worker(*self._start) for _ in range(count)]
         self._model: Provenance | None = None
@@ -145,7 +148,7 @@ class Workers:
 class _Worker:
     """One process and its current case; a thread receives its messages, because a message may be incomplete."""
 
-    def __init__(self, inbox: "Queue[Any]", model: str, options: PredictorOptions, threads: int) -> None:
+    def __init__(self, inbox: "Queue[Any]", model: Sequence[Path], options: PredictorOptions, threads: int) -> None:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor a pool of threads survives a fork
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, model, options, threads), daemon=True)
@@ -183,7 +186,7 @@ class _Worker:
         self._process.join(10)
 
 
-def _work(connection: Connection, model: str, options: PredictorOptions, threads: int) -> None:
+def _work(connection: Connection, model: Sequence[Path], options: PredictorOptions, threads: int) -> None:
     """A worker: loads the model once, then predicts the cases that it is sent, until the pipe closes."""
     follow_parent()
     import torch

@@ -39,8 +39,8 @@ CONFIGURATION: dict[str, Any] = {
 """As nnU-Net 2.1 wrote it, without the entry "architecture"."""
 
 
-def plans() -> dict[str, Any]:
-    """plans.json."""
+def plans(*more: str) -> dict[str, Any]:
+    """plans.json; ``more`` are names of further configurations, all alike but for their spacing."""
     facts = {"mean": 1.0, "std": 2.0, "percentile_00_5": 0.0, "percentile_99_5": 9.0}
     return {
         "dataset_name": "Dataset004_Test",
@@ -49,7 +49,10 @@ def plans() -> dict[str, Any]:
         "transpose_backward": [0, 1, 2],
         "image_reader_writer": "SimpleITKIO",
         "foreground_intensity_properties_per_channel": {"0": facts},
-        "configurations": {"3d_fullres": dict(CONFIGURATION)},
+        "configurations": {
+            "3d_fullres": dict(CONFIGURATION),
+            **{name: {**CONFIGURATION, "spacing": [2.0, 2.0, 2.0]} for name in more},
+        },
     }
 
 
@@ -59,26 +62,30 @@ def description() -> dict[str, Any]:
     return {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 5, "file_ending": ".nii.gz"}
 
 
-def checkpoint(seed: int = 0, **changes: Any) -> dict[str, Any]:
+def checkpoint(seed: int = 0, *, configuration: str = "3d_fullres", **changes: Any) -> dict[str, Any]:
     """What a trainer saves; ``changes`` replace entries."""
-    plan = trained_plan(json.dumps(plans()).encode(), json.dumps(description()).encode(), "3d_fullres", (0, 1, 2))
+    documents = json.dumps(plans(configuration)).encode(), json.dumps(description()).encode()
+    plan = trained_plan(*documents, configuration, (0, 1, 2))
     torch.manual_seed(seed)
     network = build_network(**network_arguments(plan, plan.default))
     return {
         "network_weights": their_state(network),
         "current_epoch": 1000,
-        "init_args": {"plans": plans(), "configuration": "3d_fullres", "fold": 0, "device": torch.device("cuda")},
+        "init_args": {"plans": plans(), "configuration": configuration, "fold": 0, "device": torch.device("cuda")},
         "trainer_name": "nnUNetTrainer",
         "inference_allowed_mirroring_axes": (0, 1, 2),
     } | changes
 
 
-def write_results(folder: Path, folds: tuple[str, ...] = ("fold_0", "fold_1")) -> Path:
+def write_results(
+    folder: Path, folds: tuple[str, ...] = ("fold_0", "fold_1"), configuration: str = "3d_fullres"
+) -> Path:
     """Dataset004_Test/nnUNetTrainer__nnUNetPlans__3d_fullres with these folds."""
-    home = folder / "Dataset004_Test" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    home = folder / "Dataset004_Test" / f"nnUNetTrainer__nnUNetPlans__{configuration}"
     for number, fold in enumerate(folds):
         (home / fold).mkdir(parents=True)
-        torch.save(checkpoint(number), home / fold / "checkpoint_final.pth")
-    (home / "plans.json").write_text(json.dumps(plans()))
+        torch.save(checkpoint(number, configuration=configuration), home / fold / "checkpoint_final.pth")
+    more = () if configuration == "3d_fullres" else (configuration,)
+    (home / "plans.json").write_text(json.dumps(plans(*more)))
     (home / "dataset.json").write_text(json.dumps(description()))
     return home

@@ -1,0 +1,195 @@
+"""`medmamba ensemble`: the mean of probabilities that predictions of the same cases have stored in several folders.
+
+OUT/<case>.nii.gz            the mask of the mean
+OUT/report.json              what made the probabilities, as it stands in the report.json of each folder
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medmamba.disk.atomic import make_folder, write_json
+from medmamba.disk.lock import FolderLock
+from medmamba.disk.own_files import OwnFiles, file_sha256, refuse_dataset_folder
+from medmamba.errors import ConfigError, InputError
+from medmamba.geometry import Grid
+from medmamba.images import LabelMap, read_image, read_label_map, write_image, write_label_map
+from medmamba.inference.folder.case_job import SCHEMA_VERSION
+from medmamba.inference.options import EnsembleOptions
+from medmamba.models.output_channels import OutputChannels
+from medmamba.plans.json_record import as_written, read_stored
+
+KIND, CURE = "prediction report of this version", "Give folders that `medmamba predict --probabilities` wrote."
+PROBABILITIES = "_probabilities"
+
+
+@dataclass(frozen=True)
+class _Report:
+    schema_version: Literal[2]
+    model: dict[str, Any]
+    cases: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A folder of predictions: output channels by name with their labels, and the mask's file of each case."""
+
+    folder: Path
+    model: dict[str, Any]
+    labels: dict[str, int]
+    regions: dict[str, list[str]] | None
+    order: list[str]
+    masks: dict[str, str]
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the channels in the order of its files."""
+        return ["background", *self.structures] if self.regions is None else list(self.regions)
+
+    @property
+    def structures(self) -> list[str]:
+        return [name for name, value in self.labels.items() if value]
+
+    def probabilities(self, case: str) -> Path:
+        """The file of a case; raises InputError where there is none."""
+        found = sorted(path for path in self.folder.glob(f"{case}{PROBABILITIES}.*"))
+        if not found:
+            raise InputError(f"{self.folder}: no probabilities of {case}. Predict again with --probabilities.")
+        return found[0]
+
+
+def average_folders(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    options: EnsembleOptions | None = None,
+    *,
+    on_item: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    **changes: Any,
+) -> list[str]:
+    """Write a mask for each case of the folders, and return the names of the cases.
+
+    Raises InputError, before anything is written, unless all folders have the same labels or regions and the same
+    cases, and ConfigError for a case whose probabilities lie on different grids.
+    """
+    options = EnsembleOptions.of(options, **changes)
+    stored = [_stored(Path(folder)) for folder in folders]
+    target = Path(output)
+    _refuse_different(stored, target)
+    refuse_dataset_folder(target)
+    first = stored[0]
+    heads = _heads(first)
+    own = OwnFiles(target, options.overwrite)
+    files = {case: [one.probabilities(case) for one in stored] for case in first.masks}
+    kept = {case: target / files[case][0].name for case in files} if options.probabilities else {}
+    own.refuse_foreign([*(target / mask for mask in first.masks.values()), *kept.values(), target / "report.json"])
+    make_folder(target)
+    records = {}
+    with ExitStack() as stack:
+        stack.enter_context(FolderLock(target))
+        stack.enter_context(own.recording())
+        for number, (case, mask) in enumerate(first.masks.items()):
+            on_item("average", number, len(files))
+            like = read_label_map(first.folder / mask)
+            mean = _mean(files[case], stored, like)
+            labels = _labels(mean, heads, first)
+            write_label_map(target / mask, labels, like=like)
+            if case in kept:
+                write_image(kept[case], mean, like=like.grid)
+            records[case] = {"mask": mask, "mask_sha256": [file_sha256(target / mask)], "empty": not labels.any()}
+        on_item("average", len(files), len(files))
+        models = [one.model for one in stored]
+        write_json(target / "report.json", {"schema_version": SCHEMA_VERSION, "averaged": models, "cases": records})
+    return list(files)
+
+
+def _stored(folder: Path) -> _Stored:
+    path = folder / "report.json"
+    report = read_stored(path, _Report, KIND, CURE)
+    with as_written(path, KIND, CURE):
+        regions = report.model.get("regions")
+        labels = {str(name): int(value) for name, value in report.model["labels"].items()}
+        order = [str(name) for name in report.model.get("region_order") or ()]
+        masks = {case: Path(str(record["mask"])).name for case, record in report.cases.items() if record["mask"]}
+        if regions is not None and len(order) != len(regions):
+            raise ValueError("region_order is missing")
+    if not masks:
+        raise InputError(f"{folder}: no case with a mask of its own name. {CURE}")
+    return _Stored(folder, report.model, labels, regions, order, masks)
+
+
+def _refuse_different(stored: Sequence[_Stored], target: Path) -> None:
+    first, *others = stored
+    if not others:
+        raise InputError(f"{first.folder}: one folder is no ensemble. Give two or more.")
+    if target.resolve() in (one.folder.resolve() for one in stored):
+        raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
+    for other in others:
+        pairs = {
+            "labels": (dict(sorted(first.labels.items())), dict(sorted(other.labels.items()))),
+            "regions": (_regions(first), _regions(other)),
+        }
+        for what, (ours, theirs) in pairs.items():
+            if ours != theirs:
+                raise ConfigError(
+                    f"{other.folder}: its {what} are not those of {first.folder}: {theirs!s:.80}, not {ours!s:.80}. "
+                    "Average predictions of the same structures."
+                )
+        if lacking := sorted(first.masks.keys() ^ other.masks.keys()):
+            where = other.folder if lacking[0] in first.masks else first.folder
+            raise InputError(f"{where}: {lacking[0]} is not among its cases. Predict the same images into each folder.")
+
+
+def _regions(stored: _Stored) -> dict[str, tuple[list[str], str]]:
+    """Regions by name: the labels they join, and the one that they leave in a mask."""
+    regions = stored.regions or {}
+    return {name: (sorted(regions[name]), order) for name, order in sorted(zip(regions, stored.order, strict=True))}
+
+
+def _heads(stored: _Stored) -> OutputChannels:
+    """What the channels mean; the larger probability decides between regions that no label joins."""
+    labels = ["background", *stored.structures]
+    if stored.regions is None:
+        return OutputChannels.of_labels(labels)
+    members = tuple(tuple(sorted(labels.index(part) for part in parts)) for parts in stored.regions.values())
+    written = tuple(labels.index(name) for name in stored.order)
+    names, swap = tuple(stored.regions), tuple(range(len(labels) + 1))
+    return OutputChannels(names, True, members, written, None, swap, tuple(range(len(names))))
+
+
+def _mean(files: Sequence[Path], stored: Sequence[_Stored], like: LabelMap) -> NDArray[np.float32]:
+    """The mean probabilities (classes, i, j, k), channels in the order of the first folder."""
+    mean: NDArray[np.float32] | None = None
+    for path, one in zip(files, stored, strict=True):
+        image = read_image(path)
+        wanted = (len(one.channels), *like.grid.shape)
+        if image.array.shape != wanted:
+            sizes = ["x".join(map(str, shape)) for shape in (image.array.shape, wanted)]
+            raise ConfigError(f"{path}: is {sizes[0]}, where {sizes[1]} is expected. Predict the same images again.")
+        if not _same_place(image.grid, like.grid):
+            raise ConfigError(f"{path}: lies elsewhere than {like.path}. Predict the same images again.")
+        array = image.array[[one.channels.index(name) for name in stored[0].channels]]
+        mean = array if mean is None else np.add(mean, array, out=mean)
+    assert mean is not None
+    return mean / np.float32(len(files))
+
+
+def _same_place(one: Grid, other: Grid) -> bool:
+    if one.affine is None or other.affine is None:
+        return True  # a mask in a format without a header
+    return bool(np.allclose(one.affine, other.affine, atol=1e-3))
+
+
+def _labels(mean: NDArray[np.float32], heads: OutputChannels, stored: _Stored) -> NDArray[Any]:
+    """Label values (i, j, k), plane by plane."""
+    values = np.array([0, *(stored.labels[name] for name in stored.structures)])
+    labels = np.empty(mean.shape[1:], np.int64)
+    for index in range(len(labels)):
+        plane = torch.from_numpy(np.ascontiguousarray(mean[:, index]))
+        labels[index] = values[heads.label_map(plane, [0.5] * len(heads.names)).numpy()]
+    return labels

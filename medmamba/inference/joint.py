@@ -1,0 +1,102 @@
+"""Several trained models that answer together: each by its own plan and preprocessing, then the mean of probabilities.
+
+What was chosen for one model alone, as find-best does, holds for it alone: its temperature is used, but neither its
+thresholds nor its cleaning steps.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medmamba.errors import ConfigError, InputError
+from medmamba.geometry.trail import SpatialTrail
+from medmamba.images.image import smallest_type
+from medmamba.inference.options import PredictorOptions
+from medmamba.inference.restore import on_native_grid
+from medmamba.inference.trained_model import TrainedModel, load_model
+from medmamba.models.output_channels import OutputChannels
+
+Streams = Sequence[tuple[Iterable[torch.Tensor], SpatialTrail]]
+Models = str | Path | Sequence[str | Path]
+"""One model, or several that answer together."""
+
+
+def paths_of(models: Models) -> list[Path]:
+    """The folders of one or several models; raises InputError for an empty list, or one that is named twice."""
+    paths = [Path(models)] if isinstance(models, str | Path) else [Path(path) for path in models]
+    if not paths:
+        raise InputError("No model is named. Give a run folder, a trained fold, or a bundle.")
+    real = [path.resolve() for path in paths]
+    if twice := next((path for number, path in enumerate(paths) if real[number] in real[:number]), None):
+        raise InputError(f"{twice}: named twice. Name each model once.")
+    return paths
+
+
+def load_models(models: Models, options: PredictorOptions) -> TrainedModel:
+    """The model of a folder, or those of several joined."""
+    paths = paths_of(models)
+    return join([load_model(path, options) for path in paths], list(map(str, paths)))
+
+
+def join(models: Sequence[TrainedModel], names: Sequence[str]) -> TrainedModel:
+    """The first model with the others beside it; ``names`` are for messages.
+
+    Raises ConfigError, with both names, unless all have the same labels or regions and the same channels.
+    """
+    first, *others = models
+    for name, other in zip(names[1:], others, strict=True):
+        for what, ours, theirs in zip(("channels", "labels", "regions"), _facts(first), _facts(other), strict=True):
+            if ours != theirs:
+                raise ConfigError(
+                    f"{name}: its {what} are not those of {names[0]}: {_text(theirs)}, not {_text(ours)}. Average "
+                    "models of the same dataset."
+                )
+    chosen = [name for name, model in zip(names, models, strict=True) if model.recipe is not None and _chose(model)]
+    warnings = first.warnings
+    if others and chosen:
+        warnings += (f"thresholds and post-processing chosen for {', '.join(chosen)} alone are not used",)
+    return replace(first, others=tuple(others), warnings=warnings) if others else first
+
+
+def _chose(model: TrainedModel) -> bool:
+    return model.recipe is not None and bool(model.recipe.thresholds or model.recipe.cleaning)
+
+
+def _facts(model: TrainedModel) -> tuple[object, object, object]:
+    """Channels, labels by name, and regions with what they leave in a mask, whatever the order of the outputs."""
+    plan = model.ensembles[0].plan
+    written = dict(zip(plan.regions or (), plan.region_order or (), strict=True))
+    regions = {name: (sorted(parts), written[name]) for name, parts in (plan.regions or {}).items()}
+    return list(plan.channel_names), {**plan.labels, "background": 0}, regions
+
+
+def _text(value: object) -> str:
+    parts = value.items() if isinstance(value, dict) else ()
+    shown = ", ".join(f"{name} = {what}" for name, what in parts) if parts else ", ".join(map(str, value or ("none",)))  # type: ignore[call-overload]
+    return f"{shown:.120}"
+
+
+def mean_on_native_grid(
+    members: Sequence[tuple[TrainedModel, Streams]], heads: OutputChannels
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32]]:
+    """Label indices (i, j, k) and the mean probabilities (classes, i, j, k), outputs in the order of ``heads``."""
+    mean: NDArray[np.float32] | None = None
+    for model, streams in members:
+        own = model.ensembles[0].heads
+        temperature = 1.0 if model.recipe is None else model.recipe.temperature
+        _, found = on_native_grid(streams, own, None, temperature, probabilities=True)
+        assert found is not None
+        if own.names != heads.names:
+            found = found[[own.names.index(name) for name in heads.names]]
+        mean = found if mean is None else np.add(mean, found, out=mean)
+    assert mean is not None
+    mean /= len(members)
+    labels = np.empty(mean.shape[1:], smallest_type(0, max(len(heads.label_swap) - 2, 1)))
+    limits = [0.5] * len(heads.names)
+    for index in range(len(labels)):  # plane by plane: whole volumes of comparisons would be large
+        labels[index] = heads.label_map(torch.from_numpy(np.ascontiguousarray(mean[:, index])), limits).numpy()
+    return labels, mean
