@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Models = Annotated[
     list[Path],
     typer.Argument(
-        metavar="MODEL...", help="Run folder, trained fold, or bundle; several are averaged (same labels and channels)."
+        metavar="MODEL", help="Run folder, trained fold, or bundle; several are averaged (same labels and channels)."
     ),
 ]
 
@@ -59,7 +59,7 @@ def reproduce(
     report: Annotated[Path, typer.Argument(help="report.json of the prediction.")],
     model: Annotated[
         list[Path],
-        typer.Argument(metavar="MODEL...", help="Run folder or trained fold that was used; of several, all in order."),
+        typer.Argument(metavar="MODEL", help="Run folder or trained fold that was used; of several, all in order."),
     ],
     images: Annotated[Path, typer.Argument(help="Images that were predicted.")],
     options: ReproduceOptions,
@@ -78,7 +78,7 @@ def reproduce(
 def ensemble(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="FOLDER...", help="Folders of `medmamba predict --probabilities` for the same images."),
+        typer.Argument(metavar="FOLDER", help="Folders of `medmamba predict --probabilities` for the same images."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for masks and report.json.")],
     options: EnsembleOptions,
