@@ -59,6 +59,7 @@ def find_best(
     choices = PredictorOptions(device=options.device, mirror=options.mirror, scan_backend=options.scan_backend)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
+    folder.need_cases(plan)
     own = folder.own_files(overwrite=options.overwrite)
     own.refuse_foreign([folder.path / PREDICTION_SETUP])
     output_channels = OutputChannels.of_plan(plan)

@@ -74,6 +74,14 @@ class RunFolder:
                     locks.enter_context(FolderLock(lock.parent))
             yield
 
+    def need_cases(self, plan: Plan) -> None:
+        """Raises InputError for a converted model, which has no preprocessed cases to train on or to validate with."""
+        if plan.conventions == "nnunet" and not self.preprocessed_path.is_dir():
+            raise InputError(
+                f"{self.path}: a converted model, without preprocessed cases. Predict with it, or plan a run of your own "
+                f"with `medmamba plan DATASET -o RUN --like {self.path}`."
+            )
+
     def check_unchanged(self, plan: Plan) -> None:
         """Called after locking a part of the run; raises InputError if its cases are no longer those of ``plan``."""
         with FolderLock(self.path, shared=True):

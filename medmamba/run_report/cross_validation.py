@@ -91,6 +91,7 @@ def cross_validate(run: RunFolder, options: ReportOptions, on_item: Callable[[st
     Raises InputError when nothing is trained, or the preprocessed cases are gone.
     """
     plan = run.read_plan()
+    run.need_cases(plan)
     name = plan.default_configuration
     readers = stored_cases(run.preprocessed(name))
     if not readers:

@@ -75,6 +75,7 @@ def train(
         raise ConfigError("--resume continues with the run's own weights, --init starts from others. Choose one.")
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
+    folder.need_cases(plan)
     name = options.configuration or plan.default_configuration
     if name not in plan.configurations:
         raise unknown_name("configuration", name, list(plan.configurations))

@@ -64,6 +64,7 @@ def pretrain(
     options = PretrainOptions.of(options, **changes)
     folder = RunFolder(Path(run))
     plan = folder.read_plan()
+    folder.need_cases(plan)
     name = options.configuration or plan.default_configuration
     if name not in plan.configurations:
         raise unknown_name("configuration", name, list(plan.configurations))
