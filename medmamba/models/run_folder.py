@@ -78,8 +78,8 @@ class RunFolder:
         """Raises InputError for a converted model, which has no preprocessed cases to train on or to validate with."""
         if plan.conventions == "nnunet" and not self.preprocessed_path.is_dir():
             raise InputError(
-                f"{self.path}: a converted model, without preprocessed cases. Predict with it, or plan a run of your own "
-                f"with `medmamba plan DATASET -o RUN --like {self.path}`."
+                f"{self.path}: a converted model, without preprocessed cases. Predict with it, or plan a run "
+                f"of your own with `medmamba plan DATASET -o RUN --like {self.path}`."
             )
 
     def check_unchanged(self, plan: Plan) -> None:

@@ -103,7 +103,7 @@ def test_a_plan_like_another_takes_no_rule_and_needs_its_channels(
 
 def test_commands_that_need_cases_say_so_in_one_line(converted: Path) -> None:
     for command in (find_best, write_report, lambda run: medmamba.train(run, fold=0)):
-        with pytest.raises(InputError, match="a converted model, without preprocessed cases.* --like ") as raised:
+        with pytest.raises(InputError, match=r"a converted model, without preprocessed cases.* --like ") as raised:
             command(converted)
         assert "\n" not in str(raised.value)
 
