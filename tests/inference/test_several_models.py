@@ -83,12 +83,13 @@ def test_the_command_averages_models_and_its_report_reproduces_them(
     with pytest.raises(SystemExit) as ended:
         command(command_line)
     assert ended.value.code == 0
-    model = json.loads((out / "report.json").read_text())["model"]
+    report = json.loads((out / "report.json").read_text())
+    model = report["model"]
     first, second = (json.loads(json.dumps(Predictor(one).provenance().as_dict())) for one in (theirs, ours))
     assert {key: model[key] for key in first} == first
     assert model["others"] == [second]
     again = medmamba.predict([theirs, ours], images, tmp_path / "again")
-    assert again.done["a"].mask_sha256 == json.loads((out / "reports" / "a.json").read_text())["mask_sha256"]
+    assert again.done["a"].mask_sha256 == report["cases"]["a"]["mask_sha256"]
     assert reproduce(out / "report.json", [theirs, ours], images).same == ("a",)
     with pytest.raises(ConfigError, match="made by 2 models, not 1"):
         reproduce(out / "report.json", theirs, images)
