@@ -210,4 +210,6 @@ def _notes(found: list[TrainedFolder], facts: Mapping[str, _Facts]) -> list[str]
         notes.append(f"{each.configuration}: {counted(len(each.checkpoints), 'fold')} of {known.trainer}, {mirrored}")
         if missing := each.missing_folds():
             notes.append(f"{each.configuration}: without {', '.join(missing)}, which holds no such checkpoint")
+        if (each.path / "fold_all").is_dir() and "fold_all" not in each.checkpoints:
+            notes.append(f"{each.configuration}: without fold_all, because numbered folds predict")
     return notes

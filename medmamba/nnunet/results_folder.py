@@ -24,7 +24,7 @@ class TrainedFolder:
 
     def missing_folds(self) -> list[str]:
         """Folds that were begun, or left out in the numbering, and have no such checkpoint."""
-        begun = {path.name for path in self.path.glob("fold_*") if re.fullmatch(r"fold_(\d+|all)", path.name)}
+        begun = {path.name for path in self.path.glob("fold_*") if re.fullmatch(r"fold_\d+", path.name)}
         numbers = [int(name.removeprefix("fold_")) for name in self.checkpoints if name != "fold_all"]
         wanted = begun | {f"fold_{number}" for number in range(min(max(numbers, default=-1), 99) + 1)}
         return sorted(wanted - self.checkpoints.keys())
@@ -77,10 +77,15 @@ def _trained(path: Path) -> TrainedFolder | None:
 
 
 def _with_folds(trained: TrainedFolder, checkpoint: str) -> TrainedFolder:
-    """The folder with its checkpoints; those without the wanted one are left out unless all are."""
+    """The folder with its checkpoints; those without the wanted one are left out unless all are.
+
+    fold_all is left out beside numbered folds, as nnU-Net does when it predicts.
+    """
     for fold in sorted(trained.path.glob("fold_*")):
         if re.fullmatch(r"fold_(\d+|all)", fold.name) and (fold / CHECKPOINTS[checkpoint]).is_file():
             trained.checkpoints[fold.name] = fold / CHECKPOINTS[checkpoint]
+    if len(trained.checkpoints) > 1:
+        trained.checkpoints.pop("fold_all", None)
     if not trained.checkpoints:
         other = "best" if checkpoint == "final" else "final"
         raise ConfigError(

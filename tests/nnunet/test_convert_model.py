@@ -82,6 +82,15 @@ def test_a_folder_above_and_a_zip_are_searched(tmp_path: Path) -> None:
     assert {file_sha256(each.run / weights) for each in (above, packed)} == {wanted}
 
 
+def test_fold_all_does_not_predict_beside_numbered_folds(tmp_path: Path) -> None:
+    made = convert_model(write_results(tmp_path, folds=("fold_0", "fold_all", "fold_2")), tmp_path / "run")
+    assert made.folds == {"3d_fullres": ["fold_0", "fold_2"]}
+    assert made.notes[1:] == [
+        "3d_fullres: without fold_1, which holds no such checkpoint",
+        "3d_fullres: without fold_all, because numbered folds predict",
+    ]
+
+
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
 def test_names_of_wrapped_networks_are_known(wrapper: str, tmp_path: Path) -> None:
     home = write_results(tmp_path, folds=("fold_0",))
