@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import AliasChoices, Field
 
-from medmamba.datasets.description import FILE, Entry, ListedCases, case_of_files, check_ids, parse
+from medmamba.datasets.description import FILE, Count, Entry, ListedCases, case_of_files, check_ids, parse
 from medmamba.datasets.spec import GROUP_KEYS, VALIDATION, CaseSpec, DatasetSpec, named_apart
 from medmamba.errors import InputError
 from medmamba.images import stem_of
@@ -33,8 +33,8 @@ class _Pair(Entry):
 class _Decathlon(ListedCases):
     """dataset.json of the Decathlon."""
 
-    num_training: int | None = Field(None, alias="numTraining")
-    num_test: int | None = Field(None, alias="numTest")
+    num_training: Count | None = Field(None, alias="numTraining")
+    num_test: Count | None = Field(None, alias="numTest")
     training: list[_Pair]
     validation: list[_Pair] = Field(default_factory=list)
     test: list[str | _Pair] = Field(default_factory=list)

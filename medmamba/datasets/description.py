@@ -1,15 +1,16 @@
 """dataset.json of any layout: strict JSON, keys that all layouts share, rules for names and paths."""
 
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
 from medmamba.errors import InputError, InputErrors, as_text, counted
@@ -64,6 +65,17 @@ NO_CHANGE = {"tensorImageSize", "relase", "license", "author", "url", "cases", "
 """Keys that are ignored without a warning, because they change no result."""
 
 
+def _whole(value: Any) -> Any:
+    """A whole number that was written as text or with a decimal point; any other value as it is."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 10:
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole)]
+"""How many cases there are; nothing is computed from it."""
+
+
 class Entry(BaseModel):
     """A part of a JSON file; types are taken strictly, keys that nothing uses are kept for :meth:`unused_keys`."""
 
@@ -106,6 +118,8 @@ class ListedCases(Description):
         """The dataset without its cases; raises InputErrors for channels and labels that cannot be."""
         problems: list[str] = []
         channels = channel_names(self.modality or self.channel_names, problems)
+        if self.modality and self.channel_names and self.modality != self.channel_names:
+            problems.append(f"{FILE}: modality and channel_names differ. Keep one of them.")
         labels = label_values(self.labels, problems)
         ignore = ignore_value(labels, self.ignore, problems)
         refuse(folder, problems)
@@ -163,7 +177,12 @@ def label_values(labels: dict[str, Any], problems: list[str]) -> dict[str, int]:
     """Values by name, background first, from {"0": "background"} or {"background": 0}."""
     result: dict[str, int] = {}
     for key, entry in labels.items():
-        name, value = (entry, key) if isinstance(entry, str) else (key, entry)
+        reverse = isinstance(entry, str) and (key.isdecimal() or not entry.isdecimal())
+        name, value = (entry, key) if reverse else (key, entry)
+        if reverse and key.isdecimal() and entry.isdecimal() and key != entry:
+            problems.append(
+                f"{FILE}: labels: {brief(key)!r}: {brief(entry)!r}: which is the value? Give it as a number."
+            )
         if isinstance(value, str):
             value = int(value) if value.isdecimal() and value.isascii() and len(value) < 10 else value
         if not fit_to_print(name):
@@ -248,7 +267,10 @@ def case_of_files(
         raise InputError("no image is given")
 
     def path(name: str) -> Path:
-        return folder / name if allow_outside else inside(folder, name)
+        if not allow_outside:
+            return inside(folder, name)
+        found = folder / name
+        return folder / name.replace("\\", "/") if "\\" in name and not os.path.lexists(found) else found
 
     files = tuple(map(path, images))
     name = as_text(stem_of(files[0]) if case_id is None else case_id)

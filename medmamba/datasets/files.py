@@ -1,9 +1,11 @@
 """The files in a dataset's folders: label maps of its test cases, and what no case uses, counted and named."""
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
@@ -15,10 +17,25 @@ FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesVal", "labelsV
 
 
 def with_files(spec: DatasetSpec) -> DatasetSpec:
-    """The dataset with the label maps of its test cases in labelsTs, and a warning for files that no case uses."""
-    test = tuple(_with_label(case) for case in spec.test)
-    files = [path for case in (*spec.cases, *test) for path in (*case.images, case.label) if path is not None]
-    return replace(spec, test=test, warnings=(*spec.warnings, *_unused(spec, files)))
+    """The dataset with its files as they are named on disk, the label maps of its test cases in labelsTs, and warnings
+    for files that no case uses and for a label map of several cases."""
+    spelled = cache(_spelled)
+
+    def on_disk(path: Path) -> Path:
+        return path if os.path.lexists(path) else spelled(path.parent).get(_accents(path.name), path)
+
+    cases, test = (
+        tuple(
+            replace(
+                case, images=tuple(map(on_disk, case.images)), label=None if case.label is None else on_disk(case.label)
+            )
+            for case in several
+        )
+        for several in (spec.cases, map(_with_label, spec.test))
+    )
+    files = [path for case in (*cases, *test) for path in (*case.images, case.label) if path is not None]
+    warnings = (*spec.warnings, *_unused(spec, files), *_shared(spec, cases))
+    return replace(spec, cases=cases, test=test, warnings=warnings)
 
 
 def other_kind(path: Path) -> str | None:
@@ -26,6 +43,28 @@ def other_kind(path: Path) -> str | None:
     if os.path.exists(path):  # unlike Path.exists, False for a name that is too long
         return None
     return next((name for name in _names(path.parent) if ending_of(name) and stem_of(name) == stem_of(path)), None)
+
+
+def _accents(name: str) -> str:
+    """The composed form (NFC); file systems and archives also store the decomposed one, which looks the same."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _spelled(folder: Path) -> dict[str, Path]:
+    return {_accents(name): folder / name for name in _names(folder)}
+
+
+def _shared(spec: DatasetSpec, cases: Iterable[CaseSpec]) -> list[str]:
+    """A warning for each label map that belongs to several cases."""
+    of_label: dict[Path, list[str]] = defaultdict(list)
+    for case in cases:
+        if case.label is not None:
+            of_label[case.label].append(brief(case.case_id, 40))
+    return [
+        f"{spec.shown(label)} is the label map of {len(ids)} cases ({', '.join(ids[:4])}). Check that this is meant."
+        for label, ids in of_label.items()
+        if len(ids) > 1
+    ]
 
 
 def _with_label(case: CaseSpec) -> CaseSpec:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
         where = [f"{name}: {spec.shown(path)}" for path in case.images]
         for path, place in zip(case.images, where, strict=True):
             _refuse_other_kind(path, place)
-        image = read_channels(case.images, options, where=where)
+        image = read_channels(case.images, options, where=where).with_channels(len(spec.channels), where[0])
     except InputError as error:
         problems += error.args
     if case.label is not None:
@@ -57,6 +58,7 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
         else:
             labels = _black_and_white(labels, spec, label_where)
             problems += undeclared(labels, spec, label_where)
+            problems += misnamed(labels, spec.labels, label_where)
             problems += _not_annotated(labels, spec, case, label_where)
     if image is not None:
         if image.channels != len(spec.channels):
@@ -69,10 +71,18 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
             problems.append(
                 f"{where[0]}: every voxel is {value:g}: the image is empty. Export it again or drop the case."
             )
+        if twins := _equal_channels(image):
+            a, b = (spec.channels[at] if image.channels == len(spec.channels) else str(at) for at in twins)
+            warning = f"{name}: channels {brief(a)} and {brief(b)} hold the same voxels. Is one the copy of the other?"
+            image = replace(image, warnings=(*image.warnings, warning))
+        if labels is not None and any(_equal(channel, labels.array) for channel in image.array):
+            problems.append(f"{name}: the image holds the label map. Give the image that belongs to it.")
         if labels is not None and (difference := grid_difference(image.grid, labels.grid)):
             placed = labels.on_grid_of(image, match_labels=options.match_labels)
             if placed is not None:
                 how = "the label map was padded with background to the image's grid"
+                if image.grid.shape == labels.grid.shape:
+                    how = "so little that the label map was taken as it is"
                 if image.grid.orientation != labels.grid.orientation:
                     how = "the label map's axes were reordered to the image's"
                 warning = f"{name}: image and label map {difference}; {how}."
@@ -89,6 +99,21 @@ def load_case(spec: DatasetSpec, case: CaseSpec, options: ReadOptions | None = N
     if problems or image is None:
         raise InputErrors(*problems) if len(problems) > 1 else InputError(problems[0])
     return LoadedCase(image, labels)
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two volumes hold the same values; most differ in the first of the slices that are looked at."""
+    if a.shape != b.shape or not a.any():
+        return False
+    middle = a.shape[2] // 2
+    return np.array_equal(a[..., middle], b[..., middle]) and np.array_equal(a, b)
+
+
+def _equal_channels(image: MedicalImage) -> tuple[int, int] | None:
+    """The first two channels that are equal and not constant."""
+    pairs = combinations((c for c in range(image.channels) if c not in image.constant_channels), 2)
+    flat = image.grid.affine is None  # a grey picture may be saved in colours
+    return None if flat else next(((a, b) for a, b in pairs if _equal(image.array[a], image.array[b])), None)
 
 
 def _refuse_other_kind(path: Path, where: str) -> None:
@@ -124,6 +149,18 @@ def undeclared(labels: LabelMap, spec: DatasetSpec, where: str) -> list[str]:
         rest = len(strange) - MOST_VALUES_SHOWN
         lines.append(f"{where}: {rest} more values are not declared. Check that this file is a label map.")
     return lines
+
+
+def misnamed(labels: LabelMap, values: Mapping[str, int], where: str) -> list[str]:
+    """One line per segment that occurs under another value than the label of its name (segmentations of 3D Slicer)."""
+    known = {name.casefold(): value for name, value in values.items()}
+    counts = labels.counts()
+    return [
+        f"{where}: its segment {brief(name)!r} has the value {value}, not {known[name.casefold()]}. Renumber its "
+        "segments."
+        for value, name in getattr(labels.header, "segments", ())
+        if value in counts and known.get(name.casefold(), value) != value
+    ]
 
 
 def _not_annotated(labels: LabelMap, spec: DatasetSpec, case: CaseSpec, where: str) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from medmamba.datasets.description import (
     FILE,
+    Count,
     Description,
     Entry,
     case_id_problem,
@@ -44,7 +45,7 @@ class _NnUnet(Description):
     license: str = ""
     channel_names: dict[str, str]
     regions_class_order: list[int] | None = None
-    num_training: int | None = Field(None, alias="numTraining")
+    num_training: Count | None = Field(None, alias="numTraining")
     file_ending: str
     dataset: dict[str, _Listed] | None = None
 
@@ -58,24 +59,26 @@ def read_nnunet(folder: Path, raw: dict[str, Any], *, allow_outside: bool = Fals
     problems: list[str] = []
     channels = channel_names(file.channel_names, problems)
     labels, regions, order, ignore = _labels(file, problems)
-    if ending_of("x" + file.file_ending) != file.file_ending.lower():
+    ending = "." + file.file_ending.removeprefix(".")
+    if ending_of("x" + ending) != ending.lower():
         problems.append(f"{FILE}: file_ending: {file.file_ending[:20]!r} is not that of a known kind of image.")
     refuse(folder, problems)
     if file.dataset is None:
-        cases = _find(folder / "imagesTr", file.file_ending, len(channels), problems)
-        cases = [replace(case, label=folder / "labelsTr" / (case.file_stem + file.file_ending)) for case in cases]
+        cases = _find(folder / "imagesTr", ending, len(channels), problems)
+        cases = [replace(case, label=folder / "labelsTr" / (case.file_stem + ending)) for case in cases]
     else:
         cases = _listed(folder, file.dataset, problems, allow_outside)
     if not cases and not problems:
-        problems.append(f"{FILE}: no training case: no CASE_0000{file.file_ending} in imagesTr. Add the images.")
+        problems.append(f"{FILE}: no training case: no CASE_0000{ending} in imagesTr. Add the images.")
     if file.num_training not in (None, len(cases)):
+        problems += _unnumbered(folder / "imagesTr") if file.dataset is None else []
         problems.append(
             f"{FILE}: numTraining is {file.num_training}, but there are {len(cases)} training cases. Is the copy "
             "complete? Correct the number or add the cases."
         )
     test: list[CaseSpec] = []
     if (folder / "imagesTs").is_dir():
-        test = _find(folder / "imagesTs", file.file_ending, len(channels), problems)
+        test = _find(folder / "imagesTs", ending, len(channels), problems)
     check_ids(cases, problems)
     if both := sorted({case.case_id for case in cases} & {case.case_id for case in test}):
         problems.append(
@@ -133,7 +136,32 @@ def _labels(
         )
     elif not set(order) <= {value for values in regions.values() for value in values}:
         problems.append(f"{FILE}: regions_class_order: {list(order)} holds values that are in no region.")
+    else:
+        problems += _hidden_regions(regions)
     return labels, regions, order, ignore
+
+
+def _hidden_regions(regions: dict[str, tuple[int, ...]]) -> list[str]:
+    """A problem for each region of which nothing remains, because one that contains it is written after it."""
+    named = list(regions.items())
+    return [
+        f"{FILE}: labels: {brief(later)!r} contains {brief(name)!r} and is written after it, so that nothing of it "
+        "remains. Name the larger region first."
+        for number, (name, values) in enumerate(named)
+        for later, others in named[number + 1 :]
+        if set(values) <= set(others)
+    ]
+
+
+def _unnumbered(folder: Path) -> list[str]:
+    """A problem for images whose names do not say which channel they are."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    images = [name for name in names if (end := ending_of(name)) and not CHANNEL.match(name[: -len(end)])]
+    images = [name for name in images if not name.startswith(".")]
+    if not images:
+        return []
+    many = f" ({len(images)} such images)" if len(images) > 1 else ""
+    return [f"{folder.name}: {brief(images[0])} has no channel number{many}. Name it CASE_0000{ending_of(images[0])}."]
 
 
 def _find(folder: Path, ending: str, channels: int, problems: list[str]) -> list[CaseSpec]:

@@ -18,6 +18,8 @@ from medmamba.images.gate import brief, shown
 
 SPLITS = "splits_final.json"
 """Name of the file, beside dataset.json."""
+PICKLED = "splits_final.pkl"
+"""What nnU-Net v1 calls it."""
 
 Split = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -64,7 +66,16 @@ def _with_splits(spec: DatasetSpec) -> DatasetSpec:
     splits = read_splits(path, ids) if path.exists() else own
     if parts and [set(validated) for _, validated in splits] != parts:
         problems.append(f"{SPLITS} and the folds of {FILE} differ. Remove one of them.")
-    return replace(spec, splits=splits, problems=tuple(problems))
+    return replace(spec, splits=splits, problems=tuple(problems), warnings=(*spec.warnings, *_not_meant(spec)))
+
+
+def _not_meant(spec: DatasetSpec) -> list[str]:
+    """Warnings for what looks as if it had a meaning that it does not have here."""
+    names = [name for name in spec.labels if name.lower() == "ignore"]
+    found = [f"label {name!r} is trained as a structure; voxels of a label 'ignore' are not learned." for name in names]
+    if (spec.folder / PICKLED).exists() and not spec.splits:
+        found.append(f"{PICKLED} is not read (it could run code). Save its folds as {SPLITS}.")
+    return found
 
 
 def _read_folder(folder: Path, allow_outside: bool) -> DatasetSpec:

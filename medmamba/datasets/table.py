@@ -72,6 +72,8 @@ def _rows(table: Path, where: str) -> tuple[list[dict[str, str]], list[str]]:
     lines = read_csv(table, where)
     if not lines:
         raise InputError(f"{where}: the table is empty. Add a line of column names and one line per case.")
+    empty = [number for number in range(len(lines[0])) if not any(line[number : number + 1] != [""] for line in lines)]
+    lines = [[cell for number, cell in enumerate(line) if number not in empty] for line in lines]
     columns = [name.strip().lower() for name in lines[0]]
     if len(set(columns)) != len(columns):
         raise InputError(f"{where}: two columns have the same name. Give each its own.")

@@ -35,7 +35,7 @@ from medmamba.geometry import Grid
 class MaskPair:
     """Truth and prediction of one structure in one case, and what several metrics need, computed once.
 
-    Masks are boolean (i, j, k), cropped to the box around both; (i, j) for an image of one slice. ``voxels`` counts
+    Masks are boolean (i, j, k), cropped to the box around both; two axes for an image of one slice. ``voxels`` counts
     the whole image. Without millimetres the spacing is None, and the tolerance of the surface Dice is in pixels.
     """
 
@@ -52,18 +52,21 @@ class MaskPair:
         prediction: NDArray[np.bool_],
         spacing_mm: Sequence[float] | None,
         tolerance: float = TOLERANCE_MM,
+        voxels: int | None = None,
     ) -> "MaskPair":
-        """Two masks of a whole image; raises ValueError if they differ in shape."""
+        """Two masks of a whole image, of which ``voxels`` count (default: all); ValueError if they differ in shape."""
         if truth.shape != prediction.shape:
             raise ValueError(f"masks differ in shape: {truth.shape} and {prediction.shape}")
         from scipy.ndimage import find_objects
 
-        voxels, spacing = truth.size, None if spacing_mm is None else tuple(spacing_mm)
+        voxels = truth.size if voxels is None else voxels
+        spacing = None if spacing_mm is None else tuple(spacing_mm)
         (box,) = find_objects((truth | prediction).view(np.uint8)) or [(slice(1),) * truth.ndim]
-        flat = truth.ndim == 3 and truth.shape[2] == 1
+        flat = next((axis for axis in (2, 1, 0) if truth.ndim == 3 and truth.shape[axis] == 1), None)
         truth, prediction = truth[box], prediction[box]
-        if flat:
-            truth, prediction, spacing = truth[:, :, 0], prediction[:, :, 0], spacing and spacing[:2]
+        if flat is not None:
+            truth, prediction = truth.squeeze(axis=flat), prediction.squeeze(axis=flat)
+            spacing = spacing and spacing[:flat] + spacing[flat + 1 :]
         return cls(truth, prediction, voxels, spacing, tolerance)
 
     @cached_property
@@ -227,14 +230,24 @@ def score_case(
     grid: Grid,
     structures: Mapping[str, Sequence[int]],
     options: EvaluateOptions | None = None,
+    *,
+    ignore: int | None = None,
 ) -> dict[str, Score]:
-    """The scores of two label maps (i, j, k) by structure (label values). Raises ValueError if their shapes differ."""
+    """The scores of two label maps (i, j, k) by structure (label values), without voxels where truth is ``ignore``.
+
+    Raises ValueError if their shapes differ.
+    """
     chosen = options or EvaluateOptions()
     tolerance = chosen.tolerance_in_pixels if grid.spacing_mm is None else chosen.tolerance_mm
     voxel_ml = None if grid.voxel_volume_mm3 is None else grid.voxel_volume_mm3 / 1000
+    voxels = truth.size
+    if ignore is not None and truth.shape == prediction.shape:
+        known = truth != ignore
+        truth, prediction, voxels = truth * known, prediction * known, int(known.sum())
     scores = {}
     for name, values in structures.items():
-        pair = MaskPair.of_masks(_mask(truth, values), _mask(prediction, values), grid.spacing_mm, tolerance)
+        masks = _mask(truth, values), _mask(prediction, values)
+        pair = MaskPair.of_masks(*masks, grid.spacing_mm, tolerance, voxels)
         scores[name] = score_pair(pair, voxel_ml)
     return scores
 

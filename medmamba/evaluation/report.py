@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medmamba.datasets.load import misnamed
 from medmamba.disk.atomic import write_json
 from medmamba.disk.table import write_table
 from medmamba.errors import InputError, InputErrors, MedmambaError, counted
@@ -154,11 +155,13 @@ def evaluate_folders(
     options: EvaluateOptions | None = None,
     *,
     reading: ReadOptions | None = None,
+    ignore: int | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Compare masks by case id, one case in memory at a time; default ``structures``: every label value found.
 
-    ``options``: its tolerances and ``missing`` are used. Raises InputErrors naming every problem of every case.
+    ``options``: its tolerances and ``missing`` are used. Voxels where the truth is ``ignore`` are left out.
+    Raises InputErrors naming every problem of every case.
     """
     options, reading = options or EvaluateOptions(), reading or ReadOptions()
     absent = [case_id for case_id in truths if case_id not in predictions]
@@ -185,10 +188,13 @@ def evaluate_folders(
         except MedmambaError as error:
             problems.append(str(error))
             continue
+        if named:
+            values = {name: members[0] for name, members in structures.items() if len(members) == 1}
+            problems += misnamed(truth, values, f"{case_id}: {path.name}")
         of_truths = dict.fromkeys(truth.counts(), case_id) | of_truths
         of_predictions = dict.fromkeys({} if found is None else found.counts(), case_id) | of_predictions
         if found is not None and (difference := grid_difference(truth.grid, found.grid)):
-            placed = truth.on_grid_of(found, match_labels=reading.match_labels)
+            placed = truth.on_grid_of(found, match_labels=True)
             if placed is None:
                 problems.append(f"{case_id}: truth and prediction {difference}. Compare masks of the same image.")
             else:
@@ -196,8 +202,10 @@ def evaluate_folders(
                 truth = placed
         if not problems:
             prediction = np.zeros_like(truth.array) if found is None else found.array
-            cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options)
+            cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options, ignore=ignore)
     on_case(len(truths), len(truths))
+    if ignore is not None and of_truths.pop(ignore, None) is not None:
+        warnings.append(f"Voxels of the label value {ignore}, which is to be ignored, were left out.")
     if named:
         of_predictions = {value: "" for values in structures.values() for value in values}
     warnings += _label_sets(of_truths, of_predictions, problems if named else [])

@@ -2,6 +2,7 @@
 
 import math
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -76,10 +77,10 @@ def run_evaluation(
         images = {} if options.images is None else _paths(options.images)
         if options.subgroups is not None:
             read_subgroups(options.subgroups, [name for name in truth if options.missing == "empty" or name in masks])
-        structures, reading = _of_report(folder)
+        structures, reading, ignore = _of_report(folder)
         if structures is None and options.other is not None:
-            structures, reading = _of_report(options.other)
-        evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading)
+            structures, reading, ignore = _of_report(options.other)
+        evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading, ignore=ignore)
         evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"))
         if structures is None and isinstance(truths, str | Path) and (Path(truths) / "report.json").is_file():
             line = f"{truths} holds the report.json of a prediction, {folder} does not: are the folders exchanged?"
@@ -172,14 +173,14 @@ def _summaries(evaluation: Evaluation, subgroups: Subgroups) -> dict[str, Any]:
     return found
 
 
-def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions]:
-    """Structures by the report.json in a folder of predictions, and how files of the dataset are read.
+def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions, int | None]:
+    """Structures by the report.json in a folder of predictions, how files of the dataset are read, the ignored value.
 
     Structures are every foreground label, then every region; None without. Raises ConfigError if it is damaged.
     """
     path = folder / "report.json"
     if not path.is_file():
-        return None, ReadOptions(any_spacing=True)  # spacings that agree are compared as they are
+        return None, ReadOptions(any_spacing=True), None  # spacings that agree are compared as they are
     kind, cure = "prediction report", "Remove or restore it."
     report = read_stored(path, dict[str, Any], kind, cure)
     with as_written(path, kind, cure):
@@ -189,7 +190,8 @@ def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions]:
         found: Structures = {name: (value,) for name, value in labels.items() if value != 0}
         for region, members in (model.get("regions") or {}).items():
             found.setdefault(str(region), tuple(sorted(labels[str(name)] for name in members)))
-    return found, ReadOptions.of(reading)
+        ignore = None if model.get("ignore") is None else int(model["ignore"])
+    return found, ReadOptions.of(reading), ignore
 
 
 def _pictures(
@@ -222,7 +224,10 @@ def _pictures(
 
 
 def _paths(source: str | Path | Sequence[Path]) -> dict[str, Path]:
-    return {case.case_id: case.paths[0] for case in find_cases(source)}
+    """Masks by the name of their case, whichever way its accents are stored."""
+    cases = find_cases(source)
+    names = {unicodedata.normalize("NFC", case.case_id): case.paths[0] for case in cases}
+    return names if len(names) == len(cases) else {case.case_id: case.paths[0] for case in cases}
 
 
 def _page(

@@ -117,7 +117,9 @@ def affine_problem(affine: npt.ArrayLike, *, any_spacing: bool = False) -> str |
     ``any_spacing`` accepts spacings within ANY_SPACING_MM.
     """
     matrix = np.asarray(affine, dtype=np.float64)
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+    if matrix.shape != (4, 4):
+        return f"the affine is of shape {matrix.shape}, not (4, 4)"
+    if not np.isfinite(matrix).all():
         return "the affine holds values that are not finite numbers"
     if (matrix[3] != (0, 0, 0, 1)).any():
         return f"the last row of the affine is {matrix[3].tolist()}, not 0 0 0 1"

@@ -71,6 +71,17 @@ def find_cases(
     return cases
 
 
+def numbers_in_names(cases: Sequence[ImageCase], channel_files: int) -> str:
+    """What to say about images X_0000, X_0001, ... that are not channels of a model with a file per channel; or ""."""
+    apart = [case.case_id for case in cases if CHANNEL.search(case.case_id) and stem_of(case.paths[0]) == case.case_id]
+    if not apart or not channel_files:
+        return ""
+    files = "one file" if channel_files == 1 else f"{channel_files} files"
+    listed = shown(", ".join(apart[:3])) + (", ..." if len(apart) > 3 else "")
+    what = "with a number, taken as cases of their own and not as channels, because a case of this model has"
+    return f"{listed}: {counted(len(apart), 'image')} {what} {files}."
+
+
 def case_names(paths: Sequence[Path]) -> list[str]:
     """A name for each image: of its file or, where several have the same name, of the part of the path that differs.
 

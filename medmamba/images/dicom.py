@@ -31,6 +31,7 @@ from medmamba.images.gate import ReadOptions, check_memory, check_size, shown
 
 SAME_SLICE = 0.01  # of the spacing: closer slices are the same one twice
 EVEN_SPACING = 0.05  # of the spacing: positions are written rounded
+ROUNDED_MM = 0.06  # positions that are written to a tenth of a millimetre
 ASIDE = 0.2  # pixel: slices of one volume are not shifted in their plane
 CHOOSE_PART = "Choose one with `medmamba predict --series`"
 CHOOSE = f"{CHOOSE_PART}, by number or the end of its UID"
@@ -117,8 +118,8 @@ def _in_order(slices: list[Slice], where: str) -> Affine:
             raise InputError(
                 f"{where}: {a.name} and {b.name} are at the same place ({len(double)} such pairs). {_parts_in(slices)}"
             )
-        wrong = np.abs(gaps - usual) > EVEN_SPACING * usual
-        if wrong.any():
+        off = np.abs(_off_line(slices) @ normal) > min(ROUNDED_MM, 2 * EVEN_SPACING * usual)
+        if ((np.abs(gaps - usual) > EVEN_SPACING * usual) & (off[1:] | off[:-1])).any():
             at = int(np.argmax(np.abs(gaps - usual)))
             what = "a slice is missing" if gaps[at] > 1.5 * usual else "slices are unevenly spaced"
             raise InputError(
@@ -145,6 +146,13 @@ def _in_order(slices: list[Slice], where: str) -> Affine:
     return affine + 0.0
 
 
+def _off_line(slices: list[Slice]) -> npt.NDArray[np.float64]:
+    """How far each slice (n, 3) lies from the evenly divided line through all of them, in mm."""
+    numbers, positions = np.arange(len(slices)), np.array([piece.position for piece in slices])
+    step, start = np.polyfit(numbers, positions, 1)
+    return np.asarray(positions - start - numbers[:, None] * step)
+
+
 def _pixels(slices: list[Slice], where: str) -> Iterator[tuple[Slice, npt.NDArray[np.float32]]]:
     """Slices in any order, each with its values (i, j), rescaled by its own tags."""
     by_file: dict[Path, list[Slice]] = defaultdict(list)
@@ -169,10 +177,11 @@ def _decoded(path: Path, piece: Slice, where: str) -> npt.NDArray[np.float32]:
     reader.SetImageIO("GDCMImageIO")
     with _utf8_name(path) as name:
         reader.SetFileName(name)
-        _quietly(reader.ReadImageInformation, f"{where}: a damaged DICOM file")
+        damaged = f"{where}: a damaged DICOM file. Copy it again from its source."
+        _quietly(reader.ReadImageInformation, lambda: damaged)
         if reader.GetSize()[:2] != piece.size:
             raise InputError(f"{where}: {reader.GetSize()} pixels, the header says {piece.size}. Copy it again.")
-        pixels = sitk.GetArrayFromImage(_quietly(reader.Execute, f"{where}: its pixels cannot be decoded"))
+        pixels = sitk.GetArrayFromImage(_quietly(reader.Execute, lambda: f"{where}: {headers.undecoded(path)}"))
     if pixels.size != prod(piece.size):
         raise InputError(f"{where}: {pixels.shape} pixels where its header says {piece.size}. The file is damaged.")
     return pixels.reshape(piece.size[::-1]).T.astype(np.float32)
@@ -192,7 +201,7 @@ def _utf8_name(path: Path) -> Iterator[str]:
         yield str(link)
 
 
-def _quietly(call: Callable[[], Any], problem: str) -> Any:
+def _quietly(call: Callable[[], Any], problem: Callable[[], str]) -> Any:
     """The result of SimpleITK; its warnings and errors, which can contain tag contents, are not printed."""
     from SimpleITK import ProcessObject
 
@@ -201,6 +210,6 @@ def _quietly(call: Callable[[], Any], problem: str) -> Any:
     try:
         return call()
     except RuntimeError:
-        raise InputError(f"{problem}. Copy it again from its source.") from None
+        raise InputError(problem()) from None
     finally:
         ProcessObject.SetGlobalWarningDisplay(before)

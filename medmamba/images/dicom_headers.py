@@ -1,6 +1,7 @@
 """Headers of DICOM files: what each file of a folder is, by its SOP class and its tags.
 
-pydicom reads the tags listed below (imported on first use); no other tag is read and none is kept.
+pydicom reads the tags listed below (imported on first use); no other tag is read and none is kept. The patient's ID is
+only compared, so that slices of two patients are not one volume.
 Source of the SOP classes: PS3.4 B.5; a file without preamble: PS3.10 7.1.
 """
 
@@ -21,6 +22,7 @@ SERIES, NUMBER, POSITION, ORIENTATION = 0x0020000E, 0x00200011, 0x00200032, 0x00
 ROWS, COLUMNS, PIXEL_SPACING, THICKNESS = 0x00280010, 0x00280011, 0x00280030, 0x00180050
 FRAMES, SAMPLES, BITS, PHOTOMETRIC = 0x00280008, 0x00280002, 0x00280100, 0x00280004
 SLOPE, INTERCEPT = 0x00281053, 0x00281052
+PATIENT, MODALITY_LUT = 0x00100020, 0x00283000
 BETWEEN, STUDY, FRAME_OF_REFERENCE = 0x00180088, 0x0020000D, 0x00200052
 STACK, COMPLEX, ECHO, ECHO_TIME = 0x00209056, 0x00089208, 0x00180086, 0x00180081
 B_VALUE, GRADIENT, FLIP_ANGLE, INVERSION_TIME = 0x00189087, 0x00189089, 0x00181314, 0x00180082
@@ -42,6 +44,7 @@ TEXTS = (
     PHOTOMETRIC,
     SLOPE,
     INTERCEPT,
+    PATIENT,
     STUDY,
     FRAME_OF_REFERENCE,
     *PLACE,
@@ -81,6 +84,13 @@ MULTI_FRAME = {
 ENHANCED = tuple(STORAGE + end for end in ("2.1", "2.2", "4.1", "4.4", "128.1", "130"))
 BLANK_IMAGE = 64 * 2**20  # bytes; recent codecs compress a blank image to almost nothing
 UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+DECODED = (
+    *UNCOMPRESSED,
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.5",
+    *(f"1.2.840.10008.1.2.4.{end}" for end in (50, 51, 57, 70, 80, 81, 90, 91)),
+)
+"""Transfer syntaxes whose pixels are decoded: none, deflated, RLE, JPEG, JPEG-LS and JPEG 2000 (PS3.5 10)."""
 
 EMPTY, NOT_DICOM = "empty", "not DICOM"
 CHOSEN_FRAMES = "medmamba-frames.json"
@@ -256,8 +266,10 @@ def header_tags(path: Path, where: str) -> Tags:
     with file:
         try:
             with warnings.catch_warnings(action="ignore"):  # they quote tag contents, as errors do
-                header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*TEXTS, *NUMBERS])
+                wanted = [*TEXTS, *NUMBERS, MODALITY_LUT]
+                header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
                 tags = {tag: text_of(header.get_item(tag)) for tag in (*TEXTS, *NUMBERS) if tag in header}
+                tags |= {MODALITY_LUT: "present"} if MODALITY_LUT in header else {}
                 sop_class = tags.setdefault(SOP_CLASS, str(header.file_meta.get("MediaStorageSOPClassUID", "")))
                 packed = str(header.file_meta.get("TransferSyntaxUID", UNCOMPRESSED[0])) not in UNCOMPRESSED
         except Exception:  # pydicom raises many kinds for damaged files
@@ -291,3 +303,15 @@ def text_of(element: Any) -> str:
     if element.tag in DOUBLES:
         return "\\".join(f"{number:g}" for (number,) in struct.iter_unpack("<d" if little else ">d", element.value))
     return element.value.decode("utf-8", "replace").strip(" \0")
+
+
+def undecoded(path: Path) -> str:
+    """Why the pixels of a file cannot be decoded, and what to do."""
+    import pydicom
+
+    with warnings.catch_warnings(action="ignore"):
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=[SOP_CLASS])
+    syntax = header.file_meta.get("TransferSyntaxUID", UNCOMPRESSED[0])
+    if syntax in DECODED:
+        return "its pixels cannot be decoded. Copy it again from its source."
+    return f"its pixels are compressed as {shown(syntax.name)[:60]}, which is not read. Export the series uncompressed."

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medmamba.errors import counted
-from medmamba.images.dicom_slices import CONTRASTS, COUNTED, PHASES, Slice, difference, without_copies
+from medmamba.images.dicom_slices import CONTRASTS, COUNTED, PATIENT, PHASES, Slice, difference, without_copies
 from medmamba.images.gate import shown
 
 LARGEST = "largest"
@@ -239,6 +239,9 @@ def _marks(parts: Sequence[Part]) -> list[str]:
     marks = [""] * len(parts)
     for at, name in enumerate((*CONTRASTS, *PHASES, "file")):
         values = [_shared((*piece.contrast, *piece.phase)[at] for piece in part) for part in parts]
+        if name == PATIENT:
+            known = sorted({value for value in values if value is not None})
+            values = [None if value is None else str(known.index(value) + 1) for value in values]
         named = [f"{name} {'-' if not value else shown(value)[-20:]}" for value in values]
         more = [f"{mark}{mark and ' '}{text}" for mark, text in zip(marks, named, strict=True)]
         if None not in values and len(set(more)) > len(set(marks)):

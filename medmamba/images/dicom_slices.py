@@ -40,7 +40,10 @@ def _image_type(*, first: bool) -> Callable[[Tags], str]:
     return lambda tags: "\\".join(tags.get(headers.IMAGE_TYPE, "").split("\\")[slice(2) if first else slice(2, None)])
 
 
+PATIENT = "patient"
+"""Never shown: its values are numbered."""
 CONTRASTS: dict[str, Callable[[Tags], str]] = {
+    PATIENT: lambda tags: tags.get(headers.PATIENT, ""),
     "study": lambda tags: tags.get(headers.STUDY, ""),
     "SOP class": lambda tags: tags.get(headers.SOP_CLASS, ""),
     "series number": lambda tags: tags.get(headers.NUMBER, ""),
@@ -142,6 +145,8 @@ def _slice(path: Path, frame: int, tags: Tags, where: str) -> Slice:
     orientation = values(headers.ORIENTATION, "Image Orientation", 6)
     if abs(np.linalg.norm(orientation[:3]) - 1) > 1e-2 or abs(np.linalg.norm(orientation[3:]) - 1) > 1e-2:
         raise InputError(f"{where}: its Image Orientation holds no directions of length 1. Export it again.")
+    if headers.MODALITY_LUT in tags:
+        raise InputError(f"{where}: its values need a table (Modality LUT), which is not read. Export it rescaled.")
     return Slice(
         path,
         frame,

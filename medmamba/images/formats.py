@@ -60,7 +60,7 @@ _RASTER: dict[str, Any] = {"module": "medmamba.images.raster", "flat": True, "ho
 FORMATS = [
     Format("NIfTI", (".nii.gz", ".nii"), "medmamba.images.nifti"),
     Format("NIfTI pair", (".hdr", ".img"), "medmamba.images.nifti", siblings=pair),
-    Format("NRRD", (".nrrd",), "medmamba.images.nrrd"),
+    Format("NRRD", (".seg.nrrd", ".nrrd"), "medmamba.images.nrrd"),  # 3D Slicer's segmentations, and images
     Format("NRRD header", (".nhdr",), "medmamba.images.nrrd", mask_ending=".nrrd", detached=True),
     Format("MetaImage", (".mha",), "medmamba.images.metaimage"),
     Format("MetaImage header", (".mhd",), "medmamba.images.metaimage", siblings=header_and_zraw, detached=True),

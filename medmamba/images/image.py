@@ -1,7 +1,7 @@
 """Records of an image and of a label map: voxels, grid, and the header that masks on the same grid are written with."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,20 @@ class MedicalImage(Volume):
     def channels(self) -> int:
         """Number of channels."""
         return int(self.array.shape[0])
+
+    def with_channels(self, count: int, name: str) -> "MedicalImage":
+        """A flat picture in grey as three equal colours or the reverse, where that many are wanted; else the image.
+
+        Editors and converters store either, whatever the others of a set are.
+        """
+        if self.grid.affine is not None or self.grid.shape[2] != 1 or {count, self.channels} != {1, 3}:
+            return self
+        if count == 1 and not all(np.array_equal(self.array[0], colour) for colour in self.array[1:]):
+            return self
+        array = self.array[:1] if count == 1 else np.repeat(self.array, 3, axis=0)
+        how = "grey in three equal colours, taken as grey" if count == 1 else "grey, taken as three equal colours"
+        constant = tuple(range(count)) if self.constant_channels else ()
+        return replace(self, array=array, constant_channels=constant, warnings=(*self.warnings, f"{name}: {how}."))
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,8 @@ def _from_nibabel(image: Any, options: ReadOptions, where: str) -> Decoded:
     values = np.asanyarray(image.dataobj)
     while values.ndim > 4 and values.shape[-1] == 1:
         values = values[..., 0]
+    if values.ndim == 5 and values.shape[3] == 1:  # vectors
+        values = values[:, :, :, 0]
     channels = np.moveaxis(values, -1, 0) if values.ndim == 4 else values
     if not isinstance(image.header, Nifti1Header):  # Nifti2Header is one too
         return _from_array(channels, image.affine, options, where)

@@ -118,7 +118,7 @@ def parse_header(head: bytes, where: str, options: ReadOptions) -> NiftiHeader:
             f"a whole number from {least} on is possible. It is damaged."
         )
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
-    if slope == 0.0:  # "no scaling" in the standard
+    if slope == 0.0 or np.isnan(slope):  # "no scaling" in the standard; of NaN for nibabel and MRtrix
         slope, inter = 1.0, 0.0
     if not np.isfinite(slope) or not np.isfinite(inter):
         raise InputError(
@@ -160,6 +160,8 @@ def _dims(fields: Fields, where: str, max_voxels: int) -> tuple[int, ...]:
     dims = sizes[:count]
     while len(dims) > 4 and dims[-1] == 1:
         dims.pop()
+    if len(dims) == 5 and dims[3] == 1:  # one vector per voxel (i, j, k, 1, C), as ITK writes several channels
+        del dims[3]
     if len(dims) == 1:
         raise InputError(f"{where}: one-dimensional, shape {tuple(dims)}. Give a 2D or 3D image.")
     if len(dims) > 4:

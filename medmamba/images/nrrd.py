@@ -1,9 +1,11 @@
 """NRRD (.nrrd, .nhdr): read behind the gate, written with the geometry lines of the image it belongs to.
 
-Source: https://teem.sourceforge.net/nrrd/format.html. Text that people wrote into a header (key:=value) is never kept.
+Source: https://teem.sourceforge.net/nrrd/format.html. Of the text that people wrote into a header (key:=value) only the
+names of segments, as 3D Slicer writes them, are read; none is written.
 """
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +48,11 @@ PLACE_FIELDS = ("space", "space dimension", "space directions", "space origin", 
 SPATIAL_KINDS = ("domain", "space", "???", "none")
 
 
+@dataclass(frozen=True)
 class NrrdHeader(TextHeader):
-    """The header of a NRRD file."""
+    """The header of a NRRD file; ``segments`` are label values and names of a segmentation of 3D Slicer."""
+
+    segments: tuple[tuple[int, str], ...] = ()
 
 
 def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded:
@@ -95,7 +100,15 @@ def _parse(lines: list[str], where: str) -> NrrdHeader:
         packing=packing,
         data_file=fields.get("datafile"),
         place=_place(fields, len(spatial), channel_axis, where),
+        segments=_segments(lines),
     )
+
+
+def _segments(lines: list[str]) -> tuple[tuple[int, str], ...]:
+    matches = (re.match(r"(Segment\d+_(?:Name|LabelValue)):=(.*)", line) for line in lines)
+    found = {match[1]: match[2] for match in matches if match}
+    values = {key.removesuffix("_LabelValue"): text for key, text in found.items() if text.strip().isdecimal()}
+    return tuple((int(text), found[f"{key}_Name"].strip()) for key, text in values.items() if f"{key}_Name" in found)
 
 
 def _channel_axis(fields: dict[str, str], sizes: list[int], where: str) -> int | None:

@@ -21,6 +21,7 @@ from medmamba.images.gate import ReadOptions, check_memory, check_size, open_reg
 KINDS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 EXIF_ORIENTATION = 0x0112
+SAMPLE_FORMAT, SIGNED = 339, 2  # of TIFF 6.0; Pillow takes signed 8-bit numbers for unsigned ones
 TURNED_BACK = (0, 3, 1, 5, 2, 6, 4)
 """For the tags 2 to 8, the Image.Transpose from reoriented to stored pixels."""
 
@@ -47,22 +48,30 @@ def read(path: Path, where: str, options: ReadOptions, *, mask: bool) -> Decoded
                 raise InputError(f"{where}: {pages} pages. Give one image per file, or the volume as NIfTI.")
             check_size((image.width, image.height, len(image.getbands())), where, options.max_voxels)
             check_memory(image.width * image.height * len(image.getbands()) * 8, where)
-            if image.mode != "I;16" and any(";16" in str(tile[3]) for tile in image.tile if kind == "PNG"):
+            if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile[3]) for tile in image.tile):
                 raise InputError(f"{where}: 16-bit colours. Save it in 8-bit colours or 16-bit grey.")
+            tags = getattr(image, "tag_v2", {})
+            lossy = kind == "JPEG" or image.info.get("compression") in ("jpeg", "tiff_jpeg")
             mark = image.getexif().get(EXIF_ORIENTATION, 1)
             turned = mark if mark in range(2, 9) else None
             if turned and not mask:
                 warnings.append(f"{where}: reoriented by its orientation tag (EXIF). Masks must be oriented alike.")
             pixels = _pixels(ImageOps.exif_transpose(image), mask, where, warnings)
+            if pixels.dtype == np.uint8 and set(np.atleast_1d(tags.get(SAMPLE_FORMAT, 1))) == {SIGNED}:
+                pixels = pixels.view(np.int8)
     except InputError:
         raise
     except UnidentifiedImageError:
+        if raw.getvalue()[:4] in (b"II*\0", b"MM\0*"):
+            cure = "Save it with 8 or 16 bits, or as 32-bit real numbers."
+            raise InputError(f"{where}: a TIFF with numbers of a kind that is not read. {cure}") from None
         raise InputError(f"{where}: not a PNG, TIFF, BMP or JPEG image. Check the file.") from None
     except Exception as error:  # decoders raise what they like for damaged files
         reason = " ".join(str(error).split())[:80] or type(error).__name__
         raise InputError(f"{where}: damaged or cut off ({reason}). Copy it again from its source.") from None
-    if mask and kind == "JPEG":
-        raise InputError(f"{where}: JPEG changes label values. Save masks as PNG or TIFF.")
+    if mask and lossy:
+        plain = "PNG or TIFF" if kind == "JPEG" else "PNG, or as TIFF with another compression"
+        raise InputError(f"{where}: JPEG changes label values. Save masks as {plain}.")
     rows = np.atleast_3d(pixels)  # (j, i, C)
     stored = np.ascontiguousarray(np.moveaxis(rows, -1, 0)).transpose(0, 2, 1)[..., None]
     if mask and any(not np.array_equal(stored[0], other) for other in stored[1:]):

@@ -177,6 +177,7 @@ def whole(text: str, field: str, where: str) -> list[int]:
 
 def data_file(header: Path, name: str, where: str) -> Path:
     """The voxel file that a detached header names, in its folder; InputError for another place or several files."""
+    name = name.removeprefix("./").removeprefix(".\\")
     if "%" in name or name.upper().startswith("LIST"):
         raise InputError(f"{where}: its voxels are in several files. Save the image in one file.")
     if not name or name in (".", "..") or Path(name).name != name or "\\" in name or "\0" in name:

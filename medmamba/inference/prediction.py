@@ -43,6 +43,7 @@ class Provenance:
 
     ``recipe_sha256`` is that of the best.json of `medmamba find-best`; None without one. ``warnings`` are about the
     choice of the model, such as missing folds. ``others`` are further models that were averaged with this one.
+    ``ignore`` is the label value of voxels that were not to be learned.
     """
 
     medmamba: str
@@ -58,6 +59,7 @@ class Provenance:
     region_order: Sequence[str] | None = None
     warnings: Sequence[str] = ()
     others: Sequence["Provenance"] = ()
+    ignore: int | None = None
 
     def __getitem__(self, key: str) -> Any:
         """``provenance["plan_sha256"]``: an entry of :meth:`as_dict`, as the provenance was in version 0.1."""

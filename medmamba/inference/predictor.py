@@ -189,6 +189,7 @@ class Predictor:
         many = isinstance(image, list) or (isinstance(image, tuple) and all(isinstance(p, str | Path) for p in image))
         image = read_channels(image, self.reading) if many else as_image(image, self.reading)
         name = image.path.name if image.path is not None else "image"
+        image = image.with_channels(len(self.plan.channel_names), name)
         findings = self._check(name, image)
         self._check_work(name, image, on_message)
         end_of("read")

@@ -195,6 +195,7 @@ class TrainedModel:
             region_order=plan.region_order,
             warnings=self.warnings,
             others=[other.provenance(fast=fast) for other in self.others],
+            ignore=plan.ignore_label,
         )
 
 

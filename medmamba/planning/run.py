@@ -15,9 +15,10 @@ from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import replace_folder, write_json, write_text
 from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.own_files import OwnFiles, refusal, refuse_dataset_folder
-from medmamba.errors import ConfigError, InputError
+from medmamba.errors import ConfigError, InputError, counted
 from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, ending_of
+from medmamba.images.gate import brief
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.run_folder import RunFolder
 from medmamba.pages.picture import Picture, draw_case
@@ -285,6 +286,9 @@ def folds_for(
     if own:
         folds = [Fold(train=sorted(train), val=sorted(val)) for train, val in own]
         check_folds(folds, ids, groups)
+        unused = sorted(set(ids).difference(*(fold[part] for fold in folds for part in ("train", "val"))))
+        if unused:
+            on_warning(f"{counted(len(unused), 'case')} in no fold and not used, the first is {brief(unused[0])}.")
         return folds
     folds = make_folds(ids, labels_of=present, group_of=groups)
     count = len(set(groups.values()))

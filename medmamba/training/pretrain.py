@@ -168,6 +168,7 @@ def _further_cases(
         if case.case_id not in ready:
             try:
                 image = read_channels(case.paths, ReadOptions.of(plan.reading))
+                image = image.with_channels(len(plan.channel_names), case.case_id)
                 if len(image.array) != len(plan.channel_names):
                     raise InputError(
                         f"{case.case_id}: {len(image.array)} channel(s), the plan has {len(plan.channel_names)}."

@@ -211,11 +211,11 @@ def test_a_huge_dataset_json_is_refused(tmp_path):
 
 def test_faults_of_the_schema_are_told_with_their_place(dataset):
     message = problems_of(
-        read_dataset, dataset(numTraining="4", training=[{"label": "x"}, {"image": 3}], labels=[1], test=[5])
+        read_dataset, dataset(numTraining="four", training=[{"label": "x"}, {"image": 3}], labels=[1], test=[5])
     )
     for words in (
         "dataset.json: labels: input should be a valid dictionary",
-        "dataset.json: numTraining: input should be a valid integer (found '4')",
+        "dataset.json: numTraining: input should be a valid integer (found 'four')",
         "dataset.json: training[0].image: field required",
         "dataset.json: training[1].image",
         "dataset.json: test[0]",

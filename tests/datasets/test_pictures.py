@@ -64,7 +64,14 @@ def test_other_grey_values_are_not_guessed(pictures):
 def test_grey_pictures_in_a_colour_dataset_are_named(pictures):
     folder = pictures("decathlon")
     Image.open(folder / "imagesTr/cell0.png").convert("L").save(folder / "imagesTr/cell0.png")
-    assert "cell0: 1 channel(s) in imagesTr/cell0.png, but dataset.json names 3 (R, G, B)" in problems_of(
+    assert "cell0: imagesTr/cell0.png: grey, taken as three equal colours." in check_dataset(folder).warnings
+
+
+def test_colours_in_a_grey_dataset_are_refused(pictures):
+    folder = pictures("decathlon")
+    facts = json.loads((folder / "dataset.json").read_text()) | {"modality": {"0": "grey"}, "channel_names": None}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    assert "cell0: 3 channel(s) in imagesTr/cell0.png, but dataset.json names 1 (grey)" in problems_of(
         check_dataset, folder
     )
 

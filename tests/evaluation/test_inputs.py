@@ -107,3 +107,50 @@ def test_options_are_refused_before_an_image_is_read(write, tmp_path, monkeypatc
     with pytest.raises(InputError) as error:
         run_evaluation(masks, truths, **options)
     assert words in str(error.value)
+
+
+def test_ignored_voxels_of_truths_are_left_out(write, tmp_path):
+    masks, truths = with_report(write("masks", [1])), write("truths", [1])
+    report = json.loads((masks / "report.json").read_text())
+    (masks / "report.json").write_text(json.dumps({"model": {**report["model"], "ignore": 9}}))
+    labels = np.zeros((6, 7, 8), np.uint8)
+    labels[1:4, 1:4, 1:3], labels[1:4, 1:4, 3:] = 1, 9  # the last plane of the mask is not annotated
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), truths / "c0.nii.gz")
+    found = run_evaluation(masks, truths).evaluation
+    score = found.cases["c0"]["organ"]
+    assert (score.value("dice"), score.value("hd95_mm"), score.value("specificity")) == (1.0, 0.0, 1.0)
+    assert (score.truth_voxels, score.prediction_voxels) == (18, 18)
+    assert found.warnings == ("Voxels of the label value 9, which is to be ignored, were left out.",)
+
+
+def test_truths_stored_with_other_axes_are_compared_in_place(write):
+    masks, truths = write("masks", [1, 1]), write("truths", [1, 1])
+    for path in truths.iterdir():
+        image = nib.load(path)
+        nib.save(image.as_reoriented(np.array([[1, -1], [0, 1], [2, 1]])), path)
+    found = run_evaluation(masks, truths).evaluation
+    assert [scores["label_1"].value("dice") for scores in found.cases.values()] == [1.0, 1.0]
+    assert found.warnings[0].startswith("c0: truth and prediction differ in shape: (7, 6, 8) and (6, 7, 8); the truth")
+
+
+def test_accents_in_names_may_be_stored_in_either_form(write):
+    masks, truths = write("masks", [1]), write("truths", [1])
+    (masks / "c0.nii.gz").rename(masks / "\u00e9.nii.gz")
+    (truths / "c0.nii.gz").rename(truths / "e\u0301.nii.gz")
+    assert list(run_evaluation(masks, truths).evaluation.cases) == ["\u00e9"]
+
+
+def test_segments_of_a_truth_with_other_values_are_refused(write, tmp_path):
+    from medmamba.geometry import Grid
+    from medmamba.images import write_label_map
+
+    masks, truths = with_report(write("masks", [1])), tmp_path / "truths"
+    labels = np.zeros((6, 7, 8), np.uint8)
+    labels[1:4, 1:4, 1:4] = 1
+    truths.mkdir()
+    write_label_map(truths / "c0.nrrd", labels, Grid(labels.shape, np.eye(4)))
+    raw = (truths / "c0.nrrd").read_bytes()
+    segment = b"encoding: gzip\nSegment0_LabelValue:=1\nSegment0_Name:=tumour\n"
+    (truths / "c0.nrrd").write_bytes(raw.replace(b"encoding: gzip\n", segment))
+    with pytest.raises(InputError, match=r"c0\.nrrd: its segment 'tumour' has the value 1, not 2\. Renumber"):
+        run_evaluation(masks, truths)

@@ -164,3 +164,16 @@ def test_lesions_are_counted_by_size_over_all_cases():
     assert [(row["lesions"], row["found"]) for row in rows] == [(4, 2), (0, 0), (2, 2), (0, 0)]
     assert [row["sensitivity"] for row in rows] == [0.5, None, 1.0, None]
     assert rows[0] == {"from": 0.0, "to": 0.1, "unit": "ml", "lesions": 4, "found": 2, "sensitivity": 0.5}
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_image_of_one_slice_is_flat_along_whichever_axis(axis):
+    j, i = np.mgrid[:40, :40]
+    truth, mask = (i - 18) ** 2 + (j - 20) ** 2 < 100, (i - 20) ** 2 + (j - 19) ** 2 < 140
+    spacing = [1.0, 2.0]
+    spacing.insert(axis, 3.0)
+    volumes = (np.expand_dims(volume.astype(np.uint8), axis) for volume in (truth, mask))
+    score = score_case(*volumes, Grid(np.expand_dims(truth, axis).shape, np.diag([*spacing, 1.0])), {"disc": [1]})
+    flat = MaskPair.of_masks(truth, mask, (1.0, 2.0))
+    for metric in ("hd95_mm", "assd_mm", "nsd"):
+        assert score["disc"].value(metric) == METRICS[metric].measure(flat), metric

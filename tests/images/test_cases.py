@@ -10,7 +10,7 @@ from dicom_series import write_series
 
 from medmamba.bundle.runtime.cases import image_list
 from medmamba.errors import InputError
-from medmamba.images.cases import find_cases
+from medmamba.images.cases import find_cases, numbers_in_names
 
 
 def files(folder: Path, *names: str) -> Path:
@@ -96,3 +96,27 @@ def test_dicom_folders_beside_deep_images_are_named(tmp_path, save):
     lines = []
     assert [case.case_id for case in find_cases(tmp_path / "in", on_message=lines.append)] == ["imaging"]
     assert any(line.endswith("ignored: 1 DICOM folder (case_1/dicom).") for line in lines)
+
+
+def test_numbers_that_are_no_channels_of_the_model_are_said(tmp_path):
+    for name in ("p_0000", "p_0001", "q_0000"):
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"x")
+    cases = find_cases(tmp_path, 1)
+    assert [case.case_id for case in cases] == ["p_0000", "p_0001", "q"]
+    assert numbers_in_names(cases, 1) == (
+        "p_0000, p_0001: 2 images with a number, taken as cases of their own and not as channels, because a case of "
+        "this model has one file."
+    )
+    assert numbers_in_names(find_cases(tmp_path, 0), 0) == ""
+    cases = find_cases(tmp_path, 2)
+    assert [case.case_id for case in cases] == ["p", "q"]
+    assert numbers_in_names(cases, 2) == ""
+
+
+def test_a_segmentation_of_slicer_has_the_name_of_its_image(tmp_path):
+    (tmp_path / "a.seg.nrrd").write_bytes(b"x")
+    (case,) = find_cases(tmp_path)
+    assert (case.case_id, case.output_name) == ("a", "a.seg.nrrd")
+    (tmp_path / "a.nrrd").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"a: a\.nrrd and a\.seg\.nrrd are the same image\. Remove one of them\."):
+        find_cases(tmp_path)

@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicom_series import write_enhanced, write_series, write_slice
+from dicom_series import changed, write_enhanced, write_series, write_slice
 
 from medmamba.datasets import load_case
 from medmamba.datasets.spec import CaseSpec, DatasetSpec
@@ -212,3 +212,44 @@ def test_random_damage_gives_an_image_or_one_line_and_a_cut_file_never_an_image(
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.splitlines()[-1]) > 10
+
+
+def test_slices_of_two_patients_are_not_one_volume(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    for path in sorted(folder.iterdir())[:3]:
+        changed(path, PatientID="CANARY-2")
+    for path in sorted(folder.iterdir())[3:]:
+        changed(path, PatientID="CANARY-1")
+    message = refused(folder)
+    assert "s: its slices are not one volume." in message
+    assert "patient 1" in message
+    assert "patient 2" in message
+
+
+def test_values_behind_a_table_are_not_taken_as_they_are(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    table = pydicom.Dataset()
+    table.ModalityLUTType = "HU"
+    changed(folder / "0.dcm", ModalityLUTSequence=[table])
+    assert "0.dcm: its values need a table (Modality LUT), which is not read." in refused(folder)
+
+
+def test_positions_written_to_a_tenth_of_a_millimetre_are_even(tmp_path):
+    folder, step = tmp_path / "s", 0.6249
+    for k in range(40):
+        write_slice(folder / f"{k}.dcm", np.full((6, 5), k, np.int16), (0, 0, round(step * k, 1)))
+    image = read_image(folder)
+    np.testing.assert_array_equal(image.array[0, 0, 0], np.arange(40))
+    assert image.grid.spacing_mm[2] == pytest.approx(step, abs=0.005)
+
+
+def test_a_compression_that_is_not_read_is_named(tmp_path, volume):
+    folder = write_series(tmp_path / "s", volume)
+    for path in folder.iterdir():
+        found = pydicom.dcmread(path)
+        found.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"
+        found.PixelData = pydicom.encaps.encapsulate([b"no picture"])
+        found["PixelData"].VR = "OB"
+        found.save_as(path)
+    assert "its pixels are compressed as MPEG-4 AVC" in (message := refused(folder))
+    assert message.endswith("which is not read. Export the series uncompressed.")

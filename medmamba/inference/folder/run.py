@@ -20,7 +20,7 @@ from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, file_sha256, refuse_dataset_folder
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, InputErrors, PartialError, counted
-from medmamba.images.cases import ImageCase, find_cases, part_of
+from medmamba.images.cases import ImageCase, find_cases, numbers_in_names, part_of
 from medmamba.images.formats import DICOM, format_of
 from medmamba.inference.folder.case_job import (
     SCHEMA_VERSION,
@@ -136,7 +136,10 @@ def predict_folder(
     model = engine.provenance()
     given = images if isinstance(images, str | Path) else [one for one in images if isinstance(one, Path)]
     everything = [] if isinstance(images, str | Path) else [one for one in images if isinstance(one, ImageCase)]
-    everything = everything or find_cases(given, model.settings.reading["channel_files"])
+    channel_files = model.settings.reading["channel_files"]
+    everything = everything or find_cases(given, channel_files)
+    if (note := numbers_in_names(everything, channel_files)) and not options.pseudonymise:
+        on_message(note)
     refuse_dataset_folder(target)
     if dicom:
         read_codes(options.codes, list(model.labels))  # a wrong name is reported before the first case
