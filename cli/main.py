@@ -1,5 +1,6 @@
 """The ``medmamba`` application: its commands, and errors as lines with an exit code."""
 
+import os
 import re
 import sys
 from typing import Annotated, NoReturn
@@ -10,7 +11,8 @@ from medmamba.cli import prediction, training
 from medmamba.cli.console import print_json, report_error
 from medmamba.cli.from_record import JSON, from_records
 from medmamba.cli.terminal import INTERRUPTED, end_on_signals, tolerate_lost_output
-from medmamba.errors import MedmambaError, Terminated
+from medmamba.disk.atomic import cause_of
+from medmamba.errors import InputError, MedmambaError, Terminated
 from medmamba.version import __version__
 
 app = typer.Typer(
@@ -76,6 +78,8 @@ def run(arguments: list[str] | None = None) -> None:
     tolerate_lost_output()
     end_on_signals()
     try:
+        if any(not one or (one.startswith("--") and one.endswith("=")) for one in arguments):
+            raise InputError("An argument is empty. If it is a variable of the shell, it is not set.")
         app(args=arguments, standalone_mode=True)
     except MedmambaError as error:
         if "--debug" in arguments:
@@ -87,9 +91,13 @@ def run(arguments: list[str] | None = None) -> None:
         if ended.code != INTERRUPTED:
             raise
         _end(INTERRUPTED, arguments, f"Interrupted. {Terminated.advice}")
+    except KeyboardInterrupt:  # before or after the command itself
+        _end(INTERRUPTED, arguments, f"Interrupted. {Terminated.advice}")
     except OSError as error:
         if "--debug" in arguments:
             raise
+        if error.filename is not None and (cause := cause_of(error)) is not None:
+            _end(4, arguments, f"{os.fsdecode(error.filename)}: {cause[0]}. {cause[1]}")
         _end(4, arguments, f"{error}. Check the limits and disks of this machine, then try again.")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("can't (allocate memory|start new thread)", str(error)):

@@ -38,7 +38,7 @@ def predict(
 
     finished = 0
 
-    with stages() as show, resumable("predict", lambda: finished > 0):
+    with stages() as show, resumable("predict", lambda: finished > 0 or any(output.glob("reports/*.json"))):
 
         def on_item(stage: str, done: int, total: int) -> None:
             nonlocal finished

@@ -20,7 +20,7 @@ from medmamba.bundle.runtime.cases import ENDINGS
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
-from medmamba.disk.own_files import RECORD, OwnFiles, refusal
+from medmamba.disk.own_files import RECORD, OwnFiles, real_path, refusal, refuse_replacing
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, need_packages
 from medmamba.geometry import grid_difference
@@ -93,6 +93,7 @@ def export_bundle(
     if "onnx" in options.graphs:
         need_packages(*ONNX)
     find_cases(check_on)  # a wrong path is reported before a model is loaded
+    refuse_replacing(Path(output), [Path(model), Path(check_on)])
     present = _files(Path(output))
     if present and not Path(output, METADATA).is_file() and not options.overwrite:
         raise refusal(present)
@@ -111,7 +112,7 @@ def export_bundle(
             images, masks = Path(scratch, "images"), Path(scratch, "masks")
             images.mkdir()
             for path in (path for case in cases for path in case.paths):
-                (images / path.name).symlink_to(path.resolve())
+                (images / path.name).symlink_to(real_path(path))
             printed = run_in_monai(part, images, masks)
             checked = compare_with_native(predictor, cases, masks)
         kinds = ("torchscript", *options.graphs) if single else ()

@@ -3,8 +3,34 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+SUSPENDED_SECONDS = 10.0
+"""A supervisor that did not run for so long was suspended (Ctrl-Z, a scheduler): its workers may have been, too."""
+
+
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """A worker process that is started in this block is independent of the terminal and of the caller's script.
+
+    Ctrl-C and SIGHUP never reach it, not even while it imports, which would print a traceback; this process gets them
+    after the block. A spawned worker does not run the script again that has no ``if __name__ == "__main__"``.
+    """
+    main = sys.modules["__main__"]
+    blocks = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP}) if blocks else set()
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_parent() -> None:

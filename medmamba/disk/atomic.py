@@ -34,8 +34,11 @@ _passed: dict[str, int] = {}
 before_rename: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("before_rename", default=None)
 """Receives each finished temporary file and the name that it is about to take (``own_files.py`` records them)."""
 
+locked: dict[Path, tuple[int, int]] = {}
+"""Folders that this process has locked (``lock.py``), with device and inode: one that is moved is not made anew."""
+
 _FULL = ("the disk is full", "Free some space or choose another folder; nothing half-written was left.")
-_DENIED = ("permission denied", "Choose a folder that you may write to.")
+_DENIED = ("permission denied", "Choose a folder that you may write to, or change the permissions.")
 _IN_THE_WAY = ("a file is where a folder is needed", "Remove that file or choose another folder.")
 _CAUSES = {
     errno.ENOSPC: _FULL,
@@ -46,6 +49,7 @@ _CAUSES = {
     errno.EPERM: _DENIED,
     errno.ENOTDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: ("a folder is where a file is needed", "Remove or rename that folder, or choose another one."),
     errno.ENAMETOOLONG: ("the name is too long for this file system", "Use a shorter case name or folder."),
     errno.ELOOP: ("it is a broken symbolic link", "Remove the link or choose another folder."),
 }
@@ -69,6 +73,7 @@ def write_atomically(path: Path | str, *, verify: Verify | None = None, mode: in
     """
     path = Path(path)
     with explained(path):
+        _refuse_moved(path)
         make_folder(path.parent)
         if path.is_dir() and not path.is_symlink():
             raise InputError(f"{path} is a folder, and a file of that name is to be written. Remove or rename it.")
@@ -145,6 +150,7 @@ def replace_folder(path: Path | str, *, verify: Verify | None = None) -> Iterato
     """
     path = Path(path)
     with explained(path):
+        _refuse_moved(path)
         make_folder(path.parent)
         if path.is_symlink() or path.is_file():
             raise InputError(
@@ -173,6 +179,24 @@ def replace_folder(path: Path | str, *, verify: Verify | None = None) -> Iterato
         _pass("folder")
 
 
+def identity_of(folder: Path) -> tuple[int, int]:
+    """Device and inode of a folder; zeros where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
+
+
+def _refuse_moved(path: Path) -> None:
+    """Raises ResourceError if ``path`` is to be written into a locked folder that is no longer where it was."""
+    for folder, identity in list(locked.items()):
+        if folder in path.parents and not (folder / ".lock").exists() and identity_of(folder) != identity:
+            raise ResourceError(
+                f"{folder}: moved or removed while it was in use. What was finished went with it. Move it back."
+            )
+
+
 def make_folder(path: Path | str) -> Path:
     """Makes a folder and those above it; one clear line if that cannot be done."""
     path = Path(path)
@@ -187,10 +211,15 @@ def explained(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what, cure = _CAUSES.get(error.errno or 0) or ((error.strerror or str(error)).lower(), OTHER_CURE)
+        what, cure = cause_of(error) or ((error.strerror or str(error)).lower(), OTHER_CURE)
         shown = os.fspath(path)
         shown = shown if shown.isprintable() else shown.encode("unicode_escape").decode()
         raise ResourceError(f"Cannot write {shown}: {what}. {cure}") from error
+
+
+def cause_of(error: OSError) -> tuple[str, str] | None:
+    """Problem and cure of a system error; None for one that says nothing definite."""
+    return _CAUSES.get(error.errno or 0)
 
 
 def _swap_in(part: Path, path: Path) -> Path | None:
@@ -205,8 +234,9 @@ def _swap_in(part: Path, path: Path) -> Path | None:
     _pass("replace")
     try:
         part.rename(path)
-    except OSError:
-        old.rename(path)
+    except BaseException:
+        if not path.exists():
+            old.rename(path)
         raise
     return old
 

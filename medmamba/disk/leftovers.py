@@ -18,9 +18,26 @@ _PART = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.(?P<pid>[0-9]+)\.(?P<machin
 """Whether a name was made by :func:`part_beside`."""
 
 
+_named_here: set[str] = set()
+
+
 def part_beside(path: Path) -> Path:
     """A new name for ``path`` while it is unfinished."""
-    return path.parent / f".{_kept(path.name)}.{os.getpid()}.{this_machine()}{secrets.token_hex(2)}.part"
+    return path.parent / named_here(f".{_kept(path.name)}.{os.getpid()}.{this_machine()}{secrets.token_hex(2)}.part")
+
+
+def named_here(name: str) -> str:
+    """The name of an unfinished file of this process, remembered by it."""
+    _named_here.add(name)
+    return name
+
+
+def is_in_use(name: str, pid: int) -> bool:
+    """Whether the process that gave a name is alive.
+
+    A killed one may have had the number of this one: a restarted container counts from 1 again.
+    """
+    return name in _named_here if pid == os.getpid() else is_alive(pid)
 
 
 def remove_leftovers(folder: Path | str, *, shared: bool = False, of: str | None = None) -> list[Path]:
@@ -32,7 +49,7 @@ def remove_leftovers(folder: Path | str, *, shared: bool = False, of: str | None
     removed = []
     for part in sorted(Path(folder).glob(".*.part")):
         wrote = _PART.fullmatch(part.name)
-        if wrote is None or is_alive(int(wrote["pid"])) or (shared and wrote["machine"] != this_machine()):
+        if wrote is None or is_in_use(part.name, int(wrote["pid"])) or (shared and wrote["machine"] != this_machine()):
             continue
         if of is not None and wrote["name"] != _kept(of):
             continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from medmamba.disk.atomic import explained, make_folder
+from medmamba.disk.atomic import explained, identity_of, locked, make_folder
 from medmamba.errors import InputError
 
 _held: set[int] = set()
@@ -65,12 +65,14 @@ class FolderLock:
             os.pwrite(file, record, 0)  # a shared lock names its last holder
         self._file = file
         _held.add(file)
+        locked[self.folder] = identity_of(self.folder)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._file not in _held:  # never taken, or taken by the process that this one was forked from
             return
         _held.remove(self._file)
+        locked.pop(self.folder, None)
         if not self.shared:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, 0)
@@ -91,6 +93,8 @@ class FolderLock:
         self._made_file = not os.path.lexists(path)
         file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
+            if not _is_lock(os.pread(file, 4096, 0)):
+                raise InputError(f"{path}: not a lock of medmamba. Remove or rename it, or choose another folder.")
             self._take(file)
         except BlockingIOError:
             owner = _owner(os.pread(file, 4096, 0))
@@ -166,6 +170,11 @@ def _flock(file: int, *, release: bool = False, shared: bool = False) -> bool:
             return False
         raise
     return True
+
+
+def _is_lock(record: bytes) -> bool:
+    """Whether the content is a holder's, or empty (zeros after a power failure)."""
+    return not record.strip(b"\0") or (record.startswith(b'{"pid": ') and record.rstrip(b"\0").endswith(b"}"))
 
 
 def _owner(record: bytes) -> str:

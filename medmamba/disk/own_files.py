@@ -35,7 +35,15 @@ class OwnFiles:
     overwrite: bool = False
 
     def refuse_foreign(self, paths: Iterable[Path], cure: str = OVERWRITE) -> None:
-        """Raises InputError if one of ``paths``, which are to be written, exists and is not proved to be ours."""
+        """Raises InputError if one of ``paths``, which are to be written, exists and is not proved to be ours.
+
+        A folder is in the way of a file with ``overwrite`` too.
+        """
+        paths = list(paths)
+        if folder := next((path for path in paths if path.is_dir() and not path.is_symlink()), None):
+            raise InputError(
+                f"{_shown(folder)}: a folder, and a file of that name is to be written. Remove or rename it."
+            )
         if self.overwrite:
             return
         known = self._hashes()
@@ -112,10 +120,20 @@ def refusal(foreign: Sequence[Path], cure: str = OVERWRITE) -> InputError:
 
 def refuse_dataset_folder(output: Path) -> None:
     """Raises InputError if ``output`` is or lies in a dataset's folder of images or label maps."""
-    place = output.resolve()
+    place = real_path(output)
     for folder in (place, *place.parents):
         if folder.name in DATASET_FOLDERS and (folder.parent / "dataset.json").is_file():
             raise InputError(f"{_shown(output)}: a folder of the dataset {folder.parent}. Give another output folder.")
+
+
+def refuse_replacing(output: Path, inputs: Iterable[Path]) -> None:
+    """Raises InputError if the folder ``output``, which is to be replaced as a whole, is or holds one of the inputs."""
+    place = real_path(output)
+    for path in inputs:
+        if place in (real_path(path), *real_path(path).parents):
+            raise InputError(
+                f"{_shown(output)}: would be replaced, and holds {_shown(path)}. Give another output folder."
+            )
 
 
 def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
@@ -124,6 +142,11 @@ def refuse_existing(path: Path, *, overwrite: bool = False) -> None:
         raise InputError(
             f"{_shown(path)}: exists already. Give the name of a new file, or use --overwrite to replace it."
         )
+
+
+def real_path(path: Path | str) -> Path:
+    """The absolute path without links; links that lead back to themselves stay (``Path.resolve`` raises for them)."""
+    return Path(os.path.realpath(path))
 
 
 def _shown(path: Path) -> str:

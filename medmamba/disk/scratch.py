@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from medmamba.disk.atomic import explained
-from medmamba.disk.leftovers import is_alive, remove_tree, this_machine
+from medmamba.disk.leftovers import is_in_use, named_here, remove_tree, this_machine
 from medmamba.disk.lock import in_use
 
 _NAME = re.compile(r"medmamba-(?P<pid>[0-9]+)-(?P<machine>[0-9a-f]{4})[0-9a-f]{8}")
@@ -26,7 +26,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     Those that killed processes of this machine and user left behind in ``parent`` are removed before.
     """
     parent = Path(tempfile.gettempdir()) if parent is None else parent
-    folder = parent / f"medmamba-{os.getpid()}-{this_machine()}{secrets.token_hex(4)}"
+    folder = parent / named_here(f"medmamba-{os.getpid()}-{this_machine()}{secrets.token_hex(4)}")
     with explained(parent):
         _remove_abandoned(parent)
         folder.mkdir(mode=0o700)
@@ -40,7 +40,9 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 def _remove_abandoned(parent: Path) -> None:
     for folder in sorted(parent.glob("medmamba-*")):
         made = _NAME.fullmatch(folder.name)
-        if made is None or made["machine"] != this_machine() or is_alive(int(made["pid"])) or not _is_mine(folder):
+        if made is None or made["machine"] != this_machine() or not _is_mine(folder):
+            continue
+        if is_in_use(folder.name, int(made["pid"])):
             continue
         with in_use(folder) as free:
             if free:

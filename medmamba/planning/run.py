@@ -14,7 +14,7 @@ from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_spl
 from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import replace_folder, write_json, write_text
 from medmamba.disk.leftovers import remove_leftovers
-from medmamba.disk.own_files import OwnFiles, refusal, refuse_dataset_folder
+from medmamba.disk.own_files import OwnFiles, refusal, refuse_dataset_folder, refuse_replacing
 from medmamba.errors import ConfigError, InputError, counted
 from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, ending_of
@@ -81,6 +81,7 @@ def plan(
         if name != "auto":
             family(name)  # an unknown name is refused before a case is read
     folder = RunFolder(Path(run))
+    refuse_replacing(folder.preprocessed_path, [Path(dataset)])
     own = _own_files(folder, options)
     with ExitStack() as locks:
         if known := folder.path.is_dir():  # refused before the cases are measured

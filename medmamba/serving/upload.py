@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -171,7 +172,9 @@ class _Form:
 
     def _begin_part(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        field, name = (options.get(key, b"").decode("utf-8", "replace") for key in (b"name", b"filename"))
+        encoded = options.get(b"filename*", b"").rpartition(b"'")[2]  # as aiohttp writes a name that is not ASCII
+        field = options.get(b"name", b"").decode("utf-8", "replace")
+        name = options.get(b"filename", unquote_to_bytes(encoded)).decode("utf-8", "replace")
         if field != FIELD:
             raise Refusal(400, f"the form has a part called {brief(field)!r}. Name it {FIELD}: curl -F {FIELD}=@FILE")
         if len(self.names) == max(1, len(self.upload.channels)):

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import FrameType
 
-from medmamba.compute.processes import follow_parent
+from medmamba.compute.processes import follow_parent, starting_workers
 from medmamba.errors import ConfigError, PartialError
 from medmamba.models.checkpoint import has_checkpoint
 from medmamba.models.run_folder import RunFolder
@@ -103,7 +103,8 @@ def _side_by_side(
                 (fold, (options, config)), device = waiting.pop(0), free.pop(0)
                 pool = ProcessPoolExecutor(1, context, _follow_parent)  # one of its own: a death stays its own
                 config = config.model_copy(update={"device": device})
-                running[pool.submit(train, run, options, fold=fold, config=config)] = fold, device, pool
+                with starting_workers():
+                    running[pool.submit(train, run, options, fold=fold, config=config)] = fold, device, pool
                 on_event(f"Fold {fold} trains on {device}.")
             for ended in wait(running, return_when=FIRST_COMPLETED).done:
                 fold, device, pool = running.pop(ended)

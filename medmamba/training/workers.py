@@ -20,7 +20,7 @@ from typing import Any
 
 from batchgenerators.dataloading.multi_threaded_augmenter import producer
 
-from medmamba.compute.processes import follow_parent, how_it_ended
+from medmamba.compute.processes import SUSPENDED_SECONDS, follow_parent, how_it_ended, starting_workers
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import InputError, ResourceError
 from medmamba.training.batches import Batch, PatchSource
@@ -76,18 +76,21 @@ class SupervisedWorkers:
 
     def _from_worker(self) -> Batch:
         index = (self._step - self.source.first_step) % len(self._workers)
-        asked = time.monotonic()
+        asked = now = time.monotonic()
         while True:
             worker = self._workers[index]
             made = worker.poll()
+            before, now = now, time.monotonic()
+            if now - before > SUSPENDED_SECONDS:
+                asked = now
             if isinstance(made, dict) and "error" in made:
                 raise InputError(f"{made['error']} (met while batch {self._step} was made)")
             if made is not None:
                 return self.source.as_batch(made)
-            fault = worker.fault(asked, self.stall_seconds)
+            fault = worker.fault(asked, now, self.stall_seconds)
             if fault is not None:
                 self._replace(index, fault)
-                asked = time.monotonic()
+                asked = now
 
     def _replace(self, index: int, fault: str) -> None:
         self.faults += 1
@@ -122,7 +125,8 @@ class _Worker:
         own = source.for_worker(first_step, stride, notes)
         self._process = multiprocessing.Process(target=_send_batches, args=(own, reader, writer), daemon=True)
         try:
-            self._process.start()
+            with starting_workers():
+                self._process.start()
         except OSError as error:
             raise ResourceError(f"No data worker can be started: {error.strerror}. Use fewer --workers.") from error
         writer.close()
@@ -140,18 +144,18 @@ class _Worker:
         except Empty:
             return None
 
-    def fault(self, asked: float, stall_seconds: float) -> str | None:
-        """The fault of the worker whose batch was requested at that time, as a sentence; None while it works."""
+    def fault(self, asked: float, now: float, stall_seconds: float) -> str | None:
+        """The fault of the worker whose batch was requested at ``asked``, as a sentence; None while it works."""
         self._memory_gib = resident_gib(self._process.pid) or self._memory_gib
         note = self.notes.read_bytes().decode(errors="replace").strip() if self.notes.is_file() else ""
         if note != self._note:
-            self._note, self._note_changed = note, time.monotonic()
+            self._note, self._note_changed = note, now
         memory = "" if self._memory_gib is None else f", {self._memory_gib:.2f} GiB in use when last seen"
         doing = (f"at {note}" if note else "before its first case") + memory
         worker = f"Data worker {self._process.pid}"
         if not self._process.is_alive():
             return f"{worker} {how_it_ended(self._process.exitcode)} {doing}."
-        if time.monotonic() - max(asked, self._note_changed) > stall_seconds:
+        if now - max(asked, self._note_changed) > stall_seconds:
             return f"{worker} was silent for {stall_seconds:.0f} s {doing}; it was ended."
         return None
 

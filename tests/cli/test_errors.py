@@ -178,3 +178,18 @@ def test_an_edited_plan_is_refused_with_the_field(call, small_run, tmp_path):
     code, text = call("explain", run)
     assert code == 2
     assert "configurations.3d_fullres.patch_size[1]" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["plan", "", "-o", "run"], ["predict", "run", "images", "-o", ""], ["plan", "x", "--output="]]
+)
+def test_an_empty_argument_is_not_the_current_folder(call, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*words) == (2, "Error: An argument is empty. If it is a variable of the shell, it is not set.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_told_with_its_cure(call, small_dataset, tmp_path):
+    code, text = call("plan", small_dataset, "-o", tmp_path / ("x" * 300))
+    assert code == 4
+    assert text.endswith("xx: the name is too long for this file system. Use a shorter case name or folder.")

@@ -252,7 +252,7 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path):
 def test_leftovers_of_the_living_and_of_others_are_kept(tmp_path):
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     dead = tmp_path / f".a.{int(gone.stdout)}.00112233.part"
-    mine = tmp_path / f".a.{os.getpid()}.00112233.part"
+    mine = tmp_path / f".a.{os.getppid()}.00112233.part"
     download = tmp_path / ".film.part"
     for path in (dead, mine, download):
         path.write_text("")

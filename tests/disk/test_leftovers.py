@@ -14,7 +14,7 @@ from tiny_models import make_fold, write_noise
 
 import medmamba
 from medmamba.disk import scratch
-from medmamba.disk.atomic import replace_folder, write_bytes
+from medmamba.disk.atomic import replace_folder, write_atomically, write_bytes
 from medmamba.disk.leftovers import this_machine
 from medmamba.disk.scratch import scratch_folder
 from medmamba.inference.folder.run import predict
@@ -45,13 +45,26 @@ def names(folder: Path) -> list[str]:
 def test_who_writes_a_name_removes_what_dead_processes_of_this_machine_left_of_it(tmp_path, dead):
     gone = part(tmp_path / "page.html", dead)
     kept = [
-        part(tmp_path / "page.html", os.getpid()),
+        part(tmp_path / "page.html", os.getppid()),
         part(tmp_path / "page.html", dead, machine="ffff"),
         part(tmp_path / "other.html", dead),
     ]
     write_bytes(tmp_path / "page.html", b"page")
     assert not gone.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_a_killed_process_that_had_the_number_of_this_one_is_dead(tmp_path):
+    gone = [part(tmp_path / "page.html", os.getpid()), tmp_path / f"medmamba-{os.getpid()}-{this_machine()}01234567"]
+    gone[1].mkdir()
+    with scratch_folder(tmp_path) as own, write_atomically(tmp_path / "page.html") as file:
+        assert [path.exists() for path in gone] == [False, False]
+        write_bytes(tmp_path / "page.html", b"another thread's")
+        with scratch_folder(tmp_path):
+            assert own.is_dir()
+        file.write(b"page")
+    assert names(tmp_path) == ["page.html"]
+    assert (tmp_path / "page.html").read_bytes() == b"page"
 
 
 def test_a_folder_of_a_dead_process_is_removed_by_the_next_of_that_name(tmp_path, dead):
@@ -83,7 +96,7 @@ def test_temporary_folders_of_killed_processes_are_removed_by_the_next(tmp_path,
     """
     assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT).returncode == -9
     (left,) = names(tmp_path)
-    foreign = ["medmamba-notes", f"medmamba-{dead}-ffff01234567", f"medmamba-{os.getpid()}-{this_machine()}01234567"]
+    foreign = ["medmamba-notes", f"medmamba-{dead}-ffff01234567", f"medmamba-{os.getppid()}-{this_machine()}01234567"]
     for name in foreign:
         (tmp_path / name).mkdir()
     (tmp_path / f"medmamba-{dead}-{this_machine()}89abcdef").symlink_to(tmp_path / foreign[0])
@@ -95,12 +108,12 @@ def test_temporary_folders_of_killed_processes_are_removed_by_the_next(tmp_path,
 
 
 def test_a_temporary_folder_in_use_is_kept_though_its_process_number_means_nothing_here(tmp_path, monkeypatch):
-    monkeypatch.setattr(scratch, "is_alive", lambda pid: False)  # as in another container
+    monkeypatch.setattr(scratch, "is_in_use", lambda name, pid: False)  # as in another container
     with scratch_folder(tmp_path) as first:
         code = f"""
             from pathlib import Path
             from medmamba.disk import scratch
-            scratch.is_alive = lambda pid: False
+            scratch.is_in_use = lambda name, pid: False
             with scratch.scratch_folder(Path({str(tmp_path)!r})):
                 pass
         """

@@ -348,3 +348,31 @@ def test_training_with_workers_needs_no_shared_memory(small_run, tmp_path):
         pytest.skip("a small /dev/shm cannot be mounted here")
     done = subprocess.run(["unshare", "-m", "sh", "-c", line, "sh", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("what", ["moved", "removed"])
+@pytest.mark.parametrize("command", [Predict, Train])
+def test_a_folder_that_is_moved_away_is_not_made_anew(command, what, tmp_path, request, capsys, monkeypatch):
+    """What was finished before went with it, and nothing is written beside it as if it were all."""
+    made, place, aside = command(tmp_path, request), tmp_path / "out", tmp_path / "aside"
+    writes, rename = [], os.replace
+
+    def move_after_two(source, target):
+        rename(source, target)
+        writes.append(target)
+        if len(writes) == 2:
+            place.rename(aside)
+            if what == "removed":
+                shutil.rmtree(aside)
+
+    monkeypatch.setattr(os, "replace", move_after_two)
+    code, text = made.start(capsys, "out")
+    monkeypatch.setattr(os, "replace", rename)
+    assert code == 4
+    assert "moved or removed while it was in use. What was finished went with it. Move it back." in text
+    assert not place.exists()
+    if what == "moved":
+        aside.rename(place)
+    assert made.start(capsys, "out")[0] == 0
+    assert made.start(capsys, "undisturbed")[0] == 0
+    assert made.whole("out") == made.whole("undisturbed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from tiny_models import make_fold, write_noise
 
 import medmamba
+from medmamba.bundle.options import BundleCard
+from medmamba.bundle.write import export_bundle
 from medmamba.disk.own_files import RECORD
-from medmamba.errors import InputError, PartialError
+from medmamba.errors import InputError, PartialError, ResourceError
 from medmamba.evaluation.run import run_evaluation
 from medmamba.inference.folder.run import predict
 from medmamba.models.run_folder import RunFolder
@@ -44,16 +47,19 @@ def run_predict(model, images, out, **options):
         report.raise_failures()
 
 
-@pytest.mark.parametrize("name", ["patient_0.nii.gz", "patient_1.nii.gz", "report.json"])
+RECORD_OF_FIRST = f"reports/{hashlib.sha256(b'patient_0').hexdigest()[:16]}.json"
+
+
+@pytest.mark.parametrize("name", ["patient_0.nii.gz", "patient_1.nii.gz", "report.json", RECORD_OF_FIRST])
 def test_predict_replaces_no_file_that_is_not_its_own(tiny_run, images, tmp_path, name):
     out = tmp_path / "labelsTs"
-    out.mkdir()
+    (out / name).parent.mkdir(parents=True)
     (out / name).write_bytes(b"an expert's")
     before = contents(out)
     with pytest.raises(InputError, match=rf"labelsTs/{name}: {FOREIGN}\. Give another output folder, or use --overw"):
         predict(tiny_run, images, out, **QUICK)
     assert contents(out) == before
-    assert [path.name for path in out.iterdir()] == [name]
+    assert [path.name for path in out.iterdir()] == [name.split("/")[0]]
     run_predict(tiny_run, images, out, overwrite=True)
     assert json.loads((out / "report.json").read_text())["summary"]["done"] == 1
     assert not (out / "patient_1.nii.gz").exists()
@@ -189,3 +195,55 @@ def test_converted_weights_replace_no_file(tmp_path):
     (tmp_path / "weights.safetensors").write_text("mine")
     with pytest.raises(InputError, match=r"weights\.safetensors: exists already"):
         convert_weights(tmp_path / "absent.pth", tmp_path / "weights.safetensors", family="vm_unet")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_never_replaced_by_a_mask(tiny_run, images, tmp_path, overwrite):
+    inside = tmp_path / "out" / "patient_0.nii.gz" / "mine.txt"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("mine")
+    with pytest.raises(InputError, match=r"patient_0\.nii\.gz: a folder, and a file of that name.*Remove or rename it"):
+        predict(tiny_run, images, tmp_path / "out", overwrite=overwrite, **QUICK)
+    assert inside.read_text() == "mine"
+
+
+def test_a_file_where_the_records_belong_is_seen_before_the_first_case(tiny_run, images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "reports").write_text("mine")
+    with pytest.raises(ResourceError, match=r"out/reports: a file is where a folder is needed\. Remove that file or"):
+        predict(tiny_run, images, tmp_path / "out", **QUICK)
+    assert contents(tmp_path / "out") == {"reports": b"mine"}
+
+
+def test_a_lock_of_another_program_is_left_alone(tiny_run, images, tmp_path):
+    (tmp_path / ".lock").write_text("packages = []")
+    with pytest.raises(InputError, match=r"\.lock: not a lock of medmamba\. Remove or rename it, or choose another"):
+        predict(tiny_run, images, tmp_path, **QUICK)
+    assert (tmp_path / ".lock").read_text() == "packages = []"
+    (tmp_path / ".lock").write_bytes(bytes(28))  # as a power failure leaves it
+    run_predict(tiny_run, images, tmp_path)
+
+
+def test_a_link_that_leads_back_to_itself_is_one_failed_case(tiny_run, images, tmp_path):
+    (images / "patient_1.nii.gz").unlink()
+    (images / "patient_1.nii.gz").symlink_to("patient_1.nii.gz")
+    run_predict(tiny_run, images, tmp_path / "out")
+    assert len(predict(tiny_run, images, tmp_path / "pseudonyms", pseudonymise=True, **QUICK).failed) == 1
+
+
+@pytest.mark.parametrize("output", ["run", "run/models", "run/models/3d_fullres/fold_0", "images", "."])
+def test_an_export_never_replaces_the_model_or_its_images(tiny_run, images, tmp_path, output):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    before, card = contents(tmp_path), BundleCard(licence="Apache-2.0", intended_use="tests")
+    model = run / "models" / "3d_fullres" / "fold_0" if output != "run" else run
+    with pytest.raises(InputError, match=r"would be replaced, and holds .*\. Give another output folder"):
+        export_bundle(model, tmp_path / output, card, images, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_planning_never_replaces_its_dataset(small_dataset, tmp_path):
+    dataset = Path(shutil.copytree(small_dataset, tmp_path / "run" / "preprocessed" / "dataset"))
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"run/preprocessed: would be replaced, and holds .*preprocessed/dataset\."):
+        medmamba.plan(dataset, tmp_path / "run", overwrite=True)
+    assert contents(tmp_path) == before

@@ -175,3 +175,11 @@ def test_a_training_whose_terminal_is_closed_saves_and_is_resumed(small_run, tmp
         assert child.wait(60) == 129, log.read_text()
     assert "`medmamba train` resumes with --resume" in log.read_text()
     assert list(run.glob("models/*/fold_0/checkpoints/last/state.json"))
+
+
+def test_ctrl_c_before_the_command_begins_is_one_line(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medmamba.cli.main.app", interrupt)
+    assert _end_of(["doctor"], capsys) == (130, "Error: Interrupted. What was written is complete.\n")

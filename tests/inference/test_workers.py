@@ -6,12 +6,17 @@ import multiprocessing
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
+from multiprocessing.spawn import get_preparation_data
+from pathlib import Path
 
 import pytest
 from tiny_models import write_noise
 
 from medmamba import pipeline
+from medmamba.compute.processes import starting_workers
 from medmamba.errors import InputError
 from medmamba.images.cases import find_cases
 from medmamba.inference.folder import workers
@@ -20,6 +25,7 @@ from medmamba.inference.folder.workers import Workers
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.predictor import Predictor
 
+ROOT = Path(__file__).resolve().parents[2]
 CHOICES = PredictorOptions(folds=[0], mirror=False)
 
 
@@ -114,3 +120,32 @@ def test_a_worker_that_gives_no_sign_is_ended_and_named(tiny_run, images, tmp_pa
         pool.provenance()
         report = predict_folder(pool, images, tmp_path / "out", on_message=stop)
     assert "gave no sign" in report.failed["patient_0"]
+
+
+SCRIPT = """
+import sys
+import medmamba
+print("the script", flush=True)
+report = medmamba.predict(*sys.argv[1:4], workers=1, folds=[0], mirror=False)
+print(len(report.done))
+"""
+
+
+def test_a_worker_knows_nothing_of_the_main_module(tmp_path, monkeypatch):
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__spec__", None)
+    monkeypatch.setattr(main, "__file__", str(tmp_path / "script.py"), raising=False)
+    assert any(key.startswith("init_main") for key in get_preparation_data("worker"))
+    with starting_workers():
+        assert not any(key.startswith("init_main") for key in get_preparation_data("worker"))
+    assert sys.modules["__main__"] is main
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_block_is_not_run_again_by_the_workers(tiny_run, images, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [sys.executable, "script.py", tiny_run, images, tmp_path / "out"]
+    done = subprocess.run(
+        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["the script", "4"], done.stderr

@@ -46,6 +46,15 @@ def test_raw_bodies_and_forms_give_the_same_mask_whatever_their_names(service, i
     assert mask_of(raw) == mask_of(sent)
 
 
+def test_a_name_that_is_not_ascii_is_read_as_some_clients_write_it(service, image):
+    body, headers = form(("a.nii.gz", image))
+    code, sent = service.call(
+        "/predict", body.replace(b'filename="a.nii.gz"', b"filename*=utf-8''%C3%BC.nii.gz"), **headers
+    )
+    assert code == 200
+    assert mask_of(sent)
+
+
 def test_parts_are_channels_in_their_order(service, image, tmp_path):
     body, headers = form(("T1_0001.nii.gz", image), ("T1_0000.nii.gz", image))
     code, reason = service.refused("/predict", body, **headers)

@@ -7,6 +7,8 @@ import shutil
 import signal
 import time
 from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from fold_files import SHORT
 from medmamba import pipeline
 from medmamba.errors import InputError, ResourceError
 from medmamba.preprocessing.store import CaseReader, write_case
+from medmamba.training import workers as supervision
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.config import TrainConfig
@@ -119,3 +122,35 @@ def test_an_error_inside_a_worker_names_the_case(clinic_run):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(InputError, match="case k_1"):
         pipeline.train(clinic_run, fold="all", config=TrainConfig(steps=20, **{**SHORT, "workers": 1}))
+
+
+def _source(folder) -> PatchSource:
+    write_case(folder / "c", "c", np.ones((1, 8, 8, 8), np.float32), np.ones((8, 8, 8), np.int16), chunk=(8, 8, 8))
+    return PatchSource([CaseReader(folder / "c")], PatchRecipe(augmentation_plan((8, 8, 8)), 1, seed=1, augment="none"))
+
+
+def test_who_was_suspended_itself_does_not_blame_its_workers(tmp_path, monkeypatch):
+    now, polls, poll, events = [0.0], [], supervision._Worker.poll, []
+
+    def late(self):
+        polls.append(self)
+        if len(polls) > 4:
+            return poll(self)
+        now[0] += 3600 if len(polls) == 2 else 1  # Ctrl-Z, and an hour later fg
+        return None
+
+    monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(supervision._Worker, "poll", late)
+    with closing(SupervisedWorkers(_source(tmp_path), 1, stall_seconds=28, on_fault=events.append)) as stream:
+        assert next(stream).step == 0
+    assert events == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_a_worker_never_gets_the_signals_of_the_terminal(tmp_path):
+    with closing(SupervisedWorkers(_source(tmp_path), 1, stall_seconds=300)) as stream:
+        status = Path(f"/proc/{stream._workers[0]._process.pid}/status").read_text()
+        next(stream)
+    blocked = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk"))
+    assert all(blocked & 1 << number - 1 for number in (signal.SIGINT, signal.SIGHUP))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT, signal.SIGHUP}

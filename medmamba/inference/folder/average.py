@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medmamba.disk.atomic import make_folder, write_json
 from medmamba.disk.lock import FolderLock
-from medmamba.disk.own_files import OwnFiles, file_sha256, refuse_dataset_folder
+from medmamba.disk.own_files import OwnFiles, file_sha256, real_path, refuse_dataset_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry import Grid
 from medmamba.images import LabelMap, read_image, read_label_map, write_image, write_label_map
@@ -127,7 +127,7 @@ def _refuse_different(stored: Sequence[_Stored], target: Path) -> None:
     first, *others = stored
     if not others:
         raise InputError(f"{first.folder}: one folder is no ensemble. Give two or more.")
-    if target.resolve() in (one.folder.resolve() for one in stored):
+    if real_path(target) in (real_path(one.folder) for one in stored):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     for other in others:
         pairs = {

@@ -247,13 +247,12 @@ class Job:
 
         Files of the user stay, unless they are to be overwritten.
         """
-        outputs = self.outputs(case)
+        outputs = [*self.outputs(case), record_path(self.target, case)]
         if self.own.overwrite:
             for path in outputs:
                 path.unlink(missing_ok=True)
         also = [dicom_path(self.target, case, kind) for kind in ("seg", "rtstruct")]
         self.own.remove([*outputs, *self._probabilities(case), *also])
-        record_path(self.target, case).unlink(missing_ok=True)
 
     def finished(self, case: ImageCase) -> CaseRecord | None:
         """The record of a case finished with the same request and input, its mask still as written; else None."""

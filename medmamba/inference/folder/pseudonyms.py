@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 from medmamba.disk.atomic import write_atomically
+from medmamba.disk.own_files import real_path
 from medmamba.disk.table import read_cell, table_text
 from medmamba.errors import InputError
 from medmamba.images.cases import ImageCase
@@ -49,7 +50,7 @@ class Pseudonyms:
             return line
         inside = [entry for path in case.paths if path.is_dir() for entry in path.iterdir()]
         for path in (*case.paths, *inside):
-            for name in (str(path.resolve()), str(path), str(path.parent.resolve()), str(path.parent), path.name):
+            for name in (str(real_path(path)), str(path), str(real_path(path.parent)), str(path.parent), path.name):
                 if name not in (".", "/"):
                     line = line.replace(name, self.of(case.case_id))
         return line.replace(case.case_id, self.of(case.case_id))

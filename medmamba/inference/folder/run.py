@@ -17,7 +17,7 @@ from medmamba.dicom.study import opened
 from medmamba.disk.atomic import make_folder, write_json
 from medmamba.disk.leftovers import remove_leftovers
 from medmamba.disk.lock import FolderLock
-from medmamba.disk.own_files import OwnFiles, file_sha256, refuse_dataset_folder
+from medmamba.disk.own_files import OwnFiles, file_sha256, real_path, refuse_dataset_folder
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import ConfigError, InputError, InputErrors, PartialError, counted
 from medmamba.images.cases import ImageCase, find_cases, numbers_in_names, part_of
@@ -143,7 +143,8 @@ def predict_folder(
     refuse_dataset_folder(target)
     if dicom:
         read_codes(options.codes, list(model.labels))  # a wrong name is reported before the first case
-    if any(target.resolve() in (path.resolve(), path.parent.resolve()) for case in everything for path in case.paths):
+    place = real_path(target)
+    if any(place in (real_path(path), real_path(path.parent)) for case in everything for path in case.paths):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     if dicom and (wrong := next((case for case in everything if format_of(case.paths[0]) is not DICOM), None)):
         raise InputError(f"{wrong.paths[0].name}: not a DICOM series, so it has no --dicom-{dicom[0]}. Leave that out.")
@@ -151,7 +152,7 @@ def predict_folder(
     cases = everything if part is None else part_of(everything, part)
     job = Job(OwnFiles(target, options.overwrite), options, model, Pseudonyms(None))
     _refuse_foreign(job, cases)
-    make_folder(target)
+    make_folder(target / "reports")
     with ExitStack() as locks:
         locks.enter_context(FolderLock(target, shared=part is not None))
         if part is not None:
@@ -203,11 +204,12 @@ def _refuse_foreign(job: Job, cases: list[ImageCase]) -> None:
     if not job.own.knows(report) and _is_report(report):
         job.own.adopt([report, key])
         for case in cases:
-            found = read_record(job.target, case)
+            found, record = read_record(job.target, case), record_path(job.target, case)
+            job.own.adopt([] if found is None else [record])
             masks = [path for path in case.outputs(job.target) if path.is_file()]
             if found is not None and masks and found.mask_sha256 == [file_sha256(path) for path in masks]:
                 job.own.adopt(masks)
-    outputs = [path for case in cases for path in job.outputs(case)]
+    outputs = [path for case in cases for path in (*job.outputs(case), record_path(job.target, case))]
     job.own.refuse_foreign([*outputs, report, *([key] if job.options.pseudonymise else ())])
 
 

@@ -17,7 +17,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from medmamba.compute.free_memory import free_memory
-from medmamba.compute.processes import follow_parent, how_it_ended
+from medmamba.compute.processes import SUSPENDED_SECONDS, follow_parent, how_it_ended, starting_workers
 from medmamba.errors import InputError, MedmambaError, ResourceError, size_text
 from medmamba.images.cases import ImageCase
 from medmamba.inference.folder.case_job import CaseRecord, Job
@@ -52,6 +52,7 @@ class Workers:
         self._inbox: Queue[tuple[_Worker, Any]] = Queue()
         self._start = (self._inbox, models, options, max(1, torch.get_num_threads() // count))
         self._stall_seconds = 60 * stall_minutes
+        self._looked = time.monotonic()
         self._workers = [_Worker(*self._start) for _ in range(count)]
         self._model: Provenance | None = None
 
@@ -109,6 +110,10 @@ class Workers:
 
     def _messages(self, on_message: OnMessage) -> "Iterator[tuple[_Worker, CaseRecord | None]]":
         """Workers that finished a case, with its record, or that died or timed out, with None."""
+        before, self._looked = self._looked, time.monotonic()
+        if self._looked - before > SUSPENDED_SECONDS:
+            for worker in self._workers:
+                worker.sign = self._looked
         for worker in list(self._workers):
             if worker.case is not None and time.monotonic() - worker.sign > self._stall_seconds:
                 worker.end(f"worker gave no sign for {self._stall_seconds / 60:.0f} minutes and was ended")
@@ -152,7 +157,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # neither CUDA nor a pool of threads survives a fork
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, model, options, threads), daemon=True)
-        self._process.start()
+        with starting_workers():
+            self._process.start()
         theirs.close()
         self.case: ImageCase | None = None
         self.sign = time.monotonic()
