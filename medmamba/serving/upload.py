@@ -1,6 +1,7 @@
 """The body of a request as files: raw, or parts of a multipart form; bounded in bytes and seconds while it arrives."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ ACCEPTED = (*(ending for kind in ONE_FILE for ending in kind.endings), ".zip")
 """Endings of whole images in one file; a header without its voxels comes in a zip."""
 FIELD = "image"
 """Name of the parts of a form that hold the image: one file, or one per channel."""
+_ENCODED_NAME = re.compile(rb"""; *filename\*=[\w-]*'[\w-]*'([^;\s"]+)""")
+"""A name outside ASCII as aiohttp writes it (RFC 5987), which the parser of options leaves out."""
 
 
 class Upload:
@@ -171,10 +174,11 @@ class _Form:
             raise Refusal(422, f"the parts are numbered {numbers}. Send the channels in order: {self._channels()}.")
 
     def _begin_part(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        encoded = options.get(b"filename*", b"").rpartition(b"'")[2]  # as aiohttp writes a name that is not ASCII
-        field = options.get(b"name", b"").decode("utf-8", "replace")
-        name = options.get(b"filename", unquote_to_bytes(encoded)).decode("utf-8", "replace")
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
+        field, name = (options.get(key, b"").decode("utf-8", "replace") for key in (b"name", b"filename"))
+        if not name and (encoded := _ENCODED_NAME.search(disposition)):
+            name = unquote_to_bytes(encoded[1]).decode("utf-8", "replace")
         if field != FIELD:
             raise Refusal(400, f"the form has a part called {brief(field)!r}. Name it {FIELD}: curl -F {FIELD}=@FILE")
         if len(self.names) == max(1, len(self.upload.channels)):
