@@ -211,6 +211,8 @@ def explained(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            _refuse_moved(Path(path))
         what, cure = cause_of(error) or ((error.strerror or str(error)).lower(), OTHER_CURE)
         shown = os.fspath(path)
         shown = shown if shown.isprintable() else shown.encode("unicode_escape").decode()
