@@ -207,9 +207,18 @@ def test_the_deploy_application_makes_the_mask_of_predict(exported, one_image, t
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     with pytest.raises(SystemExit):
         medmamba_command(
-            ["predict", str(exported.folder), str(series), "-o", str(tmp_path), "--device", "cpu", "--dicom-seg"]
+            [
+                "predict",
+                str(exported.folder),
+                str(series),
+                "-o",
+                str(tmp_path / "ours"),
+                "--device",
+                "cpu",
+                "--dicom-seg",
+            ]
         )
-    theirs, ours = (hd.seg.segread(next(tmp_path.glob(name))) for name in ("out/*.dcm", "*.dcm"))
+    theirs, ours = (hd.seg.segread(next(tmp_path.glob(name))) for name in ("out/*.dcm", "ours/*.dcm"))
     names = [[part.SegmentLabel for part in found.SegmentSequence] for found in (theirs, ours)]
     assert names[0] == names[1] == ["Anterior", "Posterior"]
     masks = [found.get_volume(combine_segments=True).array for found in (theirs, ours)]
