@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import random
@@ -26,6 +27,14 @@ import torch
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# The shell that starts the tests says nothing to them: its terminal, its proxy, its umask, a launcher of several ranks.
+for name in ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "CLICOLOR_FORCE", "GITHUB_ACTIONS", "LINES",
+             "RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "MEDMAMBA_CRASH_AT"):  # fmt: skip
+    os.environ.pop(name, None)
+os.environ["COLUMNS"] = "80"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "localhost,127.0.0.1"  # services of this machine
+os.umask(0o022)
 
 # The same examples on every run, kept nowhere, and no bound on the clock of a machine that does other things too.
 settings.register_profile(
@@ -113,6 +122,29 @@ def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
     imported = {table for _, table in REGISTRIES if table not in before}
     changed = {name for name in (before.keys() | after.keys()) - imported if before.get(name) != after.get(name)}
     assert not changed, "the test changed: " + "; ".join(f"{n} {before.get(n)} -> {after.get(n)}" for n in changed)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _curves() -> Iterator[Callable | None]:
+    """Drawing the curves is half the work of a training of two steps: one pixel, except where a test looks at them."""
+    observers = sys.modules.get("medmamba.training.observers")  # not loaded where nothing trains
+    if observers is None:
+        yield None
+        return
+    from PIL import Image
+
+    pixel, draw = io.BytesIO(), observers._png
+    Image.new("L", (1, 1)).save(pixel, format="png")
+    observers._png = lambda figure: pixel.getvalue()
+    yield draw
+    observers._png = draw
+
+
+@pytest.fixture
+def curves_drawn(_curves, monkeypatch) -> None:
+    """Curves of trainings in this process are drawn as users get them."""
+    if _curves is not None:
+        monkeypatch.setattr("medmamba.training.observers._png", _curves)
 
 
 @pytest.fixture(scope="session")

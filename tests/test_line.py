@@ -193,7 +193,7 @@ def test_a_case_without_a_prediction_fails_the_evaluation(small_dataset, tmp_pat
         medmamba.evaluate(tmp_path / "masks", truths)
 
 
-@pytest.mark.parametrize("network", ["residual_unet", "plain_unet"])
+@pytest.mark.parametrize("network", ["residual_unet", pytest.param("plain_unet", marks=pytest.mark.slow)])
 def test_nnunets_networks_train_from_the_same_plan(small_run, tmp_path, network):
     run = _copied(small_run, tmp_path)
     result = pipeline.train(run, fold="all", network=network, config=TrainConfig(steps=1, **SHORT))
@@ -206,7 +206,9 @@ def test_the_twin_without_a_scan_trains_from_the_same_plan(small_run, tmp_path):
     assert math.isfinite(result.final_loss)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)  # Ctrl-C: training/test_interrupts.py, its code faults/test_terminal.py
 def test_a_stopped_training_leaves_a_whole_checkpoint_and_its_exit_code(small_run, tmp_path, number, code):
     run = _copied(small_run, tmp_path)
     command = [sys.executable, "-c", "from medmamba.cli.main import run; run()", "train", run, "--fold", "all"]

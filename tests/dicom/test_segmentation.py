@@ -141,8 +141,8 @@ def test_every_segment_has_a_colour_of_its_own():
 def test_more_segments_than_a_byte_can_number(tmp_path):
     folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"], 2)
     image = read_image(folder)
-    labels = (np.arange(np.prod(image.grid.shape)) % 301).reshape(image.grid.shape)
-    values = {"background": 0, **{f"label {number}": number for number in range(1, 301)}}
+    labels = (np.arange(np.prod(image.grid.shape)) % 257).reshape(image.grid.shape)
+    values = {"background": 0, **{f"label {number}": number for number in range(1, 257)}}
     write_segmentation(tmp_path / "s.dcm", labels, image.grid, folder, values, {name: SegmentCode() for name in values})
     assert np.array_equal(read_segmentation(tmp_path / "s.dcm", image.grid)[0], labels)
 

@@ -256,7 +256,7 @@ def source(tmp_path) -> PatchSource:
 def _kill_at_random(source, workers, kills, seed):
     rng, events = random.Random(seed), []
     at = set(rng.sample(range(1, 6 * kills), kills))
-    with closing(SupervisedWorkers(source, workers, stall_seconds=20, on_fault=events.append)) as stream:
+    with closing(SupervisedWorkers(source, workers, stall_seconds=600, on_fault=events.append)) as stream:
         for step in range(6 * kills):
             if step in at:
                 time.sleep(rng.choice([0, 0.001, 0.02]))

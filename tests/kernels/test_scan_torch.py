@@ -21,8 +21,18 @@ def leaves(*shape, merge=True):
     }
 
 
-@pytest.mark.parametrize("left_out", [(), ("D", "dt_bias", "routes", "initial_state", "z", "segments")])
-@pytest.mark.parametrize("merge", [True, False])
+EVERYTHING_OPTIONAL = ("D", "dt_bias", "routes", "initial_state", "z", "segments")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "merge"),
+    [
+        ((), True),
+        (EVERYTHING_OPTIONAL, False),
+        pytest.param((), False, marks=pytest.mark.slow),
+        pytest.param(EVERYTHING_OPTIONAL, True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_operators_pass_opcheck(left_out, merge):
     from medmamba.kernels.scan.compiled import routed_scan_cpp, routed_scan_cpp_backward
 

@@ -50,7 +50,7 @@ def test_every_kernel_compiles_ahead_of_time_without_spills(kernel, target, dtyp
     "what",
     [
         *("scan", "scan_far", "deform", "ssd"),
-        *(pytest.param(what, marks=pytest.mark.slow) for what in ("deform_golden", "ssd_all", "operators")),
+        *(pytest.param(what, marks=pytest.mark.slow) for what in ("scan_all", "deform_golden", "ssd_all", "operators")),
     ],
 )
 def test_the_interpreted_kernels_equal_the_float64_truth(what):

@@ -16,18 +16,18 @@ LABELS = {"0": "background", "205": "left kidney", "420": "right kidney"}
 
 @pytest.fixture(scope="session")
 def clinic_dataset(tmp_path_factory):
-    """Six volumes of 16 x 16 x 16; in the last only the left kidney was looked for."""
+    """Six volumes of 16 x 16 x 8; in the last only the left kidney was looked for."""
     folder = tmp_path_factory.mktemp("clinic") / "kidneys"
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
     training = []
     for number in range(6):
-        image = rng.normal(0, 0.3, (16, 16, 16)).astype(np.float32) + 5
-        labels = np.zeros((16, 16, 16), np.int16)
-        image[2:6, 4:10, 4:12] += 3
-        image[10:14, 4:10, 4:12] += 3
-        labels[2:6, 4:10, 4:12], labels[10:14, 4:10, 4:12] = 205, 420
+        image = rng.normal(0, 0.3, (16, 16, 8)).astype(np.float32) + 5
+        labels = np.zeros((16, 16, 8), np.int16)
+        image[2:6, 4:10, 2:6] += 3
+        image[10:14, 4:10, 2:6] += 3
+        labels[2:6, 4:10, 2:6], labels[10:14, 4:10, 2:6] = 205, 420
         labels[:, 14:] = 9
         entry = {"image": f"./imagesTr/k_{number}.nii.gz", "label": f"./labelsTr/k_{number}.nii.gz"}
         if number == 5:
@@ -73,7 +73,8 @@ def clock(monkeypatch) -> Clock:
 
 
 @pytest.fixture(scope="session")
-def _planned(clinic_dataset, tmp_path_factory):
+def planned_clinic(clinic_dataset, tmp_path_factory):
+    """The six volumes planned, for copies only."""
     import medmamba
 
     run = tmp_path_factory.mktemp("clinic_run") / "run"
@@ -82,8 +83,8 @@ def _planned(clinic_dataset, tmp_path_factory):
 
 
 @pytest.fixture
-def clinic_run(_planned, tmp_path):
+def clinic_run(planned_clinic, tmp_path):
     """A fresh copy of the planned run."""
     target = tmp_path / "run"
-    shutil.copytree(_planned, target, ignore=shutil.ignore_patterns("models", ".lock"))
+    shutil.copytree(planned_clinic, target, ignore=shutil.ignore_patterns("models", ".lock"))
     return target

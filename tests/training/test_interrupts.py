@@ -67,20 +67,25 @@ def _signal_in_the_optimiser(number, at_step, times=1):
     return register_optimizer_step_post_hook(raise_signal)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(planned_clinic, tmp_path_factory):
+    """Hashes of the weights and rows of the epochs of a training that nobody interrupts."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    shutil.copytree(planned_clinic, run)
+    pipeline.train(run, config=TrainConfig(steps=4, **RECIPE))
+    return _last(run)["sha256"], _rows(run)
+
+
 @pytest.mark.parametrize("handled", [signal.SIGINT, signal.SIGHUP], indirect=True)
-def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(clinic_run, tmp_path, handled):
-    other = tmp_path / "other"
-    shutil.copytree(clinic_run, other)
+def test_a_signal_in_the_middle_of_a_step_waits_for_its_end(clinic_run, undisturbed, handled):
     config = TrainConfig(steps=4, **RECIPE)
-    pipeline.train(clinic_run, config=config)
     hook = _signal_in_the_optimiser(handled, at_step=3)
     with pytest.raises(Stopped):
-        pipeline.train(other, config=config)
+        pipeline.train(clinic_run, config=config)
     hook.remove()
-    assert _last(other)["progress"]["step"] == 3
-    pipeline.train(other, config=config, resume=True)
-    assert _last(other)["sha256"] == _last(clinic_run)["sha256"]
-    assert _rows(other) == _rows(clinic_run)
+    assert _last(clinic_run)["progress"]["step"] == 3
+    pipeline.train(clinic_run, config=config, resume=True)
+    assert (_last(clinic_run)["sha256"], _rows(clinic_run)) == undisturbed
 
 
 def test_a_second_ctrl_c_ends_at_once_and_saves_no_half_step(clinic_run):
@@ -93,11 +98,8 @@ def test_a_second_ctrl_c_ends_at_once_and_saves_no_half_step(clinic_run):
 
 
 @pytest.mark.parametrize("at_step", [2, 4], ids=["between", "at the end"])
-def test_an_epoch_interrupted_in_its_validation_is_validated_on_resuming(clinic_run, tmp_path, monkeypatch, at_step):
-    other = tmp_path / "other"
-    shutil.copytree(clinic_run, other)
+def test_an_epoch_interrupted_in_its_validation_is_validated_on_resuming(clinic_run, undisturbed, monkeypatch, at_step):
     config = TrainConfig(steps=4, **RECIPE)
-    pipeline.train(clinic_run, config=config)
     validate, asked = epochs.validate, [0]
 
     def interrupted(*arguments, **options):
@@ -108,11 +110,10 @@ def test_an_epoch_interrupted_in_its_validation_is_validated_on_resuming(clinic_
 
     monkeypatch.setattr(epochs, "validate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.train(other, config=config)
-    assert _last(other)["progress"]["step"] == at_step
-    pipeline.train(other, config=config, resume=True)
-    assert _last(other)["sha256"] == _last(clinic_run)["sha256"]
-    assert _rows(other) == _rows(clinic_run)
+        pipeline.train(clinic_run, config=config)
+    assert _last(clinic_run)["progress"]["step"] == at_step
+    pipeline.train(clinic_run, config=config, resume=True)
+    assert (_last(clinic_run)["sha256"], _rows(clinic_run)) == undisturbed
 
 
 def test_a_training_out_of_patience_does_not_go_on_for_an_epoch_when_resumed(clinic_run):

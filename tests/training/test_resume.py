@@ -29,13 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     "extra",
     [
-        {},
-        {"ema": 0.9},
+        pytest.param({}, marks=pytest.mark.slow),  # as interrupted by a signal: test_interrupts.py
+        {"ema": 0.9, "augment": "device"},
         pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),  # fp16 has its own scale besides
-        {"augment": "device"},
         {"precision": "fp16"},
     ],
-    ids=["plain", "ema", "bf16", "augmented in batches", "fp16"],
+    ids=["plain", "ema and augmented in batches", "bf16", "fp16"],
 )
 def test_a_run_in_two_parts_equals_a_whole_one_to_the_bit(clinic_run, tmp_path, extra):
     other = tmp_path / "other"

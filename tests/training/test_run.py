@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fold_files import SHORT, fold_of, hashes_of
+from PIL import Image
 
 import medmamba
 from medmamba import pipeline
@@ -52,7 +53,7 @@ def test_clinic_labels_are_planned_trained_and_predicted_with_their_own_values(c
     assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.6  # patches of 8 voxels cannot tell the sides
 
 
-def test_everything_a_person_wants_to_see_is_on_disk(clinic_run):
+def test_everything_a_person_wants_to_see_is_on_disk(clinic_run, curves_drawn):
     events = []
     config = TrainConfig(steps=4, ema=0.9, schedule="cosine", **SHORT)
     result = pipeline.train(clinic_run, fold=0, config=config, on_event=events.append)
@@ -66,7 +67,7 @@ def test_everything_a_person_wants_to_see_is_on_disk(clinic_run):
     assert page.count("data:image/png;base64,") == 1 + page.count("<figure>") > 1  # curves and examples
     assert "http" not in page.replace("http-equiv", "")
     for name in ("curves.png", "examples.png"):
-        assert (fold / name).read_bytes()[:4] == b"\x89PNG"
+        assert min(Image.open(fold / name).size) > 100
     assert result.peak_memory_gib > 0
     assert float(rows[-1]["learning_rate"]) < float(rows[0]["learning_rate"])
     assert (fold / "checkpoints" / "last" / "training.safetensors").is_file()
@@ -229,7 +230,7 @@ def test_processes_of_folds_end_with_the_command_that_started_them(tmp_path):
     command = subprocess.Popen([sys.executable, str(tmp_path / "command.py")], stdout=subprocess.PIPE, text=True)
     assert command.stdout.readline() == "works\n"
     command.kill()
-    left, _ = command.communicate(timeout=300)  # the end of what its child may print comes with the child's end
+    left, _ = command.communicate(timeout=600)  # the end of what its child may print comes with the child's end
     assert left == ""
 
 
