@@ -42,7 +42,9 @@ def test_a_dead_or_stuck_worker_is_named_and_its_batch_made_again(clinic_run, tm
     other = tmp_path / "other"
     shutil.copytree(clinic_run, other)
     losses, undisturbed, events = [], [], []
-    config = TrainConfig(steps=20, workers=1, stall_seconds=200, warmup_steps=0, steps_per_epoch=100, deterministic=True)
+    config = TrainConfig(
+        steps=20, workers=1, stall_seconds=200, warmup_steps=0, steps_per_epoch=100, deterministic=True
+    )
     clock.fast = lambda: number == signal.SIGSTOP and len(losses) > 1 and not _made_again(events)
 
     def disturb(report):
