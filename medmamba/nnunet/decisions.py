@@ -71,11 +71,11 @@ def setup_of(found: Sequence[TrainedFolder], plan: Plan) -> tuple[PredictionSetu
     with as_written(shown(source / "summary.json"), "summary of nnU-Net", CURE):
         cases = len(summary.get("metric_per_case", ()))
         mean = float(summary.get("foreground_mean", {}).get("Dice", math.nan))
-    names = [here[name].configuration for name in chosen]
-    dice = dice or {"+".join(names): mean}
+    configurations = [here[name].configuration for name in chosen]
+    dice = dice or {"+".join(configurations): mean}
     setup = PredictionSetup(
         plan_sha256=plan.hash(),
-        configurations=names,
+        configurations=configurations,
         folds={here[name].configuration: list(here[name].checkpoints) for name in chosen},
         dice={name: round(value, 6) for name, value in dice.items() if math.isfinite(value)},
         cases=cases,
@@ -165,13 +165,13 @@ def splits_of(found: Sequence[TrainedFolder]) -> list[Fold] | None:
         description = json.loads(found[0].read("dataset.json"))
         total, ending = description.get("numTraining"), str(description.get("file_ending", ""))
     for each in found:
-        held_out = []
+        held_out: list[set[str]] = []
         while (path := each.path / f"fold_{len(held_out)}" / "validation" / "summary.json").is_file():
             with as_written(shown(path), "summary of nnU-Net", CURE):
                 files = [str(case["reference_file"]) for case in _read(path)["metric_per_case"]]
             names = [file.replace("\\", "/").rpartition("/")[2] for file in files]
             held_out.append({name.removesuffix(ending) for name in names})
-        everything = set().union(*held_out)
+        everything: set[str] = set().union(*held_out)
         if len(held_out) > 1 and len(everything) == sum(map(len, held_out)) == total:
             return [Fold(train=sorted(everything - held), val=sorted(held)) for held in held_out]
     return None
@@ -192,7 +192,7 @@ def fingerprint_of(trained: TrainedFolder, plan: Plan) -> Fingerprint | None:
         of_channels = stored["foreground_intensity_properties_per_channel"]
         fields = ("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5")
         intensities = [
-            ChannelIntensity(**{name: float(of_channels[str(channel)][name]) for name in fields})
+            ChannelIntensity.model_validate({name: float(of_channels[str(channel)][name]) for name in fields})
             for channel in range(len(plan.channel_names))
         ]
         return seal(
@@ -209,12 +209,11 @@ def fingerprint_of(trained: TrainedFolder, plan: Plan) -> Fingerprint | None:
 
 def _case(number: int, shape: Sequence[Any], spacing: Sequence[Any]) -> CaseStats:
     x, y, z = map(int, shape)
-    flat = THICK in spacing
-    mm = None if flat else tuple(map(float, spacing))
+    i, j, k = map(float, spacing)
     return CaseStats(
         case_id=f"case_{number:04d}",
         shape=(x, y, z),
-        spacing_mm=mm,
+        spacing_mm=None if THICK in spacing else (i, j, k),
         orientation=None,
         shape_after_crop=(x, y, z),
         label_voxels={},
