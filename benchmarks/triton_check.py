@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the Triton kernels, without a device: ``python benchmarks/triton_check.py``.
 
-Compiles every kernel for NVIDIA (sm_80, sm_90) and AMD (gfx942) and reports processor seconds and, for NVIDIA, what the
-assembler says: registers, bytes of stack (spills) and instructions per update of the scan in its longest inner loop.
+Compiles every kernel for NVIDIA and AMD and reports processor seconds and, for NVIDIA, what the assembler says:
+registers, bytes of stack (spills), and instructions and shuffles per update of the scan in its longest inner loop.
 The compilers come with the triton package.
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
+TARGETS = {f"sm_{number}": ("cuda", number, 32) for number in (75, 80, 86, 89, 90, 100, 120)}
+TARGETS["gfx942"] = ("hip", "gfx942", 64)
 
 
 @dataclass(frozen=True)
@@ -47,29 +48,25 @@ def _scan_kernels() -> dict[str, Kernel]:
 
     constants: dict[str, object] = {"SOFTPLUS": True, "KEEP_OUTPUT": True}
     constants |= {"X_PER_ROUTE": False, "DY_PER_ROUTE": False, "ADJOINT": False, "resets": None}
-    constants |= {"T": launch.TILE, "M": launch.TILES_PER_SAVE}
+    constants["TOGETHER"] = launch.CHAIN
     integers = ("length", "channels", "N", "K", "span_saves", "saves", "spans", "blocks")
     scans = ["scan_forward", "scan_forward_one", "scan_backward", "scan_backward_one"]
-    names = [*scans, "pass_spans", "adjoint_spans"]
     half, kinds = ("x", "dt", "B", "C"), {"routes": "*i32", "resets": "*i1"}
 
-    def kernel(name: str, segments: bool = False, **changes: object) -> Kernel:
-        block = launch.FORWARD_BLOCK if name in ("scan_forward", "pass_spans") else launch.BLOCK
+    def kernel(name: str, channels: int = 64, segments: bool = False, **changes: object) -> Kernel:
         one = name.endswith("_one")
-        all_constants = constants | {"BD": launch.ONE_BLOCK if one else block, "ONE": one} | changes
-        if name == "adjoint_spans":
-            all_constants["BD"] = launch.SPANS_BLOCK
-        if name == "scan_backward_one":
-            shorter = launch.ONE_SHORTER
-            all_constants |= {"T": launch.TILE // shorter, "M": launch.TILES_PER_SAVE * shorter}
+        block = launch.block_of(channels, 1 if one else 16)
+        tile = launch.tile_of(block, 1 if one else 16, backward="backward" in name)
+        all_constants = constants | {"BD": block, "T": tile, "M": launch.SAVED // tile, "ONE": one} | changes
         hints = ("channels",) if one else ()
         if segments:
             del all_constants["resets"]
-        exponentials = int(str(all_constants["T"]))
-        module = "scan.triton_kernels"
-        return Kernel(module, all_constants, integers, half, kinds, launch.WARPS, hints, exponentials)
+        return Kernel("scan.triton_kernels", all_constants, integers, half, kinds, launch.WARPS, hints, tile)
 
-    found = {name: kernel(name) for name in names} | {"pass_spans adjoint": kernel("pass_spans", ADJOINT=True)}
+    found = {name: kernel(name) for name in [*scans, "pass_spans", "adjoint_spans"]}
+    found["pass_spans adjoint"] = kernel("pass_spans", ADJOINT=True)
+    blocks = ["scan_forward", "scan_backward", "adjoint_spans"]
+    found |= {f"{name} {channels}": kernel(name, channels) for name in blocks for channels in (32, 128)}
     return found | {f"{name} segments": kernel(name, segments=True) for name in scans}
 
 
@@ -117,7 +114,7 @@ def _ssd_kernels() -> dict[str, Kernel]:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came out for one kernel and target; the last three are None where the assembler does not tell."""
+    """What came out for one kernel and target; the last four are None where the assembler does not tell."""
 
     kernel: str
     target: str
@@ -126,12 +123,13 @@ class Compiled:
     registers: int | None
     stack_bytes: int | None
     instructions_per_update: float | None
+    shuffles_per_update: float | None
 
 
 def compile_kernel(kernel: str, target: str, dtype: str = "fp32", **changes: object) -> Compiled:
     """Compile one kernel for one target. dtype (fp32, bf16, fp16) is that of the large inputs; changes: constants."""
     compiled, seconds, what = _compile(kernel, target, dtype, **changes)
-    told = _assembly(compiled.asm["cubin"], what.exponentials) if "cubin" in compiled.asm else (None, None, None)
+    told = _assembly(compiled.asm["cubin"], what.exponentials) if "cubin" in compiled.asm else (None,) * 4
     return Compiled(kernel, target, dtype, seconds, *told)
 
 
@@ -166,8 +164,8 @@ def _compile(kernel: str, target: str, dtype: str, **changes: object) -> tuple[A
     return compiled, _processor_seconds() - start, what
 
 
-def _assembly(cubin: bytes, exponentials: int) -> tuple[int | None, int | None, float | None]:
-    """Registers, stack bytes and instructions per update of a cubin, by the disassembler that Triton brings along."""
+def _assembly(cubin: bytes, exponentials: int) -> tuple[int | None, int | None, float | None, float | None]:
+    """Registers, stack bytes, instructions and shuffles per update, by the disassembler that Triton brings along."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -181,9 +179,10 @@ def _assembly(cubin: bytes, exponentials: int) -> tuple[int | None, int | None, 
     registers = _number(r"REG:(\d+)", usage.stdout)
     stack = _number(r"STACK:(\d+)", usage.stdout)
     # The loop over states: one exponential per update, several states at a time where it is unrolled.
-    main = max(_loops(listing), default=(0, 0))
-    per_update = main[0] / main[1] if 0 < exponentials <= main[1] else None
-    return registers, stack, per_update
+    instructions, updates, shuffles = max(_loops(listing), default=(0, 0, 0))
+    if not 0 < exponentials <= updates:
+        return registers, stack, None, None
+    return registers, stack, instructions / updates, shuffles / updates
 
 
 def _number(pattern: str, text: str) -> int | None:
@@ -191,8 +190,8 @@ def _number(pattern: str, text: str) -> int | None:
     return None if found is None else int(found[1])
 
 
-def _loops(listing: str) -> list[tuple[int, int]]:
-    """Instructions and exponentials of every innermost loop in a disassembly."""
+def _loops(listing: str) -> list[tuple[int, int, int]]:
+    """Instructions, exponentials and shuffles of every innermost loop in a disassembly."""
     labels: dict[str, int] = {}
     code: list[str] = []
     for line in listing.splitlines():
@@ -206,7 +205,8 @@ def _loops(listing: str) -> list[tuple[int, int]]:
         if branch and labels.get(branch[1], end) < end:
             spans.append((labels[branch[1]], end))
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
-    return [(end - start + 1, sum("MUFU.EX2" in line for line in code[start : end + 1])) for start, end in inner]
+    found = (code[start : end + 1] for start, end in inner)
+    return [(len(body), *(sum(name in line for line in body) for name in ("MUFU.EX2", "SHFL"))) for body in found]
 
 
 def main() -> None:
@@ -215,14 +215,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--target", choices=list(TARGETS), help="one target instead of all")
     arguments = parser.parse_args()
-    print(f"{'kernel':28}{'target':8}{'dtype':6}{'s':>6}{'regs':>6}{'stack':>6}{'instr/update':>14}")
+    print(f"{'kernel':28}{'target':8}{'dtype':6}{'s':>6}{'regs':>6}{'stack':>6}{'instr/update':>14}{'shfl/update':>13}")
     for target in [arguments.target] if arguments.target else TARGETS:
         for kernel in (name for name in kernels() if arguments.only in name):
             for dtype in ("fp32", "bf16"):
                 c = compile_kernel(kernel, target, dtype)
-                per = "" if c.instructions_per_update is None else f"{c.instructions_per_update:.1f}"
                 registers, stack = ("" if v is None else str(v) for v in (c.registers, c.stack_bytes))
-                print(f"{kernel:28}{target:8}{dtype:6}{c.seconds:6.1f}{registers:>6}{stack:>6}{per:>14}", flush=True)
+                counts = (c.instructions_per_update, c.shuffles_per_update)
+                per, shuffles = ("" if v is None else f"{v:.1f}" for v in counts)
+                row = f"{kernel:28}{target:8}{dtype:6}{c.seconds:6.1f}{registers:>6}{stack:>6}{per:>14}{shuffles:>13}"
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

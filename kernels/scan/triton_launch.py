@@ -3,6 +3,7 @@
 Imported at the first call of the backend, as it needs Triton.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,47 +16,73 @@ from medmamba.kernels.scan import triton_kernels as kernels
 from medmamba.kernels.scan.compiled import scan_operators
 from medmamba.kernels.scan.reference import ScanInputs, segment_resets
 
-# Positions per tile, tiles per saved state, and channels per program: one warp, one lane per channel, the positions of
-# a tile in its registers. Tiles of 16 make the backward pass spill.
-TILE = 8
-TILES_PER_SAVE = 8
-BLOCK = 32
-# With one state per channel: four channels per lane, read as one vector; the backward pass has shorter tiles, more of
-# them between two saved states, because it keeps more of each in registers.
-ONE_BLOCK = 128
-ONE_SHORTER = 2
-SPANS_BLOCK = 128  # of the adjoint's first pass, which spills a register with 32
-FORWARD_BLOCK = 64  # two channels per lane share the loads of B and C; the backward pass would spill
+# Positions between two saved states; of a tile in the forward and in the backward pass, which keeps more of each
+# position in registers.
+SAVED = 64
+FORWARD_TILE = 8
+BACKWARD_TILE = 4
+WIDEST = 128
+"""Channels of a program: one warp, four channels per lane."""
 WARPS = 1
-# Programs that fill a large device (132 multiprocessors, 16 warps each); below it routes are cut into spans.
-WANTED_PROGRAMS = 2112
+# Registers allow eight warps on a multiprocessor. Routes are cut into spans, which costs a pass more, only where there
+# are fewer programs than half of that.
+PROGRAMS = 8
+ENOUGH_PROGRAMS = 4
+MULTIPROCESSORS = 132
+"""Of the device, where it cannot be asked (an H100 or H200)."""
+CHAIN = 8
+"""Spans whose memory the chain waits for at once."""
 
 
 def saved_shape(dt: Tensor, A: Tensor) -> tuple[int, ...]:
-    """Shape of the saved states: the state before every TILES_PER_SAVE tiles."""
+    """Shape of the saved states: the state before every SAVED positions."""
     batch, length, K, channels = dt.shape
-    return batch, K, cdiv(length, TILE * TILES_PER_SAVE), A.shape[-1], channels
+    return batch, K, cdiv(length, SAVED), A.shape[-1], channels
+
+
+def block_of(channels: int, N: int) -> int:
+    """Channels of a program. More of them per lane share the loads of B and C and the sums over channels.
+
+    With one state per channel, which is limited by memory, they are read as one vector whatever is left idle.
+    """
+    return WIDEST if N == 1 or channels % WIDEST == 0 else WIDEST // 4 if channels <= WIDEST // 4 else WIDEST // 2
+
+
+def tile_of(block: int, N: int, backward: bool = False) -> int:
+    """Positions of a tile: as many as registers hold without spilling."""
+    if backward or (block == WIDEST and N > 1):
+        return BACKWARD_TILE
+    return FORWARD_TILE
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a device."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 class Launch:
-    """How the scan of dt (batch, L, K, channels) and A (K, channels, N) is cut into programs of `block` channels."""
+    """How the scan of dt (batch, L, K, channels) and A (K, channels, N) is cut into programs."""
 
-    def __init__(self, dt: Tensor, A: Tensor, block: int) -> None:
+    def __init__(self, dt: Tensor, A: Tensor) -> None:
         batch, K, self.saves, self.N, self.channels = saved_shape(dt, A)
-        self.K, self.block, self.blocks = K, block, cdiv(self.channels, block)
-        # Spans that run in parallel: one, unless there are too few programs to fill the device.
-        spans = min(self.saves, max(1, cdiv(WANTED_PROGRAMS, batch * K * self.blocks)))
+        self.K, self.block = K, block_of(self.channels, self.N)
+        self.blocks = cdiv(self.channels, self.block)
+        programs, processors = batch * K * self.blocks, multiprocessors(dt.device)
+        spans = 1 if programs >= ENOUGH_PROGRAMS * processors else cdiv(PROGRAMS * processors, programs)
+        spans = min(self.saves, spans)
         self.span_saves = cdiv(self.saves, spans)
         self.spans = cdiv(self.saves, self.span_saves)
-        self.grid = (self.blocks, self.spans, batch * K)
+        self.grid = (programs, self.spans)
         self.per_span = (batch, K, self.spans)
         # Arguments of the kernels.
-        self.sizes = (dt.shape[1], self.channels, self.N, K, self.span_saves, self.saves, self.spans)
+        self.sizes = (dt.shape[1], self.channels, self.N, K, self.span_saves, self.saves, self.spans, self.blocks)
 
-
-def _flags(scan: ScanInputs, block: int) -> dict[str, Any]:
-    """Compile-time constants of the forward and backward kernels, such as which arguments are None."""
-    return {"T": TILE, "M": TILES_PER_SAVE, "BD": block, "SOFTPLUS": scan.softplus, "num_warps": WARPS}
+    def flags(self, scan: ScanInputs, tile: int) -> dict[str, Any]:
+        """Compile-time constants of the forward and backward kernels."""
+        return {"T": tile, "M": SAVED // tile, "BD": self.block, "SOFTPLUS": scan.softplus, "num_warps": WARPS}
 
 
 def _resets(scan: ScanInputs) -> Tensor | None:
@@ -72,8 +99,8 @@ def _pass_spans(
     leaving: Tensor | None,
     adjoint: bool,
 ) -> None:
-    grid, sizes = (cut.blocks, cut.N, cut.grid[2]), (cut.channels, cut.N, cut.K, cut.spans)
-    flags = {"BD": cut.block, "ADJOINT": adjoint, "num_warps": WARPS}
+    grid, sizes = (cut.grid[0], cut.N), (cut.channels, cut.N, cut.K, cut.spans, cut.blocks)
+    flags = {"BD": cut.block, "ADJOINT": adjoint, "TOGETHER": CHAIN, "num_warps": WARPS}
     kernels.pass_spans[grid](A, steps, values, entering, leaving, *sizes, **flags)
 
 
@@ -81,17 +108,18 @@ def forward(scan: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor, Tensor
     """As `scan_operators` takes it. Routes are checked here, where their values are known also in a compiled graph."""
     check_permutations(scan.routes)
     one = scan.A.shape[-1] == 1
-    kernel, block = (kernels.scan_forward_one, ONE_BLOCK) if one else (kernels.scan_forward, FORWARD_BLOCK)
-    cut = Launch(scan.dt, scan.A, block)
+    kernel = kernels.scan_forward_one if one else kernels.scan_forward
+    A = scan.A.transpose(-1, -2).contiguous()
+    cut = Launch(scan.dt, scan.A)
     saved_states = scan.dt.new_empty(saved_shape(scan.dt, scan.A), dtype=torch.float32)
     span_states = saved_states.new_empty(*cut.per_span, cut.N, cut.channels)
     y = saved_states.new_empty(scan.dt.shape)
-    pointers = (*scan[:8], _resets(scan))  # x to routes
-    flags = _flags(scan, block) | {"X_PER_ROUTE": scan.x.dim() == 4, "ONE": one}
+    pointers = (scan.x, scan.dt, A, *scan[3:8], _resets(scan))  # x to routes
+    flags = cut.flags(scan, tile_of(cut.block, cut.N)) | {"X_PER_ROUTE": scan.x.dim() == 4, "ONE": one}
     if cut.spans > 1:
         sum_dt = saved_states.new_empty(*cut.per_span, cut.channels)
         kernel[cut.grid](*pointers, span_states, saved_states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
-        _pass_spans(cut, scan.A, sum_dt, span_states, scan.initial_state, None, adjoint=False)
+        _pass_spans(cut, A, sum_dt, span_states, scan.initial_state, None, adjoint=False)
     else:
         span_states[:] = 0 if scan.initial_state is None else scan.initial_state.transpose(-1, -2).unsqueeze(2)
     kernel[cut.grid](*pointers, span_states, saved_states, saved_states, y, *cut.sizes, **flags, KEEP_OUTPUT=True)
@@ -113,31 +141,29 @@ def backward(
         dz = dy * plain * gate * (1 + scan.z * (1 - gate))
         dy = dy * scan.z * gate
     one = scan.A.shape[-1] == 1
-    block = ONE_BLOCK if one else BLOCK
-    cut = Launch(scan.dt, scan.A, block)
+    A = scan.A.transpose(-1, -2).contiguous()
+    cut = Launch(scan.dt, scan.A)
     carries = saved_states.new_empty(*cut.per_span, cut.N, cut.channels)
-    flags = _flags(scan, block) | {"DY_PER_ROUTE": not scan.merge}
+    per_route = {"DY_PER_ROUTE": not scan.merge}
     optional = (scan.dt_bias, scan.routes, _resets(scan))
     dinitial_state = None if scan.initial_state is None else saved_states.new_empty(scan.initial_state.shape)
     if cut.spans > 1 or dinitial_state is not None:
         sum_dt = saved_states.new_empty(*cut.per_span, cut.channels)
-        wide = (cdiv(cut.channels, SPANS_BLOCK), *cut.grid[1:])
-        arguments = (scan.dt, scan.A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
-        kernels.adjoint_spans[wide](*arguments, **flags | {"BD": SPANS_BLOCK})
-        _pass_spans(cut, scan.A, sum_dt, carries, dlast_state, dinitial_state, adjoint=True)
+        arguments = (scan.dt, A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
+        kernels.adjoint_spans[cut.grid](*arguments, **cut.flags(scan, tile_of(cut.block, cut.N)), **per_route)
+        _pass_spans(cut, A, sum_dt, carries, dlast_state, dinitial_state, adjoint=True)
     else:
         carries[:] = 0 if dlast_state is None else dlast_state.transpose(-1, -2).unsqueeze(2)
     dx, ddt = (saved_states.new_empty(scan.dt.shape) for _ in range(2))
     dA = saved_states.new_empty(carries.shape)
     dB, dC = (saved_states.new_empty(cut.blocks, *scan.B.shape) for _ in range(2))
     dD, ddt_bias = (saved_states.new_empty(*cut.per_span, cut.channels) for _ in range(2))
-    if one:
-        flags |= {"T": TILE // ONE_SHORTER, "M": TILES_PER_SAVE * ONE_SHORTER}
+    flags = cut.flags(scan, tile_of(cut.block, cut.N, backward=True)) | per_route
     scratch = saved_states.new_empty(*cut.per_span, flags["M"], cut.N, cut.channels)
     kernel = kernels.scan_backward_one if one else kernels.scan_backward
     kernel[cut.grid](
-        *(*scan[:6], *optional, saved_states, carries, dy),  # x to D
-        *(dx, ddt, dA, dB, dC, dD, ddt_bias, scratch, *cut.sizes, cut.blocks),
+        *(scan.x, scan.dt, A, *scan[3:6], *optional, saved_states, carries, dy),  # x to D
+        *(dx, ddt, dA, dB, dC, dD, ddt_bias, scratch, *cut.sizes),
         **flags,
         **{"X_PER_ROUTE": scan.x.dim() == 4, "ONE": one},
     )

@@ -8,11 +8,15 @@ rounding lost). A step of log decay under -200 is taken as -200: both are zero i
 import triton
 import triton.language as tl
 
-from medmamba.kernels.scan.triton_tile import combine
-
 NO_HINTS = ("length", "heads", "groups", "chunks")
 # Chunks that `ssd_pass` has in flight.
 TILE = tl.constexpr(8)
+
+
+@triton.jit
+def _combine(a_left, b_left, a_right, b_right):
+    """Two runs of positions as one: a product of decays, and what is added."""
+    return a_left * a_right, b_left * a_right + b_right
 
 
 @triton.jit
@@ -110,7 +114,7 @@ def ssd_pass(
         mask = valid[:, None] & (e < size)[None, :]
         added = tl.load(here, mask=mask, other=0.0)
         added += tl.where((u == 0)[:, None], decay * carry[None, :], 0.0)
-        _decay, state = tl.associative_scan((decay, added), 0, combine)
+        _decay, state = tl.associative_scan((decay, added), 0, _combine)
         tl.store(here, state, mask=mask)
         carry = tl.sum(tl.where((u == TILE - 1)[:, None], state, 0.0), 0)
 

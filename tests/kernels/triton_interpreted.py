@@ -36,6 +36,7 @@ SCANS = {
     "spans, not merged, x per route": ((2, 17, 2, 3, 2), {"merge": False, "per_route": True}, {"wanted_programs": 8}),
     "no softplus": ((1, 8, 1, 4, 2), {"softplus": False}, {}),
     "segments, spans": ((1, 21, 2, 3, 2), {"segments": True}, {"wanted_programs": 3}),
+    "no decay, segments, spans": ((1, 21, 1, 3, 2), {"segments": True, "no decay": True}, {"wanted_programs": 3}),
     "two channel blocks": ((1, 6, 1, 19, 1), {}, {}),
 }
 # Together they have every option of a scan.
@@ -50,9 +51,10 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
 
 
 def small_tiles(wanted_programs=1):
-    triton_scan.TILE, triton_scan.TILES_PER_SAVE, triton_scan.BLOCK = 2, 2, 16
-    triton_scan.FORWARD_BLOCK = triton_scan.ONE_BLOCK = triton_scan.SPANS_BLOCK = 16
-    triton_scan.WANTED_PROGRAMS = wanted_programs
+    triton_scan.FORWARD_TILE = triton_scan.BACKWARD_TILE = 2
+    triton_scan.SAVED, triton_scan.WIDEST, triton_scan.CHAIN = 4, 16, 2
+    triton_scan.PROGRAMS, triton_scan.ENOUGH_PROGRAMS = wanted_programs, wanted_programs
+    triton_scan.multiprocessors = lambda device: 1
     triton_ssd.CHUNK, triton_ssd.WIDEST_BLOCK = 16, 16
 
 
@@ -62,6 +64,8 @@ def scan(shape, options, sizes):
     softplus, merge = options.get("softplus", True), options.get("merge", True)
     if not softplus:
         inputs["dt"], inputs["dt_bias"] = 0.1 * inputs["dt"].abs(), 0.01 * inputs["dt_bias"].abs()
+    if options.get("no decay"):
+        inputs["A"] = torch.zeros_like(inputs["A"])
     if options.get("segments"):
         inputs["segments"] = torch.arange(shape[1]).div(4, rounding_mode="floor").expand(shape[0], -1) % 2
     truth = outputs_and_gradients(inputs, "reference", torch.float64, softplus=softplus, merge=merge)
