@@ -5,8 +5,8 @@ from visit to visit is plain arithmetic in the lane that owns the channel.
 
 Glossary: b batch entry, k route, bk both as one number, d channels of the block (BD,), n state; of each visit: row in
 (b * l), inside whether it exists, keep whether the state before it is kept (no segment reset), v step before bias and
-softplus, delta after them, a decay, h state, g adjoint; bias, skip, rate rows of dt_bias, D and A; d_valid (BD,) whether
-channels exist.
+softplus, delta after them, a decay, h state, g adjoint; bias, skip, rate rows of dt_bias, D and A; d_valid (BD,)
+whether channels exist.
 """
 
 import triton
