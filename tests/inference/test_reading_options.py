@@ -112,7 +112,7 @@ def test_spacings_of_microscopes_are_accepted_on_request_if_the_whole_set_has_th
     pairs = [{"image": f"imagesTr/m{n}.nii.gz", "label": f"labelsTr/m{n}.nii.gz"} for n in range(3)]
     facts = {"modality": {"0": "EM"}, "labels": {"0": "background", "1": "cell"}, "training": pairs}
     (tmp_path / "set" / "dataset.json").write_text(json.dumps(facts))
-    with pytest.raises(InputError, match=r"outside 0.01 to 100 mm .* allow it with any_spacing"):
+    with pytest.raises(InputError, match=r"outside 0.01 to 100 mm .* allow it with --any-spacing"):
         medmamba.plan(tmp_path / "set", tmp_path / "run")
     plan = medmamba.plan(tmp_path / "set", tmp_path / "run", patch_size=(8, 8, 8), batch_size=2, any_spacing=True)
     assert plan.default.spacing_mm == pytest.approx([1.5e-3, 1e-3, 1e-3])
