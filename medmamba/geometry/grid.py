@@ -128,7 +128,7 @@ def affine_problem(affine: npt.ArrayLike, *, any_spacing: bool = False) -> str |
     least, most = ANY_SPACING_MM if any_spacing else (SMALLEST_SPACING_MM, LARGEST_SPACING_MM)
     for name, mm in zip("ijk", spacing, strict=True):
         if not least <= mm <= most:
-            hint = "" if any_spacing else " (if right for all images, allow it with --any-spacing, in Python any_spacing)"
+            hint = "" if any_spacing else " (if right for all images, allow it with --any-spacing or any_spacing=True)"
             return f"the spacing along {name} is {mm:.6g} mm, outside {least:g} to {most:g} mm{hint}"
     directions = columns / spacing
     if abs(np.linalg.det(directions)) < 1e-6:
