@@ -59,8 +59,9 @@ CONTRASTS: dict[str, Callable[[Tags], str]] = {
     "dimension": _value(headers.DIMENSION),
 }
 """What all slices of a volume have in common, by its name in messages."""
-COUNTED = ("time", "dimension")
-"""Of these: some scanners number the slices of one volume with it."""
+COUNTED = ("frame of reference", "time", "dimension")
+"""Of these: every slice of one volume may have its own, as some scanners number slices and some programs that remove
+names make new identifiers."""
 PHASES: dict[str, Callable[[Tags], str]] = {
     "acquisition": _value(headers.ACQUISITION),
     "flip angle": _value(headers.FLIP_ANGLE),

@@ -91,8 +91,9 @@ def test_an_acquisition_between_the_slices_of_another_is_one_volume_where_the_sl
     assert read_image(tmp_path).array[0, 0, 0].tolist() == [10, 21, 12, 23, 14, 25]
 
 
-def test_slices_with_an_acquisition_each_are_one_volume(tmp_path):
+def test_slices_with_a_number_or_identifier_each_are_one_volume(tmp_path):
     numbers = {"AcquisitionNumber": range(1, 5), "TemporalPositionIdentifier": range(1, 5), "TriggerTime": range(4)}
+    numbers["FrameOfReferenceUID"] = [f"1.2.{n}" for n in range(4)]
     write_stack(tmp_path, ALL, 1, per_slice=numbers)
     assert read_image(tmp_path).array[0, 0, 0].tolist() == values(1, ALL)
 
