@@ -137,13 +137,19 @@ def test_an_export_is_not_checked_on_what_monai_cannot_read(tiny_run, tmp_path):
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_folder_of_other_files_is_not_taken_for_the_bundles(tiny_run, one_image):
+def test_a_folder_of_other_files_is_not_taken_for_the_bundles(tiny_run, one_image, tmp_path):
     from medmamba.bundle.write import export_bundle
 
-    before = sorted(tiny_run.rglob("*"))
-    with pytest.raises(InputError, match="not written by medmamba, or changed since"):
-        export_bundle(tiny_run, tiny_run, CARD, one_image)
-    assert sorted(tiny_run.rglob("*")) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    for folder, reason in (
+        (tiny_run, "would be replaced, and holds"),
+        (tmp_path / "other", "not written by medmamba, or changed since"),
+    ):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(InputError, match=reason):
+            export_bundle(tiny_run, folder, CARD, one_image)
+        assert sorted(folder.rglob("*")) == before
 
 
 def test_a_licence_file_that_does_not_exist_is_refused():

@@ -20,6 +20,7 @@ ALLOWED = {
     ("medmamba/bundle/write.py", "write_text"),
     ("medmamba/images/archive.py", "open"),
     ("medmamba/model_selection/candidate.py", "save"),
+    ("medmamba/nnunet/write_results.py", "save"),
     ("medmamba/inference/folder/case_job.py", "save"),
     ("medmamba/preprocessing/store.py", "write_bytes"),
     ("medmamba/preprocessing/store.py", "write_text"),

@@ -60,8 +60,8 @@ def test_the_disk_may_be_full_at_any_write(tmp_path, monkeypatch, ending):
     for fail_at in range(1, 50):
         counter = [0]
 
-        def failing_open(part, mode, counter=counter, fail_at=fail_at):
-            return Failing(Path(part).open(mode), counter, fail_at)
+        def failing_open(part, mode, counter=counter, fail_at=fail_at, **options):
+            return Failing(open(part, mode, **options), counter, fail_at)
 
         monkeypatch.setattr(atomic, "open", failing_open, raising=False)
         message = ""
