@@ -43,8 +43,11 @@ def test_the_operator_equals_the_golden_tensors(case, backend, dtype, tolerance)
 
 
 def test_the_published_module_equals_the_golden_tensors():
-    leaves = {name: MODULE[name].double().requires_grad_() for name in ("input", "param/offset_mask.weight")}
-    bias = MODULE["param/offset_mask.bias"].double().requires_grad_()
+    leaves = {
+        name: MODULE[name].to(torch.float64, copy=True).requires_grad_()
+        for name in ("input", "param/offset_mask.weight")
+    }
+    bias = MODULE["param/offset_mask.bias"].to(torch.float64, copy=True).requires_grad_()
     offset_mask = leaves["input"] @ leaves["param/offset_mask.weight"].T + bias
     assert offset_mask.shape[-1] == offset_mask_width(MODULE_INFO["ctor"]["group"], 9)
     output = deformable_conv(leaves["input"], offset_mask, groups=MODULE_INFO["ctor"]["group"])
@@ -88,7 +91,7 @@ def test_output_and_gradients_equal_the_float64_reference(case, backend):
     value, offset_mask, options = case
     results = []
     for name, dtype in (("reference", torch.float64), (backend, torch.float32)):
-        leaves = [tensor.to(dtype).requires_grad_() for tensor in (value, offset_mask)]
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (value, offset_mask)]
         output = deformable_conv(*leaves, **options, backend=name)
         cotangent = torch.linspace(-1, 1, output.numel(), dtype=dtype).reshape(output.shape)
         results.append([output.detach(), *torch.autograd.grad((output * cotangent).sum(), leaves)])

@@ -34,7 +34,7 @@ def run_golden(case, backend, dtype):
     leaves = {}
     for name in ARGUMENTS:
         value = TENSORS.get(f"{case}/{name}")
-        leaves[name] = None if value is None else value.to(dtype).requires_grad_()
+        leaves[name] = None if value is None else value.to(dtype, copy=True).requires_grad_()
     options = {"delta_softplus": CASES[case]["delta_softplus"], "return_last_state": True, "backend": backend}
     output, last = selective_scan(**leaves, **options)
     given_names = [name for name, value in leaves.items() if value is not None]

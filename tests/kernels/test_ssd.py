@@ -18,10 +18,10 @@ MINIMAL, MINIMAL_INFO = golden("ssd_minimal.safetensors")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 5e-6)])
 def test_the_chunked_scan_equals_the_golden_tensors(case, dtype, tolerance):
     names = ["X", "A", "B", "C"]
-    leaves = {name: MINIMAL[f"{case}/{name}"].to(dtype).requires_grad_() for name in names}
+    leaves = {name: MINIMAL[f"{case}/{name}"].to(dtype, copy=True).requires_grad_() for name in names}
     state = None
     if f"{case}/initial_states" in MINIMAL:
-        state = MINIMAL[f"{case}/initial_states"][:, 0].to(dtype).requires_grad_()
+        state = MINIMAL[f"{case}/initial_states"][:, 0].to(dtype, copy=True).requires_grad_()
     chunk = MINIMAL_INFO["cases"][case]["block_len"]
     Y, last = ssd_chunked(**leaves, chunk=chunk, initial_state=state, return_last_state=True)
     assert relative(Y, MINIMAL[f"{case}/output"]) <= tolerance
@@ -56,9 +56,11 @@ def mamba2_layer(p, x, d_state, headdim, ngroups, chunk_size, **_):
 def test_a_whole_mamba2_layer_equals_the_golden_tensors(name):
     tensors, info = golden(f"{name}.safetensors")
     parameters = {
-        k.removeprefix("param/"): v.double().requires_grad_() for k, v in tensors.items() if k.startswith("param/")
+        k.removeprefix("param/"): v.to(torch.float64, copy=True).requires_grad_()
+        for k, v in tensors.items()
+        if k.startswith("param/")
     }
-    x = tensors["input"].double().requires_grad_()
+    x = tensors["input"].to(torch.float64, copy=True).requires_grad_()
     output = mamba2_layer(parameters, x, **info["ctor"])
     assert relative(output, tensors["output"]) <= 1e-6
     (output * tensors["cotangent"]).sum().backward()

@@ -106,7 +106,7 @@ def _compare_module(golden: Golden, dtype: torch.dtype) -> list[Check]:
     }
     seen = _watch(subject, watched)
 
-    inputs = [golden.tensors[name].to(dtype).requires_grad_() for name in subject.inputs]
+    inputs = [golden.tensors[name].to(dtype, copy=True).requires_grad_() for name in subject.inputs]
     outputs = subject.outputs(subject.run(*inputs))
     label = str(dtype).removeprefix("torch.")
     forward = _allowed(golden, dtype, gradient=False, network=subject.network)
