@@ -258,10 +258,7 @@ def convert_model(
         made = convert_model(source, output, options, on_fold=partial(on_item, "convert"))
     console.print(*made.notes, sep="\n")
     if isinstance(made, WrittenResults):
-        name, folds = next(iter(made.folds.items()))
-        number, fold = made.folder.name[7:10], " ".join(one.removeprefix("fold_") for one in folds)
-        theirs = f"nnUNetv2_predict -d {number} -p medmambaPlans -c {name} -f {fold} -i IMAGES -o MASKS"
-        console.print(f"Results: {made.folder}    Next: nnUNet_results={output} {theirs}")
+        console.print(f"Results: {made.folder}    Next: {made.command()}")
         return {"results": made.folder, "folds": made.folds, "notes": made.notes}
     console.print(f"Model: {output}    Next: medmamba predict {output} IMAGES -o MASKS")
     return {"run": made.run, "folds": made.folds, "notes": made.notes}

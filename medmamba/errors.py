@@ -11,6 +11,7 @@ with the class's code; no traceback reaches the user unless ``--debug`` asks for
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 
 class MedmambaError(Exception):
@@ -72,6 +73,11 @@ def printable(text: str, kept: str = "\n") -> str:
 def as_text(name: str) -> str:
     """A file name as text for JSON, pages and other file names: a byte that is not UTF-8 as ``\\udcfc``."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def is_text(path: Path) -> bool:
+    """Whether a path is UTF-8; some libraries open no other."""
+    return as_text(str(path)) == str(path)
 
 
 def counted(count: int, noun: str) -> str:

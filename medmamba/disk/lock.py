@@ -55,9 +55,7 @@ class FolderLock:
         path = self.folder / ".lock"
         with explained(path):
             file = self._open(path)
-            while self._exclusive is None and not _is_at(
-                file, path
-            ):  # removed by a command that failed in the meantime
+            while self._exclusive is None and not _is_at(file, path):  # another command failed and removed it
                 os.close(file)
                 file = self._open(path)
             record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()

@@ -7,6 +7,8 @@ from medmamba.options import OVERWRITE_TEXT, Options, option
 
 TOLERANCE_MM = 1.0
 """Tolerance of the surface Dice (NSD)."""
+MOST_PICTURE_MIB = 12
+"""Of the pictures in a page, which base64 makes larger by a third: a page stays below 20 MB and opens at once."""
 
 
 class EvaluateOptions(Options):
@@ -30,7 +32,7 @@ class EvaluateOptions(Options):
         None, "CSV file with a column 'case' and one column per property that defines subgroups."
     )
     images: Path | None = option(None, "Folder of the images, to show behind the outlines.")
-    pictures: int = option(12, "Number of worst cases shown with outlines; no more than 12 MiB.", ge=0)
+    pictures: int = option(12, f"Number of worst cases shown with outlines; no more than {MOST_PICTURE_MIB} MiB.", ge=0)
     overwrite: bool = option(False, OVERWRITE_TEXT)
 
     @property

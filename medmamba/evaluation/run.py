@@ -18,7 +18,7 @@ from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, refuse_dataset_folder
 from medmamba.errors import InputError
 from medmamba.evaluation.metrics import METRICS, Metric, Score
-from medmamba.evaluation.options import EvaluateOptions
+from medmamba.evaluation.options import MOST_PICTURE_MIB, EvaluateOptions
 from medmamba.evaluation.report import Comparison, Evaluation, Structures, compare, evaluate_folders
 from medmamba.evaluation.statistics import Summary
 from medmamba.geometry.display import Display
@@ -31,8 +31,6 @@ from medmamba.plans.schema import Reading
 
 OnItem = Callable[[str, int, int], None]
 CASE_COLUMNS = ("case", "case_id", "id", "name")
-MOST_PICTURE_BYTES = 12 * 2**20
-"""Of the pictures in a page, which base64 makes larger by a third: a page stays below 20 MB and opens at once."""
 MOST_GROUPS = 12
 """A column with more different values is split at its median if it holds numbers, and left out if not."""
 Subgroups = dict[str, dict[str, list[str]]]
@@ -205,7 +203,7 @@ def _pictures(
     images = {**{name.removesuffix("_0000"): path for name, path in images.items()}, **images}  # of nnU-Net: channel 0
     drawn: dict[str, Picture] = {}
     for case_id in [case_id for case_id in evaluation.worst_first() if case_id in masks][: options.pictures]:
-        if sum(len(picture.png) for picture in drawn.values()) > MOST_PICTURE_BYTES:
+        if sum(len(picture.png) for picture in drawn.values()) > MOST_PICTURE_MIB * 2**20:
             break
         prediction = read_label_map(masks[case_id], reading)
         truth = read_label_map(truths[case_id], reading)

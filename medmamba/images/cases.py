@@ -13,6 +13,8 @@ from medmamba.images import format_of, list_images, mask_ending, stem_of, writte
 from medmamba.images.gate import shown
 
 CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
+PROBABILITIES = "_probabilities"
+"""Behind the name of a case: the file of its probabilities, beside its mask."""
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from medmamba.disk.scratch import scratch_folder
-from medmamba.errors import InputError, as_text
+from medmamba.errors import InputError, is_text
 from medmamba.geometry import Affine, Grid, affine_problem
 from medmamba.images import dicom_headers as headers
 from medmamba.images.checked import Decoded
 from medmamba.images.dicom_frames import single_frames
 from medmamba.images.dicom_headers import Tags, holds_dicom, ignored
-from medmamba.images.dicom_parts import parts_of, sizes_of
+from medmamba.images.dicom_parts import EVEN_SPACING, SAME_SLICE, parts_of, sizes_of
 from medmamba.images.dicom_series import Series
 from medmamba.images.dicom_slices import Slice, chosen_frames, difference, slices_of, without_copies
 from medmamba.images.gate import ReadOptions, check_memory, check_size, shown
 
-SAME_SLICE = 0.01  # of the spacing: closer slices are the same one twice
-EVEN_SPACING = 0.05  # of the spacing: positions are written rounded
 ROUNDED_MM = 0.06  # positions that are written to a tenth of a millimetre
 ASIDE = 0.2  # pixel: slices of one volume are not shifted in their plane
 CHOOSE_PART = "Choose one with `medmamba predict --series`"
@@ -190,12 +188,12 @@ def _decoded(path: Path, piece: Slice, where: str) -> npt.NDArray[np.float32]:
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
     """The path, or a link to it that is UTF-8: any other name would abort the process inside SimpleITK."""
-    if as_text(str(path)) == str(path):
+    if is_text(path):
         yield str(path)
         return
     with scratch_folder() as scratch:
         link = scratch / "slice.dcm"
-        if as_text(str(link)) != str(link):
+        if not is_text(link):
             raise InputError(f"{shown(scratch.parent)}: a temporary folder whose path is UTF-8 is needed. Set TMPDIR.")
         link.symlink_to(path.resolve())
         yield str(link)

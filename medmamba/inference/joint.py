@@ -4,19 +4,20 @@ What was chosen for one model alone, as find-best does, holds for it alone: its 
 thresholds nor its cleaning steps.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medmamba.disk.own_files import real_path
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry.trail import SpatialTrail
-from medmamba.images.image import smallest_type
 from medmamba.inference.options import PredictorOptions
-from medmamba.inference.restore import on_native_grid
+from medmamba.inference.restore import labels_of, on_native_grid
 from medmamba.inference.trained_model import TrainedModel, load_model
 from medmamba.models.output_channels import OutputChannels
 
@@ -30,7 +31,7 @@ def paths_of(models: Models) -> list[Path]:
     paths = [Path(models)] if isinstance(models, str | Path) else [Path(path) for path in models]
     if not paths:
         raise InputError("No model is named. Give a run folder, a trained fold, or a bundle.")
-    real = [path.resolve() for path in paths]
+    real = [real_path(path) for path in paths]
     if twice := next((path for number, path in enumerate(paths) if real[number] in real[:number]), None):
         raise InputError(f"{twice}: named twice. Name each model once.")
     return paths
@@ -49,12 +50,7 @@ def join(models: Sequence[TrainedModel], names: Sequence[str]) -> TrainedModel:
     """
     first, *others = models
     for name, other in zip(names[1:], others, strict=True):
-        for what, ours, theirs in zip(("channels", "labels", "regions"), _facts(first), _facts(other), strict=True):
-            if ours != theirs:
-                raise ConfigError(
-                    f"{name}: its {what} are not those of {names[0]}: {_text(theirs)}, not {_text(ours)}. Average "
-                    "models of the same dataset."
-                )
+        refuse_differing(_facts(first), _facts(other), names[0], name)
     chosen = [name for name, model in zip(names, models, strict=True) if model.recipe is not None and _chose(model)]
     warnings = first.warnings
     if others and chosen:
@@ -66,12 +62,28 @@ def _chose(model: TrainedModel) -> bool:
     return model.recipe is not None and bool(model.recipe.thresholds or model.recipe.cleaning)
 
 
-def _facts(model: TrainedModel) -> tuple[object, object, object]:
-    """Channels, labels by name, and regions with what they leave in a mask, whatever the order of the outputs."""
+def refuse_differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], first: str, other: str) -> None:
+    """Raises ConfigError for the first fact, such as the labels, in which two that are to be averaged differ."""
+    for what, value in ours.items():
+        if theirs[what] != value:
+            raise ConfigError(
+                f"{other}: its {what} are not those of {first}: {_text(theirs[what])}, not {_text(value)}. Average "
+                "what was trained with the same dataset."
+            )
+
+
+def structures_of(
+    labels: Mapping[str, int], regions: Mapping[str, Sequence[str]] | None, order: Sequence[str] | None
+) -> dict[str, Any]:
+    """Labels by name, and regions with what they leave in a mask, whatever the order of the outputs."""
+    joined = regions or {}
+    parts = {name: (sorted(joined[name]), written) for name, written in zip(joined, order or (), strict=True)}
+    return {"labels": {**labels, "background": 0}, "regions": parts}
+
+
+def _facts(model: TrainedModel) -> dict[str, Any]:
     plan = model.ensembles[0].plan
-    written = dict(zip(plan.regions or (), plan.region_order or (), strict=True))
-    regions = {name: (sorted(parts), written[name]) for name, parts in (plan.regions or {}).items()}
-    return list(plan.channel_names), {**plan.labels, "background": 0}, regions
+    return {"channels": list(plan.channel_names), **structures_of(plan.labels, plan.regions, plan.region_order)}
 
 
 def _text(value: object) -> str:
@@ -95,8 +107,4 @@ def mean_on_native_grid(
         mean = found if mean is None else np.add(mean, found, out=mean)
     assert mean is not None
     mean /= len(members)
-    labels = np.empty(mean.shape[1:], smallest_type(0, max(len(heads.label_swap) - 2, 1)))
-    limits = [0.5] * len(heads.names)
-    for index in range(len(labels)):  # plane by plane: whole volumes of comparisons would be large
-        labels[index] = heads.label_map(torch.from_numpy(np.ascontiguousarray(mean[:, index])), limits).numpy()
-    return labels, mean
+    return labels_of(mean, heads), mean

@@ -15,6 +15,7 @@ from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.images.image import smallest_type
 from medmamba.models.output_channels import OutputChannels
+from medmamba.models.prediction_setup import DEFAULT_THRESHOLD
 from medmamba.preprocessing.resample import nearest_index
 
 BLOCK_BYTES = 2**20
@@ -71,10 +72,10 @@ def on_native_grid(
     blocks = [native_blocks(planes, own) for (planes, _), (_, own) in zip(streams, trails, strict=True)]
     as_probabilities = probabilities or len(blocks) > 1
     channels = len(output_channels.names)
-    limits = list(thresholds or [0.5] * channels)
+    limits = list(thresholds or [DEFAULT_THRESHOLD] * channels)
     if not as_probabilities:
         limits = [math.log(limit / (1 - limit)) for limit in limits]
-    labels = np.empty(step.shape_before, smallest_type(0, max(len(output_channels.label_swap) - 2, 1)))
+    labels = np.empty(step.shape_before, _index_type(output_channels))
     kept = np.empty((channels, *step.shape_before), np.float32) if probabilities else None
     for same_rows in zip(*blocks, strict=True):
         index, rows, scores = same_rows[0]
@@ -93,6 +94,21 @@ def on_native_grid(
     if not output_channels.sigmoid:
         background[0] = 1.0
     return native, stored.undo(kept, fill=background)
+
+
+def labels_of(probabilities: NDArray[np.float32], output_channels: OutputChannels) -> NDArray[np.unsignedinteger]:
+    """Label indices (i, j, k) of a whole volume (classes, i, j, k), one plane after the other to save memory."""
+    labels = np.empty(probabilities.shape[1:], _index_type(output_channels))
+    limits = [DEFAULT_THRESHOLD] * len(output_channels.names)
+    for index in range(len(labels)):
+        plane = torch.from_numpy(np.ascontiguousarray(probabilities[:, index]))
+        labels[index] = output_channels.label_map(plane, limits).numpy()
+    return labels
+
+
+def _index_type(output_channels: OutputChannels) -> np.dtype[np.unsignedinteger]:
+    """The smallest type that holds every label index."""
+    return smallest_type(0, max(len(output_channels.label_swap) - 2, 1))
 
 
 class _Axis:

@@ -9,18 +9,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
-from medmamba.errors import InputError, as_text
+from medmamba.errors import InputError, is_text
 
 _CURE = "Save its state dict alone: torch.save(model.state_dict(), FILE), or safetensors."
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; the library itself opens only paths that are UTF-8."""
-    return load_file(path) if _is_utf8(path) else load(path.read_bytes())
-
-
-def _is_utf8(path: Path) -> bool:
-    return as_text(str(path)) == str(path)
+    return load_file(path) if is_text(path) else load(path.read_bytes())
 
 
 def read_weight_file(path: Path | str, *, mapped: bool = False) -> Mapping[str, Any]:
@@ -35,7 +31,7 @@ def read_weight_file(path: Path | str, *, mapped: bool = False) -> Mapping[str, 
     try:
         if path.suffix == ".safetensors":
             return load_tensors(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and _is_utf8(path))
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_text(path))
     except pickle.UnpicklingError:
         raise InputError(
             f"{path}: holds more than tensors, or no tensors at all, and could run code when it is read. {_CURE}"

@@ -19,7 +19,7 @@ from medmamba.models.cleaning import CleaningStep
 from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.nnunet.data_pickle import Named, read_data_pickle
 from medmamba.nnunet.results_folder import LARGEST_JSON, TrainedFolder
-from medmamba.plans.fingerprint import CaseStats, ChannelIntensity, Fingerprint, seal
+from medmamba.plans.fingerprint import PIXEL_SPACING, CaseStats, ChannelIntensity, Fingerprint, seal
 from medmamba.plans.folds import Fold
 from medmamba.plans.json_record import as_written, strict_json
 from medmamba.plans.schema import Plan
@@ -28,8 +28,6 @@ CHOICE = "inference_information.json"
 STEP = "remove_all_but_largest_component_from_segmentation"
 MODULE = "nnunetv2.postprocessing.remove_connected_components"
 CURE = "Restore the file, or take it away to convert without it."
-THICK = 999.0
-"""The spacing that nnU-Net gives to the flat axis of an image without millimetres."""
 
 
 def setup_of(found: Sequence[TrainedFolder], plan: Plan) -> tuple[PredictionSetup | None, list[str]]:
@@ -213,7 +211,7 @@ def _case(number: int, shape: Sequence[Any], spacing: Sequence[Any]) -> CaseStat
     return CaseStats(
         case_id=f"case_{number:04d}",
         shape=(x, y, z),
-        spacing_mm=None if THICK in spacing else (i, j, k),
+        spacing_mm=None if PIXEL_SPACING[0] in spacing else (i, j, k),
         orientation=None,
         shape_after_crop=(x, y, z),
         label_voxels={},

@@ -33,6 +33,13 @@ class WrittenResults:
     folds: dict[str, list[str]]
     notes: list[str]
 
+    def command(self) -> str:
+        """What predicts with its first configuration, in nnU-Net's environment."""
+        name, folds = next(iter(self.folds.items()))
+        number = self.folder.name.removeprefix("Dataset").partition("_")[0]
+        chosen = f"-d {number} -p {PLANS} -c {name} -f {' '.join(fold.removeprefix('fold_') for fold in folds)}"
+        return f"nnUNet_results={self.folder.parent} nnUNetv2_predict {chosen} -i IMAGES -o MASKS"
+
 
 def write_results(
     source: Path, output: Path, *, on_fold: Callable[[int, int], None] = lambda done, total: None

@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from medmamba.disk.atomic import replace_folder, write_bytes
-from medmamba.errors import ConfigError, InputError, as_text
+from medmamba.errors import ConfigError, InputError, is_text
 from medmamba.geometry import Affine
 from medmamba.plans.json_record import read_stored, sealed
 
@@ -300,7 +300,7 @@ class _StoredArray:
 
 def _opened(path: Path) -> blosc2.NDArray:
     # One thread: a forked data worker would wait forever for blosc2's threads of its parent process.
-    if as_text(str(path)) == str(path):
+    if is_text(path):
         return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
     array = blosc2.ndarray_from_cframe(path.read_bytes())  # blosc2 opens no path that is not UTF-8
     array.schunk.dparams = blosc2.DParams(nthreads=1)

@@ -68,7 +68,7 @@ def test_the_page_needs_nothing_else_and_shows_the_worst_case_first(folders):
 
 
 def test_a_page_holds_no_more_pictures_than_open_quickly(folders, monkeypatch):
-    monkeypatch.setattr("medmamba.evaluation.run.MOST_PICTURE_BYTES", 1000)
+    monkeypatch.setattr("medmamba.evaluation.run.MOST_PICTURE_MIB", 0.001)
     found = run_evaluation(folders / "good", folders / "truth", output=folders / "out", pictures=CASES)
     sizes = [len(picture.png) for picture in found.pictures.values()]
     assert sum(sizes[:-1]) <= 1000 < sum(sizes)

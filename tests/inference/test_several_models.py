@@ -137,6 +137,13 @@ def test_models_of_other_labels_or_channels_are_refused(
     assert "\n" not in str(raised.value)
 
 
+def test_a_model_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match="loop") as raised:
+        Predictor(tmp_path / "loop")
+    assert "\n" not in str(raised.value)
+
+
 def test_a_model_is_named_once(theirs: Path) -> None:
     with pytest.raises(InputError, match="named twice"):
         Predictor([theirs, theirs])
@@ -169,6 +176,14 @@ def test_stored_probabilities_of_folders_are_averaged_as_the_models_are(
     ]
 
 
+def test_names_that_look_like_patterns_are_names(theirs: Path, images: Path, tmp_path: Path) -> None:
+    named = tmp_path / "named"
+    named.mkdir()
+    (named / "a[1].nii.gz").symlink_to(images / "a.nii.gz")
+    folders = [predicted(theirs, named, tmp_path / name) for name in ("a", "b")]
+    assert average_folders(folders, tmp_path / "mean") == ["a[1]"]
+
+
 def test_folders_that_do_not_fit_together_are_refused_with_nothing_written(
     theirs: Path, ours: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -198,4 +213,4 @@ def test_folders_that_do_not_fit_together_are_refused_with_nothing_written(
     )
     refused("is 3x18x19x11, where 3x18x20x11 is expected", first, second)
     nib.save(nib.Nifti1Image(kept.get_fdata().astype(np.float32), np.eye(4)), second / "a_probabilities.nii.gz")
-    refused("lies elsewhere than", first, second)
+    refused("differ in orientation: RAS and PRS", first, second)

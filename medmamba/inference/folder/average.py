@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medmamba.disk.atomic import make_folder, write_json
 from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, file_sha256, real_path, refuse_dataset_folder
 from medmamba.errors import ConfigError, InputError
-from medmamba.geometry import Grid
+from medmamba.geometry import grid_difference
 from medmamba.images import LabelMap, read_image, read_label_map, write_image, write_label_map
+from medmamba.images.cases import PROBABILITIES
 from medmamba.inference.folder.case_job import SCHEMA_VERSION
+from medmamba.inference.joint import refuse_differing, structures_of
 from medmamba.inference.options import EnsembleOptions
+from medmamba.inference.restore import labels_of
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.json_record import as_written, read_stored
 
 KIND, CURE = "prediction report of this version", "Give folders that `medmamba predict --probabilities` wrote."
-PROBABILITIES = "_probabilities"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class _Stored:
 
     def probabilities(self, case: str) -> Path:
         """The file of a case; raises InputError where there is none."""
-        found = sorted(path for path in self.folder.glob(f"{case}{PROBABILITIES}.*"))
+        found = sorted(path for path in self.folder.iterdir() if path.name.startswith(f"{case}{PROBABILITIES}."))
         if not found:
             raise InputError(f"{self.folder}: no probabilities of {case}. Predict again with --probabilities.")
         return found[0]
@@ -83,7 +84,7 @@ def average_folders(
     _refuse_different(stored, target)
     refuse_dataset_folder(target)
     first = stored[0]
-    heads = _heads(first)
+    heads, values = _heads(first), np.array([0, *(first.labels[name] for name in first.structures)])
     own = OwnFiles(target, options.overwrite)
     files = {case: [one.probabilities(case) for one in stored] for case in first.masks}
     kept = {case: target / files[case][0].name for case in files} if options.probabilities else {}
@@ -97,7 +98,7 @@ def average_folders(
             on_item("average", number, len(files))
             like = read_label_map(first.folder / mask)
             mean = _mean(files[case], stored, like)
-            labels = _labels(mean, heads, first)
+            labels = values[labels_of(mean, heads)]
             write_label_map(target / mask, labels, like=like)
             if case in kept:
                 write_image(kept[case], mean, like=like.grid)
@@ -130,25 +131,11 @@ def _refuse_different(stored: Sequence[_Stored], target: Path) -> None:
     if real_path(target) in (real_path(one.folder) for one in stored):
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     for other in others:
-        pairs = {
-            "labels": (dict(sorted(first.labels.items())), dict(sorted(other.labels.items()))),
-            "regions": (_regions(first), _regions(other)),
-        }
-        for what, (ours, theirs) in pairs.items():
-            if ours != theirs:
-                raise ConfigError(
-                    f"{other.folder}: its {what} are not those of {first.folder}: {theirs!s:.80}, not {ours!s:.80}. "
-                    "Average predictions of the same structures."
-                )
+        ours, theirs = (structures_of(one.labels, one.regions, one.order) for one in (first, other))
+        refuse_differing(ours, theirs, str(first.folder), str(other.folder))
         if lacking := sorted(first.masks.keys() ^ other.masks.keys()):
             where = other.folder if lacking[0] in first.masks else first.folder
             raise InputError(f"{where}: {lacking[0]} is not among its cases. Predict the same images into each folder.")
-
-
-def _regions(stored: _Stored) -> dict[str, tuple[list[str], str]]:
-    """Regions by name: the labels they join, and the one that they leave in a mask."""
-    regions = stored.regions or {}
-    return {name: (sorted(regions[name]), order) for name, order in sorted(zip(regions, stored.order, strict=True))}
 
 
 def _heads(stored: _Stored) -> OutputChannels:
@@ -171,25 +158,9 @@ def _mean(files: Sequence[Path], stored: Sequence[_Stored], like: LabelMap) -> N
         if image.array.shape != wanted:
             sizes = ["x".join(map(str, shape)) for shape in (image.array.shape, wanted)]
             raise ConfigError(f"{path}: is {sizes[0]}, where {sizes[1]} is expected. Predict the same images again.")
-        if not _same_place(image.grid, like.grid):
-            raise ConfigError(f"{path}: lies elsewhere than {like.path}. Predict the same images again.")
+        if difference := grid_difference(image.grid, like.grid):
+            raise ConfigError(f"{path}: it and {like.path} {difference}. Predict the same images again.")
         array = image.array[[one.channels.index(name) for name in stored[0].channels]]
         mean = array if mean is None else np.add(mean, array, out=mean)
     assert mean is not None
     return mean / np.float32(len(files))
-
-
-def _same_place(one: Grid, other: Grid) -> bool:
-    if one.affine is None or other.affine is None:
-        return True  # a mask in a format without a header
-    return bool(np.allclose(one.affine, other.affine, atol=1e-3))
-
-
-def _labels(mean: NDArray[np.float32], heads: OutputChannels, stored: _Stored) -> NDArray[Any]:
-    """Label values (i, j, k), plane by plane."""
-    values = np.array([0, *(stored.labels[name] for name in stored.structures)])
-    labels = np.empty(mean.shape[1:], np.int64)
-    for index in range(len(labels)):
-        plane = torch.from_numpy(np.ascontiguousarray(mean[:, index]))
-        labels[index] = values[heads.label_map(plane, [0.5] * len(heads.names)).numpy()]
-    return labels

@@ -17,7 +17,7 @@ from medmamba.disk.own_files import OwnFiles, file_sha256
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, read_channels, read_label_map, write_image, written_files
-from medmamba.images.cases import ImageCase
+from medmamba.images.cases import PROBABILITIES, ImageCase
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
@@ -299,7 +299,7 @@ def record_path(target: Path, case: ImageCase) -> Path:
 def probability_path(target: Path, case: ImageCase) -> Path:
     """Where the probabilities of a case stand: in the format of its mask, or in NIfTI where that cannot hold them."""
     ending = case.output_name[len(case.case_id) :] if format_of(case.output_name).holds_probabilities else ".nii.gz"
-    return target / f"{case.case_id}_probabilities{ending}"
+    return target / f"{case.case_id}{PROBABILITIES}{ending}"
 
 
 def dicom_path(target: Path, case: ImageCase, kind: str) -> Path:
