@@ -56,7 +56,7 @@ def _scan_kernels() -> dict[str, Kernel]:
     def kernel(name: str, channels: int = 64, segments: bool = False, **changes: object) -> Kernel:
         one = name.endswith("_one")
         block = launch.block_of(channels, 1 if one else 16)
-        tile = launch.tile_of(block, 1 if one else 16, backward="backward" in name)
+        tile = launch.BACKWARD_TILE if "backward" in name else launch.FORWARD_TILE
         all_constants = constants | {"BD": block, "T": tile, "M": launch.SAVED // tile, "ONE": one} | changes
         hints = ("channels",) if one else ()
         if segments:
@@ -65,8 +65,7 @@ def _scan_kernels() -> dict[str, Kernel]:
 
     found = {name: kernel(name) for name in [*scans, "pass_spans", "adjoint_spans"]}
     found["pass_spans adjoint"] = kernel("pass_spans", ADJOINT=True)
-    blocks = ["scan_forward", "scan_backward", "adjoint_spans"]
-    found |= {f"{name} {channels}": kernel(name, channels) for name in blocks for channels in (32, 128)}
+    found |= {f"{name} narrow": kernel(name, 32) for name in ("scan_forward", "scan_backward", "adjoint_spans")}
     return found | {f"{name} segments": kernel(name, segments=True) for name in scans}
 
 

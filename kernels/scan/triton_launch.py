@@ -17,12 +17,13 @@ from medmamba.kernels.scan.compiled import scan_operators
 from medmamba.kernels.scan.reference import ScanInputs, segment_resets
 
 # Positions between two saved states; of a tile in the forward and in the backward pass, which keeps more of each
-# position in registers.
+# position in registers; channels of a program, which is one warp, and with one state per channel, when four channels of
+# a lane are read as one vector.
 SAVED = 64
 FORWARD_TILE = 8
 BACKWARD_TILE = 4
-WIDEST = 128
-"""Channels of a program: one warp, four channels per lane."""
+BLOCK = 64
+ONE_BLOCK = 128
 WARPS = 1
 # Registers allow eight warps on a multiprocessor. Routes are cut into spans, which costs a pass more, only where there
 # are fewer programs than half of that.
@@ -41,18 +42,8 @@ def saved_shape(dt: Tensor, A: Tensor) -> tuple[int, ...]:
 
 
 def block_of(channels: int, N: int) -> int:
-    """Channels of a program. More of them per lane share the loads of B and C and the sums over channels.
-
-    With one state per channel, which is limited by memory, they are read as one vector whatever is left idle.
-    """
-    return WIDEST if N == 1 or channels % WIDEST == 0 else WIDEST // 4 if channels <= WIDEST // 4 else WIDEST // 2
-
-
-def tile_of(block: int, N: int, backward: bool = False) -> int:
-    """Positions of a tile: as many as registers hold without spilling."""
-    if backward or (block == WIDEST and N > 1):
-        return BACKWARD_TILE
-    return FORWARD_TILE
+    """Channels of a program. Two of them per lane share the loads of B and C and the sums over channels."""
+    return ONE_BLOCK if N == 1 else BLOCK // 2 if channels <= BLOCK // 2 else BLOCK
 
 
 @lru_cache
@@ -115,7 +106,7 @@ def forward(scan: ScanInputs, save: bool = True) -> tuple[Tensor, Tensor, Tensor
     span_states = saved_states.new_empty(*cut.per_span, cut.N, cut.channels)
     y = saved_states.new_empty(scan.dt.shape)
     pointers = (scan.x, scan.dt, A, *scan[3:8], _resets(scan))  # x to routes
-    flags = cut.flags(scan, tile_of(cut.block, cut.N)) | {"X_PER_ROUTE": scan.x.dim() == 4, "ONE": one}
+    flags = cut.flags(scan, FORWARD_TILE) | {"X_PER_ROUTE": scan.x.dim() == 4, "ONE": one}
     if cut.spans > 1:
         sum_dt = saved_states.new_empty(*cut.per_span, cut.channels)
         kernel[cut.grid](*pointers, span_states, saved_states, sum_dt, y, *cut.sizes, **flags, KEEP_OUTPUT=False)
@@ -150,7 +141,7 @@ def backward(
     if cut.spans > 1 or dinitial_state is not None:
         sum_dt = saved_states.new_empty(*cut.per_span, cut.channels)
         arguments = (scan.dt, A, scan.C, *optional, dy, carries, sum_dt, *cut.sizes)
-        kernels.adjoint_spans[cut.grid](*arguments, **cut.flags(scan, tile_of(cut.block, cut.N)), **per_route)
+        kernels.adjoint_spans[cut.grid](*arguments, **cut.flags(scan, FORWARD_TILE), **per_route)
         _pass_spans(cut, A, sum_dt, carries, dlast_state, dinitial_state, adjoint=True)
     else:
         carries[:] = 0 if dlast_state is None else dlast_state.transpose(-1, -2).unsqueeze(2)
@@ -158,7 +149,7 @@ def backward(
     dA = saved_states.new_empty(carries.shape)
     dB, dC = (saved_states.new_empty(cut.blocks, *scan.B.shape) for _ in range(2))
     dD, ddt_bias = (saved_states.new_empty(*cut.per_span, cut.channels) for _ in range(2))
-    flags = cut.flags(scan, tile_of(cut.block, cut.N, backward=True)) | per_route
+    flags = cut.flags(scan, BACKWARD_TILE) | per_route
     scratch = saved_states.new_empty(*cut.per_span, flags["M"], cut.N, cut.channels)
     kernel = kernels.scan_backward_one if one else kernels.scan_backward
     kernel[cut.grid](

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.images.image import smallest_type
-from medmamba.models.output_channels import OutputChannels
-from medmamba.models.prediction_setup import DEFAULT_THRESHOLD
+from medmamba.models.output_channels import DEFAULT_THRESHOLD, OutputChannels
 from medmamba.preprocessing.resample import nearest_index
 
 BLOCK_BYTES = 2**20

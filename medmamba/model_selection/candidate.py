@@ -18,8 +18,7 @@ from medmamba.disk.atomic import explained
 from medmamba.evaluation.dice import dice_of_channels
 from medmamba.evaluation.statistics import mean_of_known
 from medmamba.models.cleaning import CleaningStep, clean_one, connected_components
-from medmamba.models.output_channels import OutputChannels
-from medmamba.models.prediction_setup import DEFAULT_THRESHOLD
+from medmamba.models.output_channels import DEFAULT_THRESHOLD, OutputChannels
 from medmamba.preprocessing.case import bounding_box
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)

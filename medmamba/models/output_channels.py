@@ -17,6 +17,9 @@ from medmamba.errors import ConfigError
 from medmamba.plans.schema import Plan
 from medmamba.preprocessing.labels import ignore_index, label_names
 
+DEFAULT_THRESHOLD = 0.5
+"""The probability above which a voxel belongs to a region, unless find-best chose another."""
+
 
 @dataclass(frozen=True)
 class OutputChannels:

@@ -7,11 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from medmamba.models.cleaning import CleaningStep
+from medmamba.models.output_channels import DEFAULT_THRESHOLD
 from medmamba.plans.json_record import Record, canonical_json
 
 PREDICTION_SETUP = "best.json"
-DEFAULT_THRESHOLD = 0.5
-"""The probability above which a voxel belongs to a region, unless find-best chose another."""
 
 
 class Limits(Record):

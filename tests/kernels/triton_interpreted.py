@@ -52,7 +52,7 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "dt_bias", "routes", "initial_state")
 
 def small_tiles(wanted_programs=1):
     triton_scan.FORWARD_TILE = triton_scan.BACKWARD_TILE = 2
-    triton_scan.SAVED, triton_scan.WIDEST, triton_scan.CHAIN = 4, 16, 2
+    triton_scan.SAVED, triton_scan.BLOCK, triton_scan.ONE_BLOCK, triton_scan.CHAIN = 4, 16, 16, 2
     triton_scan.PROGRAMS, triton_scan.ENOUGH_PROGRAMS = wanted_programs, wanted_programs
     triton_scan.multiprocessors = lambda device: 1
     triton_ssd.CHUNK, triton_ssd.WIDEST_BLOCK = 16, 16
