@@ -17,7 +17,7 @@ def _made(target: str, **arguments: Any) -> dict[str, Any]:
 
 
 LOAD_WEIGHTS = _made(
-    "CheckpointLoader",
+    "scripts.weights.CheckpointLoader",
     load_path="$@bundle_root + '/models/model.pt'",
     load_dict={"model": "@network"},
     map_location="@device",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from medmamba.errors import ConfigError
 
-ENTRIES = ("network", "inferer", "transforms", "cases", "graphs", "finetune")
+ENTRIES = ("network", "inferer", "transforms", "cases", "graphs", "finetune", "weights")
 _RUNTIME = "medmamba.bundle.runtime"
 EXCHANGED = {
     "medmamba.kernels": f"{_RUNTIME}.operators",

@@ -1,6 +1,5 @@
 """A file of weights as tensors by name: safetensors, or a state dict of torch.save. No code of it is ever run."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 
 from medmamba.errors import InputError, is_text
+from medmamba.networks.torch_file import read_torch_file
 
 _CURE = "Save its state dict alone: torch.save(model.state_dict(), FILE), or safetensors."
 
@@ -28,17 +28,10 @@ def read_weight_file(path: Path | str, *, mapped: bool = False) -> Mapping[str, 
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file of weights. Check the path.")
+    if path.suffix != ".safetensors":
+        return read_torch_file(path, f"Copy it again, or: {_CURE}", mapped=mapped)
     try:
-        if path.suffix == ".safetensors":
-            return load_tensors(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_text(path))
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"{path}: holds more than tensors, or no tensors at all, and could run code when it is read. {_CURE}"
-        ) from None
-    except Exception as error:  # torch raises many kinds for damaged files
-        kind = "SafetensorError" if isinstance(error, SafetensorError) else type(error).__name__
+        return load_tensors(path)
+    except (SafetensorError, OSError) as error:
+        kind = type(error).__name__
         raise InputError(f"{path}: damaged, or no file of weights ({kind}). Copy it again, or: {_CURE}") from None
-    if not isinstance(found, Mapping):
-        raise InputError(f"{path}: holds a {type(found).__name__}, not tensors by name. {_CURE}")
-    return found

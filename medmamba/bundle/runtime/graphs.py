@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.runtime.scripted import NotScriptable
+from medmamba.bundle.runtime.weights import load_weights
 from medmamba.kernels.scan import reference
 from medmamba.networks import routes as route_tables
 from medmamba.networks.blocks import convolution
@@ -39,7 +40,7 @@ def main(kind: str, target: str, trials: str) -> None:
     config = json.loads(Path(CONFIGURATION).read_text(encoding="utf-8"))
     numbers = config["network_def"]
     network = SegmentationNetwork(numbers["folds"], numbers["arguments"])
-    network.load_state_dict(torch.load("models/model.pt", weights_only=True))
+    load_weights(network, "models/model.pt")
     network.eval().requires_grad_(False)
     patch, channels = tuple(config["plan"]["patch_size"]), numbers["arguments"]["in_channels"]
     scans = network_facts(numbers["arguments"]["name"]).has_scan and numbers["arguments"].get("use_scan", True)

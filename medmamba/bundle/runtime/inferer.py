@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.runtime.plan import read_numbers
+from medmamba.bundle.runtime.weights import load_weights
 from medmamba.geometry import Grid
 from medmamba.inference.cascade import prepare_stage
 from medmamba.inference.cpu import with_fast_convolutions
@@ -62,7 +63,7 @@ class Stage:
     ) -> None:
         self.plan = read_numbers(plan)
         self.heads = OutputChannels.of_plan(self.plan)
-        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        load_weights(network, weights)
         self.network, self.inferer, self.previous = network.to(device), inferer, previous
 
     def prepare(self, name: str, array: NDArray[Any], grid: Grid) -> PreprocessedCase:
