@@ -73,7 +73,8 @@ def test_monai_says_in_one_line_which_weights_it_does_not_read(config, exported,
     printed = done.stdout + done.stderr
     assert done.returncode == 1
     *_, last = done.stderr.strip().splitlines()
-    assert last.startswith("Error: models/model.pt: holds more than tensors") and last.endswith(CURE)
+    assert last.startswith("Error: models/model.pt: holds more than tensors")
+    assert last.endswith(CURE)
     for word in ("Traceback", "weights_only", "this code ran"):
         assert word not in printed
     assert not list(bundle.glob("masks/*"))
@@ -94,7 +95,10 @@ def test_weights_that_are_not_the_networks_are_refused_before_the_engine_runs(da
     with pytest.raises(InputError, match=message):
         load_weights(network, str(path))
     text = str(refused.value)
-    assert text.startswith(str(path)) and text.endswith(CURE) and "\n" not in text and "weights_only" not in text
+    assert text.startswith(str(path))
+    assert text.endswith(CURE)
+    assert "\n" not in text
+    assert "weights_only" not in text
     assert refused.value.__cause__ is None
 
 

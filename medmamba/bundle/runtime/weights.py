@@ -15,7 +15,7 @@ from medmamba.networks.torch_file import read_torch_file
 CURE = "Copy the bundle again, or export the model again."
 
 
-class CheckpointLoader(monai.handlers.CheckpointLoader):  # type: ignore[misc]
+class CheckpointLoader(monai.handlers.CheckpointLoader):
     """MONAI's handler, which refuses files that do not hold the network's weights before the engine runs."""
 
     def attach(self, engine: Any) -> None:
