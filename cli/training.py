@@ -20,6 +20,7 @@ from medmamba.command_options import (
     InfoOptions,
     ReportOptions,
 )
+from medmamba.compute.free_memory import gib_text
 from medmamba.errors import counted
 from medmamba.plans.options import PlanRequest
 from medmamba.training.config import TrainConfig
@@ -40,9 +41,8 @@ def demo(options: DemoOptions) -> Answer:
     console.print(*dice_lines(evaluation), sep="\n")
     console.print(f"Mean foreground Dice on {len(evaluation.cases)} test cases: {evaluation.mean_foreground:.4f}")
     spent = ", ".join(f"{name} {clock(seconds)}" for name, seconds in result.seconds.items())
-    console.print(
-        f"Time: {spent}, in all {clock(sum(result.seconds.values()))}. Peak memory: {result.peak_memory_gib:.2f} GiB"
-    )
+    in_all = f"Time: {spent}, in all {clock(sum(result.seconds.values()))}"
+    console.print(f"{in_all}. Peak memory: {gib_text(result.peak_memory_gib)}")
     console.print(f"Masks: {result.masks}    Overview: {result.overview}")
     return {
         "mean_foreground_dice": evaluation.mean_foreground,

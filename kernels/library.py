@@ -54,7 +54,7 @@ def candidates() -> list[Path]:
     """Where the library may lie: beside this file, or in the installed package that a checkout hides."""
     folders = [Path(__file__).resolve().parent]
     folders += [Path(entry or ".") / "medmamba" / "kernels" for entry in sys.path]
-    names = ["_cpu.so", *(f"_cpu{suffix}" for suffix in EXTENSION_SUFFIXES)]
+    names = ["_cpu.so", "_cpu.abi3.so", *(f"_cpu{suffix}" for suffix in EXTENSION_SUFFIXES)]
     return [folder / name for folder in dict.fromkeys(folders) for name in dict.fromkeys(names)]
 
 

@@ -1,6 +1,5 @@
 """`medmamba demo`: plan, train, predict and evaluate on a small real dataset, with an overview image."""
 
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medmamba.compute.free_memory import gib, peak_of_process
 from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles
 from medmamba.errors import InputError
@@ -31,7 +31,8 @@ class DemoResult:
     masks: Path
     overview: Path
     seconds: dict[str, float]
-    peak_memory_gib: float
+    peak_memory_gib: float | None
+    """None where the system does not say."""
 
 
 def example_data() -> Path:
@@ -95,8 +96,7 @@ def run_demo(
         with own.recording():
             write_bytes(overview, _overview(found.evaluation, found.pictures))
         end_of("evaluate")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return DemoResult(found.evaluation, masks, overview, seconds, peak)
+    return DemoResult(found.evaluation, masks, overview, seconds, gib(peak_of_process()))
 
 
 def _overview(evaluation: "Evaluation", pictures: "Mapping[str, Picture]") -> bytes:

@@ -1,6 +1,7 @@
-"""Main memory of this machine: what is free, and what there is."""
+"""Main memory: what is free on this machine, what there is, and the most that this process had."""
 
 import os
+import sys
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -19,6 +20,25 @@ def free_memory() -> int | None:
 def main_memory() -> int | None:
     """Bytes of main memory, free or not; None where the system does not say."""
     return _pages("SC_PHYS_PAGES")
+
+
+def peak_of_process() -> int | None:
+    """The most bytes of main memory that this process has had so far; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def gib(size: int | None) -> float | None:
+    """A size in GiB; None stays."""
+    return None if size is None else size / 2**30
+
+
+def gib_text(value: float | None) -> str:
+    """GiB for people to read."""
+    return "unknown" if value is None else f"{value:.2f} GiB"
 
 
 def _of_system() -> int | None:

@@ -47,7 +47,8 @@ def follow_parent() -> None:
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    while parent is not None and os.getppid() == parent.pid:
+    # In Windows the number of the parent stays when it ends; elsewhere the other workers keep its pipe open.
+    while parent is not None and os.getppid() == parent.pid and parent.is_alive():
         time.sleep(0.5)
     os._exit(1)
 
@@ -57,4 +58,4 @@ def how_it_ended(exit_code: int | None) -> str:
     if exit_code is None or exit_code >= 0:
         return f"ended with exit code {exit_code}"
     name = next((found.name for found in signal.Signals if found.value == -exit_code), f"signal {-exit_code}")
-    return f"was killed by {name}" + (" (most often: out of memory)" if exit_code == -signal.SIGKILL else "")
+    return f"was killed by {name}" + (" (most often: out of memory)" if name == "SIGKILL" else "")

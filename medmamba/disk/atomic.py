@@ -30,6 +30,8 @@ from medmamba.errors import InputError, ResourceError
 
 Verify = Callable[[Path], None]
 MANY_FILES = 64  # from here on one call for the whole file system costs less than one for each file
+BINARY_NO_LINK = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""Flags of `os.open` for the records in other people's folders: bytes as they are, and no links."""
 _passed: dict[str, int] = {}
 before_rename: ContextVar[Callable[[Path, Path], None] | None] = ContextVar("before_rename", default=None)
 """Receives each finished temporary file and the name that it is about to take (``own_files.py`` records them)."""
@@ -267,7 +269,8 @@ def _sync_tree(top: Path) -> None:
         return
     for folder, files in tree:
         for name in files:
-            with open(folder / name, "rb") as file:
+            # Windows flushes only what is open for writing.
+            with open(folder / name, "r+b" if sys.platform == "win32" else "rb") as file:
                 _fsync(file.fileno())
         _sync_folder(folder)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from medmamba.disk.atomic import explained, identity_of, locked, make_folder
+from medmamba.disk.atomic import BINARY_NO_LINK, explained, identity_of, locked, make_folder
 from medmamba.errors import InputError
 
 _held: set[int] = set()
@@ -60,7 +60,8 @@ class FolderLock:
                 file = self._open(path)
             record = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
             os.ftruncate(file, 0)
-            os.pwrite(file, record, 0)  # a shared lock names its last holder
+            os.lseek(file, 0, os.SEEK_SET)
+            os.write(file, record)  # a shared lock names its last holder
         self._file = file
         _held.add(file)
         locked[self.folder] = identity_of(self.folder)
@@ -89,13 +90,13 @@ class FolderLock:
         """The lock file, opened and locked."""
         make_folder(self.folder)
         self._made_file = not os.path.lexists(path)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | BINARY_NO_LINK, 0o644)
         try:
-            if not _is_lock(os.pread(file, 4096, 0)):
+            if not _is_lock(_record(file)):
                 raise InputError(f"{path}: not a lock of medmamba. Remove or rename it, or choose another folder.")
             self._take(file)
         except BlockingIOError:
-            owner = _owner(os.pread(file, 4096, 0))
+            owner = _owner(_record(file))
             os.close(file)
             raise InputError(
                 f"{self.folder} is in use by {owner}. Wait until it has finished, or choose another folder."
@@ -168,6 +169,11 @@ def _flock(file: int, *, release: bool = False, shared: bool = False) -> bool:
             return False
         raise
     return True
+
+
+def _record(file: int) -> bytes:
+    os.lseek(file, 0, os.SEEK_SET)
+    return os.read(file, 4096)
 
 
 def _is_lock(record: bytes) -> bool:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmamba.disk.atomic import before_rename, explained
+from medmamba.disk.atomic import BINARY_NO_LINK, before_rename, explained
 from medmamba.disk.leftovers import this_machine
 from medmamba.errors import InputError
 
@@ -90,10 +90,10 @@ class OwnFiles:
         )  # the line end comes first: it ends a line cut short
         record = self.folder / f"{RECORD}{this_machine()}"
         with explained(record):
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | BINARY_NO_LINK
             file = os.open(record, flags, 0o644)
             try:
-                if line + b"\n" not in os.pread(file, os.fstat(file).st_size, 0) + b"\n":
+                if line + b"\n" not in os.read(file, os.fstat(file).st_size) + b"\n":
                     os.write(file, line)
             finally:
                 os.close(file)

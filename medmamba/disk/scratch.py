@@ -16,6 +16,7 @@ from medmamba.disk.atomic import explained
 from medmamba.disk.leftovers import is_in_use, named_here, remove_tree, this_machine
 from medmamba.disk.lock import in_use
 
+_getuid = getattr(os, "getuid", None)
 _NAME = re.compile(r"medmamba-(?P<pid>[0-9]+)-(?P<machine>[0-9a-f]{4})[0-9a-f]{8}")
 
 
@@ -52,6 +53,6 @@ def _remove_abandoned(parent: Path) -> None:
 def _is_mine(folder: Path) -> bool:
     """Whether it is a folder, and of this user: others may write to the temporary folder too."""
     try:
-        return not folder.is_symlink() and folder.is_dir() and folder.stat().st_uid == os.getuid()
+        return not folder.is_symlink() and folder.is_dir() and (_getuid is None or folder.stat().st_uid == _getuid())
     except OSError:
         return False

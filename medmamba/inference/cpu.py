@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from medmamba.compute.free_memory import peak_of_process
+
 KEPT_BYTES = 2**29
 """Blocks up to this size stay with the process when they are freed; larger ones go back to the system."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
@@ -39,12 +41,8 @@ def give_back_memory() -> None:
     the peak was 341 MiB, with this about 320, in the same time.
     """
     global _largest
-    if not sys.platform.startswith("linux"):
-        return
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if peak > _largest:
+    peak = peak_of_process() if sys.platform.startswith("linux") else None
+    if peak is not None and peak > _largest:
         _largest = peak
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

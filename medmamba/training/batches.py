@@ -190,7 +190,8 @@ class PatchSource:
         if self.notes is not None:
             if self._notes_file is None:
                 self._notes_file = os.open(self.notes, os.O_WRONLY | os.O_CREAT)
-            os.pwrite(self._notes_file, text.encode()[:NOTE_BYTES].ljust(NOTE_BYTES), 0)
+            os.lseek(self._notes_file, 0, os.SEEK_SET)
+            os.write(self._notes_file, text.encode()[:NOTE_BYTES].ljust(NOTE_BYTES))
 
 
 def sample_rng(seed: int, step: int, sample: int) -> np.random.Generator:

@@ -1,9 +1,7 @@
 """The machine of a training: resolution of ``auto``, deterministic algorithms, used memory, interrupts."""
 
 import os
-import resource
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import torch
 from torch import nn
 
 from medmamba.compute.device import choose_precision
+from medmamba.compute.free_memory import gib, peak_of_process
 from medmamba.errors import ConfigError, ResourceError, first_line
 from medmamba.kernels.scan.api import SCAN_BACKENDS
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
@@ -90,12 +89,9 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory so far: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def peak_memory_gib(device: torch.device) -> float | None:
+    """Largest memory so far: of the GPU, or of this process; None where the system does not say."""
+    return gib(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_of_process())
 
 
 class SecondInterrupt(KeyboardInterrupt):
@@ -123,9 +119,9 @@ def deferred_interrupts() -> Iterator[None]:
             handlers[waiting[0]](waiting[0], None)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            handler = signal.getsignal(number)
-            if callable(handler):
+        for number in signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None):  # Windows has no SIGHUP
+            handler = None if number is None else signal.getsignal(number)
+            if number is not None and callable(handler):
                 handlers[number] = handler
                 signal.signal(number, put_off)
     try:

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from medmamba.compute.free_memory import gib_text
 from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.disk.own_files import OwnFiles
 from medmamba.errors import ConfigError, first_line
@@ -159,7 +160,7 @@ def closing_lines(result: TrainingResult, run: Path) -> list[str]:
     speed = result.steps / training_seconds if training_seconds > 0 else 0.0
     lines = [
         f"{result.steps} steps in {minutes:.1f} min ({speed:.2f} steps/s, {result.waiting:.0%} of the time waiting for "
-        f"data), peak memory {result.peak_memory_gib:.2f} GiB, last loss {result.final_loss:.4f}."
+        f"data), peak memory {gib_text(result.peak_memory_gib)}, last loss {result.final_loss:.4f}."
     ]
     dice = result.validation_dice
     if dice is not None and not math.isnan(dice):

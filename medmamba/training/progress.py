@@ -238,7 +238,7 @@ class TrainingResult:
     by_name: dict[str, float] = field(default_factory=dict)
     waiting: float = 0.0
     """Fraction of the time spent waiting for data."""
-    peak_memory_gib: float = 0.0
+    peak_memory_gib: float | None = None
     validation_seconds: float = 0.0
     """Of ``seconds``."""
     stopped_early: bool = False
