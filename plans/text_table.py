@@ -31,7 +31,7 @@ def aligned(rows: Rows, width: int | None = None) -> list[str]:
     broken = [_broken(column) for column in columns]
     needed = max((_width(column) for column in broken), default=0)
     longest = max(SHORTEST_NAME, min(width // 3, width - needed - len(GAP)))
-    first = [[_shortened(name, longest)] for name in names]
+    first = [[shortened(name, longest)] for name in names]
     lines: list[str] = []
     for block in _blocks(broken, width - _width(first)):
         lines += ["", *_lines(list(zip(first, *block, strict=True)))]
@@ -40,7 +40,7 @@ def aligned(rows: Rows, width: int | None = None) -> list[str]:
 
 def _broken(column: Sequence[str]) -> list[list[str]]:
     """Cells as lines, as long as the longest word that stays whole; long words of a heading are shortened."""
-    heading, *cells = ([_shortened(word, LONGEST_HEADING) for word in _words(column[0])], *map(_words, column[1:]))
+    heading, *cells = ([shortened(word, LONGEST_HEADING) for word in _words(column[0])], *map(_words, column[1:]))
     widest = max(len(word) for words in (heading, *cells) for word in words or [""])
     found = []
     for words in (heading, *cells):
@@ -85,7 +85,7 @@ def _width(column: Sequence[Sequence[str]]) -> int:
     return max(len(line) for cell in column for line in cell)
 
 
-def _shortened(name: str, most: int) -> str:
+def shortened(name: str, most: int) -> str:
     """A name of at most ``most`` characters; both ends stay, as cases often differ in the last characters only."""
     if len(name) <= most:
         return name

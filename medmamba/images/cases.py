@@ -119,7 +119,7 @@ def _listed(source: Path, on_message: Callable[[str], None]) -> list[Path]:
         series: set[str] = set()
         for folder, _, _ in sorted(os.walk(source)):  # a folder for each case
             with suppress(InputError):
-                listed = list_images(folder, on_message)
+                listed = list_images(folder, on_message, deep=True)
                 found += [path for path in listed if path.is_file()]
                 series |= {shown(os.path.relpath(path, source)) for path in listed if path.is_dir()}
         if not found:

@@ -23,10 +23,11 @@ from medmamba.geometry import Affine, Grid, affine_problem
 from medmamba.images import dicom_headers as headers
 from medmamba.images.checked import Decoded
 from medmamba.images.dicom_frames import single_frames
-from medmamba.images.dicom_headers import Tags, holds_dicom, ignored
+from medmamba.images.dicom_headers import NOT_DICOM, Tags, count_of, holds_dicom, ignored
 from medmamba.images.dicom_parts import EVEN_SPACING, SAME_SLICE, parts_of, sizes_of
 from medmamba.images.dicom_series import Series
 from medmamba.images.dicom_slices import Slice, chosen_frames, difference, slices_of, without_copies
+from medmamba.images.formats import ending_of
 from medmamba.images.gate import ReadOptions, check_memory, check_size, shown
 
 ROUNDED_MM = 0.06  # positions that are written to a tenth of a millimetre
@@ -91,7 +92,19 @@ def read_slices(folder: Path, where: str, options: ReadOptions) -> tuple[list[Sl
         raise InputError(f"{where}: {problem}.")
     shape = (*slices[0].size, len(slices))
     check_size(shape, where, options.max_voxels)
-    return slices, Grid(shape, affine), [f"{where}: {ignored(aside)}."] if aside else []
+    return slices, Grid(shape, affine), _told(aside, where)
+
+
+def _told(aside: dict[str, list[str]], where: str) -> list[str]:
+    """What else is in the folder; images of other formats are read where the folder is one of images."""
+    others = aside.pop(NOT_DICOM, [])
+    images = [name for name in others if ending_of(name) is not None]
+    if left := [name for name in others if name not in images]:
+        aside[NOT_DICOM] = left
+    lines = [ignored(aside)]
+    if images:
+        lines.append(f"beside the series: {count_of('image' if len(images) == 1 else 'images', images)}")
+    return [f"{where}: {line}." for line in lines if line]
 
 
 def _parts_in(slices: list[Slice], otherwise: str = "Keep one volume in the folder.") -> str:

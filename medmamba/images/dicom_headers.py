@@ -1,7 +1,7 @@
 """Headers of DICOM files: what each file of a folder is, by its SOP class and its tags.
 
-pydicom reads the tags listed below (imported on first use); no other tag is read and none is kept. The patient's ID is
-only compared, so that slices of two patients are not one volume.
+pydicom reads the tags listed below (imported on first use) and private b-values; no other tag is read and none is
+kept. The patient's ID is only compared, so that slices of two patients are not one volume.
 Source of the SOP classes: PS3.4 B.5; a file without preamble: PS3.10 7.1.
 """
 
@@ -9,12 +9,13 @@ import re
 import struct
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from medmamba.errors import InputError
+from medmamba.images.dicom_private import PRIVATE, private_b_value
 from medmamba.images.gate import DEFLATE_CEILING, open_regular, shown
 
 SOP_CLASS, IMAGE_TYPE, MODALITY, DESCRIPTION = 0x00080016, 0x00080008, 0x00080060, 0x0008103E
@@ -198,11 +199,13 @@ def _pattern(path: Path) -> str:
 
 def ignored(aside: Mapping[str, list[str]]) -> str:
     """Counts and names of ignored files: "ignored: 1 SR (a.dcm), 2 not DICOM (b, c)"; empty for none."""
-    kinds = [
-        f"{len(names)} {kind} ({', '.join(map(shown, names[:3]))}{', ...' if len(names) > 3 else ''})"
-        for kind, names in aside.items()
-    ]
-    return f"ignored: {', '.join(kinds)}" if kinds else ""
+    kinds = ", ".join(count_of(kind, names) for kind, names in aside.items())
+    return f"ignored: {kinds}" if kinds else ""
+
+
+def count_of(kind: str, names: Sequence[str]) -> str:
+    """How many files are of a kind, with the first names: "2 SR (a.dcm, b.dcm)"."""
+    return f"{len(names)} {kind} ({', '.join(map(shown, names[:3]))}{', ...' if len(names) > 3 else ''})"
 
 
 def _other_than_slice(tags: Tags) -> str:
@@ -266,10 +269,12 @@ def header_tags(path: Path, where: str) -> Tags:
     with file:
         try:
             with warnings.catch_warnings(action="ignore"):  # they quote tag contents, as errors do
-                wanted = [*TEXTS, *NUMBERS, MODALITY_LUT]
+                wanted = [*TEXTS, *NUMBERS, MODALITY_LUT, *PRIVATE]
                 header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
                 tags = {tag: text_of(header.get_item(tag)) for tag in (*TEXTS, *NUMBERS) if tag in header}
                 tags |= {MODALITY_LUT: "present"} if MODALITY_LUT in header else {}
+                if value := tags.get(B_VALUE) or private_b_value(header):
+                    tags[B_VALUE] = value
                 sop_class = tags.setdefault(SOP_CLASS, str(header.file_meta.get("MediaStorageSOPClassUID", "")))
                 packed = str(header.file_meta.get("TransferSyntaxUID", UNCOMPRESSED[0])) not in UNCOMPRESSED
         except Exception:  # pydicom raises many kinds for damaged files

@@ -229,12 +229,14 @@ def mask_ending(path: Path | str) -> str:
     return format_of(path).mask_ending or Path(path).name[-len(ending or "") :]
 
 
-def list_images(folder: Path | str, on_message: Callable[[str], None] = lambda line: None) -> list[Path]:
+def list_images(
+    folder: Path | str, on_message: Callable[[str], None] = lambda line: None, *, deep: bool = False
+) -> list[Path]:
     """The images of a folder, sorted by name: files of known kinds, and DICOM series.
 
     A .hdr/.img pair counts once; a folder whose own files are DICOM slices is one series, and so is each folder in it
-    whose files are. ``on_message`` receives the list of ignored files. Raises InputError if there is no folder, or
-    nothing that can be read.
+    whose files are. ``on_message`` receives the list of ignored files, and of folders without a series unless ``deep``:
+    then they are listed next. Raises InputError if there is no folder, or nothing that can be read.
     """
     from medmamba.images.dicom_headers import holds_dicom, ignored
 
@@ -252,7 +254,7 @@ def list_images(folder: Path | str, on_message: Callable[[str], None] = lambda l
                 found.append(path)
         elif path.is_dir() and holds_dicom(path):
             found.append(path)
-        elif path.is_dir() or not own:  # files beside slices are reported by the reader of the series
+        elif not (deep if path.is_dir() else own):  # files beside slices are reported by the reader of the series
             aside.setdefault("folder without a series" if path.is_dir() else "no image", []).append(path.name)
     others = ignored(aside)
     if not found:

@@ -21,7 +21,7 @@ from medmamba.networks.build import rebuild_network
 from medmamba.plans.options import NOTHING_TO_VALIDATE
 from medmamba.plans.planner import what_if
 from medmamba.plans.schema import Decision
-from medmamba.plans.text_table import aligned
+from medmamba.plans.text_table import aligned, shortened
 from medmamba.preprocessing.store import stored_cases
 from medmamba.training.config import TrainConfig
 from medmamba.training.epochs import validate
@@ -32,6 +32,10 @@ FOLD = 0
 
 TIE = 0.005
 """Dice: the first candidate is kept unless another is ahead by more; a short training does not tell less apart."""
+LINE_WIDTH = 80
+"""Characters of the table of candidates."""
+LONGEST_NAME = 17
+"""Characters of a network's name in it, so that a candidate takes one line."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +112,16 @@ def choose(trials: Sequence[Trial], minutes: float) -> Decision:
 
 
 def table_lines(trials: Sequence[Trial]) -> list[str]:
-    """The comparison as aligned text: every candidate's Dice, and its paired difference from the first one's."""
+    """The comparison as text of ``LINE_WIDTH``: every candidate's Dice, and its paired difference to the first."""
     rows = [("network", "steps", "Dice", "difference", "95% interval", "better", "worse")]
     first = trials[0]
     for trial in trials:
         found = paired_difference(list(first.dice.values()), [trial.dice[case_id] for case_id in first.dice])
         interval = f"{found.low:+.4f} to {found.high:+.4f}"
         paired = (f"{found.difference:+.4f}", interval, str(found.higher), str(found.lower))
-        of_trial = (trial.network, str(trial.steps), f"{trial.mean:.4f}")
+        of_trial = (shortened(trial.network, LONGEST_NAME), str(trial.steps), f"{trial.mean:.4f}")
         rows.append((*of_trial, *(paired if trial is not first else [""] * 4)))
-    return aligned(rows)
+    return aligned(rows, LINE_WIDTH)
 
 
 def _try(folder: RunFolder, place: Path, name: str, minutes: float, held_out: Sequence[str]) -> Trial:

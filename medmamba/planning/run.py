@@ -20,11 +20,11 @@ from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, ending_of
 from medmamba.images.gate import brief
 from medmamba.models.output_channels import OutputChannels
-from medmamba.models.run_folder import RunFolder
+from medmamba.models.run_folder import RunFolder, read_plan
 from medmamba.pages.picture import Picture, draw_case
 from medmamba.planning.dataset_page import dataset_page, spread_over
 from medmamba.planning.measure import measure_dataset
-from medmamba.plans.explain import compare
+from medmamba.plans.decided import changed_decisions
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_folds
@@ -227,14 +227,14 @@ def _own_files(folder: RunFolder, options: PlanRequest) -> OwnFiles:
 
 def _refuse_loss_of_folds(folder: RunFolder, previous: Plan | None, made: Plan, measured: _Measured) -> None:
     """Raises InputError if trained folds of the run could not be resumed or cross-validated after this planning."""
-    trained = [
-        path for name in (made if previous is None else previous).configurations for path in folder.trained_folds(name)
-    ]
+    known = made if previous is None else previous
+    trained = [path for name in known.configurations for path in folder.trained_folds(name)]
     if not trained:
         return
-    changes = [] if previous is None else [f"{name}: {old} to {new}" for name, old, new in compare(previous, made)][:3]
-    if previous is None or previous.hash() != made.hash():
-        lost = f"the plan changes ({'; '.join(changes) or 'its reasons'})"
+    before = {path.parent.name: previous or read_plan(path / "plan.json") for path in trained}
+    changes = [change for name, plan in before.items() for change in changed_decisions(plan, made, name)]
+    if changes:
+        lost = f"the plan changes ({'; '.join(changes[:3])})"
     elif folder.splits_path.is_file() and folder.read_splits() != measured.folds:
         lost = "the folds change"
     elif missing := {path.parent.name for path in trained} - set(measured.to_store(made)):

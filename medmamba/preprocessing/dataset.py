@@ -42,8 +42,11 @@ def preprocess_dataset(
         case = spec.case(case_id)
         image, labels = load_case(spec, case, options)
         assert labels is not None
-        if hashes is not None and (image.content_hash(), labels.content_hash()) != hashes[case_id]:
-            raise InputError(f"{case_id}: image or label map was changed while it was planned. Run the command again.")
+        if hashes is not None:
+            found = (image.content_hash(), labels.content_hash())
+            for path, now, measured in zip((case.images[0], case.label), found, hashes[case_id], strict=True):
+                if now != measured:
+                    raise InputError(f"{path}: changed while its dataset was planned. Run the command again.")
         indices = encode(labels.array, plan)
         made: dict[tuple[float, ...] | None, PreprocessedCase] = {}
         for name in configurations:

@@ -74,13 +74,14 @@ def fill_case(
     ignore: int | None = None,
     nonzero_mask: NDArray[np.bool_] | None = None,
     affine: Affine | None = None,
+    source: str | None = None,
 ) -> None:
     """Write the files of one preprocessed case into an empty folder that nobody reads yet.
 
     ``chunk`` is the patch size, so that a patch touches few chunks. ``annotated`` are the label indices that were
     annotated (None: all); ``ignore`` marks voxels without annotation; ``nonzero_mask`` is where channels that
     are normalised in it alone are not 0 (None: there are no such channels). ``affine`` is that of the stored arrays,
-    for pictures of the case.
+    for pictures of the case. ``source`` is a hash of what the case was made of.
     """
     chunks = tuple(min(edge, extent) for edge, extent in zip(chunk, labels.shape, strict=True))
     image = np.ascontiguousarray(image, dtype=np.float32)
@@ -96,6 +97,8 @@ def fill_case(
         facts["annotated"] = list(annotated)
     if affine is not None:
         facts["affine"] = affine.tolist()
+    if source is not None:
+        facts["source"] = source
     (folder / "case.json").write_text(json.dumps(sealed(facts)) + "\n")
 
 
@@ -114,6 +117,8 @@ class _CaseFacts:
     """None: written by an earlier version."""
     affine: tuple[_Row, _Row, _Row, _Row] | None = None
     """None: without millimetres, or written by an earlier version."""
+    source: str | None = None
+    """None: a case of the dataset, or written by an earlier version."""
 
 
 class CaseReader:
@@ -132,7 +137,7 @@ class CaseReader:
         self.case_id, self.shape, self._locations_crc32 = facts.case_id, facts.shape, facts.locations_crc32
         self.affine = None if facts.affine is None else np.array(facts.affine)
         """(4, 4), voxel index to RAS+ mm; None without millimetres, and in cases of earlier versions."""
-        self.annotated = facts.annotated
+        self.annotated, self.source = facts.annotated, facts.source
         """Label indices that were annotated in this case; None: all."""
 
     def __reduce__(self) -> "tuple[type[CaseReader], tuple[Path]]":

@@ -23,7 +23,7 @@ from medmamba.models.run_folder import RunFolder, read_plan
 from medmamba.models.trained_folds import ModelFacts, hash_of_cases, read_model_facts, refuse_other_cases
 from medmamba.networks.build import network_facts, rebuild_network
 from medmamba.networks.planned.one_block_unet import is_one_block
-from medmamba.plans.explain import compare
+from medmamba.plans.decided import changed_decisions
 from medmamba.plans.folds import Fold
 from medmamba.plans.json_record import read_stored, sealed
 from medmamba.plans.schema import Plan
@@ -232,14 +232,13 @@ def arguments_to_resume(target: Path, plan: Plan, arguments: dict[str, Any]) -> 
 
     Raises ConfigError when it was trained with another plan or network, naming what differs.
     """
-    before = read_plan(target / "plan.json")
-    if before.hash() != plan.hash():
-        fields = [f"{field}: {old} then, {new} now" for field, old, new in compare(before, plan)][:3]
+    facts = read_model_facts(target)
+    if changed := changed_decisions(read_plan(target / "plan.json"), plan, facts.configuration):
         raise ConfigError(
-            f"{target}: was trained with another plan ({'; '.join(fields) or 'other reasons, same numbers'}). Restore "
-            f"the old plan.json of the run, or begin again with --restart."
+            f"{target}: was trained with another plan ({'; '.join(changed)}). Restore the old plan.json of the run, or "
+            "begin again with --restart."
         )
-    stored = read_model_facts(target).network
+    stored = facts.network
     if is_one_block(stored):
         arguments = {key: value for key, value in arguments.items() if key != "decoder_convs"}
         arguments["blocks_per_stage"] = stored["blocks_per_stage"]  # they were never built

@@ -6,8 +6,10 @@ then the start of a training (--init).
 Source: key-frame masking of KMM, Zhang et al. 2024, arXiv:2411.06481, for slices in place of frames of a motion.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,22 @@ from torch.nn import functional as F
 
 from medmamba.compute.device import choose_device
 from medmamba.disk.lock import FolderLock
+from medmamba.disk.own_files import file_sha256
 from medmamba.errors import InputError, unknown_name
 from medmamba.models.checkpoint import refuse_trained
 from medmamba.models.network import network_arguments
 from medmamba.models.run_folder import RunFolder
-from medmamba.models.trained_folds import ModelFacts
+from medmamba.models.trained_folds import ModelFacts, hash_of_cases, read_model_facts
 from medmamba.networks.build import build_network
 from medmamba.networks.density import automatic_bandwidth, key_tokens
+from medmamba.plans.decided import decided
+from medmamba.plans.folds import Fold
 from medmamba.plans.schema import Configuration, Plan
 from medmamba.preprocessing.store import CaseReader, stored_cases, write_case
 from medmamba.training.batches import Batch, sample_rng
 from medmamba.training.config import LENGTHS, RESOLVED_AT_START, TrainConfig
 from medmamba.training.epochs import FoldSetup
-from medmamba.training.fold import begin_folder, stored_config
+from medmamba.training.fold import arguments_to_resume, begin_folder, stored_config
 from medmamba.training.machine import machine_line, resolved
 from medmamba.training.observers import Observers
 from medmamba.training.options import PRETRAINING_STEPS, PretrainOptions
@@ -85,7 +90,13 @@ def pretrain(
     config = config.model_copy(update={"augment": "none"})
     if not set(LENGTHS) & set(config.given):
         config = TrainConfig.of(config, steps=PRETRAINING_STEPS)
-    facts = ModelFacts(plan.hash(), name, arguments, "pretrained", heads=channels)
+    content = hash_of_cases(Fold(train=[f"{case.case_id} {case.source or ''}" for case in cases], val=[]))
+    if options.resume:
+        arguments = arguments_to_resume(target, plan, arguments)
+        if read_model_facts(target).cases_sha256 not in (None, content):
+            cure = "Give the same --images as then, or begin again with --restart."
+            raise InputError(f"{target}: was pretrained on other images. {cure}")
+    facts = ModelFacts(plan.hash(), name, arguments, "pretrained", content, heads=channels)
     with FolderLock(target):
         if stored is not None:
             kept = {field: getattr(stored, field) for field in RESOLVED_AT_START if field != "augment"}
@@ -156,16 +167,22 @@ def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
 def _further_cases(
     folder: RunFolder, plan: Plan, chosen: Configuration, images: Path, on_event: Callable[[str], None]
 ) -> list[CaseReader]:
-    """Unlabelled images on the plan's grid; stored in the run, so that a second pretraining finds them ready."""
-    from medmamba.images import ReadOptions, read_channels
+    """Unlabelled images on the plan's grid; stored in the run, so that a second pretraining finds them ready.
+
+    A stored one is taken if it was made of the same files by the same decisions.
+    """
+    from medmamba.images import ReadOptions, files_of, read_channels
     from medmamba.images.cases import find_cases
     from medmamba.preprocessing.case import preprocess_case
 
     stored = folder.path / "unlabelled" / chosen.name
     ready = stored_cases(stored) if stored.is_dir() else {}
+    decisions = json.dumps(decided(plan, chosen.name), sort_keys=True)
     readers, bad = [], []
     for case in find_cases(images, plan.channel_files):
-        if case.case_id not in ready:
+        files = [file for path in case.paths for file in files_of(path) if file.is_file()]
+        source = sha256("\n".join([decisions, *map(file_sha256, files)]).encode()).hexdigest()
+        if case.case_id not in ready or ready[case.case_id].source != source:
             try:
                 image = read_channels(case.paths, ReadOptions.of(plan.reading))
                 image = image.with_channels(len(plan.channel_names), case.case_id)
@@ -180,7 +197,7 @@ def _further_cases(
             patch = tuple(chosen.patch_size)
             chunk = (1, *patch) if chosen.spatial_dims == 2 else patch
             empty = np.zeros(made.image.shape[1:], np.int16)
-            write_case(stored / case.case_id, case.case_id, made.image, empty, chunk=chunk)
+            write_case(stored / case.case_id, case.case_id, made.image, empty, chunk=chunk, source=source)
         readers.append(CaseReader(stored / case.case_id))
     if bad:
         on_event(f"{len(bad)} image(s) cannot be used, the first: {bad[0]}")

@@ -13,6 +13,7 @@ from dicom_series import changed, write_object, write_series
 from medmamba.dicom.study import one_series, opened, series_below
 from medmamba.errors import InputError
 from medmamba.images import list_images, read_image
+from medmamba.images.cases import find_cases
 from medmamba.images.dicom_headers import header_tags
 
 STORAGE = "5.1.4.1.1."
@@ -121,7 +122,20 @@ def test_a_folders_own_series_is_a_case_beside_its_subfolders_and_files(tmp_path
     (series / "notes.txt").write_text("x")
     (series / ".hidden").write_text("x")
     assert list_images(series) == [series, series / "a.nii.gz", series / "sub"]
-    np.testing.assert_array_equal(read_image(series).array[0], volume.T)
+    image = read_image(series)
+    np.testing.assert_array_equal(image.array[0], volume.T)
+    told = " ".join(image.warnings)
+    assert "ignored: 1 hidden (.hidden), 1 not DICOM (notes.txt). " in told
+    assert "beside the series: 1 image (a.nii.gz)." in told
+
+
+def test_folders_that_are_listed_next_are_not_called_ignored(tmp_path, save):
+    save("in/a/x.nii.gz", np.zeros((2, 3, 4)))
+    save("in/a/b/y.nii.gz", np.zeros((2, 3, 4)))
+    (tmp_path / "in" / "a" / "notes.txt").write_text("x")
+    told: list[str] = []
+    assert [case.case_id for case in find_cases(tmp_path / "in", on_message=told.append)] == ["x", "y"]
+    assert [line.partition(": ")[2] for line in told] == ["ignored: 1 no image (notes.txt)."]
 
 
 def test_scouts_are_ignored_and_can_be_chosen(tmp_path, series, volume):

@@ -85,6 +85,46 @@ def test_images_that_differ_are_never_one_volume(tmp_path, heights, first, secon
     assert volume_of(tmp_path, "3:2") == values(2, heights[1])
 
 
+def private(group, creator, element, representation, value):
+    """An element of a vendor in the second block of its group, as a file that was edited may have it."""
+
+    def add(path):
+        dataset = pydicom.dcmread(path)
+        dataset.private_block(group, "OTHER", create=True)
+        dataset.private_block(group, creator, create=True).add_new(element, representation, value)
+        dataset.save_as(path)
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("group", "creator", "element", "representation", "values_of"),
+    [
+        (0x0019, "SIEMENS MR HEADER", 0x0C, "IS", (0, 1000)),
+        (0x0043, "GEMS_PARM_01", 0x39, "IS", ([0, 8, 0, 0], [1000001000, 8, 0, 0])),
+        (0x2001, "Philips Imaging DD 001", 0x03, "FL", (0.0, 1000.0)),
+        (0x0065, "Image Private Header", 0x09, "FD", (0.0, 1000.0)),
+        (0x0019, "SIEMENS MR HEADER", 0x0C, "UN", (b"0 ", b"1000")),
+    ],
+    ids=["Siemens", "GE", "Philips", "United Imaging", "unknown representation"],
+)
+def test_private_b_values_tell_images_apart(tmp_path, group, creator, element, representation, values_of):
+    for value, heights in ((1, EVEN), (2, ODD)):
+        folder = write_stack(tmp_path / "all", heights, value, elements={"SpacingBetweenSlices": 4})
+        for path in folder.glob(f"{value}_*.dcm"):
+            private(group, creator, element, representation, values_of[value - 1])(path)
+    assert ":1 b-value 0, :2 b-value 1000" in refused(folder)
+    assert volume_of(folder, "3:2") == values(2, ODD)
+
+
+@pytest.mark.parametrize("creator", ["ANOTHER VENDOR", "SIEMENS CT HEADER"])
+def test_elements_of_other_creators_are_no_b_values(tmp_path, creator):
+    folder = write_stack(tmp_path, ALL, 1)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        private(0x0019, creator, 0x0C, "IS", number)(path)
+    assert read_image(folder).array[0, 0, 0].tolist() == values(1, ALL)
+
+
 def test_an_acquisition_between_the_slices_of_another_is_one_volume_where_the_slices_say_so(tmp_path):
     for value, heights in ((1, EVEN), (2, ODD)):
         write_stack(tmp_path, heights, value, elements={"AcquisitionNumber": value, "SpacingBetweenSlices": 2})

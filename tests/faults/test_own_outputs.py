@@ -21,6 +21,7 @@ from medmamba.evaluation.run import run_evaluation
 from medmamba.inference.folder.run import predict
 from medmamba.models.run_folder import RunFolder
 from medmamba.networks.published.weights import convert_weights
+from medmamba.plans.decided import changed_decisions
 from medmamba.run_report.write import write_report
 
 FOREIGN = "not written by medmamba, or changed since"
@@ -189,6 +190,23 @@ def test_plan_keeps_a_run_whose_folds_it_would_make_useless(small_dataset, plann
     assert contents(run) == before
     medmamba.plan(small_dataset, run, **given, overwrite=True)
     assert (run / "models" / "3d_fullres" / "fold_0" / "checkpoints" / "last").is_dir()
+
+
+def test_plan_of_an_earlier_version_with_the_same_decisions_is_planned_again(small_dataset, planned, tmp_path):
+    run = Path(shutil.copytree(planned, tmp_path / "run"))
+    old = json.loads((run / "plan.json").read_text())
+    old |= {"medmamba_version": "0.0.1", "fingerprint_hash": "f" * 64}
+    del old["reading"]  # such a plan had none
+    for decision in old["decisions"]:
+        decision["reason"] = "Written in other words."
+    (run / "plan.json").write_text(json.dumps(old))
+    made = medmamba.plan(small_dataset, run, patch_size=(16, 24, 16), batch_size=2)
+    assert made.medmamba_version != "0.0.1"
+    assert changed_decisions(made, RunFolder(run).read_plan(), "3d_fullres") == []
+    (run / "plan.json").unlink()
+    medmamba.plan(small_dataset, run, patch_size=(16, 24, 16), batch_size=2)  # compared with the plan of the fold
+    with pytest.raises(InputError, match=r"3d_fullres\.batch_size: 2 then, 3 now"):
+        medmamba.plan(small_dataset, run, patch_size=(16, 24, 16), batch_size=3)
 
 
 def test_converted_weights_replace_no_file(tmp_path):

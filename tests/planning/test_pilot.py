@@ -42,6 +42,16 @@ def test_the_table_is_paired_with_the_first():
     assert lines[2].split()[-2:] == ["1", "1"]
 
 
+def test_the_table_fits_80_columns_and_cuts_no_number():
+    """Networks of other packages may have long names."""
+    names = ("vm_unet", "residual_unet", "laboratory.networks.attention_with_a_long_name_unet")
+    lines = table_lines([trial(name, 0.5, 0.7 + 0.01 * n) for n, name in enumerate(names)])
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == 4
+    assert lines[3].split()[:4] == ["laborato…ame_unet", "100", "0.6100", "+0.0100"]
+    assert lines[3].endswith("+0.0200  1       0")
+
+
 def test_what_cannot_be_compared_is_refused(small_dataset, tmp_path):
     with pytest.raises(ConfigError, match="--pilot 0 must be above 0"):
         medmamba.plan(small_dataset, tmp_path / "run", pilot=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fold_files import SHORT, epoch_losses, fold_of, hashes_of
 
+import medmamba
 from medmamba import pipeline
 from medmamba.compute import device as compute_device
 from medmamba.errors import ConfigError
@@ -145,6 +146,21 @@ def test_a_resumed_run_refuses_another_plan_and_another_network_by_name(clinic_r
         pipeline.train(clinic_run, resume=True)
 
 
+def test_a_fold_is_resumed_with_a_plan_of_other_reasons_and_further_configurations(clinic_run):
+    """As a later version plans it: reasons, measured facts and what was not decided before may differ."""
+    pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT))
+    plan = json.loads((clinic_run / "plan.json").read_text())
+    part = plan["configurations"]["3d_fullres"]
+    part["decisions"][0]["reason"] = "Written in other words."
+    plan |= {"medmamba_version": "0.0.1", "fingerprint_hash": "f" * 64}
+    plan["configurations"]["mine"] = {**part, "name": "mine", "batch_size": 4}
+    (clinic_run / "plan.json").write_text(json.dumps(plan))
+    pipeline.train(clinic_run, config=TrainConfig(steps=2, **SHORT), resume=True)
+    assert read_state(fold_of(clinic_run) / "checkpoints" / "last")["progress"]["step"] == 2
+    assert read_plan(fold_of(clinic_run) / "plan.json").medmamba_version == "0.0.1"
+    medmamba.Predictor(clinic_run)  # hashes of fold and plan fit together again
+
+
 def test_other_versions_are_named_on_resuming(clinic_run):
     pipeline.train(clinic_run, config=TrainConfig(steps=1, **SHORT))
     state_path = fold_of(clinic_run) / "checkpoints" / "last" / "state.json"
@@ -177,13 +193,13 @@ def test_a_convolution_unet_of_before_is_resumed_as_what_it_was(clinic_run, tmp_
     before["blocks_per_stage"] = [2] * len(now["strides"])
     (tmp_path / "plan.json").write_text(plan.to_json())
     (tmp_path / "model.json").write_text(
-        json.dumps({"network": before, "configuration": "x", "plan_sha256": "", "fold": "0"})
+        json.dumps({"network": before, "configuration": plan.default_configuration, "plan_sha256": "", "fold": "0"})
     )
     assert arguments_to_resume(tmp_path, plan, now) == before
     with pytest.raises(ConfigError, match=r"another network \(name"):
         arguments_to_resume(tmp_path, plan, now | {"name": "vm_unet"})
     (tmp_path / "model.json").write_text(
-        json.dumps({"network": now, "configuration": "x", "plan_sha256": "", "fold": "0"})
+        json.dumps({"network": now, "configuration": plan.default_configuration, "plan_sha256": "", "fold": "0"})
     )
     assert arguments_to_resume(tmp_path, plan, now) == now
 
@@ -194,12 +210,17 @@ def test_a_u_mamba_bot_of_before_is_resumed_with_blocks_never_built(clinic_run, 
     before = {**now, "blocks_per_stage": [2] * (len(now["strides"]) - 1) + [now["blocks_per_stage"][-1]]}
     (tmp_path / "plan.json").write_text(plan.to_json())
     (tmp_path / "model.json").write_text(
-        json.dumps({"network": before, "configuration": "x", "plan_sha256": "", "fold": "0"})
+        json.dumps({"network": before, "configuration": plan.default_configuration, "plan_sha256": "", "fold": "0"})
     )
     assert arguments_to_resume(tmp_path, plan, now) == before
     (tmp_path / "model.json").write_text(
         json.dumps(
-            {"network": {**before, "blocks_per_stage": [9]}, "configuration": "x", "plan_sha256": "", "fold": "0"}
+            {
+                "network": {**before, "blocks_per_stage": [9]},
+                "configuration": plan.default_configuration,
+                "plan_sha256": "",
+                "fold": "0",
+            }
         )
     )
     with pytest.raises(ConfigError, match=r"another network \(blocks_per_stage"):
