@@ -1,4 +1,4 @@
-"""The operators of Mamba networks: selective scan, state-space duality (Mamba-2), deformable convolution (DCNv4).
+"""The operators of Mamba networks: selective scan, the scans of Mamba-2 and Mamba-3, deformable convolution (DCNv4).
 
 Each has a reference, torch operations for any device, and Triton kernels for CUDA and ROCm devices; the scan and the
 convolution have C++ kernels for the CPU as well. README.md beside this file holds the derivation, the memory layout
@@ -6,6 +6,7 @@ and the measurements.
 """
 
 from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width
+from medmamba.kernels.mamba3.api import mamba3_scan
 from medmamba.kernels.report import BackendChoice, BackendReport, available_backends, backend_report
 from medmamba.kernels.scan.api import routed_scan, selective_scan, selective_scan_fn, selective_scan_ref
 from medmamba.kernels.state_space_duality.api import ssd_chunked
@@ -16,6 +17,7 @@ __all__ = [
     "available_backends",
     "backend_report",
     "deformable_conv",
+    "mamba3_scan",
     "offset_mask_width",
     "routed_scan",
     "selective_scan",
