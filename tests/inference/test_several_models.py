@@ -176,6 +176,21 @@ def test_stored_probabilities_of_folders_are_averaged_as_the_models_are(
     ]
 
 
+def test_probabilities_of_an_earlier_prediction_are_not_averaged(
+    theirs: Path, ours: Path, images: Path, tmp_path: Path
+) -> None:
+    """A copy has no hidden record, so --overwrite is needed, and leaves the probabilities that it does not write."""
+    first, second = predicted(theirs, images, tmp_path / "a"), predicted(theirs, images, tmp_path / "b")
+    for record in second.glob(".medmamba-*"):
+        record.unlink()
+    medmamba.predict(ours, images, second, overwrite=True)
+    assert (second / "a_probabilities.nii.gz").is_file()
+    with pytest.raises(
+        InputError, match=r"b/a_probabilities\.nii\.gz: not the probabilities of the mask in report\.json"
+    ):
+        average_folders([first, second], tmp_path / "mean")
+
+
 def test_names_that_look_like_patterns_are_names(theirs: Path, images: Path, tmp_path: Path) -> None:
     named = tmp_path / "named"
     named.mkdir()
@@ -211,6 +226,9 @@ def test_folders_that_do_not_fit_together_are_refused_with_nothing_written(
     nib.save(
         nib.Nifti1Image(kept.get_fdata()[:, 1:].astype(np.float32), kept.affine), second / "a_probabilities.nii.gz"
     )
+    refused(r"a_probabilities\.nii\.gz: not the probabilities of the mask in report\.json, but older or", first, second)
+    del document["cases"]["a"]["probabilities_sha256"]  # as in a report of an earlier version
+    write_json(report, document)
     refused("is 3x18x19x11, where 3x18x20x11 is expected", first, second)
     nib.save(nib.Nifti1Image(kept.get_fdata().astype(np.float32), np.eye(4)), second / "a_probabilities.nii.gz")
     refused("differ in orientation: RAS and PRS", first, second)

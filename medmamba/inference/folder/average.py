@@ -18,7 +18,7 @@ from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, file_sha256, real_path, refuse_dataset_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry import grid_difference
-from medmamba.images import LabelMap, read_image, read_label_map, write_image, write_label_map
+from medmamba.images import LabelMap, read_image, read_label_map, write_image, write_label_map, written_files
 from medmamba.images.cases import PROBABILITIES
 from medmamba.inference.folder.case_job import SCHEMA_VERSION
 from medmamba.inference.joint import refuse_differing, structures_of
@@ -39,7 +39,8 @@ class _Report:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A folder of predictions: output channels by name with their labels, and the mask's file of each case."""
+    """A folder of predictions: output channels by name with their labels, and of each case the mask's file and the
+    hashes of the probabilities; none by an earlier version."""
 
     folder: Path
     model: dict[str, Any]
@@ -47,6 +48,7 @@ class _Stored:
     regions: dict[str, list[str]] | None
     order: list[str]
     masks: dict[str, str]
+    hashes: dict[str, list[str]]
 
     @property
     def channels(self) -> list[str]:
@@ -58,10 +60,16 @@ class _Stored:
         return [name for name, value in self.labels.items() if value]
 
     def probabilities(self, case: str) -> Path:
-        """The file of a case; raises InputError where there is none."""
+        """The file of a case; raises InputError where there is none, or not the one of the report."""
         found = sorted(path for path in self.folder.iterdir() if path.name.startswith(f"{case}{PROBABILITIES}."))
         if not found:
             raise InputError(f"{self.folder}: no probabilities of {case}. Predict again with --probabilities.")
+        made = self.model.get("probabilities") is not False
+        if not made or self.hashes[case] not in ([], [file_sha256(path) for path in written_files(found[0])]):
+            raise InputError(
+                f"{found[0]}: not the probabilities of the mask in report.json, but older or changed since. Predict "
+                "again with --probabilities."
+            )
         return found[0]
 
 
@@ -117,11 +125,12 @@ def _stored(folder: Path) -> _Stored:
         labels = {str(name): int(value) for name, value in report.model["labels"].items()}
         order = [str(name) for name in report.model.get("region_order") or ()]
         masks = {case: Path(str(record["mask"])).name for case, record in report.cases.items() if record["mask"]}
+        hashes = {case: [str(one) for one in report.cases[case].get("probabilities_sha256", ())] for case in masks}
         if regions is not None and len(order) != len(regions):
             raise ValueError("region_order is missing")
     if not masks:
         raise InputError(f"{folder}: no case with a mask of its own name. {CURE}")
-    return _Stored(folder, report.model, labels, regions, order, masks)
+    return _Stored(folder, report.model, labels, regions, order, masks, hashes)
 
 
 def _refuse_different(stored: Sequence[_Stored], target: Path) -> None:

@@ -59,7 +59,7 @@ class CaseRecord:
         entropy, fold_agreement: of :class:`~medmamba.Prediction`.
         seconds: by stage.
         mask: name of its file; None under a pseudonym.
-        input_sha256, mask_sha256: of the files; image_sha256: of voxels and grid.
+        input_sha256, mask_sha256, probabilities_sha256: of the files; image_sha256: of voxels and grid.
         dicom: the DICOM objects that were written ("seg", "rtstruct"), each with the SHA-256 of its labels file or "".
         not_written: what failed after the mask was finished ("probabilities", "dicom_seg", "dicom_rtstruct",
             "mask_sha256"), with the reason.
@@ -79,6 +79,7 @@ class CaseRecord:
     seconds: Mapping[str, float] | None = None
     mask: str | None = None
     mask_sha256: Sequence[str] = ()
+    probabilities_sha256: Sequence[str] = ()
     image_sha256: str | None = None
     geometry: Geometry | None = None
     dicom: Mapping[str, str] = field(default_factory=dict)
@@ -156,9 +157,11 @@ class Job:
         mask_sha256: list[str] = []
         with self._noted(case, not_written, "mask_sha256"):
             mask_sha256 = [file_sha256(path) for path in case.outputs(self.target)]
+        probabilities_sha256: list[str] = []
         if result.probabilities is not None:
             with self._noted(case, not_written, "probabilities"):
                 write_image(probability_path(self.target, case), result.probabilities, like=image)
+                probabilities_sha256 = [file_sha256(path) for path in self._probabilities(case)]
         dicom = self._write_dicom(case, self.options.dicom_kinds, result.labels, result.grid, not_written)
         seconds = {**result.seconds, "all": time.perf_counter() - started}
         facts = {
@@ -172,6 +175,7 @@ class Job:
             input_sha256=inputs,
             mask=case.output_name if self.shown.salt is None else None,
             mask_sha256=mask_sha256,
+            probabilities_sha256=probabilities_sha256,
             image_sha256=image.content_hash(),
             geometry=Geometry.of(image.grid),
             dicom=dicom,
