@@ -230,8 +230,12 @@ def results(model: Model, identifier: str, root: Path) -> Path:
     return root / "results" / f"Dataset{NUMBERS[model.dataset]}_{model.dataset}" / name
 
 
-def predict(name: str, model: Model, identifier: str, root: Path) -> None:
-    """Masks and probabilities of the test cases, with and without mirroring; and with sums in float32 for once.
+HOW = {"mirrored": True, "plain": False, "float32_mirrored": True, "float32_plain": False}
+"""Ways to predict, and whether they mirror."""
+
+
+def predict(name: str, model: Model, identifier: str, root: Path, ways: Sequence[str] = tuple(HOW)) -> None:
+    """Masks and probabilities of the test cases, with and without mirroring; then both again with sums in float32.
 
     nnU-Net sums patches in half precision, which alone moves probabilities by some thousandths.
     """
@@ -242,11 +246,11 @@ def predict(name: str, model: Model, identifier: str, root: Path) -> None:
 
     torch.set_num_threads(1)
     images = root / "raw" / f"Dataset{NUMBERS[model.dataset]}_{model.dataset}" / "imagesTs"
-    for how, mirror in (("mirrored", True), ("plain", False), ("float32", True)):
-        output = root / "masks" / name / how
+    for how in ways:
+        output, mirror = root / "masks" / name / how, HOW[how]
         if output.exists():
             continue
-        if how == "float32":
+        if how.startswith("float32"):
             sum_in_float32()
         predictor = nnUNetPredictor(
             use_mirroring=mirror, perform_everything_on_device=False, device=torch.device("cpu"), allow_tqdm=False

@@ -3,8 +3,9 @@
     python benchmarks/nnunet_models.py DATA FOLDER     # with nnU-Net's Python: trains and predicts, once
     python benchmarks/nnunet_sameness.py FOLDER [NAME ...] [-o TABLE.md]
 
-Equal voxels and Dice are those of the worst case; differences of probabilities are the largest in any voxel of any
-case: from nnU-Net as it is, and from the same with patches summed in float32 instead of half precision.
+Equal voxels and Dice are those of the worst case and structure, differences of probabilities the largest in any voxel
+of any case: from nnU-Net as it is, and from the same with patches summed in float32 instead of half precision. "marked"
+is the share of voxels with a label in nnU-Net's masks. A model that is not trained is said to be so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,10 @@ import medmamba
 from medmamba.images import read_label_map
 from medmamba.nnunet.convert import convert_model
 
-HEAD = """| model | mirrored | cases | equal voxels | Dice per structure | probabilities | in float32 |
-|---|---|---|---|---|---|---|"""
+COLUMNS = ("equal voxels", "Dice", "probabilities")
+NAMES = ("model", "mirrored", "cases", "marked", *COLUMNS, *(f"{name}, float32" for name in COLUMNS))
+HEAD = f"| {' | '.join(NAMES)} |\n|{'---|' * len(NAMES)}"
+SUMS = {"half": "", "float32": "float32_"}
 
 
 def dice(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> float:
@@ -35,39 +39,57 @@ def dice(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> float:
     return min((2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs), default=2.0)
 
 
+@dataclass
+class Difference:
+    """The largest differences from nnU-Net over all cases."""
+
+    equal: float = 1.0
+    dice: float = 2.0
+    probabilities: float = 0.0
+    marked: float = 0.0
+
+    def see(self, labels: NDArray[np.generic], probabilities: NDArray[np.float32], folder: Path, file: str) -> None:
+        """Compare with what nnU-Net wrote for a case."""
+        theirs = read_label_map(folder / file).array
+        self.equal = min(self.equal, float((labels == theirs).mean()))
+        self.dice = min(self.dice, dice(labels, theirs))
+        self.marked = max(self.marked, float((theirs > 0).mean()))
+        with np.load(folder / f"{file.partition('.')[0]}.npz") as stored:
+            wanted = stored["probabilities"].transpose(0, 3, 2, 1)
+        if wanted.shape != probabilities.shape:  # a picture: nnU-Net's axes are (1, rows, columns)
+            wanted = wanted.reshape(len(wanted), *probabilities.shape[1:], order="A")
+        self.probabilities = max(self.probabilities, float(np.abs(probabilities - wanted).max()))
+
+    def columns(self) -> list[str]:
+        """Equal voxels, Dice, probabilities."""
+        return [
+            f"{100 * self.equal:.4f} %",
+            f"{self.dice:.5f}" if self.dice <= 1 else "empty",
+            f"{self.probabilities:.1e}",
+        ]
+
+
 def compare(root: Path, name: str, run: Path, mirror: bool) -> tuple[str, float, float]:
     """A row of the table; our and nnU-Net's processor seconds."""
     model = MODELS[name]
     raw = root / "raw" / f"Dataset{NUMBERS[model.dataset]}_{model.dataset}"
-    ending = json.loads((raw / "dataset.json").read_text())["file_ending"]
-    channels = len(json.loads((raw / "dataset.json").read_text())["channel_names"]) if ending != ".png" else 1
-    masks = root / "masks" / name / ("mirrored" if mirror else "plain")
-    equal, worst, seconds, apart = 1.0, 2.0, 0.0, dict[str, float]()
-    cases = sorted(path.name.removesuffix(ending) for path in masks.glob(f"*{ending}"))
-    predictor = medmamba.Predictor(run, mirror=mirror, configuration=model.configuration)
+    facts = json.loads((raw / "dataset.json").read_text())
+    ending, kind = facts["file_ending"], "mirrored" if mirror else "plain"
+    channels = len(facts["channel_names"]) if ending != ".png" else 1
+    found = {how: Difference() for how in SUMS}
+    folders = {how: root / "masks" / name / f"{prefix}{kind}" for how, prefix in SUMS.items()}
+    cases = sorted(path.name.removesuffix(ending) for path in folders["half"].glob(f"*{ending}"))
+    predictor, seconds = medmamba.Predictor(run, mirror=mirror, configuration=model.configuration), 0.0
     for case in cases:
         files = [raw / "imagesTs" / f"{case}_{number:04d}{ending}" for number in range(channels)]
         started = time.process_time()
-        found = predictor.predict(files if channels > 1 else files[0], probabilities=True)
+        mask = predictor.predict(files if channels > 1 else files[0], probabilities=True)
         seconds += time.process_time() - started
-        theirs = read_label_map(masks / f"{case}{ending}").array
-        equal = min(equal, float((found.labels == theirs).mean()))
-        worst = min(worst, dice(found.labels, theirs))
-        for kind, folder in (("half", masks), ("float32", masks.with_name("float32"))):
-            if folder.is_dir() and (mirror or kind == "half"):
-                with np.load(folder / f"{case}.npz") as stored:
-                    wanted = stored["probabilities"].transpose(0, 3, 2, 1)
-                apart[kind] = max(apart.get(kind, 0.0), float(np.abs(found.probabilities - wanted).max()))
-    columns = [
-        name,
-        "yes" if mirror else "no",
-        str(len(cases)),
-        f"{100 * equal:.4f} %",
-        f"{worst:.5f}" if worst <= 1 else "empty",
-    ]
-    columns += [f"{apart['half']:.1e}", f"{apart['float32']:.1e}" if "float32" in apart else ""]
-    row = f"| {' | '.join(columns)} |"
-    return row, seconds, float((masks / "seconds.txt").read_text())
+        for how, folder in folders.items():
+            found[how].see(mask.labels, mask.probabilities, folder, f"{case}{ending}")
+    columns = [name, "yes" if mirror else "no", str(len(cases)), f"{100 * found['half'].marked:.1f} %"]
+    row = f"| {' | '.join([*columns, *found['half'].columns(), *found['float32'].columns()])} |"
+    return row, seconds, float((folders["half"] / "seconds.txt").read_text())
 
 
 def main() -> None:
@@ -79,7 +101,11 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = [HEAD]
     print(HEAD)
-    for name in given.names or [name for name in MODELS if (given.folder / "masks" / name / "plain").is_dir()]:
+    for name in given.names or MODELS:
+        if not (given.folder / "masks" / name / "float32_plain").is_dir():
+            lines.append(f"| {name} | not trained |{' |' * 8}")
+            print(lines[-1], flush=True)
+            continue
         identifier = "resencPlans" if "ResEnc" in MODELS[name].planner else "plainPlans"
         source = results(MODELS[name], identifier, given.folder)
         with tempfile.TemporaryDirectory() as place:

@@ -253,9 +253,13 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
 """Residual encoder blocks per stage. Source: nnU-Net's residual encoder presets."""
 
 
+ORIGINALS = {"u_mamba_bot_original": "u_mamba_bot", "u_mamba_enc_original": "u_mamba_enc"}
+"""Networks that only trained models of others have, no plan chooses them; and the families whose facts they share."""
+
+
 def family(name: str) -> Family:
     """The family of this name, of another package too; ConfigError names the nearest spelling of an unknown one."""
-    return find_network(name, FAMILIES)
+    return find_network(ORIGINALS.get(name, name), FAMILIES)
 
 
 ROUTE_COUNT: dict[str, tuple[int, int]] = {

@@ -19,6 +19,17 @@ def refuse_with_like(options: PlanRequest) -> None:
             )
 
 
+def refuse_other_labels(own: Plan, made: Plan, source: str) -> None:
+    """Raises ConfigError where cases for the folds of a run have other labels than its plan."""
+    for field in ("labels", "regions", "ignore_label"):
+        ours, theirs = getattr(own, field), getattr(made, field)
+        if ours != theirs:
+            raise ConfigError(
+                f"{source}: its {field.replace('_', ' ')} are {ours!s:.80}, those of the dataset {theirs!s:.80}. Give "
+                "the dataset that its folds were trained with, or plan another run."
+            )
+
+
 def plan_like(other: Plan, fingerprint: Fingerprint, facts: DatasetFacts, source: str) -> Plan:
     """The plan of a dataset with grids, normalisation, networks and conventions of ``other``.
 

@@ -6,13 +6,14 @@ fields of the configuration, are read as well.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medmamba.errors import ConfigError
 from medmamba.plans.json_record import as_written, read_object
 from medmamba.plans.nnunet_files import from_nnunet
-from medmamba.plans.schema import Mirroring, Plan
+from medmamba.plans.schema import Mirroring, NetworkPlan, Plan
 
 STORED_AXES = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO", "Tiff3DIO")
 """Readers of nnU-Net that take axes as they are stored."""
@@ -29,12 +30,19 @@ SAMPLING = {"is_seg", "order", "order_z", "force_separate_z"}
 
 
 def trained_plan(
-    plans: bytes, dataset: bytes, configuration: str, mirror_axes: Sequence[int], *, source: str = "plans.json"
+    plans: bytes,
+    dataset: bytes,
+    configuration: str,
+    mirror_axes: Sequence[int],
+    *,
+    network: str | None = None,
+    source: str = "plans.json",
 ) -> Plan:
     """The plan with one trained configuration, and with its first stage if it is the second of a cascade.
 
-    ``mirror_axes`` are the axes of the patch that its checkpoint allows. Raises ConfigError as ``from_nnunet``, and for
-    plans of nnU-Net 1 and for a reader, resampling or preprocessor that is not known here.
+    ``mirror_axes`` are the axes of the patch that its checkpoint allows; ``network`` is one of
+    :data:`~.families.ORIGINALS` whose trainer builds it in place of the planned one. Raises ConfigError as
+    ``from_nnunet``, and for plans of nnU-Net 1 and for a reader, resampling or preprocessor that is not known here.
     """
     document = read_object(plans, source, "plans file")
     description = read_object(dataset, "dataset.json", "dataset description")
@@ -56,6 +64,9 @@ def trained_plan(
     plan = from_nnunet(json.dumps(own), json.dumps(description), source=source)
     mirroring = Mirroring(axes=sorted(mirror_axes))
     changed = {name: part.model_copy(update={"mirroring": mirroring}) for name, part in plan.configurations.items()}
+    if network is not None:
+        second = changed[configuration]
+        changed[configuration] = second.model_copy(update={"network": _as_u_mamba(second.network, network)})
     return plan.model_copy(
         update={
             "configurations": changed,
@@ -63,6 +74,27 @@ def trained_plan(
             "axis_order": [2 - axis for axis in forward],
             "conventions": "nnunet",
             "reorient": reader in CANONICAL_AXES,
+        }
+    )
+
+
+def _as_u_mamba(planned: NetworkPlan, name: str) -> NetworkPlan:
+    """U-Mamba's network on the numbers that were planned for another: one block in the deeper half of the stages.
+
+    The decoder's list runs from the bottleneck up and is shortened at its end, as the authors' code does it.
+    """
+    stages = len(planned.strides)
+    half = math.ceil(stages / 2)
+    blocks, convs = planned.blocks_per_stage, planned.decoder_convs or [2] * (stages - 1)
+    return planned.model_copy(
+        update={
+            "name": name,
+            "blocks_per_stage": [*blocks[:half], *[1] * (stages - half)],
+            "decoder_convs": [*convs[:half], *[1] * (stages - 1 - half)],
+            "state_size": 16,
+            "routes": "forward",
+            "use_scan": True,
+            "parts": None,
         }
     )
 

@@ -20,7 +20,7 @@ from medmamba.plans.automatic_choices import (
     one_head_per_label,
 )
 from medmamba.plans.cost.machines import machine
-from medmamba.plans.families import family
+from medmamba.plans.families import ORIGINALS, family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.grid import plan_grid
 from medmamba.plans.manual_configurations import keep_manual_configurations, manual_configurations
@@ -296,6 +296,10 @@ def _existence(
 def refuse_options(options: PlanOptions, previous: Plan | None = None) -> None:
     """Raises ConfigError for choices that no dataset can be planned with, so that they are known before one is read."""
     machine(options.machine)
+    if options.network in ORIGINALS:
+        raise ConfigError(
+            f"network {options.network!r} is built for trained models only. Plan with {ORIGINALS[options.network]}."
+        )
     if options.network != "auto" and not options.use_scan and not family(options.network).has_scan:
         raise ConfigError(f"network {options.network!r} has no scan to leave out. Plan it as it is.")
     wanted = _wanted(options.configurations, previous)

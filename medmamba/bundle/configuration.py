@@ -53,8 +53,8 @@ def _network(ensemble: FoldEnsemble) -> dict[str, Any]:
 def _inferer(ensemble: FoldEnsemble) -> dict[str, Any]:
     """The sliding window of a configuration."""
     names = ("patch_size", "mirror_axes", "channel_swap", "input_swap", "swap_axis", "sigmoid")
-    empty = {} if ensemble.plan.conventions == "medmamba" else {"skip_empty": False}
-    return _made("scripts.inferer.PlanInferer", **{name: getattr(ensemble.window, name) for name in names}, **empty)
+    theirs = {} if ensemble.plan.conventions == "medmamba" else {"skip_empty": False, "half_sums": True}
+    return _made("scripts.inferer.PlanInferer", **{name: getattr(ensemble.window, name) for name in names}, **theirs)
 
 
 def _stage(ensemble: FoldEnsemble, main: FoldEnsemble) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Confidence:
         decided = self.decide(plane, 0)
         foreground = decided.any(0) if self.sigmoid else decided > 0
         if foreground.any():
-            logits = plane[:, foreground]
+            logits = plane[:, foreground].float()
             if self.sigmoid:
                 entropy = torch.nn.functional.binary_cross_entropy_with_logits(
                     logits, logits.sigmoid(), reduction="none"

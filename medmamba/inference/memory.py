@@ -46,8 +46,12 @@ def estimate_memory(
     budget: int,
     batch: int = 1,
     passes: int = 1,
+    number_bytes: int = 4,
 ) -> MemoryEstimate:
-    """The arrays of a prediction along ``trail`` with patches of ``box`` voxels, the mean of ``passes``; in bytes."""
+    """The arrays of a prediction along ``trail`` with patches of ``box`` voxels, the mean of ``passes``; in bytes.
+
+    ``number_bytes`` are those of a voxel and class in the planes in which patches are added up.
+    """
     planned, cropped = trail.grid.shape, trail.split_resampling()[1].shape_before
     between = cropped[0] * planned[1] * planned[2]
     padded = [max(extent, edge) for extent, edge in zip(planned, box, strict=True)]
@@ -58,5 +62,5 @@ def estimate_memory(
     tile = 4 * classes * prod(box) * batch * (1 if passes == 1 else 3)
     # labels on both sides of the last step, and three planes between accumulation and interpolation
     output = 2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * planned[1] * planned[2]
-    planes = 4 * classes * min(box[0], planned[0]) * planned[1] * planned[2]
+    planes = number_bytes * classes * min(box[0], planned[0]) * planned[1] * planned[2]
     return MemoryEstimate(planes, image + tile + output, 4 * classes * prod(cropped), budget)

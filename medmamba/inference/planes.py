@@ -19,14 +19,22 @@ from medmamba.errors import ResourceError, size_text
 
 
 class PlaneStore:
-    """``count`` planes of float32 (classes, J, K), all zero at first.
+    """``count`` planes (classes, J, K) of float32 or half precision, all zero at first.
 
     With ``scratch`` they are in a file without a name in that folder, mapped one plane at a time, so that they do not
     count as memory of the process. The system removes it when the process ends, however it ends.
     """
 
-    def __init__(self, count: int, shape: tuple[int, int, int], scratch: Path | None = None) -> None:
-        self.count, self.shape, self._plane_bytes = count, shape, 4 * prod(shape)
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, int, int],
+        scratch: Path | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.count, self.shape, self.dtype = count, shape, dtype
+        self._plane_bytes = dtype.itemsize * prod(shape)
         self._memory: dict[int, torch.Tensor] = {}
         self._file: IO[bytes] | None = None
         if scratch is None:
@@ -51,10 +59,11 @@ class PlaneStore:
         slot = index % self.count
         if self._file is None:
             if slot not in self._memory:
-                self._memory[slot] = torch.zeros(self.shape)
+                self._memory[slot] = torch.zeros(self.shape, dtype=self.dtype)
             return self._memory[slot]
         place = slot * self._plane_bytes
-        return torch.from_numpy(np.memmap(self._file, np.float32, "r+", offset=place, shape=self.shape))
+        stored = np.float16 if self.dtype == torch.half else np.float32
+        return torch.from_numpy(np.memmap(self._file, stored, "r+", offset=place, shape=self.shape))
 
     def take(self, index: int) -> torch.Tensor:
         """Plane ``index``, which is the caller's from now on; its place is all zero again."""

@@ -24,7 +24,8 @@ BLOCK_BYTES = 2**20
 def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterator[tuple[int, slice, torch.Tensor]]:
     """Blocks of planes before the resampling step from planes (classes, J, K) after it, in order.
 
-    Each is the index of a plane, its rows, and their scores (classes, rows, K).
+    Each is the index of a plane, its rows, and their scores (classes, rows, K), float32; of planes in half precision
+    interpolated scores are rounded to it, as nnU-Net's are.
     """
     coarse = None
     if resample.spacing_before_mm is not None and resample.spacing_after_mm is not None:
@@ -35,20 +36,22 @@ def native_blocks(planes: Iterable[torch.Tensor], resample: Resample) -> Iterato
     )
     source = iter(planes)
     held: dict[int, torch.Tensor] = {}
-    reached = -1
+    reached, halves = -1, False
     for index in range(across.wanted):
         below, weight = int(across.below[index]), float(across.weight[index])
         above = below + (weight > 0)
         while reached < above:
             reached += 1
             plane = next(source)
+            halves = plane.dtype == torch.half
             held = {number: kept for number, kept in held.items() if number >= below}
             if reached >= below:
-                held[reached] = plane
+                held[reached] = plane.float()
         step = max(1, BLOCK_BYTES // (4 * len(held[below]) * along.wanted))
         for start in range(0, down.wanted, step):
             rows = slice(start, min(start + step, down.wanted))
-            yield index, rows, _block(held[below], held[above], weight, rows, down, along)
+            scores = _block(held[below], held[above], weight, rows, down, along)
+            yield index, rows, scores.half().float() if halves else scores
     for _ in source:
         pass  # the last planes may not be needed; the source still ends properly
 

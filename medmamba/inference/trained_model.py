@@ -68,6 +68,7 @@ class FoldEnsemble:
             input_swap=(*range(own), *swapped) if extra else (),
             sigmoid=self.heads.sigmoid,
             skip_empty=window.skip_empty and plan.conventions == "medmamba",
+            half_sums=plan.conventions == "nnunet",
         )
         given, needed = len(self.window.patch_size), len(self.configuration.patch_size)
         if given != needed:
@@ -128,6 +129,7 @@ class FoldEnsemble:
             box=self.window.box,
             batch=self.window.batch,
             passes=len(self.networks) * 2 ** len(self.window.mirror_axes),
+            number_bytes=2 * len(self.networks) if self.window.half_sums else 4,
             budget=budget,
         )
 

@@ -141,7 +141,7 @@ def _validate(ensemble: FoldEnsemble, case: CaseReader, candidate: EnsembleCandi
     if before := previous_labels(ensemble.plan, ensemble.configuration):
         image = np.concatenate([image, one_hot(case.read_previous(), before)])
     confidence = Confidence(sigmoid=ensemble.heads.sigmoid)
-    logits = torch.stack(list(ensemble.planes(torch.from_numpy(image), confidence=confidence)), dim=1)
+    logits = torch.stack(list(ensemble.planes(torch.from_numpy(image), confidence=confidence)), dim=1).float()
     spacing = ensemble.configuration.spacing_mm
     voxel_mm3 = math.prod(spacing) if spacing is not None and len(spacing) == 3 else None
     annotated = tuple(ensemble.heads.annotated(case.annotated))

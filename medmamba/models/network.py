@@ -5,11 +5,14 @@ from typing import Any
 from medmamba.errors import ConfigError
 from medmamba.networks.build import build_network, network_facts
 from medmamba.networks.planned.one_block_unet import ONE_BLOCK
-from medmamba.plans.families import family
+from medmamba.plans.families import ORIGINALS, family
 from medmamba.plans.mirroring import choose_mirroring
 from medmamba.plans.network import are_planned_blocks, planned_blocks
 from medmamba.plans.schema import Configuration, Mirroring, Plan
 from medmamba.preprocessing.labels import label_names
+
+NNUNET_LIKE = (*ONE_BLOCK, *ORIGINALS)
+"""Networks whose convolutions per decoder stage the plan gives."""
 
 
 def network_arguments(
@@ -45,7 +48,7 @@ def network_arguments(
             arguments["blocks_per_stage"] = planned_blocks(other, numbers.strides, numbers.stem)
         scan = {"state_size": other.states[numbers.spatial_dims - 2], "routes": other.routes}
     arguments |= {option: value for option, value in scan.items() if option in known}
-    if name in ONE_BLOCK:  # always recorded: models of before are known by its absence
+    if name in NNUNET_LIKE:  # always recorded: models of before are known by its absence
         convs = numbers.decoder_convs if name == numbers.name else None
         arguments["decoder_convs"] = convs or known["decoder_convs"].default
     elif name == numbers.name and numbers.decoder_convs is not None:
@@ -53,6 +56,8 @@ def network_arguments(
             f"configuration {configuration.name!r}: network.decoder_convs is for {' and '.join(ONE_BLOCK)}, not "
             f"{name}. Take it out of the plan."
         )
+    if "patch_size" in known:
+        arguments["patch_size"] = configuration.patch_size
     if numbers.parts is not None and name == numbers.name:
         arguments["parts"] = numbers.parts.model_dump()
     if "use_scan" in known or not use_scan:  # build_network refuses to take a scan out of a network that has none

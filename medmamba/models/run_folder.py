@@ -78,8 +78,8 @@ class RunFolder:
         """Raises InputError for a converted model, which has no preprocessed cases to train on or to validate with."""
         if plan.conventions == "nnunet" and not self.preprocessed_path.is_dir():
             raise InputError(
-                f"{self.path}: a converted model, without preprocessed cases. Predict with it, or plan a run "
-                f"of your own with `medmamba plan DATASET -o RUN --like {self.path}`."
+                f"{self.path}: a converted model, without preprocessed cases. Add those of its dataset with `medmamba "
+                f"plan DATASET -o {self.path} --like {self.path}`, or plan a run of your own with `-o RUN --like`."
             )
 
     def check_unchanged(self, plan: Plan) -> None:

@@ -18,6 +18,7 @@ import medmamba.networks.planned.plain_unet
 import medmamba.networks.planned.residual_unet
 import medmamba.networks.planned.segmamba
 import medmamba.networks.planned.u_mamba
+import medmamba.networks.planned.u_mamba_original
 import medmamba.networks.planned.vim
 import medmamba.networks.planned.vm_unet
 import medmamba.networks.published.vm_unet  # noqa: F401

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from medmamba.networks.build import build_network
 from medmamba.nnunet.checkpoint_file import CheckpointFile
 from medmamba.nnunet.decisions import fingerprint_of, setup_of, splits_of
 from medmamba.nnunet.results_folder import TrainedFolder, find_trained
-from medmamba.nnunet.weights import load_their_weights
+from medmamba.nnunet.weights import load_their_weights, u_mamba_of
 from medmamba.nnunet.write_results import WrittenResults, write_results
 from medmamba.plans.nnunet_trained import joined_plan, trained_plan, trained_with
 from medmamba.plans.schema import Plan
@@ -46,6 +46,8 @@ class _Facts:
 
     trainer: str
     mirror_axes: tuple[int, ...]
+    network: str | None
+    """U-Mamba's network; None: the one in the plans."""
     plans: dict[str, dict[str, str]]
     """Of each fold: what of its own plans decides masks."""
 
@@ -90,6 +92,7 @@ def _converted(found: list[TrainedFolder], source: str, output: Path, on_fold: O
             each.read("dataset.json"),
             each.configuration,
             facts[each.configuration].mirror_axes,
+            network=facts[each.configuration].network,
             source=shown(each.path / "plans.json"),
         )
         for each in found
@@ -131,11 +134,11 @@ def _facts_of_folds(trained: TrainedFolder) -> _Facts:
             facts[fold] = _facts(file, trained, fold)
     (first, wanted), *others = facts.items()
     for fold, other in others:
-        if (other.trainer, other.mirror_axes) != (wanted.trainer, wanted.mirror_axes):
+        if (other.trainer, other.mirror_axes, other.network) != (wanted.trainer, wanted.mirror_axes, wanted.network):
             raise ConfigError(
                 f"{shown(trained.path)}: {first} and {fold} differ in trainer or mirroring. Convert them apart."
             )
-    return _Facts(wanted.trainer, wanted.mirror_axes, {fold: one.plans[fold] for fold, one in facts.items()})
+    return replace(wanted, plans={fold: one.plans[fold] for fold, one in facts.items()})
 
 
 def _refuse_other_plans(trained: TrainedFolder, facts: _Facts) -> None:
@@ -172,7 +175,8 @@ def _facts(file: CheckpointFile, trained: TrainedFolder, fold: str) -> _Facts:
         )
     plans = arguments.get("plans") if isinstance(arguments, dict) else None
     known = trained_with(plans, trained.configuration) if isinstance(plans, Mapping) else {}
-    return _Facts(trainer, tuple(sorted(axes)), {fold: known})
+    network = u_mamba_of(content["network_weights"], file.where)
+    return _Facts(trainer, tuple(sorted(axes)), network, {fold: known})
 
 
 def _write_fold(run: Path, plan: Plan, trained: TrainedFolder, fold: str, trainer: str, source: str) -> Path:

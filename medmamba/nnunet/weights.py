@@ -1,7 +1,7 @@
-"""The weights of nnU-Net's networks under the names of ours, one tensor at a time."""
+"""The weights of nnU-Net's networks and of U-Mamba under the names of ours, one tensor at a time."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,31 @@ from medmamba.nnunet.data_pickle import StoredTensor
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What training on several GPUs and compiling put before every name."""
+U_MAMBA = {"bot": "mamba_layer.mamba.A_log", "enc": r"encoder.mamba_layers.\d+.mamba.A_log"}
+"""A weight that each form of U-Mamba has; nnU-Net's plans do not name the network of such a trainer."""
+
+
+def u_mamba_of(names: Iterable[Any], where: str) -> str | None:
+    """Our name of U-Mamba's network where the weights are its; None for others.
+
+    Raises ConfigError for the first form of its code, which is another network.
+    """
+    plain = [_unwrapped(name) for name in names]
+    if not any(name.endswith("mamba.A_log") for name in plain):
+        return None
+    for form, weight in U_MAMBA.items():
+        if "encoder.stem.0.conv3.weight" in plain and any(re.fullmatch(weight, name) for name in plain):
+            return f"u_mamba_{form}_original"
+    raise ConfigError(
+        f"{where}: a network with Mamba that is not U-Mamba Bot or Enc of May 2024 or later. Train it again with these."
+    )
+
+
+def _unwrapped(theirs: Any) -> str:
+    name = str(theirs)
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
 
 
 def our_name(theirs: str, stages: int) -> str | None:
@@ -21,6 +46,7 @@ def our_name(theirs: str, stages: int) -> str | None:
     if ".all_modules." in theirs or theirs.startswith("decoder.encoder."):
         return None
     rules = [
+        *_u_mamba_rules(stages),
         (r"encoder\.stem\.convs\.0\.", lambda m: "encoder.0.0."),
         (r"encoder\.stages\.(\d+)\.0\.convs\.", lambda m: f"encoder.{m[1]}."),
         (r"encoder\.stages\.0\.blocks\.(\d+)\.", lambda m: f"encoder.0.{int(m[1]) + 1}."),  # behind the stem
@@ -37,6 +63,26 @@ def our_name(theirs: str, stages: int) -> str | None:
     return theirs
 
 
+def _u_mamba_rules(stages: int) -> list[tuple[str, Any]]:
+    """What only U-Mamba's names have: numbered blocks, convolutions without a norm of their own, the Mamba layers."""
+    return [
+        (r"encoder\.stem\.(\d+)\.", lambda m: f"encoder.0.stem.{m[1]}."),
+        (r"encoder\.stages\.(\d+)\.(\d+)\.(?!convs)", lambda m: f"encoder.{m[1]}.blocks.{m[2]}."),
+        (r"decoder\.stages\.(\d+)\.(\d+)\.", lambda m: f"decoder.{m[1]}.blocks.{m[2]}."),
+        (r"decoder\.upsample_layers\.", lambda m: "decoder."),
+        (r"encoder\.mamba_layers\.(\d+)\.", lambda m: f"encoder.{m[1]}.mamba."),
+        (r"^mamba_layer\.", lambda m: f"encoder.{stages - 1}.mamba."),
+        (r"\.mamba\.mamba\.(conv1d|in_proj|out_proj)\.", lambda m: f".mamba.mixer.{m[1]}."),
+        (r"\.mixer\.conv1d\.", lambda m: ".mixer.forwards.conv1d."),
+        (r"\.mamba\.mamba\.", lambda m: ".mamba.mixer.forwards.scan."),
+        (r"\.conv1\.(weight|bias)$", lambda m: f".first.conv.{m[1]}"),
+        (r"\.conv2\.(weight|bias)$", lambda m: f".second.conv.{m[1]}"),
+        (r"\.conv3\.(weight|bias)$", lambda m: f".shortcut.{m[1]}"),
+        (r"\.norm1\.", lambda m: ".first.norm."),
+        (r"\.norm2\.", lambda m: ".second.norm."),
+    ]
+
+
 def load_their_weights(file: CheckpointFile, weights: Mapping[Any, Any], network: nn.Module, trainer: str) -> None:
     """Load the entry ``network_weights`` of a checkpoint into our network.
 
@@ -46,9 +92,7 @@ def load_their_weights(file: CheckpointFile, weights: Mapping[Any, Any], network
     stages = len(network.topology.strides)  # type: ignore[arg-type, union-attr]
     found: dict[str, StoredTensor] = {}
     for theirs, stored in weights.items():
-        plain = str(theirs)
-        for wrapper in WRAPPERS:
-            plain = plain.removeprefix(wrapper)
+        plain = _unwrapped(theirs)
         name = our_name(plain, stages)
         if name is None:
             continue

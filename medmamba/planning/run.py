@@ -4,17 +4,17 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from medmamba.compute.free_memory import main_memory
 from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_splits
 from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import replace_folder, write_json, write_text
 from medmamba.disk.leftovers import remove_leftovers
-from medmamba.disk.own_files import OwnFiles, refusal, refuse_dataset_folder, refuse_replacing
+from medmamba.disk.own_files import OwnFiles, real_path, refusal, refuse_dataset_folder, refuse_replacing
 from medmamba.errors import ConfigError, InputError, counted
 from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, ending_of
@@ -28,7 +28,7 @@ from medmamba.plans.decided import changed_decisions
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.folds import N_FOLDS, Fold, check_folds, groups_of, make_folds
-from medmamba.plans.like import plan_like, refuse_with_like
+from medmamba.plans.like import plan_like, refuse_other_labels, refuse_with_like
 from medmamba.plans.manual_configurations import manual_configurations
 from medmamba.plans.mirroring import side_pairs, side_problems
 from medmamba.plans.options import NOTHING_TO_VALIDATE, PlanRequest
@@ -90,6 +90,8 @@ def plan(
         for name in networks:
             refuse_options(options.for_network(name), previous)
         measured = _measure(dataset, options, on_item)
+        if known and options.like is not None and real_path(options.like) == real_path(folder.path):
+            measured = measured.for_folds_of(folder)
         made = measured.plan(networks[0], previous)
         if not options.overwrite:
             _refuse_loss_of_folds(folder, previous, made, measured)
@@ -125,7 +127,25 @@ class _Measured:
     reading: Reading
     options: PlanRequest
     on_item: OnItem
+    for_its_own_folds: bool = False
+    """Whether the cases are for the trained folds that the run has, and its plan stays."""
     pictures: dict[str, Picture] = field(default_factory=dict)
+
+    def for_folds_of(self, run: RunFolder) -> Self:
+        """The same for the trained folds of a run: with its division into folds, where it has one of these cases.
+
+        Raises InputError where it has one of other cases.
+        """
+        folds = self.folds
+        if self.options.splits is None and run.splits_path.is_file():
+            folds = run.read_splits()
+            cases = {case for fold in folds for part in ("train", "val") for case in fold[part]}
+            if lacking := sorted(cases - {case.case_id for case in self.fingerprint.cases}):
+                raise InputError(
+                    f"{run.splits_path}: names {counted(len(lacking), 'case')} that the dataset does not have, as "
+                    f"{brief(lacking[0])}. Give the dataset that the folds were trained with."
+                )
+        return replace(self, folds=folds, for_its_own_folds=True)
 
     def plan(self, network: str, previous: Plan | None, decision: Decision | None = None) -> Plan:
         """The plan with a network; raises ConfigError for regions or cases that it cannot be carried out with."""
@@ -145,6 +165,10 @@ class _Measured:
             made = make_plan(self.fingerprint, options, facts, previous=previous, network_decision=decision)
         else:
             made = plan_like(RunFolder(self.options.like).read_plan(), self.fingerprint, facts, str(self.options.like))
+            if self.for_its_own_folds:
+                assert previous is not None
+                refuse_other_labels(previous, made, str(self.options.like))
+                made = previous
         OutputChannels.of_plan(made)  # refuses regions that cannot be written back
         for name in self.to_store(made):
             refuse_oversize(
@@ -157,7 +181,12 @@ class _Measured:
         return made
 
     def to_store(self, plan: Plan) -> list[str]:
-        """The configurations to preprocess: those asked for, or the default one; manual ones always."""
+        """The configurations to preprocess: those asked for, or the default one; manual ones always.
+
+        For its own folds all but second stages, whose first would have to predict every case.
+        """
+        if self.for_its_own_folds:
+            return [name for name, part in plan.configurations.items() if part.previous_stage is None]
         mine, wanted = manual_configurations(plan), self.options.configurations
         if wanted is None:
             return list(dict.fromkeys([plan.default_configuration, *mine]))
@@ -237,7 +266,9 @@ def _refuse_loss_of_folds(folder: RunFolder, previous: Plan | None, made: Plan, 
         lost = f"the plan changes ({'; '.join(changes[:3])})"
     elif folder.splits_path.is_file() and folder.read_splits() != measured.folds:
         lost = "the folds change"
-    elif missing := {path.parent.name for path in trained} - set(measured.to_store(made)):
+    elif not measured.for_its_own_folds and (
+        missing := {path.parent.name for path in trained} - set(measured.to_store(made))
+    ):
         lost = f"the preprocessed cases of {', '.join(sorted(missing))} are removed"
     else:
         return

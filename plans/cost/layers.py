@@ -121,7 +121,7 @@ def block_cost(network: NetworkPlan, stage: int) -> LayerCost:
     if chosen.parallel:
         edge = max(math.prod(s[axis] for s in network.strides[: stage + 1]) for axis in range(dims))
         deformable = 3**dims if edge >= DEFORMABLE_FROM[dims] else 0
-    return cost_of(network.name)(
+    return cost_of(chosen.name)(
         BlockPlace(
             spatial_dims=dims,
             width=width,

@@ -48,7 +48,8 @@ def naive(network, pixels, patch):
     padded, before = _pad(pixels, box)
     weight = gaussian_weight(patch)
     total, weights = torch.zeros((4, *padded.shape[1:])), torch.zeros(padded.shape[1:])
-    for start in product(*(window_starts(n, edge) for n, edge in zip(padded.shape[1:], box, strict=True))):
+    starts = [window_starts(n, edge) for n, edge in zip(padded.shape[1:], box, strict=True)]
+    for start in product(range(padded.shape[1]) if flat else starts[0], *starts[1:]):
         where = tuple(slice(first, first + edge) for first, edge in zip(start, box, strict=True))
         piece = padded[(slice(None), *where)][None]
         logits = network(piece[:, :, 0] if flat else piece)[0]

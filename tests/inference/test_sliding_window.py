@@ -122,3 +122,27 @@ def test_memory_that_was_kept_goes_back_once_after_the_process_has_grown(monkeyp
     monkeypatch.setattr(cpu, "_largest", 0)
     cpu.give_back_memory()
     assert resident_mib() < small + 10
+
+
+@pytest.mark.parametrize(("mirror", "passes"), [((), 1), ((0, 1), 3)])
+def test_a_flat_patch_sees_every_slice_once_and_small_views_go_together(mirror: tuple[int, ...], passes: int) -> None:
+    """Slices had been visited twice each, because neighbouring patches are half an edge apart along every axis."""
+    seen: list[int] = []
+
+    def network(patches: torch.Tensor) -> torch.Tensor:
+        seen.append(len(patches))
+        return torch.cat([patches, -patches], dim=1)
+
+    image = torch.randn(1, 9, 12, 10, generator=torch.Generator().manual_seed(0))
+    window = Window((12, 10), mirror_axes=mirror)
+    planes = list(stream_logits([network], image, window))
+    assert sum(seen) == 9 * 2 ** len(mirror) == window.patches((9, 12, 10)) * 2 ** len(mirror)
+    assert len(seen) == passes  # 16 views together: 16 slices, or 4 slices mirrored
+    torch.testing.assert_close(torch.stack(planes)[:, 0], image[0])
+
+
+def test_large_patches_go_one_by_one() -> None:
+    assert Window((64, 64, 64)).views_together == 1
+    assert Window((256, 224)).views_together == 1
+    assert Window((56, 40)).views_together == 16
+    assert Window((128, 128)).views_together == 4

@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def test_masks_and_probabilities_are_those_of_nnunet(name: str, mirror: bool, tm
     made = convert_model(dataset / model, tmp_path / "run")
     configuration = read_plan(made.run / "plan.json").default_configuration
     images = sorted((dataset / "images").iterdir())
-    found = Predictor(made.run, mirror=mirror).predict(images if len(images) > 1 else images[0], probabilities=True)
+    predictor = Predictor(made.run, mirror=mirror)
+    for ensemble in predictor.model.ensembles:  # these masks were made with sums in float32
+        ensemble.window = replace(ensemble.window, half_sums=False)
+    found = predictor.predict(images if len(images) > 1 else images[0], probabilities=True)
     home = dataset / "masks" / f"{configuration}_{'mirrored' if mirror else 'plain'}"
     (mask,) = (path for path in home.iterdir() if path.name.endswith((".nii.gz", ".png")))
     theirs = read_label_map(mask).array

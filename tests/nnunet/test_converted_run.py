@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -106,6 +107,35 @@ def test_commands_that_need_cases_say_so_in_one_line(converted: Path) -> None:
         with pytest.raises(InputError, match=r"a converted model, without preprocessed cases.* --like ") as raised:
             command(converted)
         assert "\n" not in str(raised.value)
+
+
+def test_with_the_cases_of_its_dataset_it_is_cross_validated_and_reported(
+    converted: Path, dataset: Path, tmp_path: Path
+) -> None:
+    run, own = tmp_path / "run", tmp_path / "Dataset004_Test"
+    shutil.copytree(converted, run)
+    shutil.copytree(dataset, own)
+    facts = json.loads((own / "dataset.json").read_text())
+    facts["labels"] = {"background": 0, "first": 1, "second": 2}
+    (own / "dataset.json").write_text(json.dumps(facts))
+    folds = [{"train": ["c2", "c3"], "val": ["c0", "c1"]}, {"train": ["c0", "c1"], "val": ["c2", "c3"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    before = (run / "plan.json").read_bytes()
+    medmamba.plan(own, run, like=run, splits=tmp_path / "splits_final.json", workers=1)
+    assert (run / "plan.json").read_bytes() == before
+    assert json.loads((run / "splits.json").read_text()) == folds
+    found = find_best(run, mirror=False)
+    assert found.configurations == ["3d_fullres"]
+    assert found.cases == 4
+    scores = write_report(run).scores
+    assert {score.case_id: score.fold for score in scores} == dict(c0="fold_0", c1="fold_0", c2="fold_1", c3="fold_1")
+    predictor = medmamba.Predictor(run)
+    assert predictor.model.recipe is not None
+    with pytest.raises(ConfigError, match=r"its labels are .*'second': 2.*, those of the dataset .*'other': 2"):
+        medmamba.plan(dataset, run, like=run, workers=1)
+    (run / "splits.json").write_text(json.dumps([{"train": ["c9"], "val": ["c0", "c1"]}, folds[1]]))
+    with pytest.raises(InputError, match="names 1 case that the dataset does not have, as c9"):
+        medmamba.plan(own, run, like=run, workers=1, overwrite=True)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ class PlanInferer(Inferer):
         self.window = Window(skip_empty=skip_empty, **{**window, **lists})
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Logits (B, classes, I, J, K) of images (B, C, I, J, K), float32 on the CPU."""
+        """Logits (B, classes, I, J, K) of images (B, C, I, J, K) on the CPU; float32, or half with ``half_sums``."""
         batch = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         return torch.stack([torch.stack(list(self.planes(image, network)), dim=1) for image in batch])
 

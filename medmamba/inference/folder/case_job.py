@@ -133,19 +133,31 @@ class Job:
         self.remove_old(case)
         return self._record(case, status="failed", reason=self.shown.hide(reason, case))
 
-    def run(self, predictor: Predictor, case: ImageCase, on_message: Callable[[str], None]) -> CaseRecord:
+    def run(
+        self,
+        predictor: Predictor,
+        case: ImageCase,
+        on_message: Callable[[str], None],
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> CaseRecord:
         """Predict one case and give its record. Never raises for a case that is bad; a full disk ends everything."""
         with self.own.recording():
-            return self._run(predictor, case, on_message)
+            return self._run(predictor, case, on_message, on_tile)
 
-    def _run(self, predictor: Predictor, case: ImageCase, on_message: Callable[[str], None]) -> CaseRecord:
+    def _run(
+        self,
+        predictor: Predictor,
+        case: ImageCase,
+        on_message: Callable[[str], None],
+        on_tile: Callable[[int, int], None] | None,
+    ) -> CaseRecord:
         started = time.perf_counter()
         try:
             image = read_channels(case.paths, predictor.reading)  # first: its errors are the most specific
             for line in image.warnings:
                 on_message(self.shown.hide(f"Warning: {line}", case))
             inputs = [input_sha256(path) for path in case.paths]
-            result = self._predict(predictor, image, lambda line: on_message(self.shown.hide(line, case)))
+            result = self._predict(predictor, image, lambda line: on_message(self.shown.hide(line, case)), on_tile)
             result.save(self.target / case.output_name)
         except InputError as error:
             return self.failed(case, str(error))
@@ -227,16 +239,24 @@ class Job:
                 dicom |= self._write_dicom(case, lacking, mask.array, mask.grid, not_written)
         return replace(record, dicom=dicom, not_written=not_written)
 
-    def _predict(self, predictor: Predictor, image: MedicalImage, on_message: Callable[[str], None]) -> Prediction:
+    def _predict(
+        self,
+        predictor: Predictor,
+        image: MedicalImage,
+        on_message: Callable[[str], None],
+        on_tile: Callable[[int, int], None] | None,
+    ) -> Prediction:
         """The prediction; when memory runs out, once more with as little of it as possible."""
         probabilities = self.options.probabilities
         try:
-            return predictor.predict(image, probabilities=probabilities, on_message=on_message)
+            return predictor.predict(image, on_tile, probabilities=probabilities, on_message=on_message)
         except Exception as error:
             if not is_out_of_memory(error) or predictor.options.memory_gib == 0:
                 raise
         on_message(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
-        return predictor.predict(image, probabilities=probabilities, planes_on_disk=True, on_message=on_message)
+        return predictor.predict(
+            image, on_tile, probabilities=probabilities, planes_on_disk=True, on_message=on_message
+        )
 
     def outputs(self, case: ImageCase) -> list[Path]:
         """The files that are written for a case."""

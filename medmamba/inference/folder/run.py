@@ -30,6 +30,7 @@ from medmamba.inference.folder.case_job import (
     read_record,
     record_path,
 )
+from medmamba.inference.folder.forecast import Forecast
 from medmamba.inference.folder.pseudonyms import KEY_FILE, Pseudonyms
 from medmamba.inference.folder.workers import Workers
 from medmamba.inference.joint import Models, join, paths_of
@@ -181,15 +182,17 @@ def predict_folder(
                 report.done[shown.of(case.case_id)] = record
         waiting = [case for case in cases if shown.of(case.case_id) not in report.done]
         on_item("predict", len(report.done), len(cases))
+        forecast = Forecast(len(waiting), on_message, together=engine.count if isinstance(engine, Workers) else 1)
         if isinstance(engine, Workers):
             records = engine.records(waiting, job, on_message)
         else:
-            records = ((case, job.run(engine, case, on_message)) for case in waiting)
+            records = ((case, job.run(engine, case, on_message, forecast.on_patch)) for case in waiting)
         for case, record in records:
             write_json(record_path(target, case), record.as_dict())
             if record.failed:
                 report.failed[shown.of(case.case_id)] = record.reason
             else:
+                forecast.on_case()
                 report.done[shown.of(case.case_id)] = record
             on_item("predict", len(report.done) + len(report.failed), len(cases))
         remove_leftovers(target, shared=part is not None)  # of workers that were killed

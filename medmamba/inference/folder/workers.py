@@ -49,6 +49,7 @@ class Workers:
         models = paths_of(model)
         for path in models:
             select_models(path, options.configuration, options.folds)  # refused before any starts
+        self.count = count
         self._inbox: Queue[tuple[_Worker, Any]] = Queue()
         self._start = (self._inbox, models, options, max(1, torch.get_num_threads() // count))
         self._stall_seconds = 60 * stall_minutes
