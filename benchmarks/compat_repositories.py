@@ -1,14 +1,14 @@
 """Networks of public repositories, as they are, on medmamba.compat: gradients against float64, and time.
 
-`python benchmarks/compat_repositories.py FOLDER` runs the networks whose clones lie in FOLDER, each in a process of its
-own, and prints a Markdown table; nothing is fetched. FOLDER/mamba (state-spaces/mamba) has the reference scan that ours
-is timed against. Needed beside medmamba: timm, einops, fvcore, monai, dynamic-network-architectures, batchgenerators,
+`python benchmarks/compat_repositories.py FOLDER` runs the networks whose clones lie in FOLDER, one after the other, and
+prints a Markdown table; nothing is fetched. FOLDER/mamba (state-spaces/mamba) has the reference scan that ours is timed
+against. Needed beside medmamba: timm, einops, fvcore, tqdm, monai, dynamic-network-architectures, batchgenerators and
 acvl-utils. Where torchvision has no compiled operators (its wheels of another torch than the installed one), the two
 that its import asks for are declared here, without code.
 
 A network runs in evaluation mode on a small random image. Its loss is a random combination of all outputs. The truth is
-the same network in float64 with the plain loop of `medmamba.kernels` as its scan (with torch operations in chunks where
-the loop's backward pass, which grows with the square of the positions, would take long).
+the same network in float64 with a loop over the positions as its scan, which is written here and shares nothing with
+medmamba's kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import ast
 import contextlib
 import importlib
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,8 +33,9 @@ from torch import Tensor, nn
 
 import medmamba.compat
 from medmamba.compat import selective_scan as answered
+from medmamba.compat.usage import forget
 
-ROUNDS = 2
+ROUNDS = 1
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Clone:
     """Folder below FOLDER that is put on the path."""
     make: Callable[[Path], nn.Module]
     shape: tuple[int, ...]
-    backward_of_reference: bool = True
+    backward_of_reference: bool = False
     """Whether the reference's backward pass, which grows with the square of the positions, ends within minutes."""
 
 
@@ -99,21 +99,18 @@ def _mhs_vm(folder: Path) -> nn.Module:
 
 SMALL = {"depths": [2, 2, 2, 2], "depths_decoder": [2, 2, 2, 1]}
 CLONES = {
-    "U-Mamba Bot, 2D": Clone("U-Mamba/umamba", _unet("Bot", 2), (1, 1, 128, 128)),
+    "U-Mamba Bot, 2D": Clone("U-Mamba/umamba", _unet("Bot", 2), (1, 1, 128, 128), True),
     "U-Mamba Enc, 3D": Clone("U-Mamba/umamba", _unet("Enc", 3), (1, 1, 32, 32, 32)),
-    "SegMamba": Clone(
-        "SegMamba", lambda _: _import("model_segmamba.segmamba").SegMamba(1, 3), (1, 1, 32, 32, 32), False
-    ),
+    "SegMamba": Clone("SegMamba", lambda _: _import("model_segmamba.segmamba").SegMamba(1, 3), (1, 1, 32, 32, 32)),
     "SegMamba-V2": Clone(
         "SegMamba-V2/brats23",
         lambda _: _import("models_segmamba.segmambav2").SegMamba(1, 3),
         (1, 1, 32, 32, 32),
-        False,
     ),
     "VM-UNet": Clone("VM-UNet", lambda _: _import("models.vmunet.vmunet").VMUNet(**SMALL), (1, 3, 64, 64)),
     "VM-UNet V2": Clone(
         "VM-UNetV2",
-        lambda _: _import("models.vmunet.vmunet_v2").VMUNetV2(mid_channel=96, **SMALL),
+        lambda _: _import("models.vmunet.vmunet_v2").VMUNetV2(**SMALL),
         (1, 3, 64, 64),
     ),
     "Swin-UMamba": Clone(
@@ -123,26 +120,29 @@ CLONES = {
         "LightM-UNet/lightm-unet",
         lambda _: _import("nnunetv2.nets.LightMUNet").LightMUNet(2, 16, 1, 3),
         (1, 1, 64, 64),
+        True,
     ),
     "UltraLight VM-UNet": Clone(
         "UltraLight-VM-UNet",
         lambda _: _import("models.UltraLight_VM_UNet").UltraLight_VM_UNet(),
         (1, 3, 128, 128),
+        True,
     ),
     "H-vmunet": Clone("H-vmunet", lambda _: _import("models.H_vmunet").H_vmunet(), (1, 3, 64, 64)),
-    "MHS-VM": Clone("MHS-VM", _mhs_vm, (1, 3, 64, 64)),
     "Vim-Ti": Clone(
         "Vim/vim",
         lambda _: _import("models_mamba").VisionMamba(
             img_size=96, if_bimamba=False, bimamba_type="v2", final_pool_type="mean", num_classes=10
         ),
         (1, 3, 96, 96),
+        True,
     ),
     "VMamba-T": Clone(
         "VMamba/classification",
         lambda _: _import("models.vmamba").vmamba_tiny_s1l8(channel_first=True),
         (1, 3, 64, 64),
     ),
+    "MHS-VM": Clone("MHS-VM", _mhs_vm, (1, 3, 64, 64)),
 }
 
 
@@ -200,6 +200,22 @@ def scanning_with(scan: Scan) -> Iterator[None]:
         yield
     finally:
         answered.selective_scan, answered._scan_along_routes = before  # type: ignore[assignment]
+
+
+def loop(u, delta, A, B, C, D=None, z=None, bias=None, softplus=False, last=False):  # type: ignore[no-untyped-def]
+    """The scan position by position; B and C (batch, N, L) or (batch, groups, N, L)."""
+    B, C = (value if value.dim() == 4 else value.unsqueeze(1) for value in (B, C))
+    B, C = (value.repeat_interleave(u.shape[1] // value.shape[1], 1).unbind(-1) for value in (B, C))
+    step = delta if bias is None else delta + bias.unsqueeze(-1)
+    step = nn.functional.softplus(step) if softplus else step
+    state, outputs = 0, []
+    for t, (s, x) in enumerate(zip(step.unsqueeze(-1).unbind(2), u.unsqueeze(-1).unbind(2), strict=True)):
+        state = torch.exp(s * A) * state + s * x * B[t]
+        outputs.append((state * C[t]).sum(-1))
+    y = torch.stack(outputs, -1)
+    y = y if D is None else y + u * D.unsqueeze(-1)
+    y = y if z is None else y * nn.functional.silu(z)
+    return (y, state) if last else y
 
 
 @contextlib.contextmanager
@@ -263,21 +279,21 @@ def largest_scan(model: nn.Module, image: Tensor) -> list[Any]:
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """One row of the table."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     clone = CLONES[name]
-    library = declare_torchvision_operators()
-    medmamba.compat.install()
-    sys.path.insert(0, str(folder / clone.path))
+    forget()
+    for module, found in list(sys.modules.items()):  # another clone's, of the same name
+        if str(folder) in f"{vars(found).get('__file__')}{vars(found).get('__path__')}":
+            del sys.modules[module]
+    sys.path[:] = [str(folder / clone.path), *(path for path in sys.path if str(folder) not in path)]
+    importlib.invalidate_caches()
     torch.manual_seed(0)
     model = clone.make(folder).eval()
     image = torch.rand(clone.shape, generator=torch.Generator().manual_seed(1))
+    start = time.process_time()
     ours = gradient(model, image)
+    both = time.process_time() - start
 
-    from medmamba.kernels import selective_scan
-
-    plain = "reference" if clone.backward_of_reference else "torch"
-    with scanning_with(lambda *given: selective_scan(*given, backend=plain)), float_means_double():
+    with scanning_with(loop), float_means_double():
         truth = gradient(model.double(), image.double())
     model.float()
     theirs = reference_scan(folder)
@@ -287,7 +303,6 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         "parameters": ours.numel(),
         "error": ((ours.double() - truth).norm() / truth.norm()).item(),
         "report": medmamba.compat.report(),
-        "torchvision declared": library is not None,
     }
     arguments = largest_scan(model, image)
     row["scan"] = f"D {arguments[0].shape[1]}, L {arguments[0].shape[2]}, N {arguments[2].shape[1]}"
@@ -307,10 +322,10 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     def ours_scan(*given: Any) -> Any:
         return answered.selective_scan(*given[:8], delta_softplus=given[8])
 
-    row["ours"] = {"forward": seconds(forward), "both": seconds(lambda: gradient(model, image))}
+    row["ours"] = {"forward": seconds(forward), "both": both}
     row["scan ours"] = {
-        "forward": seconds(lambda: only_forward(ours_scan), 4),
-        "both": seconds(lambda: both_ways(ours_scan), 4),
+        "forward": seconds(lambda: only_forward(ours_scan), 3),
+        "both": seconds(lambda: both_ways(ours_scan), 3),
     }
     row["scan theirs"] = {"forward": seconds(lambda: only_forward(theirs), 1)}
     with scanning_with(theirs):
@@ -349,22 +364,23 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="holds the clones")
-    parser.add_argument("--only", choices=CLONES, help="one network, measured in this process")
+    parser.add_argument("--only", choices=CLONES, action="append", help="a network to measure; all without it")
     parser.add_argument("--json", type=Path, help="the rows are written to this file too")
     given = parser.parse_args()
-    if given.only:
-        print(json.dumps(measure(given.only, given.folder.resolve())))
-        return
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    declared = declare_torchvision_operators()  # kept: the declaration ends with it
+    medmamba.compat.install()
     rows = []
-    for name in CLONES:
-        words = [sys.executable, __file__, str(given.folder), "--only", name]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        last = (done.stdout.strip().splitlines() or [""])[-1]
-        failed = (done.stderr.strip().splitlines() or ["?"])[-1]
-        rows.append(json.loads(last) if done.returncode == 0 else {"name": name, "failed": failed})
-        print(name, "failed:" if done.returncode else "done", failed if done.returncode else "", file=sys.stderr)
+    for name in given.only or CLONES:
+        try:
+            rows.append(measure(name, given.folder.resolve()))
+        except Exception as error:  # of somebody else's code: the others are measured
+            rows.append({"name": name, "failed": f"{type(error).__name__}: {error}".splitlines()[0]})
+        print(name, rows[-1].get("failed", "done"), file=sys.stderr, flush=True)
         if given.json:
             given.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    print("torchvision's operators were declared" if declared else "torchvision is complete", file=sys.stderr)
     print(table(rows))
 
 
