@@ -27,6 +27,9 @@ from medmamba.kernels.mamba3.reference import mamba3_reference, turned
 from medmamba.kernels.scan.api import routed_scan
 from medmamba.kernels.state_space_duality.api import ssd_chunked
 
+LEAST_STEP = 1e-30
+"""For the C++ kernel, which divides by minus the log decay: a state that does not decay at all."""
+
 
 def mamba3_scan(
     x: Tensor,
@@ -115,7 +118,7 @@ def _by_a_scan(
 
 def _selective(inputs: Tensor, B: Tensor, C: Tensor, decay: Tensor) -> Tensor:
     """The scan of (batch, L, heads, p) as a selective scan with a route per head, whose step is minus the log decay."""
-    step = -decay.unsqueeze(-1)
+    step = (-decay).clamp(min=LEAST_STEP).unsqueeze(-1)
     A = inputs.new_full((inputs.shape[2], inputs.shape[3], B.shape[-1]), -1.0)
     y = routed_scan(
         inputs / step, step.expand_as(inputs), A, B, C, None, None, softplus=False, merge=False, backend="cpp"

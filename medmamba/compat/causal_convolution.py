@@ -17,9 +17,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
     if activation not in ACTIVATIONS:
         raise NotImplementedError(f"activation is {activation!r}; it must be None, 'silu' or 'swish'.")
     check_kinds({"x": x, "weight": weight, "bias": bias} | others)
-    if x.dim() != 3 or weight.dim() != 2:
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[1] == 0:
         raise ValueError(
-            f"x must be (batch, D, L) and weight (D, width); they are {tuple(x.shape)} and {tuple(weight.shape)}."
+            f"x must be (batch, D, L) and weight (D, width), without a 0; they are {tuple(x.shape)} "
+            f"and {tuple(weight.shape)}."
         )
     sizes = {"D": x.shape[1], "width": weight.shape[1]}
     check_shapes({"weight": weight, "bias": bias}, {"weight": "(D, width)", "bias": "(D,)"}, sizes)
