@@ -93,8 +93,9 @@ def plan(
         if known and options.like is not None and real_path(options.like) == real_path(folder.path):
             measured = measured.for_folds_of(folder)
         made = measured.plan(networks[0], previous)
-        if not options.overwrite:
-            _refuse_loss_of_folds(folder, previous, made, measured)
+        if not options.overwrite:  # a pilot may choose any of its networks
+            for each in (made, *(measured.plan(name, previous) for name in networks[1:])):
+                _refuse_loss_of_folds(folder, previous, each, measured)
         if not known:
             locks.enter_context(folder.replacing_cases())
         locks.enter_context(own.recording())

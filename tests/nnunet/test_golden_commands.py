@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ GOLDEN = Path(__file__).resolve().parent.parent / "data" / "nnunet_models" / "Da
 
 def test_from_a_folder_of_results_to_nnunets_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def called(*words: object) -> dict:
-        medmamba([*map(str, words), "--json"])
+        with suppress(SystemExit):
+            medmamba([*map(str, words), "--json"])
         return json.loads(capsys.readouterr().out)
 
     run, masks = tmp_path / "run", tmp_path / "masks"

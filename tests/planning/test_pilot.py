@@ -8,7 +8,7 @@ import math
 import pytest
 
 import medmamba
-from medmamba.errors import ConfigError
+from medmamba.errors import ConfigError, InputError
 from medmamba.planning.pilot import Trial, choose, table_lines
 from medmamba.plans.options import PlanRequest
 
@@ -61,6 +61,16 @@ def test_what_cannot_be_compared_is_refused(small_dataset, tmp_path):
         medmamba.plan(small_dataset, tmp_path / "run", pilot=1, network="vmunet,plain_unet")
     with pytest.raises(ConfigError, match="needs two patients or more"):
         medmamba.plan(small_dataset, tmp_path / "run", pilot=1, group_by="hippocampus")
+
+
+def test_no_candidate_may_cost_the_trained_folds_of_the_run(small_dataset, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    medmamba.plan(small_dataset, run, network="vm_unet", patch_size=(16, 24, 16))
+    (run / "models/3d_fullres/fold_0/checkpoints/last").mkdir(parents=True)
+    monkeypatch.setattr("medmamba.planning.pilot.compare", lambda *rest: pytest.fail("trained before it was refused"))
+    both = "vm_unet,plain_unet"
+    with pytest.raises(InputError, match=r"name: 'vm_unet' then, 'plain_unet' now.*Use another run folder, or --over"):
+        medmamba.plan(small_dataset, run, network=both, patch_size=(16, 24, 16), pilot=1)
 
 
 def test_a_pilot_trains_both_and_writes_the_chosen_plan(small_dataset, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_one_command_trains_both_stages_and_one_predicts_through_both(cascade_ru
     assert not any("First stage" in line for line in lines)  # it stands already
     image = sorted((clinic_dataset / "imagesTr").iterdir())[0]
     predictor = medmamba.Predictor(cascade_run, configuration="cascade")
-    assert predictor.predict(image).labels.shape == (16, 16, 16)
+    assert predictor.predict(image).labels.shape == nib.load(image).shape
     assert f"coarse/fold_{len(splits) - 1}" in predictor.provenance().weights_sha256["cascade"]
     alone = tmp_path / "elsewhere" / "models" / "cascade" / "fold_0"
     shutil.copytree(cascade_run / "models" / "cascade" / "fold_0", alone)
