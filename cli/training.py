@@ -20,8 +20,7 @@ from medmamba.command_options import (
     InfoOptions,
     ReportOptions,
 )
-from medmamba.compute.free_memory import gib_text
-from medmamba.errors import counted
+from medmamba.errors import counted, gib_text
 from medmamba.plans.options import PlanRequest
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions

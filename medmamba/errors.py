@@ -90,6 +90,11 @@ def size_text(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 0.1 * 2**30 else f"{-(-count // 2**20):.0f} MiB"
 
 
+def gib_text(value: float | None) -> str:
+    """GiB for people to read."""
+    return "unknown" if value is None else f"{value:.2f} GiB"
+
+
 def need_packages(purpose: str, modules: Sequence[str], extra: str) -> None:
     """Raises ConfigError with the install line when modules of an optional extra of medmamba are missing."""
     from importlib.util import find_spec

@@ -36,11 +36,6 @@ def gib(size: int | None) -> float | None:
     return None if size is None else size / 2**30
 
 
-def gib_text(value: float | None) -> str:
-    """GiB for people to read."""
-    return "unknown" if value is None else f"{value:.2f} GiB"
-
-
 def _of_system() -> int | None:
     try:
         for line in MEMINFO.read_text(encoding="ascii").splitlines():

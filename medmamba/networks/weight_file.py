@@ -1,6 +1,7 @@
 """A file of weights as tensors by name: safetensors, or a state dict of torch.save. No code of it is ever run."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ _CURE = "Save its state dict alone: torch.save(model.state_dict(), FILE), or saf
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file; the library itself opens only paths that are UTF-8."""
-    return load_file(path) if is_text(path) else load(path.read_bytes())
+    if is_text(path):
+        with suppress(RuntimeError):  # torch could not open it; the system's own error is the better one
+            return load_file(path)
+    return load(path.read_bytes())
 
 
 def read_weight_file(path: Path | str, *, mapped: bool = False) -> Mapping[str, Any]:

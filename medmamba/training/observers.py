@@ -13,10 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medmamba.compute.free_memory import gib_text
 from medmamba.disk.atomic import write_bytes, write_text
 from medmamba.disk.own_files import OwnFiles
-from medmamba.errors import ConfigError, first_line
+from medmamba.errors import ConfigError, first_line, gib_text
 from medmamba.pages.picture import Picture, sheet
 from medmamba.pages.render import COLOURS, render
 from medmamba.plans.schema import Plan

@@ -134,6 +134,6 @@ def test_a_file_that_changes_between_measuring_and_preprocessing_is_named(part, 
     with pytest.raises(
         InputError, match=rf"{path.name}: changed while its dataset was planned\. Run the command again"
     ):
-        medmamba.plan(data, run, patch_size=(16, 24, 16), batch_size=2)
+        medmamba.plan(data, run, patch_size=(16, 24, 16), batch_size=2, workers=1)
     assert not (run / "plan.json").exists()
     assert not (run / "preprocessed").exists()

@@ -249,13 +249,13 @@ class Job:
         """The prediction; when memory runs out, once more with as little of it as possible."""
         probabilities = self.options.probabilities
         try:
-            return predictor.predict(image, on_tile, probabilities=probabilities, on_message=on_message)
+            return predictor.predict(image, on_tile=on_tile, probabilities=probabilities, on_message=on_message)
         except Exception as error:
             if not is_out_of_memory(error) or predictor.options.memory_gib == 0:
                 raise
         on_message(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
         return predictor.predict(
-            image, on_tile, probabilities=probabilities, planes_on_disk=True, on_message=on_message
+            image, on_tile=on_tile, probabilities=probabilities, planes_on_disk=True, on_message=on_message
         )
 
     def outputs(self, case: ImageCase) -> list[Path]:
