@@ -14,42 +14,23 @@ from medmamba.errors import ConfigError
 ORIGIN = "<medmamba.compat>"
 PAGE = "docs/reference/compat.md"
 
-_SCAN = "medmamba.compat.selective_scan"
-_NORMS = "medmamba.compat.norms"
-_GATED = "medmamba.compat.gated_norms"
-_CSM = "medmamba.compat.cross_scan"
-_LAYER_NORMS = {
-    "RMSNorm": f"{_NORMS}:AddRMSNorm",
-    "layer_norm_fn": f"{_NORMS}:layer_norm_fn",
-    "layer_norm_linear_fn": f"{_NORMS}:layer_norm_linear_fn",
-    "layer_norm_ref": f"{_NORMS}:layer_norm_ref",
-    "rms_norm_fn": f"{_NORMS}:rms_norm_fn",
-    "rms_norm_ref": f"{_NORMS}:rms_norm_ref",
-}
-_CROSS_SCAN = {
-    name: f"{_CSM}:{name}"
-    for name in (
-        "CrossMergeF",
-        "CrossMergeTritonF",
-        "CrossScanF",
-        "CrossScanTritonF",
-        "cross_merge_fn",
-        "cross_scan_fn",
-    )
-}
-
-
-def _extension(name: str) -> dict[str, str]:
-    return {f"{way}": f"medmamba.compat.extensions:{name}_{way}" for way in ("fwd", "bwd")}
-
 
 def _same(module: str, *names: str) -> dict[str, str]:
     return {name: f"{module}:{name}" for name in names}
 
 
+def _extension(name: str) -> dict[str, str]:
+    return {way: f"medmamba.compat.extensions:{name}_{way}" for way in ("fwd", "bwd")}
+
+
 _MAMBA, _MAMBA2, _MAMBA3 = "medmamba.compat.mamba", "medmamba.compat.mamba2", "medmamba.compat.mamba3"
-_SSD, _UPDATE = "medmamba.compat.chunk_scan", "medmamba.compat.state_update"
+_SCAN, _SSD, _UPDATE = "medmamba.compat.selective_scan", "medmamba.compat.chunk_scan", "medmamba.compat.state_update"
 _CONV, _GENERATION = "medmamba.compat.causal_convolution", "medmamba.compat.generation"
+_NORMS, _GATED = "medmamba.compat.norms", "medmamba.compat.gated_norms"
+_LAYER_NORMS = {
+    "RMSNorm": f"{_NORMS}:AddRMSNorm",
+    **_same(_NORMS, "layer_norm_fn", "layer_norm_linear_fn", "layer_norm_ref", "rms_norm_fn", "rms_norm_ref"),
+}
 
 ANSWERS: dict[str, dict[str, str]] = {
     "mamba_ssm": {
@@ -97,7 +78,15 @@ ANSWERS: dict[str, dict[str, str]] = {
     "selective_scan_cuda": _extension("mamba"),
     "selective_scan_cuda_core": _extension("core"),
     "selective_scan_cuda_oflex": _extension("oflex"),
-    "csm_triton": _CROSS_SCAN,
+    "csm_triton": _same(
+        "medmamba.compat.cross_scan",
+        "CrossMergeF",
+        "CrossMergeTritonF",
+        "CrossScanF",
+        "CrossScanTritonF",
+        "cross_merge_fn",
+        "cross_scan_fn",
+    ),
 }
 """Module of an original -> its names -> the module and name of medmamba that answer."""
 
