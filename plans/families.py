@@ -180,6 +180,19 @@ FAMILIES: dict[str, Family] = {
             ),
         ),
         Family(
+            "mamba3",
+            "Mamba-3, arXiv:2603.15569: there and back through the whole map with trapezoidal steps",
+            first_block_level=2,
+            states=(16, 16),
+            states_why=Rationale("As many as U-Mamba and SegMamba; language models have 128.", "medmamba"),
+            routes="bidirectional",
+            routes_why=Rationale(
+                rule="row by row through all voxels, forwards and backwards",
+                reason="Each voxel sees those before it and those after it; the paper, on language, scans forwards.",
+                source="Vim, arXiv:2401.09417",
+            ),
+        ),
+        Family(
             "mambaout",
             "MambaOut, arXiv:2405.07992: the block without a scan",
             has_scan=False,

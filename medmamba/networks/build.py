@@ -11,6 +11,7 @@ from torch import nn
 
 import medmamba.networks.planned.hrvmamba
 import medmamba.networks.planned.lamamba
+import medmamba.networks.planned.mamba3
 import medmamba.networks.planned.mambaout
 import medmamba.networks.planned.mate
 import medmamba.networks.planned.mhs_vm

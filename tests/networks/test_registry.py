@@ -180,7 +180,7 @@ def test_with_the_falling_schedule_the_bottleneck_has_one_route(name: str, dims:
         with torch.no_grad(), count_scans() as scans:
             network.eval()(torch.zeros(1, 2, *(8,) * dims))
         steps.append(scans[-1])  # the last block to run is at the bottleneck
-    assert steps[1] == {"vim": 2, "mate": 2, "segmamba": 3}.get(name, 2 * dims) * steps[0]
+    assert steps[1] == {"vim": 2, "mate": 2, "mamba3": 2, "segmamba": 3}.get(name, 2 * dims) * steps[0]
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,15 @@ def count_scans() -> Iterator[list[int]]:
         _counted.reset(token)
 
 
+def count_updates(updates: int) -> None:
+    """Report the state updates of a scan to :func:`count_scans`."""
+    if not torch.compiler.is_compiling() and (counted := _counted.get()) is not None:
+        counted.append(updates)
+
+
 def scanned(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> Tensor:
     """:func:`medmamba.kernels.routed_scan` for a network, which never asks for the last state."""
-    if not torch.compiler.is_compiling() and (counted := _counted.get()) is not None:
-        counted.append(dt.numel() * A.shape[-1])
+    count_updates(dt.numel() * A.shape[-1])
     y = routed_scan(x, dt, A, B, C, **options)
     assert isinstance(y, Tensor)
     return y
