@@ -10,6 +10,7 @@ from medmamba.kernels import available_backends
 from medmamba.networks import available_networks, build_network
 from medmamba.networks.blocks import deformable, scan_core
 from medmamba.networks.build import network_facts
+from medmamba.networks.planned import mamba3
 from medmamba.networks.scan_backend import scan_backend_of, set_scan_backend
 
 FASTEST = available_backends("cpu")[0]
@@ -26,7 +27,11 @@ def tiny(name: str, **changes: object) -> torch.nn.Module:
 @pytest.mark.parametrize("name", SCANNING)
 def test_every_operator_of_a_network_runs_on_the_chosen_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    for module, function in ((scan_core, "routed_scan"), (deformable, "deformable_conv")):
+    for module, function in (
+        (scan_core, "routed_scan"),
+        (deformable, "deformable_conv"),
+        (mamba3, "mamba3_scan"),
+    ):
         operator = getattr(module, function)
 
         def spy(*args: object, operator=operator, backend: str = "missing", **options: object) -> torch.Tensor:

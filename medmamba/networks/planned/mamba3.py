@@ -55,8 +55,9 @@ class TrapezoidalScan(ScanModule):
         D = at_least_float32(self.D)
         if self.directions == 2:  # the way back is the flipped sequence in further heads
             inputs, D = [torch.cat([value, value.flip(1)], 2) for value in inputs], torch.cat([D, D])
-        count_updates(inputs[0].numel() * self.state_size)
-        y = mamba3_scan(*inputs, D, backend=self.scan_backend).flatten(3)  # (B, L, h or 2 h, p)
+        x, B, C, dt, decay, mix, turn = inputs
+        count_updates(x.numel() * self.state_size)
+        y = mamba3_scan(x, B, C, dt, decay, mix, turn, D, backend=self.scan_backend).flatten(3)  # (B, L, h or 2 h, p)
         if self.directions == 2:
             there, back = y.chunk(2, dim=2)
             y = there + back.flip(1)
