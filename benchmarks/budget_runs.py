@@ -205,7 +205,7 @@ def step_cost(
     network = build_network(**arguments)
     loss = DeepSupervision(SegmentationLoss(heads, find_loss(recipe.loss), batch_dice=configuration.batch_dice))
     stepper = Stepper(network, make_optimizer(network, recipe), loss, heads, recipe)
-    return quiet_step_seconds(lambda index: stepper.step(source.batch(index), 1e-4))
+    return quiet_step_seconds(lambda index: stepper.step(source.finished(source.batch(index)), 1e-4))
 
 
 def key(run: dict[str, Any]) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ Measured on two shared cores (Zen 5, AVX-512 with bf16) while three to twelve ot
 the slowdown of a fixed piece of work does not remove all of their influence, so the seconds are somewhat larger than on
 an idle machine: the steps in accuracy.md, augmentation included, take 0.75 to 0.9 of the prediction, and 1.2 of it for
 3D patches of thick slices. On other processors the order of plans should hold, the seconds may not. No GPU was
-measured: `t4`, `rtx4090`, `a100` and `h100` are from datasheets with assumed efficiencies, as their plans state.
+measured: their rates (`t4` to `b200`) are from datasheets with assumed efficiencies, as their plans state.
 """
 
 

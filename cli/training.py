@@ -15,12 +15,13 @@ from medmamba.command_options import (
     ConvertPlansOptions,
     ConvertWeightsOptions,
     DemoOptions,
+    DoctorOptions,
     ExplainOptions,
     FindBestOptions,
     InfoOptions,
     ReportOptions,
 )
-from medmamba.errors import counted, gib_text
+from medmamba.errors import PartialError, counted, gib_text
 from medmamba.plans.options import PlanRequest
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions
@@ -200,12 +201,23 @@ def info(network: Annotated[str, typer.Argument(help="Network.")], options: Info
     return {"network": network, "lines": lines}
 
 
-def doctor() -> Answer:
+def doctor(options: DoctorOptions) -> Answer:
     """Report versions, devices, memory, and which scan backend runs here and why the others do not."""
     from medmamba.doctor import doctor_lines
 
     lines = list(doctor_lines())
     console.print(*lines, sep="\n")
+    if not options.gpu:
+        return {"lines": lines}
+    from medmamba.doctor_gpu import gpu_findings
+
+    wrong = 0
+    for finding in gpu_findings(options.device):
+        console.print(finding.text)
+        lines.append(finding.text)
+        wrong += not finding.right
+    if wrong:
+        raise PartialError(f"{counted(wrong, 'check')} of {options.device} failed; what to do stands in its line.")
     return {"lines": lines}
 
 

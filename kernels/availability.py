@@ -1,5 +1,7 @@
 """What the compiled backends need, and why one cannot run."""
 
+import os
+import shutil
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -21,7 +23,14 @@ def why_not_triton(device: str, dtype: torch.dtype) -> str | None:
     if device != "cuda":
         return f"the Triton kernels run on CUDA and ROCm tensors, not {device}"
     missing = None if find_spec("triton") else 'triton is not installed ("pip install triton")'
-    return _not_float32("Triton", dtype) or missing
+    return _not_float32("Triton", dtype) or missing or _no_compiler()
+
+
+def _no_compiler() -> str | None:
+    """Why Triton cannot start a kernel: it compiles what starts it with the system's C compiler."""
+    if os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return None
+    return "Triton finds no C compiler (install gcc, or set CC)"
 
 
 def _not_float32(kind: str, dtype: torch.dtype) -> str | None:

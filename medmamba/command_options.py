@@ -53,6 +53,15 @@ class InfoOptions(Options):
     size: int = option(64, "Edge of the patch in voxels, a multiple of 8.", ge=16, le=1024)
 
 
+class DoctorOptions(Options):
+    """The choices of `medmamba doctor`."""
+
+    gpu: bool = option(
+        False, "Check a GPU: driver, compiler, every kernel once against float64, times of a few operations."
+    )
+    device: str = option("cuda", "GPU to check: cuda or cuda:N.")
+
+
 class FindBestOptions(Options):
     """The choices of :func:`medmamba.model_selection.run.find_best`."""
 

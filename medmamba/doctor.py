@@ -14,6 +14,7 @@ def doctor_lines() -> Iterator[str]:
     """Versions, cores, memory, GPUs, scan backends and networks of other packages, one fact a line."""
     import torch
 
+    from medmamba.compute.device import unused_gpu
     from medmamba.compute.free_memory import free_memory, main_memory
     from medmamba.kernels import backend_report
     from medmamba.models.network import describe_network
@@ -33,6 +34,8 @@ def doctor_lines() -> Iterator[str]:
         yield f"Memory: {free / 2**30:.1f} GiB free of {all_of_it / 2**30:.1f} GiB"
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield f"GPU: {', '.join(gpus) if gpus else 'none that torch can use'}"
+    if (reason := unused_gpu()) is not None:
+        yield f"  {reason}"
     yield "Scan backends:"
     for line in str(backend_report()).splitlines():
         yield f"  {line}"

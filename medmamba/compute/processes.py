@@ -14,6 +14,11 @@ SUSPENDED_SECONDS = 10.0
 """A supervisor that did not run for so long was suspended (Ctrl-Z, a scheduler): its workers may have been, too."""
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def starting_workers() -> Iterator[None]:
     """A worker process that is started in this block is independent of the terminal and of the caller's script.

@@ -14,8 +14,9 @@ class Confidence:
         self.sigmoid = sigmoid
         self._entropy = 0.0
         self._foreground = 0
-        self._shared: list[int] = []
-        self._sizes: list[int] = []
+        # where the decisions are, so that the host does not wait for a device
+        self._shared: list[torch.Tensor] = []
+        self._sizes: list[torch.Tensor] = []
 
     def decide(self, logits: torch.Tensor, channels: int) -> torch.Tensor:
         """The class of each voxel by its logits, channels on axis ``channels``; of sigmoid channels yes or no each."""
@@ -24,11 +25,12 @@ class Confidence:
     def see_patch(self, single: list[torch.Tensor], joint: torch.Tensor) -> None:
         """The decisions of every network, and of their mean, about the same patches."""
         if not self._shared:
-            self._shared, self._sizes = [0] * len(single), [0] * len(single)
+            self._shared = [torch.zeros((), dtype=torch.int64, device=joint.device) for _ in single]
+            self._sizes = [torch.zeros_like(number) for number in self._shared]
         found = joint > 0
-        for index, decided in enumerate(single):
-            self._shared[index] += int(((decided == joint) & found).sum())
-            self._sizes[index] += int((decided > 0).sum() + found.sum())
+        for shared, size, decided in zip(self._shared, self._sizes, single, strict=True):
+            shared += ((decided == joint) & found).sum()
+            size += (decided > 0).sum() + found.sum()
 
     def see_plane(self, plane: torch.Tensor) -> torch.Tensor:
         """A finished plane (channels, J, K) of mean logits on the plan's grid; returns it unchanged."""
@@ -55,5 +57,6 @@ class Confidence:
     @property
     def agreement(self) -> float | None:
         """Foreground Dice with the ensemble of its least agreeing network; None for one network or no foreground."""
-        scores = [2 * shared / size for shared, size in zip(self._shared, self._sizes, strict=True) if size]
+        counts = zip(map(int, self._shared), map(int, self._sizes), strict=True)
+        scores = [2 * shared / size for shared, size in counts if size]
         return min(scores) if scores else None

@@ -1,5 +1,6 @@
 """Estimate of the memory that a prediction needs, and whether its planes go to disk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -64,3 +65,12 @@ def estimate_memory(
     output = 2 * label_bytes * prod(trail.native.shape) + 3 * 4 * classes * planned[1] * planned[2]
     planes = number_bytes * classes * min(box[0], planned[0]) * planned[1] * planned[2]
     return MemoryEstimate(planes, image + tile + output, 4 * classes * prod(cropped), budget)
+
+
+def device_bytes(shape: Sequence[int], classes: int, box: tuple[int, int, int]) -> int:
+    """What an image (C, I, J, K) and the sums of its patches take on a device, besides the networks."""
+    channels, planes, rows, columns = shape
+    padded = [max(extent, edge) for extent, edge in zip(shape[1:], box, strict=True)]
+    # planes that are summed up, and finished ones on their way to the host; the weights are one channel more
+    sums = 2 * (classes + 1) * min(box[0], planes) * rows * columns
+    return 4 * (channels * prod(padded) + sums)

@@ -40,9 +40,9 @@ class ModelOptions(Options):
         panel="Speed",
     )
     precision: Precision = option(
-        "fp32",
-        f"Precision of the network: {listed(Precision)}; auto: the fastest of the device. Scans are always computed in "
-        "fp32. Half precision changes single voxels at the borders of a mask.",
+        "auto",
+        f"Precision of the network: {listed(Precision)}; auto: half precision on a GPU, fp32 on a CPU. Scans are "
+        "always computed in fp32. Half precision changes single voxels at the borders of a mask.",
         panel="Speed",
     )
     scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT, panel="Speed")
@@ -59,7 +59,12 @@ class PredictorOptions(ModelOptions):
     )
     device: str = option("auto", DEVICE_TEXT, panel="Speed")
     patch_size: PatchSize | None = option(None, "Patch size instead of the plan's: 96,96,96", panel="Speed")
-    tile_batch: int = option(1, "Patches per forward pass.", panel="Speed", ge=1)
+    tile_batch: int | None = option(
+        None,
+        "Patches per forward pass. Default: 1, on a GPU as many as make 8 with their mirror images.",
+        panel="Speed",
+        ge=1,
+    )
     confidence: bool = option(True, "Skip entropy and fold agreement.", panel="Speed", flag="--no-confidence")
     scratch: Path | None = option(
         None, "Folder for arrays that do not fit into memory. Default: the system's temporary folder.", panel="Memory"

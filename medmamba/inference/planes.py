@@ -19,7 +19,7 @@ from medmamba.errors import ResourceError, size_text
 
 
 class PlaneStore:
-    """``count`` planes (classes, J, K) of float32 or half precision, all zero at first.
+    """``count`` planes (classes, J, K) of float32 or half precision on a device, all zero at first.
 
     With ``scratch`` they are in a file without a name in that folder, mapped one plane at a time, so that they do not
     count as memory of the process. The system removes it when the process ends, however it ends.
@@ -32,10 +32,12 @@ class PlaneStore:
         scratch: Path | None = None,
         *,
         dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008, a constant
     ) -> None:
         self.count, self.shape, self.dtype = count, shape, dtype
         self._plane_bytes = dtype.itemsize * prod(shape)
         self._memory: dict[int, torch.Tensor] = {}
+        self._device = device
         self._file: IO[bytes] | None = None
         if scratch is None:
             return
@@ -59,7 +61,7 @@ class PlaneStore:
         slot = index % self.count
         if self._file is None:
             if slot not in self._memory:
-                self._memory[slot] = torch.zeros(self.shape, dtype=self.dtype)
+                self._memory[slot] = torch.zeros(self.shape, dtype=self.dtype, device=self._device)
             return self._memory[slot]
         place = slot * self._plane_bytes
         stored = np.float16 if self.dtype == torch.half else np.float32

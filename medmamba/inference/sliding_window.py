@@ -19,6 +19,7 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.patch_positions import STEP, window_starts
 from medmamba.inference.planes import PlaneStore
 
+CPU = torch.device("cpu")
 SIGMA_SCALE = 0.125
 """Width of the Gaussian weight as a fraction of the patch edge."""
 EMPTY_RANGE = 1e-4
@@ -49,6 +50,11 @@ def gaussian_weight(patch_size: tuple[int, ...], dtype: torch.dtype = torch.floa
         tensor *= 10 / tensor.max()
     tensor[tensor == 0] = tensor[tensor > 0].min()
     return tensor
+
+
+@lru_cache(maxsize=8)
+def _weight_on(device: torch.device, patch_size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return gaussian_weight(patch_size, dtype).to(device)
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,13 @@ def stream_logits(
     *,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
     confidence: Confidence | None = None,
+    device: torch.device = CPU,
 ) -> Iterator[torch.Tensor]:
     """The planes (classes, J, K) of the logits of an image (C, I, J, K), one after the other along the first axis.
 
     Several networks are averaged. ``confidence`` sees what each of them says about every batch of patches.
-    Images smaller than the patch are padded with zeros and cropped again.
+    Images smaller than the patch are padded with zeros and cropped again. On a ``device`` other than the CPU patches
+    are cut, mirrored together and summed there; the planes come to the CPU while it computes those after them.
     """
     padded, before = _pad(image, window.box)
     rows, *columns = window.starts(padded.shape[1:])
@@ -126,10 +134,12 @@ def stream_logits(
     batch_size = max(window.batch, window.views_together // 2 ** len(window.mirror_axes))
     several = max(1, batch_size // len(places)) if window.box[0] == 1 else 1  # slices whose patches go together
     sums = torch.half if window.half_sums else torch.float32
-    weight = gaussian_weight(window.patch_size, sums)
+    weight = _weight_on(device, window.patch_size, sums)
+    source = padded if device.type == "cpu" else padded.pin_memory().to(device, non_blocking=True)
+    arrivals = _Arrivals()
     store: PlaneStore | None = None
     kept = min(window.box[0] + several - 1, image.shape[1])  # no thicker than the kept planes: padding is discarded
-    weights = torch.zeros((kept, *image.shape[2:]), dtype=sums)
+    weights = torch.zeros((kept, *image.shape[2:]), dtype=sums, device=device)
     done, total = 0, len(rows) * len(places)
     background = 0  # planes of skipped rows before the number of classes is known
     try:
@@ -141,10 +151,10 @@ def stream_logits(
                 if window.skip_empty:
                     boxes = [box for box in boxes if not _is_empty(padded[box])]
                 if boxes:
-                    logits = _mean_logits(networks, torch.stack([padded[box] for box in boxes]), window, confidence)
+                    logits = _mean_logits(networks, torch.stack([source[box] for box in boxes]), window, confidence)
                     if store is None:
                         shape = (logits.shape[1], image.shape[2], image.shape[3])
-                        store = PlaneStore(kept, shape, window.scratch, dtype=sums)
+                        store = PlaneStore(kept, shape, window.scratch, dtype=sums, device=device)
                         yield from (_background(shape, window) for _ in range(background))
                     for box, patch in zip(boxes, logits, strict=True):
                         starts = [part.start - padding for part, padding in zip(box[1:], before, strict=True)]
@@ -152,34 +162,69 @@ def stream_logits(
                     del logits
                 done += len(batch)
                 on_tile(done, total)
+            yield from arrivals.fetch(window, len(networks))  # of the row before
             for plane in range(first, following):
                 if store is None:
                     background += 1
-                else:
+                elif device.type == "cpu":
                     yield _normalised(store.take(plane), weights[plane % kept], window, len(networks))
+                else:
+                    arrivals.send(store.take(plane), weights[plane % kept])
                 weights[plane % kept] = 0
+        yield from arrivals.fetch(window, len(networks))
         if store is None:  # nothing but air: ask once, to learn the number of classes
-            logits = _mean_logits(networks, padded[_box((0, 0, 0), window.box)][None], window, None)
+            logits = _mean_logits(networks, source[_box((0, 0, 0), window.box)][None], window, None)
             yield from (_background((logits.shape[1], *image.shape[2:]), window) for _ in range(background))
     finally:
         if store is not None:
             store.close()
 
 
+class _Arrivals:
+    """Finished planes on their way from a device to the CPU."""
+
+    def __init__(self) -> None:
+        self._sent: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._arrival: torch.cuda.Event | None = None
+
+    def send(self, plane: torch.Tensor, weights: torch.Tensor) -> None:
+        """Queue the copies of a plane of sums (classes, J, K) and its weights (J, K), without waiting."""
+        self._sent.append((plane.to("cpu", non_blocking=True), weights.to("cpu", non_blocking=True, copy=True)))
+        self._arrival = torch.cuda.Event()
+        self._arrival.record(torch.cuda.current_stream(plane.device))
+
+    def fetch(self, window: Window, networks: int) -> Iterator[torch.Tensor]:
+        """The planes that were sent since the last time, normalised."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        sent, self._sent, self._arrival = self._sent, [], None
+        for plane, weights in sent:
+            yield _normalised(plane, weights, window, networks)
+
+
 @torch.no_grad()
 def predict_logits(
-    network: nn.Module, image: torch.Tensor, patch_size: tuple[int, ...], device: torch.device
+    network: nn.Module,
+    image: torch.Tensor,
+    patch_size: tuple[int, ...],
+    device: torch.device,
+    batch: int = 1,
+    sums: torch.device = CPU,
 ) -> torch.Tensor:
-    """All logits (classes, I, J, K) of an image (C, I, J, K) on the plan's grid at once, float32 on the CPU."""
+    """All logits (classes, I, J, K) of an image (C, I, J, K) on the plan's grid at once, float32 on the CPU.
+
+    The network is on ``device``; ``batch`` patches go through it together and are summed on the device ``sums``.
+    """
     network.eval()
-    planes = stream_logits([lambda patches: network(patches.to(device))], image, Window(patch_size))
+    window = Window(patch_size, batch=batch)
+    planes = stream_logits([lambda patches: network(patches.to(device))], image, window, device=sums)
     return torch.stack(list(planes), dim=1)
 
 
 def _mean_logits(
     networks: Networks, patches: torch.Tensor, window: Window, confidence: Confidence | None
 ) -> torch.Tensor:
-    """Mean logits (N, classes, *patch) of all networks and flips, float32 on the CPU, of patches (N, C, i, j, k).
+    """Mean logits (N, classes, *patch) of all networks and flips, float32 where the patches (N, C, i, j, k) are.
 
     With ``half_sums`` those of each network behind the other (N, networks x classes, *patch).
     """
@@ -187,7 +232,7 @@ def _mean_logits(
         patches = patches[:, :, 0]
     total, decisions, each = None, [], []
     for number, network in enumerate(networks):
-        logits = _mirrored(network, patches, window).float().cpu()
+        logits = _mirrored(network, patches, window).to(patches.device)
         if confidence is not None and len(networks) > 1:
             decisions.append(confidence.decide(logits, 1))
         if window.half_sums:
@@ -202,16 +247,17 @@ def _mean_logits(
 
 
 def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, window: Window) -> torch.Tensor:
+    """Mean logits of the flips of patches, float32; a device other than the CPU gets all flips together."""
     axes = [axis + 2 for axis in window.mirror_axes]
     flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
-    together = max(1, window.views_together // len(patch))
+    together = max(1, window.views_together // len(patch)) if patch.device.type == "cpu" else len(flips)
     total: torch.Tensor | None = None
     for start in range(0, len(flips), together):
         group = flips[start : start + together]
         seen = [_flipped(patch, flip, window, window.input_swap) for flip in group]
         found = network(seen[0] if len(seen) == 1 else torch.cat(seen))
         for flip, part in zip(group, found.split(len(patch)), strict=True):
-            logits = _flipped(part, flip, window, window.channel_swap)
+            logits = _flipped(part.float(), flip, window, window.channel_swap)
             if total is None:
                 total = logits
             else:  # the first sum is a new array: what a network returned may be its own
@@ -226,8 +272,13 @@ def _flipped(x: torch.Tensor, flip: tuple[int, ...], window: Window, swap: tuple
     if not flip:
         return x
     if window.swap_axis is not None and window.swap_axis + 2 in flip and swap:
-        x = x[:, list(swap)]
+        x = _channels(x, swap)
     return torch.flip(x, flip)
+
+
+def _channels(tensor: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """Channels (N, C, ...) in another order; a list as index would make the host wait for a device."""
+    return torch.stack([tensor[:, channel] for channel in order], 1)
 
 
 def _add(

@@ -18,7 +18,7 @@ from medmamba.inference.memory import MemoryEstimate, estimate_memory
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.patch_positions import FAST_STEP, STEP
 from medmamba.inference.prediction import PredictionSettings, Provenance
-from medmamba.inference.runner import Execution, NetworkRunner
+from medmamba.inference.runner import GPU_PASSES, Execution, NetworkRunner, sums_on
 from medmamba.inference.sliding_window import Networks, Window, stream_logits
 from medmamba.models import trained_folds
 from medmamba.models.network import mirroring_of, previous_labels
@@ -37,7 +37,8 @@ OnTile = Callable[[int, int], None]
 class FoldEnsemble:
     """Networks of one configuration of a plan, one per fold, whose logits are averaged.
 
-    Of ``window`` an empty ``patch_size`` becomes the plan's, and any ``mirror_axes`` those that the plan allows.
+    Of ``window`` an empty ``patch_size`` becomes the plan's, any ``mirror_axes`` those that the plan allows, and a
+    ``batch`` of 0 as many as make :data:`~medmamba.inference.runner.GPU_PASSES` with their mirror images.
     ``folders`` are the folds', in the order of the networks; none for networks that were not loaded from a disk.
     ``previous`` is the first stage of a cascade.
     """
@@ -58,11 +59,13 @@ class FoldEnsemble:
         self.heads = OutputChannels.of_plan(plan)
         mirroring = mirroring_of(plan, self.configuration)
         own, extra = len(plan.channel_names), previous_labels(plan, self.configuration)
+        axes = tuple(mirroring.axes) if window.mirror_axes else ()
         swapped = tuple(own + self.heads.label_swap[label] - 1 for label in range(1, extra + 1))
         self.window = replace(
             window,
             patch_size=window.patch_size or tuple(self.configuration.patch_size),
-            mirror_axes=tuple(mirroring.axes) if window.mirror_axes else (),
+            mirror_axes=axes,
+            batch=window.batch or max(1, GPU_PASSES // 2 ** len(axes)),
             swap_axis=mirroring.swap_axis,
             channel_swap=self.heads.channel_swap,
             input_swap=(*range(own), *swapped) if extra else (),
@@ -116,8 +119,15 @@ class FoldEnsemble:
         on_tile: OnTile = lambda done, total: None,
     ) -> Iterator[torch.Tensor]:
         """The planes of :func:`~medmamba.inference.sliding_window.stream_logits`, seen by ``confidence`` as well."""
-        window = replace(self.window, scratch=scratch)
-        planes = stream_logits(self.networks, image, window, on_tile=on_tile, confidence=confidence)
+        for runner in self.runners:
+            runner.begin_case()
+        devices = {runner.execution.device for runner in self.runners}
+        device = torch.device("cpu")
+        if len(devices) == 1 and len(self.runners) == len(self.networks):
+            summed = self.plan.out_channels * (len(self.networks) if self.window.half_sums else 1)
+            device = sums_on(devices.pop(), image.shape, summed, self.window.box)
+        window = replace(self.window, scratch=scratch if device.type == "cpu" else None)
+        planes = stream_logits(self.networks, image, window, on_tile=on_tile, confidence=confidence, device=device)
         return planes if confidence is None else map(confidence.see_plane, planes)
 
     def estimate(self, trail: SpatialTrail, budget: int) -> MemoryEstimate:
@@ -205,7 +215,9 @@ def load_model(model: Path, options: PredictorOptions) -> TrainedModel:
     """The model in a run folder, a fold's folder or a bundle, on its device. Raises InputError where none is."""
     selection = trained_folds.select_models(model, options.configuration, options.folds, strict=options.strict)
     device = choose_device(options.device)
-    execution = Execution(device, choose_precision(options.precision, device), options.scan_backend)
+    single = options.precision == "auto" and device.type == "cpu"
+    precision = "fp32" if single else choose_precision(options.precision, device)
+    execution = Execution(device, precision, options.scan_backend)
     recipe = selection.recipe
     measured = None if recipe is None else recipe.mirror
     mirror = options.mirror
@@ -222,7 +234,7 @@ def load_model(model: Path, options: PredictorOptions) -> TrainedModel:
         options.patch_size or (),
         mirror_axes=(0,) if mirror else (),
         step=FAST_STEP if options.fast else STEP,
-        batch=options.tile_batch,
+        batch=options.tile_batch or (0 if device.type == "cuda" else 1),
         skip_empty=True,
     )
     ensembles = [FoldEnsemble.load(name, folders, window, execution) for name, folders in selection.folders.items()]

@@ -110,7 +110,10 @@ def _restore(folder: Path, state: Mapping[str, Any], network: nn.Module, optimiz
                 "medmamba do. Continue with the version that began, or start anew from its weights with --init."
             )
         tensors = load_tensors(folder / "optimizer.safetensors")
-        optimizer.load_state_dict(_join_optimizer(tensors, state["optimizer"]))
+        stored = _join_optimizer(tensors, state["optimizer"])
+        for group, own in zip(stored["param_groups"], optimizer.param_groups, strict=True):
+            group["fused"] = own.get("fused")  # of this device, not of the one where it began
+        optimizer.load_state_dict(stored)
         torch.set_rng_state(_bytes(state["torch_random_state"]))
         if "cuda_random_state" in state and (device := _device_of(network)).type == "cuda":
             torch.cuda.set_rng_state(_bytes(state["cuda_random_state"]), device)

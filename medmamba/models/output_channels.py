@@ -96,7 +96,7 @@ class OutputChannels:
         limits = [0.0] * len(scores) if thresholds is None else thresholds
         for volume, limit, written in zip(scores, limits, self.written, strict=True):
             inside = (volume > limit) & (volume > best)
-            labels[inside] = written
+            labels.masked_fill_(inside, written)
             if self.disjoint:  # the larger decides; of nested regions the later
                 best = torch.where(inside, volume, best)
         return labels

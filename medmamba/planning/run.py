@@ -1,7 +1,6 @@
 """`medmamba plan`: from a dataset on disk to a run folder with a plan, folds, preprocessed cases and a report."""
 
 import math
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
+from medmamba.compute.device import gpu_cards
 from medmamba.compute.free_memory import main_memory
+from medmamba.compute.processes import usable_cores
 from medmamba.datasets import DatasetReport, DatasetSpec, read_dataset, read_splits
 from medmamba.datasets.table import patients_of
 from medmamba.disk.atomic import replace_folder, write_json, write_text
@@ -24,6 +25,7 @@ from medmamba.models.run_folder import RunFolder, read_plan
 from medmamba.pages.picture import Picture, draw_case
 from medmamba.planning.dataset_page import dataset_page, spread_over
 from medmamba.planning.measure import measure_dataset
+from medmamba.plans.cost.machines import machine_of_card
 from medmamba.plans.decided import changed_decisions
 from medmamba.plans.families import family
 from medmamba.plans.fingerprint import Fingerprint
@@ -43,6 +45,8 @@ from medmamba.preprocessing.store import FILES
 OnItem = Callable[[str, int, int], None]
 """Progress: name of the stage, items done, items in all."""
 
+CARD_FRACTION = 0.9
+"""Of a GPU's memory that is planned with; the rest is CUDA's own and what cannot be used between tensors."""
 PICTURES = 24
 """Cases on the contact sheet of the report."""
 
@@ -66,7 +70,7 @@ def plan(
         options: the choices; default: every number by its rule.
         on_item: progress.
         on_warning: receives what is unusual but usable, one line each; it also stands in RUN/report/dataset.html.
-        on_message: receives the table of a pilot, line by line.
+        on_message: receives the table of a pilot, line by line, and what to choose for a GPU of this machine.
         changes: fields of :class:`PlanRequest` by name, over those of ``options``.
 
     Raises ConfigError for choices that cannot work, InputErrors for a dataset that no plan can be made from.
@@ -113,7 +117,28 @@ def plan(
             measured.write(folder, made, preprocess=grids != grids_before)
     for line in measured.warnings:
         on_warning(line)
+    if (advice := _for_the_cards(options, str(run))) is not None:
+        on_message(advice)
     return made
+
+
+def _for_the_cards(options: PlanRequest, run: str) -> str | None:
+    """What to choose for the GPUs of this machine; None where there is none, or memory and machine were chosen.
+
+    A plan depends on the dataset and the options alone, so that it is the same wherever it is made.
+    """
+    cards = gpu_cards()
+    if not cards or options.like is not None or {"device_memory_gb", "machine"} & set(options.given):
+        return None
+    name, memory = min(cards, key=lambda card: card[1])
+    known = machine_of_card(name)
+    flags = f"--device-memory {int(CARD_FRACTION * memory / 1e9)}GB" + (f" --machine {known.name}" if known else "")
+    several = f" {len(cards)} of them train folds side by side (--devices) or one fold (torchrun)." * (len(cards) > 1)
+    return (
+        f"This machine has {name} with {memory / 1e9:.0f} GB; the plan is for {options.device_memory_gb:g} GB, and its "
+        f"hours are those of {options.machine}. Plan with {flags} for this GPU; `medmamba explain {run} --what-if "
+        f'"{flags}"` shows what would change.{several}'
+    )
 
 
 @dataclass(frozen=True)
@@ -281,7 +306,7 @@ def _refuse_loss_of_folds(folder: RunFolder, previous: Plan | None, made: Plan, 
 
 
 def _workers(options: PlanRequest) -> int:
-    return options.workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+    return options.workers or min(8, usable_cores())
 
 
 def _measure(dataset: str | Path, options: PlanRequest, on_item: OnItem) -> _Measured:

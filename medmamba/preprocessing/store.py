@@ -171,6 +171,11 @@ class CaseReader:
             raise InputError(f"{path}: cannot be read ({error}). {CURE}") from error
         raise _altered(path)
 
+    @property
+    def channels(self) -> int:
+        """Channels of the image."""
+        return self._image.shape[0]
+
     @cached_property
     def _image(self) -> "_StoredArray":
         return self._stored("image.b2nd", np.float32)

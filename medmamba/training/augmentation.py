@@ -24,6 +24,7 @@ from medmamba.training.augmentation_table import (
     Conditions,
     Strength,
     factor_around_one,
+    on_device,
     plain,
 )
 
@@ -165,21 +166,26 @@ def augment_one(
 
 @torch.no_grad()
 def augment(
-    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, draws: Sequence[SampleDraw]
+    image: torch.Tensor,
+    label: torch.Tensor,
+    plan: AugmentationPlan,
+    draws: Sequence[SampleDraw],
+    enlarged: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, C, ...) float and label maps (B, 1, ...) int64, augmented and of ``plan.patch_size``.
+    """Images (B, C, ...) float and label maps (B, 1, ...) int64 of ``plan.patch_size``, augmented where they are.
 
-    They come in the patch size, or in ``plan.enlarged_size`` with the patches that are not rotated in the centre.
+    ``enlarged`` are image and label map in ``plan.enlarged_size`` of each sample that is rotated or scaled. The host
+    waits for no device: what it sends are numbers of each sample, without waiting.
     """
-    image, label = _rotated(image, label, plan, [draw.spatial for draw in draws])
+    image, label = _rotated(image, label, plan, [draw.spatial for draw in draws], enlarged)
     for row in AUGMENTATIONS:
         image = _changed(image, row, plan, draws)
+    swap = on_device(plan.label_swap, label.device) if any(plan.swap_axis in draw.flips for draw in draws) else None
     for axis in plan.mirror_axes:
-        flipped = [index for index, draw in enumerate(draws) if axis in draw.flips]
-        if flipped:
-            image[flipped], label[flipped] = image[flipped].flip(axis + 2), label[flipped].flip(axis + 2)
-            if axis == plan.swap_axis:
-                label[flipped] = torch.tensor(plan.label_swap, device=label.device)[label[flipped]]
+        for index, draw in enumerate(draws):
+            if axis in draw.flips:
+                image[index], mirrored = image[index].flip(axis + 1), label[index].flip(axis + 1)
+                label[index] = mirrored if swap is None or axis != plan.swap_axis else swap[mirrored]
     return image, label
 
 
@@ -197,29 +203,35 @@ def _changed(
     chosen = [index for index, (strength, _) in enumerate(drawn) if strength is not None]
     if chosen:
         conditions = Conditions(tuple(drawn[index][1] for index in chosen), plan.in_plane_only)
-        parts[chosen] = row.function(parts[chosen], [drawn[index][0] for index in chosen], conditions)
+        places = on_device(chosen, image.device)
+        parts[places] = row.function(parts[places], [drawn[index][0] for index in chosen], conditions)
     return parts.reshape(image.shape)
 
 
 def _rotated(
-    image: torch.Tensor, label: torch.Tensor, plan: AugmentationPlan, spatial: Sequence[SpatialDraw | None]
+    image: torch.Tensor,
+    label: torch.Tensor,
+    plan: AugmentationPlan,
+    spatial: Sequence[SpatialDraw | None],
+    enlarged: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The centre of every sample in the patch size, rotated and scaled where it was drawn."""
-    size, patch = image.shape[2:], plan.patch_size
-    middle = centre(size, patch)
+    """Every sample, rotated and scaled where it was drawn."""
+    patch = plan.patch_size
     rotated = {index: draw for index, draw in enumerate(spatial) if draw is not None}
-    made, labels = image[middle].clone(), label[middle].clone()
+    made, labels = image.clone(), label.clone()
     if rotated:
         dims = len(patch)
+        images, maps = (torch.stack([pair[part] for pair in enlarged]) for part in (0, 1))
         matrices = [create_rotate(dims, d.rotation) @ create_scale(dims, d.zooms(plan)) for d in rotated.values()]
-        axes = [torch.arange(edge) - (edge - 1) / 2 for edge in patch]
-        offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).to(image)  # voxels from the patch's centre
-        places = torch.einsum("nij,...j->n...i", torch.from_numpy(np.stack(matrices)).to(image)[:, :-1, :-1], offsets)
         # grid_sample counts from -1 to 1 between the centres of the outer voxels, the last axis first
-        grid = (places / torch.tensor([max(edge - 1, 1) / 2 for edge in size]).to(image)).flip(-1)
-        chosen = list(rotated)
-        made[chosen] = F.grid_sample(image[chosen], grid, mode="bilinear", align_corners=True)
-        nearest = F.grid_sample(label[chosen].to(image), grid, mode="nearest", align_corners=True)
+        halves = np.array([max(edge - 1, 1) / 2 for edge in images.shape[2:]])
+        turns = on_device((np.stack(matrices)[:, :dims, :dims] / halves[:, None])[:, ::-1].tolist(), image.device)
+        axes = [torch.arange(edge, device=image.device) - (edge - 1) / 2 for edge in patch]
+        offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).to(image)  # voxels from the patch's centre
+        grid = torch.einsum("nij,...j->n...i", turns.to(image), offsets)
+        chosen = on_device(list(rotated), image.device)
+        made[chosen] = F.grid_sample(images, grid, mode="bilinear", align_corners=True)
+        nearest = F.grid_sample(maps.to(image), grid, mode="nearest", align_corners=True)
         labels[chosen] = nearest.to(label)
     return made, labels
 

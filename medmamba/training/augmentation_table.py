@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.networks.layers import GaussianFilter
+from monai.networks.layers import gaussian_1d, separable_filtering
 from monai.transforms import AdjustContrast, GaussianSmooth, RandGaussianNoise, ScaleIntensity, ScaleIntensityFixedMean
 from torch.nn import functional as F
 
@@ -100,9 +100,15 @@ def factor_around_one(rng: np.random.Generator, low: float, high: float) -> floa
     return float(rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high))
 
 
+def on_device(numbers: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """A few numbers as a tensor on a device, for which the host does not wait."""
+    made = torch.tensor(numbers)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
 def column(strengths: Sequence[float], images: torch.Tensor) -> torch.Tensor:
     """One number for each image as a tensor (n, 1, ...) to calculate with."""
-    return torch.tensor(list(strengths), device=images.device).reshape(-1, *[1] * (images.ndim - 1))
+    return on_device(list(strengths), images.device).reshape(-1, *[1] * (images.ndim - 1))
 
 
 def noise(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:
@@ -115,8 +121,11 @@ def noise(images: torch.Tensor, strengths: Sequence[float], conditions: Conditio
 
 def blur(images: torch.Tensor, strengths: Sequence[Sequence[float]], conditions: Conditions) -> torch.Tensor:
     """Smoothed by a Gaussian of this standard deviation in voxels along each axis."""
-    filters = [GaussianFilter(len(sigma), sigma).to(images.device) for sigma in strengths]
-    return torch.cat([smooth(image[None]) for smooth, image in zip(filters, images, strict=True)])
+    made = []
+    for image, sigma in zip(images, strengths, strict=True):
+        kernels = [on_device(gaussian_1d(torch.tensor(each)).tolist(), images.device) for each in sigma]
+        made.append(separable_filtering(image[None], kernels))
+    return torch.cat(made)
 
 
 def brightness(images: torch.Tensor, strengths: Sequence[float], conditions: Conditions) -> torch.Tensor:

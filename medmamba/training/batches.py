@@ -6,8 +6,9 @@ see the same patches.
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import blosc2
 import numpy as np
 import torch
 
+from medmamba.errors import InputError
 from medmamba.inference.cascade import one_hot
 from medmamba.models.output_channels import OutputChannels
 from medmamba.preprocessing.store import CaseReader
@@ -32,9 +34,14 @@ NOTE_BYTES = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, C, ...) float32, label maps (B, 1, ...) int64, and the cases they came from.
+    """Images (B, C, ...) float32, label maps (B, 1, ...), and the cases they came from.
 
-    ``annotated`` (B, C) says which output channels are annotated in each case; None: all.
+    Labels are uint8 or int16 until :meth:`PatchSource.finished` makes them int64.
+
+    Attributes:
+        annotated: (B, C), which output channels are annotated in each case; None: all.
+        enlarged: of samples that are still to be turned, in their order, image (C, ...) and label map in the size that
+            covers the corners; ``image`` and ``label`` hold their centre.
     """
 
     step: int
@@ -42,6 +49,17 @@ class Batch:
     label: torch.Tensor
     case_ids: tuple[str, ...]
     annotated: torch.Tensor | None = None
+    enlarged: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        """The batch with every tensor changed, copied for example."""
+        return replace(
+            self,
+            image=change(self.image),
+            label=change(self.label),
+            annotated=None if self.annotated is None else change(self.annotated),
+            enlarged=tuple((change(image), change(label)) for image, label in self.enlarged),
+        )
 
 
 @dataclass(frozen=True)
@@ -116,14 +134,26 @@ class PatchSource:
         except Exception as error:  # sent to the training process, which names the case and stops
             return {"error": f"{self._at}: {type(error).__name__}: {error}"}
         self._next_step += self.stride
-        # numpy arrays, because tensors would travel through shared memory, which containers often limit
-        return {"step": batch.step, "image": batch.image.numpy(), "label": batch.label.numpy(), "ids": batch.case_ids}
+        tensors = [batch.image, batch.label, *(tensor for pair in batch.enlarged for tensor in pair)]
+        return {"step": batch.step, "ids": batch.case_ids, "arrays": [tensor.numpy() for tensor in tensors]}
 
     def as_batch(self, made: dict[str, Any]) -> Batch:
-        """What a worker sent, as tensors."""
+        """What a worker sent, as tensors on the same memory."""
         ids = tuple(made["ids"])
-        image, label = torch.from_numpy(made["image"]), torch.from_numpy(made["label"])
-        return Batch(made["step"], image, label, ids, self._annotated_in(ids))
+        image, label, *others = (torch.from_numpy(array) for array in made["arrays"])
+        enlarged = tuple(zip(others[::2], others[1::2], strict=True))
+        return Batch(made["step"], image, label, ids, self._annotated_in(ids), enlarged)
+
+    def largest_batch(self) -> int:
+        """About the bytes of the largest batch that a worker sends."""
+        try:
+            channels = CaseReader(self.cases[0].folder).channels  # opened anew: workers share no open file
+        except InputError:  # which the worker meets, too, and reports
+            channels = 1
+        plan, recipe = self.recipe.augmentation, self.recipe
+        voxels = prod(plan.patch_size) + (prod(plan.enlarged_size) if recipe.augment == "device" else 0)
+        maps = 2 + (recipe.previous_labels > 0)  # label maps, of two bytes
+        return len(self._samples) * voxels * (4 * (channels + recipe.previous_labels) + 2 * maps)
 
     def _annotated_in(self, case_ids: tuple[str, ...]) -> torch.Tensor | None:
         return None if self._annotated is None else torch.tensor([self._annotated[name] for name in case_ids])
@@ -131,26 +161,33 @@ class PatchSource:
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
         samples = [self._sample(step, index) for index in self._samples]
+        patch = self.recipe.augmentation.patch_size
         ids = tuple(case_id for _, _, case_id in samples)
-        images, labels = _framed([image for image, _, _ in samples]), _framed([label for _, label, _ in samples])
-        return Batch(step, images, labels, ids, self._annotated_in(ids))
+        image = torch.stack([image[centre(image.shape[1:], patch)] for image, _, _ in samples])
+        label = _smallest(torch.stack([label[centre(label.shape[1:], patch)] for _, label, _ in samples]))
+        enlarged = tuple(
+            (image, _smallest(label)) for image, label, _ in samples if tuple(image.shape[1:]) != tuple(patch)
+        )
+        return Batch(step, image, label, ids, self._annotated_in(ids), enlarged)
 
-    def finished(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch as the network gets it: augmented on the device if the workers left it raw."""
+    def finished(self, batch: Batch) -> Batch:
+        """The batch as the network gets it, where it is: augmented if the workers left it raw, labels int64."""
+        label = batch.label.long()
         if self.recipe.augment != "device":
-            return batch
+            return replace(batch, label=label)
         draws, plan, seed = [], self.recipe.augmentation, self.recipe.seed
         for index in self._samples:
             spatial = draw_spatial(sample_rng(seed, batch.step, index), plan)
             rng = sample_rng(seed, batch.step, DEVICE_STREAM + index)
             draws.append(draw_sample(rng, plan, spatial, batch.image.shape[1]))
-        image, label = self._zeroed(*augment(batch.image.to(device), batch.label.to(device), plan, draws))
-        return replace(batch, image=image, label=label)
+        image, label = self._zeroed(*augment(batch.image, label, plan, draws, batch.enlarged))
+        return replace(batch, image=image, label=label, enlarged=())
 
     def _zeroed(self, image: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Masked channels, zero outside the mask that is the last label map, and the label maps without it."""
+        for channel in self._masked:
+            image[:, channel : channel + 1] *= label[:, -1:] > 0
         if self._masked:
-            image[:, self._masked] *= label[:, -1:] > 0
             label = label[:, :-1]
         return image, label
 
@@ -172,11 +209,11 @@ class PatchSource:
             label = np.concatenate([label, case.read_body_patch(start, size)])
         if self._flat:
             image, label = image[:, 0], label[:, 0]
-        image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label).long()
+        image_tensor, label_tensor = torch.from_numpy(image), torch.from_numpy(label)
         if recipe.augment == "cpu":
             draw = draw_sample(rng, plan, spatial, len(image_tensor))
             image_tensor, label_tensor = augment_one(image_tensor, label_tensor.float(), plan, draw)
-            images, labels = self._zeroed(image_tensor[None], label_tensor[None].long())
+            images, labels = self._zeroed(image_tensor[None], label_tensor[None].to(torch.int16))
             image_tensor, label_tensor = images[0], labels[0]
         if recipe.previous_labels:
             label_tensor, before = label_tensor[:1], label_tensor[1].numpy()
@@ -244,10 +281,6 @@ def choose_patch(
     return case, tuple(int(first) for first in np.clip(start, lowest, highest))
 
 
-def _framed(patches: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Patches (C, ...) of two sizes as one batch: the smaller ones in the centre of zeros."""
-    frame = [max(edges) for edges in zip(*(patch.shape[1:] for patch in patches), strict=True)]
-    batch = patches[0].new_zeros((len(patches), len(patches[0]), *frame))
-    for place, patch in zip(batch, patches, strict=True):
-        place[centre(frame, patch.shape[1:])] = patch
-    return batch
+def _smallest(labels: torch.Tensor) -> torch.Tensor:
+    """Label indices in the smallest type that holds them: they are sent and copied before the network gets them."""
+    return labels.to(torch.uint8) if labels.max() < 256 else labels.to(torch.int16)

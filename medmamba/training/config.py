@@ -85,7 +85,12 @@ class TrainConfig(Options):
         8, "Number of whole volumes predicted for validation after each epoch.", panel=RECIPE, ge=1
     )
     seed: int = option(1, "Random seed of weights, patches and augmentation.", panel=RECIPE, ge=0)
-    workers: int = option(1, "Data loading processes; 0: load in the training process.", panel=MACHINE, ge=0)
+    workers: int | None = option(
+        None,
+        "Data loading processes; 0: load in the training process. Default: one less than the cores, at most 12.",
+        panel=MACHINE,
+        ge=0,
+    )
     stall_seconds: float = option(
         28.0, "Seconds without a sign of progress after which a data worker is replaced.", panel=MACHINE, gt=0
     )

@@ -14,8 +14,9 @@ from torch import nn
 
 from medmamba.errors import ResourceError, first_line
 
-PATIENCE = timedelta(minutes=30)
-"""How long a rank waits for the others before it ends; a validation of the first rank must fit into it."""
+PATIENCE = timedelta(days=2)
+"""How long a rank waits for the others before it ends; a validation of the first rank must fit into it. Nobody waits so
+long for a rank that is gone: torchrun ends the others."""
 
 
 def launched() -> bool:
@@ -39,7 +40,8 @@ def join(device: str) -> torch.device | None:
         return None
     own = torch.device("cuda", local)
     torch.cuda.set_device(own)  # or every rank would exchange its sums on the first GPU
-    dist.init_process_group("nccl", timeout=PATIENCE, device_id=own)
+    # Numbers of the host are exchanged by gloo: no rank waits for its GPU to send them.
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=own)
     return own
 
 
@@ -115,11 +117,19 @@ def gathered(value: float) -> list[float]:
     """One number from every rank, in their order."""
     if size() == 1:
         return [value]
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
-    every = torch.zeros(size(), dtype=torch.float64, device=device)
+    every = torch.zeros(size(), dtype=torch.float64)
     every[rank()] = value
     dist.all_reduce(every)
     return [float(number) for number in every]
+
+
+def anywhere(flag: torch.Tensor) -> torch.Tensor:
+    """Whether it is set on any rank, on the device where it is."""
+    if size() == 1:
+        return flag
+    count = flag.float()
+    dist.all_reduce(count)
+    return count > 0
 
 
 def all_true(value: bool) -> bool:

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from medmamba.compute.device import casting
 from medmamba.evaluation.dice import dice_of_channels
 from medmamba.evaluation.statistics import mean_of_known
 from medmamba.inference.cascade import one_hot
-from medmamba.inference.sliding_window import predict_logits
+from medmamba.inference.runner import sums_on
+from medmamba.inference.sliding_window import Window, predict_logits
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.trained_folds import ModelFacts
@@ -93,7 +95,11 @@ class Epochs:
         self.found, started = None, time.monotonic()
         if distributed.rank() == 0:
             device = next(self.network.parameters()).device
-            self.found = validate(self.network, cases, setup.plan, setup.configuration, device, until=ends)
+            # A GPU validates as it trains; on a CPU the masks are those of predict.
+            precision = setup.config.precision if device.type == "cuda" else "fp32"
+            self.found = validate(
+                self.network, cases, setup.plan, setup.configuration, device, precision=precision, until=ends
+            )
             self.seconds_per_volume = (time.monotonic() - started) / self.found.cases
             if self.found.cases < len(cases):
                 self.observer.event(
@@ -170,6 +176,7 @@ def validate(
     configuration: Configuration,
     device: torch.device,
     *,
+    precision: str = "fp32",
     until: float = math.inf,
 ) -> Validation:
     """Mean Dice over whole validation volumes; structures absent from truth and prediction do not count.
@@ -189,7 +196,13 @@ def validate(
         image, truth = case.read_whole()
         if stage_labels:
             image = np.concatenate([image, one_hot(case.read_previous(), stage_labels)])
-        logits = predict_logits(network, torch.from_numpy(image), tuple(configuration.patch_size), device)
+        box = Window(tuple(configuration.patch_size)).box
+        sums = sums_on(device, image.shape, plan.out_channels, box)
+        batch = 1 if sums.type == "cpu" else configuration.batch_size  # these fitted with their gradients
+        with casting(precision, device):
+            logits = predict_logits(
+                network, torch.from_numpy(image), tuple(configuration.patch_size), device, batch, sums
+            )
         prediction = channels.label_map(logits).cpu().numpy()
         known = np.ones(truth.shape, bool) if channels.ignore is None else truth != channels.ignore
         if len(examples) < EXAMPLES:

@@ -16,6 +16,7 @@ from medmamba.training.config import TrainConfig, make_config
 from medmamba.training.fold import refuse_fold, stored_config, train
 from medmamba.training.options import Fold, TrainOptions
 from medmamba.training.progress import StepReport, TrainingResult
+from medmamba.training.workers import automatic_workers
 
 _Job = tuple[TrainOptions, TrainConfig]
 """How one fold is trained."""
@@ -102,7 +103,8 @@ def _side_by_side(
             while waiting and free:
                 (fold, (options, config)), device = waiting.pop(0), free.pop(0)
                 pool = ProcessPoolExecutor(1, context, _follow_parent)  # one of its own: a death stays its own
-                config = config.model_copy(update={"device": device})
+                workers = automatic_workers(len(devices)) if config.workers is None else config.workers
+                config = config.model_copy(update={"device": device, "workers": workers})
                 with starting_workers():
                     running[pool.submit(train, run, options, fold=fold, config=config)] = fold, device, pool
                 on_event(f"Fold {fold} trains on {device}.")

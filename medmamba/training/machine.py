@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from medmamba.compute.device import choose_precision
+from medmamba.compute.device import choose_precision, unused_gpu
 from medmamba.compute.free_memory import gib, peak_of_process
 from medmamba.errors import ConfigError, ResourceError, first_line
 from medmamba.kernels.scan.api import SCAN_BACKENDS
@@ -61,7 +61,9 @@ def machine_line(config: TrainConfig, network: nn.Module, device: torch.device) 
     preferred = "triton" if device.type == "cuda" else "cpp"
     if runs == "torch" and (reason := SCAN_BACKENDS[preferred].why_not(device.type, torch.float32)) is not None:
         scans += f", slower than {preferred} ({reason})"
-    return f"Device {device}, precision {config.precision}{scans}."
+    unused = unused_gpu() if device.type == "cpu" else None
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"Device {device}{name}, precision {config.precision}{scans}." + (f" {unused}" if unused else "")
 
 
 @contextmanager
@@ -74,7 +76,6 @@ def determinism(wanted: bool) -> Iterator[None]:
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
     try:
         yield
     except RuntimeError as error:
@@ -87,6 +88,27 @@ def determinism(wanted: bool) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def gpu_settings(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Settings of cuDNN and cuBLAS for a training on a GPU; those that were are restored.
+
+    cuDNN tries its algorithms and keeps the fastest of each size (not with --deterministic, as it may be another one
+    each time). TF32 is allowed for what half precision leaves in float32; --precision fp32 is float32.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, half = torch.backends.cudnn, config.precision != "fp32"
+    before = cudnn.benchmark, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    cudnn.benchmark, cudnn.allow_tf32 = not config.deterministic, half
+    torch.set_float32_matmul_precision("high" if half else "highest")
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32 = before[:2]
+        torch.set_float32_matmul_precision(before[2])
 
 
 def peak_memory_gib(device: torch.device) -> float | None:

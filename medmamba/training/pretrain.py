@@ -140,7 +140,7 @@ class _ReconstructionLoss(nn.Module):
 
 def key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDDEN_FRACTION) -> torch.Tensor:
     """Density peaks among the slices of each image of a batch (B, C, ...), along a random axis; 1 in (B, 1, ...)."""
-    hidden = torch.zeros((len(image), 1, *image.shape[2:]))
+    hidden = torch.zeros((len(image), 1, *image.shape[2:]), device=image.device)
     for index, one in enumerate(image):
         rng = sample_rng(seed, step, MASK_STREAM + index)
         axes = [axis for axis in range(1, one.ndim) if one.shape[axis] >= 4] or [one.ndim - 1]
@@ -150,7 +150,7 @@ def key_slices(image: torch.Tensor, step: int, seed: int, fraction: float = HIDD
         # a little noise: otherwise the same patch would always lose the same slices
         tokens = tokens + rng.normal(0, 0.1 * tokens.std() + 1e-6, tokens.shape)
         keys = key_tokens(tokens, count, bandwidth=automatic_bandwidth(tokens))
-        hidden[index].index_fill_(axis, torch.from_numpy(keys), 1.0)
+        hidden[index].index_fill_(axis, torch.from_numpy(keys).to(image.device), 1.0)
     return hidden
 
 
@@ -161,7 +161,7 @@ def _slice_tokens(image: torch.Tensor, axis: int) -> np.ndarray:
         small = F.adaptive_avg_pool1d(slices, min(TOKEN_EDGE**2, slices.shape[2]))
     else:
         small = F.adaptive_avg_pool2d(slices, (min(TOKEN_EDGE, slices.shape[2]), min(TOKEN_EDGE, slices.shape[3])))
-    return small.flatten(1).numpy()
+    return small.flatten(1).cpu().numpy()
 
 
 def _further_cases(

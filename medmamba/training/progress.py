@@ -103,10 +103,13 @@ class EpochSoFar:
     losses: list[float] = field(default_factory=list)
     dices: list[float] = field(default_factory=list)
 
-    def add(self, loss: float, dice: float | None, waited: float) -> None:
-        """Count a step; a loss or Dice of nan (a skipped step, no foreground) is in no mean."""
+    def add_step(self, waited: float) -> None:
+        """Count a step, and the seconds that it waited for data."""
         self.steps += 1
         self.waited += waited
+
+    def add_outcome(self, loss: float, dice: float | None) -> None:
+        """Count what a step came to; a loss or Dice of nan (a skipped step, no foreground) is in no mean."""
         self.losses += [] if math.isnan(loss) else [loss]
         self.dices += [] if dice is None or math.isnan(dice) else [dice]
 

@@ -20,10 +20,19 @@ SCAN_PARAMETERS = {"A_log", "A_logs", "D", "Ds", "dt_projs_bias", "dt_bias"}
 
 
 class StepOutcome(NamedTuple):
-    """The loss (nan when the step was skipped) and, where it was measured, the batch's foreground Dice."""
+    """The loss (nan when the step was skipped), the batch's foreground Dice where it was measured, and the batch."""
 
     loss: float
     dice: float | None
+    batch: Batch
+
+
+class _Queued(NamedTuple):
+    """A step whose work a GPU has not done yet: its numbers, on the way to the host, and when they are there."""
+
+    numbers: torch.Tensor
+    arrival: torch.cuda.Event
+    batch: Batch
 
 
 CLOSING_FRACTION = 0.25
@@ -39,7 +48,7 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
 
     Biases, norms and the scan's own parameters (A, D, step bias) are never decayed: decay would pull the state's
     time constants to a value nobody chose. Frozen parameters are left out. With AdamW, every group has the ``scale``
-    of its rate: see :func:`rate_scale`.
+    of its rate: see :func:`rate_scale`. On a GPU a step is one kernel, which also leaves out what is not finite.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
@@ -54,9 +63,10 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
         {"params": groups[decayed, scale], "weight_decay": config.weight_decay if decayed else 0.0, "scale": scale}
         for decayed, scale in sorted(groups, reverse=True)
     ]
+    fused = True if next(network.parameters()).device.type == "cuda" else None
     if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.99, nesterov=True)
-    return torch.optim.AdamW(settings, lr=config.learning_rate)
+        return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.99, nesterov=True, fused=fused)
+    return torch.optim.AdamW(settings, lr=config.learning_rate, fused=fused)
 
 
 def rate_scale(matrix: nn.Parameter) -> float:
@@ -108,6 +118,9 @@ def learning_rate(config: TrainConfig, step: int, used: float) -> float:
 class Stepper:
     """Applies batches to a network; a step that is not finite leaves weights and optimiser as they were.
 
+    On a GPU the host queues a step and then reads the outcome of the step before: it never waits for what it has just
+    queued, and the GPU decides by itself whether the step is finite.
+
     Args:
         loss: of outputs, label indices and annotated channels, as :class:`DeepSupervision`.
         channels: what the outputs mean; None: no Dice is measured.
@@ -132,9 +145,15 @@ class Stepper:
         self.clip = config.gradient_clip
         self.precision = choose_precision(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type) if self.precision == "fp16" else None
+        self.reads_later = device.type == "cuda"
+        """Whether a step's outcome is returned by the step after it."""
+        self._queued: _Queued | None = None
 
-    def step(self, batch: Batch, rate: float, *, measure: bool = False) -> StepOutcome:
-        """One step at this learning rate; ``measure`` adds the Dice of the batch."""
+    def step(self, batch: Batch, rate: float, *, measure: bool = False) -> StepOutcome | None:
+        """One step at this learning rate; ``measure`` adds the Dice of the batch.
+
+        Returns its outcome, or on a GPU that of the step before, None for the first.
+        """
         self.network.train()
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,22 +162,46 @@ class Stepper:
         with casting(self.precision, self.device):
             outputs = self.forward(image)
         loss = self.loss(outputs, label, annotated)
-        dice = self._dice(outputs, label, self.channels) if measure and self.channels else None
+        measured = [*self._overlap(outputs, label, self.channels)] if measure and self.channels else []
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()
         distributed.average_gradients(self.network)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_([p for p in self.network.parameters() if p.grad is not None], self.clip)
-        # One wait for the device: both numbers together, when the backward pass is queued.
-        value, length = torch.stack([loss.detach().float(), norm.float()]).tolist()
-        finite = distributed.all_true(math.isfinite(value) and math.isfinite(length))
+        broken = distributed.anywhere(~(torch.isfinite(loss.detach()) & torch.isfinite(norm)))
+        numbers = torch.stack([number.detach().float() for number in (loss, broken, *measured)])
+        if self.reads_later:
+            self._update(broken)
+            arrival = torch.cuda.Event()
+            before, self._queued = self._queued, _Queued(numbers.to("cpu", non_blocking=True), arrival, batch)
+            arrival.record(torch.cuda.current_stream(self.device))
+            return self._outcome(before)
+        if self.scaler is not None or not broken:
+            self._update(None)
+        return _outcome(numbers, batch)
+
+    def last(self) -> StepOutcome | None:
+        """The outcome of the last step where it was not returned yet; the host waits for it."""
+        before, self._queued = self._queued, None
+        return self._outcome(before)
+
+    def _update(self, broken: torch.Tensor | None) -> None:
+        """The optimiser's step; on a GPU it leaves out what is ``broken``, on the GPU."""
         if self.scaler is not None:
             self.scaler.step(self.optimizer)  # leaves out a step whose gradients are not finite
             self.scaler.update()
-        elif finite:
-            self.optimizer.step()
-        return StepOutcome(value if finite else math.nan, dice)
+            return
+        if broken is not None:  # how GradScaler tells fused optimisers
+            vars(self.optimizer)["found_inf"] = broken.float()
+        self.optimizer.step()
+
+    @staticmethod
+    def _outcome(queued: _Queued | None) -> StepOutcome | None:
+        if queued is None:
+            return None
+        queued.arrival.synchronize()
+        return _outcome(queued.numbers, queued.batch)
 
     @property
     def loss_scale_is_searching(self) -> bool:
@@ -176,14 +219,25 @@ class Stepper:
 
     @staticmethod
     @torch.no_grad()
-    def _dice(outputs: torch.Tensor | list[torch.Tensor], label: torch.Tensor, channels: OutputChannels) -> float:
-        """Foreground Dice of the batch as a whole, cheap enough to be measured between validations."""
+    def _overlap(
+        outputs: torch.Tensor | list[torch.Tensor], label: torch.Tensor, channels: OutputChannels
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Foreground voxels of the batch in both prediction and truth, and in each, added up; for the Dice."""
         logits = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
         prediction, truth = torch.stack([channels.label_map(one.float()) for one in logits]), label[:, 0]
         known = torch.ones_like(truth, dtype=torch.bool) if channels.ignore is None else truth != channels.ignore
         hit = ((prediction == truth) & (prediction > 0) & known).sum()
-        both = ((prediction > 0) & known).sum() + ((truth > 0) & known).sum()
-        return float(2 * hit / both) if both else math.nan
+        return hit, ((prediction > 0) & known).sum() + ((truth > 0) & known).sum()
+
+
+def _outcome(numbers: torch.Tensor, batch: Batch) -> StepOutcome:
+    """From loss, whether the step is broken, and the voxels of :meth:`Stepper._overlap`, on the host."""
+    loss, broken, *measured = numbers.tolist()
+    dice = None
+    if measured:
+        hit, both = measured
+        dice = 2 * hit / both if both else math.nan
+    return StepOutcome(math.nan if broken else loss, dice, batch)
 
 
 class Compiled:
@@ -228,8 +282,9 @@ class AveragedWeights:
         """Move a little towards the weights of ``network``; numbers that are not floating point are copied."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay)
-            else:
+        pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mine for mine, _ in floating], [theirs for _, theirs in floating], 1 - decay)
+        for mine, theirs in pairs:
+            if not mine.is_floating_point():
                 mine.copy_(theirs)

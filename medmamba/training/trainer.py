@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medmamba.compute.device import choose_device, is_out_of_memory, slow_precision
+from medmamba.compute.device import choose_device, fragments_advice, is_out_of_memory, slow_precision
 from medmamba.disk.atomic import write_json
 from medmamba.errors import ConfigError, first_line
 from medmamba.models.checkpoint import load_checkpoint, refuse_trained, save_checkpoint
@@ -22,8 +22,9 @@ from medmamba.training.batches import Batch, PatchRecipe, PatchSource
 from medmamba.training.epochs import Epochs, FoldSetup
 from medmamba.training.guard import FiniteGuard, MemorySettings, smaller_fit
 from medmamba.training.losses import DeepSupervision, SegmentationLoss
-from medmamba.training.machine import SecondInterrupt, deferred_interrupts, determinism, peak_memory_gib
+from medmamba.training.machine import SecondInterrupt, deferred_interrupts, determinism, gpu_settings, peak_memory_gib
 from medmamba.training.observers import Observer, Observers
+from medmamba.training.placement import Placement
 from medmamba.training.progress import Progress, StepReport, TrainingResult, write_metrics
 from medmamba.training.step import (
     AveragedWeights,
@@ -35,7 +36,7 @@ from medmamba.training.step import (
     make_optimizer,
     rate_of,
 )
-from medmamba.training.workers import SupervisedWorkers
+from medmamba.training.workers import SupervisedWorkers, automatic_workers
 
 NO_RECOMPUTE = "This network cannot recompute its activations. Leave --recompute out."
 MEASURE_EVERY = 10
@@ -74,6 +75,8 @@ class Training:
         evaluated = self.network if self.averaged is None else self.averaged.network
         self.epochs = Epochs(setup, evaluated, self.done, self.observer)
         self.seconds_per_save = 0.0
+        self.loss = math.nan
+        """Of the last step whose outcome is known."""
         self.began = 0.0
         """When training would have begun if it had never been interrupted, on the monotonic clock."""
         self.ends = math.inf
@@ -104,7 +107,7 @@ class Training:
 
     def run(self, on_step: Callable[[StepReport], None] = lambda report: None) -> TrainingResult:
         """Steps until the budget is used up, then a last validation; leaves checkpoints and metrics in the folder."""
-        with determinism(self.config.deterministic):
+        with determinism(self.config.deterministic), gpu_settings(self.config, self.device):
             return self._run(on_step)
 
     def _run(self, on_step: Callable[[StepReport], None]) -> TrainingResult:
@@ -113,7 +116,6 @@ class Training:
         self.began = last_saved - done.seconds
         if config.max_minutes is not None:
             self.ends = self.began + 60 * config.max_minutes
-        loss = math.nan
         try:
             # An epoch that is full now was interrupted in its validation.
             stopped_early = self._end_epoch() if self._epoch_is_full else self.epochs.out_of_patience()
@@ -144,7 +146,7 @@ class Training:
             folder=self.setup.folder,
             steps=done.step,
             seconds=done.seconds,
-            final_loss=loss,
+            final_loss=self.loss,
             validation_dice=done.validation_dice,
             best_dice=done.best_dice,
             best_epoch=done.best_epoch,
@@ -171,6 +173,7 @@ class Training:
 
     def save(self, generation: str = "last") -> None:
         """Write a generation of checkpoints, and with "last" the metrics; only the first of several processes does."""
+        self._count_outcome(self.stepper.last())
         if distributed.rank() != 0:
             return
         started = time.monotonic()
@@ -196,7 +199,7 @@ class Training:
 
     def _next_batch(self) -> Batch:
         """The batch as input of the network."""
-        return self.stream.source.finished(next(self.stream), self.device)
+        return self.stream.source.finished(self.placement.arrived(next(self.stream)))
 
     def _step(self, rate: float) -> float:
         """One step on the next batch, smaller when memory runs out, until it fits; returns the loss."""
@@ -205,26 +208,38 @@ class Training:
                 batch = self._next_batch()
                 with deferred_interrupts():
                     outcome = self.stepper.step(batch, rate, measure=self.done.step % MEASURE_EVERY == 0)
-                    self._count(outcome, batch)
-                return outcome.loss
+                    self._count_step(outcome)
+                return self.loss
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or distributed.size() > 1:
                     raise
                 short_of_memory = first_line(error)
             self._shrink(short_of_memory)  # here, where the error no longer holds the tensors of the step
 
-    def _count(self, outcome: StepOutcome, batch: Batch) -> None:
-        """What follows from a step: averaged weights, the epoch's means, and the guard's consequences."""
-        done, finite = self.done, math.isfinite(outcome.loss)
-        if finite and self.averaged is not None:
+    def _count_step(self, outcome: StepOutcome | None) -> None:
+        """What follows from a step: averaged weights, progress, and the outcome that is known now.
+
+        On a GPU whether the step was finite is not known yet; if it was not, its weights are those of the step before.
+        """
+        done = self.done
+        applied = self.stepper.reads_later or (outcome is not None and math.isfinite(outcome.loss))
+        if self.averaged is not None and applied:
             self.averaged.update(self.network)
-        if finite or not self.stepper.loss_scale_is_searching:
-            if (line := self.guard.after_step(finite, batch, self.setup.folder)) is not None:
-                self.observer.event(line)
-            done.rate_factor, done.skipped = self.guard.rate_factor, self.guard.skipped
-        done.epoch.add(outcome.loss, outcome.dice, self.stream.last_wait)
+        done.epoch.add_step(self.stream.last_wait)
+        self._count_outcome(outcome)
         done.step += 1
         done.seconds = time.monotonic() - self.began
+
+    def _count_outcome(self, outcome: StepOutcome | None) -> None:
+        """What follows from a step's outcome: the epoch's means, and the guard's consequences."""
+        if outcome is None:
+            return
+        done, finite, self.loss = self.done, math.isfinite(outcome.loss), outcome.loss
+        if finite or not self.stepper.loss_scale_is_searching:
+            if (line := self.guard.after_step(finite, outcome.batch, self.setup.folder)) is not None:
+                self.observer.event(line)
+            done.rate_factor, done.skipped = self.guard.rate_factor, self.guard.skipped
+        done.epoch.add_outcome(outcome.loss, outcome.dice)
 
     def _shrink(self, reason: str) -> None:
         """Continue with less in memory: a new stream from this step on."""
@@ -235,6 +250,7 @@ class Training:
         self.fit = self.done.fit = smaller_fit(before, divisor, hasattr(self.network, "checkpoint_blocks"))
         self.observer.event(
             f"Out of memory at step {self.done.step} ({reason}) with {before}; continuing with {self.fit}."
+            + fragments_advice(self.device)
         )
         self.stream.close()
         self.stream = self._open_stream()
@@ -259,12 +275,18 @@ class Training:
             samples=distributed.own_samples(fit.batch_size),
         )
         source = PatchSource(setup.training, recipe, self.done.step)
+        self.placement = Placement(self.device)
         return SupervisedWorkers(
-            source, config.workers, stall_seconds=config.stall_seconds, on_fault=self.observer.event
+            source,
+            automatic_workers() if config.workers is None else config.workers,
+            stall_seconds=config.stall_seconds,
+            on_fault=self.observer.event,
+            place=self.placement.place,
         )
 
     def _end_epoch(self) -> bool:
         """Validate and write down what the epoch came to; returns whether patience is at its end."""
+        self._count_outcome(self.stepper.last())
         self.epochs.validate(self.ends, whole=False)
         rate = rate_of(self.optimizer)
         with deferred_interrupts():

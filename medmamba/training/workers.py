@@ -1,8 +1,10 @@
 """Data workers: supervised processes that make batches.
 
 The workers run batchgenerators' loop; each makes every n-th batch, and they are read in order, so the order of the
-batches never depends on timing. A worker that dies or falls silent is named (case, signal, memory), and a new one makes
-its batch again; the training process itself does not, because it would die or hang too.
+batches never depends on timing. A thread takes each batch out of the memory that its worker shares (through a pipe,
+where there is none) and puts it where it is computed with, while the training computes. A worker that dies or falls
+silent is named (case, signal, memory), and a new one makes its batch again; the training process itself does not,
+because it would die or hang too.
 """
 
 import contextlib
@@ -15,23 +17,42 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Empty, Full, Queue
 from typing import Any
 
 from batchgenerators.dataloading.multi_threaded_augmenter import producer
 
-from medmamba.compute.processes import SUSPENDED_SECONDS, follow_parent, how_it_ended, starting_workers
+from medmamba.compute.processes import (
+    SUSPENDED_SECONDS,
+    follow_parent,
+    how_it_ended,
+    starting_workers,
+    usable_cores,
+)
 from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import InputError, ResourceError
 from medmamba.training.batches import Batch, PatchSource
+from medmamba.training.placement import copied
+from medmamba.training.shared_slot import SharedSlot, shared_slot
 
 POLL_SECONDS = 0.05
 MAX_FAULTS = 5
 """Faults of workers in one training after which it stops."""
+MOST_WORKERS = 12
+"""Workers unless a number is given: as many as nnU-Net has, but one core less than there are."""
+
+
+def automatic_workers(trainings: int = 1) -> int:
+    """One less than the cores, at least 1 and at most 12; of several trainings or ranks each has its part of them."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST_WORKERS, usable_cores() // (trainings * ranks) - 1))
 
 
 class SupervisedWorkers:
-    """Batches from ``source.first_step`` on, without end; an iterator to be closed."""
+    """Batches from ``source.first_step`` on, without end; an iterator to be closed.
+
+    ``place`` is called with each batch in the receiving thread and returns it with memory of its own.
+    """
 
     def __init__(
         self,
@@ -40,20 +61,29 @@ class SupervisedWorkers:
         *,
         stall_seconds: float,
         on_fault: Callable[[str], None] = lambda line: None,
+        place: Callable[[Batch], Batch] = copied,
     ) -> None:
         self.source = source
         self.stall_seconds = stall_seconds
         self.on_fault = on_fault
         self.last_wait = 0.0
         self.faults = 0
+        self._place = place
         self._failed_step: int | None = None
         self._step = source.first_step
         self._workers: list[_Worker] = []
+        self._ready: Queue[Batch | BaseException] = Queue(1)
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pipes_said = False
         self._scratch = ExitStack()
         self._notes = self._scratch.enter_context(scratch_folder())
         try:
             for number in range(workers):
-                self._workers.append(_Worker(source, self._step + number, workers, self._notes / str(number)))
+                self._workers.append(self._start(self._step + number, workers, self._notes / str(number)))
+            if workers:
+                self._thread = threading.Thread(target=self._receive, args=(self._step,), daemon=True)
+                self._thread.start()
         except BaseException:
             self.close()
             raise
@@ -63,34 +93,80 @@ class SupervisedWorkers:
 
     def __next__(self) -> Batch:
         started = time.monotonic()
-        batch = self.source.batch(self._step) if not self._workers else self._from_worker()
+        batch = self._from_worker() if self._workers else self._place(self.source.batch(self._step))
         self._step += 1
         self.last_wait = time.monotonic() - started
         return batch
 
     def close(self) -> None:
         """End all workers and remove their notes."""
+        self._closed.set()
         for worker in self._workers:
             worker.end()
+        if self._thread is not None:
+            self._thread.join(2)
         self._scratch.close()
 
     def _from_worker(self) -> Batch:
         index = (self._step - self.source.first_step) % len(self._workers)
         asked = now = time.monotonic()
         while True:
-            worker = self._workers[index]
-            made = worker.poll()
+            made = self._poll()
             before, now = now, time.monotonic()
             if now - before > SUSPENDED_SECONDS:
                 asked = now
-            if isinstance(made, dict) and "error" in made:
-                raise InputError(f"{made['error']} (met while batch {self._step} was made)")
+            if isinstance(made, BaseException):
+                raise made
             if made is not None:
-                return self.source.as_batch(made)
-            fault = worker.fault(asked, now, self.stall_seconds)
+                return made
+            fault = self._workers[index].fault(asked, now, self.stall_seconds)
             if fault is not None:
                 self._replace(index, fault)
                 asked = now
+
+    def _poll(self) -> Batch | BaseException | None:
+        """The next batch, or why there is none; None if it does not come at once."""
+        try:
+            return self._ready.get(timeout=POLL_SECONDS)
+        except Empty:
+            return None
+
+    def _receive(self, step: int) -> None:
+        """The thread: batches in their order, each placed while the one before it waits to be fetched."""
+        try:
+            while not self._closed.is_set():
+                worker = self._workers[(step - self.source.first_step) % len(self._workers)]
+                made = worker.take()
+                if made is None:
+                    self._closed.wait(POLL_SECONDS if worker.is_drained else 0)
+                    continue
+                if "error" in made:
+                    raise InputError(f"{made['error']} (met while batch {step} was made)")
+                batch = self._place(self.source.as_batch(made)) if made["step"] == step else None
+                del made  # it is on the worker's memory, which is free now
+                worker.taken()
+                if batch is not None:  # else one that was made again although it had arrived
+                    self._hand_over(batch)
+                    step += 1
+        except BaseException as error:  # raised where the batch is fetched
+            self._hand_over(error)
+
+    def _hand_over(self, made: Batch | BaseException) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(Full):
+                return self._ready.put(made, timeout=POLL_SECONDS)
+
+    def _start(self, step: int, stride: int, notes: Path) -> "_Worker":
+        try:
+            slot = shared_slot(self.source.largest_batch())
+        except (OSError, OverflowError) as error:
+            slot = None
+            if not self._pipes_said:
+                self._pipes_said = True
+                self.on_fault(
+                    f"No memory can be shared with the data workers ({error}); pipes are used, and are slower."
+                )
+        return _Worker(self.source, step, stride, notes, slot)
 
     def _replace(self, index: int, fault: str) -> None:
         self.faults += 1
@@ -104,45 +180,53 @@ class SupervisedWorkers:
             )
         self._failed_step = self._step
         self.on_fault(f"{fault} Batch {self._step} is made again by a new worker.")
-        self._workers[index] = _Worker(self.source, self._step, len(self._workers), old.notes)
+        self._workers[index] = self._start(self._step, len(self._workers), old.notes)
 
 
 class _Worker:
     """One process that makes every ``stride``-th batch from ``first_step`` on.
 
-    Its batches come through a pipe that no other process can write to, so the pipe ends with the process; a thread
-    receives them, so that a process that stops within a batch blocks only that thread.
+    It writes a batch into ``slot``, or sends it, says so, and makes the next one; that is written when the first was
+    taken. No other process can write to its pipe, which so ends with the process.
     """
 
-    def __init__(self, source: PatchSource, first_step: int, stride: int, notes: Path) -> None:
+    def __init__(self, source: PatchSource, first_step: int, stride: int, notes: Path, slot: SharedSlot | None) -> None:
         self.notes = notes
+        self.is_drained = False
+        """Whether it ended and everything it sent was taken."""
+        self._slot = slot
         self._note = ""
         self._note_changed = time.monotonic()
         self._memory_gib: float | None = None
-        self._batches: Queue[dict[str, Any]] = Queue(1)
-        self._ended = False
-        reader, writer = multiprocessing.Pipe(duplex=False)
+        self._pipe, its_end = multiprocessing.Pipe()
         own = source.for_worker(first_step, stride, notes)
-        self._process = multiprocessing.Process(target=_send_batches, args=(own, reader, writer), daemon=True)
+        self._process = multiprocessing.Process(
+            target=_send_batches, args=(own, self._pipe, its_end, slot), daemon=True
+        )
         try:
             with starting_workers():
                 self._process.start()
         except OSError as error:
             raise ResourceError(f"No data worker can be started: {error.strerror}. Use fewer --workers.") from error
-        writer.close()
-        threading.Thread(target=self._receive, args=(reader,), daemon=True).start()
+        its_end.close()
 
-    def _receive(self, reader: Connection) -> None:
-        with reader, contextlib.suppress(EOFError, OSError):
-            while not self._ended:
-                self._batches.put(reader.recv())
-
-    def poll(self) -> dict[str, Any] | None:
-        """The next batch, if one arrives at once."""
+    def take(self) -> dict[str, Any] | None:
+        """What it made, if something comes soon; arrays may be on the shared memory until :meth:`taken` is called."""
         try:
-            return self._batches.get(timeout=POLL_SECONDS)
-        except Empty:
+            if not self._pipe.poll(POLL_SECONDS):
+                return None
+            made: dict[str, Any] = self._pipe.recv()
+        except (EOFError, OSError):
+            self.is_drained = True
             return None
+        if "places" in made and self._slot is not None:
+            made["arrays"] = self._slot.read(made["places"])
+        return made
+
+    def taken(self) -> None:
+        """Let it write the next batch."""
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(b"t")
 
     def fault(self, asked: float, now: float, stall_seconds: float) -> str | None:
         """The fault of the worker whose batch was requested at ``asked``, as a sentence; None while it works."""
@@ -154,40 +238,45 @@ class _Worker:
         doing = (f"at {note}" if note else "before its first case") + memory
         worker = f"Data worker {self._process.pid}"
         if not self._process.is_alive():
-            return f"{worker} {how_it_ended(self._process.exitcode)} {doing}."
+            return f"{worker} {how_it_ended(self._process.exitcode)} {doing}." if self.is_drained else None
         if now - max(asked, self._note_changed) > stall_seconds:
             return f"{worker} was silent for {stall_seconds:.0f} s {doing}; it was ended."
         return None
 
     def end(self) -> None:
         """End the process at once; it has no state to save."""
-        self._ended = True
         self._process.kill()
         self._process.join(2)
-        with contextlib.suppress(Empty):  # the receiving thread may wait for room
-            self._batches.get_nowait()
 
 
 class _Sender:
-    """A pipe with the interface of batchgenerators' loop."""
+    """The worker's end, with the interface of the queue of batchgenerators' loop."""
 
-    def __init__(self, writer: Connection) -> None:
-        self._writer = writer
+    def __init__(self, pipe: Connection, slot: SharedSlot | None) -> None:
+        self._pipe, self._slot = pipe, slot
+        self._is_free = True
 
     def put(self, made: dict[str, Any], timeout: float) -> None:
-        """Send a batch; waits until the training process has room for it."""
+        """Leave a batch for the training process when it has taken the one before."""
         try:
-            self._writer.send(made)
-        except OSError:  # the reader is gone
+            if not self._is_free:
+                self._pipe.recv_bytes()
+            if self._slot is not None and "arrays" in made:
+                places = self._slot.write(made["arrays"])
+                if places is not None:
+                    made = {**made, "places": [tuple(place) for place in places], "arrays": None}
+            self._pipe.send(made)
+            self._is_free = False
+        except (EOFError, OSError):  # the training process is gone
             os._exit(1)
 
 
-def _send_batches(source: PatchSource, reader: Connection, writer: Connection) -> None:
+def _send_batches(source: PatchSource, training_end: Connection, pipe: Connection, slot: SharedSlot | None) -> None:
     """The target of a worker process."""
-    reader.close()
+    training_end.close()
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the training process
-    producer(_Sender(writer), source, None, 0, source.recipe.seed % 2**32, threading.Event())
+    producer(_Sender(pipe, slot), source, None, 0, source.recipe.seed % 2**32, threading.Event())
 
 
 def resident_gib(pid: int | None) -> float | None:

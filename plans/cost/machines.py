@@ -25,10 +25,14 @@ class Machine:
     overhead: float
     """Seconds of a layer that depend on no size."""
     source: str
+    memory_gb: float | None = None
+    """Of the device, in 1e9 bytes; None: not a GPU."""
 
 
-def _gpu(name: str, precision: str, macs: float, memory: float, exponentials: float) -> Machine:
-    """A GPU from its datasheet: operations of its matrix units, bytes and exponentials per second.
+def _gpu(name: str, precision: str, macs: float, memory: float, exponentials: float, gigabytes: float) -> Machine:
+    """A GPU from its datasheet: operations of its matrix units, bytes and exponentials per second, and its memory.
+
+    Operations are dense products with sums in float32. Exponentials are 16 per multiprocessor and clock.
 
     The fractions are assumptions until a GPU is measured: 0.3 of the matrix units, 0.6 of the memory's rate with 6
     passes over what is kept and 10 over the gradients, a depthwise multiply-accumulate moves 4 bytes for its two
@@ -40,6 +44,7 @@ def _gpu(name: str, precision: str, macs: float, memory: float, exponentials: fl
         precision,
         *(0.3 * macs, moved / 2, exponentials / 9, moved / 6, moved / 10, 1e-4),
         source="not measured: from the datasheet with assumed fractions",
+        memory_gb=gigabytes,
     )
 
 
@@ -63,10 +68,15 @@ MACHINES: dict[str, Machine] = {
             source="measured: one thread of a Zen 5 server core, AVX-512 with bf16 products, torch 2.13",
         ),
         _CPU_FP32,
-        _gpu("t4", "float16", 65e12, 320e9, 1.0e12),
-        _gpu("rtx4090", "bfloat16", 165e12, 1008e9, 5.2e12),
-        _gpu("a100", "bfloat16", 312e12, 1555e9, 2.4e12),
-        _gpu("h100", "bfloat16", 989e12, 3350e9, 4.2e12),
+        _gpu("t4", "float16", 65e12, 320e9, 1.0e12, 16),
+        _gpu("rtx3090", "bfloat16", 71e12, 936e9, 2.2e12, 24),
+        _gpu("rtx4090", "bfloat16", 165e12, 1008e9, 5.2e12, 24),
+        _gpu("rtx5090", "bfloat16", 209e12, 1792e9, 6.5e12, 32),
+        _gpu("l40s", "bfloat16", 362e12, 864e9, 5.7e12, 48),
+        _gpu("a100", "bfloat16", 312e12, 1555e9, 2.4e12, 40),
+        _gpu("h100", "bfloat16", 989e12, 3350e9, 4.2e12, 80),
+        _gpu("h200", "bfloat16", 989e12, 4800e9, 4.2e12, 141),
+        _gpu("b200", "bfloat16", 2250e12, 8000e9, 4.7e12, 180),
     )
 }
 """The machines that plans are timed for. The rates are constants, so that a plan depends on no measurement."""
@@ -89,3 +99,9 @@ def machine(text: str) -> Machine:
     rates = ("macs", "depthwise_macs", "updates", "bytes", "weight_bytes")
     source = f"{found.source}; {count} {'thread' if count == 1 else 'threads'} at best"
     return replace(found, name=text, source=source, **{rate: getattr(found, rate) * count for rate in rates})
+
+
+def machine_of_card(name: str) -> Machine | None:
+    """The machine of a GPU by the name that its driver reports, "NVIDIA GeForce RTX 4090"; None: it has none here."""
+    words = name.lower().replace("rtx ", "rtx").replace("-", " ").split()
+    return next((found for key, found in MACHINES.items() if key in words and found.memory_gb), None)

@@ -4,6 +4,8 @@ with pretended_gpus(2) as gpu:
     ...  # torch.cuda.is_available(); gpu.waits, gpu.launches, gpu.operators hold what was done
 """
 
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -80,11 +82,34 @@ class _Stream:
     def query(self) -> bool:
         return True
 
+    def elapsed_time(self, end: "_Stream") -> float:
+        return 1.0
+
 
 def _pinned(tensor: torch.Tensor, *_arguments: Any) -> torch.Tensor:
     copied = tensor.clone()
     copied.is_pinned = lambda *_: True  # type: ignore[method-assign]
     return copied
+
+
+def _grouped(lists: list[list[Any]], with_indices: bool = False) -> dict[Any, Any]:
+    """Lists of tensors by the device and type of the first one's, as C++ does by the device that it sees."""
+    groups: dict[Any, Any] = {}
+    for index, first in enumerate(lists[0]):
+        columns, indices = groups.setdefault((first.device, first.dtype), ([[] for _ in lists], []))
+        for column, values in zip(columns, lists, strict=True):
+            column.extend(values[index : index + 1])
+        indices.append(index)
+    return groups
+
+
+_run_thread = threading.Thread.run
+
+
+def _run_with_gpus(thread: threading.Thread) -> None:
+    """A thread that sees the pretended GPUs: modes belong to the thread that enters them."""
+    with Operators(), Functions():
+        _run_thread(thread)
 
 
 @contextmanager
@@ -108,10 +133,12 @@ def pretended_gpus(count: int = 1) -> Iterator[Gpu]:
         "is_bf16_supported": lambda including_emulation=True: True,
         "mem_get_info": lambda device=None: (70 * 2**30, 80 * 2**30),
         "memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0,
         "max_memory_allocated": lambda device=None: 2**30,
         "reset_peak_memory_stats": lambda device=None: None,
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: gpu.wait("synchronize"),
+        "_sleep": lambda cycles: None,
         "Stream": _Stream,
         "Event": _Stream,
         "stream": lambda stream: nullcontext(),
@@ -127,6 +154,10 @@ def pretended_gpus(count: int = 1) -> Iterator[Gpu]:
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", DeviceGenerator))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pinned))
+        stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", return_value=None))
+        stack.enter_context(mock.patch.object(threading.Thread, "run", _run_with_gpus))
+        for module in (torch.utils._foreach_utils, torch.nn.utils.clip_grad, sys.modules["torch.optim.optimizer"]):
+            stack.enter_context(mock.patch.object(module, "_group_tensors_by_device_and_dtype", _grouped))
         for module in (scan_kernels, deformable_kernels):
             for name in [name for name, value in vars(module).items() if isinstance(value, KernelInterface)]:
                 stack.enter_context(mock.patch.object(module, name, NotedKernel(name)))

@@ -257,7 +257,8 @@ def _note_copy(name: str, args: Any, kwargs: dict[str, Any], target: torch.devic
     to = args[0].device if name == "aten::copy_" else (target if kwargs.get("device") is not None else source.device)
     waits_not = kwargs.get("non_blocking", args[2] if name == "aten::copy_" and len(args) > 2 else False)
     if source.device.type == "cuda" and to.type == "cpu":
-        gpu.wait("copy to the host")
+        if not (waits_not and name == "aten::_to_copy"):  # which makes page-locked memory for it
+            gpu.wait("copy to the host")
     elif source.device.type == "cpu" and to.type == "cuda" and not (waits_not and source.is_pinned()) and source.dim():
         gpu.wait("copy from the host")
 

@@ -39,6 +39,7 @@ def test_waits_are_noted_with_what_the_host_waits_for():
         values.to("cpu")
         torch.ones(3).to("cuda")
         torch.ones(3).pin_memory().to("cuda", non_blocking=True)
+        values.to("cpu", non_blocking=True)
         whats = [wait.what for wait in gpu.waits]
     expected = ["item", "item", "copy from the host", "copy to the host", "index by a mask"]
     assert whats == [*expected, "copy to the host", "copy from the host"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import shutil
 import signal
+import struct
 import time
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +22,7 @@ from fold_files import SHORT
 from medmamba import pipeline
 from medmamba.errors import InputError, ResourceError
 from medmamba.preprocessing.store import CaseReader, write_case
+from medmamba.training import shared_slot
 from medmamba.training import workers as supervision
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchRecipe, PatchSource
@@ -71,30 +76,125 @@ def test_workers_read_cases_that_this_process_has_read_before(tmp_path):
     assert not events
 
 
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "was silent for 200 s")])
-def test_a_worker_that_ends_in_the_middle_of_sending_a_batch_costs_no_batch(tmp_path, clock, number, words, count):
+@pytest.fixture
+def large_source(tmp_path) -> PatchSource:
+    """Batches of more than a pipe holds."""
     image, labels = np.random.default_rng(0).normal(size=(1, 48, 48, 48)), np.ones((48, 48, 48), np.int16)
     write_case(tmp_path / "c", "c", image.astype(np.float32), labels, chunk=(48, 48, 48))
-    recipe = PatchRecipe(augmentation_plan((40, 40, 40)), 1, seed=1, augment="none")  # more than a pipe holds
-    source, events = PatchSource([CaseReader(tmp_path / "c")], recipe), []
-    with closing(SupervisedWorkers(source, count, stall_seconds=200, on_fault=events.append)) as stream:
-        clock.fast = lambda: number == signal.SIGSTOP and stream._step == 2 * count and not events
-        notes, size = stream._notes / "0", -1
-        while not notes.is_file() or notes.stat().st_size != size or f"step {2 * count}" not in notes.read_text():
-            size = notes.stat().st_size if notes.is_file() else -1
-            time.sleep(0.02)
-        time.sleep(0.3)  # two batches are received; the third one fills the pipe, and the worker waits
-        os.kill(stream._workers[0]._process.pid, number)
-        batches = [next(stream) for _ in range(4 * count)]
-    assert [batch.step for batch in batches] == list(range(4 * count))
+    recipe = PatchRecipe(augmentation_plan((40, 40, 40)), 1, seed=1, augment="none")
+    return PatchSource([CaseReader(tmp_path / "c")], recipe)
+
+
+def _assert_same_batches(source, batches):
+    assert [batch.step for batch in batches] == list(range(len(batches)))
     for batch in batches:
         same = source.batch(batch.step)
         assert torch.equal(batch.image, same.image)
         assert torch.equal(batch.label, same.label)
+        assert batch.label.dtype == same.label.dtype == torch.uint8
+
+
+def _no_shared_memory(monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(shared_slot.mmap, "mmap", refuse)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("way", ["memory", "pipe"])
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSTOP, "was silent for 200 s")])
+def test_a_worker_that_ends_in_the_middle_of_sending_a_batch_costs_no_batch(
+    large_source, tmp_path, clock, monkeypatch, number, words, way, count
+):
+    halves, turns, send, copy = tmp_path / "halves", [], Connection.send, np.copyto
+
+    def half_a_batch(write):
+        turns.append(1)  # of this worker
+        if len(turns) == 3 and not halves.exists():  # only once: the batch is made again
+            write()
+            halves.touch()
+            time.sleep(600)
+
+    def copy_half(target, array):
+        if target.dtype == np.float32:
+            half_a_batch(lambda: copy(target[..., :20], array[..., :20]))
+        copy(target, array)
+
+    def send_half(self, made):
+        whole = pickle.dumps(made)
+        half_a_batch(lambda: os.write(self.fileno(), struct.pack("!i", len(whole)) + whole[:9000]))
+        send(self, made)
+
+    if way == "memory":
+        monkeypatch.setattr(shared_slot.np, "copyto", copy_half)  # inherited by the workers
+    else:
+        _no_shared_memory(monkeypatch)
+        monkeypatch.setattr(Connection, "send", send_half)
+    events = []
+    with closing(SupervisedWorkers(large_source, count, stall_seconds=200, on_fault=events.append)) as stream:
+        told = len(events)
+        clock.fast = lambda: number == signal.SIGSTOP and stream._step == 2 * count and len(events) == told
+        batches = [next(stream) for _ in range(2 * count)]
+        while not halves.exists():
+            time.sleep(0.02)
+        os.kill(stream._workers[0]._process.pid, number)
+        batches += [next(stream) for _ in range(2 * count)]
+    _assert_same_batches(large_source, batches)
+    assert len(events) == 1 + told == (1 if way == "memory" else 2)
+    assert words in events[-1]
+    assert f"Batch {2 * count} is made again" in events[-1]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_keep_their_values_however_many_are_made_after_them(large_source, workers):
+    with closing(SupervisedWorkers(large_source, workers, stall_seconds=300)) as stream:
+        _assert_same_batches(large_source, [next(stream) for _ in range(8)])
+
+
+def test_without_shared_memory_batches_come_through_pipes_which_is_said(large_source, monkeypatch):
+    _no_shared_memory(monkeypatch)
+    events = []
+    with closing(SupervisedWorkers(large_source, 2, stall_seconds=300, on_fault=events.append)) as stream:
+        _assert_same_batches(large_source, [next(stream) for _ in range(4)])
     assert len(events) == 1
-    assert words in events[0]
-    assert f"Batch {2 * count} is made again" in events[0]
+    assert "No memory can be shared with the data workers" in events[0]
+    assert "pipes are used, and are slower" in events[0]
+
+
+def test_a_batch_larger_than_expected_comes_through_the_pipe(large_source, monkeypatch):
+    monkeypatch.setattr(PatchSource, "largest_batch", lambda self: 1000)
+    with closing(SupervisedWorkers(large_source, 1, stall_seconds=300)) as stream:
+        _assert_same_batches(large_source, [next(stream) for _ in range(3)])
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm")
+def test_shared_memory_has_no_name_that_a_killed_training_could_leave(large_source):
+    before = set(os.listdir("/dev/shm"))
+    with closing(SupervisedWorkers(large_source, 2, stall_seconds=300)) as stream:
+        next(stream)
+        assert stream._workers[0]._slot is not None
+        mapped = Path(f"/proc/{stream._workers[0]._process.pid}/maps").read_text()
+        assert set(os.listdir("/dev/shm")) == before
+    assert "/dev/zero (deleted)" in mapped  # what the system calls anonymous memory that is shared
+
+
+def test_what_fails_where_a_batch_is_placed_is_raised_where_it_is_fetched(large_source):
+    def no_room(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stream = SupervisedWorkers(large_source, 1, stall_seconds=300, place=no_room)
+    with closing(stream), pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        next(stream)
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "expected"), [(1, 1, 1), (2, 1, 1), (8, 1, 7), (64, 1, 12), (32, 4, 7), (8, 8, 1)]
+)
+def test_workers_are_one_less_than_the_cores_of_a_rank_and_at_most_twelve(monkeypatch, cores, ranks, expected):
+    monkeypatch.setattr(supervision, "usable_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert supervision.automatic_workers() == expected
 
 
 def test_a_case_that_hangs_every_time_stops_training_and_is_named(clinic_run, tmp_path, clock, monkeypatch):
@@ -130,7 +230,7 @@ def _source(folder) -> PatchSource:
 
 
 def test_who_was_suspended_itself_does_not_blame_its_workers(tmp_path, monkeypatch):
-    now, polls, poll, events = [0.0], [], supervision._Worker.poll, []
+    now, polls, poll, events = [0.0], [], SupervisedWorkers._poll, []
 
     def late(self):
         polls.append(self)
@@ -140,7 +240,7 @@ def test_who_was_suspended_itself_does_not_blame_its_workers(tmp_path, monkeypat
         return None
 
     monkeypatch.setattr(supervision, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(supervision._Worker, "poll", late)
+    monkeypatch.setattr(SupervisedWorkers, "_poll", late)
     with closing(SupervisedWorkers(_source(tmp_path), 1, stall_seconds=28, on_fault=events.append)) as stream:
         assert next(stream).step == 0
     assert events == []

@@ -97,9 +97,10 @@ def test_a_turn_is_that_of_monai_and_a_patch_that_does_not_turn_is_the_centre(pa
     plan = augmentation_plan(patch)
     spatial = SpatialDraw(angles, 0.8)
     image, label = _batch(plan.enlarged_size)
-    made, labels = augment(
-        image.to(device), label.to(device), plan, [NOTHING, replace(NOTHING, spatial=spatial), NOTHING]
-    )
+    middle = centre(plan.enlarged_size, patch)
+    draws = [NOTHING, replace(NOTHING, spatial=spatial), NOTHING]
+    enlarged = [(image[1].to(device), label[1].to(torch.uint8).to(device))]
+    made, labels = augment(image[middle].to(device), label[middle].to(device), plan, draws, enlarged)
     turn = Affine(
         rotate_params=angles if len(patch) == 3 else angles[0],
         scale_params=spatial.zooms(plan),
@@ -111,7 +112,6 @@ def test_a_turn_is_that_of_monai_and_a_patch_that_does_not_turn_is_the_centre(pa
     wanted = turn(label[1].float(), mode="nearest").as_tensor().long()
     assert (labels[1].cpu() == wanted).float().mean() > 0.999  # voxels half way between two may fall either way
     assert labels.dtype == torch.int64
-    middle = centre(plan.enlarged_size, patch)
     assert torch.equal(made[0].cpu(), image[0][middle])
     assert torch.equal(labels[2].cpu(), label[2][middle])
 
@@ -181,7 +181,8 @@ def test_batches_and_single_samples_agree_in_distribution():
         draw = draw_sample(rng, plan, spatial, 1)
         one.append(facts(augment_one(image[0][size], label[0][size].float(), plan, draw)[0]))
         draw = draw_sample(sample_rng(1, step, 10), plan, spatial, 1)
-        whole.append(facts(augment(image, label, plan, [draw])[0]))
+        enlarged = [] if spatial is None else [(image[0], label[0])]
+        whole.append(facts(augment(image[middle], label[middle], plan, [draw], enlarged)[0]))
     first, second = torch.tensor(one), torch.tensor(whole)
     error = ((first.var(0) + second.var(0)) / len(first)).sqrt()
     assert ((first.mean(0) - second.mean(0)).abs() < 4 * error).all()
@@ -204,11 +205,18 @@ def test_a_step_gives_the_same_batch_again_and_shows_the_place_that_the_other_wa
 
     def finished(augmented, step, samples=None):
         source = PatchSource(cases, PatchRecipe(plan, 2, seed=7, augment=augmented, samples=samples))
-        return source.finished(source.batch(step), torch.device("cpu"))
+        return source.finished(source.batch(step))
 
     raw = PatchSource(cases, PatchRecipe(plan, 2, seed=7, augment="device"))
-    sizes = {tuple(raw.batch(step).image.shape[2:]) for step in range(12)}
-    assert sizes == {plan.patch_size, plan.enlarged_size}  # read no larger than needed
+    for step in range(12):  # only what turns is read and sent in the size that covers its corners
+        batch = raw.batch(step)
+        assert batch.image.shape == (2, 1, *plan.patch_size)
+        assert batch.label.dtype == torch.uint8
+        turned = [index for index in range(2) if draw_spatial(sample_rng(7, step, index), plan) is not None]
+        assert len(batch.enlarged) == len(turned)
+        for index, (image, label) in zip(turned, batch.enlarged, strict=True):
+            assert tuple(image.shape[1:]) == tuple(label.shape[1:]) == plan.enlarged_size
+            assert torch.equal(image[centre(plan.enlarged_size, plan.patch_size)], batch.image[index])
     for step in range(12):
         batch, again = finished("device", step), finished("device", step)
         assert batch.image.shape == (2, 1, 8, 8, 8)
@@ -235,7 +243,7 @@ def test_what_lies_outside_the_body_is_zero_again_after_augmentation(tmp_path, a
     source = PatchSource(cases, PatchRecipe(plan, 2, seed=7, augment=augmented, masked_channels=(0,)))
     outside = torch.zeros(2)
     for step in range(30):
-        batch = source.finished(source.batch(step), torch.device("cpu"))
+        batch = source.finished(source.batch(step))
         assert batch.label.shape == (2, 1, 12, 12, 12)
         outside += (batch.image * (batch.label == 0)).abs().sum((0, 2, 3, 4))
         assert (batch.image[:, 0][batch.label[:, 0] == 1] != 0).any()

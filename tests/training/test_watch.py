@@ -85,11 +85,13 @@ def test_time_spent_waiting_for_data_is_measured(monkeypatch):
 
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0]))
     done = Progress(seconds=20.0, epoch=EpochSoFar(began=20.0))
-    with closing(workers.SupervisedWorkers(SimpleNamespace(first_step=4, batch=batch), 0, stall_seconds=9)) as stream:
+    source = SimpleNamespace(first_step=4, batch=batch)
+    with closing(workers.SupervisedWorkers(source, 0, stall_seconds=9, place=lambda batch: batch)) as stream:
         for step in (4, 5):
             assert next(stream) == step
             now[0] += 1.0  # the step itself
-            done.epoch.add(0.5, None, stream.last_wait)
+            done.epoch.add_step(stream.last_wait)
+            done.epoch.add_outcome(0.5, None)
             done.seconds += 4.0
     assert done.waiting == 0.75
     assert Progress.from_json(json.loads(json.dumps(done.as_json()))) == done

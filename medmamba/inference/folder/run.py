@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from medmamba.compute.device import unused_gpu
 from medmamba.dicom.codes import check_codes, read_codes
 from medmamba.dicom.study import opened
 from medmamba.disk.atomic import make_folder, write_json
@@ -166,7 +167,8 @@ def predict_folder(
                 job = replace(job, shown=Pseudonyms.of_folder(target))
                 job.shown.write_key(target, [case.case_id for case in everything])
         shown = job.shown
-        on_message(f"Predicting with {job.model.sentence()}.")
+        unused = unused_gpu() if job.model.device == "cpu" else None
+        on_message(f"Predicting with {job.model.sentence()}." + (f" {unused}" if unused else ""))
         for line in job.model.warnings:
             on_message(f"Warning: {line}.")
         report = PredictionReport(target)
