@@ -54,7 +54,12 @@ def gaussian_weight(patch_size: tuple[int, ...], dtype: torch.dtype = torch.floa
 
 @lru_cache(maxsize=8)
 def _weight_on(device: torch.device, patch_size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return gaussian_weight(patch_size, dtype).to(device)
+    return _sent(gaussian_weight(patch_size, dtype), device)
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device, for which the host does not wait."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,13 @@ def stream_logits(
     padded, before = _pad(image, window.box)
     rows, *columns = window.starts(padded.shape[1:])
     places = list(product(*columns))
-    batch_size = max(window.batch, window.views_together // 2 ** len(window.mirror_axes))
+    batch_size = window.batch
+    if device.type == "cpu":
+        batch_size = max(batch_size, window.views_together // 2 ** len(window.mirror_axes))
     several = max(1, batch_size // len(places)) if window.box[0] == 1 else 1  # slices whose patches go together
     sums = torch.half if window.half_sums else torch.float32
     weight = _weight_on(device, window.patch_size, sums)
-    source = padded if device.type == "cpu" else padded.pin_memory().to(device, non_blocking=True)
+    source = _sent(padded, device)
     arrivals = _Arrivals()
     store: PlaneStore | None = None
     kept = min(window.box[0] + several - 1, image.shape[1])  # no thicker than the kept planes: padding is discarded

@@ -23,9 +23,9 @@ class Placement:
         self._arrivals: dict[int, torch.cuda.Event] = {}
 
     def place(self, batch: Batch) -> Batch:
-        """The batch on the device; its memory may be used for others at once. Called in any thread."""
+        """The batch on the device, on a CPU as it is; called in any thread."""
         if self._copies is None:
-            return copied(batch) if self.device.type == "cpu" else batch.each(lambda tensor: tensor.to(self.device))
+            return batch.each(lambda tensor: tensor.to(self.device))
         with torch.cuda.device(self.device), torch.cuda.stream(self._copies):
             placed = batch.each(lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
             arrival = self._arrivals[batch.step] = torch.cuda.Event()

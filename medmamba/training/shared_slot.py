@@ -1,4 +1,4 @@
-"""Memory of one data worker in which it leaves a batch for the training process, so that no pipe carries it.
+"""Memory of a data worker in which it leaves batches for the training process, so that no pipe carries them.
 
 It is anonymous: it has no name in /dev/shm, whose size (64 MB in many containers) does not bound it, and nothing of it
 outlives the processes, however they end.
@@ -52,8 +52,9 @@ class SharedSlot:
         ]
 
 
-def shared_slot(size: int) -> SharedSlot | None:
-    """A slot of at least ``size`` bytes; None where worker processes are not forked and so could not share it."""
+def shared_slots(size: int, count: int) -> list[SharedSlot]:
+    """Slots of at least ``size`` bytes each; none where worker processes are not forked and so could not share them."""
     if multiprocessing.get_start_method() != "fork":
-        return None
-    return SharedSlot(-(-(size + 16 * ALIGNMENT) // mmap.PAGESIZE) * mmap.PAGESIZE)
+        return []
+    pages = -(-(size + 16 * ALIGNMENT) // mmap.PAGESIZE)
+    return [SharedSlot(pages * mmap.PAGESIZE) for _ in range(count)]

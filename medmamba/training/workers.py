@@ -1,9 +1,9 @@
 """Data workers: supervised processes that make batches.
 
 The workers run batchgenerators' loop; each makes every n-th batch, and they are read in order, so the order of the
-batches never depends on timing. A thread takes each batch out of the memory that its worker shares (through a pipe,
-where there is none) and puts it where it is computed with, while the training computes. A worker that dies or falls
-silent is named (case, signal, memory), and a new one makes its batch again; the training process itself does not,
+batches never depends on timing. A thread finds each batch in the memory that its worker shares (receives it through a
+pipe, where there is none) and puts it where it is computed with, while the training computes. A worker that dies or
+falls silent is named (case, signal, memory), and a new one makes its batch again; the training process itself does not,
 because it would die or hang too.
 """
 
@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,11 +33,13 @@ from medmamba.disk.scratch import scratch_folder
 from medmamba.errors import InputError, ResourceError
 from medmamba.training.batches import Batch, PatchSource
 from medmamba.training.placement import copied
-from medmamba.training.shared_slot import SharedSlot, shared_slot
+from medmamba.training.shared_slot import SharedSlot, shared_slots
 
 POLL_SECONDS = 0.05
 MAX_FAULTS = 5
 """Faults of workers in one training after which it stops."""
+LENT = 2
+"""Batches of a worker that are with the training: one that is computed with, and the next."""
 MOST_WORKERS = 12
 """Workers unless a number is given: as many as nnU-Net has, but one core less than there are."""
 
@@ -51,7 +53,8 @@ def automatic_workers(trainings: int = 1) -> int:
 class SupervisedWorkers:
     """Batches from ``source.first_step`` on, without end; an iterator to be closed.
 
-    ``place`` is called with each batch in the receiving thread and returns it with memory of its own.
+    ``place`` is called with each batch in the receiving thread. A batch that it returns as it is lies in a worker's
+    memory until the next one is fetched.
     """
 
     def __init__(
@@ -72,7 +75,8 @@ class SupervisedWorkers:
         self._failed_step: int | None = None
         self._step = source.first_step
         self._workers: list[_Worker] = []
-        self._ready: Queue[Batch | BaseException] = Queue(1)
+        self._ready: Queue[tuple[Batch, _Worker] | BaseException] = Queue(1)
+        self._lender: _Worker | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._pipes_said = False
@@ -93,6 +97,8 @@ class SupervisedWorkers:
 
     def __next__(self) -> Batch:
         started = time.monotonic()
+        if self._lender is not None:
+            self._lender.returned()
         batch = self._from_worker() if self._workers else self._place(self.source.batch(self._step))
         self._step += 1
         self.last_wait = time.monotonic() - started
@@ -118,14 +124,15 @@ class SupervisedWorkers:
             if isinstance(made, BaseException):
                 raise made
             if made is not None:
-                return made
+                batch, self._lender = made
+                return batch
             fault = self._workers[index].fault(asked, now, self.stall_seconds)
             if fault is not None:
                 self._replace(index, fault)
                 asked = now
 
-    def _poll(self) -> Batch | BaseException | None:
-        """The next batch, or why there is none; None if it does not come at once."""
+    def _poll(self) -> "tuple[Batch, _Worker] | BaseException | None":
+        """The next batch and who made it, or why there is none; None if it does not come at once."""
         try:
             return self._ready.get(timeout=POLL_SECONDS)
         except Empty:
@@ -142,31 +149,30 @@ class SupervisedWorkers:
                     continue
                 if "error" in made:
                     raise InputError(f"{made['error']} (met while batch {step} was made)")
-                batch = self._place(self.source.as_batch(made)) if made["step"] == step else None
-                del made  # it is on the worker's memory, which is free now
-                worker.taken()
-                if batch is not None:  # else one that was made again although it had arrived
-                    self._hand_over(batch)
+                if made["step"] == step:
+                    self._hand_over((self._place(self.source.as_batch(made)), worker))
                     step += 1
+                else:  # it was made again although it had arrived
+                    worker.returned()
         except BaseException as error:  # raised where the batch is fetched
             self._hand_over(error)
 
-    def _hand_over(self, made: Batch | BaseException) -> None:
+    def _hand_over(self, made: "tuple[Batch, _Worker] | BaseException") -> None:
         while not self._closed.is_set():
             with contextlib.suppress(Full):
                 return self._ready.put(made, timeout=POLL_SECONDS)
 
     def _start(self, step: int, stride: int, notes: Path) -> "_Worker":
         try:
-            slot = shared_slot(self.source.largest_batch())
+            slots = shared_slots(self.source.largest_batch(), LENT)
         except (OSError, OverflowError) as error:
-            slot = None
+            slots = []
             if not self._pipes_said:
                 self._pipes_said = True
                 self.on_fault(
                     f"No memory can be shared with the data workers ({error}); pipes are used, and are slower."
                 )
-        return _Worker(self.source, step, stride, notes, slot)
+        return _Worker(self.source, step, stride, notes, slots)
 
     def _replace(self, index: int, fault: str) -> None:
         self.faults += 1
@@ -186,22 +192,24 @@ class SupervisedWorkers:
 class _Worker:
     """One process that makes every ``stride``-th batch from ``first_step`` on.
 
-    It writes a batch into ``slot``, or sends it, says so, and makes the next one; that is written when the first was
-    taken. No other process can write to its pipe, which so ends with the process.
+    It writes batches into ``slots`` in turn, or sends them where there are none, and says so. At most :data:`LENT` are
+    with the training. No other process can write to its pipe, which so ends with the process.
     """
 
-    def __init__(self, source: PatchSource, first_step: int, stride: int, notes: Path, slot: SharedSlot | None) -> None:
+    def __init__(
+        self, source: PatchSource, first_step: int, stride: int, notes: Path, slots: Sequence[SharedSlot]
+    ) -> None:
         self.notes = notes
         self.is_drained = False
         """Whether it ended and everything it sent was taken."""
-        self._slot = slot
+        self._slots = slots
         self._note = ""
         self._note_changed = time.monotonic()
         self._memory_gib: float | None = None
         self._pipe, its_end = multiprocessing.Pipe()
         own = source.for_worker(first_step, stride, notes)
         self._process = multiprocessing.Process(
-            target=_send_batches, args=(own, self._pipe, its_end, slot), daemon=True
+            target=_send_batches, args=(own, self._pipe, its_end, slots), daemon=True
         )
         try:
             with starting_workers():
@@ -211,7 +219,7 @@ class _Worker:
         its_end.close()
 
     def take(self) -> dict[str, Any] | None:
-        """What it made, if something comes soon; arrays may be on the shared memory until :meth:`taken` is called."""
+        """What it made, if something comes soon; arrays may be on shared memory until :meth:`returned` is called."""
         try:
             if not self._pipe.poll(POLL_SECONDS):
                 return None
@@ -219,14 +227,14 @@ class _Worker:
         except (EOFError, OSError):
             self.is_drained = True
             return None
-        if "places" in made and self._slot is not None:
-            made["arrays"] = self._slot.read(made["places"])
+        if "slot" in made:
+            made["arrays"] = self._slots[made["slot"]].read(made["places"])
         return made
 
-    def taken(self) -> None:
-        """Let it write the next batch."""
+    def returned(self) -> None:
+        """Let it use the memory of the first batch that was not returned yet."""
         with contextlib.suppress(OSError):
-            self._pipe.send_bytes(b"t")
+            self._pipe.send_bytes(b"r")
 
     def fault(self, asked: float, now: float, stall_seconds: float) -> str | None:
         """The fault of the worker whose batch was requested at ``asked``, as a sentence; None while it works."""
@@ -252,31 +260,32 @@ class _Worker:
 class _Sender:
     """The worker's end, with the interface of the queue of batchgenerators' loop."""
 
-    def __init__(self, pipe: Connection, slot: SharedSlot | None) -> None:
-        self._pipe, self._slot = pipe, slot
-        self._is_free = True
+    def __init__(self, pipe: Connection, slots: Sequence[SharedSlot]) -> None:
+        self._pipe, self._slots = pipe, slots
+        self._sent = 0
 
     def put(self, made: dict[str, Any], timeout: float) -> None:
-        """Leave a batch for the training process when it has taken the one before."""
+        """Leave a batch for the training process when not too many are there."""
         try:
-            if not self._is_free:
+            if self._sent >= LENT:
                 self._pipe.recv_bytes()
-            if self._slot is not None and "arrays" in made:
-                places = self._slot.write(made["arrays"])
+            if self._slots and "arrays" in made:
+                number = self._sent % LENT
+                places = self._slots[number].write(made["arrays"])
                 if places is not None:
-                    made = {**made, "places": [tuple(place) for place in places], "arrays": None}
+                    made = {**made, "slot": number, "places": [tuple(place) for place in places], "arrays": None}
             self._pipe.send(made)
-            self._is_free = False
+            self._sent += 1
         except (EOFError, OSError):  # the training process is gone
             os._exit(1)
 
 
-def _send_batches(source: PatchSource, training_end: Connection, pipe: Connection, slot: SharedSlot | None) -> None:
+def _send_batches(source: PatchSource, training_end: Connection, pipe: Connection, slots: Sequence[SharedSlot]) -> None:
     """The target of a worker process."""
     training_end.close()
     follow_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the training process
-    producer(_Sender(pipe, slot), source, None, 0, source.recipe.seed % 2**32, threading.Event())
+    producer(_Sender(pipe, slots), source, None, 0, source.recipe.seed % 2**32, threading.Event())
 
 
 def resident_gib(pid: int | None) -> float | None:

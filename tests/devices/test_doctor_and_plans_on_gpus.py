@@ -58,8 +58,8 @@ def test_doctor_names_kernels_that_are_wrong_or_fail_and_ends_with_1(without_dua
         run_command(["doctor", "--gpu"])
     out, err = capsys.readouterr()
     assert ended.value.code == 1
-    assert "one: WRONG by 1e+00. Use --scan-backend torch" in out
-    assert "two: FAILED (PTXAS error: Internal Triton PTX codegen error)" in out
+    assert "one: WRONG by 3e+00. Use --scan-backend torch" in out
+    assert "two: FAILED (RuntimeError: PTXAS error: Internal Triton PTX codegen error)" in out
     assert "2 checks of cuda failed" in err
 
 

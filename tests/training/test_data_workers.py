@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -27,7 +28,8 @@ from medmamba.training import workers as supervision
 from medmamba.training.augmentation import augmentation_plan
 from medmamba.training.batches import PatchRecipe, PatchSource
 from medmamba.training.config import TrainConfig
-from medmamba.training.workers import SupervisedWorkers
+from medmamba.training.placement import Placement
+from medmamba.training.workers import LENT, SupervisedWorkers
 
 
 def _kill_a_child_worker(number):
@@ -88,10 +90,14 @@ def large_source(tmp_path) -> PatchSource:
 def _assert_same_batches(source, batches):
     assert [batch.step for batch in batches] == list(range(len(batches)))
     for batch in batches:
-        same = source.batch(batch.step)
-        assert torch.equal(batch.image, same.image)
-        assert torch.equal(batch.label, same.label)
-        assert batch.label.dtype == same.label.dtype == torch.uint8
+        _assert_same(source, batch)
+
+
+def _assert_same(source, batch):
+    same = source.batch(batch.step)
+    assert torch.equal(batch.image, same.image)
+    assert torch.equal(batch.label, same.label)
+    assert batch.label.dtype == same.label.dtype == torch.uint8
 
 
 def _no_shared_memory(monkeypatch):
@@ -111,10 +117,11 @@ def test_a_worker_that_ends_in_the_middle_of_sending_a_batch_costs_no_batch(
 
     def half_a_batch(write):
         turns.append(1)  # of this worker
-        if len(turns) == 3 and not halves.exists():  # only once: the batch is made again
-            write()
-            halves.touch()
-            time.sleep(600)
+        if len(turns) == 3:
+            with contextlib.suppress(FileExistsError), open(tmp_path / "claimed", "x"):  # one worker, only once
+                write()
+                halves.write_text(str(os.getpid()))
+                time.sleep(600)
 
     def copy_half(target, array):
         if target.dtype == np.float32:
@@ -134,22 +141,39 @@ def test_a_worker_that_ends_in_the_middle_of_sending_a_batch_costs_no_batch(
     events = []
     with closing(SupervisedWorkers(large_source, count, stall_seconds=200, on_fault=events.append)) as stream:
         told = len(events)
-        clock.fast = lambda: number == signal.SIGSTOP and stream._step == 2 * count and len(events) == told
+        stuck = []
+        clock.fast = lambda: number == signal.SIGSTOP and [stream._step] == stuck and len(events) == told
         batches = [next(stream) for _ in range(2 * count)]
-        while not halves.exists():
+        while not halves.exists() or not halves.read_text():
             time.sleep(0.02)
-        os.kill(stream._workers[0]._process.pid, number)
+        pid = int(halves.read_text())
+        os.kill(pid, number)
+        stuck.append(2 * count + [worker._process.pid for worker in stream._workers].index(pid))
         batches += [next(stream) for _ in range(2 * count)]
     _assert_same_batches(large_source, batches)
     assert len(events) == 1 + told == (1 if way == "memory" else 2)
     assert words in events[-1]
-    assert f"Batch {2 * count} is made again" in events[-1]
+    assert f"Batch {stuck[0]} is made again" in events[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_keep_their_values_however_many_are_made_after_them(large_source, workers):
     with closing(SupervisedWorkers(large_source, workers, stall_seconds=300)) as stream:
         _assert_same_batches(large_source, [next(stream) for _ in range(8)])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_that_is_not_copied_keeps_its_values_until_the_next_is_fetched(large_source, workers):
+    seen = set()
+    with closing(
+        SupervisedWorkers(large_source, workers, stall_seconds=300, place=Placement(torch.device("cpu")).place)
+    ) as stream:
+        for _ in range(6):
+            batch = next(stream)
+            seen.add(batch.image.data_ptr())
+            time.sleep(0.1)  # the worker makes the next ones
+            _assert_same(large_source, batch)
+    assert len(seen) <= workers * LENT  # they lie in the workers' memory
 
 
 def test_without_shared_memory_batches_come_through_pipes_which_is_said(large_source, monkeypatch):
@@ -173,7 +197,7 @@ def test_shared_memory_has_no_name_that_a_killed_training_could_leave(large_sour
     before = set(os.listdir("/dev/shm"))
     with closing(SupervisedWorkers(large_source, 2, stall_seconds=300)) as stream:
         next(stream)
-        assert stream._workers[0]._slot is not None
+        assert stream._workers[0]._slots
         mapped = Path(f"/proc/{stream._workers[0]._process.pid}/maps").read_text()
         assert set(os.listdir("/dev/shm")) == before
     assert "/dev/zero (deleted)" in mapped  # what the system calls anonymous memory that is shared
