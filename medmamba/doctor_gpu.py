@@ -27,14 +27,14 @@ Operator = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Finding:
+class GpuFinding:
     """A line of the report; not ``right``: something that must be mended before this GPU is used."""
 
     text: str
     right: bool = True
 
 
-def gpu_findings(name: str = "cuda") -> Iterator[Finding]:
+def gpu_findings(name: str = "cuda") -> Iterator[GpuFinding]:
     """What there is to say about one GPU, check by check; raises ConfigError where torch cannot use it."""
     device = choose_device(name)
     if device.type != "cuda":
@@ -44,23 +44,25 @@ def gpu_findings(name: str = "cuda") -> Iterator[Finding]:
         for kernels, (run, inputs) in _kernel_checks().items():
             yield _checked(kernels, run, inputs, device)
         for what, seconds in _times(device):
-            yield Finding(f"  {what}: {seconds}")
+            yield GpuFinding(f"  {what}: {seconds}")
 
 
-def _facts(device: torch.device) -> Iterator[Finding]:
+def _facts(device: torch.device) -> Iterator[GpuFinding]:
     facts = torch.cuda.get_device_properties(device)
-    yield Finding(
+    yield GpuFinding(
         f"{device}: {facts.name}, {facts.total_memory / 2**30:.0f} GiB, {facts.multi_processor_count} multiprocessors, "
         f"compute capability {facts.major}.{facts.minor}, trains in {choose_precision('auto', device)}"
     )
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "missing"
-    yield Finding(f"  torch {torch.__version__} for {built}, cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}")
+    yield GpuFinding(f"  torch {torch.__version__} for {built}, cuDNN {torch.backends.cudnn.version()}, NCCL {nccl}")
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler:
-        yield Finding(f"  C compiler for Triton: {compiler}")
+        yield GpuFinding(f"  C compiler for Triton: {compiler}")
     else:
-        yield Finding("  C compiler for Triton: none. Install gcc (apt-get install gcc python3-dev), or set CC.", False)
+        yield GpuFinding(
+            "  C compiler for Triton: none. Install gcc (apt-get install gcc python3-dev), or set CC.", False
+        )
 
 
 def _kernel_checks() -> dict[str, tuple[Operator, Inputs]]:
@@ -102,17 +104,17 @@ def _deformable(value: Tensor, offset_mask: Tensor, backend: str) -> Tensor:
     return deformable_conv(value, offset_mask, groups=2, backend=backend)
 
 
-def _checked(name: str, run: Operator, inputs: Inputs, device: torch.device) -> Finding:
+def _checked(name: str, run: Operator, inputs: Inputs, device: torch.device) -> GpuFinding:
     """Output and gradients in float32 by Triton against float64 by torch's operations on the CPU."""
     try:
         truth = _results(run, inputs, "torch", torch.float64, torch.device("cpu"))
         found = _results(run, inputs, "triton", torch.float32, device)
     except Exception as error:  # whatever fails is the finding
-        return Finding(f"  {name}: FAILED ({first_line(error)})", False)
+        return GpuFinding(f"  {name}: FAILED ({first_line(error)})", False)
     worst = max(((a.cpu().double() - b).norm() / b.norm()).item() for a, b in zip(found, truth, strict=True))
     if not worst <= LARGEST_ERROR:
-        return Finding(f"  {name}: WRONG by {worst:.0e}. Use --scan-backend torch, and report this.", False)
-    return Finding(f"  {name}: right, forward and backward (off by {worst:.0e})")
+        return GpuFinding(f"  {name}: WRONG by {worst:.0e}. Use --scan-backend torch, and report this.", False)
+    return GpuFinding(f"  {name}: right, forward and backward (off by {worst:.0e})")
 
 
 def _results(run: Operator, inputs: Inputs, backend: str, dtype: torch.dtype, device: torch.device) -> list[Tensor]:

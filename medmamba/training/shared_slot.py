@@ -17,7 +17,7 @@ ALIGNMENT = 64
 """Bytes at whose multiples an array begins."""
 
 
-class Place(NamedTuple):
+class ArrayPlace(NamedTuple):
     """Where an array lies in the memory, and what it is."""
 
     offset: int
@@ -32,11 +32,11 @@ class SharedSlot:
         self._memory = mmap.mmap(-1, size)
         self.size = size
 
-    def write(self, arrays: Sequence[NDArray]) -> list[Place] | None:
+    def write(self, arrays: Sequence[NDArray]) -> list[ArrayPlace] | None:
         """Copy arrays into the memory; returns their places, or None where they do not fit."""
         places, offset = [], 0
         for array in arrays:
-            places.append(Place(offset, array.shape, array.dtype.str))
+            places.append(ArrayPlace(offset, array.shape, array.dtype.str))
             offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         if offset > self.size:
             return None
@@ -44,11 +44,11 @@ class SharedSlot:
             np.copyto(inside, array)
         return places
 
-    def read(self, places: Sequence[Place]) -> list[NDArray]:
+    def read(self, places: Sequence[ArrayPlace]) -> list[NDArray]:
         """The arrays at these places, on the memory itself."""
         return [
             np.frombuffer(self._memory, place.dtype, prod(place.shape), place.offset).reshape(place.shape)
-            for place in map(Place._make, places)
+            for place in map(ArrayPlace._make, places)
         ]
 
 

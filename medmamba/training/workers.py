@@ -35,7 +35,7 @@ from medmamba.training.batches import Batch, PatchSource
 from medmamba.training.placement import copied
 from medmamba.training.shared_slot import SharedSlot, shared_slots
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.25
 MAX_FAULTS = 5
 """Faults of workers in one training after which it stops."""
 LENT = 2
@@ -110,6 +110,8 @@ class SupervisedWorkers:
         for worker in self._workers:
             worker.end()
         if self._thread is not None:
+            with contextlib.suppress(Empty):
+                self._ready.get_nowait()  # the thread may wait for room
             self._thread.join(2)
         self._scratch.close()
 
