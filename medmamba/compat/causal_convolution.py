@@ -17,7 +17,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
     if activation not in ACTIVATIONS:
         raise NotImplementedError(f"activation is {activation!r}; it must be None, 'silu' or 'swish'.")
     check_kinds({"x": x, "weight": weight, "bias": bias} | others)
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[1] == 0:
+    if x.dim() != 3 or weight.dim() != 2 or 0 in (x.shape[2], weight.shape[1]):
         raise ValueError(
             f"x must be (batch, D, L) and weight (D, width), without a 0; they are {tuple(x.shape)} "
             f"and {tuple(weight.shape)}."

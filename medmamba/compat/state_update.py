@@ -35,7 +35,9 @@ def selective_state_update(
     named: dict[str, Tensor | None] = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D}
     named |= {"z": z, "dt_bias": dt_bias}
     check_kinds(named, {"state_batch_indices": state_batch_indices})
-    heads_given = state.dim() > 3
+    if state.dim() not in (3, 4):
+        raise ValueError(f"state must be (batch, width, N) or (batch, heads, width, N), it is {tuple(state.shape)}.")
+    heads_given = state.dim() == 4
     axes = {"x": 3, "dt": 3, "z": 3, "A": 3, "B": 3, "C": 3, "D": 2, "dt_bias": 2}
     first_axis = {"A": 0, "D": 0, "dt_bias": 0}
     full: dict[str, Tensor | None] = {"state": state if heads_given else state.unsqueeze(1)}
