@@ -112,7 +112,7 @@ def _by_a_scan(
     else:
         y = _dual(inputs, B, C, decay, chunk, backend)
     seen = torch.ones(ranks, ranks, dtype=torch.bool, device=x.device).tril()  # rank i has seen rank j
-    weight = now[..., None, None] - torch.where(seen, later[..., None, None], 0)
+    weight = now[..., None, None] - later[..., None, None] * seen
     return y + (weight * (C @ B.transpose(-1, -2))) @ x
 
 

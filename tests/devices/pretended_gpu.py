@@ -18,6 +18,7 @@ from triton.runtime.jit import KernelInterface
 
 from medmamba.kernels.deformable import triton_kernels as deformable_kernels
 from medmamba.kernels.scan import triton_kernels as scan_kernels
+from medmamba.kernels.state_space_duality import triton_kernels as duality_kernels
 
 __all__ = ["Gpu", "Launch", "Wait", "pretended_gpus"]
 
@@ -158,7 +159,7 @@ def pretended_gpus(count: int = 1) -> Iterator[Gpu]:
         stack.enter_context(mock.patch.object(threading.Thread, "run", _run_with_gpus))
         for module in (torch.utils._foreach_utils, torch.nn.utils.clip_grad, sys.modules["torch.optim.optimizer"]):
             stack.enter_context(mock.patch.object(module, "_group_tensors_by_device_and_dtype", _grouped))
-        for module in (scan_kernels, deformable_kernels):
+        for module in (scan_kernels, deformable_kernels, duality_kernels):
             for name in [name for name, value in vars(module).items() if isinstance(value, KernelInterface)]:
                 stack.enter_context(mock.patch.object(module, name, NotedKernel(name)))
         stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())

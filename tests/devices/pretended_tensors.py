@@ -23,6 +23,10 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+import medmamba.kernels.deformable.compiled
+import medmamba.kernels.scan.compiled  # noqa: F401  both register the operators below
+from medmamba.kernels.state_space_duality.api import ssd_torch
+
 CPU = torch.device("cpu")
 SOURCES = Path(__file__).resolve().parents[2]
 
@@ -310,8 +314,7 @@ def _compiled(function: Any, args: Any, inner: Any, place: torch.device) -> Any:
     inner = [
         value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in inner
     ]
-    on_cpu = getattr(torch.ops.medmamba, ON_CPU[name] + ("_backward" if backward else ""))
-    values = on_cpu(*inner)
+    values = ON_CPU[name][backward](*inner)
     one = isinstance(values, torch.Tensor)
     seen = [made] if one else list(made)
     found = [values] if one else list(values)
@@ -322,7 +325,26 @@ def _compiled(function: Any, args: Any, inner: Any, place: torch.device) -> Any:
     return on_device[0] if one else tuple(on_device) if not backward else on_device
 
 
-ON_CPU = {"routed_scan_triton": "routed_scan_cpp", "deformable_conv": "deformable_conv"}
+def _duality(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return ssd_torch(*arguments, chunk=64)
+
+
+def _duality_backward(dY: torch.Tensor, dlast: torch.Tensor | None, *inputs: torch.Tensor | None) -> list[torch.Tensor]:
+    """By autograd, which a dispatch mode leaves out."""
+    autograd = torch._C.DispatchKey.AutogradFunctionality
+    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(autograd, False):
+        given = [None if value is None else value.detach().requires_grad_() for value in inputs]
+        Y, last = _duality(*given)
+        loss = (Y * dY).sum() if dlast is None else (Y * dY).sum() + (last * dlast).sum()
+        found = iter(torch.autograd.grad(loss, [value for value in given if value is not None]))
+    return [dY.new_empty(0) if value is None else next(found) for value in given]
+
+
+ON_CPU: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "routed_scan_triton": (torch.ops.medmamba.routed_scan_cpp, torch.ops.medmamba.routed_scan_cpp_backward),
+    "deformable_conv": (torch.ops.medmamba.deformable_conv, torch.ops.medmamba.deformable_conv_backward),
+    "ssd_triton": (_duality, _duality_backward),
+}
 
 
 class DeviceGenerator(torch.Generator):

@@ -6,6 +6,7 @@
 from importlib import import_module
 
 from medmamba.kernels.deformable.api import deformable_conv, offset_mask_width
+from medmamba.kernels.mamba3.api import mamba3_scan
 from medmamba.kernels.scan.api import routed_scan
 
 OPERATORS = "torch"
@@ -16,6 +17,7 @@ except ImportError:
 else:
     routed_scan = _installed.routed_scan
     deformable_conv = _installed.deformable_conv
+    mamba3_scan = _installed.mamba3_scan
     OPERATORS = "medmamba"
 
-__all__ = ["OPERATORS", "deformable_conv", "offset_mask_width", "routed_scan"]
+__all__ = ["OPERATORS", "deformable_conv", "mamba3_scan", "offset_mask_width", "routed_scan"]
