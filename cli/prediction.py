@@ -114,6 +114,8 @@ def evaluate(
         tests = ("p (Wilcoxon)", "p (Holm)", "higher / equal / lower")
         console.print("", f"{comparison.second} minus {comparison.first}, paired:", sep="\n")
         console.print(*aligned([(*head, *tests), *difference_rows(comparison)], console.width), sep="\n")
+    if scores := result.expectations.get("all"):
+        console.print("", "Expected quality:", *aligned([["score", "value"], *scores.rows()], console.width), sep="\n")
     report_warnings(evaluation.warnings)
     console.print(f"evaluation.html, .json and .csv: {result.folder}")
     return {
@@ -123,6 +125,7 @@ def evaluate(
         "cases": evaluation.mean_per_case(),
         "missing": evaluation.missing,
         "comparison": comparison,
+        "expectations": result.expectations,
     }
 
 

@@ -155,6 +155,7 @@ def _warn(line: str) -> None:
 def find_best(run: TrainedRun, options: FindBestOptions) -> Answer:
     """Choose configurations, thresholds, post-processing and limits of uncertainty by cross-validation, for predict."""
     from medmamba.model_selection.run import find_best
+    from medmamba.models.expectations import read_expectations
 
     with stages() as on_item:
         recipe = find_best(run, options, on_item=on_item)
@@ -175,7 +176,10 @@ def find_best(run: TrainedRun, options: FindBestOptions) -> Answer:
             f"{recipe.limits.min_agreement:.3f}, from {recipe.limits.cases} cases"
         )
     console.print(f"temperature {recipe.temperature:g}. Written: {run / 'best.json'}")
-    return {"recipe": recipe, "written": run / "best.json"}
+    expectations = read_expectations(run, recipe.plan_sha256)
+    for line in () if expectations is None else expectations.lines():
+        console.print(line)
+    return {"recipe": recipe, "written": run / "best.json", "expectations": expectations}
 
 
 def report(run: TrainedRun, options: ReportOptions) -> Answer:

@@ -71,6 +71,11 @@ class FindBestOptions(Options):
     scratch: Path | None = option(
         None, "Folder for temporary probabilities of regions. Default: the system's temporary folder."
     )
+    expectations: bool = option(
+        True,
+        "Learn nothing about the quality of masks without truth, which predicts every case three to ten times more.",
+        flag="--no-expectations",
+    )
     overwrite: bool = option(False, OVERWRITE_TEXT)
 
 

@@ -29,6 +29,7 @@ from medmamba.images.cases import ImageCase, find_cases
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.models.bundle_parts import METADATA, record_parts
+from medmamba.models.expectations import EXPECTATIONS
 from medmamba.models.prediction_setup import PREDICTION_SETUP
 from medmamba.models.trained_folds import read_model_facts
 from medmamba.plans.json_record import read_stored, sealed
@@ -185,6 +186,8 @@ def _write(
         texts["models/fingerprint.json"] = model.fingerprint.to_json()
     if model.recipe is not None:
         texts[f"models/{PREDICTION_SETUP}"] = model.recipe.to_json()
+    if model.expectations is not None:
+        texts[f"models/{EXPECTATIONS}"] = model.expectations.sealed_json()
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

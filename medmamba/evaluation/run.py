@@ -17,6 +17,7 @@ from medmamba.disk.atomic import make_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, refuse_dataset_folder
 from medmamba.errors import InputError
+from medmamba.evaluation.expectations import ExpectationScores, expected_masks, score_expectations
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import MOST_PICTURE_MIB, EvaluateOptions
 from medmamba.evaluation.report import Comparison, Evaluation, Structures, compare, evaluate_folders
@@ -31,6 +32,9 @@ from medmamba.plans.schema import Reading
 
 OnItem = Callable[[str, int, int], None]
 CASE_COLUMNS = ("case", "case_id", "id", "name")
+EXPECTED = "expected_quality.json"
+REPORT = ("prediction report", "Remove or restore it.")
+"""What a report.json beside masks is, and what to do with a damaged one."""
 MOST_GROUPS = 12
 """A column with more different values is split at its median if it holds numbers, and left out if not."""
 Subgroups = dict[str, dict[str, list[str]]]
@@ -39,13 +43,18 @@ Subgroups = dict[str, dict[str, list[str]]]
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The evaluation with optional comparison and subgroups; ``pictures`` are PNGs of the worst cases by case id."""
+    """The evaluation with optional comparison and subgroups; ``pictures`` are PNGs of the worst cases by case id.
+
+    ``expectations`` are scores by structure, and of all masks together ("all"); none where the masks' report.json
+    expects nothing.
+    """
 
     evaluation: Evaluation
     comparison: Comparison | None
     subgroups: Subgroups
     pictures: Mapping[str, Picture]
     folder: Path
+    expectations: Mapping[str, ExpectationScores]
 
 
 def run_evaluation(
@@ -101,15 +110,32 @@ def run_evaluation(
             comparison.write(target)
         if groups:
             write_json(target / "subgroups.json", _summaries(evaluation, groups))
+        if expectations := _expectations(folder, evaluation):
+            scores = {name: found.as_dict() for name, found in expectations.items()}
+            write_json(target / EXPECTED, {"schema_version": 1, "scores": scores})
         drawn = _pictures(evaluation, masks, truth, images, options, reading)
-        write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison))
-        return EvaluationResult(evaluation, comparison, groups, drawn, target)
+        write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison, expectations))
+        return EvaluationResult(evaluation, comparison, groups, drawn, target, expectations)
 
 
 def _outputs(options: EvaluateOptions) -> list[str]:
     compared = [] if options.other is None else ["comparison.json", "comparison.csv"]
     grouped = [] if options.subgroups is None else ["subgroups.json"]
-    return ["evaluation.json", "evaluation.csv", "evaluation.html", "lesions.csv", *compared, *grouped]
+    return ["evaluation.json", "evaluation.csv", "evaluation.html", "lesions.csv", EXPECTED, *compared, *grouped]
+
+
+def _expectations(folder: Path, evaluation: Evaluation) -> dict[str, ExpectationScores]:
+    """Scores of what the report.json beside the masks expects of them, of all structures and of each."""
+    path = folder / "report.json"
+    if not path.is_file():
+        return {}
+    report = read_stored(path, dict[str, Any], *REPORT)
+    with as_written(path, *REPORT):
+        masks = expected_masks(report, evaluation)
+        groups = {"all": masks} | {
+            name: [mask for mask in masks if mask.structure == name] for name in evaluation.structures
+        }
+        return {name: score_expectations(found) for name, found in groups.items() if found}
 
 
 def read_subgroups(path: Path, cases: Sequence[str]) -> Subgroups:
@@ -179,9 +205,8 @@ def _of_report(folder: Path) -> tuple[Structures | None, ReadOptions, int | None
     path = folder / "report.json"
     if not path.is_file():
         return None, ReadOptions(any_spacing=True), None  # spacings that agree are compared as they are
-    kind, cure = "prediction report", "Remove or restore it."
-    report = read_stored(path, dict[str, Any], kind, cure)
-    with as_written(path, kind, cure):
+    report = read_stored(path, dict[str, Any], *REPORT)
+    with as_written(path, *REPORT):
         model = report["model"]
         reading = Reading.model_validate(model.get("settings", {}).get("reading", {}))
         labels = {str(name): int(value) for name, value in model["labels"].items()}
@@ -229,7 +254,11 @@ def _paths(source: str | Path | Sequence[Path]) -> dict[str, Path]:
 
 
 def _page(
-    evaluation: Evaluation, pictures: Mapping[str, Picture], subgroups: Subgroups, comparison: Comparison | None
+    evaluation: Evaluation,
+    pictures: Mapping[str, Picture],
+    subgroups: Subgroups,
+    comparison: Comparison | None,
+    expectations: Mapping[str, ExpectationScores],
 ) -> str:
     """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]
@@ -245,6 +274,7 @@ def _page(
         structures=list(evaluation.structures),
         summary=summary,
         lesions=list(_lesions(evaluation)),
+        expectations={name: _reliability(found) for name, found in expectations.items()},
         comparison=comparison,
         differences=[] if comparison is None else list(difference_rows(comparison)),
         subgroups={column: list(_groups(evaluation, groups)) for column, groups in subgroups.items()},
@@ -253,6 +283,12 @@ def _page(
         cases=cases,
         every_case=[[case_id, *row] for case_id, rows in cases.items() for row in rows],
     )
+
+
+def _reliability(scores: ExpectationScores) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of the scores, and of the groups by expected Dice."""
+    groups = [[str(count), number(expected, 4), number(true, 4)] for count, expected, true in scores.reliability]
+    return scores.rows(), groups
 
 
 def summary_rows(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[list[str]]:

@@ -4,14 +4,17 @@ import math
 
 import torch
 
-from medmamba.models.output_channels import largest_channel
+from medmamba.inference.evidence import NetworkEvidence, decisions
 
 
 class Confidence:
-    """Collects from patches and planes of a case; ``sigmoid`` channels are independent, each with its own entropy."""
+    """Collects from patches and planes of a case; ``sigmoid`` channels are independent, each with its own entropy.
 
-    def __init__(self, *, sigmoid: bool = False) -> None:
-        self.sigmoid = sigmoid
+    ``evidence`` also sees what every network says, and its mirrored views.
+    """
+
+    def __init__(self, *, sigmoid: bool = False, evidence: NetworkEvidence | None = None) -> None:
+        self.sigmoid, self.evidence = sigmoid, evidence
         self._entropy = 0.0
         self._foreground = 0
         # where the decisions are, so that the host does not wait for a device
@@ -20,7 +23,7 @@ class Confidence:
 
     def decide(self, logits: torch.Tensor, channels: int) -> torch.Tensor:
         """The class of each voxel by its logits, channels on axis ``channels``; of sigmoid channels yes or no each."""
-        return logits > 0 if self.sigmoid else largest_channel(logits.movedim(channels, 0))
+        return decisions(logits, sigmoid=self.sigmoid, channels=channels)
 
     def see_patch(self, single: list[torch.Tensor], joint: torch.Tensor) -> None:
         """The decisions of every network, and of their mean, about the same patches."""

@@ -55,7 +55,10 @@ def join(models: Sequence[TrainedModel], names: Sequence[str]) -> TrainedModel:
     warnings = first.warnings
     if others and chosen:
         warnings += (f"thresholds and post-processing chosen for {', '.join(chosen)} alone are not used",)
-    return replace(first, others=tuple(others), warnings=warnings) if others else first
+    if not others:
+        return first
+    lacking = "not learned for several models together"
+    return replace(first, others=tuple(others), warnings=warnings, expectations=None, not_learned=lacking)
 
 
 def _chose(model: TrainedModel) -> bool:

@@ -46,6 +46,22 @@ class ModelOptions(Options):
         panel="Speed",
     )
     scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT, panel="Speed")
+    accept_dice: float | None = option(
+        None,
+        "Dice that a mask should have: those whose expected Dice may be below it get the status review or reject. "
+        "Needs what `medmamba find-best` learns.",
+        panel="Quality control",
+        ge=0,
+        le=1,
+    )
+    risk: float = option(
+        0.05,
+        "Chance of a Dice below --accept-dice above which a mask is for review; reject where the chance of a Dice "
+        "above it is no larger.",
+        panel="Quality control",
+        gt=0,
+        lt=1,
+    )
 
 
 class PredictorOptions(ModelOptions):

@@ -13,6 +13,7 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, write_label_map
+from medmamba.inference.expected import ExpectedQuality
 from medmamba.inference.quality import Finding, status_of
 
 
@@ -43,7 +44,8 @@ class Provenance:
 
     ``recipe_sha256`` is that of the best.json of `medmamba find-best`; None without one. ``warnings`` are about the
     choice of the model, such as missing folds. ``others`` are further models that were averaged with this one.
-    ``ignore`` is the label value of voxels that were not to be learned.
+    ``ignore`` is the label value of voxels that were not to be learned. ``expectations_sha256`` is that of what
+    find-best learned about masks; None where it does not hold for this model.
     """
 
     medmamba: str
@@ -60,6 +62,7 @@ class Provenance:
     warnings: Sequence[str] = ()
     others: Sequence["Provenance"] = ()
     ignore: int | None = None
+    expectations_sha256: str | None = None
 
     def __getitem__(self, key: str) -> Any:
         """``provenance["plan_sha256"]``: an entry of :meth:`as_dict`, as the provenance was in version 0.1."""
@@ -70,8 +73,9 @@ class Provenance:
         numbers = asdict(replace(self, others=()))
         warnings = numbers.pop("warnings")
         del numbers["others"]
-        if self.region_order is None:
-            del numbers["region_order"]
+        for name in ("region_order", "expectations_sha256"):
+            if numbers[name] is None:
+                del numbers[name]
         joined = {"others": [other.as_dict() for other in self.others]} if self.others else {}
         return {**numbers, "remarks": warnings, **joined}
 
@@ -91,6 +95,8 @@ class Prediction:
         findings: what is unusual about image or mask; :attr:`status` is the most serious of them.
         entropy: mean entropy of the foreground as a fraction of the largest possible; None if not measured.
         agreement: Dice of the least agreeing fold with the mean of all; None for one fold.
+        expected: what `medmamba find-best` learned to expect of each structure's mask, without truth.
+        not_learned: structures of which nothing is expected, and why; "" stands for all of them.
         probabilities: float32 (classes, i, j, k) if asked for.
         like: the image, as it was read.
         provenance: None for a mask that no predictor made.
@@ -103,6 +109,8 @@ class Prediction:
     findings: tuple[Finding, ...] = ()
     entropy: float | None = None
     agreement: float | None = None
+    expected: Mapping[str, ExpectedQuality] = field(default_factory=dict)
+    not_learned: Mapping[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     probabilities: NDArray[np.float32] | None = None
     like: MedicalImage | None = None
@@ -163,6 +171,8 @@ class Prediction:
             "empty": not any(self.voxels.values()),
             "entropy": self.entropy,
             "fold_agreement": self.agreement,
+            "expected": {name: quality.as_dict() for name, quality in self.expected.items()},
+            "not_learned": dict(self.not_learned),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
 

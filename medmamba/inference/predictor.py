@@ -19,6 +19,8 @@ from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channe
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
+from medmamba.inference.evidence import Measured, NetworkEvidence, measured_image, measured_shape
+from medmamba.inference.expected import ExpectedQuality, expectations_of
 from medmamba.inference.joint import Models, Streams, load_models, mean_on_native_grid
 from medmamba.inference.memory import MemoryEstimate
 from medmamba.inference.options import BUDGET_GIB, PredictorOptions
@@ -195,12 +197,18 @@ class Predictor:
         end_of("read")
         cases = [ensemble.prepare(name, image.array, image.grid) for ensemble in self._ensembles]
         end_of("preprocess")
-        confidence = Confidence(sigmoid=self.heads.sigmoid) if self.options.confidence else None
+        judged = self.options.confidence and self.model.expectations is not None
+        seen = NetworkEvidence(self.heads) if judged else None
+        looks: Measured = {}
+        if judged:
+            own = cases[0].image[: len(self.plan.channel_names)]
+            looks = measured_image(own, cases[0].trail.grid.spacing_mm)
+        confidence = Confidence(sigmoid=self.heads.sigmoid, evidence=seen) if self.options.confidence else None
         streams = self._streams(cases, confidence, on_tile or self.on_tile, on_message, planes_on_disk)
         indices, kept = self._restored(streams, probabilities)
         end_of("network")
         give_back_memory()
-        result = self._finish(name, image, indices, findings, confidence)
+        result = self._finish(name, image, indices, findings, confidence, looks)
         end_of("finish")
         return replace(result, probabilities=kept, seconds=seconds)
 
@@ -300,6 +308,7 @@ class Predictor:
         indices: NDArray[np.unsignedinteger],
         findings: list[Finding],
         confidence: Confidence | None,
+        looks: Measured,
     ) -> Prediction:
         """The prediction of label indices: cleaned, measured, compared with the training cases."""
         recipe = self._recipe
@@ -316,6 +325,8 @@ class Predictor:
             if known is not None:
                 findings += check_mask(image, indices, volumes_ml, voxels, known)
                 findings += check_sides(indices, names, image.grid, known)
+        expected, not_learned, verdicts = self._expected(image, indices, confidence, looks)
+        findings += verdicts
         if self.options.strict and status_of(findings) != "ok":
             raise InputError(f"{name}: {_reasons(findings, 'review')}. Look at the image, or leave out --strict.")
         return Prediction(
@@ -326,8 +337,35 @@ class Predictor:
             findings=tuple(dict.fromkeys(findings)),
             entropy=entropy,
             agreement=agreement,
+            expected=expected,
+            not_learned=not_learned,
             like=image,
             provenance=self._provenance,
+        )
+
+    def _expected(
+        self,
+        image: MedicalImage,
+        indices: NDArray[np.unsignedinteger],
+        confidence: Confidence | None,
+        looks: Measured,
+    ) -> tuple[dict[str, ExpectedQuality], dict[str, str], list[Finding]]:
+        """What to expect of each structure of a finished mask, of which nothing and why, and what follows from it."""
+        rules, heads = self.model.expectations, self.heads
+        evidence = None if confidence is None else confidence.evidence
+        if rules is None or evidence is None:
+            return {}, {"": self.model.not_learned or "not measured: --no-confidence"}, []
+        spacing = image.grid.spacing_mm
+        if (spacing is not None) != (rules.unit == "mm"):
+            return {}, {"": f"not learned for images {'with' if spacing else 'without'} millimetres"}, []
+        return expectations_of(
+            rules,
+            [(channel, heads.names[channel]) for channel in heads.structures],
+            {channel: evidence.measured(channel) for channel in heads.structures},
+            measured_shape(indices, heads, spacing),
+            looks,
+            accept_dice=self.options.accept_dice,
+            risk=self.options.risk,
         )
 
     def _budget(self) -> int:

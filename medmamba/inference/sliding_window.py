@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from medmamba.inference.confidence import Confidence
+from medmamba.inference.evidence import decisions
 from medmamba.inference.patch_positions import STEP, window_starts
 from medmamba.inference.planes import PlaneStore
 
@@ -237,24 +238,36 @@ def _mean_logits(
     """
     if len(window.patch_size) == 2:
         patches = patches[:, :, 0]
-    total, decisions, each = None, [], []
+    total, decided, each = None, [], []
+    evidence = None if confidence is None else confidence.evidence
     for number, network in enumerate(networks):
-        logits = _mirrored(network, patches, window).to(patches.device)
+        views: list[torch.Tensor] | None = None if evidence is None else []
+        logits = _mirrored(network, patches, window, views).to(patches.device)
+        if evidence is not None:
+            evidence.see(number, logits, views or (), _weight_on(logits.device, window.patch_size, torch.float32))
         if confidence is not None and len(networks) > 1:
-            decisions.append(confidence.decide(logits, 1))
+            decided.append(confidence.decide(logits, 1))
         if window.half_sums:
             each.append(logits)
         # the first sum is a new array: what a network returned may be its own
         total = logits if total is None else total + logits if number == 1 else total.add_(logits)
     assert total is not None
     mean = total if len(networks) == 1 else total.div_(len(networks))
-    if decisions and confidence is not None:
-        confidence.see_patch(decisions, confidence.decide(mean, 1))
+    if decided and confidence is not None:
+        confidence.see_patch(decided, confidence.decide(mean, 1))
     return torch.cat(each, dim=1) if len(each) > 1 else mean
 
 
-def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tensor, window: Window) -> torch.Tensor:
-    """Mean logits of the flips of patches, float32; a device other than the CPU gets all flips together."""
+def _mirrored(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    patch: torch.Tensor,
+    window: Window,
+    views: list[torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Mean logits of the flips of patches, float32; a device other than the CPU gets all flips together.
+
+    The decisions of each flip are added to ``views``, where there are several.
+    """
     axes = [axis + 2 for axis in window.mirror_axes]
     flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
     together = max(1, window.views_together // len(patch)) if patch.device.type == "cpu" else len(flips)
@@ -265,6 +278,8 @@ def _mirrored(network: Callable[[torch.Tensor], torch.Tensor], patch: torch.Tens
         found = network(seen[0] if len(seen) == 1 else torch.cat(seen))
         for flip, part in zip(group, found.split(len(patch)), strict=True):
             logits = _flipped(part.float(), flip, window, window.channel_swap)
+            if views is not None and len(flips) > 1:
+                views.append(decisions(logits, sigmoid=window.sigmoid).to(patch.device))
             if total is None:
                 total = logits
             else:  # the first sum is a new array: what a network returned may be its own

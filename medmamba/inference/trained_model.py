@@ -21,6 +21,7 @@ from medmamba.inference.prediction import PredictionSettings, Provenance
 from medmamba.inference.runner import GPU_PASSES, Execution, NetworkRunner, sums_on
 from medmamba.inference.sliding_window import Networks, Window, stream_logits
 from medmamba.models import trained_folds
+from medmamba.models.expectations import Expectations, read_expectations
 from medmamba.models.network import mirroring_of, previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PredictionSetup
@@ -159,7 +160,8 @@ class TrainedModel:
     """Configurations whose probabilities are averaged; the plan is that of the first.
 
     ``others`` are models with plans of their own whose probabilities are averaged with its own (joint.py). ``recipe``
-    is what `medmamba find-best` chose for exactly these configurations. Without the fingerprint of the
+    is what `medmamba find-best` chose for exactly these configurations, ``expectations`` what it learned about their
+    masks, or None and in ``not_learned`` the reason. Without the fingerprint of the
     training images, masks and images are not compared with them.
     """
 
@@ -169,6 +171,8 @@ class TrainedModel:
     fingerprint: Fingerprint | None = None
     warnings: tuple[str, ...] = ()
     others: tuple["TrainedModel", ...] = ()
+    expectations: Expectations | None = None
+    not_learned: str = "not learned: run `medmamba find-best`"
 
     @property
     def members(self) -> tuple["TrainedModel", ...]:
@@ -208,6 +212,7 @@ class TrainedModel:
             warnings=self.warnings,
             others=[other.provenance(fast=fast) for other in self.others],
             ignore=plan.ignore_label,
+            expectations_sha256=None if self.expectations is None else self.expectations.hash(),
         )
 
 
@@ -241,4 +246,33 @@ def load_model(model: Path, options: PredictorOptions) -> TrainedModel:
     first = ensembles[0].folders[0]
     if recipe is not None and not is_plan(first / "plan.json", recipe.plan_sha256):
         raise ConfigError(f"{model}: best.json belongs to another plan. Run `medmamba find-best {model}` again.")
-    return TrainedModel(tuple(ensembles), execution, recipe, trained_folds.read_fingerprint(first), warnings)
+    known, lacking = _expectations(model, ensembles, recipe, options)
+    return TrainedModel(
+        tuple(ensembles),
+        execution,
+        recipe,
+        trained_folds.read_fingerprint(first),
+        warnings,
+        expectations=known,
+        not_learned=lacking,
+    )
+
+
+def _expectations(
+    model: Path, ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None, options: PredictorOptions
+) -> tuple[Expectations | None, str]:
+    """What find-best learned about masks of exactly this model and these settings, or why nothing holds for them."""
+    if trained_folds.is_fold(model):
+        return None, "not learned: a fold alone has no cross-validation; predict with its run"
+    home = model / "models" if trained_folds.is_bundle(model) else model
+    found = read_expectations(home, ensembles[0].plan.hash())
+    if found is None:
+        return None, "not learned: run `medmamba find-best`"
+    if recipe is None:
+        return None, "not learned for these configurations: find-best chose others"
+    if options.patch_size is not None:
+        return None, "not learned for another patch size"
+    weights = {each.name: each.weights_sha256() for each in ensembles}
+    mirror = any(each.window.mirror_axes for each in ensembles)
+    why = found.refusal(recipe, weights, mirror=mirror, step=ensembles[0].window.step)
+    return (None, f"not learned for this model: {why}. Run `medmamba find-best` again") if why else (found, "")

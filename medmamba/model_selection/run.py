@@ -1,5 +1,7 @@
 """`medmamba find-best`: configurations, ensembles, thresholds, cleaning and limits of uncertainty by cross-validation.
 
+Expected quality of masks without truth is learned from the same cases (expected_quality.py).
+
 Everything is measured on the plan's grid, on validation cases, each predicted by the one fold that has not seen it.
 Folds that are not trained are left out. What wins is written to RUN/best.json, and predict uses it from then on.
 """
@@ -24,6 +26,8 @@ from medmamba.inference.confidence import Confidence
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.model_selection.candidate import EnsembleCandidate, ValidatedCase, choose_cleaning, choose_thresholds
+from medmamba.model_selection.expected_quality import learn_expectations
+from medmamba.models.expectations import EXPECTATIONS
 from medmamba.models.network import previous_labels
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PREDICTION_SETUP, Limits, PredictionSetup
@@ -61,7 +65,7 @@ def find_best(
     plan = folder.read_plan()
     folder.need_cases(plan)
     own = folder.own_files(overwrite=options.overwrite)
-    own.refuse_foreign([folder.path / PREDICTION_SETUP])
+    own.refuse_foreign([folder.path / PREDICTION_SETUP, folder.path / EXPECTATIONS])
     output_channels = OutputChannels.of_plan(plan)
     splits = folder.read_splits()
     folds = _trained(folder, list(plan.configurations), len(splits))
@@ -108,20 +112,27 @@ def find_best(
         thresholds = choose_thresholds(chosen) if output_channels.sigmoid else {}
         cleaning = choose_cleaning(chosen, label_names(plan))
         seen = candidates[best[:1]].cases.values()
-    recipe = PredictionSetup(
-        plan_sha256=plan.hash(),
-        configurations=list(best),
-        folds={name: [folds[name][fold].name for fold in shared] for name in best},
-        dice={"+".join(each): round(value, 6) for each, value in known.items()},
-        cases=total,
-        thresholds=thresholds,
-        cleaning=cleaning,
-        temperature=softmax_temperature(chosen.logits, chosen.targets),
-        limits=quality_limits([case.entropy for case in seen], [case.dice for case in seen]),
-        mirror=options.mirror,
-    )
-    with own.recording():
-        write_text(folder.path / PREDICTION_SETUP, recipe.sealed_json())
+        recipe = PredictionSetup(
+            plan_sha256=plan.hash(),
+            configurations=list(best),
+            folds={name: [folds[name][fold].name for fold in shared] for name in best},
+            dice={"+".join(each): round(value, 6) for each, value in known.items()},
+            cases=total,
+            thresholds=thresholds,
+            cleaning=cleaning,
+            temperature=softmax_temperature(chosen.logits, chosen.targets),
+            limits=quality_limits([case.entropy for case in seen], [case.dice for case in seen]),
+            mirror=options.mirror,
+        )
+        learned = None
+        if options.expectations:
+            learned = learn_expectations(folder, plan, recipe, folds, shared, choices, on_item)
+        with own.recording():
+            write_text(folder.path / PREDICTION_SETUP, recipe.sealed_json())
+            if learned is None:
+                own.remove([folder.path / EXPECTATIONS])
+            else:
+                write_text(folder.path / EXPECTATIONS, learned.sealed_json())
     return recipe
 
 

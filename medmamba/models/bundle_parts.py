@@ -14,7 +14,7 @@ from medmamba.plans.json_record import read_stored, sealed
 PARTS = "models/parts.json"
 METADATA = "configs/metadata.json"
 _KIND, _CURE = "list of a bundle's parts", "Copy the bundle again, or export it again."
-_USED = ("model.json", "plan.json", "fingerprint.json", "best.json")
+_USED = ("model.json", "plan.json", "fingerprint.json", "best.json", "expectations.json")
 """Files that prediction reads, beside the settings in metadata.json and the weights, which have hashes of their own."""
 
 

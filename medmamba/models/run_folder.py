@@ -31,6 +31,7 @@ class RunFolder:
         self.path = path
         self.plan_path, self.aside_path = path / "plan.json", path / "plan.before.json"
         self.fingerprint_path, self.splits_path = path / "fingerprint.json", path / "splits.json"
+        self.patients_path = path / "patients.json"
         self.preprocessed_path = path / "preprocessed"
 
     def preprocessed(self, configuration: str) -> Path:
@@ -91,6 +92,12 @@ class RunFolder:
     def read_fingerprint(self) -> Fingerprint:
         """The measured facts that the plan was made from."""
         return Fingerprint.read(self.fingerprint_path)
+
+    def read_patients(self) -> dict[str, str]:
+        """The patient of each case, where some have several; a case that is not named stands alone."""
+        if not self.patients_path.is_file():
+            return {}
+        return read_stored(self.patients_path, dict[str, str], "table of patients", "Run `medmamba plan` again.")
 
     def read_splits(self) -> list[Fold]:
         """Training and validation case ids of each fold."""

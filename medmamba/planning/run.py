@@ -229,6 +229,11 @@ class _Measured:
             self._preprocess(folder, plan)
         write_text(folder.fingerprint_path, self.fingerprint.sealed_json())
         write_json(folder.splits_path, self.folds)
+        patients = groups_of(self.fingerprint, patients_of(self.spec, self.options.group_by))
+        if len(set(patients.values())) < len(patients):
+            write_json(folder.patients_path, patients)
+        else:
+            folder.own_files().remove([folder.patients_path])
         pictures = {name: self.pictures[name] for name in sorted(self.pictures)}
         page = dataset_page(plan, self.fingerprint, self.folds, self.warnings, pictures)
         write_text(folder.path / "report" / "dataset.html", page)
@@ -275,7 +280,12 @@ def _own_files(folder: RunFolder, options: PlanRequest) -> OwnFiles:
         raise refusal(foreign)
     pages = ["dataset.html", *([] if options.pilot is None else ["pilot.json"])]
     own.refuse_foreign(
-        [folder.fingerprint_path, folder.splits_path, *(folder.path / "report" / name for name in pages)]
+        [
+            folder.fingerprint_path,
+            folder.splits_path,
+            folder.patients_path,
+            *(folder.path / "report" / name for name in pages),
+        ]
     )
     return own
 

@@ -18,6 +18,7 @@ from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, files_of, format_of, read_channels, read_label_map, write_image, written_files
 from medmamba.images.cases import PROBABILITIES, ImageCase
+from medmamba.inference.expected import ExpectedQuality
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
@@ -56,7 +57,7 @@ class CaseRecord:
         findings: what is unusual about image or mask.
         volume_ml: by label; None without millimetres.
         empty: whether no label has a voxel.
-        entropy, fold_agreement: of :class:`~medmamba.Prediction`.
+        entropy, fold_agreement, expected, not_learned: of :class:`~medmamba.Prediction`.
         seconds: by stage.
         mask: name of its file; None under a pseudonym.
         input_sha256, mask_sha256, probabilities_sha256: of the files; image_sha256: of voxels and grid.
@@ -76,6 +77,8 @@ class CaseRecord:
     empty: bool = False
     entropy: float | None = None
     fold_agreement: float | None = None
+    expected: Mapping[str, ExpectedQuality] = field(default_factory=dict)
+    not_learned: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] | None = None
     mask: str | None = None
     mask_sha256: Sequence[str] = ()
@@ -119,7 +122,9 @@ class Job:
 
     def _mask_request(self) -> dict[str, Any]:
         """:meth:`request` without DICOM objects, which can be made from a finished mask."""
-        return {**self.model.as_dict(), "probabilities": self.options.probabilities}
+        asked = {"accept_dice": self.options.accept_dice, "risk": self.options.risk}
+        status = {} if self.options.accept_dice is None else asked
+        return {**self.model.as_dict(), "probabilities": self.options.probabilities, **status}
 
     def _codes(self) -> str:
         return "" if self.options.codes is None else file_sha256(Path(self.options.codes))
@@ -178,6 +183,7 @@ class Job:
         seconds = {**result.seconds, "all": time.perf_counter() - started}
         facts = {
             **result.record(),
+            "expected": result.expected,
             "findings": [*result.findings, *(Finding("note", self.shown.hide(line, case)) for line in image.warnings)],
             "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         }

@@ -3,6 +3,7 @@
 OUT/<case>.nii.gz            the mask
 OUT/reports/<case>.json      how it was made; written after the mask, so a mask without one is unfinished
 OUT/report.json              the model and all cases, those that failed with the reason
+OUT/report.html              the cases, those to look at first on top; where expected quality was learned
 """
 
 import os
@@ -32,6 +33,7 @@ from medmamba.inference.folder.case_job import (
     record_path,
 )
 from medmamba.inference.folder.forecast import Forecast
+from medmamba.inference.folder.page import PAGE, write_page
 from medmamba.inference.folder.pseudonyms import KEY_FILE, Pseudonyms
 from medmamba.inference.folder.workers import Workers
 from medmamba.inference.joint import Models, join, paths_of
@@ -215,7 +217,8 @@ def _refuse_foreign(job: Job, cases: list[ImageCase]) -> None:
             if found is not None and masks and found.mask_sha256 == [file_sha256(path) for path in masks]:
                 job.own.adopt(masks)
     outputs = [path for case in cases for path in (*job.outputs(case), record_path(job.target, case))]
-    job.own.refuse_foreign([*outputs, report, *([key] if job.options.pseudonymise else ())])
+    page = [] if job.model.expectations_sha256 is None else [job.target / PAGE]
+    job.own.refuse_foreign([*outputs, report, *page, *([key] if job.options.pseudonymise else ())])
 
 
 def _is_report(path: Path) -> bool:
@@ -242,6 +245,9 @@ def _write_report(cases: list[ImageCase], job: Job) -> None:
     summary["incomplete"] = sum(bool(record["not_written"]) for record in done.values())
     report = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": job.request()}
     write_json(job.target / "report.json", {**report, "cases": done, "failed": failed})
+    if job.model.expectations_sha256 is not None:
+        files = {job.shown.of(case.case_id): case for case in cases}
+        write_page(job.target, done, files, job.model.labels)
 
 
 def _part_of_launcher() -> tuple[int, int] | None:

@@ -1,0 +1,153 @@
+"""Scores of the expectations of a prediction: expected against true Dice, ranges, and what to look at first."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmamba.evaluation.report import Evaluation
+
+BINS = 5
+"""Groups of equal size by expected Dice, of a reliability table."""
+LEAST_PAIRS = 3
+"""Fewer masks have no correlation."""
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ExpectedMask:
+    """What a report expects of one mask, and its true Dice."""
+
+    case: str
+    structure: str
+    dice: float
+    expected: float
+    low: float
+    high: float
+    level: float
+    entropy: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class ExpectationScores:
+    """Scores of the expectations of some masks.
+
+    Attributes:
+        masks: how many.
+        spearman, pearson: correlation of expected and true Dice; nan where one of them is constant.
+        mean_error: mean absolute difference of both.
+        coverage, level: fraction of the ranges that hold the true Dice, and what they promise.
+        mean_width: of the ranges.
+        risk_area: by signal, the area under the risk-coverage curve: the mean over all n of the mean of 1 - Dice of the
+            n masks that the signal trusts most. "random" and "oracle" are its ends.
+        reliability: groups of masks by expected Dice: number, mean expected, mean true Dice.
+    """
+
+    masks: int
+    spearman: float
+    pearson: float
+    mean_error: float
+    coverage: float
+    level: float
+    mean_width: float
+    risk_area: Mapping[str, float]
+    reliability: Sequence[tuple[int, float, float]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For strict JSON: None where a score is not defined."""
+        numbers = {name: None if value is not value else value for name, value in asdict(self).items()}
+        return {**numbers, "reliability": [list(group) for group in self.reliability]}
+
+    def rows(self) -> list[list[str]]:
+        """Name and value of each score, for people."""
+        areas = [
+            [f"area under risk-coverage, by {name}", f"{area:.4f}"]
+            for name, area in sorted(self.risk_area.items(), key=lambda pair: pair[1])
+        ]
+        return [
+            ["masks", str(self.masks)],
+            ["Spearman, expected and true Dice", _text(self.spearman)],
+            ["Pearson", _text(self.pearson)],
+            ["mean absolute error", f"{self.mean_error:.4f}"],
+            [f"ranges of {self.level:.0%} that hold the true Dice", f"{self.coverage:.1%}"],
+            ["mean width of a range", f"{self.mean_width:.4f}"],
+            *areas,
+        ]
+
+
+def expected_masks(report: Mapping[str, Any], evaluation: Evaluation) -> list[ExpectedMask]:
+    """The masks of an evaluation whose true Dice is defined and of which the report.json expects something."""
+    found = []
+    for case, scores in evaluation.cases.items():
+        record = (report.get("cases") or {}).get(case) or {}
+        for structure, expected in (record.get("expected") or {}).items():
+            if structure not in scores or math.isnan(dice := scores[structure].value("dice")):
+                continue
+            numbers = {name: float(expected[name]) for name in ("low", "high", "level")}
+            signals = {"entropy": record.get("entropy"), "agreement": record.get("fold_agreement")}
+            found.append(ExpectedMask(case, structure, dice, float(expected["dice"]), **numbers, **signals))
+    return found
+
+
+def score_expectations(masks: Sequence[ExpectedMask]) -> ExpectationScores:
+    """The scores of at least one mask."""
+    dice, expected = (np.array([getattr(mask, name) for mask in masks]) for name in ("dice", "expected"))
+    low, high = (np.array([getattr(mask, name) for mask in masks]) for name in ("low", "high"))
+    signals: dict[str, list[float | None]] = {
+        "expected Dice": list(expected),
+        "low end of the range": list(low),
+        "entropy alone": [None if mask.entropy is None else -mask.entropy for mask in masks],
+        "agreement of folds": [mask.agreement for mask in masks],
+        "oracle": list(dice),
+    }
+    areas = {
+        name: risk_area(dice, np.array(values, float))
+        for name, values in signals.items()
+        if all(value is not None for value in values)
+    }
+    order = np.argsort(expected, kind="stable")
+    groups = [part for part in np.array_split(order, min(BINS, len(masks))) if len(part)]
+    return ExpectationScores(
+        masks=len(masks),
+        spearman=correlation(_ranks(expected), _ranks(dice)),
+        pearson=correlation(expected, dice),
+        mean_error=float(np.abs(expected - dice).mean()),
+        coverage=float(((low <= dice) & (dice <= high)).mean()),
+        level=masks[0].level,
+        mean_width=float((high - low).mean()),
+        risk_area={**areas, "random": float((1 - dice).mean())},
+        reliability=[(len(part), float(expected[part].mean()), float(dice[part].mean())) for part in groups],
+    )
+
+
+def risk_area(dice: Vector, trust: Vector) -> float:
+    """The area under the risk-coverage curve of a signal that is larger for masks to trust; equal ones are mixed."""
+    values, place = np.unique(-trust, return_inverse=True)
+    counts = np.bincount(place, minlength=len(values))
+    means = np.bincount(place, 1 - dice, len(values)) / counts
+    risk = means[np.sort(place)]  # of equally trusted masks each counts as their mean
+    return float((np.cumsum(risk) / np.arange(1, len(risk) + 1)).mean())
+
+
+def correlation(first: Vector, second: Vector) -> float:
+    """Pearson's correlation; nan of fewer than three pairs, or where one is constant."""
+    if len(first) < LEAST_PAIRS or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: Vector) -> Vector:
+    """Ranks from 1; equal values share their mean rank."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: Vector = (ends - (counts - 1) / 2)[place]
+    return ranks
+
+
+def _text(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
