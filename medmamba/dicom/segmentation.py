@@ -30,6 +30,8 @@ from medmamba.version import __version__
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+LONGEST_REMARK = 1024
+"""Bytes of a segment's description (VR ST)."""
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ALGORITHM = "medmamba"
 MAY_BE_EMPTY = (
@@ -52,11 +54,12 @@ def write_segmentation(
     series: Path | str,
     values: Mapping[str, int],
     codes: Mapping[str, SegmentCode],
+    remarks: Mapping[str, str] | None = None,
 ) -> None:
     """Write labels (i, j, k) on ``grid`` as the DICOM SEG of the series in the folder ``series``.
 
     ``values`` are the labels' values by name; segment n is the n-th entry, and 0, the background, is left out.
-    ``codes`` say what each label is (see ``codes.py``).
+    ``codes`` say what each label is (see ``codes.py``), ``remarks`` become the description of their segments.
 
     An empty mask gives a SEG of empty frames.
     Raises InputError when the labels do not lie on the grid of the series or hold a value without a name.
@@ -90,6 +93,9 @@ def write_segmentation(
         omit_empty_frames=bool(numbers.any()),
     )
     seg.PatientName = patient
+    for segment, name in zip(seg.SegmentSequence, names, strict=True):
+        if remark := (remarks or {}).get(name):
+            segment.SegmentDescription = _cut(remark, LONGEST_REMARK)
     refer_to_frames(seg, sources)
 
     def equal_to_mask(written: Path) -> None:

@@ -88,9 +88,9 @@ def expected_masks(report: Mapping[str, Any], evaluation: Evaluation) -> list[Ex
         for structure, expected in (record.get("expected") or {}).items():
             if structure not in scores or math.isnan(dice := scores[structure].value("dice")):
                 continue
-            numbers = {name: float(expected[name]) for name in ("low", "high", "level")}
-            signals = {"entropy": record.get("entropy"), "agreement": record.get("fold_agreement")}
-            found.append(ExpectedMask(case, structure, dice, float(expected["dice"]), **numbers, **signals))
+            numbers = [float(expected[name]) for name in ("dice", "low", "high", "level")]
+            signals = record.get("entropy"), record.get("fold_agreement")
+            found.append(ExpectedMask(case, structure, dice, *numbers, *signals))
     return found
 
 

@@ -18,7 +18,7 @@ from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.statistics import PairedDifference, Summary, holm, mean_of_known, paired_difference, summarise
 from medmamba.geometry import grid_difference
 from medmamba.images import ReadOptions, read_label_map
-from medmamba.images.cases import PROBABILITIES
+from medmamba.images.cases import PROBABILITIES, UNCERTAINTY
 
 Structures = dict[str, tuple[int, ...]]
 """Name of each structure and its label values: one, or those joined by a region."""
@@ -178,8 +178,9 @@ def evaluate_folders(
         structures = _structures_in(files, reading)
     cases: dict[str, dict[str, Score]] = {}
     warnings: list[str] = []
-    probabilities = {f"{case_id}{PROBABILITIES}" for case_id in predictions}  # that predict writes beside the masks
-    if spare := sorted(set(predictions) - set(truths) - probabilities):
+    endings = (PROBABILITIES, UNCERTAINTY)
+    beside = {f"{case_id}{ending}" for case_id in predictions for ending in endings}  # that predict writes
+    if spare := sorted(set(predictions) - set(truths) - beside):
         warnings.append(f"{counted(len(spare), 'prediction')} without a truth not evaluated, the first is {spare[0]}.")
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))

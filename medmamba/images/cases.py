@@ -14,6 +14,7 @@ from medmamba.images.gate import shown
 
 CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 PROBABILITIES = "_probabilities"
+UNCERTAINTY = "_uncertainty"
 """Behind the name of a case: the file of its probabilities, beside its mask."""
 
 

@@ -35,6 +35,7 @@ class ExpectedQuality:
         dice, low, high: the expected Dice, and the range that holds the true one with the chance ``level``.
         hd95_mm: expected 95th percentile of the surface distance; None without millimetres.
         components: expected number of components that are missed, or have nothing in the truth.
+        volume_ml: the range that holds the true volume with the chance ``level``; None without millimetres.
         risk: largest chance that the Dice is below the accepted one; None where none was given.
         reasons: what speaks most against the mask, the strongest first.
         note: what limits the numbers, such as a range from too few patients; "" for nothing.
@@ -46,18 +47,25 @@ class ExpectedQuality:
     level: float = LEVEL
     hd95_mm: float | None = None
     components: float | None = None
+    volume_ml: tuple[float, float | None] | None = None
     risk: float | None = None
     reasons: Sequence[str] = ()
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {**asdict(self), "reasons": list(self.reasons)}
+        volume = None if self.volume_ml is None else list(self.volume_ml)
+        return {**asdict(self), "volume_ml": volume, "reasons": list(self.reasons)}
 
     def sentence(self) -> str:
         """For people."""
         distance = "" if self.hd95_mm is None else f", HD95 {self.hd95_mm:.1f} mm"
         return f"Dice {self.dice:.2f} ({self.low:.2f} to {self.high:.2f} with a chance of {self.level:.0%}){distance}"
+
+
+def remarks_of(expected: Mapping[str, ExpectedQuality]) -> dict[str, str]:
+    """One sentence for each structure, for objects that hold text."""
+    return {name: f"Expected without truth: {quality.sentence()}" for name, quality in expected.items()}
 
 
 def scale_of_dice(dice: float) -> float:
@@ -131,7 +139,7 @@ def chance_above(rule: QualityRule, value: float, place: float) -> tuple[float, 
     scores, masses = np.array(rule.scores), np.array(rule.masses)
     unknown = 1 - float(masses.sum())  # of one more patient
     above = float(masses[value + scores * width_of(rule.spread, value) > place].sum())
-    return above + unknown, 1 - above
+    return round(above + unknown, 9), round(1 - above, 9)  # sums of masses are exact to fewer digits
 
 
 def expected_quality(
@@ -219,7 +227,7 @@ def expectations_of(
             features = features_of(networks[channel], shape, image, known.shape, rules.image)
             quality, accepted = expected_quality(known, features, accept_dice)
             reasons = reasons_of(known, features, networks[channel], shape, rules.unit)
-            quality = replace(quality, reasons=reasons)
+            quality = replace(quality, reasons=reasons, volume_ml=_volume(known, shape, rules.unit))
         elif (empty := empty_quality(known, accept_dice)) is not None:
             quality = empty
         else:
@@ -228,6 +236,15 @@ def expectations_of(
         found[name] = quality
         findings += _verdict(name, quality, accepted, accept_dice, risk)
     return found, unknown, findings
+
+
+def _volume(known: StructureExpectations, shape: Measured, unit: str) -> tuple[float, float | None] | None:
+    """The range of the true volume in ml, without an upper end where there are too few patients."""
+    if known.volume is None or unit != "mm":
+        return None
+    low, high = bounds_of(known.volume, known.volume.intercept, (1 - LEVEL) / 2)
+    found = math.exp(shape["volume"]) / 1000
+    return float(f"{found * math.exp(low):.4g}"), None if math.isinf(high) else float(f"{found * math.exp(high):.4g}")
 
 
 def _verdict(

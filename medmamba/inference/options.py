@@ -109,6 +109,9 @@ class PredictOptions(PredictorOptions):
     """The choices of `medmamba predict` and :func:`medmamba.predict`."""
 
     probabilities: bool = option(False, "Write the probabilities of all classes too.", panel="Output")
+    uncertainty: bool = option(
+        False, "Write the chance of error of every voxel, in percent, too: <case>_uncertainty.", panel="Output"
+    )
     dicom_seg: bool = option(False, "Write each mask as DICOM SEG too.", panel="Output")
     dicom_rtstruct: bool = option(False, "Write each mask as contours (DICOM RTSTRUCT) too.", panel="Output")
     codes: Path | None = option(None, "JSON file with the code and colour of each label, for DICOM.", panel="Output")

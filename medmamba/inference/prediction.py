@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, write_label_map
-from medmamba.inference.expected import ExpectedQuality
+from medmamba.inference.expected import ExpectedQuality, remarks_of
 from medmamba.inference.quality import Finding, status_of
 
 
@@ -98,6 +99,8 @@ class Prediction:
         expected: what `medmamba find-best` learned to expect of each structure's mask, without truth.
         not_learned: structures of which nothing is expected, and why; "" stands for all of them.
         probabilities: float32 (classes, i, j, k) if asked for.
+        uncertainty: uint8 (i, j, k) if asked for, the chance of error of each voxel in percent; without what
+            `medmamba find-best` learns, 100 times 1 minus the largest probability.
         like: the image, as it was read.
         provenance: None for a mask that no predictor made.
     """
@@ -113,6 +116,7 @@ class Prediction:
     not_learned: Mapping[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     probabilities: NDArray[np.float32] | None = None
+    uncertainty: NDArray[np.uint8] | None = None
     like: MedicalImage | None = None
     provenance: Provenance | None = None
 
@@ -130,12 +134,15 @@ class Prediction:
     ) -> None:
         """Write the mask as DICOM SEG beside its series (default: the one that was predicted), and read it back.
 
+        What is expected of a segment is its description.
+
         ``codes`` is a labels.json with code and colour of each label. Raises InputError when the image did not come
         from a DICOM series.
         """
         from medmamba.dicom.segmentation import write_segmentation
 
-        self._save_beside_series(write_segmentation, path, series, codes)
+        write = partial(write_segmentation, remarks=remarks_of(self.expected))
+        self._save_beside_series(write, path, series, codes)
 
     def save_dicom_rtstruct(
         self, path: str | Path, *, series: str | Path | None = None, codes: str | Path | None = None

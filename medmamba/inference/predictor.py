@@ -28,6 +28,7 @@ from medmamba.inference.prediction import FailedPrediction, Prediction, Provenan
 from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
 from medmamba.inference.restore import on_native_grid
 from medmamba.inference.trained_model import FoldEnsemble, OnTile, TrainedModel
+from medmamba.inference.uncertainty import VoxelUncertainty
 from medmamba.models.cleaning import clean
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import PredictionSetup
@@ -165,6 +166,7 @@ class Predictor:
         on_tile: OnTile | None = None,
         *,
         probabilities: bool = False,
+        uncertainty: bool = False,
         planes_on_disk: bool = False,
         on_message: OnMessage = lambda line: None,
     ) -> Prediction:
@@ -174,6 +176,7 @@ class Predictor:
             image: a path (file, or folder of a DICOM series), a list of paths (one per channel), a MedicalImage, an
                 array (C, i, j, k) or (i, j, k), an (array, affine) pair, a nibabel or a SimpleITK image.
             on_tile: called with the number of patches that are done, and of all.
+            probabilities, uncertainty: keep them in the prediction too.
             planes_on_disk: keep as little as possible in memory, whatever is free.
             on_message: called with the memory that is needed before the start, and when the device runs out of it.
 
@@ -205,26 +208,33 @@ class Predictor:
             looks = measured_image(own, cases[0].trail.grid.spacing_mm)
         confidence = Confidence(sigmoid=self.heads.sigmoid, evidence=seen) if self.options.confidence else None
         streams = self._streams(cases, confidence, on_tile or self.on_tile, on_message, planes_on_disk)
-        indices, kept = self._restored(streams, probabilities)
+        rules = self.model.expectations
+        voxels = VoxelUncertainty(self.heads, () if rules is None else rules.voxel_errors) if uncertainty else None
+        indices, kept = self._restored(streams, probabilities, voxels)
         end_of("network")
         give_back_memory()
         result = self._finish(name, image, indices, findings, confidence, looks)
         end_of("finish")
-        return replace(result, probabilities=kept, seconds=seconds)
+        percent = None if voxels is None else voxels.percent
+        return replace(result, probabilities=kept, uncertainty=percent, seconds=seconds)
 
     def _restored(
-        self, streams: Streams, probabilities: bool
+        self, streams: Streams, probabilities: bool, uncertainty: VoxelUncertainty | None
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
         """Label indices on the image's own grid, and the probabilities if asked for."""
         if self.model.others:
             left = iter(streams)
             members = [(model, [next(left) for _ in model.ensembles]) for model in self.model.members]
             indices, mean = mean_on_native_grid(members, self.heads)
+            if uncertainty is not None:
+                uncertainty.percent = uncertainty.of_volume(mean)
             return indices, mean if probabilities else None
         recipe = self._recipe
         thresholds = None if recipe is None else recipe.thresholds_of(self.heads.names)
         temperature = 1.0 if recipe is None else recipe.temperature
-        return on_native_grid(streams, self.heads, thresholds, temperature, probabilities=probabilities)
+        return on_native_grid(
+            streams, self.heads, thresholds, temperature, probabilities=probabilities, uncertainty=uncertainty
+        )
 
     @property
     def _recipe(self) -> PredictionSetup | None:

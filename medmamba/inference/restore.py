@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medmamba.geometry.grid import separate_axis
 from medmamba.geometry.trail import Resample, SpatialTrail
 from medmamba.images.image import smallest_type
+from medmamba.inference.uncertainty import VoxelUncertainty
 from medmamba.models.output_channels import DEFAULT_THRESHOLD, OutputChannels
 from medmamba.preprocessing.resample import nearest_index
 
@@ -63,11 +64,13 @@ def on_native_grid(
     temperature: float = 1.0,
     *,
     probabilities: bool = False,
+    uncertainty: VoxelUncertainty | None = None,
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
     """Label indices (i, j, k) on the native grid of one image, and the probabilities (classes, i, j, k) if asked for.
 
     ``streams`` are the planes (classes, J, K) of each configuration with the trail at whose end they lie; several are
     averaged as probabilities, of logits divided by ``temperature``. ``thresholds`` of regions are probabilities.
+    ``uncertainty`` gets its percentages on the native grid as well.
     """
     trails = [trail.split_resampling() for _, trail in streams]
     (stored, step), *_ = trails
@@ -79,6 +82,7 @@ def on_native_grid(
         limits = [math.log(limit / (1 - limit)) for limit in limits]
     labels = np.empty(step.shape_before, _index_type(output_channels))
     kept = np.empty((channels, *step.shape_before), np.float32) if probabilities else None
+    percent = None if uncertainty is None else np.empty(step.shape_before, np.uint8)
     for same_rows in zip(*blocks, strict=True):
         index, rows, scores = same_rows[0]
         if as_probabilities:
@@ -89,7 +93,12 @@ def on_native_grid(
         labels[index, rows] = output_channels.label_map(scores, limits).numpy()
         if kept is not None:
             kept[:, index, rows] = scores.numpy()
+        if uncertainty is not None and percent is not None:
+            known = scores if as_probabilities else output_channels.probabilities(scores / temperature)
+            percent[index, rows] = uncertainty.of_block(known)
     native = stored.undo(labels[None])[0]
+    if uncertainty is not None and percent is not None:
+        uncertainty.percent = stored.undo(percent[None])[0]
     if kept is None:
         return native, None
     background = np.zeros(channels, np.float32)

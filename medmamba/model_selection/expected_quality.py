@@ -26,6 +26,7 @@ from medmamba.inference.evidence import Measured, NetworkEvidence, measured_imag
 from medmamba.inference.expected import FEATURES, features_of, scale_of_dice
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
+from medmamba.inference.uncertainty import EDGES, doubt_of
 from medmamba.model_selection.corruption import HARMS, harmed
 from medmamba.model_selection.rule import fit_rule
 from medmamba.models.cleaning import clean
@@ -87,7 +88,8 @@ def learn_expectations(
 
 @dataclass(frozen=True)
 class JudgedCase:
-    """A case or a harmed copy of it (``harm``): what was measured, and per channel Dice, HD95 and wrong components."""
+    """A case or a harmed copy of it (``harm``): what was measured, and per channel Dice, HD95, wrong components and the
+    logarithm of the true volume over that of the mask."""
 
     patient: str
     harm: str
@@ -95,7 +97,7 @@ class JudgedCase:
     networks: Mapping[int, Measured]
     shapes: Mapping[int, Measured]
     truth_shapes: Mapping[int, Measured]
-    truths: Mapping[int, tuple[float, float, float]]
+    truths: Mapping[int, tuple[float, float, float, float]]
 
 
 @dataclass
@@ -107,6 +109,8 @@ class ExpectationLearner:
     patients: int
     copies: int
     judged: list[JudgedCase] = field(default_factory=list)
+    doubts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, len(EDGES) + 1)))
+    """Of voxels of unharmed cases by group of doubt: number, sum of doubts, number of errors."""
 
     def judge(self, ensembles: Sequence[FoldEnsemble], readers: Sequence[CaseReader], patient: str) -> None:
         """Predict a stored case, and its harmed copies; one reader and ensemble for each configuration."""
@@ -148,9 +152,13 @@ class ExpectationLearner:
     ) -> JudgedCase:
         heads = ensembles[0].heads
         evidence = NetworkEvidence(heads)
-        labels = self._labels(ensembles, images, evidence, spacing)
+        labels, doubt = self._labels(ensembles, images, evidence, spacing)
         own = images[0][: len(self.plan.channel_names)]
         known = np.ones(truth.shape, bool) if heads.ignore is None else truth != heads.ignore
+        if not harm and all(annotated):
+            group = np.digitize(doubt[known], EDGES)
+            weights = (None, doubt[known], (labels != truth)[known])
+            self.doubts += [np.bincount(group, weight, len(EDGES) + 1) for weight in weights]
         unit = (1.0, 1.0, 1.0) if spacing is None else tuple(spacing)
         truths = {}
         for channel in heads.structures:
@@ -173,8 +181,8 @@ class ExpectationLearner:
         images: Sequence[NDArray[np.float32]],
         evidence: NetworkEvidence,
         spacing: Sequence[float] | None,
-    ) -> NDArray[np.integer]:
-        """The mask as predict makes it: mean of the configurations, thresholds, post-processing."""
+    ) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
+        """The mask as predict makes it (mean of the configurations, thresholds, post-processing), and the doubt."""
         heads, recipe = ensembles[0].heads, self.recipe
         mean: torch.Tensor | None = None
         for number, (ensemble, image) in enumerate(zip(ensembles, images, strict=True)):
@@ -185,9 +193,11 @@ class ExpectationLearner:
                 found = torch.stack([interpolate_linear(each, tuple(mean.shape[1:])) for each in found])
             mean = found if mean is None else mean + found
         assert mean is not None
-        labels = heads.label_map(mean / len(ensembles), recipe.thresholds_of(heads.names)).numpy()
+        mean /= len(ensembles)
+        labels = heads.label_map(mean, recipe.thresholds_of(heads.names)).numpy()
         voxel_mm3 = None if spacing is None else math.prod(spacing)
-        return clean(labels, recipe.cleaning, label_names(self.plan), voxel_mm3)
+        cleaned = clean(labels, recipe.cleaning, label_names(self.plan), voxel_mm3)
+        return cleaned, doubt_of(mean, sigmoid=heads.sigmoid)
 
     def rules(self, heads: Any, **facts: Any) -> Expectations:
         """The expectations of all structures; ``facts`` are the other fields of :class:`Expectations`."""
@@ -216,6 +226,7 @@ class ExpectationLearner:
             cases=len(unharmed),
             copies=self.copies,
             image=image,
+            voxel_errors=_curve(self.doubts),
             structures=found,
             not_learned=lacking,
             **facts,
@@ -250,10 +261,12 @@ def _structure(
     groups = [case.patient for case in present]
     errors = np.array([case.truths[channel] for case in present])
 
-    def rule(values: NDArray[np.float64]) -> QualityRule | None:
+    def rule(values: NDArray[np.float64], used: int = len(names)) -> QualityRule | None:
         known = np.isfinite(values)
         chosen = [group for group, here in zip(groups, known, strict=True) if here]
-        return fit_rule(names, table[known], values[known], chosen) if len(set(chosen)) >= LEAST_PATIENTS else None
+        if len(set(chosen)) < LEAST_PATIENTS:
+            return None
+        return fit_rule(names[:used], table[known, :used], values[known], chosen)
 
     of_dice = fit_rule(names, table, np.array([scale_of_dice(value) for value in errors[:, 0]]), groups)
     return StructureExpectations(
@@ -264,7 +277,20 @@ def _structure(
         dice=of_dice,
         hd95=rule(np.log1p(errors[:, 1])) if unit == "mm" else None,
         components=rule(np.log1p(errors[:, 2])),
+        volume=rule(errors[:, 3], 0),
     )
+
+
+def _curve(doubts: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Mean doubt and fraction of errors of each group of voxels, made ascending (isotonic regression)."""
+    from scipy.optimize import isotonic_regression
+
+    count, doubt, errors = doubts[:, doubts[0] > 0]
+    if not len(count):
+        return []
+    chances = isotonic_regression(errors / count, weights=count).x
+    places = doubt / count
+    return [(round(float(place), 6), round(float(chance), 6)) for place, chance in zip(places, chances, strict=True)]
 
 
 def _usual(values: Sequence[float], least: float = LEAST_IMAGE_SPREAD) -> Usual:
@@ -272,17 +298,21 @@ def _usual(values: Sequence[float], least: float = LEAST_IMAGE_SPREAD) -> Usual:
     return round(float(middle), 6), round(max(float(high - low) / 1.349, least), 6)
 
 
-def _errors(truth: NDArray[np.bool_], mask: NDArray[np.bool_], spacing: Sequence[float]) -> tuple[float, float, float]:
-    """Dice, HD95, and components that are missed or false."""
+def _errors(
+    truth: NDArray[np.bool_], mask: NDArray[np.bool_], spacing: Sequence[float]
+) -> tuple[float, float, float, float]:
+    """Dice, HD95, components that are missed or false, and the logarithm of true over found volume (nan for none)."""
     either = truth | mask
     if not either.any():
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan, math.nan, math.nan
     places = [np.flatnonzero(either.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     box = tuple(slice(int(place[0]), int(place[-1]) + 1) for place in places)
     truth, mask = truth[box], mask[box]
     lesions = count_lesions(truth, mask)
     wrong = lesions.in_truth - lesions.found + lesions.false
-    return dice(truth, mask), surface_distances(truth, mask, spacing).hausdorff(), float(wrong)
+    true, found = int(truth.sum()), int(mask.sum())
+    ratio = math.log(true / found) if true and found else math.nan
+    return dice(truth, mask), surface_distances(truth, mask, spacing).hausdorff(), float(wrong), ratio
 
 
 def _spacing(reader: CaseReader, ensemble: FoldEnsemble) -> Sequence[float] | None:

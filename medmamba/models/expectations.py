@@ -6,9 +6,9 @@ with a weight of at least 0, into an expected number and its range. Hashes bind 
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medmamba.errors import ConfigError, counted
 from medmamba.models.prediction_setup import PredictionSetup
@@ -36,6 +36,12 @@ class QualityRule(Record):
     scores: list[float]
     masses: list[Annotated[float, Field(gt=0, lt=1)]]
 
+    @model_validator(mode="after")
+    def _one_mass_per_score(self) -> Self:
+        if len(self.scores) != len(self.masses) or sum(self.masses) >= 1 or sorted(self.scores) != self.scores:
+            raise ValueError("scores must be ascending, each with its mass, and the masses must sum to less than 1")
+        return self
+
 
 class StructureExpectations(Record):
     """The rules of one structure, and what is usual for it: shape of the truth, features of unharmed cases."""
@@ -52,6 +58,15 @@ class StructureExpectations(Record):
     dice: QualityRule
     hd95: QualityRule | None = None
     components: QualityRule | None = None
+    volume: QualityRule | None = None
+    """Logarithm of the true volume over that of the mask, from no feature."""
+
+    @model_validator(mode="after")
+    def _everything_known(self) -> Self:
+        used = {name for rule in (self.dice, self.hd95, self.components) if rule is not None for name in rule.weights}
+        if not used <= set(self.features) or not {"volume", "extent", "pieces"} <= set(self.shape):
+            raise ValueError("what is usual must be there for every weight, and volume, extent and pieces of the truth")
+        return self
 
 
 class Expectations(Record):
@@ -71,6 +86,8 @@ class Expectations(Record):
     copies: int
     """Harmed copies of each case that were predicted as well."""
     image: dict[str, Usual]
+    voxel_errors: list[tuple[float, float]] = Field(default_factory=list)
+    """Doubt of voxels (inference/uncertainty.py) and how often those of about this doubt were wrong, both ascending."""
     structures: dict[str, StructureExpectations]
     not_learned: dict[str, str]
     """Structures without a rule, and why."""

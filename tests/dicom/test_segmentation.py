@@ -111,7 +111,12 @@ def test_an_empty_mask_gives_a_segmentation_of_empty_frames(count, tmp_path, cap
     folder, _, _ = write_source_series(tmp_path / "series", AXES["oblique"], count)
     grid = read_image(folder).grid
     codes = {name: SegmentCode() for name in VALUES}
-    write_segmentation(tmp_path / "s.dcm", np.zeros(grid.shape, int), grid, folder, VALUES, codes)
+    write_segmentation(
+        tmp_path / "s.dcm", np.zeros(grid.shape, int), grid, folder, VALUES, codes, {"anterior": "x" * 2000}
+    )
+    first, second = pydicom.dcmread(tmp_path / "s.dcm").SegmentSequence
+    assert first.SegmentDescription == "x" * 1024
+    assert "SegmentDescription" not in second
     numbers, names = read_segmentation(tmp_path / "s.dcm", grid)
     assert (numbers.shape, numbers.any(), names) == (grid.shape, False, ["anterior", "posterior"])
     assert valid(tmp_path / "s.dcm")

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import make_fold
 
+from medmamba.bundle.options import BundleCard
+from medmamba.bundle.write import _stages, _write
 from medmamba.errors import ConfigError
 from medmamba.inference.evidence import NetworkEvidence, measured_image, measured_shape
 from medmamba.inference.expected import (
@@ -26,9 +28,12 @@ from medmamba.inference.expected import (
     scale_of_dice,
     value_of,
 )
+from medmamba.inference.folder.page import worst_first
+from medmamba.inference.folder.run import predict
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.quality import status_of
 from medmamba.inference.sliding_window import gaussian_weight
+from medmamba.inference.uncertainty import VoxelUncertainty
 from medmamba.model_selection.corruption import HARMS, harmed
 from medmamba.model_selection.rule import fit_rule
 from medmamba.model_selection.run import find_best
@@ -135,7 +140,7 @@ def usual_structure(**changes):
         "always_present": True,
         "shape": {"volume": (8.0, 0.2), "extent": (3.0, 0.1), "pieces": (0.0, 0.02)},
         "features": dict.fromkeys(FEATURES, 0.0) | {"soft": -2.0, "views": -3.0, "entropy": -1.0},
-        "dice": rule_of(-1.0, weights, scores=np.linspace(-0.5, 0.5, 99).tolist()),
+        "dice": rule_of(1.5, weights, scores=np.linspace(-0.5, 0.5, 99).tolist()),
     }
     return StructureExpectations(**known | changes)
 
@@ -307,6 +312,7 @@ def learned_run(tiny_run, small_run, tmp_path_factory):
     shutil.copytree(small_run / "preprocessed", run / "preprocessed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("medmamba.model_selection.expected_quality.LEAST_PATIENTS", 2)
+        patch.setattr("medmamba.model_selection.expected_quality.COPIES", (1, 1))
         find_best(run, mirror=False)
     return run
 
@@ -314,7 +320,7 @@ def learned_run(tiny_run, small_run, tmp_path_factory):
 def test_predict_says_what_was_learned_and_the_same_with_folds_of_the_run(learned_run, small_dataset):
     image = sorted((small_dataset / "imagesTs").iterdir())[0]
     rules = read_expectations(learned_run, read_prediction_setup(learned_run).plan_sha256)
-    assert rules.copies == 8
+    assert rules.copies == 1
     assert set(rules.structures) | set(rules.not_learned) == {"Anterior", "Posterior"}
     predictor = Predictor(learned_run, accept_dice=0.99)
     result = predictor.predict(image)
@@ -372,6 +378,14 @@ def test_an_altered_file_and_one_of_another_plan_are_refused(learned_run, tmp_pa
         Predictor(run)
 
 
+def test_a_bundle_carries_the_rules_and_says_the_same(learned_run, small_dataset, tmp_path):
+    image = sorted((small_dataset / "imagesTs").iterdir())[0]
+    native = Predictor(learned_run, device="cpu")
+    card = BundleCard(licence="Apache-2.0", intended_use="tests")
+    _write(tmp_path, native, _stages(native), card, [])
+    assert Predictor(tmp_path).predict(image).expected == native.predict(image).expected
+
+
 def test_a_run_with_few_patients_says_so_and_invents_no_number(tiny_run, small_run, small_dataset, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
@@ -382,3 +396,53 @@ def test_a_run_with_few_patients_says_so_and_invents_no_number(tiny_run, small_r
     assert result.not_learned["Anterior"] == "not learned: 2 patients in cross-validation, 8 are needed"
     find_best(run, mirror=False, expectations=False)
     assert not (run / "expectations.json").exists()
+
+
+# Voxels
+
+
+def test_doubt_becomes_a_chance_of_error_in_percent():
+    probabilities = torch.tensor([[1.0, 0.6, 0.4], [0.0, 0.4, 0.35], [0.0, 0.0, 0.25]])
+    assert VoxelUncertainty(PARTS).of_block(probabilities).tolist() == [0, 40, 60]
+    learned = VoxelUncertainty(PARTS, [(0.0, 0.0), (0.4, 0.2), (0.6, 0.5)])
+    assert learned.of_block(probabilities).tolist() == [0, 20, 50]
+    apart = OutputChannels(("whole", "core"), True, ((1, 2), (2,)), (1, 2), None, (0, 1, 2, 3), (0, 1))
+    assert VoxelUncertainty(apart).of_block(torch.tensor([[0.9, 0.2], [0.3, 0.01]])).tolist() == [30, 20]
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_map_lies_on_the_images_grid_and_fits_the_probabilities(tiny_run, small_dataset, probabilities):
+    image = sorted((small_dataset / "imagesTs").iterdir())[0]
+    predictor = Predictor(tiny_run, mirror=False)
+    found = predictor.predict(image, uncertainty=True, probabilities=probabilities)
+    known = predictor.predict(image, probabilities=True).probabilities
+    assert found.uncertainty.shape == found.labels.shape
+    assert found.uncertainty.dtype == np.uint8
+    assert np.abs(found.uncertainty - 100 * (1 - known.max(axis=0))).max() < 0.51
+    assert predictor.predict(image).uncertainty is None
+
+
+def test_a_folder_gets_maps_and_a_page_with_the_worst_first(learned_run, small_dataset, tmp_path):
+    images = small_dataset / "imagesTs"
+    report = predict(learned_run, images, tmp_path, uncertainty=True, accept_dice=0.5)
+    names = list(report.done)
+    assert {f"{name}_uncertainty.nii.gz" for name in names} <= {path.name for path in tmp_path.iterdir()}
+    stored = json.loads((tmp_path / "report.json").read_text())["cases"]
+    order = worst_first(stored)
+    lowest = [min(expected["dice"] for expected in stored[name]["expected"].values()) for name in order]
+    assert [stored[name]["status"] for name in order] == sorted(
+        (stored[name]["status"] for name in order), key=["reject", "review", "ok"].index
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "those to look at first on top" in page
+    assert page.index(order[0]) < page.index(order[-1])
+    assert f"{lowest[0]:.2f}" in page
+    assert predict(learned_run, images, tmp_path, uncertainty=True, accept_dice=0.5, resume=True).resumed == names
+
+
+def test_cases_are_ordered_by_status_then_by_the_lowest_expected_dice():
+    def record(status, *dices):
+        return {"status": status, "expected": {str(n): {"dice": dice} for n, dice in enumerate(dices)}}
+
+    cases = {"a": record("ok", 0.9, 0.6), "b": record("ok", 0.7), "c": record("review", 0.8), "d": record("ok")}
+    assert worst_first(cases) == ["c", "a", "b", "d"]

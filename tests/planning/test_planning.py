@@ -102,6 +102,8 @@ def test_a_patients_cases_stay_in_one_fold(small_dataset, tmp_path):
     medmamba.plan(small_dataset, tmp_path / "run", group_by="patients.csv:patient")
     folds = split_names(tmp_path / "run")
     assert sorted(fold["val"] for fold in folds) == [cases[:2], cases[2:]]
+    first, _, second, _ = cases
+    assert RunFolder(tmp_path / "run").read_patients() == dict(zip(cases, [first, first, second, second], strict=True))
     with pytest.raises(ConfigError, match="no column 'doctor'"):
         medmamba.plan(small_dataset, tmp_path / "run2", group_by=f"{table}:doctor")
     table.unlink()

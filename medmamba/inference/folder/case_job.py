@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,18 @@ from medmamba.compute.device import is_out_of_memory
 from medmamba.disk.own_files import OwnFiles, file_sha256
 from medmamba.errors import ConfigError, InputError, MedmambaError
 from medmamba.geometry import Grid
-from medmamba.images import MedicalImage, files_of, format_of, read_channels, read_label_map, write_image, written_files
-from medmamba.images.cases import PROBABILITIES, ImageCase
-from medmamba.inference.expected import ExpectedQuality
+from medmamba.images import (
+    MedicalImage,
+    files_of,
+    format_of,
+    read_channels,
+    read_label_map,
+    write_image,
+    write_label_map,
+    written_files,
+)
+from medmamba.images.cases import PROBABILITIES, UNCERTAINTY, ImageCase
+from medmamba.inference.expected import ExpectedQuality, remarks_of
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
@@ -62,8 +72,8 @@ class CaseRecord:
         mask: name of its file; None under a pseudonym.
         input_sha256, mask_sha256, probabilities_sha256: of the files; image_sha256: of voxels and grid.
         dicom: the DICOM objects that were written ("seg", "rtstruct"), each with the SHA-256 of its labels file or "".
-        not_written: what failed after the mask was finished ("probabilities", "dicom_seg", "dicom_rtstruct",
-            "mask_sha256"), with the reason.
+        not_written: what failed after the mask was finished ("probabilities", "uncertainty", "dicom_seg",
+            "dicom_rtstruct", "mask_sha256"), with the reason.
     """
 
     case: str
@@ -122,9 +132,10 @@ class Job:
 
     def _mask_request(self) -> dict[str, Any]:
         """:meth:`request` without DICOM objects, which can be made from a finished mask."""
+        kept = {"uncertainty": True} if self.options.uncertainty else {}
         asked = {"accept_dice": self.options.accept_dice, "risk": self.options.risk}
         status = {} if self.options.accept_dice is None else asked
-        return {**self.model.as_dict(), "probabilities": self.options.probabilities, **status}
+        return {**self.model.as_dict(), "probabilities": self.options.probabilities, **kept, **status}
 
     def _codes(self) -> str:
         return "" if self.options.codes is None else file_sha256(Path(self.options.codes))
@@ -178,8 +189,14 @@ class Job:
         if result.probabilities is not None:
             with self._noted(case, not_written, "probabilities"):
                 write_image(probability_path(self.target, case), result.probabilities, like=image)
-                probabilities_sha256 = [file_sha256(path) for path in self._probabilities(case)]
-        dicom = self._write_dicom(case, self.options.dicom_kinds, result.labels, result.grid, not_written)
+                probabilities_sha256 = [
+                    file_sha256(path) for path in written_files(probability_path(self.target, case))
+                ]
+        if result.uncertainty is not None:
+            with self._noted(case, not_written, "uncertainty"):
+                write_label_map(uncertainty_path(self.target, case), result.uncertainty, like=image)
+        kinds = self.options.dicom_kinds
+        dicom = self._write_dicom(case, kinds, result.labels, result.grid, not_written, result.expected)
         seconds = {**result.seconds, "all": time.perf_counter() - started}
         facts = {
             **result.record(),
@@ -209,7 +226,13 @@ class Job:
             not_written[product] = self.shown.hide(_reason(error, case), case)
 
     def _write_dicom(
-        self, case: ImageCase, kinds: Sequence[str], labels: Any, grid: Grid, not_written: dict[str, str]
+        self,
+        case: ImageCase,
+        kinds: Sequence[str],
+        labels: Any,
+        grid: Grid,
+        not_written: dict[str, str],
+        expected: Mapping[str, ExpectedQuality],
     ) -> dict[str, str]:
         """Write DICOM objects of a mask; those that were written, as ``dicom`` of the record."""
         from medmamba.dicom.codes import read_codes
@@ -218,7 +241,9 @@ class Job:
 
         written, names = {}, self.model.labels
         for kind in kinds:
-            write = write_segmentation if kind == "seg" else write_contours
+            write: Callable[..., None] = write_contours
+            if kind == "seg":
+                write = partial(write_segmentation, remarks=remarks_of(expected))
             with self._noted(case, not_written, f"dicom_{kind}"):
                 codes = read_codes(self.options.codes, list(names))
                 write(dicom_path(self.target, case, kind), labels, grid, case.paths[0], names, codes)
@@ -242,7 +267,7 @@ class Job:
             except InputError as error:
                 not_written = dict.fromkeys((f"dicom_{kind}" for kind in lacking), self.shown.hide(str(error), case))
             else:
-                dicom |= self._write_dicom(case, lacking, mask.array, mask.grid, not_written)
+                dicom |= self._write_dicom(case, lacking, mask.array, mask.grid, not_written, record.expected)
         return replace(record, dicom=dicom, not_written=not_written)
 
     def _predict(
@@ -253,24 +278,25 @@ class Job:
         on_tile: Callable[[int, int], None] | None,
     ) -> Prediction:
         """The prediction; when memory runs out, once more with as little of it as possible."""
-        probabilities = self.options.probabilities
+        kept = {"probabilities": self.options.probabilities, "uncertainty": self.options.uncertainty}
         try:
-            return predictor.predict(image, on_tile=on_tile, probabilities=probabilities, on_message=on_message)
+            return predictor.predict(image, on_tile=on_tile, on_message=on_message, **kept)
         except Exception as error:
             if not is_out_of_memory(error) or predictor.options.memory_gib == 0:
                 raise
         on_message(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
-        return predictor.predict(
-            image, on_tile=on_tile, probabilities=probabilities, planes_on_disk=True, on_message=on_message
-        )
+        return predictor.predict(image, on_tile=on_tile, planes_on_disk=True, on_message=on_message, **kept)
 
     def outputs(self, case: ImageCase) -> list[Path]:
         """The files that are written for a case."""
         dicom = [dicom_path(self.target, case, kind) for kind in self.options.dicom_kinds]
-        return [*case.outputs(self.target), *(self._probabilities(case) if self.options.probabilities else ()), *dicom]
+        return [*case.outputs(self.target), *self._arrays(case, self.options), *dicom]
 
-    def _probabilities(self, case: ImageCase) -> Sequence[Path]:
-        return written_files(probability_path(self.target, case))
+    def _arrays(self, case: ImageCase, options: PredictOptions | None = None) -> list[Path]:
+        """The files of probabilities and uncertainty, if the options ask for them; without options of both."""
+        wanted = [probability_path(self.target, case)] if options is None or options.probabilities else []
+        wanted += [uncertainty_path(self.target, case)] if options is None or options.uncertainty else []
+        return [file for path in wanted for file in written_files(path)]
 
     def remove_old(self, case: ImageCase) -> None:
         """Remove what an earlier run wrote for a case, so that nothing stale looks like a result.
@@ -282,7 +308,7 @@ class Job:
             for path in outputs:
                 path.unlink(missing_ok=True)
         also = [dicom_path(self.target, case, kind) for kind in ("seg", "rtstruct")]
-        self.own.remove([*outputs, *self._probabilities(case), *also])
+        self.own.remove([*outputs, *self._arrays(case), *also])
 
     def finished(self, case: ImageCase) -> CaseRecord | None:
         """The record of a case finished with the same request and input, its mask still as written; else None."""
@@ -292,7 +318,7 @@ class Job:
                 record is not None
                 and record.request == self._record(case, status="").request
                 and record.input_sha256 == [input_sha256(path) for path in case.paths]
-                and "probabilities" not in record.not_written
+                and not {"probabilities", "uncertainty"} & set(record.not_written)
                 and record.mask_sha256 == [file_sha256(path) for path in case.outputs(self.target)]
             )
         except (InputError, OSError):
@@ -330,6 +356,11 @@ def probability_path(target: Path, case: ImageCase) -> Path:
     """Where the probabilities of a case stand: in the format of its mask, or in NIfTI where that cannot hold them."""
     ending = case.output_name[len(case.case_id) :] if format_of(case.output_name).holds_probabilities else ".nii.gz"
     return target / f"{case.case_id}{PROBABILITIES}{ending}"
+
+
+def uncertainty_path(target: Path, case: ImageCase) -> Path:
+    """Where the uncertainty of a case stands, in the format of its mask."""
+    return target / f"{case.case_id}{UNCERTAINTY}{case.output_name[len(case.case_id) :]}"
 
 
 def dicom_path(target: Path, case: ImageCase, kind: str) -> Path:
