@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from medmamba import Predictor, pipeline
@@ -109,7 +110,7 @@ HARMS: dict[str, Harm] = {
 
 
 def prepare(
-    dataset: Path, folder: Path, most: int | None, held_out: int, network: str, seed: int
+    dataset: Path, folder: Path, most: int | None, held_out: int, seed: int, **planned: Any
 ) -> tuple[Path, list[str]]:
     """The run, planned with two folds on all other cases (of at most ``most``), and the ids of those held out."""
     ids = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").glob("*.nii.gz"))
@@ -126,7 +127,7 @@ def prepare(
         write_json(own / "dataset.json", {**facts, "test": [], "numTraining": len(train), "numTest": 0})
         half = sorted(order[held_out:][::2]), sorted(order[held_out:][1::2])
         write_json(folder / "splits.json", [{"train": half[n], "val": half[1 - n]} for n in (0, 1)])
-        pipeline.plan(own, run, splits=folder / "splits.json", network=network)
+        pipeline.plan(own, run, splits=folder / "splits.json", **planned)
     return run, test
 
 
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--network", default="auto")
+    parser.add_argument("--spacing", help="of the plan, as 2,2,2: coarser images train and predict sooner")
     parser.add_argument("--folds", type=int, default=1, choices=(1, 2))
     parser.add_argument("--cases", type=int, help="use so many cases of the dataset; default: all")
     parser.add_argument("--held-out", type=int, default=40)
@@ -217,7 +219,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    run, test = prepare(given.dataset, given.folder, given.cases, given.held_out, given.network, given.seed)
+    run, test = prepare(
+        given.dataset, given.folder, given.cases, given.held_out, given.seed,
+        network=given.network, spacing=given.spacing,
+    )  # fmt: skip
+    torch.set_num_threads(1)
     for fold in range(given.folds):
         if not list(run.glob(f"models/*/fold_{fold}/checkpoints/last")):
             pipeline.train(run, TrainConfig(steps=given.steps), fold=fold)
