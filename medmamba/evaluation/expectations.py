@@ -88,9 +88,9 @@ def expected_masks(report: Mapping[str, Any], evaluation: Evaluation) -> list[Ex
         for structure, expected in (record.get("expected") or {}).items():
             if structure not in scores or math.isnan(dice := scores[structure].value("dice")):
                 continue
-            numbers = [float(expected[name]) for name in ("dice", "low", "high", "level")]
-            signals = record.get("entropy"), record.get("fold_agreement")
-            found.append(ExpectedMask(case, structure, dice, *numbers, *signals))
+            middle, low, high, level = (float(expected[name]) for name in ("dice", "low", "high", "level"))
+            entropy, agreement = record.get("entropy"), record.get("fold_agreement")
+            found.append(ExpectedMask(case, structure, dice, middle, low, high, level, entropy, agreement))
     return found
 
 
