@@ -73,10 +73,11 @@ def learn_expectations(
             weights[ensemble.name] |= ensemble.weights_sha256()
         readers = [stored_cases(folder.preprocessed(name)) for name in recipe.configurations]
         for case_id in sorted(wanted & set(splits[fold]["val"])):
-            on_item("learn what to expect", done, len(wanted))
+            on_item("learn", done, len(wanted))
             learner.judge(used, [each[case_id] for each in readers], patients.get(case_id, case_id))
             done += 1
-    on_item("learn what to expect", done, len(wanted))
+    if wanted:
+        on_item("learn", done, done)
     return learner.rules(
         used[0].heads,
         weights_sha256=weights,
