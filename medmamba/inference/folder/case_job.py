@@ -278,14 +278,20 @@ class Job:
         on_tile: Callable[[int, int], None] | None,
     ) -> Prediction:
         """The prediction; when memory runs out, once more with as little of it as possible."""
-        kept = {"probabilities": self.options.probabilities, "uncertainty": self.options.uncertainty}
+        options = self.options
+        answer = partial(
+            predictor.predict,
+            probabilities=options.probabilities,
+            uncertainty=options.uncertainty,
+            on_message=on_message,
+        )
         try:
-            return predictor.predict(image, on_tile=on_tile, on_message=on_message, **kept)
+            return answer(image, on_tile=on_tile)
         except Exception as error:
             if not is_out_of_memory(error) or predictor.options.memory_gib == 0:
                 raise
         on_message(f"{image.path.name if image.path else 'image'}: out of memory; once more, with the planes on disk.")
-        return predictor.predict(image, on_tile=on_tile, planes_on_disk=True, on_message=on_message, **kept)
+        return answer(image, on_tile=on_tile, planes_on_disk=True)
 
     def outputs(self, case: ImageCase) -> list[Path]:
         """The files that are written for a case."""
