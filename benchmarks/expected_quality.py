@@ -1,11 +1,12 @@
 """Expected against true quality on cases that training never saw, clean and under harms that nothing was learned from.
 
-    python benchmarks/expected_quality.py DATASET FOLDER --steps 300 [--network plain_unet] [--held-out 40]
+    python benchmarks/expected_quality.py DATASET FOLDER --minutes 5 [--network plain_unet] [--held-out 40]
 
-The cases of --held-out patients are set aside before planning. A run is planned, its first --folds of two folds are
-trained, `find-best` learns, then every held-out case is predicted as it is and under eight harms, each with --strengths
-of three strengths. One line per mask is kept in FOLDER/masks.jsonl; what is there is left out when the command is given
-again. The table is FOLDER/expected_quality.md.
+The cases of --held-out patients are set aside before planning (--group-by names the patient of a case, as in `medmamba
+plan`). A run is planned, its first --folds of two folds are trained, `find-best` learns, then every held-out case is
+predicted as it is and under eight harms, each with --strengths of three strengths. One line per mask is kept in
+FOLDER/masks.jsonl; what is there is left out when the command is given again. Unharmed cases are predicted once more
+without expectations, for the seconds. The table is FOLDER/expected_quality.md.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +112,29 @@ HARMS: dict[str, Harm] = {
 }
 
 
-def prepare(
-    dataset: Path, folder: Path, most: int | None, held_out: int, seed: int, **planned: Any
-) -> tuple[Path, list[str]]:
-    """The run, planned with two folds on all other cases (of at most ``most``), and the ids of those held out."""
-    ids = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").glob("*.nii.gz"))
-    order = np.random.default_rng(seed).permutation(ids).tolist()[:most]
-    test, train = sorted(order[:held_out]), sorted(order[held_out:])
-    own, run = folder / "dataset", folder / "run"
+def prepare(given: argparse.Namespace) -> tuple[Path, list[str]]:
+    """The run, planned with two folds on the cases of all other patients, and the ids of those held out."""
+    pairs = json.loads((given.dataset / "dataset.json").read_text())
+    files = {Path(pair["image"]).name.partition(".")[0]: pair for pair in pairs["training"]}
+    patients: dict[str, list[str]] = {}
+    for case_id in sorted(files):
+        patients.setdefault(re.fullmatch(given.group_by, case_id)[1], []).append(case_id)
+    order = np.random.default_rng(given.seed).permutation(sorted(patients)).tolist()[: given.patients]
+    test, *halves = (
+        sorted(case_id for patient in part for case_id in patients[patient])
+        for part in (order[: given.held_out], order[given.held_out :][::2], order[given.held_out :][1::2])
+    )
+    own, run = given.folder / "dataset", given.folder / "run"
     if not (run / "plan.json").is_file():
-        for part in ("imagesTr", "labelsTr"):
-            (own / part).mkdir(parents=True, exist_ok=True)
-            for case_id in train:
-                shutil.copy(dataset / part / f"{case_id}.nii.gz", own / part)
-        facts = json.loads((dataset / "dataset.json").read_text())
-        facts["training"] = [{key: f"./{key}sTr/{case_id}.nii.gz" for key in ("image", "label")} for case_id in train]
-        write_json(own / "dataset.json", {**facts, "test": [], "numTraining": len(train), "numTest": 0})
-        half = sorted(order[held_out:][::2]), sorted(order[held_out:][1::2])
-        write_json(folder / "splits.json", [{"train": half[n], "val": half[1 - n]} for n in (0, 1)])
-        pipeline.plan(own, run, splits=folder / "splits.json", **planned)
+        training = [files[case_id] for half in halves for case_id in half]
+        for name in (name for pair in training for name in pair.values()):
+            (own / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(given.dataset / name, own / name)
+        write_json(own / "dataset.json", {**pairs, "training": training, "test": [], "numTraining": len(training)})
+        splits = [{"train": halves[n], "val": halves[1 - n]} for n in (0, 1)]
+        write_json(given.folder / "splits.json", splits)
+        planned = {"network": given.network, "spacing": given.spacing, "group_by": given.group_by}
+        pipeline.plan(own, run, splits=given.folder / "splits.json", **planned)
     return run, test
 
 
@@ -136,11 +143,14 @@ def masks_of(
 ) -> Iterator[dict[str, Any]]:
     """A line for each held-out case, harm and strength that is not ``known``: what was expected, and what is true."""
     predictor = Predictor(run, accept_dice=ACCEPT, risk=RISK)
+    plain = Predictor(run)
+    plain.model = replace(plain.model, expectations=None)
     labels = {name: value for name, value in predictor.plan.labels.items() if value}
     cases = {case.case_id: case for case in find_cases(dataset / "imagesTr", predictor.plan.channel_files)}
     for number, case_id in enumerate(test):
         image = read_channels(cases[case_id].paths, predictor.reading)
-        truth = read_label_map(dataset / "labelsTr" / f"{case_id}.nii.gz", predictor.reading).array
+        (path,) = (dataset / "labelsTr").glob(f"{case_id}.*")
+        truth = read_label_map(path, predictor.reading).array
         random = np.random.default_rng([seed, number])
         chosen = [sorted(random.permutation(STRENGTHS)[:strengths].tolist()) for _ in HARMS]
         wanted = [("", 0), *((kind, each) for kind, own in zip(HARMS, chosen, strict=True) for each in own)]
@@ -150,13 +160,19 @@ def masks_of(
             array = np.asarray(image.array, np.float32)
             if kind:
                 array = HARMS[kind](array, strength, np.random.default_rng([seed, number, list(HARMS).index(kind)]))
-            started = time.perf_counter()
+            seconds = {}
+            if not kind:
+                started = time.process_time()
+                plain.predict((array, image.grid.affine))
+                seconds["plain"] = round(time.process_time() - started, 3)
+            started = time.process_time()
             result = predictor.predict((array, image.grid.affine))
+            seconds["expecting"] = round(time.process_time() - started, 3)
             yield {
                 "case": case_id,
                 "harm": kind,
                 "strength": strength,
-                "seconds": round(time.perf_counter() - started, 3),
+                "seconds": seconds,
                 "entropy": result.entropy,
                 "agreement": result.agreement,
                 "expected": {name: quality.as_dict() for name, quality in result.expected.items()},
@@ -191,6 +207,13 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
             f"| {name} | {scores.masks} | {scores.spearman:.3f} | {scores.mean_error:.4f} | {scores.coverage:.1%} | "
             f"{scores.mean_width:.3f} | {measured} | {shares[0]} | {shares[1]} |"
         )
+    both = [line["seconds"] for line in groups["clean"]]
+    mean = {name: np.mean([seconds[name] for seconds in both]) for name in ("expecting", "plain")}
+    rows.append("")
+    rows.append(
+        f"Processor seconds of a prediction, mean of {len(both)} cases: {mean['plain']:.2f} without, "
+        f"{mean['expecting']:.2f} with expectations ({mean['expecting'] / mean['plain'] - 1:+.0%})."
+    )
     by_harm = {line["harm"] or "none": None for line in lines}
     rows += ["", "| harm | masks | mean true Dice | mean expected Dice | ranges hold |", "|---|---|---|---|---|"]
     for kind in by_harm:
@@ -209,24 +232,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=5, help="of training, per fold")
     parser.add_argument("--network", default="auto")
     parser.add_argument("--spacing", help="of the plan, as 2,2,2: coarser images train and predict sooner")
     parser.add_argument("--folds", type=int, default=1, choices=(1, 2))
-    parser.add_argument("--cases", type=int, help="use so many cases of the dataset; default: all")
-    parser.add_argument("--held-out", type=int, default=40)
+    parser.add_argument("--patients", type=int, help="use so many patients of the dataset; default: all")
+    parser.add_argument("--group-by", default="(.*)", help="regular expression with the patient of a case")
+    parser.add_argument("--held-out", type=int, default=40, help="patients to predict")
     parser.add_argument("--strengths", type=int, default=3, choices=STRENGTHS)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    run, test = prepare(
-        given.dataset, given.folder, given.cases, given.held_out, given.seed,
-        network=given.network, spacing=given.spacing,
-    )  # fmt: skip
+    run, test = prepare(given)
     torch.set_num_threads(1)
     for fold in range(given.folds):
         if not list(run.glob(f"models/*/fold_{fold}/checkpoints/last")):
-            pipeline.train(run, TrainConfig(steps=given.steps), fold=fold)
+            pipeline.train(run, TrainConfig(max_minutes=given.minutes), fold=fold)
     if not (run / "expectations.json").is_file():
         started = time.perf_counter()
         find_best(run)
