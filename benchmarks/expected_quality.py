@@ -96,8 +96,8 @@ def steps(image: Image, strength: float, random: np.random.Generator) -> Image:
 def warp(image: Image, strength: float, random: np.random.Generator) -> Image:
     """Rows shifted by a wave, as of a table that shakes; the truth stays where it was."""
     rows = image.shape[2]
-    shifts = np.round(0.02 * strength * image.shape[3] * np.sin(np.arange(rows) * 2 * np.pi * 3 / rows)).astype(int)
-    return np.stack([np.roll(image[:, :, row], shift, axis=-1) for row, shift in enumerate(shifts)], axis=2)
+    shifts = np.round(0.02 * strength * image.shape[1] * np.sin(np.arange(rows) * 2 * np.pi * 3 / rows)).astype(int)
+    return np.stack([np.roll(image[:, :, row], shift, axis=1) for row, shift in enumerate(shifts)], axis=2)
 
 
 HARMS: dict[str, Harm] = {
