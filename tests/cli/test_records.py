@@ -30,6 +30,7 @@ TEXTS = {
     "part": "2/3",
     "folds": "0-2",
     "ema": "0.5",
+    "risk": "0.1",
     "patch_size": "32,32,32",
     "machine": "cpu:2",
     "train_hours": "1.5",
