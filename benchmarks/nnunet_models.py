@@ -181,10 +181,12 @@ def prepared(name: str, model: Model, root: Path) -> str:
                 numbers = part["architecture"]["arch_kwargs"]
                 numbers["features_per_stage"] = [width // WIDTH_SHARE for width in numbers["features_per_stage"]]
         path.write_text(json.dumps(plans, indent=4))
-    stored = folder / f"{identifier}_{model.configuration.replace('cascade_', '')}"
-    if not stored.exists():
-        wanted = model.configuration.replace("cascade_", "")
-        preprocess([number], identifier, configurations=[wanted], num_processes=[1])
+    wanted = [model.configuration.replace("cascade_", "")]
+    if wanted == ["3d_lowres"]:
+        wanted.append("3d_fullres")  # its validation makes labels on the grid of the stage after it
+    for configuration in wanted:
+        if not (folder / f"{identifier}_{configuration}").exists():
+            preprocess([number], identifier, configurations=[configuration], num_processes=[1])
     return identifier
 
 

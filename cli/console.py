@@ -78,13 +78,13 @@ def clock(seconds: float) -> str:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per stage; off a terminal one plain line when a stage ends."""
+def stages(of: str = "case") -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar per stage of so many cases, or what is named; off a terminal one plain line when a stage ends."""
     if not console.is_terminal:
 
         def line(stage: str, done: int, total: int) -> None:
             if done == total:
-                console.print(f"{stage}: {counted(total, 'case')}")
+                console.print(f"{stage}: {counted(total, of)}")
 
         yield line
         return

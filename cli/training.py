@@ -269,7 +269,7 @@ def convert_model(
     from medmamba.nnunet.convert import convert_model
     from medmamba.nnunet.write_results import WrittenResults
 
-    with stages() as on_item:
+    with stages(of="fold") as on_item:
         made = convert_model(source, output, options, on_fold=partial(on_item, "convert"))
     console.print(*made.notes, sep="\n")
     if isinstance(made, WrittenResults):
