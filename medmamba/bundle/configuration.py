@@ -1,11 +1,12 @@
 """A bundle's configs/inference.json and configs/train.json: prediction and training as MONAI configurations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from medmamba.bundle.runtime.plan import BundlePlan
 from medmamba.inference.trained_model import FoldEnsemble
+from medmamba.models.expectations import EXPECTATIONS
 from medmamba.models.network import mirroring_of
 from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.models.trained_folds import read_model_facts
@@ -145,8 +146,13 @@ def training(ensemble: FoldEnsemble) -> dict[str, Any]:
     }
 
 
-def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None) -> dict[str, Any]:
-    """The configuration that every client runs; the first ensemble is its main network."""
+def inference(
+    ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None, rules: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The configuration that every client runs; the first ensemble is its main network.
+
+    ``rules`` are the hashes of the rules of expected quality, where there are any.
+    """
     main, *others = ensembles
     flat = main.configuration.spacing_mm is None
     beside = {f"other_{number}": _stage(ensemble, main) for number, ensemble in enumerate(others, start=1)}
@@ -158,6 +164,11 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
     cleaning = [step.as_json() for step in recipe.cleaning] if recipe else []
     for step in cleaning:
         del step["gain"]  # the gain in cross-validation is in best.json only
+    expected, saying, file = {}, [], f"$@bundle_root + '/models/{EXPECTATIONS}'"
+    if rules is not None:
+        beside["expected"] = _made("scripts.expected.ExpectedMasks", path=file, plan="@plan", **rules)
+        expected = {"expected": "@expected"}
+        saying = [_made("scripts.expected.SaveExpectedd", keys="pred", output_dir="@output_dir")]
     restoring = _made(
         "scripts.transforms.ToNatived",
         keys="pred",
@@ -167,6 +178,7 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
         others=references,
         temperature=recipe.temperature if recipe else 1.0,
         thresholds=recipe.thresholds_of(main.heads.names) if recipe and main.heads.sigmoid else None,
+        **expected,
     )
     saving = _made(
         "SaveImaged",
@@ -190,8 +202,8 @@ def inference(ensembles: Sequence[FoldEnsemble], recipe: PredictionSetup | None)
         "dataset_data": _made("scripts.cases.image_list", folder="@dataset_dir", channel_files=main.plan.channel_files),
         "dataset": _made("Dataset", data="@dataset_data", transform="@preprocessing"),
         "dataloader": _made("DataLoader", dataset="@dataset", batch_size=1, shuffle=False, num_workers=0),
-        "inferer": _inferer(main),
-        "postprocessing": _made("Compose", transforms=[restoring, saving]),
+        "inferer": {**_inferer(main), **expected},
+        "postprocessing": _made("Compose", transforms=[restoring, saving, *saying]),
         "handlers": [LOAD_WEIGHTS, _made("StatsHandler", iteration_log=False)],
         "evaluator": _made(
             "SupervisedEvaluator",

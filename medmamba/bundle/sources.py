@@ -16,11 +16,12 @@ from pathlib import Path
 
 from medmamba.errors import ConfigError
 
-ENTRIES = ("network", "inferer", "transforms", "cases", "graphs", "finetune", "weights")
+ENTRIES = ("network", "inferer", "transforms", "expected", "cases", "graphs", "finetune", "weights")
 _RUNTIME = "medmamba.bundle.runtime"
 EXCHANGED = {
     "medmamba.kernels": f"{_RUNTIME}.operators",
     "medmamba.kernels.availability": f"{_RUNTIME}.availability",
+    "medmamba.models.expectations": f"{_RUNTIME}.expectations",
     "medmamba.plans.schema": f"{_RUNTIME}.plan",
 }
 COMPILED = "medmamba.kernels."  # imported inside functions that a bundle never calls; they keep their names

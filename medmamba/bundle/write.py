@@ -1,5 +1,6 @@
 """``medmamba export RUN -o BUNDLE``: write the folder beside its place, check it, and only then give it its name."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from medmamba.bundle.configuration import inference, training, weights_file
 from medmamba.bundle.graphs import ONNX, Parity, export_graph
 from medmamba.bundle.options import BundleCard, ExportOptions
 from medmamba.bundle.processes import BundleError, run_python
-from medmamba.bundle.runtime.cases import ENDINGS
-from medmamba.bundle.runtime.network import SegmentationNetwork
+from medmamba.bundle.runtime.cases import ENDINGS, EXPECTED_ENDING
+from medmamba.bundle.runtime.network import SegmentationNetwork, hash_of_weights
 from medmamba.bundle.sources import bundle_sources
 from medmamba.disk.atomic import replace_folder
 from medmamba.disk.own_files import RECORD, OwnFiles, real_path, refusal, refuse_replacing
@@ -26,6 +27,7 @@ from medmamba.errors import ConfigError, InputError, need_packages
 from medmamba.geometry import grid_difference
 from medmamba.images import read_channels, read_label_map, stem_of
 from medmamba.images.cases import ImageCase, find_cases
+from medmamba.inference.prediction import Prediction
 from medmamba.inference.predictor import Predictor
 from medmamba.inference.trained_model import FoldEnsemble
 from medmamba.models.bundle_parts import METADATA, record_parts
@@ -49,6 +51,10 @@ sys.argv = ["monai.bundle", "run", "--config_file", "configs/inference.json", "-
 runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
 assert sys.modules["medmamba"] is None
 """
+
+
+LAST_DIGIT = 0.011
+"""By how much expected numbers may differ that are rounded to two digits or more."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def export_bundle(
         raise refusal(present)
     OwnFiles(Path(output), options.overwrite).refuse_foreign(present)
     given: dict[str, Any] = {name: getattr(options, name) for name in ("configuration", "folds", "mirror")}
-    predictor = Predictor(model, **given, device="cpu", confidence=False)
+    predictor = Predictor(model, **given, device="cpu")
     cases = find_cases(check_on, predictor.plan.channel_files)[: options.most_cases]
     _refuse_what_a_bundle_cannot_read(cases)
     stages = _stages(predictor)
@@ -169,7 +175,12 @@ def _write(
         "licence": card.licence,
     }
     facts = metadata(card, ensemble, provenance)
-    config = inference(model.ensembles, model.recipe)
+    hashes = {
+        name: _write_stage(folder / "models", stage, weights_file(stage, ensemble)) for name, stage in stages.items()
+    }
+    rules = None if model.expectations is None else model.expectations.sealed_json()
+    learned = {"sha256": hashlib.sha256((rules or "").encode()).hexdigest(), "weights_sha256": hashes[ensemble.name]}
+    config = inference(model.ensembles, model.recipe, learned if rules else None)
     sources = bundle_sources(read_model_facts(stage.folders[0]).network["name"] for stage in stages.values())
     texts = {
         "LICENSE": licence_text(card),
@@ -186,18 +197,19 @@ def _write(
         texts["models/fingerprint.json"] = model.fingerprint.to_json()
     if model.recipe is not None:
         texts[f"models/{PREDICTION_SETUP}"] = model.recipe.to_json()
-    if model.expectations is not None:
-        texts[f"models/{EXPECTATIONS}"] = model.expectations.sealed_json()
+    if rules is not None:
+        texts[f"models/{EXPECTATIONS}"] = rules
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    for stage in stages.values():
-        _write_stage(folder / "models", stage, weights_file(stage, ensemble))
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> None:
-    """A configuration's weights as one raw state dict, and what `Predictor.from_bundle` needs of each fold."""
+def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> str:
+    """A configuration's weights as one raw state dict, and what `Predictor.from_bundle` needs of each fold.
+
+    Returns the hash of the weights as the runtime computes it.
+    """
     network = SegmentationNetwork(len(stage.runners), read_model_facts(stage.folders[0]).network)
     hashes = stage.weights_sha256()
     for number, (copy, runner, source) in enumerate(zip(network.members, stage.runners, stage.folders, strict=True)):
@@ -215,6 +227,7 @@ def _write_stage(models: Path, stage: FoldEnsemble, weights: str) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with open(models / weights, "wb") as file:  # of a path, torch.save gives no system error for a full disk
         torch.save(state, file)
+    return hash_of_weights(network)
 
 
 def _refuse_what_a_bundle_cannot_read(cases: list[ImageCase]) -> None:
@@ -241,7 +254,8 @@ def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks:
     checked = []
     for case in cases:
         native = predictor.predict(read_channels(case.paths, predictor.reading))
-        found = [path for path in masks.iterdir() if stem_of(path) in (case.case_id, stem_of(case.paths[0]))]
+        names = (case.case_id, stem_of(case.paths[0]))
+        found = [path for path in masks.iterdir() if stem_of(path) in names]
         if len(found) != 1:
             raise BundleError(f"{case.case_id}: the bundle wrote {len(found)} masks for this case, expected 1.")
         mask = read_label_map(found[0])
@@ -255,7 +269,26 @@ def compare_with_native(predictor: Predictor, cases: Sequence[ImageCase], masks:
                 f"{case.case_id}: {len(different)} of {expected.size} voxels differ between the bundle and medmamba, "
                 f"the first at {place}: {mask.array[place]} instead of {expected[place]}. The bundle was not kept."
             )
+        if predictor.model.expectations is not None:
+            _compare_expected(
+                native, case.case_id, [masks / f"{name}{EXPECTED_ENDING}" for name in dict.fromkeys(names)]
+            )
         checked.append(ComparedCase(case.case_id, int(expected.size), int((expected != 0).sum())))
     if not checked:
         raise InputError("No case to check the bundle on. Give --check-on IMAGES.")
     return checked
+
+
+def _compare_expected(native: Prediction, case_id: str, files: Sequence[Path]) -> None:
+    """Raises BundleError where the bundle expects something else of a mask than medmamba."""
+    written = [read_stored(path, dict[str, Any], "file of the bundle", "") for path in files if path.is_file()]
+    found, ours = (written[0].get("expected", {}) if written else {}), native.record()["expected"]
+    for structure in ours.keys() | found.keys():
+        for name in ("dice", "low", "high", "hd95_mm", "components"):
+            here, there = (side.get(structure, {}).get(name) for side in (ours, found))
+            same = here == there or (None not in (here, there) and abs(here - there) <= LAST_DIGIT)
+            if not same:
+                raise BundleError(
+                    f"{case_id}: the bundle expects {name} {there} of {structure}, medmamba {here}. The bundle was "
+                    "not kept."
+                )

@@ -87,6 +87,10 @@ class NetworkEvidence:
         ]
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
+    def of_structures(self) -> dict[int, Measured]:
+        """:meth:`measured`, by channel."""
+        return {channel: self.measured(channel) for channel in self.heads.structures}
+
 
 def decisions(logits: torch.Tensor, *, sigmoid: bool, channels: int = 1) -> torch.Tensor:
     """The class of each voxel by its logits, channels on that axis; of sigmoid channels yes or no each."""

@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medmamba.inference.evidence import Measured
-from medmamba.inference.quality import Finding
+from medmamba.inference.evidence import Measured, measured_shape
+from medmamba.inference.finding import Finding
 from medmamba.models.expectations import Expectations, QualityRule, StructureExpectations, Usual
+from medmamba.models.output_channels import OutputChannels
 
 LEVEL = 0.9
 """Chance with which a range holds the truth; half of the rest lies on either side."""
@@ -201,6 +203,25 @@ def _words(
         return f"{name} {here:.3g} {unit}, usually {there:.3g} {unit}"
     what = {"intensities": "intensities", "texture": "noise or sharpness", "field": "field of view"}[name]
     return f"{what} of the image {math.expm1(features[name]):.1f} spreads from usual, usually {math.expm1(usual):.1f}"
+
+
+def expectations_of_mask(
+    rules: Expectations,
+    heads: OutputChannels,
+    indices: NDArray[np.integer],
+    spacing: Sequence[float] | None,
+    networks: Mapping[int, Measured],
+    image: Measured,
+    *,
+    accept_dice: float | None = None,
+    risk: float = 0.05,
+) -> tuple[dict[str, ExpectedQuality], dict[str, str], list[Finding]]:
+    """:func:`expectations_of` finished label indices (i, j, k) on a grid of this spacing in mm."""
+    if (spacing is not None) != (rules.unit == "mm"):
+        return {}, {"": f"not learned for images {'with' if spacing else 'without'} millimetres"}, []
+    names = [(channel, heads.names[channel]) for channel in heads.structures]
+    shapes = measured_shape(indices, heads, spacing)
+    return expectations_of(rules, names, networks, shapes, image, accept_dice=accept_dice, risk=risk)
 
 
 def expectations_of(

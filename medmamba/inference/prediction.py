@@ -15,7 +15,7 @@ from medmamba.errors import InputError, MedmambaError
 from medmamba.geometry import Grid
 from medmamba.images import MedicalImage, write_label_map
 from medmamba.inference.expected import ExpectedQuality, remarks_of
-from medmamba.inference.quality import Finding, status_of
+from medmamba.inference.finding import Finding, status_of
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ from medmamba.images import MedicalImage, ReadOptions, label_counts, read_channe
 from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
-from medmamba.inference.evidence import Measured, NetworkEvidence, measured_image, measured_shape
-from medmamba.inference.expected import ExpectedQuality, expectations_of
+from medmamba.inference.evidence import Measured, NetworkEvidence, measured_image
+from medmamba.inference.expected import ExpectedQuality, expectations_of_mask
+from medmamba.inference.finding import Finding, status_of
 from medmamba.inference.joint import Models, Streams, load_models, mean_on_native_grid
 from medmamba.inference.memory import MemoryEstimate
 from medmamba.inference.options import BUDGET_GIB, PredictorOptions
 from medmamba.inference.prediction import FailedPrediction, Prediction, Provenance
-from medmamba.inference.quality import Finding, check_confidence, check_image, check_mask, check_sides, status_of
+from medmamba.inference.quality import check_confidence, check_image, check_mask, check_sides
 from medmamba.inference.restore import on_native_grid
 from medmamba.inference.trained_model import FoldEnsemble, OnTile, TrainedModel
 from medmamba.inference.uncertainty import VoxelUncertainty
@@ -365,14 +366,12 @@ class Predictor:
         evidence = None if confidence is None else confidence.evidence
         if rules is None or evidence is None:
             return {}, {"": self.model.not_learned or "not measured: --no-confidence"}, []
-        spacing = image.grid.spacing_mm
-        if (spacing is not None) != (rules.unit == "mm"):
-            return {}, {"": f"not learned for images {'with' if spacing else 'without'} millimetres"}, []
-        return expectations_of(
+        return expectations_of_mask(
             rules,
-            [(channel, heads.names[channel]) for channel in heads.structures],
-            {channel: evidence.measured(channel) for channel in heads.structures},
-            measured_shape(indices, heads, spacing),
+            heads,
+            indices,
+            image.grid.spacing_mm,
+            evidence.of_structures(),
             looks,
             accept_dice=self.options.accept_dice,
             risk=self.options.risk,

@@ -6,10 +6,8 @@ damaged scale or a lost header, not a slightly different protocol.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 from medmamba.geometry import Grid
 from medmamba.geometry.trail import Reorient
 from medmamba.images import MedicalImage
+from medmamba.inference.finding import Finding
 from medmamba.models.prediction_setup import Limits
 from medmamba.plans.fingerprint import Fingerprint
 from medmamba.plans.mirroring import side_pairs
@@ -35,20 +34,6 @@ FIXED_LIMITS = Limits(max_entropy=0.5, min_agreement=0.7, cases=None)
 too few cases for it to measure (see model_selection/run.py)."""
 SAMPLE = 200_000
 """Voxels that intensity statistics are taken from."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is unusual, and how serious it is."""
-
-    level: Literal["note", "review", "reject"]
-    text: str
-
-
-def status_of(findings: Iterable[Finding]) -> str:
-    """``ok``, ``review`` or ``reject``: the most serious finding decides."""
-    found = {finding.level for finding in findings}
-    return next((level for level in ("reject", "review") if level in found), "ok")
 
 
 def check_image(image: MedicalImage, fingerprint: Fingerprint | None) -> Iterator[Finding]:

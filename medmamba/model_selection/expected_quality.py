@@ -170,7 +170,7 @@ class ExpectationLearner:
             patient=patient,
             harm=harm,
             image=measured_image(own, spacing),
-            networks={channel: evidence.measured(channel) for channel in heads.structures},
+            networks=evidence.of_structures(),
             shapes=measured_shape(labels, heads, spacing),
             truth_shapes={} if harm else measured_shape(truth, heads, spacing),
             truths=truths,

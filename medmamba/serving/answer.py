@@ -17,8 +17,8 @@ from medmamba.images.archive import unpack
 from medmamba.images.cases import find_cases
 from medmamba.images.dicom_series import Series
 from medmamba.images.gate import shown
+from medmamba.inference.finding import Finding
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.quality import Finding
 from medmamba.serving.limits import ServiceLimits
 from medmamba.serving.refusal import Refusal, choice_of_series, for_client
 

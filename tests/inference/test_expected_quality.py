@@ -28,10 +28,10 @@ from medmamba.inference.expected import (
     scale_of_dice,
     value_of,
 )
+from medmamba.inference.finding import status_of
 from medmamba.inference.folder.page import worst_first
 from medmamba.inference.folder.run import predict
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.quality import status_of
 from medmamba.inference.sliding_window import gaussian_weight
 from medmamba.inference.uncertainty import VoxelUncertainty
 from medmamba.model_selection.corruption import HARMS, harmed

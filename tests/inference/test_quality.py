@@ -10,8 +10,9 @@ from medmamba.errors import InputError
 from medmamba.geometry import Grid, affine_from
 from medmamba.images import MedicalImage, read_image
 from medmamba.inference.confidence import Confidence
+from medmamba.inference.finding import status_of
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.quality import check_confidence, check_image, check_mask, check_sides, status_of
+from medmamba.inference.quality import check_confidence, check_image, check_mask, check_sides
 from medmamba.inference.runner import Execution, NetworkRunner
 from medmamba.plans.fingerprint import CaseStats, build_fingerprint
 

@@ -4,7 +4,15 @@ import re
 from pathlib import Path
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+EXPECTED_ENDING = "_expected.json"
+"""What is expected of the mask of X stands in X_expected.json beside it."""
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without the ending of an image."""
+    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
+    return name.removesuffix(name[len(name) - len(ending) :])
 
 
 def image_list(folder: str, channel_files: int = 0, labels: str | None = None) -> list[dict[str, str | list[str]]]:
@@ -15,10 +23,8 @@ def image_list(folder: str, channel_files: int = 0, labels: str | None = None) -
     """
     stems: dict[str, str] = {}
     for path in sorted(Path(folder).glob("[!.]*")):
-        ending = next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
-        if ending is None:
-            continue
-        stems[str(path)] = path.name[: -len(ending)]
+        if path.name.lower().endswith(ENDINGS):
+            stems[str(path)] = stem_of(path.name)
     numbered = {name: match for name, stem in stems.items() if (match := _CHANNEL.search(stem))}
     beyond = {match[1] for match in numbered.values() if int(match[2]) >= channel_files}
     cases: dict[str, list[str]] = {}

@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medmamba.bundle.runtime.expected import MEASURED, ExpectedMasks
 from medmamba.bundle.runtime.network import SegmentationNetwork
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.bundle.runtime.weights import load_weights
 from medmamba.geometry import Grid
 from medmamba.inference.cascade import prepare_stage
+from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import with_fast_convolutions
 from medmamba.inference.sliding_window import Window, stream_logits
 from medmamba.models.output_channels import OutputChannels
@@ -20,29 +23,43 @@ from medmamba.preprocessing.case import PreprocessedCase
 
 
 class PlanInferer(Inferer):
-    """Overlapping patches, Gaussian weights, mirroring, mean over the folds; the arguments are fields of Window."""
+    """Overlapping patches, Gaussian weights, mirroring, mean over the folds; the arguments are fields of Window.
 
-    def __init__(self, skip_empty: bool = True, **window: Any) -> None:
+    With the rules of ``expected`` quality the logits of a MetaTensor carry what was measured for them.
+    """
+
+    def __init__(self, skip_empty: bool = True, expected: ExpectedMasks | None = None, **window: Any) -> None:
         super().__init__()
+        self.expected = expected
         lists = {name: tuple(value) for name, value in window.items() if isinstance(value, list)}
         self.window = Window(skip_empty=skip_empty, **{**window, **lists})
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Logits (B, classes, I, J, K) of images (B, C, I, J, K) on the CPU; float32, or half with ``half_sums``."""
         batch = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        return torch.stack([torch.stack(list(self.planes(image, network)), dim=1) for image in batch])
+        seen = [None if self.expected is None else self.expected.confidence() for _ in batch]
+        pairs = zip(batch, seen, strict=True)
+        logits = torch.stack([torch.stack(list(self.planes(image, network, one)), dim=1) for image, one in pairs])
+        if self.expected is None or not isinstance(inputs, MetaTensor):
+            return logits
+        measured = [self.expected.measured(one, network) for one in seen if one is not None]
+        carrier = MetaTensor(logits, meta={**inputs.meta, MEASURED: measured})
+        carrier.is_batch = True
+        return carrier
 
-    def planes(self, image: Tensor, network: Callable[..., Tensor]) -> Iterator[Tensor]:
+    def planes(
+        self, image: Tensor, network: Callable[..., Tensor], confidence: Confidence | None = None
+    ) -> Iterator[Tensor]:
         """The planes (classes, J, K) of the logits of one image (C, I, J, K), in order.
 
         ``network``: a SegmentationNetwork; or anything else that makes logits of patches on the device of the image,
-        such as a TorchScript module or a client's wrapper of one.
+        such as a TorchScript module or a client's wrapper of one. ``confidence`` sees what each says.
         """
         if isinstance(network, SegmentationNetwork):
             runners = [_runner(member) for member in network.members]
         else:
             runners = [_runner(network, image.device)]
-        return stream_logits(runners, image.float().cpu(), self.window)
+        return stream_logits(runners, image.float().cpu(), self.window, confidence=confidence)
 
 
 class Stage:

@@ -1,5 +1,6 @@
 """Shipped in bundles: one trained network per fold, whose logits are averaged."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,3 +33,12 @@ class SegmentationNetwork(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` compiles in place of this module, as MONAI's ``ckpt_export`` calls it."""
         return scriptable(self.members)
+
+
+def hash_of_weights(network: nn.Module) -> str:
+    """SHA-256 of the names and bytes of all tensors of a network."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -15,6 +15,7 @@ from monai.transforms import MapTransform
 from monai.utils.enums import MetaKeys
 from numpy.typing import NDArray
 
+from medmamba.bundle.runtime.expected import EXPECTED, MEASURED, ExpectedMasks
 from medmamba.bundle.runtime.inferer import Stage
 from medmamba.bundle.runtime.plan import read_numbers
 from medmamba.geometry import Grid
@@ -77,7 +78,8 @@ class ToNatived(MapTransform):
     """Logits (classes, I, J, K) on the plan's grid to a label map (1, i, j, k) on the image's own grid.
 
     ``orig_keys`` is the image that :class:`ToPlanGridd` made. Probabilities, of logits divided by the temperature, are
-    averaged with those of ``others``; ``thresholds`` are those of regions.
+    averaged with those of ``others``; ``thresholds`` are those of regions. What is ``expected`` of the mask goes into
+    its metadata.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class ToNatived(MapTransform):
         others: Sequence[Stage] = (),
         temperature: float = 1.0,
         thresholds: Sequence[float] | None = None,
+        expected: ExpectedMasks | None = None,
     ) -> None:
         super().__init__(keys)
+        self.expected = expected
         self.plan = read_numbers(plan)
         self.heads = OutputChannels.of_plan(self.plan)
         self.orig_keys = orig_keys
@@ -117,6 +121,10 @@ class ToNatived(MapTransform):
         if json.loads(image.meta[TRAIL])["flat"]:
             labels = labels[..., 0]
         meta = {name: value for name, value in image.meta.items() if name != TRAIL}
+        if self.expected is not None:
+            measured = logits.meta.get(MEASURED) if isinstance(logits, MetaTensor) else None
+            mm = trail.native.spacing_mm
+            meta[EXPECTED] = self.expected.of_mask(measured, indices, mm, _plain(image), trail.grid)
         affine = meta.get("original_affine", np.eye(4))
         return MetaTensor(torch.from_numpy(np.ascontiguousarray(labels)), affine=affine, meta=meta)
 

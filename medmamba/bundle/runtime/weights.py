@@ -38,7 +38,7 @@ def _read(path: str) -> Mapping[str, Any]:
     try:
         return read_torch_file(Path(path), CURE)
     except InputError:
-        _show_in_one_line()
+        show_in_one_line()
         raise
 
 
@@ -48,15 +48,15 @@ def _refuse_others(path: str, network: nn.Module, state: Mapping[str, Any]) -> N
     given = {name: tuple(value.shape) if isinstance(value, Tensor) else None for name, value in state.items()}
     different = sorted({name for name, _ in own.items() ^ given.items()})
     if different:
-        _show_in_one_line()
+        show_in_one_line()
         raise InputError(
             f"{path}: the weights of another network: {len(different)} tensors differ in name or shape, such as "
             f"{different[0]}. {CURE}"
         )
 
 
-def _show_in_one_line() -> None:
-    """A refusal that nobody catches is printed as one line, without the traceback through MONAI."""
+def show_in_one_line() -> None:
+    """Let a refusal that nobody catches be printed as one line, without the traceback through MONAI."""
     shown = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

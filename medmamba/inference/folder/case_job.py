@@ -29,11 +29,11 @@ from medmamba.images import (
 )
 from medmamba.images.cases import PROBABILITIES, UNCERTAINTY, ImageCase
 from medmamba.inference.expected import ExpectedQuality, remarks_of
+from medmamba.inference.finding import Finding
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.quality import Finding
 from medmamba.plans.json_record import read_stored
 
 SCHEMA_VERSION = 2

@@ -20,12 +20,12 @@ from medmamba.compute.free_memory import free_memory
 from medmamba.compute.processes import SUSPENDED_SECONDS, follow_parent, how_it_ended, starting_workers
 from medmamba.errors import InputError, MedmambaError, ResourceError, size_text
 from medmamba.images.cases import ImageCase
+from medmamba.inference.finding import Finding
 from medmamba.inference.folder.case_job import CaseRecord, Job
 from medmamba.inference.joint import Models, paths_of
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.prediction import Provenance
 from medmamba.inference.predictor import Predictor
-from medmamba.inference.quality import Finding
 from medmamba.models.trained_folds import select_models
 
 OnMessage = Callable[[str], None]
