@@ -260,6 +260,21 @@ def tiny_run(tmp_path_factory, small_run) -> Path:
     return run
 
 
+@pytest.fixture(scope="session")
+def learned_run(tiny_run, small_run, tmp_path_factory) -> Path:
+    """A run whose two folds validate four cases; patients are made to be enough for a rule of expected quality."""
+    from medmamba.model_selection.run import find_best
+
+    run = tmp_path_factory.mktemp("learned") / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.copytree(small_run / "preprocessed", run / "preprocessed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medmamba.model_selection.expected_quality.LEAST_PATIENTS", 2)
+        patch.setattr("medmamba.model_selection.expected_quality.COPIES", (1, 1))
+        find_best(run, mirror=False)
+    return run
+
+
 @pytest.fixture
 def registrations_undone():
     """Networks, planner facts, routes, normalisations and metrics that a test registers are forgotten after it."""

@@ -304,19 +304,6 @@ def test_an_empty_mask_has_dice_0_where_every_case_has_the_structure_and_else_no
 # find-best learns, predict applies
 
 
-@pytest.fixture(scope="module")
-def learned_run(tiny_run, small_run, tmp_path_factory):
-    """A run whose two folds validate four cases; patients are made to be enough for a rule."""
-    run = tmp_path_factory.mktemp("learned") / "run"
-    shutil.copytree(tiny_run, run)
-    shutil.copytree(small_run / "preprocessed", run / "preprocessed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medmamba.model_selection.expected_quality.LEAST_PATIENTS", 2)
-        patch.setattr("medmamba.model_selection.expected_quality.COPIES", (1, 1))
-        find_best(run, mirror=False)
-    return run
-
-
 def test_predict_says_what_was_learned_and_the_same_with_folds_of_the_run(learned_run, small_dataset):
     image = sorted((small_dataset / "imagesTs").iterdir())[0]
     rules = read_expectations(learned_run, read_prediction_setup(learned_run).plan_sha256)

@@ -12,7 +12,7 @@ _CHANNEL = re.compile(r"^(.+)_(\d{4})$", re.DOTALL)
 def stem_of(name: str) -> str:
     """The name of a file without the ending of an image."""
     ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name.removesuffix(name[len(name) - len(ending) :])
+    return name[: len(name) - len(ending)]
 
 
 def image_list(folder: str, channel_files: int = 0, labels: str | None = None) -> list[dict[str, str | list[str]]]:
