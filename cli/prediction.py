@@ -116,6 +116,8 @@ def evaluate(
         console.print(*aligned([(*head, *tests), *difference_rows(comparison)], console.width), sep="\n")
     if scores := result.expectations.get("all"):
         console.print("", "Expected quality:", *aligned([["score", "value"], *scores.rows()], console.width), sep="\n")
+    for name, voxels in result.voxels.items():
+        console.print(f"Chance of error of {name}: ECE {voxels.ece:.4f}, Brier {voxels.brier:.4f}.")
     report_warnings(evaluation.warnings)
     console.print(f"evaluation.html, .json and .csv: {result.folder}")
     return {
@@ -126,6 +128,7 @@ def evaluate(
         "missing": evaluation.missing,
         "comparison": comparison,
         "expectations": result.expectations,
+        "voxels": result.voxels,
     }
 
 

@@ -12,6 +12,7 @@ from medmamba.evaluation.report import Evaluation
 
 BINS = 5
 """Groups of equal size by expected Dice, of a reliability table."""
+MOST_POINTS, MOST_PAIRS = 50, 500
 LEAST_PAIRS = 3
 """Fewer masks have no correlation."""
 
@@ -31,6 +32,7 @@ class ExpectedMask:
     level: float
     entropy: float | None
     agreement: float | None
+    views: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class ExpectationScores:
         mean_width: of the ranges.
         risk_area: by signal, the area under the risk-coverage curve: the mean over all n of the mean of 1 - Dice of the
             n masks that the signal trusts most. "random" and "oracle" are its ends.
+        risk_curve: by signal, at most :data:`MOST_POINTS` points of that curve, coverage and risk.
         reliability: groups of masks by expected Dice: number, mean expected, mean true Dice.
+        pairs: expected and true Dice of at most :data:`MOST_PAIRS` masks, for a plot.
     """
 
     masks: int
@@ -56,11 +60,14 @@ class ExpectationScores:
     level: float
     mean_width: float
     risk_area: Mapping[str, float]
+    risk_curve: Mapping[str, Sequence[tuple[float, float]]]
     reliability: Sequence[tuple[int, float, float]]
+    pairs: Sequence[tuple[float, float]] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """For strict JSON: None where a score is not defined."""
         numbers = {name: None if value is not value else value for name, value in asdict(self).items()}
+        del numbers["pairs"]  # of every mask in report.json and evaluation.json
         return {**numbers, "reliability": [list(group) for group in self.reliability]}
 
     def rows(self) -> list[list[str]]:
@@ -90,7 +97,8 @@ def expected_masks(report: Mapping[str, Any], evaluation: Evaluation) -> list[Ex
                 continue
             middle, low, high, level = (float(expected[name]) for name in ("dice", "low", "high", "level"))
             entropy, agreement = record.get("entropy"), record.get("fold_agreement")
-            found.append(ExpectedMask(case, structure, dice, middle, low, high, level, entropy, agreement))
+            views = expected.get("views")
+            found.append(ExpectedMask(case, structure, dice, middle, low, high, level, entropy, agreement, views))
     return found
 
 
@@ -103,10 +111,12 @@ def score_expectations(masks: Sequence[ExpectedMask]) -> ExpectationScores:
         "low end of the range": list(low),
         "entropy alone": [None if mask.entropy is None else -mask.entropy for mask in masks],
         "agreement of folds": [mask.agreement for mask in masks],
+        "agreement of mirrored views": [mask.views for mask in masks],
         "oracle": list(dice),
     }
-    areas = {
-        name: risk_area(dice, np.array(values, float))
+    signals["random"] = [0.0] * len(masks)
+    risks = {
+        name: risk_by_coverage(dice, np.array(values, float))
         for name, values in signals.items()
         if all(value is not None for value in values)
     }
@@ -120,18 +130,27 @@ def score_expectations(masks: Sequence[ExpectedMask]) -> ExpectationScores:
         coverage=float(((low <= dice) & (dice <= high)).mean()),
         level=masks[0].level,
         mean_width=float((high - low).mean()),
-        risk_area={**areas, "random": float((1 - dice).mean())},
+        risk_area={name: float(risk.mean()) for name, risk in risks.items()},
+        risk_curve={name: _points(risk) for name, risk in risks.items()},
         reliability=[(len(part), float(expected[part].mean()), float(dice[part].mean())) for part in groups],
+        pairs=[(float(expected[n]), float(dice[n])) for n in order[:: math.ceil(len(order) / MOST_PAIRS)]],
     )
 
 
-def risk_area(dice: Vector, trust: Vector) -> float:
-    """The area under the risk-coverage curve of a signal that is larger for masks to trust; equal ones are mixed."""
+def risk_by_coverage(dice: Vector, trust: Vector) -> Vector:
+    """Mean of 1 - Dice of the 1, 2, ... masks with the largest ``trust``; equally trusted ones are mixed."""
     values, place = np.unique(-trust, return_inverse=True)
     counts = np.bincount(place, minlength=len(values))
     means = np.bincount(place, 1 - dice, len(values)) / counts
     risk = means[np.sort(place)]  # of equally trusted masks each counts as their mean
-    return float((np.cumsum(risk) / np.arange(1, len(risk) + 1)).mean())
+    found: Vector = np.cumsum(risk) / np.arange(1, len(risk) + 1)
+    return found
+
+
+def _points(risk: Vector) -> list[tuple[float, float]]:
+    """Coverage and risk at places of the curve that are evenly spread, its ends among them."""
+    places = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), MOST_POINTS)).round().astype(int))
+    return [(round((n + 1) / len(risk), 4), round(float(risk[n]), 5)) for n in places]
 
 
 def correlation(first: Vector, second: Vector) -> float:

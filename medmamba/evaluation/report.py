@@ -13,6 +13,7 @@ from medmamba.datasets.load import misnamed
 from medmamba.disk.atomic import write_json
 from medmamba.disk.table import write_table
 from medmamba.errors import InputError, InputErrors, MedmambaError, counted
+from medmamba.evaluation.calibration import VoxelCalibration
 from medmamba.evaluation.metrics import COUNTS, METRICS, Score, as_json, score_case
 from medmamba.evaluation.options import EvaluateOptions
 from medmamba.evaluation.statistics import PairedDifference, Summary, holm, mean_of_known, paired_difference, summarise
@@ -158,11 +159,12 @@ def evaluate_folders(
     reading: ReadOptions | None = None,
     ignore: int | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
+    voxels: VoxelCalibration | None = None,
 ) -> Evaluation:
     """Compare masks by case id, one case in memory at a time; default ``structures``: every label value found.
 
     ``options``: its tolerances and ``missing`` are used. Voxels where the truth is ``ignore`` are left out.
-    Raises InputErrors naming every problem of every case.
+    ``voxels`` sees every mask with its truth. Raises InputErrors naming every problem of every case.
     """
     options, reading = options or EvaluateOptions(), reading or ReadOptions()
     absent = [case_id for case_id in truths if case_id not in predictions]
@@ -205,12 +207,15 @@ def evaluate_folders(
         if not problems:
             prediction = np.zeros_like(truth.array) if found is None else found.array
             cases[case_id] = score_case(truth.array, prediction, truth.grid, structures, options, ignore=ignore)
+            if voxels is not None and found is not None:
+                voxels.see(case_id, found, truth.array)
     on_case(len(truths), len(truths))
     if ignore is not None and of_truths.pop(ignore, None) is not None:
         warnings.append(f"Voxels of the label value {ignore}, which is to be ignored, were left out.")
     if named:
         of_predictions = {value: "" for values in structures.values() for value in values}
     warnings += _label_sets(of_truths, of_predictions, problems if named else [])
+    warnings += [] if voxels is None else voxels.warnings
     if problems:
         raise InputErrors(*problems, f"{counted(len(problems), 'problem')}; nothing was evaluated.")
     return Evaluation(structures, cases, options, tuple(absent), tuple(warnings))

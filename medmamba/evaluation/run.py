@@ -17,6 +17,7 @@ from medmamba.disk.atomic import make_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, refuse_dataset_folder
 from medmamba.errors import InputError
+from medmamba.evaluation.calibration import VoxelCalibration, VoxelScores
 from medmamba.evaluation.expectations import ExpectationScores, expected_masks, score_expectations
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import MOST_PICTURE_MIB, EvaluateOptions
@@ -46,7 +47,8 @@ class EvaluationResult:
     """The evaluation with optional comparison and subgroups; ``pictures`` are PNGs of the worst cases by case id.
 
     ``expectations`` are scores by structure, and of all masks together ("all"); none where the masks' report.json
-    expects nothing.
+    expects nothing. ``voxels`` are scores of the chances of error of their voxels, where maps of it or probabilities
+    lie beside them.
     """
 
     evaluation: Evaluation
@@ -55,6 +57,7 @@ class EvaluationResult:
     pictures: Mapping[str, Picture]
     folder: Path
     expectations: Mapping[str, ExpectationScores]
+    voxels: Mapping[str, VoxelScores]
 
 
 def run_evaluation(
@@ -85,10 +88,12 @@ def run_evaluation(
         if options.subgroups is not None:
             read_subgroups(options.subgroups, [name for name in truth if options.missing == "empty" or name in masks])
         structures, reading, ignore = _of_report(folder)
+        regions = structures is not None and any(len(values) > 1 for values in structures.values())
+        seen = VoxelCalibration(masks, reading, sigmoid=regions, ignore=ignore)
         if structures is None and options.other is not None:
             structures, reading, ignore = _of_report(options.other)
         evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading, ignore=ignore)
-        evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"))
+        evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"), voxels=seen)
         if structures is None and isinstance(truths, str | Path) and (Path(truths) / "report.json").is_file():
             line = f"{truths} holds the report.json of a prediction, {folder} does not: are the folders exchanged?"
             evaluation = replace(evaluation, warnings=(line, *evaluation.warnings))
@@ -110,12 +115,15 @@ def run_evaluation(
             comparison.write(target)
         if groups:
             write_json(target / "subgroups.json", _summaries(evaluation, groups))
-        if expectations := _expectations(folder, evaluation):
-            scores = {name: found.as_dict() for name, found in expectations.items()}
-            write_json(target / EXPECTED, {"schema_version": 1, "scores": scores})
+        expectations, voxels = _expectations(folder, evaluation), seen.scores()
+        if expectations or voxels:
+            scores, chances = (
+                {name: found.as_dict() for name, found in part.items()} for part in (expectations, voxels)
+            )
+            write_json(target / EXPECTED, {"schema_version": 1, "scores": scores, "voxels": chances})
         drawn = _pictures(evaluation, masks, truth, images, options, reading)
-        write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison, expectations))
-        return EvaluationResult(evaluation, comparison, groups, drawn, target, expectations)
+        write_text(target / "evaluation.html", _page(evaluation, drawn, groups, comparison, expectations, voxels))
+        return EvaluationResult(evaluation, comparison, groups, drawn, target, expectations, voxels)
 
 
 def _outputs(options: EvaluateOptions) -> list[str]:
@@ -259,6 +267,7 @@ def _page(
     subgroups: Subgroups,
     comparison: Comparison | None,
     expectations: Mapping[str, ExpectationScores],
+    voxels: Mapping[str, VoxelScores],
 ) -> str:
     """The page; ``pictures`` are PNGs of some cases, shown beside their numbers."""
     metrics = [METRICS[name] for name in evaluation.metrics if METRICS[name].tables != "none"]
@@ -274,7 +283,9 @@ def _page(
         structures=list(evaluation.structures),
         summary=summary,
         lesions=list(_lesions(evaluation)),
-        expectations={name: _reliability(found) for name, found in expectations.items()},
+        expectations={name: (found, *_reliability(found)) for name, found in expectations.items()},
+        voxels=voxels,
+        voxel_rows=[_voxel_row(name, found) for name, found in voxels.items()],
         comparison=comparison,
         differences=[] if comparison is None else list(difference_rows(comparison)),
         subgroups={column: list(_groups(evaluation, groups)) for column, groups in subgroups.items()},
@@ -289,6 +300,11 @@ def _reliability(scores: ExpectationScores) -> tuple[list[list[str]], list[list[
     """Rows of the scores, and of the groups by expected Dice."""
     groups = [[str(count), number(expected, 4), number(true, 4)] for count, expected, true in scores.reliability]
     return scores.rows(), groups
+
+
+def _voxel_row(name: str, found: VoxelScores) -> list[str]:
+    shares = (f"{found.ece:.4f}", f"{found.brier:.4f}", f"{found.mean_chance:.2%}", f"{found.errors:.2%}")
+    return [name, str(found.voxels), *shares]
 
 
 def summary_rows(evaluation: Evaluation, metrics: Sequence[Metric]) -> list[list[str]]:

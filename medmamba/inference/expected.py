@@ -38,6 +38,7 @@ class ExpectedQuality:
         hd95_mm: expected 95th percentile of the surface distance; None without millimetres.
         components: expected number of components that are missed, or have nothing in the truth.
         volume_ml: the range that holds the true volume with the chance ``level``; None without millimetres.
+        views: Dice of the mirrored views with their mean; None without mirroring.
         risk: largest chance that the Dice is below the accepted one; None where none was given.
         reasons: what speaks most against the mask, the strongest first.
         note: what limits the numbers, such as a range from too few patients; "" for nothing.
@@ -50,6 +51,7 @@ class ExpectedQuality:
     hd95_mm: float | None = None
     components: float | None = None
     volume_ml: tuple[float, float | None] | None = None
+    views: float | None = None
     risk: float | None = None
     reasons: Sequence[str] = ()
     note: str = ""
@@ -254,7 +256,8 @@ def expectations_of(
         else:
             unknown[name] = "no voxel of it was found, and some cases rightly have none"
             continue
-        found[name] = quality
+        views = None if "views" not in known.features else round(1 - networks[channel].get("views", 1.0), 4)
+        found[name] = quality = replace(quality, views=views)
         findings += _verdict(name, quality, accepted, accept_dice, risk)
     return found, unknown, findings
 

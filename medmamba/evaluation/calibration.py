@@ -1,0 +1,118 @@
+"""Calibration of voxels: whether labels are wrong as often as stored maps of uncertainty, or probabilities, say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmamba.errors import MedmambaError
+from medmamba.geometry import grid_difference
+from medmamba.images import LabelMap, ReadOptions, read_image, read_label_map
+from medmamba.images.cases import PROBABILITIES, UNCERTAINTY
+
+BINS = 10
+"""Groups of equal width by chance of error."""
+
+
+@dataclass(frozen=True)
+class VoxelScores:
+    """Scores of the chance of error of voxels.
+
+    Attributes:
+        voxels: how many.
+        ece: expected calibration error, the mean difference of chance and frequency of errors over groups of voxels.
+        brier: mean square of the difference of chance and error (0 or 1).
+        mean_chance, errors: mean chance, and fraction of voxels whose label is wrong.
+        reliability: groups by chance of error: number of voxels, mean chance, fraction of errors.
+    """
+
+    voxels: int
+    ece: float
+    brier: float
+    mean_chance: float
+    errors: float
+    reliability: list[tuple[int, float, float]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For strict JSON."""
+        return {**vars(self), "reliability": [list(group) for group in self.reliability]}
+
+
+@dataclass
+class VoxelCalibration:
+    """Counts voxels and errors by chance of error in percent, of maps beside the ``files`` of masks by name.
+
+    A case with neither map nor probabilities is left out. ``sigmoid``: the probabilities are of independent channels.
+    """
+
+    files: Mapping[str, Path]
+    reading: ReadOptions
+    sigmoid: bool = False
+    ignore: int | None = None
+    cases: int = 0
+    warnings: list[str] = field(default_factory=list)
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 2, 101), np.int64))
+    """Of all voxels, and of those labelled in mask or truth: number, and errors, by percent."""
+
+    def see(self, case_id: str, mask: LabelMap, truth: NDArray[Any]) -> None:
+        """Count the voxels of one mask (i, j, k) and its truth on the same grid."""
+        try:
+            percent = self._percent(case_id, mask)
+        except MedmambaError as error:
+            self.warnings.append(f"{error} The calibration of its voxels was left out.")
+            return
+        if percent is None:
+            return
+        known = np.ones(truth.shape, bool) if self.ignore is None else truth != self.ignore
+        wrong, labelled = mask.array != truth, (mask.array > 0) | (truth > 0)
+        for counts, here in zip(self.counts, (known, known & labelled), strict=True):
+            counts[0] += np.bincount(percent[here], minlength=101)
+            counts[1] += np.bincount(percent[here & wrong], minlength=101)
+        self.cases += 1
+
+    def _percent(self, case_id: str, mask: LabelMap) -> NDArray[np.integer] | None:
+        """The chance of error in percent (i, j, k); None, with a warning, where the file is none of this mask."""
+        path = self.files.get(f"{case_id}{UNCERTAINTY}", self.files.get(f"{case_id}{PROBABILITIES}"))
+        if path is None:
+            return None
+        if f"{case_id}{UNCERTAINTY}" in self.files:
+            stored = read_label_map(path, self.reading)
+            grid, percent = stored.grid, stored.array
+        else:
+            image = read_image(path, self.reading)
+            p = image.array
+            doubt = np.minimum(p, 1 - p).max(axis=0) if self.sigmoid else 1 - p.max(axis=0)
+            grid, percent = image.grid, np.rint(100 * doubt).astype(np.int16)
+        problem = grid_difference(mask.grid, grid)
+        if not problem and not (percent.min() >= 0 and percent.max() <= 100):
+            problem = "disagree: it holds values beyond 0 and 100 %"
+        if problem:
+            self.warnings.append(f"{case_id}: mask and {path.name} {problem}; left out of the calibration of voxels.")
+            return None
+        return percent
+
+    def scores(self) -> dict[str, VoxelScores]:
+        """Of all voxels, and of those that are labelled in mask or truth; nothing without any."""
+        both = dict(zip(("all voxels", "labelled voxels"), self.counts, strict=True))
+        return {name: _scores(*counts) for name, counts in both.items() if counts[0].any()}
+
+
+def _scores(number: NDArray[np.int64], errors: NDArray[np.int64]) -> VoxelScores:
+    chance, total = np.arange(101) / 100, int(number.sum())
+    group = np.minimum(np.arange(101) * BINS // 100, BINS - 1)
+    in_group, expected, wrong = (np.bincount(group, each, BINS) for each in (number, number * chance, errors))
+    used = in_group > 0
+    means = [part[used] / in_group[used] for part in (expected, wrong)]
+    return VoxelScores(
+        voxels=total,
+        ece=float(np.abs(expected - wrong).sum() / total),
+        brier=float((number * chance**2 + errors * (1 - 2 * chance)).sum() / total),
+        mean_chance=float(expected.sum() / total),
+        errors=float(wrong.sum() / total),
+        reliability=[
+            (int(count), float(said), float(true)) for count, said, true in zip(in_group[used], *means, strict=True)
+        ],
+    )
