@@ -23,6 +23,8 @@ LEVEL = 0.9
 MARGIN = 0.01
 """Dice of 0 and 1 have finite places on the rule's scale, as if they were this far from the end."""
 LEAST = 1e-3
+MOST = 1000.0
+"""Larger expected distances (mm) and numbers of components are not told apart: a rule extrapolates without end."""
 REASONS = 3
 FEATURES = ("soft", "entropy", "views", "volume", "extent", "pieces", "intensities", "texture", "field")
 IMAGE_GROUPS = ("intensities", "texture", "field")
@@ -155,8 +157,10 @@ def expected_quality(
     few = math.isinf(best) or math.isinf(worst)
     note = f"{known.patients} patients are too few for a range of {LEVEL:.0%}" if few else ""
     risk, accepted = (None, 1.0) if accept_dice is None else chance_above(known.dice, value, scale_of_dice(accept_dice))
-    extent = None if known.hd95 is None else math.expm1(value_of(known.hd95, features))
-    components = None if known.components is None else math.expm1(value_of(known.components, features))
+    extent, components = (
+        None if rule is None else math.expm1(min(value_of(rule, features), math.log1p(MOST)))
+        for rule in (known.hd95, known.components)
+    )
     quality = ExpectedQuality(
         dice=round(dice_of_scale(value), 4),
         low=round(dice_of_scale(worst), 4),

@@ -144,7 +144,8 @@ def test_evaluate_scores_what_predict_expects_and_draws_it(learned_run, small_da
         shutil.copyfile(image, images / image.name)
         name = image.name.replace("_0000", "")
         shutil.copyfile(small_dataset / "labelsTr" / name, truths / name)
-    predict(learned_run, images, masks, uncertainty=True)
+    report = predict(learned_run, images, masks, uncertainty=True)
+    assert not report.failed, report.failed
     result = run_evaluation(masks, truths)
     stored = json.loads((masks / "expected_quality.json").read_text())
     assert stored["scores"]["all"]["masks"] == result.expectations["all"].masks > 0

@@ -281,6 +281,12 @@ def test_reasons_are_the_features_that_cost_most_in_words():
     assert findings == []
 
 
+def test_distances_and_components_far_from_what_was_learned_stay_finite():
+    steep = rule_of(weights={"soft": 1.0, "volume": 500.0})
+    far = judge(usual_structure(hd95=steep, components=steep), NETWORKS, SHAPE | {"volume": 25.0})[0]["organ"]
+    assert (far.hd95_mm, far.components) == (1000.0, 1000.0)
+
+
 def test_status_follows_from_the_accepted_dice_and_the_risk():
     good = judge(usual_structure(), NETWORKS, SHAPE)[0]["organ"]
     assert good.low < good.dice < good.high
