@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -11,11 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tiny_models import make_fold
 
 from medmamba.bundle.options import BundleCard
 from medmamba.bundle.write import _stages, _write
 from medmamba.errors import ConfigError
+from medmamba.geometry.display import Display
+from medmamba.images import read_label_map
 from medmamba.inference.evidence import NetworkEvidence, measured_image, measured_shape
 from medmamba.inference.expected import (
     FEATURES,
@@ -431,6 +437,29 @@ def test_a_folder_gets_maps_and_a_page_with_the_worst_first(learned_run, small_d
     assert page.index(order[0]) < page.index(order[-1])
     assert f"{lowest[0]:.2f}" in page
     assert predict(learned_run, images, tmp_path, uncertainty=True, accept_dice=0.5, resume=True).resumed == names
+
+
+def test_the_viewer_shows_the_chance_of_error_over_image_and_mask(tiny_run, small_dataset, tmp_path):
+    report = predict(tiny_run, small_dataset / "imagesTs", tmp_path, uncertainty=True)
+    page = (tmp_path / "report.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="v-data">(.*?)</script>', page, re.DOTALL)[1])
+    assert (data["truth"], data["names"]) == (False, ["Anterior", "Posterior"])
+    titles = [
+        f"{report.done[name].status}: {name}" for name in worst_first({n: r.as_dict() for n, r in report.done.items()})
+    ]
+    assert [case["title"] for case in data["cases"]] == titles
+    assert page.count('data-case="') == len(titles)
+    for case, name in zip(data["cases"], (title.split(": ")[1] for title in titles), strict=True):
+        mask = read_label_map(tmp_path / f"{name}.nii.gz")
+        chance = read_label_map(tmp_path / f"{name}_uncertainty.nii.gz").array
+        shown = Display(mask.grid)
+        errors, sheet = (
+            Image.open(io.BytesIO(base64.b64decode(case[key].split(",")[1]))) for key in ("errors", "sheet")
+        )
+        assert np.array_equal(np.asarray(errors).reshape(case["shape"]), shown.volume(chance))
+        assert np.array_equal(np.asarray(sheet)[..., 2].reshape(case["shape"]), shown.volume(mask.array))
+    predict(tiny_run, small_dataset / "imagesTs", tmp_path / "plain")
+    assert not (tmp_path / "plain" / "report.html").exists()
 
 
 def test_cases_are_ordered_by_status_then_by_the_lowest_expected_dice():

@@ -27,9 +27,10 @@ from medmamba.images import (
     write_label_map,
     written_files,
 )
-from medmamba.images.cases import PROBABILITIES, UNCERTAINTY, ImageCase
+from medmamba.images.cases import PROBABILITIES, ImageCase
 from medmamba.inference.expected import ExpectedQuality, remarks_of
 from medmamba.inference.finding import Finding
+from medmamba.inference.folder.page import uncertainty_path
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
@@ -124,6 +125,11 @@ class Job:
     def target(self) -> Path:
         """The output folder."""
         return self.own.folder
+
+    @property
+    def has_page(self) -> bool:
+        """Whether there is something to say about each mask, for OUT/report.html."""
+        return self.model.expectations_sha256 is not None or self.options.uncertainty
 
     def request(self) -> dict[str, Any]:
         """Everything that decides what a mask looks like, besides the image; stands in report.json."""
@@ -362,11 +368,6 @@ def probability_path(target: Path, case: ImageCase) -> Path:
     """Where the probabilities of a case stand: in the format of its mask, or in NIfTI where that cannot hold them."""
     ending = case.output_name[len(case.case_id) :] if format_of(case.output_name).holds_probabilities else ".nii.gz"
     return target / f"{case.case_id}{PROBABILITIES}{ending}"
-
-
-def uncertainty_path(target: Path, case: ImageCase) -> Path:
-    """Where the uncertainty of a case stands, in the format of its mask."""
-    return target / f"{case.case_id}{UNCERTAINTY}{case.output_name[len(case.case_id) :]}"
 
 
 def dicom_path(target: Path, case: ImageCase, kind: str) -> Path:

@@ -217,7 +217,7 @@ def _refuse_foreign(job: Job, cases: list[ImageCase]) -> None:
             if found is not None and masks and found.mask_sha256 == [file_sha256(path) for path in masks]:
                 job.own.adopt(masks)
     outputs = [path for case in cases for path in (*job.outputs(case), record_path(job.target, case))]
-    page = [] if job.model.expectations_sha256 is None else [job.target / PAGE]
+    page = [job.target / PAGE] if job.has_page else []
     job.own.refuse_foreign([*outputs, report, *page, *([key] if job.options.pseudonymise else ())])
 
 
@@ -245,7 +245,7 @@ def _write_report(cases: list[ImageCase], job: Job) -> None:
     summary["incomplete"] = sum(bool(record["not_written"]) for record in done.values())
     report = {"schema_version": SCHEMA_VERSION, "summary": summary, "model": job.request()}
     write_json(job.target / "report.json", {**report, "cases": done, "failed": failed})
-    if job.model.expectations_sha256 is not None:
+    if job.has_page:
         files = {job.shown.of(case.case_id): case for case in cases}
         write_page(job.target, done, files, job.model.labels)
 

@@ -1,4 +1,4 @@
-// Shows the volumes of #v-data in linked planes inside #viewer; run_report/volumes.py says what the data are.
+// Shows the volumes of #v-data in linked planes inside #viewer; pages/volume.py says what the data are.
 (function () {
   "use strict";
   const root = document.getElementById("viewer");
@@ -19,6 +19,7 @@
     ["Shift + drag, middle drag", "pan"],
     ["double click, Enter", "one plane large, and back"],
     ["T, P, F, L, X", "truth, prediction, filling, all labels, crosshair"],
+    ...(data.cases.some((one) => one.errors) ? [["U", "chance of error"]] : []),
     ["N, B", "next case, case before"],
     ["0", "everything as at the beginning"],
   ];
@@ -34,7 +35,7 @@
   const colourOf = (label) => (label - 1) % data.colours.length;
 
   // What is shown: a case with its pixels (red image, green truth, blue prediction), a place in it, a window, a view.
-  let volume = null, pixels = null, photograph = null, grey = new Uint8ClampedArray(256), waiting = false;
+  let volume = null, pixels = null, photograph = null, errors = null, grey = new Uint8ClampedArray(256), waiting = false;
   const state = { place: [0, 0, 0], width: 1, level: 0, zoom: 1, pan: [0, 0], hidden: new Set() };
 
   // ---- controls ----
@@ -52,6 +53,9 @@
   };
   const truth = check("truth", "truth (white)", true);
   const prediction = check("prediction", "prediction (colour)", true);
+  const uncertain = check("uncertain", "chance of error (yellow to red)", true);
+  truth.label.hidden = !data.truth;
+  uncertain.label.hidden = !data.cases.some((one) => one.errors);
   const crosshair = check("crosshair", "crosshair", true);
   const smooth = check("smooth", "smooth", true);
   const width = slide("width", "window", (value) => setWindow(value, state.level));
@@ -84,7 +88,7 @@
     const element = make("div", { className: "pane" }, canvas, make("div", {}, output, slider));
     return { ...plane, canvas, slider, output, element, pane: element };
   });
-  const panel = make("div", { className: "panel" }, truth.label, prediction.label, opacity.label,
+  const panel = make("div", { className: "panel" }, truth.label, prediction.label, uncertain.label, opacity.label,
     make("div", { className: "labels" }, ...boxes.map((box) => box.label)), width.label, level.label, presets,
     make("div", { className: "buttons" }, crosshair.label, smooth.label, button("−", "zoom out", () => zoomBy(1 / 1.25)),
       button("+", "zoom in", () => zoomBy(1.25)), button("reset", "everything as at the beginning", open)),
@@ -109,10 +113,10 @@
 
   async function load() {
     const chosen = data.cases[Number(select.value)];
-    const found = await Promise.all([read(chosen.sheet), chosen.photograph ? read(chosen.photograph) : null]);
+    const found = await Promise.all([chosen.sheet, chosen.photograph, chosen.errors].map((one) => one && read(one)));
     if (chosen !== data.cases[Number(select.value)]) return; // another case was chosen meanwhile
     volume = chosen;
-    [pixels, photograph] = found;
+    [pixels, photograph, errors] = found;
     const flat = volume.shape.indexOf(1);
     for (const pane of panes) {
       pane.element.hidden = flat >= 0 && pane.axis !== volume.plane;
@@ -130,14 +134,15 @@
     open();
   }
 
-  // The beginning: the slices with most of truth and prediction, the initial window, no zoom.
+  // The beginning: the slices with most of truth and prediction, or with most errors to expect; the initial window, no zoom.
   function open() {
     const [, rows, columns] = volume.shape, counts = volume.shape.map((size) => new Uint32Array(size));
     for (let voxel = 0, at = 0; at < pixels.length; voxel++, at += 4)
-      if (pixels[at + 1] || pixels[at + 2]) {
-        counts[0][Math.floor(voxel / (rows * columns))]++;
-        counts[1][Math.floor(voxel / columns) % rows]++;
-        counts[2][voxel % columns]++;
+      if (pixels[at + 1] || pixels[at + 2] || (errors && errors[at])) {
+        const much = errors ? errors[at] : 1;
+        counts[0][Math.floor(voxel / (rows * columns))] += much;
+        counts[1][Math.floor(voxel / columns) % rows] += much;
+        counts[2][voxel % columns] += much;
       }
     state.place = counts.map((count) => {
       const most = Math.max(...count);
@@ -219,7 +224,7 @@
     if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
     const context = canvas.getContext("2d"), at = view(pane);
     const columns = volume.shape[pane.across], rows = volume.shape[pane.down];
-    const ground = new ImageData(columns, rows), filling = new ImageData(columns, rows);
+    const ground = new ImageData(columns, rows), filling = new ImageData(columns, rows), heat = new ImageData(columns, rows);
     const { first, right, below } = voxels(pane);
     for (let y = 0, target = 0; y < rows; y++)
       for (let x = 0; x < columns; x++, target += 4) {
@@ -229,6 +234,8 @@
         ground.data[target + 3] = 255;
         const label = prediction.input.checked ? pixels[here + 2] : truth.input.checked ? pixels[here + 1] : 0;
         if (label && !state.hidden.has(label)) filling.data.set([...tints[colourOf(label)], 255], target);
+        const chance = errors && uncertain.input.checked ? errors[here] : 0; // in percent
+        if (chance) heat.data.set([255, 230 - 2.3 * chance, 40, 90 + 1.65 * chance], target);
       }
     context.fillStyle = "#000";
     context.fillRect(0, 0, canvas.width, canvas.height);
@@ -239,6 +246,7 @@
     context.globalAlpha = Number(opacity.input.value) / 100;
     context.drawImage(bitmap(filling), ...box);
     context.globalAlpha = 1;
+    if (errors) context.drawImage(bitmap(heat), ...box);
     if (truth.input.checked) outlines(context, pane, at, 1);
     if (prediction.input.checked) outlines(context, pane, at, 2);
     if (crosshair.input.checked) cross(context, pane, at);
@@ -322,7 +330,9 @@
     const name = (label) => (label ? data.names[label - 1] || "label " + label : "–");
     const value = photograph ? [0, 1, 2].map((channel) => photograph[here + channel]).join(", ")
       : (low + ((high - low) * pixels[here]) / 255).toFixed(high - low < 20 ? 2 : 0) + (data.unit ? " " + data.unit : "");
-    readout.textContent = "At the crosshair: " + value + "; truth " + name(pixels[here + 1]) + ", prediction " + name(pixels[here + 2]);
+    readout.textContent = "At the crosshair: " + value + "; " +
+      (data.truth ? "truth " + name(pixels[here + 1]) + ", " : "") + "prediction " + name(pixels[here + 2]) +
+      (errors ? ", chance of error " + errors[here] + " %" : "");
   }
 
   // ---- pointer ----
@@ -405,7 +415,7 @@
   // ---- keys of the whole viewer ----
   const flip = (one) => { one.input.checked = !one.input.checked; draw(); };
   const KEYS = {
-    t: () => flip(truth), p: () => flip(prediction), x: () => flip(crosshair), n: () => step(1), b: () => step(-1),
+    t: () => data.truth && flip(truth), u: () => errors && flip(uncertain), p: () => flip(prediction), x: () => flip(crosshair), n: () => step(1), b: () => step(-1),
     f: () => { opacity.input.value = Number(opacity.input.value) ? 0 : 20; opacity.input.dispatchEvent(new Event("input")); },
     l: () => {
       const all = state.hidden.size === 0; // hide all, or show all again
