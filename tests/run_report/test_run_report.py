@@ -19,9 +19,10 @@ from medmamba.errors import InputError
 from medmamba.geometry import Grid
 from medmamba.geometry.display import Display
 from medmamba.models.run_folder import RunFolder
+from medmamba.pages.volume import MOST_VALUES, steps_to
 from medmamba.plans.schema import Normalization
 from medmamba.run_report.cross_validation import SHOWN, CaseScore, CrossValidation, ShownCase
-from medmamba.run_report.volumes import MOST_VALUES, steps_to, viewer_data, volume
+from medmamba.run_report.volumes import viewer_data, volume
 from medmamba.run_report.write import run_page, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
