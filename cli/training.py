@@ -21,7 +21,7 @@ from medmamba.command_options import (
     InfoOptions,
     ReportOptions,
 )
-from medmamba.errors import PartialError, counted, gib_text
+from medmamba.errors import MedmambaError, PartialError, counted, gib_text
 from medmamba.plans.options import PlanRequest
 from medmamba.training.config import TrainConfig
 from medmamba.training.options import PRETRAINING_FIELDS, PretrainOptions, TrainOptions
@@ -139,8 +139,31 @@ def train(run: PlannedRun, options: TrainOptions, config: TrainConfig) -> Answer
         if len(results) > 1 and dices:
             console.print(f"Mean validation Dice of {len(dices)} folds: {sum(dices) / len(dices):.4f}")
         console.print(f"Model: {list(results.values())[-1].folder}    Report: {run / 'report' / 'training.html'}")
+        best = _best_of_folds(run, config) if options.find_best and any(fold != "all" for fold in results) else None
         console.print(f"Next: medmamba predict {run} IMAGES -o MASKS")
+        return {"run": run, "folds": results, "find_best": best}
     return {"run": run, "folds": results}
+
+
+def _best_of_folds(run: Path, config: TrainConfig) -> Answer | None:
+    """What find-best chose and learned after the last fold; None before, or where it takes long or cannot be done."""
+    from medmamba.model_selection.after_training import whole_cross_validation
+
+    try:
+        whole = whole_cross_validation(run)
+        if whole is None:
+            return None
+        console.print(f"{counted(whole.folds, 'fold')} trained: the cross-validation is whole.")
+        about = clock(whole.find_best)
+        if not whole.is_cheap:
+            console.print(f"To choose and to learn from it (about {about}): medmamba find-best {run}")
+            return None
+        console.print(f"find-best follows (about {about}; without it: --no-find-best)")
+        options = FindBestOptions(device=config.device, scan_backend=config.scan_backend)
+        return find_best(run, options)
+    except MedmambaError as error:  # the folds are trained, whatever becomes of it
+        report_warnings([f"find-best was not done: {error}"])
+        return None
 
 
 def _saved(fold: Path) -> bool:
