@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ from medmamba.models.expectations import Expectations, QualityRule, StructureExp
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import read_prediction_setup
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ORGAN = OutputChannels.of_labels(["background", "organ"])
 PARTS = OutputChannels.of_labels(["background", "front", "back"])
 
@@ -460,6 +462,22 @@ def test_the_viewer_shows_the_chance_of_error_over_image_and_mask(tiny_run, smal
         assert np.array_equal(np.asarray(sheet)[..., 2].reshape(case["shape"]), shown.volume(mask.array))
     predict(tiny_run, small_dataset / "imagesTs", tmp_path / "plain")
     assert not (tmp_path / "plain" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_real_browser_says_the_chance_of_error_and_offers_no_truth(tiny_run, small_dataset, tmp_path):
+    predict(tiny_run, small_dataset / "imagesTs", tmp_path, uncertainty=True)
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1280,900"]
+    done = subprocess.run(
+        [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
+         (tmp_path / "report.html").as_uri()],
+        capture_output=True, text=True, timeout=600, check=True,
+    )  # fmt: skip
+    assert re.search(r"At the crosshair: [^;]*; prediction [^,]*, chance of error \d+ %", done.stdout), done.stderr[
+        -2000:
+    ]
+    assert re.search(r'<label style="display: none;"><input type="checkbox" id="v-truth">', done.stdout)
 
 
 def test_cases_are_ordered_by_status_then_by_the_lowest_expected_dice():

@@ -54,8 +54,8 @@
   const truth = check("truth", "truth (white)", true);
   const prediction = check("prediction", "prediction (colour)", true);
   const uncertain = check("uncertain", "chance of error (yellow to red)", true);
-  truth.label.hidden = !data.truth;
-  uncertain.label.hidden = !data.cases.some((one) => one.errors);
+  truth.label.style.display = data.truth ? "" : "none";
+  uncertain.label.style.display = data.cases.some((one) => one.errors) ? "" : "none";
   const crosshair = check("crosshair", "crosshair", true);
   const smooth = check("smooth", "smooth", true);
   const width = slide("width", "window", (value) => setWindow(value, state.level));
@@ -235,7 +235,7 @@
         const label = prediction.input.checked ? pixels[here + 2] : truth.input.checked ? pixels[here + 1] : 0;
         if (label && !state.hidden.has(label)) filling.data.set([...tints[colourOf(label)], 255], target);
         const chance = errors && uncertain.input.checked ? errors[here] : 0; // in percent
-        if (chance) heat.data.set([255, 230 - 2.3 * chance, 40, 90 + 1.65 * chance], target);
+        if (chance) heat.data.set([255, 230 - 2.3 * chance, 40, 60 + 1.2 * chance], target);
       }
     context.fillStyle = "#000";
     context.fillRect(0, 0, canvas.width, canvas.height);
