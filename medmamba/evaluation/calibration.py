@@ -15,6 +15,8 @@ from medmamba.images.cases import PROBABILITIES, UNCERTAINTY
 
 BINS = 10
 """Groups of equal width by chance of error."""
+MOST_BYTES = 2**31
+"""Larger probabilities are not read; a map of uncertainty takes a byte a voxel."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class VoxelScores:
 class VoxelCalibration:
     """Counts voxels and errors by chance of error in percent, of maps beside the ``files`` of masks by name.
 
-    A case with neither map nor probabilities is left out. ``sigmoid``: the probabilities are of independent channels.
+    A case with neither map nor probabilities is left out. Of the latter there are ``channels``, with 0 they are not
+    used; ``sigmoid``: they are independent.
     """
 
     files: Mapping[str, Path]
     reading: ReadOptions
+    channels: int = 0
     sigmoid: bool = False
     ignore: int | None = None
     cases: int = 0
@@ -75,17 +79,20 @@ class VoxelCalibration:
 
     def _percent(self, case_id: str, mask: LabelMap) -> NDArray[np.integer] | None:
         """The chance of error in percent (i, j, k); None, with a warning, where the file is none of this mask."""
-        path = self.files.get(f"{case_id}{UNCERTAINTY}", self.files.get(f"{case_id}{PROBABILITIES}"))
-        if path is None:
-            return None
-        if f"{case_id}{UNCERTAINTY}" in self.files:
+        if (path := self.files.get(f"{case_id}{UNCERTAINTY}")) is not None:
             stored = read_label_map(path, self.reading)
             grid, percent = stored.grid, stored.array
-        else:
+        elif self.channels and (path := self.files.get(f"{case_id}{PROBABILITIES}")) is not None:
+            if 4 * self.channels * mask.array.size > MOST_BYTES:
+                cure = "predict with --uncertainty to calibrate voxels."
+                self.warnings.append(f"{case_id}: {path.name} is too large to be read; {cure}")
+                return None
             image = read_image(path, self.reading)
             p = image.array
             doubt = np.minimum(p, 1 - p).max(axis=0) if self.sigmoid else 1 - p.max(axis=0)
             grid, percent = image.grid, np.rint(100 * doubt).astype(np.int16)
+        else:
+            return None
         problem = grid_difference(mask.grid, grid)
         if not problem and not (percent.min() >= 0 and percent.max() <= 100):
             problem = "disagree: it holds values beyond 0 and 100 %"

@@ -89,7 +89,7 @@ def run_evaluation(
             read_subgroups(options.subgroups, [name for name in truth if options.missing == "empty" or name in masks])
         structures, reading, ignore = _of_report(folder)
         regions = structures is not None and any(len(values) > 1 for values in structures.values())
-        seen = VoxelCalibration(masks, reading, sigmoid=regions, ignore=ignore)
+        seen = VoxelCalibration(masks, reading, 0 if structures is None else len(structures) + 1, regions, ignore)
         if structures is None and options.other is not None:
             structures, reading, ignore = _of_report(options.other)
         evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading, ignore=ignore)

@@ -110,7 +110,7 @@ def test_calibration_of_voxels_is_that_of_its_definition(seed, ignored, tmp_path
     assert seen.cases == 1
 
 
-def test_probabilities_are_used_where_there_is_no_map_and_other_files_are_named(tmp_path):
+def test_probabilities_are_used_where_there_is_no_map_and_other_files_are_named(tmp_path, monkeypatch):
     grid = Grid((2, 2, 1), affine_from((1.0, 1.0, 1.0)))
     probabilities = np.zeros((2, 2, 2, 1), np.float32)
     probabilities[0] = [[[0.9], [0.2]], [[0.6], [0.5]]]
@@ -119,7 +119,9 @@ def test_probabilities_are_used_where_there_is_no_map_and_other_files_are_named(
     write_label_map(tmp_path / "b_uncertainty.nii.gz", np.full((2, 2, 1), 101, np.uint8), like=grid)
     write_label_map(tmp_path / "c_uncertainty.nii.gz", np.zeros((3, 2, 1), np.uint8), like=Grid((3, 2, 1), grid.affine))
     (tmp_path / "d_uncertainty.nii.gz").write_bytes(b"no image")
-    seen = VoxelCalibration({path.name.removesuffix(".nii.gz"): path for path in tmp_path.iterdir()}, ReadOptions())
+    seen = VoxelCalibration(
+        {path.name.removesuffix(".nii.gz"): path for path in tmp_path.iterdir()}, ReadOptions(), channels=2
+    )
     mask = LabelMap(np.array([[[0], [1]], [[0], [0]]], np.uint8), grid)
     for case in "abcd":
         seen.see(case, mask, np.zeros((2, 2, 1), np.uint8))
@@ -127,6 +129,13 @@ def test_probabilities_are_used_where_there_is_no_map_and_other_files_are_named(
     assert seen.scores()["all voxels"].errors == 0.25
     assert seen.cases == 1
     far, other, broken = seen.warnings
+    unknown = VoxelCalibration(seen.files, ReadOptions())
+    unknown.see("a", mask, np.zeros((2, 2, 1), np.uint8))
+    assert unknown.scores() == {}
+    monkeypatch.setattr("medmamba.evaluation.calibration.MOST_BYTES", 4 * 2 * 4 - 1)
+    seen.see("a", mask, np.zeros((2, 2, 1), np.uint8))
+    assert seen.warnings[-1].startswith("a: a_probabilities.nii.gz is too large to be read; predict with --uncertainty")
+    assert seen.cases == 1
     assert far.startswith(
         "b: mask and b_uncertainty.nii.gz disagree: it holds values beyond 0 and 100 %; left out of the"
     )
