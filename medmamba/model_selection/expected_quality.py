@@ -210,6 +210,7 @@ class ExpectationLearner:
         for channel in heads.structures:
             rows = [case for case in self.judged if not math.isnan(case.truths.get(channel, (math.nan,))[0])]
             patients = {case.patient for case in rows if not case.harm and case.truth_shapes[channel]}
+            found_in = {case.patient for case in rows if not case.harm and case.shapes[channel]}
             name = heads.names[channel]
             if not unharmed:
                 have = counted(self.patients, "patient")
@@ -217,8 +218,9 @@ class ExpectationLearner:
             elif len(patients) < LEAST_PATIENTS:
                 what = "present in no validation case" if not patients else f"{len(patients)} patients have it"
                 lacking[name] = f"not learned: {what}, {LEAST_PATIENTS} are needed"
-            elif not any(case.shapes[channel] for case in rows if not case.harm):
-                lacking[name] = "not learned: the model finds it in no validation case"
+            elif len(found_in) < LEAST_PATIENTS:
+                where = f"in {counted(len(found_in), 'patient')}, {LEAST_PATIENTS} are needed"
+                lacking[name] = f"not learned: the model finds it {where if found_in else 'in no validation case'}"
             else:
                 found[name] = _structure(rows, channel, image, len(patients), facts["unit"])
         return Expectations(

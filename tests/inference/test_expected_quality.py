@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from medmamba.inference.predictor import Predictor
 from medmamba.inference.sliding_window import gaussian_weight
 from medmamba.inference.uncertainty import VoxelUncertainty
 from medmamba.model_selection.corruption import HARMS, harmed
+from medmamba.model_selection.expected_quality import ExpectationLearner, JudgedCase
 from medmamba.model_selection.rule import fit_rule
 from medmamba.model_selection.run import find_best
 from medmamba.models.expectations import Expectations, QualityRule, StructureExpectations, read_expectations
@@ -397,6 +399,31 @@ def test_a_run_with_few_patients_says_so_and_invents_no_number(tiny_run, small_r
     assert result.not_learned["Anterior"] == "not learned: 2 patients in cross-validation, 8 are needed"
     find_best(run, mirror=False, expectations=False)
     assert not (run / "expectations.json").exists()
+
+
+def judged_case(number, *, found=True):
+    shape = {"volume": 8.0 + 0.01 * number, "extent": 3.0, "pieces": 0.0}
+    networks = {"soft": 0.1 + 0.01 * number, "entropy": 0.3} if found else {}
+    image = {"intensities.0.50": 0.1 * number, "field.0": 3.0}
+    truths = (0.9 - 0.01 * number, 1.0, 0.0, 0.01) if found else (0.0, math.nan, 1.0, math.nan)
+    return JudgedCase(f"p{number}", "", image, {1: networks}, {1: shape if found else {}}, {1: shape}, {1: truths})
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (0, "not learned: the model finds it in no validation case"),
+        (1, "not learned: the model finds it in 1 patient, 8 are needed"),
+        (7, "not learned: the model finds it in 7 patients, 8 are needed"),
+        (8, None),
+    ],
+)
+def test_a_structure_that_the_model_seldom_finds_is_not_learned(found, said):
+    learner = ExpectationLearner(SimpleNamespace(hash=str), SimpleNamespace(hash=str), 20, 0)
+    learner.judged += [judged_case(number, found=number < found) for number in range(20)]
+    rules = learner.rules(ORGAN, weights_sha256={}, mirror=True, step=0.5, unit="mm")
+    assert rules.not_learned.get("organ") == said
+    assert ("organ" in rules.structures) is (said is None)
 
 
 # Voxels
