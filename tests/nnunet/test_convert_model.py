@@ -6,7 +6,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,10 @@ GOLDEN = Path(__file__).resolve().parent.parent / "data" / "nnunet_models"
 MODELS = {
     "coarse": ("Dataset601_coarse", "nnUNetTrainer__plainPlans__3d_fullres"),
     "coarse_2d": ("Dataset601_coarse", "nnUNetTrainerNoMirroring__plainPlans__2d"),
+    "regions": ("Dataset602_regions", "nnUNetTrainer__resencPlans__3d_fullres"),
+    "photo": ("Dataset603_photo", "nnUNetTrainer__plainPlans__2d"),
+    "lowres": ("Dataset604_stages", "nnUNetTrainer__plainPlans__3d_lowres"),
+    "cascade": ("Dataset604_stages", "."),
 }
 
 
@@ -38,16 +41,15 @@ def test_masks_and_probabilities_are_those_of_nnunet(name: str, mirror: bool, tm
     configuration = read_plan(made.run / "plan.json").default_configuration
     images = sorted((dataset / "images").iterdir())
     predictor = Predictor(made.run, mirror=mirror)
-    for ensemble in predictor.model.ensembles:  # these masks were made with sums in float32
-        ensemble.window = replace(ensemble.window, half_sums=False)
     found = predictor.predict(images if len(images) > 1 else images[0], probabilities=True)
     home = dataset / "masks" / f"{configuration}_{'mirrored' if mirror else 'plain'}"
     (mask,) = (path for path in home.iterdir() if path.name.endswith((".nii.gz", ".png")))
     theirs = read_label_map(mask).array
     np.testing.assert_array_equal(found.labels, theirs)
     with np.load(home / "probabilities.npz") as stored:
-        wanted = stored["probabilities"].transpose(0, 3, 2, 1).astype(np.float32)
-    np.testing.assert_allclose(found.probabilities, wanted, atol=1e-3)
+        wanted = stored["probabilities"].astype(np.float32)  # of every second voxel
+    seen = found.probabilities[..., ::2, ::2, ::2]
+    np.testing.assert_allclose(seen, wanted.transpose(0, 3, 2, 1).reshape(seen.shape), atol=1e-3)
 
 
 def test_a_run_says_where_it_came_from_and_predicts_with_all_folds(tmp_path: Path) -> None:
