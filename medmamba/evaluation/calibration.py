@@ -58,8 +58,8 @@ class VoxelCalibration:
     ignore: int | None = None
     cases: int = 0
     warnings: list[str] = field(default_factory=list)
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 2, 101), np.int64))
-    """Of all voxels, and of those labelled in mask or truth: number, and errors, by percent."""
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 101), np.int64))
+    """Number of voxels, and of errors, by percent."""
 
     def see(self, case_id: str, mask: LabelMap, truth: NDArray[Any]) -> None:
         """Count the voxels of one mask (i, j, k) and its truth on the same grid."""
@@ -71,10 +71,8 @@ class VoxelCalibration:
         if percent is None:
             return
         known = np.ones(truth.shape, bool) if self.ignore is None else truth != self.ignore
-        wrong, labelled = mask.array != truth, (mask.array > 0) | (truth > 0)
-        for counts, here in zip(self.counts, (known, known & labelled), strict=True):
-            counts[0] += np.bincount(percent[here], minlength=101)
-            counts[1] += np.bincount(percent[here & wrong], minlength=101)
+        wrong = known & (mask.array != truth)
+        self.counts += [np.bincount(percent[here], minlength=101) for here in (known, wrong)]
         self.cases += 1
 
     def _percent(self, case_id: str, mask: LabelMap) -> NDArray[np.integer] | None:
@@ -102,8 +100,12 @@ class VoxelCalibration:
         return percent
 
     def scores(self) -> dict[str, VoxelScores]:
-        """Of all voxels, and of those that are labelled in mask or truth; nothing without any."""
-        both = dict(zip(("all voxels", "labelled voxels"), self.counts, strict=True))
+        """Of all voxels, and of those whose chance is 1 % or more, as most of an image is sure; nothing without any.
+
+        The truth chooses none of them: where it did, right chances would look wrong.
+        """
+        doubtful = self.counts * (np.arange(101) > 0)
+        both = {"all voxels": self.counts, "voxels of 1 % and more": doubtful}
         return {name: _scores(*counts) for name, counts in both.items() if counts[0].any()}
 
 

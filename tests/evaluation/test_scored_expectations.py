@@ -90,7 +90,7 @@ def test_calibration_of_voxels_is_that_of_its_definition(seed, ignored, tmp_path
     folder = tmp_path_factory.mktemp("voxels")
     grid = Grid((4, 5, 6), affine_from((2.0, 1.0, 1.0)))
     truth, mask = random.integers(0, 3, (2, 4, 5, 6)).astype(np.uint8)
-    percent = random.integers(0, 101, (4, 5, 6)).astype(np.uint8)
+    percent = random.integers(0, 101, (4, 5, 6)) * random.integers(0, 2, (4, 5, 6)).astype(np.uint8)
     write_label_map(folder / "a_uncertainty.nii.gz", percent, like=grid)
     seen = VoxelCalibration(
         {"a_uncertainty": folder / "a_uncertainty.nii.gz"}, ReadOptions(), ignore=2 if ignored else None
@@ -98,7 +98,7 @@ def test_calibration_of_voxels_is_that_of_its_definition(seed, ignored, tmp_path
     seen.see("a", LabelMap(mask, grid), truth)
     seen.see("without a map", LabelMap(mask, grid), truth)
     found = seen.scores()
-    for name, here in (("all voxels", truth >= 0), ("labelled voxels", (mask > 0) | (truth > 0))):
+    for name, here in (("all voxels", truth >= 0), ("voxels of 1 % and more", percent > 0)):
         here &= ~(ignored & (truth == 2))
         chance, wrong = percent[here] / 100, (mask != truth)[here]
         group = np.minimum(percent[here] // 10, 9)
@@ -159,13 +159,13 @@ def test_evaluate_scores_what_predict_expects_and_draws_it(learned_run, small_da
     stored = json.loads((masks / "expected_quality.json").read_text())
     assert stored["scores"]["all"]["masks"] == result.expectations["all"].masks > 0
     assert stored["voxels"]["all voxels"] == json.loads(json.dumps(result.voxels["all voxels"].as_dict()))
-    assert 0 < result.voxels["labelled voxels"].brier < 1
+    assert 0 < result.voxels["voxels of 1 % and more"].brier < 1
     page = (masks / "evaluation.html").read_text()
     for title in (
         "Reliability of all",
         "Risk-coverage of all",
         "Reliability of all voxels",
-        "Reliability of labelled voxels",
+        "Reliability of voxels of 1 % and more",
     ):
         assert page.count(f'aria-label="{title}"') == 1, title
     assert page.count("<polyline") == sum(1 + len(each.risk_curve) for each in result.expectations.values()) + 2
