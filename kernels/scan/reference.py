@@ -3,7 +3,9 @@
 The loop is equations 2a, 2b and 4 of Gu and Dao 2023, arXiv:2312.00752, in the dtype of its inputs. The chunks are for
 machines without the compiled kernels, and for float64. Within a chunk h_l = a_l h_{l-1} + b_l is solved for
 all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s positions together. Only products of decays
-are formed, so decay that underflows gives zero and not NaN. In the backward pass each chunk is computed again.
+are formed, so decay that underflows gives zero and not NaN. In the backward pass each chunk is computed again. On a CPU,
+where a call costs less than another passage through memory, and without gradients, one operation per position takes
+the place of the doubling, in chunks that stay in the cache.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +21,8 @@ from medmamba.kernels.operators import needs_gradient
 # Elements of the largest intermediate (B, chunk, K, D, N); 2^22 float32 are 16 MiB, and about six are alive at once.
 CHUNK_ELEMENTS = 1 << 22
 LONGEST_CHUNK = 256
+# The same for positions one by one; 2^18 float32 are 1 MiB, and two or three are alive at once.
+CACHED_ELEMENTS = 1 << 18
 
 
 class ScanInputs(NamedTuple):
@@ -117,19 +121,36 @@ def _chunk(
     return (b * C.unsqueeze(3)).sum(-1), b[:, -1]
 
 
+def _chunk_by_position(
+    A: Tensor, h: Tensor, delta: Tensor, x: Tensor, B: Tensor, C: Tensor, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`_chunk` without a gradient."""
+    a = torch.exp(delta.unsqueeze(-1) * A)  # (B, T, K, D, N)
+    if resets is not None:
+        a = a.masked_fill(resets[..., None, None], 0)
+    b = (delta * x).unsqueeze(-1) * B.unsqueeze(3)
+    for decay, state in zip(a.unbind(1), b.unbind(1), strict=True):
+        h = state.addcmul_(decay, h)
+    return (b @ C.unsqueeze(-1)).squeeze(-1), h
+
+
 def routed_scan_chunked(scan: ScanInputs) -> tuple[Tensor, Tensor]:
     """Output and last state, in chunks."""
     *along_routes, h, skip = visits_of(scan)
     batch, length = scan.dt.shape[:2]
     together = 1 if torch.compiler.is_exporting() else batch  # an exported graph is one for every batch size
-    chunk = max(1, min(LONGEST_CHUNK, CHUNK_ELEMENTS // (together * scan.A.numel()), length))
     learning = needs_gradient([*along_routes, scan.A, h])
+    traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    one_by_one = h.device.type == "cpu" and not learning and not traced
+    elements = CACHED_ELEMENTS if one_by_one else CHUNK_ELEMENTS
+    chunk = max(1, min(LONGEST_CHUNK, elements // (together * scan.A.numel()), length))
+    solve = _chunk_by_position if one_by_one else _chunk
     outputs = []
     for start in range(0, length, chunk):
         here: list[Any] = [None if value is None else value[:, start : start + chunk] for value in along_routes]
         if learning and length > chunk:
             y, h = checkpoint(_chunk, scan.A, h, *here, use_reentrant=False, preserve_rng_state=False)
         else:
-            y, h = _chunk(scan.A, h, *here)
+            y, h = solve(scan.A, h, *here)
         outputs.append(y)
     return output_of(torch.cat(outputs, 1), skip, scan), h

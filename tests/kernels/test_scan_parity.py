@@ -184,6 +184,16 @@ def test_the_chunked_backend_is_the_same_across_chunk_borders(monkeypatch):
     assert max(errors(outputs_and_gradients(inputs, "torch", torch.float64), whole).values()) <= 1e-13
 
 
+def test_without_gradients_positions_are_solved_one_by_one_in_small_chunks(monkeypatch):
+    inputs = gated_in_segments(scan_inputs(2, 70, 2, 3, 4))
+    wanted = routed_scan(**inputs, backend="reference", return_last_state=True)
+    monkeypatch.setattr("medmamba.kernels.scan.reference.CACHED_ELEMENTS", 2 * 2 * 3 * 4 * 7)
+    monkeypatch.delattr("medmamba.kernels.scan.reference._chunk")
+    with torch.no_grad():
+        found = routed_scan(**inputs, backend="torch", return_last_state=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
+
+
 def test_reversing_the_route_is_scanning_the_reversed_image():
     inputs = scan_inputs(1, 50, 1, 6, 4)
     inputs["routes"] = torch.arange(49, -1, -1).unsqueeze(0)
