@@ -3,9 +3,10 @@
 The loop is equations 2a, 2b and 4 of Gu and Dao 2023, arXiv:2312.00752, in the dtype of its inputs. The chunks are for
 machines without the compiled kernels, and for float64. Within a chunk h_l = a_l h_{l-1} + b_l is solved for
 all l at once by doubling: after step s, (a_l, b_l) describe the last 2^s positions together. Only products of decays
-are formed, so decay that underflows gives zero and not NaN. In the backward pass each chunk is computed again. On a CPU,
-where a call costs less than another passage through memory, and without gradients, one operation per position takes
-the place of the doubling, in chunks that stay in the cache.
+are formed, so decay that underflows gives zero and not NaN. In the backward pass each chunk is computed again.
+
+On a CPU, where a call costs less than another passage through memory, and without gradients, one operation per position
+takes the place of the doubling, in chunks that stay in the cache.
 """
 
 from typing import Any, NamedTuple
