@@ -201,7 +201,8 @@ addEventListener("load", () => setTimeout(async () => {
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 def test_the_viewer_answers_to_mouse_and_keys_in_a_real_browser(page, tmp_path):
     path = tmp_path / "index.html"
-    path.write_text(page.replace("</body>", DRIVER + "</body>"))
+    frames = "<script>window.requestAnimationFrame = (draw) => setTimeout(draw, 16);</script>"  # virtual time has none
+    path.write_text(page.replace("<head>", "<head>" + frames).replace("</body>", DRIVER + "</body>"))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1280,900"]
     done = subprocess.run(
         [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
