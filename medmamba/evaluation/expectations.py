@@ -1,13 +1,16 @@
 """Scores of the expectations of a prediction: expected against true Dice, ranges, and what to look at first."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, FiniteFloat
 
+from medmamba.disk.own_files import file_sha256
 from medmamba.evaluation.report import Evaluation
 
 BINS = 5
@@ -17,6 +20,7 @@ LEAST_PAIRS = 3
 """Fewer masks have no correlation."""
 
 Vector = NDArray[np.float64]
+Fraction = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,10 @@ class ExpectationScores:
 
     def as_dict(self) -> dict[str, Any]:
         """For strict JSON: None where a score is not defined."""
-        numbers = {name: None if value is not value else value for name, value in asdict(self).items()}
+        numbers = {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in asdict(self).items()
+        }
         del numbers["pairs"]  # of every mask in report.json and evaluation.json
         return {**numbers, "reliability": [list(group) for group in self.reliability]}
 
@@ -87,19 +94,46 @@ class ExpectationScores:
         ]
 
 
-def expected_masks(report: Mapping[str, Any], evaluation: Evaluation) -> list[ExpectedMask]:
-    """The masks of an evaluation whose true Dice is defined and of which the report.json expects something."""
-    found = []
-    for case, scores in evaluation.cases.items():
-        record = (report.get("cases") or {}).get(case) or {}
-        for structure, expected in (record.get("expected") or {}).items():
-            if structure not in scores or math.isnan(dice := scores[structure].value("dice")):
-                continue
-            middle, low, high, level = (float(expected[name]) for name in ("dice", "low", "high", "level"))
-            entropy, agreement = record.get("entropy"), record.get("fold_agreement")
-            views = expected.get("views")
-            found.append(ExpectedMask(case, structure, dice, middle, low, high, level, entropy, agreement, views))
-    return found
+class _Structure(BaseModel):
+    """What a report expects of one structure of a case."""
+
+    dice: Fraction
+    low: Fraction
+    high: Fraction
+    level: Fraction
+    views: Fraction | None = None
+
+
+class _Case(BaseModel):
+    """What of a case's record its expectations are scored with."""
+
+    expected: dict[str, _Structure] = {}
+    entropy: FiniteFloat | None = None
+    fold_agreement: FiniteFloat | None = None
+    mask_sha256: list[str] = []
+
+
+class ExpectingReport(BaseModel):
+    """A prediction's report.json, as far as it expects something of its masks."""
+
+    cases: dict[str, _Case] = {}
+
+    def changed(self, masks: Mapping[str, Path]) -> list[str]:
+        """Cases whose mask is not that of the report any more, so that nothing is known about it."""
+        known = {case: record.mask_sha256 for case, record in self.cases.items() if record.mask_sha256}
+        return [case for case, path in masks.items() if case in known and file_sha256(path) not in known[case]]
+
+    def masks(self, evaluation: Evaluation, without: Collection[str] = ()) -> list[ExpectedMask]:
+        """The masks whose true Dice is defined and of which the report expects something."""
+        found = []
+        for case, scores in evaluation.cases.items():
+            record = _Case() if case in without else self.cases.get(case, _Case())
+            for structure, said in record.expected.items():
+                if structure not in scores or math.isnan(dice := scores[structure].value("dice")):
+                    continue
+                numbers = said.dice, said.low, said.high, said.level, record.entropy, record.fold_agreement, said.views
+                found.append(ExpectedMask(case, structure, dice, *numbers))
+        return found
 
 
 def score_expectations(masks: Sequence[ExpectedMask]) -> ExpectationScores:

@@ -3,7 +3,7 @@
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,16 +16,16 @@ from medmamba.datasets.table import read_csv
 from medmamba.disk.atomic import make_folder, write_json, write_text
 from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, refuse_dataset_folder
-from medmamba.errors import InputError
+from medmamba.errors import InputError, counted
 from medmamba.evaluation.calibration import VoxelCalibration, VoxelScores
-from medmamba.evaluation.expectations import ExpectationScores, expected_masks, score_expectations
+from medmamba.evaluation.expectations import ExpectationScores, ExpectingReport, score_expectations
 from medmamba.evaluation.metrics import METRICS, Metric, Score
 from medmamba.evaluation.options import MOST_PICTURE_MIB, EvaluateOptions
 from medmamba.evaluation.report import Comparison, Evaluation, Structures, compare, evaluate_folders
 from medmamba.evaluation.statistics import Summary
 from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, read_image, read_label_map
-from medmamba.images.cases import find_cases
+from medmamba.images.cases import PROBABILITIES, UNCERTAINTY, find_cases
 from medmamba.pages.picture import Picture, draw_case
 from medmamba.pages.render import number, render
 from medmamba.plans.json_record import as_written, read_stored
@@ -88,14 +88,26 @@ def run_evaluation(
         if options.subgroups is not None:
             read_subgroups(options.subgroups, [name for name in truth if options.missing == "empty" or name in masks])
         structures, reading, ignore = _of_report(folder)
+        report, changed = ExpectingReport(), []
+        if (path := folder / "report.json").is_file():
+            report = read_stored(path, ExpectingReport, *REPORT)
+            changed = report.changed(masks)
         regions = structures is not None and any(len(values) > 1 for values in structures.values())
-        seen = VoxelCalibration(masks, reading, 0 if structures is None else len(structures) + 1, regions, ignore)
+        beside = {f"{case}{end}" for case in changed for end in (UNCERTAINTY, PROBABILITIES)}
+        unchanged = {name: path for name, path in masks.items() if name not in beside}
+        seen = VoxelCalibration(unchanged, reading, 0 if structures is None else len(structures) + 1, regions, ignore)
         if structures is None and options.other is not None:
             structures, reading, ignore = _of_report(options.other)
         evaluated = partial(evaluate_folders, truths=truth, options=options, reading=reading, ignore=ignore)
         evaluation = evaluated(masks, structures=structures, on_case=partial(on_item, "evaluate"), voxels=seen)
         if structures is None and isinstance(truths, str | Path) and (Path(truths) / "report.json").is_file():
             line = f"{truths} holds the report.json of a prediction, {folder} does not: are the folders exchanged?"
+            evaluation = replace(evaluation, warnings=(line, *evaluation.warnings))
+        if changed:
+            line = (
+                f"{counted(len(changed), 'mask')} changed since the prediction, the first is {changed[0]}: what "
+                f"{folder / 'report.json'} expects of them is left out."
+            )
             evaluation = replace(evaluation, warnings=(line, *evaluation.warnings))
         comparison = None
         if options.other is not None:
@@ -115,7 +127,7 @@ def run_evaluation(
             comparison.write(target)
         if groups:
             write_json(target / "subgroups.json", _summaries(evaluation, groups))
-        expectations, voxels = _expectations(folder, evaluation), seen.scores()
+        expectations, voxels = _expectations(report, evaluation, changed), seen.scores()
         if expectations or voxels:
             scores, chances = (
                 {name: found.as_dict() for name, found in part.items()} for part in (expectations, voxels)
@@ -132,18 +144,15 @@ def _outputs(options: EvaluateOptions) -> list[str]:
     return ["evaluation.json", "evaluation.csv", "evaluation.html", "lesions.csv", EXPECTED, *compared, *grouped]
 
 
-def _expectations(folder: Path, evaluation: Evaluation) -> dict[str, ExpectationScores]:
-    """Scores of what the report.json beside the masks expects of them, of all structures and of each."""
-    path = folder / "report.json"
-    if not path.is_file():
-        return {}
-    report = read_stored(path, dict[str, Any], *REPORT)
-    with as_written(path, *REPORT):
-        masks = expected_masks(report, evaluation)
-        groups = {"all": masks} | {
-            name: [mask for mask in masks if mask.structure == name] for name in evaluation.structures
-        }
-        return {name: score_expectations(found) for name, found in groups.items() if found}
+def _expectations(
+    report: ExpectingReport, evaluation: Evaluation, changed: Collection[str]
+) -> dict[str, ExpectationScores]:
+    """Scores of what a report expects of its masks but the changed ones, of all structures and of each."""
+    masks = report.masks(evaluation, changed)
+    groups = {"all": masks} | {
+        name: [mask for mask in masks if mask.structure == name] for name in evaluation.structures
+    }
+    return {name: score_expectations(found) for name, found in groups.items() if found}
 
 
 def read_subgroups(path: Path, cases: Sequence[str]) -> Subgroups:

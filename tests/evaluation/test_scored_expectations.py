@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from medmamba.errors import ConfigError
 from medmamba.evaluation.calibration import VoxelCalibration
 from medmamba.evaluation.expectations import ExpectedMask, risk_by_coverage, score_expectations
 from medmamba.evaluation.run import run_evaluation
@@ -175,3 +176,20 @@ def test_evaluate_scores_what_predict_expects_and_draws_it(learned_run, small_da
     assert places
     assert min(places) >= 0
     assert max(places) <= 266  # inside the drawing
+
+    edited = sorted(masks.glob("*_uncertainty.nii.gz"))[0].name.replace("_uncertainty", "")
+    shutil.copyfile(truths / edited, masks / edited)
+    again = run_evaluation(masks, truths)
+    assert again.expectations["all"].masks == result.expectations["all"].masks * 2 // 3
+    assert again.voxels["all voxels"].voxels < result.voxels["all voxels"].voxels
+    case = edited.removesuffix(".nii.gz")
+    assert again.evaluation.warnings[0].startswith(f"1 mask changed since the prediction, the first is {case}: what ")
+
+    before = {path.name: path.read_bytes() for path in masks.glob("e*")}
+    spoiled = json.loads((masks / "report.json").read_text())
+    spoiled["cases"][case]["expected"][next(iter(spoiled["cases"][case]["expected"]))]["high"] = math.nan
+    (masks / "report.json").write_text(json.dumps(spoiled))
+    with pytest.raises(ConfigError, match=r"report\.json: .*high.*finite number"):
+        run_evaluation(masks, truths)
+    assert {path.name: path.read_bytes() for path in masks.glob("e*")} == before
+
