@@ -192,4 +192,3 @@ def test_evaluate_scores_what_predict_expects_and_draws_it(learned_run, small_da
     with pytest.raises(ConfigError, match=r"report\.json: .*high.*finite number"):
         run_evaluation(masks, truths)
     assert {path.name: path.read_bytes() for path in masks.glob("e*")} == before
-
