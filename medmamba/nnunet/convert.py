@@ -81,7 +81,7 @@ def convert_model(
         if is_zip(source):
             unpack(source, Path(place))
         found = find_trained(Path(place) if is_zip(source) else source, options.which, options.checkpoint)
-        return _converted(found, shown(source.name), output, on_fold)
+        return _converted(found, shown(source.absolute().name), output, on_fold)
 
 
 def _converted(found: list[TrainedFolder], source: str, output: Path, on_fold: OnItem) -> ConvertedModel:

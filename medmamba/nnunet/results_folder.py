@@ -70,6 +70,8 @@ def find_trained(source: Path, which: str | None, checkpoint: str) -> list[Train
 
 
 def _trained(path: Path) -> TrainedFolder | None:
+    if not TRAINED.fullmatch(path.name) and path.is_dir():
+        path = path.resolve()  # ".", or a link
     named = TRAINED.fullmatch(path.name)
     if named is None or not path.is_dir() or not any(path.glob("fold_*")):
         return None

@@ -88,6 +88,19 @@ def test_a_folder_above_and_a_zip_are_searched(tmp_path: Path) -> None:
     assert {file_sha256(each.run / weights) for each in (above, packed)} == {wanted}
 
 
+@pytest.mark.parametrize("given", [".", "newest"], ids=["the folder one stands in", "a link"])
+def test_a_trained_folder_is_found_under_another_name(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = write_results(tmp_path)
+    (home / "newest").symlink_to(home, target_is_directory=True)
+    monkeypatch.chdir(home)
+    made = convert_model(Path(given), tmp_path / "run")
+    assert made.folds == {"3d_fullres": ["fold_0", "fold_1"]}
+    state = read_state(made.run / "models/3d_fullres/fold_0/checkpoints/last")
+    assert state["converted_from"]["source"] == (home.name if given == "." else given)
+
+
 def test_fold_all_does_not_predict_beside_numbered_folds(tmp_path: Path) -> None:
     made = convert_model(write_results(tmp_path, folds=("fold_0", "fold_all", "fold_2")), tmp_path / "run")
     assert made.folds == {"3d_fullres": ["fold_0", "fold_2"]}
