@@ -21,6 +21,7 @@ from medmamba.cli.main import run as medmamba
 from medmamba.disk.lock import FolderLock
 from medmamba.errors import ConfigError, InputError, ResourceError
 from medmamba.images.cases import find_cases, part_of
+from medmamba.inference.folder.page import write_page
 from medmamba.inference.folder.run import predict_folder, reproduce
 from medmamba.inference.predictor import Predictor
 
@@ -122,6 +123,44 @@ def test_resume_does_not_trust_masks_of_other_settings(tiny_run, predictor, imag
     pipeline.predict(predictor, images, tmp_path / "out")
     other = Predictor(tiny_run, folds=[1], mirror=False)
     assert pipeline.predict(other, images, tmp_path / "out", resume=True).resumed == []
+
+
+@pytest.mark.parametrize("product", ["probabilities", "uncertainty"])
+def test_a_case_named_as_a_product_of_another_is_refused_before_anything_is_predicted(
+    predictor, images, tmp_path, product
+):
+    save(images / f"patient_1_{product}.nii.gz", 5)
+    out = tmp_path / "out"
+    line = f"patient_1 and patient_1_{product}: both would write patient_1_{product}.nii.gz. Rename one of the images."
+    with pytest.raises(InputError, match=f"^{line}$"):
+        pipeline.predict(predictor, images, out, **{product: True})
+    assert not out.exists()
+    assert len(pipeline.predict(predictor, images, out).done) == 4  # where there is no such product
+
+
+@pytest.mark.parametrize("product", ["probabilities", "uncertainty"])
+def test_resume_makes_a_product_that_is_missing(predictor, images, tmp_path, product):
+    out = tmp_path / "out"
+    pipeline.predict(predictor, images, out, **{product: True})
+    (lost := out / f"patient_1_{product}.nii.gz").unlink()
+    again = pipeline.predict(predictor, images, out, resume=True, **{product: True})
+    assert again.resumed == ["patient_0", "patient_2"]
+    assert lost.is_file()
+
+
+def test_the_viewer_shows_maps_of_uncertainty_that_are_ours_and_on_the_grid_of_their_masks(predictor, images, tmp_path):
+    out = tmp_path / "out"
+    report = pipeline.predict(predictor, images, out, uncertainty=True)
+    records = {name: record.as_dict() for name, record in report.done.items()}
+    labels, files = {"background": 0, "Anterior": 1}, {case.case_id: case for case in find_cases(images)}
+
+    def shown(ours):
+        write_page(out, records, files, labels, lambda path: ours)
+        return (out / "report.html").read_text().count('data-case="')
+
+    assert [shown(True), shown(False)] == [3, 0]
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), out / "patient_0_uncertainty.nii.gz")
+    assert shown(True) == 2
 
 
 def test_killed_between_the_mask_and_its_record_the_case_is_done_again(tiny_run, images, tmp_path):

@@ -332,6 +332,7 @@ class Job:
                 and record.input_sha256 == [input_sha256(path) for path in case.paths]
                 and not {"probabilities", "uncertainty"} & set(record.not_written)
                 and record.mask_sha256 == [file_sha256(path) for path in case.outputs(self.target)]
+                and all(path.is_file() for path in self._arrays(case, self.options))
             )
         except (InputError, OSError):
             return None

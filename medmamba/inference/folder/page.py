@@ -3,7 +3,7 @@
 Where maps of uncertainty were written, a viewer shows them over image and mask.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medmamba.disk.atomic import write_text
 from medmamba.errors import MedmambaError
+from medmamba.geometry import grid_difference
 from medmamba.geometry.display import Display
 from medmamba.images import ReadOptions, read_channels, read_label_map
 from medmamba.images.cases import UNCERTAINTY, ImageCase
@@ -41,9 +42,16 @@ def worst_first(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def write_page(
-    target: Path, cases: Mapping[str, Mapping[str, Any]], files: Mapping[str, ImageCase], labels: Mapping[str, int]
+    target: Path,
+    cases: Mapping[str, Mapping[str, Any]],
+    files: Mapping[str, ImageCase],
+    labels: Mapping[str, int],
+    is_ours: Callable[[Path], bool],
 ) -> None:
-    """Write the page of finished cases by name; ``files`` are their images, ``labels`` the values by name."""
+    """Write the page of finished cases by name; ``files`` are their images, ``labels`` the values by name.
+
+    A map of uncertainty is shown if ``is_ours`` says that it was written here, and it is on the grid of its mask.
+    """
     order, values = worst_first(cases), {name: value for name, value in labels.items() if value}
     pictures: dict[str, Picture] = {}
     viewed: dict[str, dict[str, Any]] = {}
@@ -54,9 +62,10 @@ def write_page(
                 image = read_channels(files[name].paths, READING).array
                 display = Display(mask.grid)
                 pictures[name] = draw_case(display, list(values.values()), coloured=mask.array, image=image)
-                errors = uncertainty_path(target, files[name])
-                if len(viewed) < VIEWED and errors.is_file():
-                    chance = read_label_map(errors, READING).array.astype(np.uint8)
+                path = uncertainty_path(target, files[name])
+                errors = read_label_map(path, READING) if is_ours(path) and path.is_file() else None
+                if len(viewed) < VIEWED and errors is not None and not grid_difference(mask.grid, errors.grid):
+                    chance = errors.array.astype(np.uint8)
                     seen = image if mask.grid.affine is None and len(image) == 3 else image[:1]
                     indices = _indices(mask.array, values.values())
                     viewed[name] = volume_of(f"{cases[name]['status']}: {name}", display, seen, indices, errors=chance)

@@ -155,6 +155,7 @@ def predict_folder(
     part = options.part or _part_of_launcher()
     cases = everything if part is None else part_of(everything, part)
     job = Job(OwnFiles(target, options.overwrite), options, model, Pseudonyms(None))
+    _refuse_one_file_of_two(job, everything)
     _refuse_foreign(job, cases)
     make_folder(target / "reports")
     with ExitStack() as locks:
@@ -205,6 +206,15 @@ def predict_folder(
     return report
 
 
+def _refuse_one_file_of_two(job: Job, cases: list[ImageCase]) -> None:
+    """Raises InputError where a file of one case has the name of another's, as X_uncertainty beside X has."""
+    owner: dict[Path, str] = {}
+    for case in cases:
+        for path in job.outputs(case):
+            if (other := owner.setdefault(path, case.case_id)) != case.case_id:
+                raise InputError(f"{other} and {case.case_id}: both would write {path.name}. Rename one of the images.")
+
+
 def _refuse_foreign(job: Job, cases: list[ImageCase]) -> None:
     """Raises InputError for a file that would be replaced and is not ours, by the record or an earlier version's."""
     report, key = job.target / "report.json", job.target / KEY_FILE
@@ -247,7 +257,7 @@ def _write_report(cases: list[ImageCase], job: Job) -> None:
     write_json(job.target / "report.json", {**report, "cases": done, "failed": failed})
     if job.has_page:
         files = {job.shown.of(case.case_id): case for case in cases}
-        write_page(job.target, done, files, job.model.labels)
+        write_page(job.target, done, files, job.model.labels, job.own.knows)
 
 
 def _part_of_launcher() -> tuple[int, int] | None:
