@@ -184,9 +184,10 @@ def mask_to_segmentation(
     """
     refuse_existing(Path(output), overwrite=overwrite)
     names = labels if labels is not None else _labels_beside(Path(mask))
-    described, found = read_codes(codes, list(names)), read_label_map(mask)
+    reading = ReadOptions(any_spacing=True)  # of both, which must agree
+    described, found = read_codes(codes, list(names)), read_label_map(mask, reading)
     with one_series(series, choice) as folder:
-        _, grid, _ = read_slices(folder, shown(folder), ReadOptions())
+        _, grid, _ = read_slices(folder, shown(folder), reading)
         array = reindexed(found.array[None], found.grid, grid)
         if array is None:
             difference = grid_difference(grid, found.grid) or "differ in their axes"

@@ -1,7 +1,7 @@
 """The evaluation of a folder of masks, every metric per case and structure, and paired differences of two folders."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -150,6 +150,11 @@ class Evaluation:
         write_table(folder / "lesions.csv", ["structure", *fields], sizes)
 
 
+def _products(files: Collection[str]) -> set[str]:
+    """Names of files that `medmamba predict` writes beside a mask that is among them."""
+    return {f"{name}{ending}" for name in files for ending in (PROBABILITIES, UNCERTAINTY)} & set(files)
+
+
 def evaluate_folders(
     predictions: Mapping[str, Path],
     truths: Mapping[str, Path],
@@ -167,6 +172,8 @@ def evaluate_folders(
     ``voxels`` sees every mask with its truth. Raises InputErrors naming every problem of every case.
     """
     options, reading = options or EvaluateOptions(), reading or ReadOptions()
+    products = _products(truths)  # of a prediction that serves as truth
+    truths = {case_id: path for case_id, path in truths.items() if case_id not in products}
     absent = [case_id for case_id in truths if case_id not in predictions]
     named = structures is not None
     of_truths, of_predictions = dict[int, str](), dict[int, str]()  # label values, and the first case of each
@@ -180,9 +187,10 @@ def evaluate_folders(
         structures = _structures_in(files, reading)
     cases: dict[str, dict[str, Score]] = {}
     warnings: list[str] = []
-    endings = (PROBABILITIES, UNCERTAINTY)
-    beside = {f"{case_id}{ending}" for case_id in predictions for ending in endings}  # that predict writes
-    if spare := sorted(set(predictions) - set(truths) - beside):
+    if left := sorted(products):
+        what = "beside truths taken for a prediction's probabilities or uncertainty, and not evaluated"
+        warnings.append(f"{counted(len(left), 'file')} {what}, the first is {left[0]}.")
+    if spare := sorted(set(predictions) - set(truths) - _products(predictions)):
         warnings.append(f"{counted(len(spare), 'prediction')} without a truth not evaluated, the first is {spare[0]}.")
     for done, (case_id, path) in enumerate(truths.items()):
         on_case(done, len(truths))

@@ -18,7 +18,7 @@ pydicom = pytest.importorskip("pydicom")
 from medmamba.dicom.codes import SegmentCode, colour_of, read_codes  # noqa: E402
 from medmamba.dicom.segmentation import read_segmentation, series_in_order, write_segmentation  # noqa: E402
 from medmamba.geometry import Grid  # noqa: E402
-from medmamba.images import read_image  # noqa: E402
+from medmamba.images import ReadOptions, read_image, write_label_map  # noqa: E402
 
 
 @pytest.mark.parametrize("axes", list(AXES))
@@ -269,3 +269,15 @@ def test_a_segmentation_replaces_no_file_unless_asked(tmp_path):
     with pytest.raises(InputError, match=r"report\.json: cannot be read \(No such file"):  # what comes next
         mask_to_segmentation(tmp_path / "mask.nii.gz", tmp_path / "series", tmp_path / "own.dcm", overwrite=True)
     assert (tmp_path / "own.dcm").read_bytes() == b"an expert's own"
+
+
+def test_a_mask_of_a_series_of_unusual_spacing_becomes_a_segmentation(tmp_path):
+    from medmamba.dicom.segmentation import mask_to_segmentation
+
+    folder, _, _ = write_source_series(tmp_path / "series", AXES["axial"], PixelSpacing=[0.005, 0.005])
+    grid = read_image(folder, ReadOptions(any_spacing=True)).grid
+    labels = mask_of_two(grid.shape)
+    write_label_map(tmp_path / "mask.nii.gz", labels, like=grid)
+    mask_to_segmentation(tmp_path / "mask.nii.gz", folder, tmp_path / "seg.dcm", labels=VALUES)
+    numbers, _ = read_segmentation(tmp_path / "seg.dcm", grid)
+    assert np.array_equal(np.array([0, 1, 7])[numbers], labels)

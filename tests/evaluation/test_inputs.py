@@ -75,6 +75,17 @@ def test_probabilities_beside_masks_are_no_predictions(write):
     assert run_evaluation(masks, truths).evaluation.warnings == (line,)
 
 
+@pytest.mark.parametrize("ending", ["probabilities", "uncertainty"])
+def test_what_lies_beside_masks_that_serve_as_truths_is_no_case(write, ending):
+    masks, truths = write("masks", [1, 1, 1]), write("truths", [1, 1, 1])
+    for folder in (masks, truths):
+        (folder / "c2.nii.gz").rename(folder / f"c1_{ending}.nii.gz")
+    evaluation = run_evaluation(masks, truths).evaluation
+    assert list(evaluation.cases) == ["c0", "c1"]
+    what = "beside truths taken for a prediction's probabilities or uncertainty, and not evaluated"
+    assert evaluation.warnings[0] == f"1 file {what}, the first is c1_{ending}."
+
+
 def test_exchanged_folders_are_said(write):
     masks, truths = with_report(write("masks", [1])), write("truths", [1])
     assert run_evaluation(masks, truths).evaluation.warnings == ()

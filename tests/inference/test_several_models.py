@@ -14,8 +14,10 @@ from tiny_models import make_fold
 import medmamba
 from medmamba import Predictor
 from medmamba.cli.main import run as command
+from medmamba.dicom.segmentation import _labels_beside as labels_beside
 from medmamba.disk.atomic import write_json, write_text
 from medmamba.errors import ConfigError, InputError
+from medmamba.evaluation.run import run_evaluation
 from medmamba.inference.folder.average import average_folders
 from medmamba.inference.folder.run import reproduce
 from medmamba.models.cleaning import CleaningStep
@@ -176,6 +178,30 @@ def test_stored_probabilities_of_folders_are_averaged_as_the_models_are(
     ]
 
 
+def test_averaged_masks_are_evaluated_averaged_and_exported_as_predicted_ones(
+    theirs: Path, ours: Path, images: Path, tmp_path: Path
+) -> None:
+    folders = [predicted(theirs, images, tmp_path / "a"), predicted(ours, images, tmp_path / "b")]
+    average_folders(folders, mean := tmp_path / "mean", probabilities=True)
+    result = run_evaluation(mean, tmp_path / "a", output=tmp_path / "scores")
+    assert list(result.evaluation.structures) == ["first", "second"]
+    assert labels_beside(mean / "a.nii.gz") == {"background": 0, "first": 1, "second": 2}
+    assert average_folders([mean, folders[0]], tmp_path / "again") == ["a"]
+    with pytest.raises(ConfigError, match=r"mean/report\.json: no prediction report of this version: .*input_sha256"):
+        reproduce(mean / "report.json", [theirs, ours], images)
+
+
+def test_probabilities_of_images_with_odd_spacings_are_averaged(theirs: Path, images: Path, tmp_path: Path) -> None:
+    stored = nib.load(images / "a.nii.gz")
+    stored.header.set_zooms((200.0, 200.0, 200.0))
+    nib.save(nib.Nifti1Image(stored.get_fdata(), np.diag([200.0, 200.0, 200.0, 1])), images / "a.nii.gz")
+    part = json.loads((theirs / "plan.json").read_text())["configurations"]["3d_fullres"]
+    part |= {"spacing_mm": [200.0, 200.0, 200.0], "patch_size": [16, 16, 8]}
+    run = made(tmp_path / "run", theirs, reading={"any_spacing": True}, configurations={"3d_fullres": part})
+    folders = [predicted(run, images, tmp_path / name) for name in ("a", "b")]
+    assert average_folders(folders, tmp_path / "mean") == ["a"]
+
+
 def test_probabilities_of_an_earlier_prediction_are_not_averaged(
     theirs: Path, ours: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +238,8 @@ def test_folders_that_do_not_fit_together_are_refused_with_nothing_written(
         assert not list(out.glob("*.nii.gz"))
 
     refused("one folder is no ensemble", first)
+    (tmp_path / "link").symlink_to(first)
+    refused(r"link: named twice\. Name each folder once\.", first, tmp_path / "link")
     refused("report.json: cannot be read", first, tmp_path)
     report = second / "report.json"
     document = json.loads(report.read_text())

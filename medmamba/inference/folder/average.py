@@ -1,12 +1,13 @@
 """`medmamba ensemble`: the mean of probabilities that predictions of the same cases have stored in several folders.
 
 OUT/<case>.nii.gz            the mask of the mean
-OUT/report.json              what made the probabilities, as it stands in the report.json of each folder
+OUT/report.json              labels; what made the probabilities, as it stands in the report.json of each folder
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,15 @@ from medmamba.disk.lock import FolderLock
 from medmamba.disk.own_files import OwnFiles, file_sha256, real_path, refuse_dataset_folder
 from medmamba.errors import ConfigError, InputError
 from medmamba.geometry import grid_difference
-from medmamba.images import LabelMap, read_image, read_label_map, write_image, write_label_map, written_files
+from medmamba.images import (
+    LabelMap,
+    ReadOptions,
+    read_image,
+    read_label_map,
+    write_image,
+    write_label_map,
+    written_files,
+)
 from medmamba.images.cases import PROBABILITIES
 from medmamba.inference.folder.case_job import SCHEMA_VERSION
 from medmamba.inference.joint import refuse_differing, structures_of
@@ -26,6 +35,7 @@ from medmamba.inference.options import EnsembleOptions
 from medmamba.inference.restore import labels_of
 from medmamba.models.output_channels import OutputChannels
 from medmamba.plans.json_record import as_written, read_stored
+from medmamba.plans.schema import Reading
 
 KIND, CURE = "prediction report of this version", "Give folders that `medmamba predict --probabilities` wrote."
 
@@ -49,6 +59,8 @@ class _Stored:
     order: list[str]
     masks: dict[str, str]
     hashes: dict[str, list[str]]
+    reading: ReadOptions
+    """How its images were read; so are its masks, which have their spacings."""
 
     @property
     def channels(self) -> list[str]:
@@ -104,7 +116,7 @@ def average_folders(
         stack.enter_context(own.recording())
         for number, (case, mask) in enumerate(first.masks.items()):
             on_item("average", number, len(files))
-            like = read_label_map(first.folder / mask)
+            like = read_label_map(first.folder / mask, first.reading)
             mean = _mean(files[case], stored, like)
             labels = values[labels_of(mean, heads)]
             write_label_map(target / mask, labels, like=like)
@@ -112,9 +124,17 @@ def average_folders(
                 write_image(kept[case], mean, like=like.grid)
             records[case] = {"mask": mask, "mask_sha256": [file_sha256(target / mask)], "empty": not labels.any()}
         on_item("average", len(files), len(files))
-        models = [one.model for one in stored]
-        write_json(target / "report.json", {"schema_version": SCHEMA_VERSION, "averaged": models, "cases": records})
+        report = {"schema_version": SCHEMA_VERSION, "model": _common(first.model), "cases": records}
+        write_json(target / "report.json", {**report, "averaged": [one.model for one in stored]})
     return list(files)
+
+
+def _common(model: dict[str, Any]) -> dict[str, Any]:
+    """What all that are averaged share, by which masks are understood: labels, regions, how files are read."""
+    facts: dict[str, Any] = {
+        name: model[name] for name in ("labels", "regions", "region_order", "ignore") if name in model
+    }
+    return {**facts, "settings": {"reading": model.get("settings", {}).get("reading", {})}}
 
 
 def _stored(folder: Path) -> _Stored:
@@ -124,20 +144,24 @@ def _stored(folder: Path) -> _Stored:
         regions = report.model.get("regions")
         labels = {str(name): int(value) for name, value in report.model["labels"].items()}
         order = [str(name) for name in report.model.get("region_order") or ()]
+        reading = ReadOptions.of(Reading.model_validate(report.model.get("settings", {}).get("reading", {})))
         masks = {case: Path(str(record["mask"])).name for case, record in report.cases.items() if record["mask"]}
         hashes = {case: [str(one) for one in report.cases[case].get("probabilities_sha256", ())] for case in masks}
         if regions is not None and len(order) != len(regions):
             raise ValueError("region_order is missing")
     if not masks:
         raise InputError(f"{folder}: no case with a mask of its own name. {CURE}")
-    return _Stored(folder, report.model, labels, regions, order, masks, hashes)
+    return _Stored(folder, report.model, labels, regions, order, masks, hashes, reading)
 
 
 def _refuse_different(stored: Sequence[_Stored], target: Path) -> None:
     first, *others = stored
     if not others:
         raise InputError(f"{first.folder}: one folder is no ensemble. Give two or more.")
-    if real_path(target) in (real_path(one.folder) for one in stored):
+    real = [real_path(one.folder) for one in stored]
+    if twice := next((one.folder for number, one in enumerate(stored) if real[number] in real[:number]), None):
+        raise InputError(f"{twice}: named twice. Name each folder once.")
+    if real_path(target) in real:
         raise InputError(f"{target}: output and input are the same folder. Choose another output folder.")
     for other in others:
         ours, theirs = (structures_of(one.labels, one.regions, one.order) for one in (first, other))
@@ -162,8 +186,8 @@ def _mean(files: Sequence[Path], stored: Sequence[_Stored], like: LabelMap) -> N
     """The mean probabilities (classes, i, j, k), channels in the order of the first folder."""
     mean: NDArray[np.float32] | None = None
     for path, one in zip(files, stored, strict=True):
-        image = read_image(path)
         wanted = (len(one.channels), *like.grid.shape)
+        image = read_image(path, replace(one.reading, max_voxels=max(one.reading.max_voxels, prod(wanted))))
         if image.array.shape != wanted:
             sizes = ["x".join(map(str, shape)) for shape in (image.array.shape, wanted)]
             raise ConfigError(f"{path}: is {sizes[0]}, where {sizes[1]} is expected. Predict the same images again.")

@@ -30,7 +30,7 @@ from medmamba.images import (
 from medmamba.images.cases import PROBABILITIES, ImageCase
 from medmamba.inference.expected import ExpectedQuality, remarks_of
 from medmamba.inference.finding import Finding
-from medmamba.inference.folder.page import uncertainty_path
+from medmamba.inference.folder.page import READING, uncertainty_path
 from medmamba.inference.folder.pseudonyms import Pseudonyms
 from medmamba.inference.options import PredictOptions
 from medmamba.inference.prediction import Prediction, Provenance
@@ -269,7 +269,7 @@ class Job:
         if lacking:
             self.own.remove([dicom_path(self.target, case, kind) for kind in lacking])
             try:
-                mask = read_label_map(self.target / case.output_name)
+                mask = read_label_map(self.target / case.output_name, READING)
             except InputError as error:
                 not_written = dict.fromkeys((f"dicom_{kind}" for kind in lacking), self.shown.hide(str(error), case))
             else:
