@@ -72,7 +72,7 @@ class StructureExpectations(Record):
 class Expectations(Record):
     """Rules by structure (label or region), and what they hold for."""
 
-    kind: ClassVar[str] = "expectations of find-best"
+    kind: ClassVar[str] = "file of expectations"
 
     schema_version: Literal[1] = 1
     plan_sha256: str
