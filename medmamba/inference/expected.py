@@ -26,7 +26,6 @@ LEAST = 1e-3
 MOST = 1000.0
 """Larger expected distances (mm) and numbers of components are not told apart: a rule extrapolates without end."""
 REASONS = 3
-FEATURES = ("soft", "entropy", "views", "volume", "extent", "pieces", "intensities", "texture", "field")
 IMAGE_GROUPS = ("intensities", "texture", "field")
 LARGEST_DISTANCE = 50.0
 
@@ -125,6 +124,11 @@ def value_of(rule: QualityRule, features: Measured) -> float:
     return rule.intercept + sum(weight * features[name] for name, weight in rule.weights.items())
 
 
+def _exp(value: float) -> float:
+    """e to this power, of large ones too."""
+    return math.exp(min(value, 600.0))
+
+
 def width_of(spread: Sequence[float], value: float) -> float:
     """By what errors at this place are divided."""
     return spread[0] + spread[1] * max(0.0, value - spread[2])
@@ -186,7 +190,7 @@ def reasons_of(
 ) -> tuple[str, ...]:
     """The features that lower the expected Dice most against a usual case, in words."""
     usual, weights = known.features, known.dice.weights
-    loss = {name: weights.get(name, 0.0) * (features[name] - usual[name]) for name in features}
+    loss = {name: weights.get(name, 0.0) * (features[name] - usual[name]) for name in features if name in usual}
     worst = sorted((name for name in loss if loss[name] > LEAST), key=lambda name: -loss[name])[:REASONS]
     return tuple(_words(name, known, features, networks, shape, unit) for name in worst)
 
@@ -197,18 +201,18 @@ def _words(
     usual = known.features[name]
     if name in ("soft", "views"):
         what = "mask and probabilities have" if name == "soft" else "mirrored views have with their mean"
-        return f"{what} Dice {1 - networks.get(name, 1.0):.2f}, usually {1 - 1 / (1 + math.exp(-usual)):.2f}"
+        return f"{what} Dice {1 - networks.get(name, 1.0):.2f}, usually {1 - 1 / (1 + _exp(-usual)):.2f}"
     if name == "entropy":
-        return f"entropy {networks.get(name, 100.0):.2f} bits per voxel of the mask, usually {math.exp(usual):.2f}"
+        return f"entropy {networks.get(name, 100.0):.2f} bits per voxel of the mask, usually {_exp(usual):.2f}"
     if name == "pieces":
         return f"{shape[name]:.0%} of it lies apart from its largest component, usually {known.shape[name][0]:.0%}"
     if name in ("volume", "extent"):
-        here, there = (math.exp(value) for value in (shape[name], known.shape[name][0]))
+        here, there = (_exp(value) for value in (shape[name], known.shape[name][0]))
         if unit == "mm" and name == "volume":
             return f"volume {here / 1000:.3g} ml, usually {there / 1000:.3g} ml"
         return f"{name} {here:.3g} {unit}, usually {there:.3g} {unit}"
     what = {"intensities": "intensities", "texture": "noise or sharpness", "field": "field of view"}[name]
-    return f"{what} of the image {math.expm1(features[name]):.1f} spreads from usual, usually {math.expm1(usual):.1f}"
+    return f"{what} of the image {math.expm1(features[name]):.1f} spreads from usual, usually {_exp(usual) - 1:.1f}"
 
 
 def expectations_of_mask(
@@ -224,7 +228,8 @@ def expectations_of_mask(
 ) -> tuple[dict[str, ExpectedQuality], dict[str, str], list[Finding]]:
     """:func:`expectations_of` finished label indices (i, j, k) on a grid of this spacing in mm."""
     if (spacing is not None) != (rules.unit == "mm"):
-        return {}, {"": f"not learned for images {'with' if spacing else 'without'} millimetres"}, []
+        reason = f"not learned for images {'with' if spacing else 'without'} millimetres"
+        return {}, {"": reason}, unjudged("", reason, accept_dice)
     names = [(channel, heads.names[channel]) for channel in heads.structures]
     shapes = measured_shape(indices, heads, spacing)
     return expectations_of(rules, names, networks, shapes, image, accept_dice=accept_dice, risk=risk)
@@ -248,6 +253,7 @@ def expectations_of(
         known = rules.structures.get(name)
         if known is None:
             unknown[name] = rules.not_learned.get(name, "not learned")
+            findings += unjudged(name, unknown[name], accept_dice)
             continue
         accepted = 0.0
         if shape := shapes[channel]:
@@ -266,13 +272,20 @@ def expectations_of(
     return found, unknown, findings
 
 
+def unjudged(name: str, reason: str, accept_dice: float | None) -> list[Finding]:
+    """What follows where a Dice is demanded and nothing is expected of a structure, or of any of them ("")."""
+    if accept_dice is None:
+        return []
+    return [Finding("review", f"whether {name or 'the mask'} has Dice {accept_dice:g} is unknown: {reason}")]
+
+
 def _volume(known: StructureExpectations, shape: Measured, unit: str) -> tuple[float, float | None] | None:
     """The range of the true volume in ml, without an upper end where there are too few patients."""
     if known.volume is None or unit != "mm":
         return None
     low, high = bounds_of(known.volume, known.volume.intercept, (1 - LEVEL) / 2)
     found = math.exp(shape["volume"]) / 1000
-    return float(f"{found * math.exp(low):.4g}"), None if math.isinf(high) else float(f"{found * math.exp(high):.4g}")
+    return float(f"{found * _exp(low):.4g}"), None if math.isinf(high) else float(f"{found * _exp(high):.4g}")
 
 
 def _verdict(

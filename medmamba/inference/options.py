@@ -48,8 +48,8 @@ class ModelOptions(Options):
     scan_backend: ScanBackend = option("auto", SCAN_BACKEND_TEXT, panel="Speed")
     accept_dice: float | None = option(
         None,
-        "Dice that a mask should have: those whose expected Dice may be below it get the status review or reject. "
-        "Needs what `medmamba find-best` learns.",
+        "Dice that a mask should have: those whose expected Dice may be below it, or is not known, get the status "
+        "review or reject. Needs what `medmamba find-best` learns.",
         panel="Quality control",
         ge=0,
         le=1,

@@ -20,7 +20,7 @@ from medmamba.images.in_memory import as_image
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.cpu import give_back_memory
 from medmamba.inference.evidence import Measured, NetworkEvidence, measured_image
-from medmamba.inference.expected import ExpectedQuality, expectations_of_mask
+from medmamba.inference.expected import ExpectedQuality, expectations_of_mask, unjudged
 from medmamba.inference.finding import Finding, status_of
 from medmamba.inference.joint import Models, Streams, load_models, mean_on_native_grid
 from medmamba.inference.memory import MemoryEstimate
@@ -365,7 +365,8 @@ class Predictor:
         rules, heads = self.model.expectations, self.heads
         evidence = None if confidence is None else confidence.evidence
         if rules is None or evidence is None:
-            return {}, {"": self.model.not_learned or "not measured: --no-confidence"}, []
+            reason = self.model.not_learned or "not measured: --no-confidence"
+            return {}, {"": reason}, unjudged("", reason, self.options.accept_dice)
         return expectations_of_mask(
             rules,
             heads,

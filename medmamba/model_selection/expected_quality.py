@@ -23,14 +23,14 @@ from medmamba.geometry import Grid
 from medmamba.inference.cascade import one_hot
 from medmamba.inference.confidence import Confidence
 from medmamba.inference.evidence import Measured, NetworkEvidence, measured_image, measured_shape
-from medmamba.inference.expected import FEATURES, features_of, scale_of_dice
+from medmamba.inference.expected import features_of, scale_of_dice
 from medmamba.inference.options import PredictorOptions
 from medmamba.inference.trained_model import FoldEnsemble, load_model
 from medmamba.inference.uncertainty import EDGES, doubt_of
 from medmamba.model_selection.corruption import HARMS, harmed
 from medmamba.model_selection.rule import fit_rule
 from medmamba.models.cleaning import clean
-from medmamba.models.expectations import Expectations, QualityRule, StructureExpectations, Usual
+from medmamba.models.expectations import FEATURES, Expectations, QualityRule, StructureExpectations, Usual
 from medmamba.models.network import previous_labels
 from medmamba.models.prediction_setup import PredictionSetup
 from medmamba.models.run_folder import RunFolder

@@ -16,7 +16,15 @@ from medmamba.plans.json_record import Record
 
 EXPECTATIONS = "expectations.json"
 
-Usual = tuple[float, Annotated[float, Field(gt=0)]]
+FEATURES = ("soft", "entropy", "views", "volume", "extent", "pieces", "intensities", "texture", "field")
+"""Of a case and structure; "views" only where images were mirrored."""
+
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Spread = Annotated[float, Field(gt=0, le=1e6)]
+Chance = Annotated[float, Field(ge=0, le=1)]
+ImageMeasure = Annotated[str, Field(pattern=r"^(intensities|texture|field)\.\d+(\.\w+)?$")]
+Usual = tuple[Number, Spread]
 """Median of the cross-validated cases, and how far these spread around it."""
 
 
@@ -30,10 +38,10 @@ class QualityRule(Record):
 
     kind: ClassVar[str] = "rule of expected quality"
 
-    intercept: float
-    weights: dict[str, Annotated[float, Field(ge=0)]]
-    spread: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(ge=0)], float]
-    scores: list[float]
+    intercept: Number
+    weights: dict[str, Weight]
+    spread: tuple[Spread, Weight, Number]
+    scores: list[Number]
     masses: list[Annotated[float, Field(gt=0, lt=1)]]
 
     @model_validator(mode="after")
@@ -48,12 +56,12 @@ class StructureExpectations(Record):
 
     kind: ClassVar[str] = "expectations of a structure"
 
-    patients: int
+    patients: int = Field(ge=1)
     """Of which cross-validated cases were learned from."""
     always_present: bool
     """Whether all of these cases have it, so that an empty mask must be wrong."""
     shape: dict[str, Usual]
-    features: dict[str, float]
+    features: dict[str, Number]
     """The median of every feature over unharmed cases, in the words' own unit."""
     dice: QualityRule
     hd95: QualityRule | None = None
@@ -64,8 +72,13 @@ class StructureExpectations(Record):
     @model_validator(mode="after")
     def _everything_known(self) -> Self:
         used = {name for rule in (self.dice, self.hd95, self.components) if rule is not None for name in rule.weights}
-        if not used <= set(self.features) or not {"volume", "extent", "pieces"} <= set(self.shape):
-            raise ValueError("what is usual must be there for every weight, and volume, extent and pieces of the truth")
+        known = set(self.features)
+        if not used <= known or not set(FEATURES) - {"views"} <= known <= set(FEATURES):
+            raise ValueError(
+                f"what is usual must be there for every weight, and for the features {', '.join(FEATURES)}"
+            )
+        if not {"volume", "extent", "pieces"} <= set(self.shape):
+            raise ValueError("what is usual must be there for volume, extent and pieces of the truth")
         return self
 
 
@@ -82,15 +95,25 @@ class Expectations(Record):
     mirror: bool
     step: float
     unit: Literal["mm", "voxels"]
-    cases: int
-    copies: int
+    cases: int = Field(ge=0)
+    copies: int = Field(ge=0)
     """Harmed copies of each case that were predicted as well."""
-    image: dict[str, Usual]
-    voxel_errors: list[tuple[float, float]] = Field(default_factory=list)
+    image: dict[ImageMeasure, Usual]
+    voxel_errors: list[tuple[Chance, Chance]] = Field(default_factory=list)
     """Doubt of voxels (inference/uncertainty.py) and how often those of about this doubt were wrong, both ascending."""
     structures: dict[str, StructureExpectations]
     not_learned: dict[str, str]
     """Structures without a rule, and why."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not self.mirror and any("views" in known.features for known in self.structures.values()):
+            raise ValueError("the feature views needs mirroring")
+        for which in range(2):
+            values = [pair[which] for pair in self.voxel_errors]
+            if sorted(values) != values:
+                raise ValueError("voxel_errors must ascend, in doubt and in chance of error")
+        return self
 
     def lines(self) -> Iterator[str]:
         """For people: of which structures something was learned, from how much, and of which not."""

@@ -26,7 +26,6 @@ from medmamba.geometry.display import Display
 from medmamba.images import read_label_map
 from medmamba.inference.evidence import NetworkEvidence, measured_image, measured_shape
 from medmamba.inference.expected import (
-    FEATURES,
     bounds_of,
     chance_above,
     dice_of_scale,
@@ -46,7 +45,13 @@ from medmamba.model_selection.corruption import HARMS, harmed
 from medmamba.model_selection.expected_quality import ExpectationLearner, JudgedCase
 from medmamba.model_selection.rule import fit_rule
 from medmamba.model_selection.run import find_best
-from medmamba.models.expectations import Expectations, QualityRule, StructureExpectations, read_expectations
+from medmamba.models.expectations import (
+    FEATURES,
+    Expectations,
+    QualityRule,
+    StructureExpectations,
+    read_expectations,
+)
 from medmamba.models.output_channels import OutputChannels
 from medmamba.models.prediction_setup import read_prediction_setup
 
@@ -267,14 +272,14 @@ def test_harms_change_the_image_keep_labels_beside_it_and_are_the_same_again(kin
 # What follows for a mask
 
 
-def judge(known, networks, shape, **options):
+def judge(known, networks, shape, *, alone=False, **options):
     rules = Expectations(
         plan_sha256="", recipe_sha256="", weights_sha256={}, mirror=True, step=0.5, unit="mm", cases=30, copies=3,
         image=IMAGE, structures={"organ": known},
         not_learned={"other": "not learned: 2 patients have it, 8 are needed"},
     )  # fmt: skip
     image = {"intensities.0.50": 0.0, "texture.0.1": 0.0, "field.0": 3.0}
-    names = [(1, "organ"), (2, "other")]
+    names = [(1, "organ")] if alone else [(1, "organ"), (2, "other")]
     both, shapes = {1: networks, 2: {}}, {1: shape, 2: SHAPE}
     return expectations_of(rules, names, both, shapes, image, **{"accept_dice": None, "risk": 0.05} | options)
 
@@ -301,15 +306,69 @@ def test_status_follows_from_the_accepted_dice_and_the_risk():
     good = judge(usual_structure(), NETWORKS, SHAPE)[0]["organ"]
     assert good.low < good.dice < good.high
     for accepted, status in ((good.low - 0.01, "ok"), (good.dice, "review"), (good.high + 0.02, "reject")):
-        found, _, findings = judge(usual_structure(), NETWORKS, SHAPE, accept_dice=accepted)
+        found, _, findings = judge(usual_structure(), NETWORKS, SHAPE, alone=True, accept_dice=accepted)
         assert status_of(findings) == status
         assert (found["organ"].risk <= 0.05) == (status == "ok")
-    (finding,) = judge(usual_structure(), NETWORKS, SHAPE, accept_dice=good.dice)[2]
+    (finding,) = judge(usual_structure(), NETWORKS, SHAPE, alone=True, accept_dice=good.dice)[2]
     assert finding.text.startswith(f"organ may be below Dice {good.dice:g} (chance up to ")
 
 
+def test_a_structure_of_which_nothing_was_learned_is_for_review_where_a_dice_is_demanded():
+    (finding,) = judge(usual_structure(), NETWORKS, SHAPE, accept_dice=0.01)[2]
+    unknown = "whether other has Dice 0.01 is unknown: not learned: 2 patients have it, 8 are needed"
+    assert (finding.level, finding.text) == ("review", unknown)
+
+
+def test_a_model_that_learned_nothing_leaves_no_mask_ok_where_a_dice_is_demanded(tiny_run, small_dataset):
+    image = sorted((small_dataset / "imagesTs").iterdir())[0]
+    found = Predictor(tiny_run, folds=[0], mirror=False, accept_dice=0.8).predict(image)
+    unknown = "whether the mask has Dice 0.8 is unknown: not learned: run `medmamba find-best`"
+    assert unknown in [finding.text for finding in found.findings if finding.level == "review"]
+
+
+def test_a_structure_that_no_single_network_decides_for_is_judged_without_views():
+    known = usual_structure()
+    usual = {name: value for name, value in known.features.items() if name != "views"}
+    rule = rule_of(1.5, dict.fromkeys(usual, 0.5))
+    found = judge(usual_structure(features=usual, dice=rule), {}, SHAPE)[0]["organ"]
+    assert found.reasons[0] == "mask and probabilities have Dice 0.00, usually 0.88"
+
+
+def test_altered_expectations_are_refused_field_by_field(learned_run):
+    stored = json.loads((learned_run / "expectations.json").read_text())
+    del stored["sha256_of_record"]
+    name = next(iter(stored["structures"]))
+
+    def refused(message, change):
+        change(document := json.loads(json.dumps(stored)), document["structures"][name])
+        with pytest.raises(ConfigError, match=message):
+            Expectations.from_json(json.dumps(document))
+
+    Expectations.from_json(json.dumps(stored))
+    refused(r"voxel_errors\[0\]\[1\]: ", lambda top, part: top.update(voxel_errors=[[0.0, 5.0]]))
+    refused("must ascend", lambda top, part: top.update(voxel_errors=[[0.5, 0.5], [0.1, 0.9]]))
+    refused(r"image\.foo", lambda top, part: top["image"].update(foo=[1.0, 1.0]))
+    refused("for the features soft", lambda top, part: part["features"].pop("field"))
+    refused(
+        "for the features soft",
+        lambda top, part: (part["features"].update(x=1.0), part["dice"]["weights"].update(x=1.0)),
+    )
+    refused(r"dice\.intercept", lambda top, part: part["dice"].update(intercept=1e308))
+    refused("views needs mirroring", lambda top, part: (top.update(mirror=False), part["features"].update(views=-3.0)))
+    refused("patients", lambda top, part: part.update(patients=-1))
+
+
+def test_words_of_extreme_values_are_finite():
+    shape = {"volume": (1e6, 0.2), "extent": (1e6, 0.1), "pieces": (0.0, 0.02)}
+    features = dict.fromkeys(FEATURES, -1e6)
+    scores = [-1e6] * 50 + [1e6] * 50
+    volume = rule_of(0.0, {}, scores=scores)
+    found = judge(usual_structure(shape=shape, features=features, volume=volume), NETWORKS, SHAPE)[0]["organ"]
+    assert json.dumps(found.as_dict(), allow_nan=False)
+
+
 def test_an_empty_mask_has_dice_0_where_every_case_has_the_structure_and_else_no_number():
-    found, _, findings = judge(usual_structure(), {}, {}, accept_dice=0.5)
+    found, _, findings = judge(usual_structure(), {}, {}, alone=True, accept_dice=0.5)
     assert (found["organ"].dice, found["organ"].high) == (0.0, 0.0)
     assert status_of(findings) == "reject"
     found, lacking, _ = judge(usual_structure(always_present=False), {}, {})
